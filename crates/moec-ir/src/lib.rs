@@ -1,0 +1,1 @@
+//! The graph language: types, operations, petgraph storage, text form, verifier, reference evaluator.

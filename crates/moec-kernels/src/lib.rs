@@ -1,0 +1,1 @@
+//! CubeCL kernels and the backend that launches a plan with them.

@@ -1,0 +1,1 @@
+//! Forward graph to executable plan: differentiate, optimise, schedule, place memory.

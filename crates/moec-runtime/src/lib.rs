@@ -1,0 +1,1 @@
+//! Trains and samples a prepared plan: data, loop, metrics, checkpoints.

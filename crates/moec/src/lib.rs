@@ -1,0 +1,1 @@
+//! Library facade, the pipeline, and the command line of moec.
