@@ -1,0 +1,494 @@
+//! The closed set of operations.
+//!
+//! Every operation is matched exhaustively in [`crate::infer`] (types), the verifier (stage legality), the reference
+//! evaluator (meaning), the gradient pass and the kernel choice, so rustc lists the places when one is added.
+//!
+//! Conventions: tensors are row-major; weights of linear maps are `[out, in]` as in PyTorch; an index of -1 means
+//! "no expert" or "no row" and is skipped by every operation that reads indices; ties go to the lower index.
+
+use crate::types::{Real, TensorType};
+
+/// Elementwise functions of one float operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unary {
+    /// `-x`
+    Neg,
+    /// `e^x`
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// Square root.
+    Sqrt,
+    /// `1 / x`
+    Recip,
+    /// `|x|`
+    Abs,
+    /// -1, 0 or 1.
+    Sign,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// `1 / (1 + e^-x)`
+    Sigmoid,
+    /// `max(x, 0)`
+    Relu,
+    /// `ln(1 + e^x)`, computed without overflow.
+    Softplus,
+    /// Cumulative distribution function of the standard normal: `(1 + erf(x / sqrt 2)) / 2`.
+    NormalCdf,
+}
+
+/// Elementwise functions of two float operands of equal shape. Comparisons give 1.0 or 0.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binary {
+    /// `a + b`
+    Add,
+    /// `a - b`
+    Sub,
+    /// `a * b`
+    Mul,
+    /// `a / b`
+    Div,
+    /// The larger; its gradient goes to `a` on a tie.
+    Max,
+    /// The smaller; its gradient goes to `a` on a tie.
+    Min,
+    /// `a < b`
+    Less,
+    /// `a <= b`
+    LessEqual,
+    /// `a == b`
+    Equal,
+}
+
+/// How a fused program reads one operand while it walks over the elements `i` of its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// `operand[i]`
+    Full,
+    /// `operand[i % operand.len()]`: broadcast over leading axes, a bias for example.
+    Repeat,
+    /// `operand[i / inner]`: broadcast over trailing axes that hold `inner` elements, a row statistic for example.
+    Stretch {
+        /// Number of consecutive result elements that read the same operand element.
+        inner: usize,
+    },
+    /// `operand[0]`
+    Scalar,
+}
+
+/// One instruction of a fused program. Instruction `j` writes register `j`; operands name earlier registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Instr {
+    /// Reads operand number `.0` with its [`Access`].
+    Load(usize),
+    /// A constant.
+    Const(Real),
+    /// One-operand function.
+    Unary(Unary, usize),
+    /// Two-operand function.
+    Binary(Binary, usize, usize),
+    /// `if r[.0] != 0 { r[.1] } else { r[.2] }`
+    Select(usize, usize, usize),
+    /// [`Op::Dropout`] of a register; the generator state is the last operand of the fused node.
+    Dropout {
+        /// Register that is masked.
+        value: usize,
+        /// Probability of zero.
+        rate: Real,
+        /// Stream of random numbers.
+        key: u32,
+    },
+}
+
+/// A straight-line elementwise program over operands that broadcast to one result shape.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FusedProgram {
+    /// Shape of every result.
+    pub shape: Vec<usize>,
+    /// One entry per float operand, in operand order. A generator state (needed by `Dropout`) comes after them.
+    pub accesses: Vec<Access>,
+    /// The program.
+    pub instructions: Vec<Instr>,
+    /// Registers that are results, in result order.
+    pub results: Vec<usize>,
+}
+
+impl FusedProgram {
+    /// Whether the program needs the generator state as its last operand.
+    pub fn uses_random(&self) -> bool {
+        self.instructions.iter().any(|i| matches!(i, Instr::Dropout { .. }))
+    }
+}
+
+/// Attributes of causal self-attention, shared by the forward and the gradient operation.
+///
+/// `qkv` is `[N, 3C]`: the queries of all heads, then the keys, then the values; head `h` owns channels
+/// `h*D .. (h+1)*D` of each part. Token `n` is position `n % time` of sequence `n / time` and attends to positions up
+/// to its own. Scores are multiplied by `scale`, then softmax, then dropout of the probabilities (random element
+/// `((b*H + h)*T + query)*T + key`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionAttrs {
+    /// Number of heads, H.
+    pub heads: usize,
+    /// Length of a sequence, T.
+    pub time: usize,
+    /// Factor of the scores.
+    pub scale: Real,
+    /// Dropout rate of the attention probabilities; the generator state is an operand iff it is above 0.
+    pub dropout: Real,
+    /// Stream of random numbers of the dropout.
+    pub key: u32,
+}
+
+/// Attributes of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as in PyTorch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AdamWAttrs {
+    /// Decay of the first moment.
+    pub beta1: Real,
+    /// Decay of the second moment.
+    pub beta2: Real,
+    /// Added to the root of the second moment.
+    pub epsilon: Real,
+    /// Decoupled weight decay.
+    pub weight_decay: Real,
+}
+
+/// An operation. Operand and result shapes are given as `(operands) -> (results)`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    // ---- structure ----
+    /// A value given anew for every run: token ids, targets, generator state, learning rate.
+    Input {
+        /// Name under which a run passes it.
+        name: String,
+        /// Its type.
+        ty: TensorType,
+    },
+    /// A trained tensor.
+    Parameter {
+        /// Name in checkpoints.
+        name: String,
+        /// Its type.
+        ty: TensorType,
+    },
+    /// A tensor that persists between runs and is not trained by gradient: optimiser moments, router tables and biases.
+    State {
+        /// Name in checkpoints.
+        name: String,
+        /// Its type.
+        ty: TensorType,
+    },
+    /// A tensor filled with one value.
+    Fill {
+        /// The value.
+        value: Real,
+        /// Its type (f32).
+        ty: TensorType,
+    },
+    /// `(x) -> (x)` with another shape of equally many elements.
+    Reshape {
+        /// The new shape.
+        shape: Vec<usize>,
+    },
+    /// `(x) -> (y)`: repeats axes of extent 1 (and missing leading axes) to the given shape.
+    Broadcast {
+        /// The new shape.
+        shape: Vec<usize>,
+    },
+
+    // ---- elementwise ----
+    /// `(x [s]) -> (y [s])`
+    Unary(Unary),
+    /// `(a [s], b [s]) -> (y [s])`
+    Binary(Binary),
+    /// `(condition [s], a [s], b [s]) -> (y [s])`: `a` where the condition is not 0, else `b`.
+    Select,
+    /// Fused elementwise program; see [`FusedProgram`]. Only in the optimised stage.
+    Fused(FusedProgram),
+
+    // ---- reduction ----
+    /// `(x) -> (y)`: sum over the given axes (sorted), which are removed.
+    Sum {
+        /// Axes to remove, ascending.
+        axes: Vec<usize>,
+    },
+    /// `(x1, x2, ..) -> (y [])`: sum of the squares of all elements of all operands (for clipping by global norm).
+    SumOfSquares,
+
+    // ---- linear ----
+    /// `(a, b) -> (y [M, O])` or `(a, b, bias [O]) -> (y [M, O])`: product of two matrices, each optionally transposed
+    /// as stored: `a` is `[M, I]` or, transposed, `[I, M]`; `b` is `[I, O]` or, transposed, `[O, I]`.
+    MatMul {
+        /// `a` is stored transposed.
+        transpose_a: bool,
+        /// `b` is stored transposed.
+        transpose_b: bool,
+        /// A third operand is added to every row.
+        bias: bool,
+    },
+    /// `(x [R, I], weights, offsets i32[E+1]) -> (y [R, O])`, with an optional fourth operand `bias [E, O]`: rows
+    /// `offsets[e] .. offsets[e+1]` are multiplied by expert `e`'s matrix (`[E, I, O]`, or `[E, O, I]` transposed).
+    /// Rows from `offsets[E]` on are 0.
+    GroupedMatMul {
+        /// Weights are stored `[E, O, I]`.
+        transpose_b: bool,
+        /// A fourth operand holds one bias row per expert.
+        bias: bool,
+    },
+    /// `(dy [R, O], x [R, I], offsets i32[E+1]) -> (dw [E, O, I])`: per expert `dyᵀ x` over its rows; 0 for an expert
+    /// without rows.
+    GroupedMatMulWeightGrad,
+    /// `(x [R, O], offsets i32[E+1]) -> (y [E, O])`: per expert the sum of its rows; 0 for an expert without rows.
+    GroupedSum,
+
+    // ---- norm ----
+    /// `(x [.., C], gain [C], shift [C]) -> (y [.., C], mean [rows], rstd [rows])` (Ba et al. 2016, arXiv 1607.06450).
+    LayerNorm {
+        /// Added to the variance.
+        epsilon: Real,
+    },
+    /// `(dy, x, gain, mean, rstd) -> (dx, dgain [C], dshift [C])`
+    LayerNormGrad,
+    /// `(x [.., C], gain [C]) -> (y [.., C], rstd [rows])` (Zhang & Sennrich 2019, arXiv 1910.07467).
+    RmsNorm {
+        /// Added to the mean square.
+        epsilon: Real,
+    },
+    /// `(dy, x, gain, rstd) -> (dx, dgain [C])`
+    RmsNormGrad,
+
+    // ---- softmax family, over the last axis ----
+    /// `(x [.., M]) -> (y [.., M])`
+    Softmax,
+    /// `(dy [.., M], y [.., M]) -> (dx [.., M])`: `y * (dy - sum(dy * y))`.
+    SoftmaxGrad,
+    /// `(x [.., M]) -> (y [..])`: `ln sum e^x`.
+    LogSumExp,
+
+    // ---- attention ----
+    /// `(qkv [N, 3C]) -> (y [N, C], lse [N, H])`, with the generator state as second operand iff dropout is above 0.
+    /// `lse` is the log-sum-exp of the scaled scores of each query, which the gradient recomputes probabilities from.
+    Attention(AttentionAttrs),
+    /// `(dy [N, C], qkv [N, 3C], y [N, C], lse [N, H]) -> (dqkv [N, 3C])`, generator state last iff dropout is above 0.
+    AttentionGrad(AttentionAttrs),
+    /// `(qkv [N, 3C]) -> (y [N, 3C])`: rotary position embedding of queries and keys (Su et al. 2021, arXiv
+    /// 2104.09864), pairs `(i, i + D/2)` of each head rotated by `position * base^(-2i/D)`; values pass unchanged.
+    Rotary {
+        /// Number of heads, H.
+        heads: usize,
+        /// Length of a sequence, T.
+        time: usize,
+        /// Base of the wavelengths.
+        base: Real,
+        /// Rotates backwards: the gradient of the forward rotation.
+        inverse: bool,
+    },
+
+    // ---- embedding and loss ----
+    /// `(ids i32[N], table [V, C]) -> (y [N, C])`
+    Embed,
+    /// `(ids i32[N], dy [N, C]) -> (dtable [rows, C])`
+    EmbedGrad {
+        /// Rows of the table, V.
+        rows: usize,
+    },
+    /// `(logits [N, V], targets i32[N]) -> (loss [], lse [N])`: mean cross-entropy in nats.
+    CrossEntropy,
+    /// `(dloss [], logits [N, V], lse [N], targets i32[N]) -> (dlogits [N, V])`
+    CrossEntropyGrad,
+
+    // ---- random; element `i` of a node depends on (seed, step, key, i) only, see [`crate::random`] ----
+    /// `(rng i32[4]) -> (y [shape])`: standard normal.
+    RandomNormal {
+        /// Stream of random numbers.
+        key: u32,
+        /// Shape of the result.
+        shape: Vec<usize>,
+    },
+    /// `(rng i32[4]) -> (y [shape])`: uniform on [0, 1).
+    RandomUniform {
+        /// Stream of random numbers.
+        key: u32,
+        /// Shape of the result.
+        shape: Vec<usize>,
+    },
+    /// `(x [s], rng i32[4]) -> (y [s])`: 0 with probability `rate`, else `x / (1 - rate)`. Its gradient is itself.
+    Dropout {
+        /// Probability of zero, in [0, 1).
+        rate: Real,
+        /// Stream of random numbers.
+        key: u32,
+    },
+
+    // ---- selection; selected indices are constants to the gradient ----
+    /// `(x [N, E]) -> (values [N, K], indices i32[N, K])`: the K largest of each row in decreasing order.
+    TopK {
+        /// How many, K.
+        k: usize,
+    },
+    /// `(x [N, E], indices i32[N, K]) -> (y [N, K])`; 0 where the index is -1.
+    GatherLast,
+    /// `(values [N, K], indices i32[N, K]) -> (y [N, size])`: adds each value at its index of the row.
+    ScatterLast {
+        /// Extent of the new last axis.
+        size: usize,
+    },
+    /// `(indices i32[..]) -> (counts f32[size])`: how often each index occurs.
+    Count {
+        /// Number of bins.
+        size: usize,
+    },
+    /// `(experts i32[N, K]) -> (kept i32[N, K])`: first come, first served in token order (slot 0 before slot 1 of the
+    /// same token); an entry beyond `capacity` of its expert becomes -1.
+    LimitCapacity {
+        /// Number of experts, E.
+        experts: usize,
+        /// Most entries an expert accepts, P.
+        capacity: usize,
+    },
+
+    // ---- dispatch and combine ----
+    /// `(experts i32[N, K]) -> (offsets i32[E+1], order i32[R], positions i32[N, K])`: a stable sort of the R = N*K
+    /// slots by expert. `order[r]` is the slot `n*K + k` in sorted row `r` (-1 beyond the last kept slot);
+    /// `positions[n, k]` is the row of that slot (-1 if dropped).
+    SortByExpert {
+        /// Number of experts, E.
+        experts: usize,
+    },
+    /// `(x [N, C], order i32[R], positions i32[N, K]) -> (y [R, C])`, with an optional fourth operand `weights [N, K]`:
+    /// row `r` is `x[order[r] / K]` (times `weights[order[r]]`); 0 where `order` is -1.
+    Dispatch {
+        /// Rows are multiplied by a weight per slot.
+        weighted: bool,
+    },
+    /// `(y [R, C], order i32[R], positions i32[N, K]) -> (z [N, C])`, with an optional fourth operand `weights [N, K]`:
+    /// the sum over slots in slot order of `y[positions[n, k]]` (times the weight), skipping -1.
+    Combine {
+        /// Rows are multiplied by a weight per slot.
+        weighted: bool,
+    },
+    /// `(dz [N, C], y [R, C], positions i32[N, K]) -> (dweights [N, K])`: `<dz[n], y[positions[n, k]]>`; 0 where -1.
+    CombineWeightGrad,
+
+    // ---- optimiser ----
+    /// `(p, grad, m, v, hyper f32[3]) -> (p, m, v)`, with an optional sixth operand `grad_scale []`. `hyper` is
+    /// `[lr, 1 - beta1^t, 1 - beta2^t]` for step t counted from 1.
+    AdamW(AdamWAttrs),
+}
+
+impl Op {
+    /// Name of the operation in the text form, without attributes.
+    pub fn mnemonic(&self) -> &'static str {
+        match self {
+            Op::Input { .. } => "input",
+            Op::Parameter { .. } => "parameter",
+            Op::State { .. } => "state",
+            Op::Fill { .. } => "fill",
+            Op::Reshape { .. } => "reshape",
+            Op::Broadcast { .. } => "broadcast",
+            Op::Unary(u) => u.mnemonic(),
+            Op::Binary(b) => b.mnemonic(),
+            Op::Select => "select",
+            Op::Fused(_) => "fused",
+            Op::Sum { .. } => "sum",
+            Op::SumOfSquares => "sum_of_squares",
+            Op::MatMul { .. } => "matmul",
+            Op::GroupedMatMul { .. } => "grouped_matmul",
+            Op::GroupedMatMulWeightGrad => "grouped_matmul_weight_grad",
+            Op::GroupedSum => "grouped_sum",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::LayerNormGrad => "layer_norm_grad",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::RmsNormGrad => "rms_norm_grad",
+            Op::Softmax => "softmax",
+            Op::SoftmaxGrad => "softmax_grad",
+            Op::LogSumExp => "log_sum_exp",
+            Op::Attention(_) => "attention",
+            Op::AttentionGrad(_) => "attention_grad",
+            Op::Rotary { .. } => "rotary",
+            Op::Embed => "embed",
+            Op::EmbedGrad { .. } => "embed_grad",
+            Op::CrossEntropy => "cross_entropy",
+            Op::CrossEntropyGrad => "cross_entropy_grad",
+            Op::RandomNormal { .. } => "random_normal",
+            Op::RandomUniform { .. } => "random_uniform",
+            Op::Dropout { .. } => "dropout",
+            Op::TopK { .. } => "top_k",
+            Op::GatherLast => "gather_last",
+            Op::ScatterLast { .. } => "scatter_last",
+            Op::Count { .. } => "count",
+            Op::LimitCapacity { .. } => "limit_capacity",
+            Op::SortByExpert { .. } => "sort_by_expert",
+            Op::Dispatch { .. } => "dispatch",
+            Op::Combine { .. } => "combine",
+            Op::CombineWeightGrad => "combine_weight_grad",
+            Op::AdamW(_) => "adamw",
+        }
+    }
+}
+
+impl Unary {
+    /// Every unary function, for tables and tests.
+    pub const ALL: [Unary; 12] = [
+        Unary::Neg,
+        Unary::Exp,
+        Unary::Log,
+        Unary::Sqrt,
+        Unary::Recip,
+        Unary::Abs,
+        Unary::Sign,
+        Unary::Tanh,
+        Unary::Sigmoid,
+        Unary::Relu,
+        Unary::Softplus,
+        Unary::NormalCdf,
+    ];
+
+    /// Name in the text form.
+    pub fn mnemonic(self) -> &'static str {
+        match self {
+            Unary::Neg => "neg",
+            Unary::Exp => "exp",
+            Unary::Log => "log",
+            Unary::Sqrt => "sqrt",
+            Unary::Recip => "recip",
+            Unary::Abs => "abs",
+            Unary::Sign => "sign",
+            Unary::Tanh => "tanh",
+            Unary::Sigmoid => "sigmoid",
+            Unary::Relu => "relu",
+            Unary::Softplus => "softplus",
+            Unary::NormalCdf => "normal_cdf",
+        }
+    }
+}
+
+impl Binary {
+    /// Every binary function, for tables and tests.
+    pub const ALL: [Binary; 9] = [
+        Binary::Add,
+        Binary::Sub,
+        Binary::Mul,
+        Binary::Div,
+        Binary::Max,
+        Binary::Min,
+        Binary::Less,
+        Binary::LessEqual,
+        Binary::Equal,
+    ];
+
+    /// Name in the text form.
+    pub fn mnemonic(self) -> &'static str {
+        match self {
+            Binary::Add => "add",
+            Binary::Sub => "sub",
+            Binary::Mul => "mul",
+            Binary::Div => "div",
+            Binary::Max => "max",
+            Binary::Min => "min",
+            Binary::Less => "less",
+            Binary::LessEqual => "less_equal",
+            Binary::Equal => "equal",
+        }
+    }
+}

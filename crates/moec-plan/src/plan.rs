@@ -1,0 +1,134 @@
+//! The plan: launches over numbered buffers, with every byte placed before anything runs.
+
+use moec_ir::{Op, Origin, TensorType};
+
+/// Number of a buffer within a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferId(pub u32);
+
+impl BufferId {
+    /// Position in [`Plan::buffers`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Where the bytes of a buffer are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// A persistent tensor of the [`Program`], by position in [`Program::states`].
+    State(usize),
+    /// Bytes of the plan's arena from this offset, a multiple of [`ALIGNMENT`]. Buffers that are alive at the same time
+    /// never overlap; inputs and outputs of the plan are alive throughout.
+    Arena(usize),
+}
+
+/// Arena offsets are multiples of this many bytes: CubeCL compiles a kernel anew for each alignment it sees.
+pub const ALIGNMENT: usize = 256;
+
+/// A typed view of some bytes. Two buffers may share storage: a reshape, or an update in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Name of the value.
+    pub name: String,
+    /// Its type.
+    pub ty: TensorType,
+    /// Its place.
+    pub storage: Storage,
+}
+
+/// One operation to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Name of the IR node.
+    pub name: String,
+    /// What to do.
+    pub op: Op,
+    /// Buffers that are read, in operand order.
+    pub operands: Vec<BufferId>,
+    /// Buffers that are written, in result order. A result that nobody reads still has a buffer.
+    pub results: Vec<BufferId>,
+    /// Where in the `.moe` file it came from.
+    pub origin: Option<Origin>,
+}
+
+/// A named buffer that the caller writes before or reads after a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Name of the input or output.
+    pub name: String,
+    /// Its buffer.
+    pub buffer: BufferId,
+}
+
+/// One function of a program, ready to be launched: steps in order over placed buffers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Name of the function: `train_step`, `evaluate`, `logits`.
+    pub name: String,
+    /// All buffers.
+    pub buffers: Vec<Buffer>,
+    /// All steps, in launch order.
+    pub steps: Vec<Step>,
+    /// What a run must be given.
+    pub inputs: Vec<Port>,
+    /// What a run gives.
+    pub outputs: Vec<Port>,
+    /// Size of the arena in bytes.
+    pub arena_bytes: usize,
+}
+
+/// What a persistent tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum StateKind {
+    /// Trained by gradient.
+    Parameter,
+    /// A moment of the optimiser.
+    Optimizer,
+    /// Kept by a router: tables, balance biases.
+    Router,
+}
+
+/// A tensor that persists between runs and is shared by all plans of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateDecl {
+    /// Name in checkpoints.
+    pub name: String,
+    /// Its type.
+    pub ty: TensorType,
+    /// What it is for.
+    pub kind: StateKind,
+}
+
+/// Plans that share persistent tensors: what a backend prepares.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Program {
+    /// Persistent tensors, in the order in which the plans' graphs first name them.
+    pub states: Vec<StateDecl>,
+    /// The functions.
+    pub plans: Vec<Plan>,
+}
+
+impl Plan {
+    /// The buffer with the given number, which must come from this plan.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.index()]
+    }
+}
+
+impl Program {
+    /// The plan of that name.
+    pub fn plan(&self, name: &str) -> Option<&Plan> {
+        self.plans.iter().find(|p| p.name == name)
+    }
+
+    /// Bytes of all persistent tensors.
+    pub fn state_bytes(&self) -> usize {
+        self.states.iter().map(|s| s.ty.bytes()).sum()
+    }
+
+    /// Bytes of the largest arena; plans run one at a time and may share it.
+    pub fn arena_bytes(&self) -> usize {
+        self.plans.iter().map(|p| p.arena_bytes).max().unwrap_or(0)
+    }
+}
