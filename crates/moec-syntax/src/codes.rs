@@ -1,0 +1,940 @@
+//! Every diagnostic code: one table with the summary and the long explanation that `moec explain` prints.
+//!
+//! E01 is syntax, E02 names and arguments, E03 types and values, E04 shapes and structure, E05 routing, E06 the recipe
+//! and overrides, E07 resources; W is a warning about the same subjects. A published number keeps its meaning.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::diag::Severity;
+
+macro_rules! codes {
+    ($($variant:ident = $number:literal, $summary:literal, $explanation:literal;)*) => {
+        /// The code of a diagnostic.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code {
+            $(#[doc = concat!($number, ": ", $summary, ".")] $variant,)*
+        }
+
+        impl Code {
+            /// Every code, in the order of the table.
+            pub const ALL: &[Code] = &[$(Code::$variant),*];
+
+            /// The number that users see, such as `E0202`.
+            pub fn number(self) -> &'static str {
+                match self { $(Code::$variant => $number,)* }
+            }
+
+            /// One line on what is wrong, without the particulars.
+            pub fn summary(self) -> &'static str {
+                match self { $(Code::$variant => $summary,)* }
+            }
+
+            /// Why it is wrong and how to put it right, with an example of each, as Markdown.
+            pub fn explanation(self) -> &'static str {
+                match self { $(Code::$variant => $explanation.trim_ascii(),)* }
+            }
+        }
+    };
+}
+
+codes! {
+    // Syntax.
+    UnexpectedText = "E0101", "the text does not fit the grammar at this place", r#"
+The parser found something that cannot stand here. The message says what it expected instead. At the top level of a
+file stand `model`, `block` and `train`; in a model, a block or a layer stand layers, `let`, `repeat`, `if`, `block`,
+`context` and `vocab`; in `train` stand settings.
+
+Wrong:
+
+    embed(width: 128)      // outside any model
+
+Right:
+
+    model small {
+      embed(width: 128)
+    }
+"#;
+    MissingValue = "E0102", "a value is missing", r#"
+A setting, a binding, an argument or an operator needs a value, and there is none. The value of a setting stands on
+the same line as its name.
+
+Wrong:
+
+    context
+    let hidden = 4 *
+
+Right:
+
+    context 32
+    let hidden = 4 * 128
+"#;
+    MissingName = "E0103", "a name is missing", r#"
+Models, blocks and bindings have names, and so has the index of a `repeat` after `as`. A name starts with an ASCII
+letter or `_` and goes on with letters, digits and `_`.
+
+Wrong:
+
+    model { layer_norm }
+
+Right:
+
+    model small { layer_norm }
+"#;
+    UnclosedBracket = "E0104", "a bracket is never closed, or closed by another kind", r#"
+Every `{`, `(` and `[` needs its own closing bracket. Where one is missing, the end of the file is often the first
+place where that shows; the message points at the bracket that was left open and, where the indentation gives it
+away, at the one that was probably meant to close it.
+
+Wrong:
+
+    attention(heads: 8
+
+Right:
+
+    attention(heads: 8)
+"#;
+    UnopenedBracket = "E0105", "a closing bracket closes nothing", r#"
+A `}`, `)` or `]` stands where no bracket of its kind is open. Either it is one too many, or its opening bracket is
+missing.
+
+Wrong:
+
+    layer_norm }
+
+Right:
+
+    residual { layer_norm }
+"#;
+    ArgumentForm = "E0106", "an argument is not written `name: value`", r#"
+Arguments are written `name: value`, with commas between them. A comma after the last one is fine, and so are line
+breaks between the parentheses.
+
+Wrong:
+
+    attention(heads = 8 dropout: 0.1)
+
+Right:
+
+    attention(heads: 8, dropout: 0.1)
+"#;
+    UnknownCharacter = "E0107", "a character has no meaning in the language", r#"
+Only text in quotes and comments may hold arbitrary characters. Comments start with `//` and end with the line; text
+stands in double quotes.
+
+Wrong:
+
+    # a comment
+    vocab 'characters';
+
+Right:
+
+    // a comment
+    vocab characters
+"#;
+    BadString = "E0108", "text in quotes is not closed or holds an unknown escape", r#"
+Text starts and ends with `"` on one line. Inside, `\"`, `\\`, `\n`, `\r`, `\t` and `\u{2192}` (a Unicode scalar value
+in hexadecimal) stand for characters that cannot be written directly.
+
+Wrong:
+
+    data "C:\texts\novel.txt
+
+Right:
+
+    data "C:\\texts\\novel.txt"
+"#;
+    BadNumber = "E0109", "a number is malformed or too large", r#"
+Integers go up to 9223372036854775807. Numbers with a fraction have digits on both sides of the point; an exponent
+follows `e`. Underscores may separate digits.
+
+Wrong:
+
+    steps   5k
+    dropout .1
+
+Right:
+
+    steps   5_000
+    dropout 0.1
+"#;
+    ReservedWord = "E0110", "a reserved word is used as a name", r#"
+The words `model`, `block`, `train`, `let`, `repeat`, `as`, `if`, `else`, `true`, `false`, `router` and `import` have
+a meaning of their own and cannot name anything else.
+
+Wrong:
+
+    let repeat = 4
+
+Right:
+
+    let repeats = 4
+"#;
+    NotInThisVersion = "E0111", "a part of the language that this version does not have", r#"
+`import` and `router` definitions are reserved for a later version of the language. Until then a file holds everything
+it needs, and a new routing strategy is written in Rust and registered under a name.
+
+Wrong:
+
+    import "blocks.moe"
+
+Right:
+
+    block expert { mlp(hidden: 512) }
+"#;
+    TooDeep = "E0112", "nesting is too deep", r#"
+Brackets may nest 128 deep, and an expression may be 256 operations high. No model that a person writes comes near;
+a generated file can bind parts of a long expression with `let`.
+
+Wrong:
+
+    let n = 1 + 1 + 1 + 1 + ...     // thousands of terms
+
+Right:
+
+    let n = 4000
+"#;
+    FileTooLarge = "E0113", "the file is too large to be a model description", r#"
+Files above one mebibyte are refused before they are parsed. Usually a data file was given by mistake.
+
+Wrong:
+
+    moec check corpus.txt
+
+Right:
+
+    moec check model.moe
+"#;
+    NotUtf8 = "E0114", "the file is not UTF-8 text", r#"
+A model description is UTF-8 text, with or without a byte order mark, with line breaks of either kind. The message
+gives the offset of the first byte that does not fit.
+
+Wrong:
+
+    a file saved as UTF-16 or Latin-1
+
+Right:
+
+    the same file saved as UTF-8
+"#;
+    ChainedComparison = "E0115", "comparisons do not chain", r#"
+`a < b < c` has no agreed meaning, so it is not allowed. Combine two comparisons with `&&`.
+
+Wrong:
+
+    if 2 < width < 512 { layer_norm }
+
+Right:
+
+    if 2 < width && width < 512 { layer_norm }
+"#;
+    IfWithoutElse = "E0116", "an `if` used as a value has no `else`", r#"
+As a statement `if` may stand without `else`. As a value it must say what the value is in either case, each in braces.
+
+Wrong:
+
+    mlp(hidden: if wide { 512 })
+
+Right:
+
+    mlp(hidden: if wide { 512 } else { 128 })
+"#;
+    Separator = "E0117", "statements are not separated by commas", r#"
+Statements follow each other with nothing between them but a line break or a blank. Commas separate arguments and the
+elements of lists.
+
+Wrong:
+
+    residual { layer_norm, attention(heads: 8) }
+
+Right:
+
+    residual { layer_norm  attention(heads: 8) }
+"#;
+    SettingForm = "E0118", "a setting or binding is written with the wrong sign", r#"
+Arguments in parentheses take a colon, a binding takes `=`, and a setting takes nothing between name and value.
+
+Wrong:
+
+    context = 32
+    let width: 128
+
+Right:
+
+    context 32
+    let width = 128
+"#;
+    // Names and arguments.
+    UnknownLayer = "E0201", "no layer or block has this name", r#"
+The name is neither a layer of the language nor a block defined in this file. The language reference lists the layers.
+
+Wrong:
+
+    multihead_attention(heads: 8)
+
+Right:
+
+    attention(heads: 8)
+"#;
+    UnknownArgument = "E0202", "the thing called has no argument of this name", r#"
+Each layer, router, loss and optimizer declares its arguments; nothing else is accepted, so that a typing error never
+passes silently.
+
+Wrong:
+
+    attention(head: 8)
+
+Right:
+
+    attention(heads: 8)
+"#;
+    MissingArgument = "E0203", "a required argument is missing", r#"
+Arguments without a default must be given.
+
+Wrong:
+
+    mlp(activation: gelu)
+
+Right:
+
+    mlp(hidden: 512, activation: gelu)
+"#;
+    DuplicateArgument = "E0204", "an argument is given twice", r#"
+Each argument may be given once. The message points at both places.
+
+Wrong:
+
+    attention(heads: 8, heads: 4)
+
+Right:
+
+    attention(heads: 8)
+"#;
+    PositionalArgument = "E0205", "an argument has no name", r#"
+All arguments are named, so that a model can be read without a manual. Order does not matter.
+
+Wrong:
+
+    dropout(0.1)
+
+Right:
+
+    dropout(rate: 0.1)
+"#;
+    UnknownName = "E0206", "a name in an expression is not defined", r#"
+Names in expressions are `let` bindings and `repeat` indices that were introduced earlier, in the same body or one
+around it.
+
+Wrong:
+
+    mlp(hidden: 4 * width)
+    let width = 128
+
+Right:
+
+    let width = 128
+    mlp(hidden: 4 * width)
+"#;
+    DuplicateDefinition = "E0207", "a name is defined twice", r#"
+Models, blocks and bindings of one body have different names. Defining a name again would make it unclear which one a
+reader should look at.
+
+Wrong:
+
+    let width = 128
+    let width = 256
+
+Right:
+
+    let width = 128
+    let wide  = 256
+"#;
+    UnknownRouter = "E0208", "no routing strategy has this name", r#"
+`route` names a registered routing strategy. `moec routers` lists them with their arguments.
+
+Wrong:
+
+    moe(experts: 8 * mlp(hidden: 512), route: topk(k: 2))
+
+Right:
+
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
+"#;
+    UnknownLoss = "E0209", "no balance loss has this name", r#"
+`balance` is a list of auxiliary losses: `importance`, `load`, `switch` and `z`, each with a weight.
+
+Wrong:
+
+    balance: [importence(weight: 0.01)]
+
+Right:
+
+    balance: [importance(weight: 0.01)]
+"#;
+    UnknownValue = "E0210", "the argument does not take this word", r#"
+Some arguments take one of a few words. The message lists them.
+
+Wrong:
+
+    mlp(hidden: 512, activation: rleu)
+
+Right:
+
+    mlp(hidden: 512, activation: relu)
+"#;
+    MissingBody = "E0211", "a layer that wraps others has no body", r#"
+`residual` adds what its layers compute to what they were given, so it needs layers in braces.
+
+Wrong:
+
+    residual
+
+Right:
+
+    residual { layer_norm  mlp(hidden: 512) }
+"#;
+    UnexpectedBody = "E0212", "a layer that wraps nothing has a body", r#"
+Only layers such as `residual` have layers of their own in braces.
+
+Wrong:
+
+    mlp(hidden: 512) { layer_norm }
+
+Right:
+
+    layer_norm
+    mlp(hidden: 512)
+"#;
+    // Types, values and ranges.
+    WrongType = "E0301", "a value has the wrong type", r#"
+The values are integers, floats, booleans, words, text, lists, calls and layer sequences. An integer is accepted where
+a float is wanted; nothing else is converted.
+
+Wrong:
+
+    attention(heads: 0.5)
+
+Right:
+
+    attention(heads: 4)
+"#;
+    OutOfRange = "E0302", "a value lies outside its range", r#"
+The argument or setting accepts only part of the numbers; the message gives the range.
+
+Wrong:
+
+    dropout(rate: 1.5)
+
+Right:
+
+    dropout(rate: 0.5)
+"#;
+    DivisionByZero = "E0303", "a division by zero", r#"
+The right side of `/` or `%` is zero.
+
+Wrong:
+
+    let heads = 0
+    let head_width = 128 / heads
+
+Right:
+
+    let heads = 8
+    let head_width = 128 / heads
+"#;
+    NumberOverflow = "E0304", "a computed number is too large", r#"
+Integers are 64 bits wide and never wrap around; floats must stay finite.
+
+Wrong:
+
+    let n = 9223372036854775807 + 1
+
+Right:
+
+    let n = 1024 * 1024
+"#;
+    NotCompileTime = "E0305", "a value is not known at compile time", r#"
+Shapes, counts and `let` bindings are computed when the model is compiled, from numbers, booleans and earlier
+bindings. A layer, a router or a piece of text is no number and cannot be computed with.
+
+Wrong:
+
+    let width = embed(width: 128)
+
+Right:
+
+    let width = 128
+    embed(width: width)
+"#;
+    // Shapes and structure.
+    NoModel = "E0401", "the file defines no model", r#"
+A file that is to be compiled or trained holds at least one `model NAME { ... }`.
+
+Wrong:
+
+    train { steps 100 }
+
+Right:
+
+    model small {
+      context 32
+      vocab characters
+      embed(width: 64)
+      unembed
+    }
+    train { steps 100 }
+"#;
+    SeveralModels = "E0402", "the file defines several models, and none was chosen", r#"
+Say which one is meant with `--model NAME` on the command line.
+
+Wrong:
+
+    moec train two.moe
+
+Right:
+
+    moec train two.moe --model small
+"#;
+    MissingContext = "E0403", "the model has no `context`", r#"
+`context` is the number of tokens that the model sees at once. Attention, positions and memory depend on it, so it has
+no default.
+
+Wrong:
+
+    model small { vocab characters  embed(width: 64)  unembed }
+
+Right:
+
+    model small {
+      context 32
+      vocab characters
+      embed(width: 64)
+      unembed
+    }
+"#;
+    MissingVocab = "E0404", "the model has no `vocab`", r#"
+`vocab` says how text becomes tokens. `vocab characters` takes the characters of the training text; a number fixes the
+size.
+
+Wrong:
+
+    model small { context 32  embed(width: 64)  unembed }
+
+Right:
+
+    model small {
+      context 32
+      vocab characters
+      embed(width: 64)
+      unembed
+    }
+"#;
+    EmbedPlacement = "E0405", "`embed` is missing, repeated or not the first layer", r#"
+`embed` turns token numbers into vectors, so it is the first layer of a model, stands once, and stands outside every
+`repeat` and `residual`.
+
+Wrong:
+
+    layer_norm
+    embed(width: 128)
+
+Right:
+
+    embed(width: 128)
+    layer_norm
+"#;
+    UnembedPlacement = "E0406", "`unembed` is missing, repeated or not the last layer", r#"
+`unembed` turns vectors into one logit for each token of the vocabulary, so it is the last layer of a model, stands
+once, and stands outside every `repeat` and `residual`.
+
+Wrong:
+
+    unembed
+    layer_norm
+
+Right:
+
+    layer_norm
+    unembed
+"#;
+    WidthMismatch = "E0407", "two widths that must agree differ", r#"
+The layers of a `residual` and the experts of a `moe` must return vectors as wide as those they were given, because
+the results are added up.
+
+Wrong:
+
+    residual { linear(width: 64) }      // in a model of width 128
+
+Right:
+
+    residual { linear(width: 64)  linear(width: 128) }
+"#;
+    HeadsDoNotDivideWidth = "E0408", "the number of heads does not divide the width", r#"
+Attention splits the width evenly among its heads.
+
+Wrong:
+
+    embed(width: 100)
+    attention(heads: 8)
+
+Right:
+
+    embed(width: 128)
+    attention(heads: 8)
+"#;
+    BlockRecursion = "E0409", "a block contains itself", r#"
+A block is copied where it is used, so it cannot contain itself, directly or through other blocks.
+
+Wrong:
+
+    block tower { layer_norm  tower }
+
+Right:
+
+    block storey { layer_norm  mlp(hidden: 512) }
+"#;
+    RepeatTooLarge = "E0410", "a `repeat` has too many repetitions", r#"
+The number of layers after all repetitions is bounded, so that a typing error is reported at once and does not fill
+the memory.
+
+Wrong:
+
+    repeat 8000000 { residual { layer_norm  mlp(hidden: 512) } }
+
+Right:
+
+    repeat 8 { residual { layer_norm  mlp(hidden: 512) } }
+"#;
+    RotaryHeadWidth = "E0411", "rotary positions need heads of even width", r#"
+Rotary positions turn pairs of numbers, so `width / heads` must be even.
+
+Wrong:
+
+    embed(width: 24, positions: rotary)
+    attention(heads: 8)
+
+Right:
+
+    embed(width: 32, positions: rotary)
+    attention(heads: 8)
+"#;
+    // Routing.
+    TopKTooLarge = "E0501", "more experts are selected than there are", r#"
+`k` experts are selected for each token, so `k` is at most the number of experts.
+
+Wrong:
+
+    moe(experts: 2 * mlp(hidden: 512), route: softmax_top_k(k: 4))
+
+Right:
+
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 4))
+"#;
+    TopKZero = "E0502", "no expert is selected", r#"
+With `k: 0` no token would reach any expert.
+
+Wrong:
+
+    route: softmax_top_k(k: 0)
+
+Right:
+
+    route: softmax_top_k(k: 1)
+"#;
+    NoExperts = "E0503", "a `moe` has no experts", r#"
+The number before `*` is the number of experts and is at least 1. To leave the layer out, use `if` around it.
+
+Wrong:
+
+    moe(experts: 0 * mlp(hidden: 512), route: softmax_top_k(k: 1))
+
+Right:
+
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 1))
+"#;
+    ExpertForm = "E0504", "experts are not written `NUMBER * EXPERT`", r#"
+`experts` and `shared` take a number of copies and what is copied: a layer, a block by its name, or a layer sequence in
+braces.
+
+Wrong:
+
+    moe(experts: mlp(hidden: 512), route: softmax_top_k(k: 2))
+
+Right:
+
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
+"#;
+    ExpertNotTokenwise = "E0505", "an expert contains a layer that looks at several tokens", r#"
+An expert is given the tokens routed to it, in no sequence, so each of its layers must work on single tokens.
+Attention belongs before the `moe`.
+
+Wrong:
+
+    moe(experts: 8 * { attention(heads: 8) }, route: softmax_top_k(k: 2))
+
+Right:
+
+    attention(heads: 8)
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
+"#;
+    LossNotSupported = "E0506", "this router does not provide what the balance loss needs", r#"
+Each balance loss is computed from something that the router produces; `load`, for example, needs the noise of
+`noisy_top_k`, which makes the number of tokens an expert gets differentiable.
+
+Wrong:
+
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2), balance: [load(weight: 0.01)])
+
+Right:
+
+    moe(experts: 8 * mlp(hidden: 512), route: noisy_top_k(k: 2), balance: [load(weight: 0.01)])
+"#;
+    NotCausal = "E0507", "the router lets a token see later ones", r#"
+A language model predicts each token from the tokens before it. A router that compares tokens of the whole sequence
+(as expert choice does) lets later tokens decide what happens to earlier ones, which leaks the answer during training
+and cannot be done while sampling. `allow: lookahead` switches the check off for studies of exactly that.
+
+Wrong:
+
+    moe(experts: 8 * mlp(hidden: 512), route: expert_choice(capacity: 2))
+
+Right:
+
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
+"#;
+    // The training recipe and overrides.
+    UnknownSetting = "E0601", "there is no setting of this name", r#"
+The settings of `train` are `data`, `split`, `batch`, `steps`, `seed`, `optimizer`, `schedule`, `clip`, `init`,
+`evaluate` and `checkpoint`.
+
+Wrong:
+
+    train { batch_size 16 }
+
+Right:
+
+    train { batch 16 }
+"#;
+    DuplicateSetting = "E0602", "a setting is given twice", r#"
+Each setting may be given once. The message points at both places.
+
+Wrong:
+
+    train {
+      batch 16
+      batch 32
+    }
+
+Right:
+
+    train {
+      batch 32
+    }
+"#;
+    MisplacedSetting = "E0603", "a setting stands where it has no effect", r#"
+`context` and `vocab` describe the whole model and stand directly in its body, not in a block, a `repeat` or a layer.
+
+Wrong:
+
+    repeat 8 { context 32 }
+
+Right:
+
+    context 32
+    repeat 8 { layer_norm }
+"#;
+    BadSplit = "E0604", "the split leaves no text to train or to evaluate on", r#"
+`split` is the share of the text used for training, more than 0 and less than 1. The rest is held out.
+
+Wrong:
+
+    train { split 1.0 }
+
+Right:
+
+    train { split 0.9 }
+"#;
+    UnknownOptimizer = "E0605", "there is no optimizer of this name", r#"
+The optimizer is `adamw`, with the arguments `lr`, `beta1`, `beta2`, `eps` and `weight_decay`.
+
+Wrong:
+
+    train { optimizer adam(lr: 1e-3) }
+
+Right:
+
+    train { optimizer adamw(lr: 1e-3) }
+"#;
+    UnknownInit = "E0606", "there is no initialisation of this name", r#"
+Weights start as `kaiming_normal`, `xavier`, `normal(std: 0.02)` or `zeros`.
+
+Wrong:
+
+    train { init kaiming }
+
+Right:
+
+    train { init kaiming_normal }
+"#;
+    UnknownSchedule = "E0607", "there is no learning rate schedule of this name", r#"
+The schedule is `constant` or `cosine(warmup: 100, min_lr: 1e-4)`.
+
+Wrong:
+
+    train { schedule cosin(warmup: 100) }
+
+Right:
+
+    train { schedule cosine(warmup: 100) }
+"#;
+    UnknownOverride = "E0608", "an override names nothing in the file", r#"
+`-s path=value` replaces a `let` of the model by its name, or a setting of the recipe by `train.` and its name.
+
+Wrong:
+
+    moec train small.moe -s train.step=200
+
+Right:
+
+    moec train small.moe -s train.steps=200
+"#;
+    OverrideType = "E0609", "an override has a value of the wrong type", r#"
+An override has the type of what it replaces. Text that the shell might take apart goes in quotes.
+
+Wrong:
+
+    moec train small.moe -s train.steps=many
+
+Right:
+
+    moec train small.moe -s train.steps=200
+"#;
+    SeveralTrainBlocks = "E0610", "the file holds several `train` blocks", r#"
+One file, one recipe. Variations are made with `-s path=value`.
+
+Wrong:
+
+    train { steps 100 }
+    train { steps 200 }
+
+Right:
+
+    train { steps 200 }
+"#;
+    // Resources.
+    ModelTooLarge = "E0701", "the model is too large to build", r#"
+The number of parameters or the size of one tensor exceeds what can be addressed. The message gives the number and
+the layer that contributes most.
+
+Wrong:
+
+    embed(width: 1_000_000_000)
+
+Right:
+
+    embed(width: 1024)
+"#;
+    // Warnings.
+    UnusedLet = "W0201", "a binding is never used", r#"
+Nothing reads this `let`. Perhaps a number was meant to be computed from it.
+
+Wrong:
+
+    let width = 128
+    embed(width: 64)
+
+Right:
+
+    let width = 64
+    embed(width: width)
+"#;
+    EmptyRepeat = "W0401", "a `repeat` adds no layer", r#"
+Its count is 0 or its body is empty, so the model is the same without it.
+
+Wrong:
+
+    repeat 0 { residual { layer_norm  mlp(hidden: 512) } }
+
+Right:
+
+    repeat 4 { residual { layer_norm  mlp(hidden: 512) } }
+"#;
+    ZeroTaskGradient = "W0501", "the router learns nothing from the task", r#"
+With one selected expert and weights renormalised over the selected ones, the weight is always 1: its gradient is
+zero, and without a balance loss the router keeps its random start. `normalize: all` keeps the probability as weight.
+
+Wrong:
+
+    route: softmax_top_k(k: 1, normalize: selected)
+
+Right:
+
+    route: softmax_top_k(k: 1, normalize: all)
+"#;
+}
+
+impl Code {
+    /// What `moec explain` prints: number, summary and explanation.
+    pub fn explain(self) -> String {
+        format!("{}: {}\n\n{}\n", self.number(), self.summary(), self.explanation())
+    }
+
+    /// Whether the code stands for an error or a warning: its first letter says so.
+    pub fn severity(self) -> Severity {
+        if self.number().starts_with('W') { Severity::Warning } else { Severity::Error }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.number())
+    }
+}
+
+/// The text is not the number of any code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownCode(pub String);
+
+impl fmt::Display for UnknownCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is not the code of a diagnostic", self.0)
+    }
+}
+
+impl std::error::Error for UnknownCode {}
+
+impl FromStr for Code {
+    type Err = UnknownCode;
+
+    /// Reads a number such as `E0202`, in upper or lower case.
+    fn from_str(text: &str) -> Result<Self, UnknownCode> {
+        let found = Code::ALL.iter().find(|code| code.number().eq_ignore_ascii_case(text.trim()));
+        found.copied().ok_or_else(|| UnknownCode(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_unique_and_read_back() {
+        let mut numbers: Vec<_> = Code::ALL.iter().map(|code| code.number()).collect();
+        assert!(numbers.is_sorted(), "the table is sorted, errors before warnings");
+        numbers.dedup();
+        assert_eq!(numbers.len(), Code::ALL.len());
+        for &code in Code::ALL {
+            assert_eq!(code.number().to_lowercase().parse(), Ok(code));
+        }
+        assert_eq!("E9999".parse::<Code>(), Err(UnknownCode("E9999".to_owned())));
+    }
+
+    #[test]
+    fn every_explanation_shows_a_wrong_and_a_right_example() {
+        for &code in Code::ALL {
+            let text = code.explanation();
+            assert!(text.contains("\nWrong:\n\n    ") && text.contains("\nRight:\n\n    "), "{code}");
+            assert!(text.lines().all(|line| line.chars().count() <= 120), "{code} has a long line");
+        }
+    }
+}

@@ -1,0 +1,598 @@
+//! Text to syntax tree. The only place that knows pest.
+//!
+//! pest stops at the first fault, so a file with several is parsed several times: each fault is reported in our own
+//! words, the statement around it is painted over, and what is left is parsed again.
+
+use pest::Parser;
+use pest::error::{ErrorVariant, InputLocation};
+use pest::iterators::{Pair, Pairs};
+
+use crate::ast::*;
+use crate::codes::Code;
+use crate::diag::Diagnostic;
+use crate::expect::{self, Context};
+use crate::lex::{self, Lexed, MAX_FAULTS};
+use crate::source::{MAX_SOURCE_BYTES, SourceFile, Span, too_large};
+
+/// pest derives a public type with public rules; the module keeps both inside the crate.
+mod grammar {
+    /// The parser that pest derives from the grammar.
+    #[derive(pest_derive::Parser)]
+    #[grammar = "../../grammar/moec.pest"]
+    pub(crate) struct Grammar;
+}
+use grammar::{Grammar, Rule};
+
+/// How high expressions may be, counted through everything they contain. A chain (`1 + 1 + 1 + ...`) is as high as it
+/// has operators, since it leans to the left.
+const MAX_HEIGHT: usize = 256;
+
+/// Parses a file. An empty file is an empty tree.
+///
+/// # Errors
+/// Every syntax error found, at most 20, in source order. Parsing goes on behind an error at the next statement.
+pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
+    let (pairs_text, mut faults) = recover(source, Rule::file)?;
+    let mut builder = Builder::default();
+    let file = match Grammar::parse(Rule::file, &pairs_text) {
+        Ok(pairs) => builder.file(pairs),
+        Err(_) => File::default(),
+    };
+    faults.append(&mut builder.faults);
+    finish(faults, file)
+}
+
+/// Parses text that holds one value, as on the right of `-s width=64`.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_value(source: &SourceFile) -> Result<Expr, Vec<Diagnostic>> {
+    let (pairs_text, mut faults) = recover(source, Rule::lone_value)?;
+    let mut builder = Builder::default();
+    let value = match Grammar::parse(Rule::lone_value, &pairs_text) {
+        Ok(mut pairs) => pairs.next().and_then(|value| value.into_inner().next()).map(|pair| builder.expression(pair)),
+        Err(_) => None,
+    };
+    faults.append(&mut builder.faults);
+    match value {
+        Some(value) => finish(faults, value),
+        None => Err(faults),
+    }
+}
+
+fn finish<T>(mut faults: Vec<Diagnostic>, tree: T) -> Result<T, Vec<Diagnostic>> {
+    if faults.is_empty() {
+        return Ok(tree);
+    }
+    faults.sort_by_key(|fault| fault.span().map(|span| span.start));
+    faults.truncate(MAX_FAULTS);
+    Err(faults)
+}
+
+/// Finds the faults that the lexer and the grammar can find, and returns them with a copy of the text that has them
+/// painted over. `Err` where looking further would only report consequences.
+fn recover(source: &SourceFile, rule: Rule) -> Result<(String, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let size = source.text().len();
+    if size > MAX_SOURCE_BYTES {
+        return Err(vec![too_large(source.name(), size)]);
+    }
+    let mut lexed = lex::lex(source);
+    let mut faults = std::mem::take(&mut lexed.faults);
+    if !lexed.balanced {
+        return Err(faults);
+    }
+    let mut recovery = Recovery { alive: vec![true; lexed.tokens.len()], lexed };
+    // Painting can need several rounds for one fault, as it widens from the statement outwards.
+    for _ in 0..MAX_FAULTS * 4 {
+        let text = String::from_utf8_lossy(&recovery.lexed.masked).into_owned();
+        let error = match Grammar::parse(rule, &text) {
+            Ok(_) => return Ok((text, faults)),
+            Err(error) => error,
+        };
+        let at = match error.location {
+            InputLocation::Pos(at) | InputLocation::Span((at, _)) => at,
+        };
+        let expected = match &error.variant {
+            ErrorVariant::ParsingError { positives, .. } => Expected::from_rules(positives),
+            // pest's own limits; nesting is bounded before, so this needs no words of its own.
+            ErrorVariant::CustomError { .. } => Expected::default(),
+        };
+        let fault = recovery.skip(source, at, &expected);
+        let (fault, goes_on) = (fault.0, fault.1);
+        faults.extend(fault);
+        if !goes_on || faults.len() >= MAX_FAULTS {
+            break;
+        }
+    }
+    faults.sort_by_key(|fault| fault.span().map(|span| span.start));
+    Err(faults)
+}
+
+/// What the grammar would have accepted, in the terms in which messages speak of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Expected {
+    pub(crate) item: bool,
+    pub(crate) statement: bool,
+    pub(crate) train_setting: bool,
+    pub(crate) value: bool,
+    pub(crate) operator: bool,
+    pub(crate) argument: bool,
+    pub(crate) name: bool,
+    pub(crate) open_brace: bool,
+    pub(crate) open_paren: bool,
+    pub(crate) close_paren: bool,
+    pub(crate) comma: bool,
+    pub(crate) colon: bool,
+    pub(crate) equals: bool,
+    pub(crate) else_keyword: bool,
+}
+
+impl Expected {
+    fn from_rules(rules: &[Rule]) -> Self {
+        let mut expected = Expected::default();
+        for rule in rules {
+            match rule {
+                Rule::model | Rule::kw_model | Rule::train | Rule::kw_train => expected.item = true,
+                Rule::binding | Rule::kw_let | Rule::repeat | Rule::kw_repeat | Rule::layer | Rule::setting => {
+                    expected.statement = true;
+                }
+                Rule::train_setting => expected.train_setting = true,
+                Rule::expression
+                | Rule::operand
+                | Rule::number
+                | Rule::string
+                | Rule::boolean
+                | Rule::list
+                | Rule::group
+                | Rule::choice_value
+                | Rule::unary_operator => expected.value = true,
+                Rule::binary_operator => expected.operator = true,
+                Rule::argument => expected.argument = true,
+                Rule::name => expected.name = true,
+                Rule::open_brace | Rule::body | Rule::branch | Rule::train_body => expected.open_brace = true,
+                Rule::open_paren | Rule::arguments => expected.open_paren = true,
+                Rule::close_paren => expected.close_paren = true,
+                Rule::comma => expected.comma = true,
+                Rule::colon => expected.colon = true,
+                Rule::equals => expected.equals = true,
+                Rule::kw_else => expected.else_keyword = true,
+                // Parts of the above, or never what a message should propose.
+                Rule::EOI
+                | Rule::file
+                | Rule::lone_value
+                | Rule::item
+                | Rule::block
+                | Rule::kw_block
+                | Rule::statement
+                | Rule::choice
+                | Rule::kw_if
+                | Rule::kw_as
+                | Rule::setting_name
+                | Rule::call
+                | Rule::primary
+                | Rule::sequence
+                | Rule::escape
+                | Rule::digits
+                | Rule::name_start
+                | Rule::name_char
+                | Rule::reserved
+                | Rule::close_brace
+                | Rule::open_bracket
+                | Rule::close_bracket
+                | Rule::blank
+                | Rule::WHITESPACE
+                | Rule::COMMENT => {}
+            }
+        }
+        expected
+    }
+}
+
+struct Recovery {
+    lexed: Lexed,
+    /// Which tokens have not been painted over.
+    alive: Vec<bool>,
+}
+
+impl Recovery {
+    /// Reports the fault at byte `at`, unless it only follows from an earlier one, and paints over its statement.
+    /// The second result is false where nothing is left to paint.
+    fn skip(&mut self, source: &SourceFile, at: usize, expected: &Expected) -> (Option<Diagnostic>, bool) {
+        let tokens = &self.lexed.tokens;
+        let split = tokens.partition_point(|token| token.span.end <= at);
+        let found = (split..tokens.len()).find(|&i| self.alive[i]);
+        let before = (0..split).rev().find(|&i| self.alive[i]);
+        let gap = Span::new(
+            before.map_or(0, |i| tokens[i].span.end),
+            found.map_or(source.text().len(), |i| tokens[i].span.start),
+        );
+        let follows = self.lexed.painted.iter().any(|span| span.start < gap.end && gap.start < span.end);
+        let fault = (!follows).then(|| expect::describe(&Context { source, tokens, before, found, expected }));
+
+        // An unfinished statement is the fault of what came before, anything else of what was found.
+        let begins_anew = expected.statement || expected.train_setting || expected.item;
+        let unfinished =
+            found.is_none_or(|i| tokens[i].first_on_line || matches!(source.slice(tokens[i].span), "}" | ")" | "]"));
+        let anchor = if unfinished && !begins_anew { before.or(found) } else { found.or(before) };
+        let mut anchor = anchor;
+        while let Some(token) = anchor {
+            let (range, outer) = self.statement_around(source, token);
+            if range.clone().any(|i| self.alive[i]) {
+                self.paint(range);
+                return (fault, true);
+            }
+            anchor = outer;
+        }
+        (fault, false)
+    }
+
+    /// The tokens of the statement that `token` belongs to, and the brace around that statement.
+    fn statement_around(&self, source: &SourceFile, token: usize) -> (std::ops::Range<usize>, Option<usize>) {
+        let tokens = &self.lexed.tokens;
+        let mut brace = tokens[token].parent;
+        while let Some(i) = brace
+            && source.slice(tokens[i].span) != "{"
+        {
+            brace = tokens[i].parent;
+        }
+        let starts = |&i: &usize| {
+            tokens[i].parent == brace
+                && tokens[i].first_on_line
+                && !matches!(source.slice(tokens[i].span), "}" | ")" | "]" | "{")
+        };
+        let first = brace.map_or(0, |i| i + 1);
+        let end = brace.and_then(|i| tokens[i].partner).unwrap_or(tokens.len());
+        let start = (first..=token).rev().find(starts).unwrap_or(first);
+        let end = (token + 1..end).find(starts).unwrap_or(end);
+        (start..end, brace)
+    }
+
+    fn paint(&mut self, range: std::ops::Range<usize>) {
+        let tokens = &self.lexed.tokens;
+        let span = tokens[range.start].span.to(tokens[range.end - 1].span);
+        for byte in &mut self.lexed.masked[span.start..span.end] {
+            if *byte != b'\n' {
+                *byte = b' ';
+            }
+        }
+        self.lexed.painted.push(span);
+        self.alive[range].fill(false);
+    }
+}
+
+/// Turns pest's pairs into the tree. Pairs come in the order of the grammar, so each function reads them off in turn.
+#[derive(Default)]
+struct Builder {
+    faults: Vec<Diagnostic>,
+    /// How many levels of the tree are above what is being built.
+    height: usize,
+}
+
+impl Builder {
+    fn file(&mut self, pairs: Pairs<'_, Rule>) -> File {
+        let mut items = Vec::new();
+        for pair in pairs.flat_map(Pair::into_inner) {
+            match pair.as_rule() {
+                Rule::model => {
+                    let (name, body, span) = self.named_body(pair);
+                    items.push(Item::Model(Model { name, body, span }));
+                }
+                Rule::block => {
+                    let (name, body, span) = self.named_body(pair);
+                    items.push(Item::Block(Block { name, body, span }));
+                }
+                Rule::train => items.push(Item::Train(self.train(pair))),
+                _ => {}
+            }
+        }
+        File { items }
+    }
+
+    fn named_body(&mut self, pair: Pair<'_, Rule>) -> (Ident, Body, Span) {
+        let span = span_of(&pair);
+        let (mut name, mut body) = (Ident { name: String::new(), span }, Body::default());
+        for part in pair.into_inner() {
+            match part.as_rule() {
+                Rule::name => name = ident(&part),
+                Rule::body => body = self.body(part),
+                _ => {}
+            }
+        }
+        (name, body, span)
+    }
+
+    fn train(&mut self, pair: Pair<'_, Rule>) -> Train {
+        let span = span_of(&pair);
+        let mut train = Train { settings: Vec::new(), body_span: span, span };
+        for part in pair.into_inner().filter(|part| part.as_rule() == Rule::train_body) {
+            train.body_span = span_of(&part);
+            for setting in part.into_inner().filter(|part| part.as_rule() == Rule::train_setting) {
+                let setting = self.train_setting(setting);
+                train.settings.extend(setting);
+            }
+        }
+        train
+    }
+
+    fn train_setting(&mut self, pair: Pair<'_, Rule>) -> Option<TrainSetting> {
+        let span = span_of(&pair);
+        let mut parts = pair.into_inner();
+        let name = ident(&parts.next()?);
+        let value = parts.next()?;
+        Some(if value.as_rule() == Rule::arguments {
+            let arguments = Some(self.arguments(value));
+            TrainSetting::Call(Call { name, arguments, body: None, span })
+        } else {
+            let value = self.expression(value);
+            TrainSetting::Value(Setting { name, value, span })
+        })
+    }
+
+    fn body(&mut self, pair: Pair<'_, Rule>) -> Body {
+        let span = span_of(&pair);
+        Body { statements: pair.into_inner().filter_map(|part| self.statement(part)).collect(), span }
+    }
+
+    /// `None` for the braces around the statements.
+    fn statement(&mut self, pair: Pair<'_, Rule>) -> Option<Statement> {
+        let span = span_of(&pair);
+        Some(match pair.as_rule() {
+            Rule::binding => {
+                let mut parts =
+                    pair.into_inner().filter(|part| matches!(part.as_rule(), Rule::name | Rule::expression));
+                let name = ident(&parts.next()?);
+                Statement::Let(Let { name, value: self.expression(parts.next()?), span })
+            }
+            Rule::setting => {
+                let mut parts = pair.into_inner();
+                let name = ident(&parts.next()?);
+                Statement::Setting(Setting { name, value: self.expression(parts.next()?), span })
+            }
+            Rule::layer => Statement::Layer(self.call(pair)),
+            Rule::repeat => {
+                let (mut count, mut index, mut body) = (None, None, Body::default());
+                for part in pair.into_inner() {
+                    match part.as_rule() {
+                        Rule::expression => count = Some(self.expression(part)),
+                        Rule::name => index = Some(ident(&part)),
+                        Rule::body => body = self.body(part),
+                        _ => {}
+                    }
+                }
+                Statement::Repeat(Repeat { count: count?, index, body, span })
+            }
+            Rule::choice => {
+                let (mut branches, mut otherwise, mut condition) = (Vec::new(), None, None);
+                for part in pair.into_inner() {
+                    match part.as_rule() {
+                        Rule::expression => condition = Some(self.expression(part)),
+                        Rule::body => {
+                            let body = self.body(part);
+                            match condition.take() {
+                                Some(condition) => branches.push(Branch { condition, then: body }),
+                                None => otherwise = Some(body),
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                Statement::If(If { branches, otherwise, span })
+            }
+            Rule::block => {
+                let (name, body, span) = self.named_body(pair);
+                Statement::Block(Block { name, body, span })
+            }
+            _ => return None,
+        })
+    }
+
+    fn call(&mut self, pair: Pair<'_, Rule>) -> Call {
+        let span = span_of(&pair);
+        let mut call = Call { name: Ident { name: String::new(), span }, arguments: None, body: None, span };
+        for part in pair.into_inner() {
+            match part.as_rule() {
+                Rule::name => call.name = ident(&part),
+                Rule::arguments => call.arguments = Some(self.arguments(part)),
+                Rule::body => call.body = Some(self.body(part)),
+                _ => {}
+            }
+        }
+        call
+    }
+
+    fn arguments(&mut self, pair: Pair<'_, Rule>) -> Arguments {
+        let span = span_of(&pair);
+        let mut list = Vec::new();
+        for argument in pair.into_inner().filter(|part| part.as_rule() == Rule::argument) {
+            let span = span_of(&argument);
+            let mut name = None;
+            for part in argument.into_inner() {
+                match part.as_rule() {
+                    Rule::name => name = Some(ident(&part)),
+                    Rule::expression => list.push(Argument { name: name.take(), value: self.expression(part), span }),
+                    _ => {}
+                }
+            }
+        }
+        Arguments { list, span }
+    }
+
+    fn expression(&mut self, pair: Pair<'_, Rule>) -> Expr {
+        let span = span_of(&pair);
+        // The tree grows by at most one level for each operator, so this bounds its height before it is built.
+        let is_prefix = |part: &Pair<'_, Rule>| part.as_rule() == Rule::unary_operator;
+        let (mut operators, mut prefixes) = (0, 0);
+        for part in pair.clone().into_inner() {
+            match part.as_rule() {
+                Rule::binary_operator => operators += 1,
+                _ => prefixes = prefixes.max(part.into_inner().filter(is_prefix).count()),
+            }
+        }
+        let levels = 1 + operators + prefixes;
+        if self.height + levels > MAX_HEIGHT {
+            self.faults.push(
+                Diagnostic::new(Code::TooDeep, format!("an expression is more than {MAX_HEIGHT} operations high"))
+                    .primary(span, "this is too much")
+                    .help("give a part of it a name with `let`"),
+            );
+            return placeholder(span);
+        }
+        self.height += levels;
+        let mut operands = Vec::with_capacity(operators + 1);
+        let mut binary = Vec::with_capacity(operators);
+        for part in pair.into_inner() {
+            if part.as_rule() == Rule::binary_operator {
+                binary.push(Spanned { value: binary_operator(part.as_str()), span: span_of(&part) });
+            } else {
+                operands.push(self.operand(part));
+            }
+        }
+        self.height -= levels;
+        let mut row = Row { operands: operands.into_iter(), operators: binary.into_iter().peekable() };
+        self.climb(&mut row, 1).map_or(placeholder(span), |part| part.expr)
+    }
+
+    /// Precedence climbing over a row of operands and operators, from operators of `least` precedence upwards.
+    fn climb(&mut self, row: &mut Row, least: u8) -> Option<Part> {
+        let mut left = row.operands.next()?;
+        while let Some(operator) = row.operators.next_if(|operator| operator.value.precedence() >= least) {
+            let right = self.climb(row, operator.value.precedence() + 1)?;
+            if operator.value.is_comparison()
+                && !left.grouped
+                && let ExprKind::Binary { operator: first, .. } = &left.expr.kind
+                && first.value.is_comparison()
+            {
+                self.faults.push(
+                    Diagnostic::new(Code::ChainedComparison, "comparisons do not chain")
+                        .primary(operator.span, "second comparison")
+                        .secondary(first.span, "first comparison")
+                        .help("combine two comparisons with `&&`, as in `2 < width && width < 512`"),
+                );
+            }
+            let span = left.outer.to(right.outer);
+            let kind = ExprKind::Binary { operator, left: Box::new(left.expr), right: Box::new(right.expr) };
+            left = Part { expr: Expr { kind, span }, outer: span, grouped: false };
+        }
+        Some(left)
+    }
+
+    fn operand(&mut self, pair: Pair<'_, Rule>) -> Part {
+        let outer = span_of(&pair);
+        let mut prefixes = Vec::new();
+        let mut part = Part { expr: placeholder(outer), outer, grouped: false };
+        for inner in pair.into_inner() {
+            if inner.as_rule() == Rule::unary_operator {
+                let operator = if inner.as_str() == "-" { UnaryOperator::Negate } else { UnaryOperator::Not };
+                prefixes.push(Spanned { value: operator, span: span_of(&inner) });
+            } else {
+                part.grouped = inner.as_rule() == Rule::group;
+                part.expr = self.primary(inner);
+            }
+        }
+        for operator in prefixes.into_iter().rev() {
+            let span = Span::new(operator.span.start, outer.end);
+            let kind = ExprKind::Unary { operator, operand: Box::new(part.expr) };
+            part = Part { expr: Expr { kind, span }, outer, grouped: false };
+        }
+        part
+    }
+
+    fn primary(&mut self, pair: Pair<'_, Rule>) -> Expr {
+        let span = span_of(&pair);
+        let text = pair.as_str();
+        let kind = match pair.as_rule() {
+            // The lexer has reported numbers that do not fit.
+            Rule::number if lex::is_float(text) => ExprKind::Float(text.replace('_', "").parse().unwrap_or(0.0)),
+            Rule::number => ExprKind::Int(text.replace('_', "").parse().unwrap_or(0)),
+            Rule::string => ExprKind::String(unescape(text)),
+            Rule::boolean => ExprKind::Bool(text == "true"),
+            Rule::call => {
+                let call = self.call(pair);
+                match call.arguments {
+                    Some(_) => ExprKind::Call(call),
+                    None => ExprKind::Name(call.name.name),
+                }
+            }
+            Rule::list => {
+                let elements = pair.into_inner().filter(|part| part.as_rule() == Rule::expression);
+                ExprKind::List(elements.map(|element| self.expression(element)).collect())
+            }
+            Rule::group => {
+                let inner = pair.into_inner().find(|part| part.as_rule() == Rule::expression);
+                return inner.map_or(placeholder(span), |inner| self.expression(inner));
+            }
+            Rule::sequence => {
+                let body = pair.into_inner().find(|part| part.as_rule() == Rule::body);
+                ExprKind::Sequence(body.map(|body| self.body(body)).unwrap_or_default())
+            }
+            Rule::choice_value => {
+                let (mut branches, mut condition, mut otherwise) = (Vec::new(), None, placeholder(span));
+                for part in pair.into_inner() {
+                    match part.as_rule() {
+                        Rule::expression => condition = Some(self.expression(part)),
+                        Rule::branch => {
+                            let inner = part.into_inner().find(|part| part.as_rule() == Rule::expression);
+                            let then = inner.map_or(placeholder(span), |inner| self.expression(inner));
+                            match condition.take() {
+                                Some(condition) => branches.push(Branch { condition, then }),
+                                None => otherwise = then,
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                ExprKind::If { branches, otherwise: Box::new(otherwise) }
+            }
+            _ => return placeholder(span),
+        };
+        Expr { kind, span }
+    }
+}
+
+/// The operands and operators of one expression, taken from the left.
+struct Row {
+    operands: std::vec::IntoIter<Part>,
+    operators: std::iter::Peekable<std::vec::IntoIter<Spanned<BinaryOperator>>>,
+}
+
+/// An operand, or operands joined already.
+struct Part {
+    expr: Expr,
+    /// The expression with the parentheses around it.
+    outer: Span,
+    /// Whether there are parentheses around it.
+    grouped: bool,
+}
+
+/// Stands in for what could not be built; whoever makes one has reported a fault, or the grammar rules it out.
+fn placeholder(span: Span) -> Expr {
+    Expr { kind: ExprKind::Int(0), span }
+}
+
+fn span_of(pair: &Pair<'_, Rule>) -> Span {
+    let span = pair.as_span();
+    // Rules that may end in something optional take the blanks before it along.
+    Span::new(span.start(), span.start() + span.as_str().trim_end().len())
+}
+
+fn ident(pair: &Pair<'_, Rule>) -> Ident {
+    Ident { name: pair.as_str().to_owned(), span: span_of(pair) }
+}
+
+fn binary_operator(symbol: &str) -> BinaryOperator {
+    BinaryOperator::ALL.into_iter().find(|operator| operator.symbol() == symbol).unwrap_or(BinaryOperator::Add)
+}
+
+/// The text that a string literal stands for.
+fn unescape(literal: &str) -> String {
+    let mut rest = literal.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')).unwrap_or(literal);
+    let mut text = String::with_capacity(rest.len());
+    while let Some(at) = rest.find('\\') {
+        text.push_str(&rest[..at]);
+        let (c, len) = lex::unescape_one(&rest[at..]).unwrap_or(('\\', 1));
+        text.push(c);
+        rest = &rest[at + len..];
+    }
+    text.push_str(rest);
+    text
+}
