@@ -1,7 +1,15 @@
 //! Forward graph to executable plan: differentiate, optimise, schedule, place memory.
+//!
+//! The way of a training step is [`differentiate`], [`add_optimizer`], then a [`Backend`] prepares and runs the plan.
 
+mod autodiff;
 mod backend;
+mod error;
+mod optimizer;
 mod plan;
 
+pub use autodiff::{Wrt, differentiate};
 pub use backend::{Backend, BackendError, Session};
+pub use error::PlanError;
+pub use optimizer::{OptimizerConfig, add_optimizer};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
