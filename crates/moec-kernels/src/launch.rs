@@ -1,0 +1,308 @@
+//! How a kernel is launched: the device's profile, buffers as kernel arguments, and one place that counts launches.
+//!
+//! A kernel launcher is a plain function `launch(l: &Launcher, operands.., results.., extents..)`. It chooses a vector
+//! width with [`Launcher::width`] or [`Launcher::matrix_width`] and calls [`Launcher::launch`] once per kernel. The
+//! same functions list the kernels of a plan without a device: then the closure that launches is never called.
+//!
+//! Widths: a buffer is bound as vectors of `w` floats only if every extent that a vector must not straddle is a
+//! multiple of `w`; otherwise `w` is 1. Buffers start at multiples of 256 bytes.
+
+use std::cell::{Cell, RefCell};
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+/// Launches between two flushes. The CPU runtime's client thread spins for milliseconds on a core that the kernels need
+/// once 64 launches are queued; a flush every 32 costs nothing measurable.
+const FLUSH_EVERY: u32 = 32;
+
+/// Units of a cube on a graphics device.
+const GPU_CUBE: u32 = 64;
+
+/// Most cubes of a launch on a graphics device; a unit takes several elements beyond that.
+const GPU_CUBES: usize = 2048;
+
+/// Floats of the scratch buffer that every session has, for partial results of one step.
+pub(crate) const SCRATCH_ELEMENTS: usize = 1 << 20;
+
+/// The two kinds of hardware that kernels are shaped for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// A few cores with wide vectors: one cube, one unit per core, each unit a contiguous range.
+    Cpu,
+    /// Many units with narrow vectors: neighbouring units take neighbouring elements.
+    Gpu,
+}
+
+/// What kernels need to know about a device to be chosen and shaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceProfile {
+    kind: Kind,
+    units: u32,
+}
+
+impl DeviceProfile {
+    /// A CPU on which kernels run with that many threads.
+    pub fn cpu(threads: usize) -> Self {
+        Self { kind: Kind::Cpu, units: u32::try_from(threads.max(1)).unwrap_or(u32::MAX) }
+    }
+
+    /// The CPU of this machine, all cores.
+    pub fn this_cpu() -> Self {
+        Self::cpu(std::thread::available_parallelism().map_or(1, |n| n.get()))
+    }
+
+    /// A graphics device.
+    pub fn gpu() -> Self {
+        Self { kind: Kind::Gpu, units: GPU_CUBE }
+    }
+
+    /// The kind of hardware.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Widest vectors for elementwise work: on the CPU two registers, so that two chains of operations overlap.
+    pub(crate) fn elementwise_width(&self) -> usize {
+        match self.kind {
+            Kind::Cpu => 16,
+            Kind::Gpu => 4,
+        }
+    }
+
+    /// Widest vectors for register-tiled matrix products: one register.
+    pub(crate) fn matrix_width(&self) -> usize {
+        match self.kind {
+            Kind::Cpu => 8,
+            Kind::Gpu => 4,
+        }
+    }
+
+    /// Cubes of a launch over `items` independent items, and the units of each.
+    fn grid(&self, items: usize) -> (u32, u32) {
+        match self.kind {
+            Kind::Cpu => (1, self.units),
+            Kind::Gpu => (items.div_ceil(GPU_CUBE as usize).clamp(1, GPU_CUBES) as u32, GPU_CUBE),
+        }
+    }
+}
+
+/// The largest power of two up to `max` that divides all `extents`.
+pub(crate) fn common_width(max: usize, extents: &[usize]) -> usize {
+    let mut w = max;
+    while w > 1 && extents.iter().any(|e| e % w != 0) {
+        w /= 2;
+    }
+    w
+}
+
+/// A buffer as an argument of a kernel: a place in the session's table of allocations, and a length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arg {
+    /// Position in the table of allocations.
+    allocation: usize,
+    /// First byte.
+    offset: usize,
+    /// Number of 4-byte elements.
+    elements: usize,
+}
+
+impl Arg {
+    /// Elements from a byte offset of an allocation.
+    pub(crate) fn new(allocation: usize, offset: usize, elements: usize) -> Self {
+        Self { allocation, offset, elements }
+    }
+
+    /// Number of 4-byte elements.
+    pub(crate) fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// The first elements of the buffer.
+    pub(crate) fn first(&self, elements: usize) -> Self {
+        Self { elements: elements.min(self.elements), ..*self }
+    }
+
+    /// A handle to exactly these bytes.
+    pub(crate) fn handle(&self, allocations: &[Handle]) -> Handle {
+        let whole = &allocations[self.allocation];
+        let end = (self.offset + 4 * self.elements) as u64;
+        whole.clone().offset_start(self.offset as u64).offset_end(whole.size_in_used().saturating_sub(end))
+    }
+}
+
+/// The device's side of a launch, given to the closure that launches.
+pub(crate) struct Target<'a> {
+    /// The CubeCL client.
+    pub(crate) client: &'a Client,
+    allocations: &'a [Handle],
+    cubes: u32,
+    units: u32,
+}
+
+impl Target<'_> {
+    /// Number of cubes to launch.
+    pub(crate) fn count(&self) -> CubeCount {
+        CubeCount::Static(self.cubes, 1, 1)
+    }
+
+    /// Units of a cube.
+    pub(crate) fn dim(&self) -> CubeDim {
+        CubeDim::new_1d(self.units)
+    }
+
+    /// Units of the whole launch.
+    pub(crate) fn units(&self) -> usize {
+        self.cubes as usize * self.units as usize
+    }
+
+    /// A buffer as vectors of `width` elements; `width` divides its length.
+    #[allow(unsafe_code, reason = "the length is the one that was allocated")]
+    pub(crate) fn bind(&self, arg: Arg, width: usize) -> BufferArg {
+        // SAFETY: `Arg`s are made from the plan's buffers, whose ranges lie within their allocation.
+        unsafe { BufferArg::from_raw_parts(arg.handle(self.allocations), arg.elements / width) }
+    }
+}
+
+/// Where launches go.
+enum Sink {
+    /// To a device. The error of the first flush that failed is kept for the end of the run.
+    Device { client: Client, allocations: Vec<Handle>, failure: RefCell<Option<String>> },
+    /// Into a list of kernel names.
+    List(RefCell<Vec<String>>),
+}
+
+/// Launches kernels on a device, or lists which would be launched.
+pub(crate) struct Launcher {
+    profile: DeviceProfile,
+    scratch: Arg,
+    launches: Cell<u32>,
+    sink: Sink,
+}
+
+impl Launcher {
+    /// A launcher for a device. `scratch` has [`SCRATCH_ELEMENTS`] elements.
+    pub(crate) fn new(client: Client, profile: DeviceProfile, allocations: Vec<Handle>, scratch: Arg) -> Self {
+        let sink = Sink::Device { client, allocations, failure: RefCell::new(None) };
+        Self { profile, scratch, launches: Cell::new(0), sink }
+    }
+
+    /// A launcher that lists the names of kernels and launches none.
+    pub(crate) fn listing(profile: DeviceProfile) -> Self {
+        let scratch = Arg::new(0, 0, SCRATCH_ELEMENTS);
+        Self { profile, scratch, launches: Cell::new(0), sink: Sink::List(RefCell::new(Vec::new())) }
+    }
+
+    /// What kernels need to know about the device.
+    pub(crate) fn profile(&self) -> &DeviceProfile {
+        &self.profile
+    }
+
+    /// Whether the device is a CPU.
+    pub(crate) fn is_cpu(&self) -> bool {
+        self.profile.kind == Kind::Cpu
+    }
+
+    /// How the units of a launch share its items.
+    pub(crate) fn split(&self) -> Split {
+        match self.profile.kind {
+            Kind::Cpu => Split::Ranges,
+            Kind::Gpu => Split::Strided,
+        }
+    }
+
+    /// Vector width for elementwise work over buffers with these extents (see the module's head).
+    pub(crate) fn width(&self, extents: &[usize]) -> usize {
+        common_width(self.profile.elementwise_width(), extents)
+    }
+
+    /// Vector width for register-tiled matrix products.
+    pub(crate) fn matrix_width(&self, extents: &[usize]) -> usize {
+        common_width(self.profile.matrix_width(), extents)
+    }
+
+    /// Room for partial results within one step; its content does not outlive the step.
+    pub(crate) fn scratch(&self) -> Arg {
+        self.scratch
+    }
+
+    /// Launches one kernel over `items` independent items (which sets the number of cubes on a graphics device).
+    ///
+    /// `name` is called only when kernels are listed, and says the kernel and its comptime configuration; `launch` only
+    /// on a device.
+    pub(crate) fn launch(&self, items: usize, name: impl FnOnce() -> String, launch: impl FnOnce(&Target<'_>)) {
+        match &self.sink {
+            Sink::List(names) => names.borrow_mut().push(name()),
+            Sink::Device { client, allocations, failure } => {
+                let (cubes, units) = self.profile.grid(items);
+                launch(&Target { client, allocations, cubes, units });
+                let launches = self.launches.get() + 1;
+                self.launches.set(launches);
+                if launches % FLUSH_EVERY == 0
+                    && let Err(error) = client.flush()
+                {
+                    failure.borrow_mut().get_or_insert_with(|| error.to_string());
+                }
+            }
+        }
+    }
+
+    /// What the device said when a launch failed, since the last call.
+    pub(crate) fn take_failure(&self) -> Option<String> {
+        match &self.sink {
+            Sink::Device { failure, .. } => failure.borrow_mut().take(),
+            Sink::List(_) => None,
+        }
+    }
+
+    /// Names of the kernels listed since the last call.
+    pub(crate) fn take_names(&self) -> Vec<String> {
+        match &self.sink {
+            Sink::Device { .. } => Vec::new(),
+            Sink::List(names) => names.take(),
+        }
+    }
+}
+
+/// How the units of a launch share `n` items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Split {
+    /// Each unit takes one contiguous range: caches and prefetchers of a CPU core like that.
+    Ranges,
+    /// Unit `u` of `U` takes items `u`, `u + U`, ..: neighbouring units read neighbouring bytes.
+    Strided,
+}
+
+/// First item of this unit when `n` items are shared.
+#[cube]
+pub(crate) fn first_item(n: usize, #[comptime] split: Split) -> usize {
+    match comptime!(split) {
+        Split::Ranges => {
+            let units = CUBE_DIM as usize * CUBE_COUNT;
+            min(ABSOLUTE_POS * ((n + units - 1) / units), n)
+        }
+        Split::Strided => ABSOLUTE_POS,
+    }
+}
+
+/// Item after the last one of this unit.
+#[cube]
+pub(crate) fn end_item(n: usize, #[comptime] split: Split) -> usize {
+    match comptime!(split) {
+        Split::Ranges => {
+            let units = CUBE_DIM as usize * CUBE_COUNT;
+            min((ABSOLUTE_POS + 1) * ((n + units - 1) / units), n)
+        }
+        Split::Strided => n,
+    }
+}
+
+/// Distance between two items of this unit.
+#[cube]
+pub(crate) fn item_step(#[comptime] split: Split) -> usize {
+    match comptime!(split) {
+        Split::Ranges => 1usize.runtime(),
+        Split::Strided => CUBE_DIM as usize * CUBE_COUNT,
+    }
+}
