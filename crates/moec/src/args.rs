@@ -1,0 +1,375 @@
+//! The command line: every command and option, with its help.
+
+use crate::exit::EXIT_CODES;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Compiles, trains, samples and explains mixture-of-experts language models written as short `.moe` files.
+#[derive(Debug, Parser)]
+#[command(name = "moec", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// When to use colours on the terminal (NO_COLOR is respected).
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check a `.moe` file and report everything that is wrong with it.
+    #[command(after_help = "Examples:
+  moec check specs/noisy_top2.moe
+  moec check my.moe -s width=64 --message-format short")]
+    Check(CheckArgs),
+    /// Print a `.moe` file in the one canonical layout.
+    #[command(after_help = "Examples:
+  moec fmt my.moe            rewrite the file in place
+  moec fmt --check my.moe    say whether it is in canonical layout (exit code 1 if not)
+  moec fmt - < my.moe        format standard input to standard output")]
+    Fmt(FmtArgs),
+    /// Explain a message code.
+    #[command(after_help = "Examples:
+  moec explain E0203
+  moec explain               list all codes")]
+    Explain(ExplainArgs),
+    /// Compile a model and print its sizes, layers, kernels and memory on one screen.
+    #[command(after_help = "Examples:
+  moec compile specs/noisy_top2.moe
+  moec compile specs/tiny.moe --emit ir --after fuse_elementwise
+  moec compile specs/tiny.moe --emit plan --function evaluate -o plan.yaml
+  moec compile specs/tiny.moe --json")]
+    Compile(CompileArgs),
+    /// Train a model.
+    #[command(after_help = "Examples:
+  moec train specs/tiny.moe
+  moec train specs/noisy_top2.moe --data shakespeare.txt --steps 5000 --out runs/shakespeare
+  moec train specs/noisy_top2.moe --out runs/shakespeare --resume
+  moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64")]
+    Train(TrainArgs),
+    /// Write text with a trained model; the text goes to standard output, everything else to standard error.
+    #[command(after_help = "Examples:
+  moec sample runs/tiny
+  moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20 --seed 7")]
+    Sample(SampleArgs),
+    /// Measure a trained model's mean cross-entropy on a text.
+    #[command(after_help = "Examples:
+  moec eval runs/tiny --split val
+  moec eval runs/tiny --data other.txt --split all --json")]
+    Eval(EvalArgs),
+    /// Make a run from a makeMoE state dictionary saved as safetensors.
+    #[command(after_help = "Examples:
+  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data shakespeare.txt --out runs/imported")]
+    Import(ImportArgs),
+    /// Save a run's model under makeMoE's parameter names.
+    #[command(after_help = "Examples:
+  moec export runs/shakespeare -o makemoe.safetensors")]
+    Export(ExportArgs),
+}
+
+/// How messages about a file are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MessageFormat {
+    /// With the lines they point at.
+    Full,
+    /// One line each: `file:line:column: error[E0203]: message`.
+    Short,
+    /// One JSON object each.
+    Json,
+}
+
+/// Which model of which file.
+#[derive(Debug, Args)]
+pub struct SpecArgs {
+    /// The `.moe` file.
+    pub spec: PathBuf,
+
+    /// Which model of the file, if it has several.
+    #[arg(long)]
+    pub model: Option<String>,
+
+    /// Override a value of the file: `-s train.steps=200`, `-s width=64` (a `let` of the model). Repeatable.
+    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+
+    /// How messages about the file are printed.
+    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
+    pub message_format: MessageFormat,
+}
+
+/// `moec check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The file.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `moec fmt`
+#[derive(Debug, Args)]
+pub struct FmtArgs {
+    /// The files to rewrite; `-` reads standard input and writes standard output.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// Change nothing; exit with 1 if a file is not in canonical layout.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// `moec explain`
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// A code such as E0203; without one, all codes are listed.
+    pub code: Option<String>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `moec compile --emit` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Emit {
+    /// The syntax tree.
+    Ast,
+    /// The checked model and recipe, every default filled in, as YAML.
+    Model,
+    /// The graph as text.
+    Ir,
+    /// Launches and buffers as YAML.
+    Plan,
+    /// The graph for Graphviz.
+    Dot,
+}
+
+/// `moec compile`
+#[derive(Debug, Args)]
+pub struct CompileArgs {
+    /// The file.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+
+    /// Print a stage of the compilation instead of the summary.
+    #[arg(long, value_enum)]
+    pub emit: Option<Emit>,
+
+    /// The function to emit: train_step, evaluate or logits.
+    #[arg(long, default_value = "train_step")]
+    pub function: String,
+
+    /// With --emit ir or dot: the graph after this pass (`lower`, `differentiate`, or one of the optimiser's).
+    #[arg(long, value_name = "PASS")]
+    pub after: Option<String>,
+
+    /// Stop after this many rewrites, to find the one at fault.
+    #[arg(long, value_name = "N")]
+    pub opt_steps: Option<usize>,
+
+    /// Print the time of every stage to standard error.
+    #[arg(long)]
+    pub time_passes: bool,
+
+    /// Number of distinct characters to compile for, if the file says `vocab characters`.
+    #[arg(long, value_name = "N", default_value_t = 65)]
+    pub vocab: usize,
+
+    /// Print JSON.
+    #[arg(long, conflicts_with = "emit")]
+    pub json: bool,
+
+    /// Write to a file instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Refuse the model if it needs more memory than this device has.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceName {
+    /// The processor, through CubeCL's LLVM runtime.
+    Cpu,
+    /// Any GPU that wgpu reaches.
+    Wgpu,
+    /// The slow float64 reference; for checking.
+    Interpreter,
+}
+
+impl DeviceName {
+    /// The name as the user writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DeviceName::Cpu => "cpu",
+            DeviceName::Wgpu => "wgpu",
+            DeviceName::Interpreter => "interpreter",
+        }
+    }
+}
+
+/// `moec train`
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The file.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+
+    /// A text file, or `synthetic` for the generated corpus. Overrides the file's `data`.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
+
+    /// Number of steps. Overrides the file's `steps`.
+    #[arg(long)]
+    pub steps: Option<u64>,
+
+    /// Seed of everything random. Overrides the file's `seed`.
+    #[arg(long)]
+    pub seed: Option<u64>,
+
+    /// The run folder [default: runs/MODEL, or runs/MODEL-2, ...].
+    #[arg(long, value_name = "RUN")]
+    pub out: Option<PathBuf>,
+
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+
+    /// Continue the run in --out from its last checkpoint, to the same bits as if it had never stopped.
+    #[arg(long, requires = "out")]
+    pub resume: bool,
+
+    /// Characters of text to sample at the end; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub sample: usize,
+}
+
+/// `moec sample`
+#[derive(Debug, Args)]
+pub struct SampleArgs {
+    /// A run folder, or one of its checkpoints.
+    pub run: PathBuf,
+
+    /// Text to continue.
+    #[arg(short, long, default_value = "\n")]
+    pub prompt: String,
+
+    /// Number of characters to write.
+    #[arg(short = 'n', long, default_value_t = 500)]
+    pub length: usize,
+
+    /// Divides the logits before the softmax; 0 always takes the likeliest character.
+    #[arg(short, long, default_value_t = 1.0)]
+    pub temperature: f64,
+
+    /// Draw from the k likeliest characters only.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+
+    /// Draw from the likeliest characters that together have this probability.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+}
+
+/// Which part of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SplitName {
+    /// The part that was trained on.
+    Train,
+    /// The held-out part.
+    Val,
+    /// The whole text.
+    All,
+}
+
+/// `moec eval`
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A run folder, or one of its checkpoints.
+    pub run: PathBuf,
+
+    /// A text file, or `synthetic` [default: the run's own data].
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
+
+    /// Which part of it.
+    #[arg(long, value_enum, default_value_t = SplitName::Val)]
+    pub split: SplitName,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+}
+
+/// `moec import`
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The state dictionary, as safetensors.
+    pub file: PathBuf,
+
+    /// The `.moe` file of the same model.
+    #[arg(long)]
+    pub spec: PathBuf,
+
+    /// Which model of the file, if it has several.
+    #[arg(long)]
+    pub model: Option<String>,
+
+    /// Override a value of the file.
+    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+
+    /// The text whose distinct characters, in code-point order, are the vocabulary (or `synthetic`).
+    #[arg(long, value_name = "FILE")]
+    pub data: String,
+
+    /// The run folder to make.
+    #[arg(long, value_name = "RUN")]
+    pub out: PathBuf,
+}
+
+/// `moec export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A run folder, or one of its checkpoints.
+    pub run: PathBuf,
+
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+
+    /// Replace the file if it exists.
+    #[arg(long)]
+    pub force: bool,
+}

@@ -1,0 +1,82 @@
+//! One case table on every backend: the interpreter, the CPU runtime, and wgpu where there is a device.
+
+use moec_ir::evaluate;
+use moec_kernels::{CubeBackend, Device};
+use moec_plan::{Backend, Interpreter, OptimizeOptions, optimize, plan};
+use moec_tests::cases::{self, Case};
+use moec_tests::compare::assert_close;
+
+fn run(backend: &dyn Backend, case: &Case, tolerance: f64) {
+    let expected = evaluate(&case.graph, &case.values).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let program = plan(&[("case".to_string(), &case.graph)]).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let mut session = backend.prepare(&program).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    for state in &program.states {
+        session.write_state(&state.name, &case.values[&state.name]).unwrap();
+    }
+    let inputs: Vec<_> = program.plans[0].inputs.iter().map(|p| (p.name.as_str(), &case.values[&p.name])).collect();
+    session.run("case", &inputs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    for (name, value) in &expected.outputs {
+        let found = session.output("case", name).unwrap();
+        assert_close(&format!("{} on {}: {name}", case.name, backend.name()), &found, value, tolerance);
+    }
+    for (name, value) in &expected.updates {
+        let found = session.read_state(name).unwrap();
+        assert_close(&format!("{} on {}: update {name}", case.name, backend.name()), &found, value, tolerance);
+    }
+}
+
+#[test]
+fn the_table_has_a_case_for_every_operation() {
+    let mut covered = [false; cases::KINDS];
+    for case in cases::all() {
+        for id in case.graph.ids() {
+            covered[cases::kind(&case.graph.node(id).op)] = true;
+        }
+    }
+    // Parameters are bound like states; the whole-model tests have them.
+    for (kind, covered) in covered.iter().enumerate().filter(|&(kind, _)| kind != 1) {
+        assert!(covered, "operation kind {kind} has no case");
+    }
+}
+
+#[test]
+fn interpreter_runs_the_table() {
+    for case in cases::all() {
+        run(&Interpreter, &case, 1e-9);
+    }
+}
+
+#[test]
+fn cpu_runs_the_table() {
+    let backend = CubeBackend::open(Device::Cpu).unwrap();
+    for case in cases::all() {
+        run(&backend, &case, case.tolerance);
+    }
+}
+
+#[test]
+fn wgpu_runs_the_table() {
+    if !moec_kernels::wgpu_available() {
+        let required = std::env::var_os("MOEC_REQUIRE_WGPU").is_some();
+        assert!(!required, "MOEC_REQUIRE_WGPU is set, but there is no wgpu device");
+        println!("skipped: no wgpu device");
+        return;
+    }
+    let backend = CubeBackend::open(Device::Wgpu).unwrap();
+    for case in cases::all() {
+        run(&backend, &case, case.tolerance);
+    }
+}
+
+#[test]
+fn optimised_cases_evaluate_alike() {
+    for case in cases::all() {
+        let expected = evaluate(&case.graph, &case.values).unwrap();
+        let (optimized, _) =
+            optimize(&case.graph, &OptimizeOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let found = evaluate(&optimized, &case.values).unwrap();
+        for (name, value) in &expected.outputs {
+            assert_close(&format!("{}: {name}", case.name), &found.outputs[name], value, 1e-12);
+        }
+    }
+}

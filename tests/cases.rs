@@ -1,0 +1,594 @@
+//! One table of small graphs that together use every operation, on awkward shapes: every backend runs it against the
+//! reference evaluator, and every differentiable case is checked by finite differences.
+
+use moec_ir::{
+    Access, AdamWAttrs, AttentionAttrs, Binary, Builder, Data, FusedProgram, Graph, Instr, Op, Tensor, TensorType,
+    Unary, Value, random,
+};
+use std::collections::BTreeMap;
+
+/// A graph with the values of its inputs, parameters and states.
+pub struct Case {
+    /// Names the operation and what is special about the case.
+    pub name: String,
+    /// Its outputs are compared.
+    pub graph: Graph,
+    /// Values by name.
+    pub values: BTreeMap<String, Tensor>,
+    /// Names of inputs whose gradient exists and whose values are away from kinks and ties.
+    pub differentiable: Vec<String>,
+    /// Float32 tolerance, relative to the largest element.
+    pub tolerance: f64,
+}
+
+/// Draws values that depend on the case's name only.
+struct Draw {
+    keys: (u32, u32),
+    counter: u32,
+}
+
+impl Draw {
+    fn new(name: &str) -> Self {
+        let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        Self { keys: random::keys(random::state(seed, 0), 0), counter: 0 }
+    }
+
+    fn normal(&mut self) -> f64 {
+        self.counter += 1;
+        // Rounded to f32, so that both float widths start from the same numbers.
+        f64::from(random::normal_at(self.keys, self.counter) as f32)
+    }
+
+    fn below(&mut self, n: usize) -> i32 {
+        self.counter += 1;
+        (random::bits(self.keys, self.counter ^ 0x8000_0000) as usize % n) as i32
+    }
+}
+
+/// Builds one case: declares inputs with drawn values, and every result of the operation as an output.
+pub struct CaseBuilder {
+    /// Builder of the graph.
+    pub b: Builder,
+    name: String,
+    draw: Draw,
+    values: BTreeMap<String, Tensor>,
+    differentiable: Vec<String>,
+    tolerance: f64,
+}
+
+impl CaseBuilder {
+    /// An empty case.
+    pub fn new(name: impl Into<String>) -> Self {
+        let name = name.into();
+        let draw = Draw::new(&name);
+        let (values, differentiable) = (BTreeMap::new(), Vec::new());
+        Self { b: Builder::new(), name, draw, values, differentiable, tolerance: 2e-5 }
+    }
+
+    fn tolerance(mut self, tolerance: f64) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+
+    fn with(&mut self, name: &str, shape: &[usize], values: Vec<f64>, differentiable: bool) -> Value {
+        let ty = TensorType::f32(shape.to_vec());
+        let tensor = Tensor::new(shape.to_vec(), Data::F64(values)).unwrap();
+        self.values.insert(name.into(), tensor);
+        if differentiable {
+            self.differentiable.push(name.into());
+        }
+        self.b.input(name, ty)
+    }
+
+    /// Standard normal floats, differentiable.
+    pub fn normal(&mut self, name: &str, shape: &[usize]) -> Value {
+        let n = shape.iter().product();
+        let values = (0..n).map(|_| self.draw.normal()).collect();
+        self.with(name, shape, values, true)
+    }
+
+    /// Floats in [0.5, 2.5) or so, away from 0, differentiable.
+    pub fn positive(&mut self, name: &str, shape: &[usize]) -> Value {
+        let n = shape.iter().product();
+        let values = (0..n).map(|_| f64::from((0.5 + self.draw.normal().abs()) as f32)).collect();
+        self.with(name, shape, values, true)
+    }
+
+    /// Given floats, not differentiable.
+    pub fn given(&mut self, name: &str, shape: &[usize], values: Vec<f64>) -> Value {
+        self.with(name, shape, values, false)
+    }
+
+    /// Given integers.
+    pub fn ints(&mut self, name: &str, shape: &[usize], values: Vec<i32>) -> Value {
+        let tensor = Tensor::new(shape.to_vec(), Data::I32(values)).unwrap();
+        self.values.insert(name.into(), tensor);
+        self.b.input(name, TensorType::i32(shape.to_vec()))
+    }
+
+    /// Random integers in `0..below`.
+    pub fn indices(&mut self, name: &str, shape: &[usize], below: usize) -> Value {
+        let n = shape.iter().product();
+        let values = (0..n).map(|_| self.draw.below(below)).collect();
+        self.ints(name, shape, values)
+    }
+
+    /// K distinct experts per token, some slots -1 if `drops`.
+    pub fn experts(&mut self, name: &str, n: usize, k: usize, experts: usize, drops: bool) -> Value {
+        let mut values = Vec::with_capacity(n * k);
+        for t in 0..n {
+            let first = self.draw.below(experts) as usize;
+            for j in 0..k {
+                let dropped = drops && (t * k + j) % 5 == 3;
+                values.push(if dropped { -1 } else { ((first + j) % experts) as i32 });
+            }
+        }
+        self.ints(name, &[n, k], values)
+    }
+
+    /// The generator state.
+    pub fn rng(&mut self) -> Value {
+        self.ints("rng", &[4], random::state(11, 5).to_vec())
+    }
+
+    /// Appends the operation and ends the case with all its results as outputs.
+    pub fn finish(mut self, op: Op, operands: &[Value]) -> Case {
+        let y = self.b.op(op, operands);
+        let results = self.b.graph().node(y.node).results.len();
+        for slot in 0..results {
+            self.b.output(format!("y{slot}"), y.result(slot as u8));
+        }
+        self.end()
+    }
+
+    /// Ends a case whose outputs are declared.
+    pub fn end(self) -> Case {
+        let graph = self.b.finish().unwrap_or_else(|e| panic!("case {}: {e}", self.name));
+        Case {
+            name: self.name,
+            graph,
+            values: self.values,
+            differentiable: self.differentiable,
+            tolerance: self.tolerance,
+        }
+    }
+}
+
+fn elementwise(cases: &mut Vec<Case>) {
+    for u in Unary::ALL {
+        for shape in [vec![], vec![1], vec![7, 3], vec![33, 17]] {
+            let mut c = CaseBuilder::new(format!("{} {shape:?}", u.mnemonic()));
+            let x = match u {
+                Unary::Log | Unary::Sqrt | Unary::Recip => c.positive("x", &shape),
+                _ => c.normal("x", &shape),
+            };
+            cases.push(c.finish(Op::Unary(u), &[x]));
+        }
+        let mut c = CaseBuilder::new(format!("{} of large and small numbers", u.mnemonic()));
+        let wide = [-80.0, -20.0, -5.0, -1e-3, 0.0, 1e-3, 5.0, 20.0, 80.0];
+        let positive = wide.map(f64::abs).map(|x| x + 1e-3);
+        let values = match u {
+            Unary::Log | Unary::Sqrt | Unary::Recip => positive.to_vec(),
+            _ => wide.to_vec(),
+        };
+        let x = c.given("x", &[9], values);
+        cases.push(c.finish(Op::Unary(u), &[x]));
+    }
+    for f in Binary::ALL {
+        for shape in [vec![], vec![17], vec![3, 33]] {
+            let mut c = CaseBuilder::new(format!("{} {shape:?}", f.mnemonic()));
+            let (a, b) = (c.normal("a", &shape), c.positive("b", &shape));
+            cases.push(c.finish(Op::Binary(f), &[a, b]));
+        }
+        let mut c = CaseBuilder::new(format!("{} of equal numbers", f.mnemonic()));
+        let a = c.given("a", &[5], vec![1.0, 2.0, -3.0, 4.0, 1.5]);
+        let b = c.given("b", &[5], vec![1.0, 5.0, -3.0, 2.0, 1.5]);
+        cases.push(c.finish(Op::Binary(f), &[a, b]));
+    }
+    for shape in [vec![1], vec![7, 33]] {
+        let mut c = CaseBuilder::new(format!("select {shape:?}"));
+        let n: usize = shape.iter().product();
+        let q = c.given("q", &shape, (0..n).map(|i| (i % 3) as f64).collect());
+        let (a, b) = (c.normal("a", &shape), c.normal("b", &shape));
+        cases.push(c.finish(Op::Select, &[q, a, b]));
+    }
+    for (from, to) in [
+        (vec![], vec![3, 7]),
+        (vec![7], vec![3, 7]),
+        (vec![3, 1], vec![3, 7]),
+        (vec![1, 5], vec![4, 5]),
+        (vec![2, 1, 3], vec![2, 4, 3]),
+        (vec![33], vec![17, 33]),
+        (vec![1], vec![1]),
+    ] {
+        let mut c = CaseBuilder::new(format!("broadcast {from:?} to {to:?}"));
+        let x = c.normal("x", &from);
+        cases.push(c.finish(Op::Broadcast { shape: to }, &[x]));
+    }
+    let mut c = CaseBuilder::new("reshape");
+    let x = c.normal("x", &[6, 7]);
+    cases.push(c.finish(Op::Reshape { shape: vec![3, 14] }, &[x]));
+    let c = CaseBuilder::new("fill");
+    cases.push(c.finish(Op::Fill { value: (-2.5).into(), ty: TensorType::f32([3, 17]) }, &[]));
+
+    for (shape, inner) in [(vec![7, 3], 3), (vec![16, 32], 32), (vec![33, 17], 17)] {
+        let rows = shape[0];
+        let mut c = CaseBuilder::new(format!("fused with every access {shape:?}"));
+        let (x, bias) = (c.normal("x", &shape), c.normal("bias", &[inner]));
+        let (row, scalar) = (c.normal("row", &[rows]), c.normal("scalar", &[]));
+        let rng = c.rng();
+        let program = FusedProgram {
+            shape,
+            accesses: vec![Access::Full, Access::Repeat, Access::Stretch { inner }, Access::Scalar],
+            instructions: vec![
+                Instr::Load(0),
+                Instr::Load(1),
+                Instr::Binary(Binary::Add, 0, 1),
+                Instr::Load(2),
+                Instr::Binary(Binary::Mul, 2, 3),
+                Instr::Unary(Unary::Tanh, 4),
+                Instr::Load(3),
+                Instr::Const((-0.75).into()),
+                Instr::Binary(Binary::Less, 6, 7),
+                Instr::Select(8, 5, 4),
+                Instr::Dropout { value: 9, rate: 0.3.into(), key: 9 },
+            ],
+            results: vec![4, 10],
+        };
+        cases.push(c.finish(Op::Fused(program), &[x, bias, row, scalar, rng]));
+    }
+}
+
+fn reductions(cases: &mut Vec<Case>) {
+    for (shape, axes) in [
+        (vec![7], vec![0]),
+        (vec![3, 33], vec![0]),
+        (vec![3, 33], vec![1]),
+        (vec![17, 16], vec![0, 1]),
+        (vec![2, 3, 5], vec![1]),
+        (vec![2, 3, 5], vec![0, 2]),
+        (vec![4, 8, 16], vec![0]),
+        (vec![257, 64], vec![0]),
+        (vec![1, 1], vec![0, 1]),
+        (vec![5000], vec![0]),
+    ] {
+        let mut c = CaseBuilder::new(format!("sum of {shape:?} over {axes:?}"));
+        let x = c.normal("x", &shape);
+        cases.push(c.finish(Op::Sum { axes }, &[x]));
+    }
+    let mut c = CaseBuilder::new("sum of squares");
+    let (x, y, z) = (c.normal("x", &[33, 17]), c.normal("y", &[1]), c.normal("z", &[5000]));
+    cases.push(c.finish(Op::SumOfSquares, &[x, y, z]));
+}
+
+fn linear(cases: &mut Vec<Case>) {
+    for (m, k, n) in [
+        (1, 1, 1),
+        (3, 7, 17),
+        (17, 33, 3),
+        (33, 17, 65),
+        (7, 16, 16),
+        (48, 32, 64),
+        (64, 128, 48),
+        (13, 100, 40),
+        (512, 16, 8),
+        (6, 1030, 16),
+    ] {
+        for (transpose_a, transpose_b, bias) in
+            [(false, false, false), (false, true, true), (true, false, false), (true, true, true)]
+        {
+            let mut c = CaseBuilder::new(format!("matmul {m}x{k}x{n} ta={transpose_a} tb={transpose_b}"));
+            let a = c.normal("a", &if transpose_a { [k, m] } else { [m, k] });
+            let w = c.normal("b", &if transpose_b { [n, k] } else { [k, n] });
+            let mut operands = vec![a, w];
+            if bias {
+                operands.push(c.normal("bias", &[n]));
+            }
+            cases.push(c.finish(Op::MatMul { transpose_a, transpose_b, bias }, &operands));
+        }
+    }
+    let segments: [&[i32]; 6] =
+        [&[0, 7], &[0, 0, 5, 5], &[0, 3, 3, 10, 17], &[0, 17, 17, 17], &[0, 4, 9, 12], &[0, 20, 33, 33, 64, 64]];
+    for (case, offsets) in segments.into_iter().enumerate() {
+        let experts = offsets.len() - 1;
+        let kept = offsets[experts] as usize;
+        // One case has rows beyond the last segment: dropped slots.
+        let rows = if case == 4 { kept + 3 } else { kept.max(5) };
+        let (inner, outer) = [(3, 7), (17, 33), (16, 32), (1, 1), (12, 16), (32, 64)][case];
+        for transpose_b in [false, true] {
+            let mut c = CaseBuilder::new(format!("grouped matmul {offsets:?} {inner}->{outer} tb={transpose_b}"));
+            let x = c.normal("x", &[rows, inner]);
+            let w = c.normal("w", &if transpose_b { [experts, outer, inner] } else { [experts, inner, outer] });
+            let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
+            let mut operands = vec![x, w, o];
+            if transpose_b {
+                operands.push(c.normal("bias", &[experts, outer]));
+            }
+            cases.push(c.finish(Op::GroupedMatMul { transpose_b, bias: transpose_b }, &operands));
+        }
+        let mut c = CaseBuilder::new(format!("grouped matmul weight grad {offsets:?} {inner}->{outer}"));
+        let (dy, x) = (c.normal("dy", &[rows, outer]), c.normal("x", &[rows, inner]));
+        let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
+        cases.push(c.finish(Op::GroupedMatMulWeightGrad, &[dy, x, o]));
+        let mut c = CaseBuilder::new(format!("grouped sum {offsets:?} {outer}"));
+        let x = c.normal("x", &[rows, outer]);
+        let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
+        cases.push(c.finish(Op::GroupedSum, &[x, o]));
+    }
+}
+
+fn norms(cases: &mut Vec<Case>) {
+    for (rows, ch) in [(1, 1), (3, 7), (17, 33), (33, 16), (64, 128), (5, 48)] {
+        let epsilon = 1e-5.into();
+        let mut c = CaseBuilder::new(format!("layer norm {rows}x{ch}"));
+        let (x, g, s) = (c.normal("x", &[rows, ch]), c.positive("gain", &[ch]), c.normal("shift", &[ch]));
+        cases.push(c.finish(Op::LayerNorm { epsilon }, &[x, g, s]));
+        let mut c = CaseBuilder::new(format!("layer norm grad {rows}x{ch}"));
+        let (dy, x, g) = (c.normal("dy", &[rows, ch]), c.normal("x", &[rows, ch]), c.positive("gain", &[ch]));
+        let (mean, rstd) = (c.normal("mean", &[rows]), c.positive("rstd", &[rows]));
+        cases.push(c.finish(Op::LayerNormGrad, &[dy, x, g, mean, rstd]));
+        let mut c = CaseBuilder::new(format!("rms norm {rows}x{ch}"));
+        let (x, g) = (c.normal("x", &[rows, ch]), c.positive("gain", &[ch]));
+        cases.push(c.finish(Op::RmsNorm { epsilon }, &[x, g]));
+        let mut c = CaseBuilder::new(format!("rms norm grad {rows}x{ch}"));
+        let (dy, x, g) = (c.normal("dy", &[rows, ch]), c.normal("x", &[rows, ch]), c.positive("gain", &[ch]));
+        let rstd = c.positive("rstd", &[rows]);
+        cases.push(c.finish(Op::RmsNormGrad, &[dy, x, g, rstd]));
+        for op in [Op::Softmax, Op::LogSumExp] {
+            let mut c = CaseBuilder::new(format!("{} {rows}x{ch}", op.mnemonic()));
+            let x = c.normal("x", &[rows, ch]);
+            cases.push(c.finish(op, &[x]));
+        }
+        let mut c = CaseBuilder::new(format!("softmax grad {rows}x{ch}"));
+        let (dy, y) = (c.normal("dy", &[rows, ch]), c.positive("y", &[rows, ch]));
+        cases.push(c.finish(Op::SoftmaxGrad, &[dy, y]));
+    }
+    let mut c = CaseBuilder::new("softmax of large logits");
+    let x = c.given("x", &[2, 3], vec![1000.0, 999.0, -1000.0, -500.0, -500.0, -501.0]);
+    cases.push(c.finish(Op::Softmax, &[x]));
+}
+
+fn attention(cases: &mut Vec<Case>) {
+    for (batch, time, heads, d) in
+        [(1, 1, 1, 1), (2, 7, 1, 3), (3, 17, 2, 5), (1, 33, 3, 8), (2, 32, 4, 16), (1, 65, 1, 32)]
+    {
+        for dropout in [0.0, 0.4] {
+            let attrs = AttentionAttrs {
+                heads,
+                time,
+                scale: (d as f64).powf(-0.5).into(),
+                dropout: dropout.into(),
+                key: 3,
+            };
+            let (n, ch) = (batch * time, heads * d);
+            let name = format!("B={batch} T={time} H={heads} D={d} dropout={dropout}");
+            let mut c = CaseBuilder::new(format!("attention {name}"));
+            let qkv = c.normal("qkv", &[n, 3 * ch]);
+            let mut operands = vec![qkv];
+            if dropout > 0.0 {
+                operands.push(c.rng());
+            }
+            cases.push(c.finish(Op::Attention(attrs), &operands));
+
+            let mut c = CaseBuilder::new(format!("attention grad {name}")).tolerance(1e-4);
+            let dy = c.normal("dy", &[n, ch]);
+            let qkv = c.normal("qkv", &[n, 3 * ch]);
+            let mut forward = vec![qkv];
+            let rng = (dropout > 0.0).then(|| c.rng());
+            forward.extend(rng);
+            let y = c.b.op(Op::Attention(attrs), &forward);
+            let mut operands = vec![dy, qkv, y, y.result(1)];
+            operands.extend(rng);
+            c.differentiable.clear();
+            cases.push(c.finish(Op::AttentionGrad(attrs), &operands));
+        }
+    }
+    for inverse in [false, true] {
+        let mut c = CaseBuilder::new(format!("rotary inverse={inverse}"));
+        let qkv = c.normal("qkv", &[2 * 7, 3 * 3 * 6]);
+        cases.push(c.finish(Op::Rotary { heads: 3, time: 7, base: 10000.0.into(), inverse }, &[qkv]));
+    }
+}
+
+fn embedding_and_loss(cases: &mut Vec<Case>) {
+    for (n, v, ch) in [(1, 1, 1), (7, 3, 17), (33, 65, 16), (128, 5, 32)] {
+        let mut c = CaseBuilder::new(format!("embed N={n} V={v} C={ch}"));
+        let (ids, table) = (c.indices("ids", &[n], v), c.normal("table", &[v, ch]));
+        cases.push(c.finish(Op::Embed, &[ids, table]));
+        let mut c = CaseBuilder::new(format!("embed grad N={n} V={v} C={ch}"));
+        let (ids, dy) = (c.indices("ids", &[n], v), c.normal("dy", &[n, ch]));
+        cases.push(c.finish(Op::EmbedGrad { rows: v }, &[ids, dy]));
+        let mut c = CaseBuilder::new(format!("cross entropy N={n} V={v}"));
+        let (logits, targets) = (c.normal("logits", &[n, v]), c.indices("targets", &[n], v));
+        cases.push(c.finish(Op::CrossEntropy, &[logits, targets]));
+        let mut c = CaseBuilder::new(format!("cross entropy grad N={n} V={v}"));
+        let (dloss, logits) = (c.normal("dloss", &[]), c.normal("logits", &[n, v]));
+        let targets = c.indices("targets", &[n], v);
+        let forward = c.b.op(Op::CrossEntropy, &[logits, targets]);
+        c.differentiable.clear();
+        cases.push(c.finish(Op::CrossEntropyGrad, &[dloss, logits, forward.result(1), targets]));
+    }
+}
+
+fn randomness(cases: &mut Vec<Case>) {
+    for shape in [vec![1], vec![7, 33], vec![1000]] {
+        let mut c = CaseBuilder::new(format!("random normal {shape:?}")).tolerance(2e-5);
+        let rng = c.rng();
+        cases.push(c.finish(Op::RandomNormal { key: 4, shape: shape.clone() }, &[rng]));
+        let mut c = CaseBuilder::new(format!("random uniform {shape:?}")).tolerance(0.0);
+        let rng = c.rng();
+        cases.push(c.finish(Op::RandomUniform { key: 4, shape: shape.clone() }, &[rng]));
+        for rate in [0.0, 0.1, 0.9] {
+            let mut c = CaseBuilder::new(format!("dropout {rate} {shape:?}"));
+            let (x, rng) = (c.normal("x", &shape), c.rng());
+            cases.push(c.finish(Op::Dropout { rate: rate.into(), key: 2 }, &[x, rng]));
+        }
+    }
+}
+
+fn routing(cases: &mut Vec<Case>) {
+    for (n, e, k) in [(1, 1, 1), (7, 3, 1), (17, 4, 2), (33, 7, 3), (5, 8, 8), (64, 8, 2)] {
+        let name = format!("N={n} E={e} K={k}");
+        let mut c = CaseBuilder::new(format!("top k {name}"));
+        let x = c.normal("x", &[n, e]);
+        cases.push(c.finish(Op::TopK { k }, &[x]));
+        let mut c = CaseBuilder::new(format!("top k of ties {name}"));
+        let x = c.given("x", &[n, e], (0..n * e).map(|i| ((i * 5) % 3) as f64).collect());
+        cases.push(c.finish(Op::TopK { k }, &[x]));
+        let mut c = CaseBuilder::new(format!("count {name}"));
+        let i = c.experts("i", n, k, e, true);
+        cases.push(c.finish(Op::Count { size: e }, &[i]));
+        for capacity in [1, n.div_ceil(2), n * k] {
+            let mut c = CaseBuilder::new(format!("limit capacity {capacity} {name}"));
+            let i = c.experts("i", n, k, e, false);
+            cases.push(c.finish(Op::LimitCapacity { experts: e, capacity }, &[i]));
+        }
+        for drops in [false, true] {
+            let name = format!("{name} drops={drops}");
+            let mut c = CaseBuilder::new(format!("gather last {name}"));
+            let (x, i) = (c.normal("x", &[n, e]), c.experts("i", n, k, e, drops));
+            cases.push(c.finish(Op::GatherLast, &[x, i]));
+            let mut c = CaseBuilder::new(format!("scatter last {name}"));
+            let (x, i) = (c.normal("x", &[n, k]), c.experts("i", n, k, e, drops));
+            cases.push(c.finish(Op::ScatterLast { size: e }, &[x, i]));
+            let mut c = CaseBuilder::new(format!("sort by expert {name}"));
+            let i = c.experts("i", n, k, e, drops);
+            cases.push(c.finish(Op::SortByExpert { experts: e }, &[i]));
+            for ch in [3, 16] {
+                for weighted in [false, true] {
+                    let name = format!("{name} C={ch} weighted={weighted}");
+                    let mut c = CaseBuilder::new(format!("dispatch {name}"));
+                    let (x, i) = (c.normal("x", &[n, ch]), c.experts("i", n, k, e, drops));
+                    let sort = c.b.op(Op::SortByExpert { experts: e }, &[i]);
+                    let mut operands = vec![x, sort.result(1), sort.result(2)];
+                    if weighted {
+                        operands.push(c.normal("weights", &[n, k]));
+                    }
+                    cases.push(c.finish(Op::Dispatch { weighted }, &operands));
+                    let mut c = CaseBuilder::new(format!("combine {name}"));
+                    let (y, i) = (c.normal("y", &[n * k, ch]), c.experts("i", n, k, e, drops));
+                    let sort = c.b.op(Op::SortByExpert { experts: e }, &[i]);
+                    let mut operands = vec![y, sort.result(1), sort.result(2)];
+                    if weighted {
+                        operands.push(c.normal("weights", &[n, k]));
+                    }
+                    cases.push(c.finish(Op::Combine { weighted }, &operands));
+                }
+                let mut c = CaseBuilder::new(format!("combine weight grad {name} C={ch}"));
+                let (dz, y) = (c.normal("dz", &[n, ch]), c.normal("y", &[n * k, ch]));
+                let i = c.experts("i", n, k, e, drops);
+                let sort = c.b.op(Op::SortByExpert { experts: e }, &[i]);
+                cases.push(c.finish(Op::CombineWeightGrad, &[dz, y, sort.result(2)]));
+            }
+        }
+    }
+    let mut c = CaseBuilder::new("every token to one expert of four");
+    let (x, i) = (c.normal("x", &[9, 5]), c.ints("i", &[9, 1], vec![2; 9]));
+    let sort = c.b.op(Op::SortByExpert { experts: 4 }, &[i]);
+    let w = c.normal("w", &[4, 6, 5]);
+    let rows = c.b.op(Op::Dispatch { weighted: false }, &[x, sort.result(1), sort.result(2)]);
+    cases.push(c.finish(Op::GroupedMatMul { transpose_b: true, bias: false }, &[rows, w, sort]));
+}
+
+fn optimizer(cases: &mut Vec<Case>) {
+    let attrs = AdamWAttrs {
+        beta1: 0.9.into(),
+        beta2: 0.999.into(),
+        epsilon: 1e-8.into(),
+        weight_decay: 0.01.into(),
+    };
+    for n in [1, 33, 4096] {
+        for scaled in [false, true] {
+            let mut c = CaseBuilder::new(format!("adamw {n} scaled={scaled}"));
+            let shape = TensorType::f32([n]);
+            let values: Vec<f64> = (0..3 * n).map(|_| c.draw.normal()).collect();
+            let mut states = Vec::new();
+            for (i, name) in ["p", "m", "v"].into_iter().enumerate() {
+                let part: Vec<f64> = values[i * n..(i + 1) * n]
+                    .iter()
+                    .map(|x| if name == "v" { f64::from(x.abs() as f32) } else { *x })
+                    .collect();
+                c.values.insert(name.into(), Tensor::new([n], Data::F64(part)).unwrap());
+                states.push(c.b.state(name, shape.clone()));
+            }
+            let g = c.normal("g", &[n]);
+            let hyper = c.given("hyper", &[3], [1e-3f32, 0.271, 0.002_997].map(f64::from).to_vec());
+            let mut operands = vec![states[0], g, states[1], states[2], hyper];
+            if scaled {
+                operands.push(c.given("scale", &[], vec![0.25]));
+            }
+            let step = c.b.op(Op::AdamW(attrs), &operands);
+            for (i, name) in ["p", "m", "v"].into_iter().enumerate() {
+                c.b.update(name, step.result(i as u8));
+            }
+            cases.push(c.end());
+        }
+    }
+}
+
+/// The whole table.
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    elementwise(&mut cases);
+    reductions(&mut cases);
+    linear(&mut cases);
+    norms(&mut cases);
+    attention(&mut cases);
+    embedding_and_loss(&mut cases);
+    randomness(&mut cases);
+    routing(&mut cases);
+    optimizer(&mut cases);
+    cases
+}
+
+/// Number of kinds of operations, one more than the largest [`kind`].
+pub const KINDS: usize = 43;
+
+/// Number of an operation's kind. The match is exhaustive, so that an operation cannot be added without a case here.
+pub fn kind(op: &Op) -> usize {
+    match op {
+        Op::Input { .. } => 0,
+        Op::Parameter { .. } => 1,
+        Op::State { .. } => 2,
+        Op::Fill { .. } => 3,
+        Op::Reshape { .. } => 4,
+        Op::Broadcast { .. } => 5,
+        Op::Unary(_) => 6,
+        Op::Binary(_) => 7,
+        Op::Select => 8,
+        Op::Fused(_) => 9,
+        Op::Sum { .. } => 10,
+        Op::SumOfSquares => 11,
+        Op::MatMul { .. } => 12,
+        Op::GroupedMatMul { .. } => 13,
+        Op::GroupedMatMulWeightGrad => 14,
+        Op::GroupedSum => 15,
+        Op::LayerNorm { .. } => 16,
+        Op::LayerNormGrad => 17,
+        Op::RmsNorm { .. } => 18,
+        Op::RmsNormGrad => 19,
+        Op::Softmax => 20,
+        Op::SoftmaxGrad => 21,
+        Op::LogSumExp => 22,
+        Op::Attention(_) => 23,
+        Op::AttentionGrad(_) => 24,
+        Op::Rotary { .. } => 25,
+        Op::Embed => 26,
+        Op::EmbedGrad { .. } => 27,
+        Op::CrossEntropy => 28,
+        Op::CrossEntropyGrad => 29,
+        Op::RandomNormal { .. } => 30,
+        Op::RandomUniform { .. } => 31,
+        Op::Dropout { .. } => 32,
+        Op::TopK { .. } => 33,
+        Op::GatherLast => 34,
+        Op::ScatterLast { .. } => 35,
+        Op::Count { .. } => 36,
+        Op::LimitCapacity { .. } => 37,
+        Op::SortByExpert { .. } => 38,
+        Op::Dispatch { .. } => 39,
+        Op::Combine { .. } => 40,
+        Op::CombineWeightGrad => 41,
+        Op::AdamW(_) => 42,
+    }
+}

@@ -1,0 +1,127 @@
+//! Every differentiable operation against central differences in float64.
+
+use moec_ir::{Builder, Data, Graph, Op, Tensor, TensorType, evaluate, random};
+use moec_plan::{Wrt, differentiate};
+use moec_tests::cases::{self, Case};
+use std::collections::BTreeMap;
+
+/// PyTorch's gradcheck tolerances.
+const EPSILON: f64 = 1e-6;
+const ATOL: f64 = 1e-5;
+const RTOL: f64 = 1e-3;
+/// Elements checked of each tensor; a large one is sampled.
+const SAMPLES: usize = 24;
+
+/// Derivatives of derivatives are not defined, and some operations have none: with which no gradient is asked for.
+fn has_gradient(op: &Op) -> bool {
+    match op {
+        Op::Input { .. } | Op::Parameter { .. } | Op::State { .. } | Op::Fill { .. } => false,
+        Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Reshape { .. } | Op::Broadcast { .. } => true,
+        Op::Sum { .. } | Op::SumOfSquares | Op::MatMul { .. } | Op::GroupedMatMul { .. } => true,
+        Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Softmax | Op::LogSumExp => true,
+        Op::Attention(_) | Op::Rotary { .. } | Op::Embed | Op::CrossEntropy | Op::Dropout { .. } => true,
+        Op::TopK { .. } | Op::GatherLast | Op::ScatterLast { .. } => true,
+        Op::Dispatch { .. } | Op::Combine { .. } => true,
+        Op::Fused(_) | Op::GroupedMatMulWeightGrad | Op::GroupedSum | Op::LayerNormGrad | Op::RmsNormGrad => false,
+        Op::SoftmaxGrad | Op::AttentionGrad(_) | Op::EmbedGrad { .. } | Op::CrossEntropyGrad => false,
+        Op::RandomNormal { .. } | Op::RandomUniform { .. } | Op::Count { .. } | Op::LimitCapacity { .. } => false,
+        Op::SortByExpert { .. } | Op::CombineWeightGrad | Op::AdamW(_) => false,
+    }
+}
+
+/// Adds `objective = sum of every float output times a fixed random cotangent`.
+fn with_objective(case: &Case) -> Graph {
+    let outputs = case.graph.outputs().to_vec();
+    let mut b = Builder::extend(case.graph.clone());
+    let mut terms = Vec::new();
+    for (i, (_, y)) in outputs.into_iter().enumerate() {
+        let ty = b.ty(y).clone();
+        if ty != TensorType::f32(ty.shape.clone()) {
+            continue;
+        }
+        let rng = b.input("cotangent.rng", TensorType::i32([4]));
+        let cotangent = b.op(Op::RandomNormal { key: 1000 + i as u32, shape: ty.shape }, &[rng]);
+        let product = b.mul(y, cotangent);
+        terms.push(b.sum_all(product));
+    }
+    let first = terms[0];
+    let objective = terms[1..].iter().fold(first, |sum, &t| b.add(sum, t));
+    b.output("objective", objective);
+    b.finish().unwrap()
+}
+
+fn objective(graph: &Graph, values: &BTreeMap<String, Tensor>) -> f64 {
+    evaluate(graph, values).unwrap().outputs["objective"].item().unwrap()
+}
+
+fn nudged(values: &BTreeMap<String, Tensor>, name: &str, element: usize, by: f64) -> BTreeMap<String, Tensor> {
+    let mut values = values.clone();
+    let tensor = &values[name];
+    let mut elements = tensor.to_f64();
+    elements[element] += by;
+    let tensor = Tensor::new(tensor.shape().to_vec(), Data::F64(elements)).unwrap();
+    values.insert(name.into(), tensor);
+    values
+}
+
+fn check(case: &Case) {
+    let graph = with_objective(case);
+    let mut values = case.values.clone();
+    values.insert("cotangent.rng".into(), Tensor::ints(random::state(3, 1)));
+    let derived = differentiate(&graph, "objective", &Wrt::Nodes(case.differentiable.clone()))
+        .unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let found = evaluate(&derived, &values).unwrap_or_else(|e| panic!("{}: {e}", case.name)).outputs;
+    for name in &case.differentiable {
+        let gradient = found[&format!("grad.{name}")].to_f64();
+        let count = gradient.len();
+        for s in 0..count.min(SAMPLES) {
+            let element = if count <= SAMPLES { s } else { (s * 7919 + 13) % count };
+            let above = objective(&graph, &nudged(&values, name, element, EPSILON));
+            let below = objective(&graph, &nudged(&values, name, element, -EPSILON));
+            let expected = (above - below) / (2.0 * EPSILON);
+            assert!(
+                (gradient[element] - expected).abs() <= ATOL + RTOL * expected.abs(),
+                "{}: d/d{name}[{element}] is {}, central differences give {expected}",
+                case.name,
+                gradient[element]
+            );
+        }
+    }
+}
+
+#[test]
+fn every_operation_agrees_with_central_differences() {
+    let mut checked = [false; cases::KINDS];
+    let mut needed = [false; cases::KINDS];
+    for case in cases::all() {
+        let ops: Vec<Op> = case.graph.ids().map(|id| case.graph.node(id).op.clone()).collect();
+        for op in &ops {
+            needed[cases::kind(op)] |= has_gradient(op);
+        }
+        let differentiable = ops.iter().all(|op| has_gradient(op) || is_constant_to_the_gradient(op));
+        if case.differentiable.is_empty() || !differentiable {
+            continue;
+        }
+        check(&case);
+        for op in &ops {
+            checked[cases::kind(op)] = true;
+        }
+    }
+    for (kind, needed) in needed.iter().enumerate() {
+        assert!(!needed || checked[kind], "no gradient case for operation kind {kind}");
+    }
+}
+
+/// Sources and index operations: they may be part of a differentiated case.
+fn is_constant_to_the_gradient(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Input { .. }
+            | Op::Parameter { .. }
+            | Op::State { .. }
+            | Op::Fill { .. }
+            | Op::SortByExpert { .. }
+            | Op::LimitCapacity { .. }
+            | Op::Count { .. }
+    )
+}
