@@ -29,6 +29,11 @@ pub enum InferError {
     },
 }
 
+/// Product of extents, saturating so that a hostile shape is reported and not wrapped around.
+fn product(extents: &[usize]) -> usize {
+    extents.iter().fold(1, |n, &d| n.saturating_mul(d))
+}
+
 struct Check<'a> {
     op: &'static str,
     types: &'a [&'a TensorType],
@@ -94,7 +99,7 @@ impl<'a> Check<'a> {
     fn rows(&self, i: usize) -> Result<(usize, usize), InferError> {
         let shape = self.float(i)?;
         match shape.split_last() {
-            Some((&c, rest)) => Ok((rest.iter().product(), c)),
+            Some((&c, rest)) => Ok((product(rest), c)),
             None => self.fail(format!("operand {i} must have at least one axis")),
         }
     }
@@ -187,7 +192,7 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             c.require(k == inner, || {
                 format!("inner extents differ: {inner} (of {}) and {k} (of {})", c.ty(0), c.ty(1))
             })?;
-            c.is(2, &TensorType::i32([e + 1]))?;
+            c.is(2, &TensorType::i32([e.saturating_add(1)]))?;
             if *bias {
                 c.is(3, &f32s(&[e, n]))?;
             }
@@ -352,7 +357,11 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
         Op::SortByExpert { experts } => {
             c.arity(1)?;
             let (n, k) = c.int_matrix(0)?;
-            vec![TensorType::i32([experts + 1]), TensorType::i32([n.saturating_mul(k)]), TensorType::i32([n, k])]
+            vec![
+                TensorType::i32([experts.saturating_add(1)]),
+                TensorType::i32([n.saturating_mul(k)]),
+                TensorType::i32([n, k]),
+            ]
         }
         Op::Dispatch { weighted } => {
             c.arity(3 + usize::from(*weighted))?;
@@ -373,7 +382,7 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             let (n, ch) = c.float_matrix(0)?;
             let (rows, ch2) = c.float_matrix(1)?;
             let (n2, k) = c.int_matrix(2)?;
-            c.require(ch == ch2 && n == n2 && rows == n * k, || {
+            c.require(ch == ch2 && n == n2 && rows == n.saturating_mul(k), || {
                 format!("{}, {} and {} do not fit", c.ty(0), c.ty(1), c.ty(2))
             })?;
             vec![f32s(&[n, k])]
@@ -405,11 +414,12 @@ fn offsets(c: &Check<'_>, i: usize) -> Result<usize, InferError> {
 fn slots(c: &Check<'_>, order: usize, tokens: usize, weighted: bool) -> Result<usize, InferError> {
     let (n, k) = c.int_matrix(order + 1)?;
     c.require(n == tokens, || format!("{} is for {n} tokens, not {tokens}", c.ty(order + 1)))?;
-    c.is(order, &TensorType::i32([n * k]))?;
+    let rows = n.saturating_mul(k);
+    c.is(order, &TensorType::i32([rows]))?;
     if weighted {
         c.is(order + 2, &TensorType::f32([n, k]))?;
     }
-    Ok(n * k)
+    Ok(rows)
 }
 
 /// Checks a `qkv` operand; returns N and C.
@@ -425,7 +435,7 @@ fn attention_qkv(c: &Check<'_>, i: usize, heads: usize, time: usize) -> Result<(
 fn fused(c: &Check<'_>, p: &FusedProgram) -> Result<Vec<TensorType>, InferError> {
     use crate::op::Access;
     c.arity(p.accesses.len() + usize::from(p.uses_random()))?;
-    let total = p.shape.iter().product::<usize>();
+    let total = product(&p.shape);
     for (i, access) in p.accesses.iter().enumerate() {
         c.float(i)?;
         let n = c.ty(i).elements();

@@ -18,6 +18,7 @@
 //! ```
 
 mod build;
+mod eval;
 mod graph;
 mod ids;
 mod infer;
@@ -28,6 +29,7 @@ mod tensor;
 mod types;
 
 pub use build::Builder;
+pub use eval::{EvalError, Evaluation, MAX_ELEMENTS, evaluate, evaluate_op};
 pub use graph::{Graph, GraphError, Node};
 pub use ids::{NodeId, Origin, Value};
 pub use infer::{InferError, infer};

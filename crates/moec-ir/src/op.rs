@@ -4,7 +4,9 @@
 //! evaluator (meaning), the gradient pass and the kernel choice, so rustc lists the places when one is added.
 //!
 //! Conventions: tensors are row-major; weights of linear maps are `[out, in]` as in PyTorch; an index of -1 means
-//! "no expert" or "no row" and is skipped by every operation that reads indices; ties go to the lower index.
+//! "no expert" or "no row" and is skipped by every operation that reads indices of experts, slots or rows; token ids and
+//! targets are always within the vocabulary; ties go to the lower index. NaN goes through every function of floats
+//! except comparisons and signs, and [`Op::TopK`] takes it for smaller than everything.
 
 use crate::types::{Real, TensorType};
 
