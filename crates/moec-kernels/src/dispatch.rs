@@ -1,0 +1,242 @@
+//! Which kernels a step of a plan launches. The match is exhaustive: a new operation does not compile without kernels.
+
+use moec_ir::{Access, DType, FusedProgram, Instr, Op, TensorType};
+use moec_plan::Step;
+
+use crate::kernels::{
+    adamw, attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, matmul, norm, random, reduce, routing,
+    softmax, top_k,
+};
+use crate::launch::{Arg, Launcher};
+
+/// A buffer of a step with its type.
+#[derive(Clone, Debug)]
+pub(crate) struct Operand {
+    /// The buffer.
+    pub(crate) arg: Arg,
+    /// Its type.
+    pub(crate) ty: TensorType,
+}
+
+impl Operand {
+    fn shape(&self) -> &[usize] {
+        &self.ty.shape
+    }
+
+    /// Extents of a matrix; a vector counts as one row.
+    fn matrix(&self) -> (usize, usize) {
+        match self.shape() {
+            [] => (1, 1),
+            [.., c] if *c == 0 => (0, 0),
+            [.., c] => (self.arg.elements() / c, *c),
+        }
+    }
+}
+
+/// Launches the kernels of one step. Operands and results have the types that inference gives for the operation.
+pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
+    let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
+    // Every operation over nothing is a sum over nothing.
+    if x.iter().chain(y).any(|o| o.arg.elements() == 0) {
+        for o in y.iter().filter(|o| o.arg.elements() > 0 && o.ty.dtype == DType::F32) {
+            fill::launch(l, o.arg, 0.0);
+        }
+        return;
+    }
+    match &step.op {
+        Op::Input { .. } | Op::Parameter { .. } | Op::State { .. } => {}
+        Op::Fill { value, .. } => fill::launch(l, r(0), value.get() as f32),
+        Op::Reshape { .. } => copy::launch(l, a(0), r(0)),
+        Op::Broadcast { shape } => match broadcast_access(x[0].shape(), shape) {
+            Some(access) => fused::launch(l, &one(shape, vec![access], Vec::new()), &[a(0)], None, &[r(0)]),
+            None => copy::broadcast(l, a(0), r(0), x[0].shape(), shape),
+        },
+
+        Op::Unary(f) => {
+            let program = one(y[0].shape(), vec![Access::Full], vec![Instr::Unary(*f, 0)]);
+            fused::launch(l, &program, &[a(0)], None, &[r(0)]);
+        }
+        Op::Binary(f) => {
+            let program = one(y[0].shape(), vec![Access::Full; 2], vec![Instr::Binary(*f, 0, 1)]);
+            fused::launch(l, &program, &[a(0), a(1)], None, &[r(0)]);
+        }
+        Op::Select => {
+            let program = one(y[0].shape(), vec![Access::Full; 3], vec![Instr::Select(0, 1, 2)]);
+            fused::launch(l, &program, &[a(0), a(1), a(2)], None, &[r(0)]);
+        }
+        Op::Dropout { rate, key } => {
+            let instr = Instr::Dropout { value: 0, rate: *rate, key: *key };
+            let program = one(y[0].shape(), vec![Access::Full], vec![instr]);
+            fused::launch(l, &program, &[a(0)], Some(a(1)), &[r(0)]);
+        }
+        Op::Fused(program) => {
+            let floats: Vec<Arg> = x.iter().take(program.accesses.len()).map(|o| o.arg).collect();
+            let rng = program.uses_random().then(|| a(floats.len()));
+            let results: Vec<Arg> = y.iter().map(|o| o.arg).collect();
+            fused::launch(l, program, &floats, rng, &results);
+        }
+
+        Op::Sum { axes } => reduce::sum(l, a(0), r(0), x[0].shape(), axes),
+        Op::SumOfSquares => {
+            let operands: Vec<Arg> = x.iter().map(|o| o.arg).collect();
+            reduce::sum_of_squares(l, &operands, r(0));
+        }
+
+        Op::MatMul { transpose_a, transpose_b, bias } => {
+            let ((m, n), (p, q)) = (y[0].matrix(), x[0].matrix());
+            let k = if *transpose_a { p } else { q };
+            matmul::launch(l, a(0), a(1), bias.then(|| a(2)), r(0), m, n, k, *transpose_a, *transpose_b);
+        }
+        Op::GroupedMatMul { transpose_b, bias } => {
+            let ((rows, inner), (_, outer)) = (x[0].matrix(), y[0].matrix());
+            let experts = a(2).elements() - 1;
+            let bias = bias.then(|| a(3));
+            let (x, w, offsets, y) = (a(0), a(1), a(2), r(0));
+            grouped_matmul::forward(l, x, w, offsets, bias, y, rows, experts, inner, outer, *transpose_b);
+        }
+        Op::GroupedMatMulWeightGrad => {
+            let ((rows, outer), (_, inner)) = (x[0].matrix(), x[1].matrix());
+            let experts = a(2).elements() - 1;
+            grouped_matmul::weight_grad(l, a(0), a(1), a(2), r(0), rows, experts, outer, inner);
+        }
+        Op::GroupedSum => {
+            let (rows, outer) = x[0].matrix();
+            reduce::grouped_sum(l, a(0), a(1), r(0), rows, a(1).elements() - 1, outer);
+        }
+
+        Op::LayerNorm { epsilon } => {
+            let (rows, channels) = x[0].matrix();
+            norm::layer_norm(l, a(0), a(1), a(2), r(0), r(1), r(2), rows, channels, epsilon.get() as f32);
+        }
+        Op::LayerNormGrad => {
+            let (rows, channels) = x[0].matrix();
+            norm::layer_norm_grad(l, a(0), a(1), a(2), a(3), a(4), r(0), r(1), r(2), rows, channels);
+        }
+        Op::RmsNorm { epsilon } => {
+            let (rows, channels) = x[0].matrix();
+            norm::rms_norm(l, a(0), a(1), r(0), r(1), rows, channels, epsilon.get() as f32);
+        }
+        Op::RmsNormGrad => {
+            let (rows, channels) = x[0].matrix();
+            norm::rms_norm_grad(l, a(0), a(1), a(2), a(3), r(0), r(1), rows, channels);
+        }
+
+        Op::Softmax => {
+            let (rows, m) = x[0].matrix();
+            softmax::softmax(l, a(0), r(0), rows, m);
+        }
+        Op::SoftmaxGrad => {
+            let (rows, m) = x[0].matrix();
+            softmax::softmax_grad(l, a(0), a(1), r(0), rows, m);
+        }
+        Op::LogSumExp => {
+            let (rows, m) = x[0].matrix();
+            softmax::log_sum_exp(l, a(0), r(0), rows, m);
+        }
+
+        Op::Attention(attrs) => {
+            let (tokens, channels) = y[0].matrix();
+            let rng = x.get(1).map(|o| o.arg);
+            attention::forward(l, a(0), rng, r(0), r(1), attrs, tokens, channels);
+        }
+        Op::AttentionGrad(attrs) => {
+            let (tokens, channels) = x[0].matrix();
+            let rng = x.get(4).map(|o| o.arg);
+            attention::backward(l, a(0), a(1), a(2), a(3), rng, r(0), attrs, tokens, channels);
+        }
+        Op::Rotary { heads, time, base, inverse } => {
+            let (tokens, channels3) = x[0].matrix();
+            attention::rotary(l, a(0), r(0), *heads, *time, base.get() as f32, *inverse, tokens, channels3 / 3);
+        }
+
+        Op::Embed => {
+            let ((rows, channels), tokens) = (x[1].matrix(), a(0).elements());
+            embed::embed(l, a(0), a(1), r(0), tokens, rows, channels);
+        }
+        Op::EmbedGrad { rows } => {
+            let (tokens, channels) = x[1].matrix();
+            embed::embed_grad(l, a(0), a(1), r(0), tokens, *rows, channels);
+        }
+        Op::CrossEntropy => {
+            let (tokens, vocab) = x[0].matrix();
+            cross_entropy::forward(l, a(0), a(1), r(0), r(1), tokens, vocab);
+        }
+        Op::CrossEntropyGrad => {
+            let (tokens, vocab) = x[1].matrix();
+            cross_entropy::backward(l, a(0), a(1), a(2), a(3), r(0), tokens, vocab);
+        }
+
+        Op::RandomNormal { key, .. } => random::normal(l, a(0), r(0), *key),
+        Op::RandomUniform { key, .. } => random::uniform(l, a(0), r(0), *key),
+
+        Op::TopK { k } => {
+            let (rows, extent) = x[0].matrix();
+            top_k::top_k(l, a(0), r(0), r(1), rows, extent, *k);
+        }
+        Op::GatherLast => {
+            let ((rows, extent), (_, k)) = (x[0].matrix(), x[1].matrix());
+            top_k::gather_last(l, a(0), a(1), r(0), rows, extent, k);
+        }
+        Op::ScatterLast { size } => {
+            let (rows, k) = x[0].matrix();
+            top_k::scatter_last(l, a(0), a(1), r(0), rows, k, *size);
+        }
+        Op::Count { size } => top_k::count(l, a(0), r(0), *size),
+        Op::LimitCapacity { experts, capacity } => routing::limit_capacity(l, a(0), r(0), *experts, *capacity),
+
+        Op::SortByExpert { experts } => routing::sort_by_expert(l, a(0), r(0), r(1), r(2), *experts),
+        Op::Dispatch { .. } => {
+            let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
+            let weights = x.get(3).map(|o| o.arg);
+            routing::dispatch(l, a(0), a(1), weights, r(0), tokens, slots / tokens, channels);
+        }
+        Op::Combine { .. } => {
+            let ((tokens, channels), slots) = (y[0].matrix(), a(2).elements());
+            let weights = x.get(3).map(|o| o.arg);
+            routing::combine(l, a(0), a(2), weights, r(0), tokens, slots / tokens, channels);
+        }
+        Op::CombineWeightGrad => {
+            let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
+            routing::combine_weight_grad(l, a(0), a(1), a(2), r(0), tokens, slots / tokens, channels);
+        }
+
+        Op::AdamW(attrs) => {
+            let scale = x.get(5).map(|o| o.arg);
+            adamw::launch(l, [a(0), a(2), a(3)], a(1), a(4), scale, [r(0), r(1), r(2)], attrs);
+        }
+    }
+}
+
+/// A fused program that loads its operands and applies at most one instruction.
+fn one(shape: &[usize], accesses: Vec<Access>, last: Vec<Instr>) -> FusedProgram {
+    let mut instructions: Vec<Instr> = (0..accesses.len()).map(Instr::Load).collect();
+    instructions.extend(last);
+    let results = vec![instructions.len() - 1];
+    FusedProgram { shape: shape.to_vec(), accesses, instructions, results }
+}
+
+/// How a fused program reads an operand of shape `from` that is broadcast to shape `to`, if it can.
+fn broadcast_access(from: &[usize], to: &[usize]) -> Option<Access> {
+    let (elements, total): (usize, usize) = (from.iter().product(), to.iter().product());
+    if elements == total {
+        return Some(Access::Full);
+    }
+    if elements == 1 {
+        return Some(Access::Scalar);
+    }
+    let lead = to.len() - from.len();
+    let repeated: Vec<bool> = (0..to.len()).map(|i| i < lead || from[i - lead] != to[i]).collect();
+    // Axes of extent 1 in the result fit either side.
+    let kept = |i: usize| !repeated[i] && to[i] != 1;
+    let (first, last) = ((0..to.len()).find(|&i| kept(i))?, (0..to.len()).rev().find(|&i| kept(i))?);
+    if (first..=last).any(|i| repeated[i]) {
+        return None;
+    }
+    let inner: usize = to[last + 1..].iter().product();
+    let outer: usize = to[..first].iter().product();
+    match (outer, inner) {
+        (_, 1) => Some(Access::Repeat),
+        (1, _) => Some(Access::Stretch { inner }),
+        _ => None,
+    }
+}
