@@ -5,11 +5,15 @@
 mod autodiff;
 mod backend;
 mod error;
+mod memory;
 mod optimizer;
 mod plan;
+mod planner;
+mod schedule;
 
 pub use autodiff::{Wrt, differentiate};
 pub use backend::{Backend, BackendError, Session};
 pub use error::PlanError;
 pub use optimizer::{OptimizerConfig, add_optimizer};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
+pub use planner::plan;

@@ -122,9 +122,9 @@ impl Program {
         self.plans.iter().find(|p| p.name == name)
     }
 
-    /// Bytes of all persistent tensors.
+    /// Bytes of all persistent tensors, saturating.
     pub fn state_bytes(&self) -> usize {
-        self.states.iter().map(|s| s.ty.bytes()).sum()
+        self.states.iter().fold(0, |sum, s| sum.saturating_add(s.ty.bytes()))
     }
 
     /// Bytes of the largest arena; plans run one at a time and may share it.

@@ -1,0 +1,499 @@
+//! Which steps to run, in which order, over which regions of memory.
+//!
+//! A *region* is a piece of memory with one owner at a time: a persistent tensor, an input, or a result. Reshapes are
+//! not steps but further buffers on the region of their operand, persistent tensors included.
+//!
+//! # Updates
+//! A persistent tensor has its old value until its update. AdamW runs in place: its result buffers are the storage of
+//! the tensors that it updates, and every other reader of the old values is ordered before it. Another operation that
+//! ends in an update writes the tensor directly if it does not read it and all its readers can run before. Everything
+//! else goes through a copy at the end. Where AdamW cannot run in place on a persistent tensor, its operand is copied
+//! to the result first, so that it always finds operand and result in the same place.
+//!
+//! # Copies
+//! A step whose operation is [`Op::Reshape`] copies its operand to its result; there are no other reshapes among steps.
+//! An output that is a persistent tensor or an input is a copy too, so outputs stay valid when those change.
+//!
+//! # Order
+//! Nodes run in the order of the graph, which follows the model, with two exceptions that keep memory low: a step that
+//! frees at least what it allocates runs as soon as it can (AdamW right after its gradient, unless clipping needs all
+//! gradients first), and a step that reads no intermediate result waits for its first reader.
+
+use crate::error::PlanError;
+use crate::plan::BufferId;
+use indexmap::IndexMap;
+use moec_ir::{Graph, NodeId, Op, Origin, TensorType, Value};
+use std::collections::BTreeSet;
+
+/// What a region is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RegionKind {
+    /// A persistent tensor of the program.
+    State(usize),
+    /// Written by the caller.
+    Input,
+    /// Read by the caller.
+    Output,
+    /// Lives from its first write to its last read.
+    Temporary,
+}
+
+/// A piece of memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Region {
+    pub(crate) kind: RegionKind,
+    pub(crate) bytes: usize,
+}
+
+/// A buffer before its region has a place.
+#[derive(Clone, Debug)]
+pub(crate) struct Draft {
+    pub(crate) name: String,
+    pub(crate) ty: TensorType,
+    pub(crate) region: usize,
+}
+
+/// A step before it has a place in the order.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) name: String,
+    pub(crate) op: Op,
+    pub(crate) operands: Vec<BufferId>,
+    pub(crate) results: Vec<BufferId>,
+    pub(crate) origin: Option<Origin>,
+    /// Tasks that must run before.
+    after: BTreeSet<usize>,
+}
+
+/// The tasks of one function and the memory they work on.
+#[derive(Debug)]
+pub(crate) struct Tasks {
+    pub(crate) regions: Vec<Region>,
+    pub(crate) drafts: Vec<Draft>,
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) inputs: Vec<(String, BufferId)>,
+    pub(crate) outputs: Vec<(String, BufferId)>,
+}
+
+/// Where a value comes from once reshapes are looked through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    State(usize),
+    Input,
+    Task { task: usize, slot: usize },
+}
+
+/// Operand of AdamW that result 0, 1, 2 replaces: the parameter and its two moments.
+const ADAMW_IN_PLACE: [usize; 3] = [0, 2, 3];
+
+/// Buffers and sources of the values of a graph while its tasks are collected.
+struct Collector<'a> {
+    function: &'a str,
+    graph: &'a Graph,
+    out: Tasks,
+    /// By node and slot, for live nodes.
+    values: Vec<Vec<(BufferId, Source)>>,
+    /// Region of each persistent tensor that this function uses.
+    state_regions: IndexMap<usize, usize>,
+    /// Tasks that read the old value of a persistent tensor.
+    readers: IndexMap<usize, BTreeSet<usize>>,
+}
+
+impl Tasks {
+    /// Collects the tasks of a graph. `states` maps the name of a persistent tensor to its number.
+    pub(crate) fn collect(
+        function: &str,
+        graph: &Graph,
+        states: &IndexMap<String, TensorType>,
+    ) -> Result<Tasks, PlanError> {
+        let out = Tasks { regions: vec![], drafts: vec![], tasks: vec![], inputs: vec![], outputs: vec![] };
+        let mut c = Collector {
+            function,
+            graph,
+            out,
+            values: vec![vec![]; graph.len()],
+            state_regions: IndexMap::new(),
+            readers: IndexMap::new(),
+        };
+        let live = live(graph);
+        for id in graph.ids().filter(|id| live[id.index()]) {
+            c.node(id, states)?;
+        }
+        let rest = c.copy_sources_to_outputs();
+        c.updates(states)?;
+        c.adamw_in_place();
+        c.outputs(&rest);
+        Ok(c.out)
+    }
+
+    /// Tasks in the order of the graph.
+    pub(crate) fn graph_order(&self) -> Vec<usize> {
+        self.order(false)
+    }
+
+    /// Tasks in the order of the graph, except that what frees memory runs early and what only takes it runs late.
+    pub(crate) fn eager_order(&self) -> Vec<usize> {
+        self.order(true)
+    }
+
+    fn order(&self, eager: bool) -> Vec<usize> {
+        let n = self.tasks.len();
+        let mut users = vec![Vec::new(); n];
+        let mut missing = vec![0usize; n];
+        for (i, t) in self.tasks.iter().enumerate() {
+            missing[i] = t.after.len();
+            for &p in &t.after {
+                users[p].push(i);
+            }
+        }
+        let key = self.keys(&users);
+        let reads: Vec<Vec<usize>> = self.tasks.iter().map(|t| self.temporaries(&t.operands)).collect();
+        let writes: Vec<Vec<usize>> = self.tasks.iter().map(|t| self.temporaries(&t.results)).collect();
+        let mut unread = vec![0usize; self.regions.len()];
+        for &region in reads.iter().flatten() {
+            unread[region] += 1;
+        }
+        let mut written = vec![false; self.regions.len()];
+        let mut ready: BTreeSet<(usize, usize)> = (0..n).filter(|&i| missing[i] == 0).map(|i| (key[i], i)).collect();
+        let mut order = Vec::with_capacity(n);
+        while let Some(&first) = ready.first() {
+            let bytes = |regions: &[usize], counts: &dyn Fn(usize) -> bool| -> i128 {
+                regions.iter().filter(|&&r| counts(r)).map(|&r| self.regions[r].bytes as i128).sum()
+            };
+            let growth = |i: usize| bytes(&writes[i], &|r| !written[r]) - bytes(&reads[i], &|r| unread[r] == 1);
+            let shrinking = ready
+                .iter()
+                .filter(|&&(_, i)| eager && !reads[i].is_empty())
+                .map(|&(k, i)| (growth(i), k, i))
+                .filter(|&(g, ..)| g <= 0)
+                .min();
+            let next = shrinking.map_or(first, |(_, k, i)| (k, i));
+            ready.remove(&next);
+            let i = next.1;
+            order.push(i);
+            for &region in &writes[i] {
+                written[region] = true;
+            }
+            for &region in &reads[i] {
+                unread[region] -= 1;
+            }
+            for &u in &users[i] {
+                missing[u] -= 1;
+                if missing[u] == 0 {
+                    ready.insert((key[u], u));
+                }
+            }
+        }
+        order
+    }
+
+    /// Position of a task in the wanted order: its own, or that of its first user if it waits for nothing.
+    fn keys(&self, users: &[Vec<usize>]) -> Vec<usize> {
+        let mut key: Vec<usize> = (0..self.tasks.len()).collect();
+        for i in (0..self.tasks.len()).rev().filter(|&i| self.tasks[i].after.is_empty()) {
+            key[i] = users[i].iter().map(|&u| key[u]).min().map_or(i, |first| first.max(i));
+        }
+        key
+    }
+
+    /// The temporary regions among some buffers, each once.
+    fn temporaries(&self, buffers: &[BufferId]) -> Vec<usize> {
+        let regions: BTreeSet<usize> = buffers.iter().map(|b| self.drafts[b.index()].region).collect();
+        regions.into_iter().filter(|&r| self.regions[r].kind == RegionKind::Temporary).collect()
+    }
+}
+
+/// Nodes that an output or an update depends on, and all inputs: they are the interface of the function.
+fn live(graph: &Graph) -> Vec<bool> {
+    let mut live = vec![false; graph.len()];
+    for (_, v) in graph.outputs().iter().chain(graph.updates()) {
+        live[v.node.index()] = true;
+    }
+    for id in graph.ids().rev() {
+        if matches!(graph.node(id).op, Op::Input { .. }) {
+            live[id.index()] = true;
+        }
+        if live[id.index()] {
+            for v in graph.operands(id) {
+                live[v.node.index()] = true;
+            }
+        }
+    }
+    live
+}
+
+impl Collector<'_> {
+    fn value(&self, v: Value) -> (BufferId, Source) {
+        self.values[v.node.index()][usize::from(v.slot)]
+    }
+
+    fn region(&mut self, kind: RegionKind, bytes: usize) -> usize {
+        self.out.regions.push(Region { kind, bytes });
+        self.out.regions.len() - 1
+    }
+
+    fn buffer(&mut self, name: impl Into<String>, ty: TensorType, region: usize) -> BufferId {
+        self.out.drafts.push(Draft { name: name.into(), ty, region });
+        BufferId((self.out.drafts.len() - 1) as u32)
+    }
+
+    fn region_of(&self, b: BufferId) -> usize {
+        self.out.drafts[b.index()].region
+    }
+
+    fn state_region(&mut self, state: usize, bytes: usize) -> usize {
+        if let Some(&r) = self.state_regions.get(&state) {
+            return r;
+        }
+        let r = self.region(RegionKind::State(state), bytes);
+        self.state_regions.insert(state, r);
+        r
+    }
+
+    /// Adds a task that reads values with these sources.
+    fn task(&mut self, task: Task, sources: &[Source]) -> usize {
+        let index = self.out.tasks.len();
+        self.out.tasks.push(task);
+        for &source in sources {
+            self.reads(index, source);
+        }
+        index
+    }
+
+    /// Notes that `task` reads from `source`.
+    fn reads(&mut self, task: usize, source: Source) {
+        match source {
+            Source::State(s) => {
+                self.readers.entry(s).or_default().insert(task);
+            }
+            Source::Input => {}
+            Source::Task { task: producer, .. } => {
+                self.out.tasks[task].after.insert(producer);
+            }
+        }
+    }
+
+    fn copy(&mut self, name: String, from: (BufferId, Source), to: BufferId, origin: Option<Origin>) -> usize {
+        let op = Op::Reshape { shape: self.out.drafts[to.index()].ty.shape.clone() };
+        let task = Task { name, op, operands: vec![from.0], results: vec![to], origin, after: BTreeSet::new() };
+        self.task(task, &[from.1])
+    }
+
+    /// Gives a live node its buffers and, unless it only names memory, its task.
+    fn node(&mut self, id: NodeId, states: &IndexMap<String, TensorType>) -> Result<(), PlanError> {
+        let node = self.graph.node(id);
+        let values = match &node.op {
+            Op::Parameter { name, ty } | Op::State { name, ty } => {
+                // Every source of the graph was declared before; see `plan`.
+                let state = states.get_index_of(name).unwrap_or(usize::MAX);
+                let region = self.state_region(state, ty.bytes());
+                vec![(self.buffer(name, ty.clone(), region), Source::State(state))]
+            }
+            Op::Input { name, ty } => {
+                let known = self.out.inputs.iter().find(|(n, _)| n == name).map(|&(_, b)| b);
+                let buffer = match known {
+                    Some(b) if &self.out.drafts[b.index()].ty == ty => b,
+                    Some(b) => {
+                        return Err(PlanError::StateConflict {
+                            name: name.clone(),
+                            first: format!("an input {}", self.out.drafts[b.index()].ty),
+                            second: format!("an input {ty}"),
+                        });
+                    }
+                    None => {
+                        let region = self.region(RegionKind::Input, ty.bytes());
+                        let b = self.buffer(name, ty.clone(), region);
+                        self.out.inputs.push((name.clone(), b));
+                        b
+                    }
+                };
+                vec![(buffer, Source::Input)]
+            }
+            Op::Reshape { .. } => {
+                let (from, source) = self.value(self.graph.operands(id)[0]);
+                let region = self.region_of(from);
+                vec![(self.buffer(&node.name, node.results[0].clone(), region), source)]
+            }
+            op => {
+                let (operands, sources): (Vec<_>, Vec<_>) =
+                    self.graph.operands(id).into_iter().map(|v| self.value(v)).unzip();
+                let mut results = Vec::with_capacity(node.results.len());
+                for (slot, ty) in node.results.iter().enumerate() {
+                    let region = self.region(RegionKind::Temporary, ty.bytes());
+                    let name = if slot == 0 { node.name.clone() } else { format!("{}.{slot}", node.name) };
+                    results.push(self.buffer(name, ty.clone(), region));
+                }
+                let task = Task {
+                    name: node.name.clone(),
+                    op: op.clone(),
+                    operands,
+                    results: results.clone(),
+                    origin: node.origin,
+                    after: BTreeSet::new(),
+                };
+                let task = self.task(task, &sources);
+                results.into_iter().enumerate().map(|(slot, b)| (b, Source::Task { task, slot })).collect()
+            }
+        };
+        self.values[id.index()] = values;
+        Ok(())
+    }
+
+    /// Copies outputs that are persistent tensors or inputs, before updates change them; returns the other outputs.
+    fn copy_sources_to_outputs(&mut self) -> Vec<(usize, Value)> {
+        let mut rest = Vec::new();
+        for (i, (name, v)) in self.graph.outputs().iter().enumerate() {
+            let from = self.value(*v);
+            let buffer = match from.1 {
+                Source::Task { .. } => {
+                    rest.push((i, *v));
+                    from.0
+                }
+                Source::State(_) | Source::Input => {
+                    let to = self.output_buffer(name, self.graph.ty(*v).clone());
+                    self.copy(format!("output.{name}"), from, to, self.graph.node(v.node).origin);
+                    to
+                }
+            };
+            self.out.outputs.push((name.clone(), buffer));
+        }
+        rest
+    }
+
+    fn output_buffer(&mut self, name: &str, ty: TensorType) -> BufferId {
+        let region = self.region(RegionKind::Output, ty.bytes());
+        self.buffer(format!("output.{name}"), ty, region)
+    }
+
+    /// Lets results be outputs where they are, or copies them if they are where a persistent tensor is.
+    fn outputs(&mut self, outputs: &[(usize, Value)]) {
+        for &(i, v) in outputs {
+            let from = self.value(v);
+            let region = self.region_of(from.0);
+            if let RegionKind::State(_) = self.out.regions[region].kind {
+                let name = self.graph.outputs()[i].0.clone();
+                let to = self.output_buffer(&name, self.graph.ty(v).clone());
+                self.copy(format!("output.{name}"), from, to, self.graph.node(v.node).origin);
+                self.out.outputs[i].1 = to;
+            } else {
+                self.out.regions[region].kind = RegionKind::Output;
+            }
+        }
+    }
+
+    fn updates(&mut self, states: &IndexMap<String, TensorType>) -> Result<(), PlanError> {
+        let mut copies: Vec<(String, usize, (BufferId, Source), Option<Origin>)> = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut wanted = Vec::new();
+        for (name, v) in self.graph.updates() {
+            let fail = |reason: String| {
+                Err(PlanError::Update { function: self.function.to_string(), name: name.clone(), reason })
+            };
+            let Some((state, _, ty)) = states.get_full(name) else {
+                return fail("there is no such parameter or state".into());
+            };
+            if ty != self.graph.ty(*v) {
+                return fail(format!("it is {ty}, but the new value is {}", self.graph.ty(*v)));
+            }
+            if !seen.insert(state) {
+                return fail("it is updated twice".into());
+            }
+            wanted.push((name, state, ty, *v));
+        }
+        for (name, state, ty, v) in wanted {
+            let origin = self.graph.node(v.node).origin;
+            let from = self.value(v);
+            match from.1 {
+                Source::State(s) if s == state => {}
+                // The other tensor may get its new value first, so its old one is set aside.
+                Source::State(_) => {
+                    let region = self.region(RegionKind::Temporary, ty.bytes());
+                    let aside = self.buffer(format!("old.{name}"), ty.clone(), region);
+                    let task = self.copy(format!("old.{name}"), from, aside, origin);
+                    copies.push((name.clone(), state, (aside, Source::Task { task, slot: 0 }), origin));
+                }
+                Source::Task { task, slot } if self.claim(state, ty, task, slot) => {}
+                Source::Input | Source::Task { .. } => copies.push((name.clone(), state, from, origin)),
+            }
+        }
+        for (name, state, from, origin) in copies {
+            let ty = states[state].clone();
+            let region = self.state_region(state, ty.bytes());
+            let to = self.buffer(&name, ty, region);
+            let before = self.readers.get(&state).cloned().unwrap_or_default();
+            let task = self.copy(format!("update.{name}"), from, to, origin);
+            self.out.tasks[task].after.extend(before);
+        }
+        Ok(())
+    }
+
+    /// Tries to let result `slot` of a task be the storage of persistent tensor `state`.
+    fn claim(&mut self, state: usize, ty: &TensorType, task: usize, slot: usize) -> bool {
+        let result = self.out.tasks[task].results[slot];
+        let region = self.region_of(result);
+        if self.out.regions[region].kind != RegionKind::Temporary {
+            return false;
+        }
+        let target = self.state_region(state, ty.bytes());
+        let reads: Vec<usize> = self.out.tasks[task]
+            .operands
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| self.region_of(**b) == target)
+            .map(|(position, _)| position)
+            .collect();
+        let fits = match self.out.tasks[task].op {
+            Op::AdamW(_) => reads == [ADAMW_IN_PLACE[slot]],
+            _ => reads.is_empty(),
+        };
+        let mut before = self.readers.get(&state).cloned().unwrap_or_default();
+        before.remove(&task);
+        if !fits || self.reaches(task, &before) {
+            return false;
+        }
+        self.out.tasks[task].after.extend(before);
+        // Reshapes of the result are on the region too.
+        for draft in self.out.drafts.iter_mut().filter(|d| d.region == region) {
+            draft.region = target;
+        }
+        true
+    }
+
+    /// Whether one of `targets` must run after `task`.
+    fn reaches(&self, task: usize, targets: &BTreeSet<usize>) -> bool {
+        let mut seen = vec![false; self.out.tasks.len()];
+        let mut open: Vec<usize> = targets.iter().copied().collect();
+        while let Some(t) = open.pop() {
+            if t == task {
+                return true;
+            }
+            if !std::mem::replace(&mut seen[t], true) {
+                open.extend(&self.out.tasks[t].after);
+            }
+        }
+        false
+    }
+
+    /// Copies the operands of AdamW to its results where they are not already in the same place.
+    fn adamw_in_place(&mut self) {
+        for task in 0..self.out.tasks.len() {
+            if !matches!(self.out.tasks[task].op, Op::AdamW(_)) {
+                continue;
+            }
+            for (slot, position) in ADAMW_IN_PLACE.into_iter().enumerate() {
+                let (operand, result) = (self.out.tasks[task].operands[position], self.out.tasks[task].results[slot]);
+                if self.region_of(operand) == self.region_of(result) {
+                    continue;
+                }
+                let name = format!("{}.operand", self.out.drafts[result.index()].name);
+                let origin = self.out.tasks[task].origin;
+                // The copy waits for whatever AdamW waited for; what waits for AdamW to read waits for the copy as well.
+                let copy = self.copy(name, (operand, Source::Input), result, origin);
+                self.out.tasks[copy].after = self.out.tasks[task].after.clone();
+                self.out.tasks[copy].after.remove(&copy);
+                self.out.tasks[task].after.insert(copy);
+                self.out.tasks[task].operands[position] = result;
+            }
+        }
+    }
+}
