@@ -264,21 +264,29 @@ impl Rule<'_> {
             }
             // Ba et al. 2016; the statistics of the forward pass are reused
             Op::LayerNorm { .. } => {
-                if self.dy[1].is_some() || self.dy[2].is_some() {
-                    return self.none("the statistics of layer_norm");
-                }
                 if let Some(dy) = only {
                     let dx = b.op(Op::LayerNormGrad, &[dy, x[0], x[1], self.result(1), self.result(2)]);
                     out.extend([(0, dx), (1, dx.result(1)), (2, dx.result(2))]);
                 }
+                // dmean/dx = 1 / C
+                if let Some(dmean) = self.dy[1] {
+                    let width = last_extent(b, x[0]);
+                    let share = b.scale(dmean, 1.0 / width.max(1) as f64);
+                    let spread = b.broadcast_last(share, width);
+                    let shape = b.shape(x[0]);
+                    out.push((0, b.reshape(spread, shape)));
+                }
+                if let Some(drstd) = self.dy[2] {
+                    out.push((0, self.rstd(b, drstd, Some(self.result(1)), self.result(2))));
+                }
             }
             Op::RmsNorm { .. } => {
-                if self.dy[1].is_some() {
-                    return self.none("the statistic of rms_norm");
-                }
                 if let Some(dy) = only {
                     let dx = b.op(Op::RmsNormGrad, &[dy, x[0], x[1], self.result(1)]);
                     out.extend([(0, dx), (1, dx.result(1))]);
+                }
+                if let Some(drstd) = self.dy[1] {
+                    out.push((0, self.rstd(b, drstd, None, self.result(1))));
                 }
             }
             // dx = y (dy - sum dy y)
@@ -393,6 +401,27 @@ impl Rule<'_> {
             | Op::AdamW(_) => return self.none(self.node.op.mnemonic()),
         }
         Ok(out)
+    }
+
+    /// Gradient through `rstd = (mean of (x - mean)^2 + epsilon)^(-1/2)`: drstd/dx = -rstd^3 (x - mean) / C.
+    fn rstd(&self, b: &mut Builder, drstd: Value, mean: Option<Value>, rstd: Value) -> Value {
+        let x = self.operands[0];
+        let (shape, width) = (b.shape(x), last_extent(b, x));
+        let square = b.mul(rstd, rstd);
+        let cube = b.mul(square, rstd);
+        let slope = b.mul(drstd, cube);
+        let slope = b.scale(slope, -1.0 / width.max(1) as f64);
+        let slope = b.broadcast_last(slope, width);
+        let slope = b.reshape(slope, shape.clone());
+        let centred = match mean {
+            Some(mean) => {
+                let mean = b.broadcast_last(mean, width);
+                let mean = b.reshape(mean, shape);
+                b.sub(x, mean)
+            }
+            None => x,
+        };
+        b.mul(slope, centred)
     }
 
     fn binary(&self, b: &mut Builder, f: Binary, dy: Value, out: &mut Gradients) {
@@ -537,9 +566,13 @@ fn one_minus(b: &mut Builder, x: Value) -> Value {
 
 /// `rows [..] * x [.., M]`, the row's factor for each of its elements.
 fn spread_rows(b: &mut Builder, rows: Value, x: Value) -> Value {
-    let size = b.shape(x).last().copied().unwrap_or(1);
+    let size = last_extent(b, x);
     let spread = b.broadcast_last(rows, size);
     b.mul(x, spread)
+}
+
+fn last_extent(b: &Builder, x: Value) -> usize {
+    b.ty(x).shape.last().copied().unwrap_or(1)
 }
 
 fn replace_first(operands: &[Value], first: Value) -> Vec<Value> {

@@ -5,6 +5,7 @@
 mod autodiff;
 mod backend;
 mod error;
+mod interp;
 mod memory;
 mod optimizer;
 mod plan;
@@ -14,6 +15,7 @@ mod schedule;
 pub use autodiff::{Wrt, differentiate};
 pub use backend::{Backend, BackendError, Session};
 pub use error::PlanError;
+pub use interp::Interpreter;
 pub use optimizer::{OptimizerConfig, add_optimizer};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 pub use planner::plan;
