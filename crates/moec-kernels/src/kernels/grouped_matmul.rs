@@ -1,0 +1,95 @@
+//! Products per expert over rows sorted by expert: no padding, and no work for an expert without rows.
+//!
+//! The matrix products are those of [`super::matmul`], which says who owns what. The sum over rows gives a unit a range
+//! of the columns of every expert; a column is summed in row order by the unit that owns it.
+
+#![allow(unsafe_code, reason = "kernel launches")]
+
+use super::matmul::{Layout, Product, product};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use cubecl::prelude::*;
+
+/// `y [rows, outer]`: rows `offsets[e] .. offsets[e+1]` of `x [rows, inner]` times expert `e`'s matrix
+/// `w [experts, inner, outer]` (transposed: `[experts, outer, inner]`), plus its row of `bias [experts, outer]`.
+/// Rows from `offsets[experts]` on are 0.
+pub(crate) fn forward(
+    l: &Launcher,
+    x: Arg,
+    w: Arg,
+    offsets: Arg,
+    bias: Option<Arg>,
+    y: Arg,
+    rows: usize,
+    experts: usize,
+    inner: usize,
+    outer: usize,
+    transpose_b: bool,
+) {
+    let layout = Layout { transpose_a: false, transpose_b };
+    product(l, &Product { layout, a: x, b: w, bias, offsets: Some(offsets), y, m: rows, n: outer, k: inner, experts });
+}
+
+/// `dw [experts, outer, inner]`: per expert `dyᵀ x` over its rows of `dy [rows, outer]` and `x [rows, inner]`; 0 for an
+/// expert without rows.
+pub(crate) fn weight_grad(
+    l: &Launcher,
+    dy: Arg,
+    x: Arg,
+    offsets: Arg,
+    dw: Arg,
+    rows: usize,
+    experts: usize,
+    outer: usize,
+    inner: usize,
+) {
+    let layout = Layout { transpose_a: true, transpose_b: false };
+    let offsets = Some(offsets);
+    product(l, &Product { layout, a: dy, b: x, bias: None, offsets, y: dw, m: outer, n: inner, k: rows, experts });
+}
+
+#[cube(launch_unchecked)]
+fn sum_rows<W: Size>(
+    x: &[Vector<f32, W>],
+    offsets: &[i32],
+    y: &mut [Vector<f32, W>],
+    experts: usize,
+    columns: usize,
+    #[comptime] split: Split,
+) {
+    for e in 0..experts {
+        let r0 = offsets[e] as usize;
+        let r1 = offsets[e + 1] as usize;
+        for c in range_stepped(first_item(columns, split), end_item(columns, split), item_step(split)) {
+            let mut sum = Vector::<f32, W>::new(0.0);
+            for r in r0..r1 {
+                sum += x[r * columns + c];
+            }
+            y[e * columns + c] = sum;
+        }
+    }
+}
+
+/// `y [experts, outer]`: per expert the sum of its rows of `x [rows, outer]`; 0 for an expert without rows.
+pub(crate) fn grouped_sum(l: &Launcher, x: Arg, offsets: Arg, y: Arg, experts: usize, outer: usize) {
+    let w = l.width(&[outer]);
+    let (columns, split) = (outer / w, l.split());
+    l.launch(
+        columns,
+        || format!("grouped_sum w{w}"),
+        // SAFETY: segments lie within the rows of `x`; a unit writes the columns that it owns.
+        |t| unsafe {
+            sum_rows::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                t.bind(x, w),
+                t.bind(offsets, 1),
+                t.bind(y, w),
+                experts,
+                columns,
+                split,
+            );
+        },
+    );
+}

@@ -1,0 +1,400 @@
+//! Matrix products, plain and per expert: `y = a b`, each operand optionally stored transposed, plus a bias.
+//!
+//! One kernel serves both, because a plain product is the grouped product of one expert. Segments of rows belong to
+//! experts; with `a` as stored they cut the rows of the result, with `a` transposed (a weight gradient) they cut the
+//! summed axis and the result is one matrix per expert.
+//!
+//! CPU: every unit owns a range of column panels and of row tiles. A panel of `NV` vectors of `b` is packed (and
+//! transposed if need be) into a private array once per block of `KB` summed elements; a tile of `MR` rows by `NV`
+//! vectors of the result stays in registers while the block is summed. An element is summed by one unit in index order,
+//! through the register it is stored from and reloaded into, so its bits depend neither on the number of units nor on
+//! the size of a block. Extents are runtime values: a training step compiles three of these, whatever its shapes.
+//!
+//! Graphics devices: one unit per element of the result.
+
+#![allow(unsafe_code, reason = "kernel launches")]
+
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use cubecl::prelude::*;
+
+/// Rows of a register tile: with two vectors of eight columns, 12 of the 16 registers of AVX2 are accumulators.
+const MR: usize = 6;
+/// Vectors of a register tile.
+const NV: usize = 2;
+/// Summed elements of a packed panel. Private arrays beyond 1024 elements take the CPU's compiler seconds.
+const KB: usize = 512;
+
+/// What the compiler must know of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Layout {
+    /// `a` is stored `[K, M]`.
+    pub(crate) transpose_a: bool,
+    /// `b` is stored `[N, K]`.
+    pub(crate) transpose_b: bool,
+}
+
+/// Extents and operands of a product of `experts` pairs of matrices.
+pub(crate) struct Product {
+    /// How the operands are stored.
+    pub(crate) layout: Layout,
+    /// `[M, K]` (or `[K, M]`).
+    pub(crate) a: Arg,
+    /// `[K, N]` (or `[N, K]`), one per expert unless `a` is transposed.
+    pub(crate) b: Arg,
+    /// `[N]`, one per expert.
+    pub(crate) bias: Option<Arg>,
+    /// `i32[experts + 1]`: the experts' segments of M, or of K if `a` is transposed. `None`: one segment, all of it.
+    pub(crate) offsets: Option<Arg>,
+    /// `[M, N]`, one per expert if `a` is transposed and there are offsets.
+    pub(crate) y: Arg,
+    /// Rows of the result.
+    pub(crate) m: usize,
+    /// Columns of the result.
+    pub(crate) n: usize,
+    /// Length of the sums.
+    pub(crate) k: usize,
+    /// Number of experts; 1 without offsets.
+    pub(crate) experts: usize,
+}
+
+/// Reads vector `index` of column vectors of a row that starts at element `start`; columns beyond the last repeat it.
+#[cube]
+fn row_vector<W: Size, L: Size>(
+    values: &[Vector<f32, L>],
+    start: usize,
+    index: usize,
+    columns: usize,
+    #[comptime] aligned: bool,
+) -> Vector<f32, W> {
+    let w = W::value();
+    if comptime!(aligned) {
+        let last = columns / w - 1;
+        values.with_vector_size::<W>()[start / w + min(index, last)]
+    } else {
+        let scalars = values.with_vector_size::<Const<1>>();
+        let mut v = Vector::<f32, W>::empty();
+        #[unroll]
+        for lane in 0..w {
+            v.insert(lane, scalars[start + min(index * w + lane, columns - 1)].extract(0usize));
+        }
+        v
+    }
+}
+
+#[cube(launch_unchecked)]
+fn tiled<W: Size, L: Size>(
+    a: &[f32],
+    b: &[f32],
+    b_vectors: &[Vector<f32, L>],
+    bias: &[Vector<f32, L>],
+    offsets: &[i32],
+    y: &mut [Vector<f32, L>],
+    m: usize,
+    n: usize,
+    k: usize,
+    experts: usize,
+    grouped: usize,
+    has_bias: usize,
+    column_groups: usize,
+    #[comptime] layout: Layout,
+) {
+    let w = W::value();
+    let stored = L::value();
+    let aligned = comptime!(w == stored);
+    let transpose_a = comptime!(layout.transpose_a);
+    let vectors = (n + w - 1) / w;
+    let panels = (vectors + NV - 1) / NV;
+    let unit = UNIT_POS as usize;
+    let row_groups = CUBE_DIM as usize / column_groups;
+    let (column_group, row_group) = (unit % column_groups, unit / column_groups);
+    let p0 = panels * column_group / column_groups;
+    let p1 = panels * (column_group + 1) / column_groups;
+    let mut panel = Array::<Vector<f32, W>>::new(comptime!(KB * NV));
+    for e in 0..experts {
+        let mut s0 = 0usize.runtime();
+        let mut s1 = if comptime!(transpose_a) { k } else { m };
+        if grouped != 0 {
+            s0 = offsets[e] as usize;
+            s1 = offsets[e + 1] as usize;
+        }
+        // The segment's range of rows and of summed elements, and where its matrices start.
+        let mut row0 = s0;
+        let mut row1 = s1;
+        let mut sum0 = 0usize.runtime();
+        let mut sum1 = k;
+        let mut b0 = e * n * k;
+        let mut y0 = 0usize.runtime();
+        if comptime!(transpose_a) {
+            row0 = 0usize.runtime();
+            row1 = m;
+            sum0 = s0;
+            sum1 = s1;
+            b0 = 0usize.runtime();
+            y0 = e * m * n;
+        }
+        let tiles = (row1 - row0 + MR - 1) / MR;
+        let t0 = tiles * row_group / row_groups;
+        let t1 = tiles * (row_group + 1) / row_groups;
+        if t1 > t0 {
+            // A sum over nothing still stores its start.
+            let blocks = max((sum1 - sum0 + KB - 1) / KB, 1);
+            for p in p0..p1 {
+                for block in 0..blocks {
+                    let q0 = sum0 + block * KB;
+                    let len = min(KB, sum1 - q0);
+                    for q in 0..len {
+                        #[unroll]
+                        for j in 0..NV {
+                            if comptime!(layout.transpose_b) {
+                                let mut v = Vector::<f32, W>::empty();
+                                #[unroll]
+                                for lane in 0..w {
+                                    let column = min((p * NV + j) * w + lane, n - 1);
+                                    v.insert(lane, b[b0 + column * k + q0 + q]);
+                                }
+                                panel[q * NV + j] = v;
+                            } else {
+                                panel[q * NV + j] =
+                                    row_vector::<W, L>(b_vectors, b0 + (q0 + q) * n, p * NV + j, n, aligned);
+                            }
+                        }
+                    }
+                    let mut start = Array::<Vector<f32, W>>::new(NV);
+                    if has_bias != 0 {
+                        #[unroll]
+                        for j in 0..NV {
+                            start[j] = row_vector::<W, L>(bias, e * n, p * NV + j, n, aligned);
+                        }
+                    }
+                    for t in t0..t1 {
+                        let first = row0 + t * MR;
+                        let mut places = Array::<usize>::new(MR);
+                        let mut acc = Array::<Vector<f32, W>>::new(comptime!(MR * NV));
+                        #[unroll]
+                        for i in 0..MR {
+                            // Rows beyond the last repeat it and are not stored.
+                            let row = min(first + i, row1 - 1);
+                            places[i] = if comptime!(transpose_a) { q0 * m + row } else { row * k + q0 };
+                            #[unroll]
+                            for j in 0..NV {
+                                acc[i * NV + j] = start[j];
+                                if block > 0 {
+                                    acc[i * NV + j] =
+                                        row_vector::<W, L>(&*y, y0 + row * n, p * NV + j, n, aligned);
+                                }
+                            }
+                        }
+                        for q in 0..len {
+                            let step = if comptime!(transpose_a) { q * m } else { q };
+                            #[unroll]
+                            for i in 0..MR {
+                                let v = Vector::<f32, W>::new(a[places[i] + step]);
+                                #[unroll]
+                                for j in 0..NV {
+                                    acc[i * NV + j] = fma(v, panel[q * NV + j], acc[i * NV + j]);
+                                }
+                            }
+                        }
+                        if comptime!(aligned) {
+                            let out = y.with_vector_size_mut::<W>();
+                            #[unroll]
+                            for i in 0..MR {
+                                #[unroll]
+                                for j in 0..NV {
+                                    if first + i < row1 && p * NV + j < vectors {
+                                        out[(y0 + (first + i) * n) / w + p * NV + j] = acc[i * NV + j];
+                                    }
+                                }
+                            }
+                        } else {
+                            let mut tile = Array::<Vector<f32, W>>::new(comptime!(MR * NV));
+                            #[unroll]
+                            for i in 0..comptime!(MR * NV) {
+                                tile[i] = acc[i];
+                            }
+                            let out = y.with_vector_size_mut::<Const<1>>();
+                            for i in 0..min(MR, row1 - first) {
+                                for j in 0..NV {
+                                    let v = tile[i * NV + j];
+                                    #[unroll]
+                                    for lane in 0..w {
+                                        let column = (p * NV + j) * w + lane;
+                                        if column < n {
+                                            out[y0 + (first + i) * n + column] = Vector::new(v.extract(lane));
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    // Rows after the last segment belong to no expert.
+    if comptime!(!transpose_a) {
+        if grouped != 0 {
+            let tail = offsets[experts] as usize;
+            let columns = n / stored;
+            let c0 = min(p0 * NV * w / stored, columns);
+            let c1 = min(p1 * NV * w / stored, columns);
+            for row in tail + (m - tail) * row_group / row_groups..tail + (m - tail) * (row_group + 1) / row_groups {
+                for c in c0..c1 {
+                    y[row * columns + c] = Vector::new(0.0);
+                }
+            }
+        }
+    }
+}
+
+/// One unit per element of the result.
+#[cube(launch_unchecked)]
+fn per_element(
+    a: &[f32],
+    b: &[f32],
+    bias: &[f32],
+    offsets: &[i32],
+    y: &mut [f32],
+    m: usize,
+    n: usize,
+    k: usize,
+    experts: usize,
+    grouped: usize,
+    has_bias: usize,
+    #[comptime] layout: Layout,
+    #[comptime] split: Split,
+) {
+    let transpose_a = comptime!(layout.transpose_a);
+    let items = if comptime!(transpose_a) { experts * m * n } else { m * n };
+    for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
+        let column = item % n;
+        let mut row = item / n;
+        let mut e = 0usize.runtime();
+        let mut sum0 = 0usize.runtime();
+        let mut sum1 = k;
+        let mut belongs = true;
+        let mut b0 = 0usize.runtime();
+        if comptime!(transpose_a) {
+            e = row / m;
+            row = row % m;
+            if grouped != 0 {
+                sum0 = offsets[e] as usize;
+                sum1 = offsets[e + 1] as usize;
+            }
+        } else {
+            if grouped != 0 {
+                while e < experts && row >= offsets[e + 1] as usize {
+                    e += 1;
+                }
+                belongs = e < experts;
+            }
+            b0 = e * n * k;
+        }
+        let mut sum = 0.0f32;
+        if belongs {
+            if has_bias != 0 {
+                sum = bias[e * n + column];
+            }
+            for q in sum0..sum1 {
+                let x = if comptime!(transpose_a) { a[q * m + row] } else { a[row * k + q] };
+                let v = if comptime!(layout.transpose_b) { b[b0 + column * k + q] } else { b[b0 + q * n + column] };
+                sum = fma(x, v, sum);
+            }
+        }
+        y[item] = sum;
+    }
+}
+
+/// Divides `units` into groups that share the column panels; the units of a group share the row tiles. Of all divisors
+/// the one whose busiest unit has least to do; packing a panel costs about as much as computing four tiles with it.
+fn column_groups(units: usize, panels: usize, tiles: usize) -> usize {
+    let work = |groups: usize| panels.div_ceil(groups) * (tiles.div_ceil(units / groups) + 4);
+    (1..=units).rev().filter(|&groups| units % groups == 0).min_by_key(|&groups| work(groups)).unwrap_or(1)
+}
+
+/// Launches a product.
+pub(crate) fn product(l: &Launcher, p: &Product) {
+    let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
+    // An absent operand is never read: another buffer is bound in its place.
+    let (bias, offsets) = (p.bias.unwrap_or(b), p.offsets.unwrap_or(a));
+    let (has_bias, grouped) = (usize::from(p.bias.is_some()), usize::from(p.offsets.is_some()));
+    if l.is_cpu() {
+        let w = l.profile().matrix_width();
+        let aligned = if n % w == 0 { w } else { 1 };
+        let b_aligned = if layout.transpose_b { 1 } else { aligned };
+        let _ = b_aligned;
+        l.launch(
+            1,
+            || format!("matmul {layout:?} w{w} aligned{aligned}"),
+            // SAFETY: columns and rows beyond the extents are neither read nor written, segments lie within `m` (or `k`).
+            |t| unsafe {
+                let groups = column_groups(t.units(), n.div_ceil(w * NV), m.div_ceil(MR * experts.max(1)));
+                tiled::launch_unchecked(
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    w,
+                    aligned,
+                    t.bind(a, 1),
+                    t.bind(b, 1),
+                    t.bind(b, aligned),
+                    t.bind(bias, aligned),
+                    t.bind(offsets, 1),
+                    t.bind(y, aligned),
+                    m,
+                    n,
+                    k,
+                    experts,
+                    grouped,
+                    has_bias,
+                    groups,
+                    layout,
+                );
+            },
+        );
+    } else {
+        let split = l.split();
+        l.launch(
+            y.elements(),
+            || format!("matmul per element {layout:?}"),
+            // SAFETY: a unit writes the element of `y` that it owns; segments lie within `m` (or `k`).
+            |t| unsafe {
+                per_element::launch_unchecked(
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    t.bind(a, 1),
+                    t.bind(b, 1),
+                    t.bind(bias, 1),
+                    t.bind(offsets, 1),
+                    t.bind(y, 1),
+                    m,
+                    n,
+                    k,
+                    experts,
+                    grouped,
+                    has_bias,
+                    layout,
+                    split,
+                );
+            },
+        );
+    }
+}
+
+/// `y [M, N] = a b (+ bias [N])`, `a [M, K]` or, transposed, `[K, M]`, `b [K, N]` or, transposed, `[N, K]`.
+pub(crate) fn launch(
+    l: &Launcher,
+    a: Arg,
+    b: Arg,
+    bias: Option<Arg>,
+    y: Arg,
+    m: usize,
+    n: usize,
+    k: usize,
+    transpose_a: bool,
+    transpose_b: bool,
+) {
+    let layout = Layout { transpose_a, transpose_b };
+    product(l, &Product { layout, a, b, bias, offsets: None, y, m, n, k, experts: 1 });
+}
