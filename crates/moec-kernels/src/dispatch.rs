@@ -100,8 +100,8 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             grouped_matmul::weight_grad(l, a(0), a(1), a(2), r(0), rows, experts, outer, inner);
         }
         Op::GroupedSum => {
-            let (rows, outer) = x[0].matrix();
-            reduce::grouped_sum(l, a(0), a(1), r(0), rows, a(1).elements() - 1, outer);
+            let (_, outer) = x[0].matrix();
+            grouped_matmul::grouped_sum(l, a(0), a(1), r(0), a(1).elements() - 1, outer);
         }
 
         Op::LayerNorm { epsilon } => {

@@ -124,6 +124,12 @@ impl Arg {
         Self { elements: elements.min(self.elements), ..*self }
     }
 
+    /// The first and the second half of the buffer; each starts at a multiple of 256 bytes if its length allows.
+    pub(crate) fn halves(&self) -> [Self; 2] {
+        let half = self.elements / 2 / 64 * 64;
+        [Self { elements: half, ..*self }, Self { offset: self.offset + 4 * half, elements: half, ..*self }]
+    }
+
     /// A handle to exactly these bytes.
     pub(crate) fn handle(&self, allocations: &[Handle]) -> Handle {
         let whole = &allocations[self.allocation];

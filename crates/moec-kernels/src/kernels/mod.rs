@@ -1,4 +1,19 @@
 //! The kernels, one file per family. A file's head says what each kernel computes, how memory is laid out, and which
 //! unit owns which output element: no kernel uses atomics, so results do not depend on the number of units.
 
+pub(crate) mod adamw;
+pub(crate) mod attention;
+pub(crate) mod copy;
+pub(crate) mod cross_entropy;
+pub(crate) mod embed;
 pub(crate) mod fill;
+pub(crate) mod fused;
+pub(crate) mod grouped_matmul;
+mod lanes;
+pub(crate) mod matmul;
+pub(crate) mod norm;
+pub(crate) mod random;
+pub(crate) mod reduce;
+pub(crate) mod routing;
+pub(crate) mod softmax;
+pub(crate) mod top_k;

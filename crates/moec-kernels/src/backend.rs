@@ -1,0 +1,386 @@
+//! The backend: programs on a CubeCL device.
+//!
+//! Everything is allocated when a program is prepared: one allocation per persistent tensor, one arena that all plans
+//! share, and a scratch buffer for partial results. Buffers of a plan are ranges of the arena; their offsets are
+//! multiples of 256 bytes, so CubeCL compiles each kernel once.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use cubecl::bytes::Bytes;
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use moec_ir::{DType, Data, Tensor, TensorType, infer};
+use moec_plan::{ALIGNMENT, Backend, BackendError, Plan, Program, Session, Storage};
+
+use crate::dispatch::{self, Operand};
+use crate::kernels::fill;
+use crate::launch::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
+
+/// A device as the user names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// All cores of this machine, through CubeCL's CPU runtime.
+    Cpu,
+    /// The graphics device that wgpu finds.
+    Wgpu,
+}
+
+impl Device {
+    /// Every device that a build can have.
+    pub const ALL: [Device; 2] = [Device::Cpu, Device::Wgpu];
+
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Device::Cpu => "cpu",
+            Device::Wgpu => "wgpu",
+        }
+    }
+
+    /// What kernels would be shaped for, without opening the device.
+    pub fn profile(self) -> DeviceProfile {
+        match self {
+            Device::Cpu => DeviceProfile::this_cpu(),
+            Device::Wgpu => DeviceProfile::gpu(),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Runs programs with CubeCL kernels.
+pub struct CubeBackend {
+    device: Device,
+    profile: DeviceProfile,
+    client: Client,
+}
+
+impl CubeBackend {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`BackendError::NoDevice`] when this build or this machine does not have it.
+    pub fn open(device: Device) -> Result<Self, BackendError> {
+        Self::with_profile(device, device.profile())
+    }
+
+    /// Opens the CPU with that many threads.
+    ///
+    /// # Errors
+    /// As [`CubeBackend::open`].
+    pub fn cpu_with_threads(threads: usize) -> Result<Self, BackendError> {
+        Self::with_profile(Device::Cpu, DeviceProfile::cpu(threads))
+    }
+
+    fn with_profile(device: Device, profile: DeviceProfile) -> Result<Self, BackendError> {
+        let none = |reason: String| BackendError::NoDevice { device: device.name().into(), reason };
+        let client = guarded(device, || client(device))?.map_err(none)?;
+        Ok(Self { device, profile, client })
+    }
+
+    fn failed(&self, reason: impl Into<String>) -> BackendError {
+        BackendError::Device { device: self.device.name().into(), reason: reason.into() }
+    }
+}
+
+#[cfg_attr(not(all(feature = "cpu", feature = "wgpu")), allow(unused, reason = "a build without this runtime"))]
+fn client(device: Device) -> Result<Client, String> {
+    match device {
+        #[cfg(feature = "cpu")]
+        Device::Cpu => cubecl::Device::cpu().map(|d| d.client()).map_err(|error| format!("{error:?}")),
+        #[cfg(feature = "wgpu")]
+        Device::Wgpu => crate::device::open_wgpu().map(|d| d.client()).map_err(|error| error.to_string()),
+        #[cfg(not(all(feature = "cpu", feature = "wgpu")))]
+        _ => Err("this build was made without it".into()),
+    }
+}
+
+/// Runs something on the device; a panic of the runtime becomes an error.
+fn guarded<T>(device: Device, run: impl FnOnce() -> T) -> Result<T, BackendError> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
+        BackendError::Device { device: device.name().into(), reason: said.unwrap_or_else(|| "the runtime panicked".into()) }
+    })
+}
+
+fn interface(message: impl Into<String>) -> BackendError {
+    BackendError::Interface(message.into())
+}
+
+impl Backend for CubeBackend {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn memory_limit(&self) -> Option<u64> {
+        match self.device {
+            Device::Cpu => available_memory(),
+            Device::Wgpu => self.client.properties().memory.max_memory(),
+        }
+    }
+
+    fn prepare(&self, program: &Program) -> Result<Box<dyn Session>, BackendError> {
+        check(program)?;
+        let scratch_bytes = 4 * SCRATCH_ELEMENTS;
+        // Partial results of kernels would otherwise need an empty arena to be a special case.
+        let arena_bytes = program.arena_bytes().max(ALIGNMENT);
+        let out_of_memory =
+            |needed, available| BackendError::OutOfMemory { device: self.device.name().into(), needed, available };
+        let needed = (program.state_bytes() as u64)
+            .saturating_add(arena_bytes as u64)
+            .saturating_add(scratch_bytes as u64);
+        if let Some(available) = self.memory_limit()
+            && needed > available
+        {
+            return Err(out_of_memory(needed, available));
+        }
+        let largest = program.states.iter().map(|s| s.ty.bytes()).max().unwrap_or(0).max(arena_bytes) as u64;
+        let page = self.client.properties().memory.max_page_size;
+        if largest > page {
+            return Err(out_of_memory(largest, page));
+        }
+
+        guarded(self.device, || {
+            let mut sizes: Vec<usize> = program.states.iter().map(|s| s.ty.bytes().max(4)).collect();
+            sizes.extend([arena_bytes, scratch_bytes]);
+            let allocations = self.client.memory_persistent_allocation(sizes, |sizes: Vec<usize>| {
+                sizes.into_iter().map(|bytes| self.client.empty(bytes)).collect::<Vec<_>>()
+            });
+            let (arena, scratch) = (program.states.len(), program.states.len() + 1);
+            let states: Vec<Arg> =
+                program.states.iter().enumerate().map(|(i, s)| Arg::new(i, 0, s.ty.elements())).collect();
+            let plans = program.plans.iter().map(|plan| Prepared::new(plan, &states, arena)).collect();
+            let scratch = Arg::new(scratch, 0, SCRATCH_ELEMENTS);
+            let launcher = Launcher::new(self.client.clone(), self.profile, allocations.clone(), scratch);
+            for state in states.iter().filter(|s| s.elements() > 0) {
+                fill::launch(&launcher, *state, 0.0);
+            }
+            self.client.flush().map_err(|error| self.failed(error.to_string()))?;
+            Ok(Box::new(CubeSession {
+                device: self.device,
+                client: self.client.clone(),
+                launcher,
+                allocations,
+                program: program.clone(),
+                states,
+                plans,
+                last: None,
+            }) as Box<dyn Session>)
+        })?
+    }
+}
+
+/// Checks that steps have the types that inference gives and that buffers lie within their storage: launching relies
+/// on it.
+fn check(program: &Program) -> Result<(), BackendError> {
+    for plan in &program.plans {
+        let at = |name: &str, message: String| Err(interface(format!("`{}`, %{name}: {message}", plan.name)));
+        for buffer in &plan.buffers {
+            let fits = match buffer.storage {
+                Storage::State(s) => program.states.get(s).is_some_and(|s| s.ty.bytes() >= buffer.ty.bytes()),
+                Storage::Arena(offset) => {
+                    offset % ALIGNMENT == 0 && offset.saturating_add(buffer.ty.bytes()) <= plan.arena_bytes
+                }
+            };
+            if !fits {
+                return at(&buffer.name, "the buffer is outside of its storage".into());
+            }
+        }
+        let ty = |id: &moec_plan::BufferId| plan.buffers.get(id.index()).map(|b| &b.ty);
+        for step in &plan.steps {
+            let operands: Option<Vec<&TensorType>> = step.operands.iter().map(ty).collect();
+            let results: Option<Vec<TensorType>> = step.results.iter().map(|id| ty(id).cloned()).collect();
+            let (Some(operands), Some(results)) = (operands, results) else {
+                return at(&step.name, "there is no such buffer".into());
+            };
+            match infer(&step.op, &operands) {
+                Ok(types) if types == results => {}
+                Ok(_) => return at(&step.name, "the results have other types".into()),
+                Err(error) => return at(&step.name, error.to_string()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The steps of a plan with their buffers resolved.
+struct Prepared {
+    buffers: Vec<Arg>,
+    steps: Vec<(Vec<Operand>, Vec<Operand>)>,
+}
+
+impl Prepared {
+    fn new(plan: &Plan, states: &[Arg], arena: usize) -> Self {
+        let buffers: Vec<Arg> = plan
+            .buffers
+            .iter()
+            .map(|b| match b.storage {
+                Storage::State(s) => states[s].first(b.ty.elements()),
+                Storage::Arena(offset) => Arg::new(arena, offset, b.ty.elements()),
+            })
+            .collect();
+        let resolve = |ids: &[moec_plan::BufferId]| -> Vec<Operand> {
+            ids.iter().map(|id| Operand { arg: buffers[id.index()], ty: plan.buffer(*id).ty.clone() }).collect()
+        };
+        let steps = plan.steps.iter().map(|s| (resolve(&s.operands), resolve(&s.results))).collect();
+        Self { buffers, steps }
+    }
+}
+
+/// The kernels that each step of a plan launches on a device of that kind, by name and comptime configuration, without
+/// opening one. Two equal names are one compiled kernel.
+///
+/// # Errors
+/// [`BackendError::Interface`] when the plan is not one that can be prepared.
+pub fn kernel_names(program: &Program, plan: &str, profile: &DeviceProfile) -> Result<Vec<Vec<String>>, BackendError> {
+    check(program)?;
+    let plan = program.plan(plan).ok_or_else(|| interface(format!("there is no function `{plan}`")))?;
+    let states: Vec<Arg> = program.states.iter().enumerate().map(|(i, s)| Arg::new(i, 0, s.ty.elements())).collect();
+    let prepared = Prepared::new(plan, &states, states.len());
+    let launcher = Launcher::listing(*profile);
+    let names = |(step, (operands, results)): (&moec_plan::Step, &(Vec<Operand>, Vec<Operand>))| {
+        dispatch::step(&launcher, step, operands, results);
+        launcher.take_names()
+    };
+    Ok(plan.steps.iter().zip(&prepared.steps).map(names).collect())
+}
+
+struct CubeSession {
+    device: Device,
+    client: Client,
+    launcher: Launcher,
+    allocations: Vec<cubecl::server::Handle>,
+    program: Program,
+    states: Vec<Arg>,
+    plans: Vec<Prepared>,
+    /// The plan whose outputs are in the arena.
+    last: Option<usize>,
+}
+
+impl CubeSession {
+    fn state_index(&self, name: &str) -> Result<usize, BackendError> {
+        let found = self.program.states.iter().position(|s| s.name == name);
+        found.ok_or_else(|| interface(format!("there is no persistent tensor `{name}`")))
+    }
+
+    fn plan_index(&self, name: &str) -> Result<usize, BackendError> {
+        let found = self.program.plans.iter().position(|p| p.name == name);
+        found.ok_or_else(|| interface(format!("there is no function `{name}`")))
+    }
+
+    fn failed(&self, reason: impl Into<String>) -> BackendError {
+        BackendError::Device { device: self.device.name().into(), reason: reason.into() }
+    }
+
+    fn write(&self, arg: Arg, value: &Tensor) {
+        if arg.elements() == 0 {
+            return;
+        }
+        let bytes = match value.data() {
+            Data::F32(v) => Bytes::from_elems(v.clone()),
+            Data::F64(_) => Bytes::from_elems(value.to_f32()),
+            Data::I32(v) => Bytes::from_elems(v.clone()),
+        };
+        self.client.write(&arg.handle(&self.allocations), bytes);
+    }
+
+    fn read(&self, arg: Arg, ty: &TensorType) -> Result<Tensor, BackendError> {
+        let bytes = if arg.elements() == 0 {
+            Vec::new()
+        } else {
+            let read = guarded(self.device, || self.client.read_one(arg.handle(&self.allocations)))?;
+            read.map_err(|error| self.failed(error.to_string()))?.to_vec()
+        };
+        let words = bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+        let data = match ty.dtype {
+            DType::F32 => Data::F32(words.map(f32::from_ne_bytes).collect()),
+            DType::I32 => Data::I32(words.map(i32::from_ne_bytes).collect()),
+        };
+        Tensor::new(ty.shape.clone(), data).ok_or_else(|| self.failed(format!("reading {ty} gave another length")))
+    }
+}
+
+impl Session for CubeSession {
+    fn write_state(&mut self, name: &str, value: &Tensor) -> Result<(), BackendError> {
+        let index = self.state_index(name)?;
+        let ty = &self.program.states[index].ty;
+        if value.ty() != *ty {
+            return Err(interface(format!("`{name}` is {ty}, but the value given is {}", value.ty())));
+        }
+        guarded(self.device, || self.write(self.states[index], value))
+    }
+
+    fn read_state(&mut self, name: &str) -> Result<Tensor, BackendError> {
+        let index = self.state_index(name)?;
+        self.read(self.states[index], &self.program.states[index].ty)
+    }
+
+    fn run(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<(), BackendError> {
+        let index = self.plan_index(plan)?;
+        let plan = &self.program.plans[index];
+        if let Some((name, _)) = inputs.iter().find(|(name, _)| !plan.inputs.iter().any(|p| p.name == *name)) {
+            return Err(interface(format!("`{}` has no input `{name}`", plan.name)));
+        }
+        let mut values = Vec::new();
+        for port in &plan.inputs {
+            let ty = &plan.buffer(port.buffer).ty;
+            let (_, value) = inputs
+                .iter()
+                .find(|(name, _)| *name == port.name)
+                .ok_or_else(|| interface(format!("input `{}` of `{}` is not given", port.name, plan.name)))?;
+            if value.ty() != *ty {
+                return Err(interface(format!("input `{}` is {ty}, but the value given is {}", port.name, value.ty())));
+            }
+            values.push((port.buffer, *value));
+        }
+        self.last = None;
+        let prepared = &self.plans[index];
+        guarded(self.device, || {
+            for (buffer, value) in values {
+                self.write(prepared.buffers[buffer.index()], value);
+            }
+            for (step, (operands, results)) in plan.steps.iter().zip(&prepared.steps) {
+                dispatch::step(&self.launcher, step, operands, results);
+            }
+        })?;
+        if let Some(reason) = self.launcher.take_failure() {
+            return Err(self.failed(reason));
+        }
+        self.last = Some(index);
+        Ok(())
+    }
+
+    fn output(&mut self, plan: &str, name: &str) -> Result<Tensor, BackendError> {
+        let index = self.plan_index(plan)?;
+        if self.last != Some(index) {
+            return Err(interface(format!("`{plan}` is not what ran last")));
+        }
+        let plan = &self.program.plans[index];
+        let port = plan.outputs.iter().find(|p| p.name == name);
+        let port = port.ok_or_else(|| interface(format!("`{}` has no output `{name}`", plan.name)))?;
+        self.read(self.plans[index].buffers[port.buffer.index()], &plan.buffer(port.buffer).ty)
+    }
+}
+
+/// Bytes that this process can still get: what the kernel calls available, or what is left of the control group's
+/// limit. `None` where the operating system does not say.
+fn available_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    let meminfo = read("/proc/meminfo")?;
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let free = line.split_whitespace().next()?.parse::<u64>().ok()?.saturating_mul(1024);
+    // Files without a limit hold the word `max`, or a number beyond any memory.
+    let limits = [
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ];
+    let left = limits.iter().filter_map(|(max, used)| Some(number(max)?.saturating_sub(number(used)?)));
+    Some(left.fold(free, u64::min))
+}

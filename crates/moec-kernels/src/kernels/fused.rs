@@ -1,0 +1,286 @@
+//! Elementwise programs. The program is a comptime value: the kernel is written by walking over its instructions while
+//! CubeCL expands it, one register per instruction, so a chain of any length is one pass over memory.
+//!
+//! A vector of consecutive result elements belongs to one unit. Operands are read as [`Access`] says: `Full` and
+//! `Repeat` as vectors, `Stretch` and `Scalar` as one element for the whole vector; the width is chosen so that no
+//! vector straddles a repetition. What differs between equal layers (sizes, streams of random numbers) is a runtime
+//! argument, so that they share one kernel; only the extents by which indices are divided are comptime.
+//!
+//! Random masks depend on the element's index and are computed anew where needed, never stored.
+
+#![allow(unsafe_code, reason = "kernel launches")]
+
+use super::lanes::lane_numbers;
+use super::random::{key_a, key_b, random_bits};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use cubecl::prelude::*;
+use moec_ir::{Access, Binary, FusedProgram, Instr, Unary, random};
+
+/// How an operand is read for result vector `i` of `n`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Load {
+    /// Vector buffer `.0`, vector `i`.
+    Full(usize),
+    /// Vector buffer `.0`, vector `i % .1`.
+    Repeat(usize, usize),
+    /// Scalar buffer `.0`, element `i / .1`.
+    Stretch(usize, usize),
+    /// Scalar buffer `.0`, element 0.
+    Scalar(usize),
+}
+
+/// An instruction, with everything resolved that the kernel needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Code {
+    Load(Load),
+    /// Bits of an f32.
+    Const(u32),
+    Unary(Unary, usize),
+    Binary(Binary, usize, usize),
+    Select(usize, usize, usize),
+    /// Register, which key of the launch, threshold of the random word, bits of the factor of kept elements.
+    Dropout(usize, usize, u32, u32),
+}
+
+/// A program as a comptime value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Program {
+    code: Vec<Code>,
+    results: Vec<usize>,
+    keys: usize,
+}
+
+#[cube]
+fn unary<W: Size>(x: Vector<f32, W>, #[comptime] f: Unary) -> Vector<f32, W> {
+    let zero = Vector::<f32, W>::new(0.0f32);
+    let one = Vector::<f32, W>::new(1.0f32);
+    match comptime!(f) {
+        Unary::Neg => zero - x,
+        Unary::Exp => Vector::exp(x),
+        Unary::Log => Vector::ln(x),
+        Unary::Sqrt => Vector::sqrt(x),
+        Unary::Recip => one / x,
+        Unary::Abs => Vector::abs(x),
+        Unary::Sign => {
+            let negative = select_many(x.less_than(&zero), zero - one, zero);
+            select_many(x.greater_than(&zero), one, negative)
+        }
+        Unary::Tanh => tanh::<W>(x),
+        Unary::Sigmoid => one / (one + Vector::exp(zero - x)),
+        Unary::Relu => select_many(x.less_than(&zero), zero, x),
+        Unary::Softplus => {
+            let tail = Vector::log1p(Vector::exp(zero - Vector::abs(x)));
+            select_many(x.less_than(&zero), zero, x) + tail
+        }
+        Unary::NormalCdf => normal_cdf::<W>(x),
+    }
+}
+
+/// `1 - 2 / (e^2|x| + 1)` with the sign of x; near 0, where that cancels, the Taylor polynomial of degree 7.
+#[cube]
+fn tanh<W: Size>(x: Vector<f32, W>) -> Vector<f32, W> {
+    let one = Vector::<f32, W>::new(1.0f32);
+    let two = Vector::<f32, W>::new(2.0f32);
+    let size = Vector::abs(x);
+    // Beyond 20 the result is 1 in f32, and the exponential must not overflow.
+    let bounded = min(size, Vector::new(20.0f32));
+    let large = one - two / (Vector::exp(two * bounded) + one);
+    let x2 = x * x;
+    let inner = fma(x2, Vector::new(-17.0f32 / 315.0), Vector::new(2.0f32 / 15.0));
+    let outer = fma(x2, inner, Vector::new(-1.0f32 / 3.0));
+    let small = fma(x * x2, outer, x);
+    let signed = select_many(x.less_than(&Vector::new(0.0f32)), Vector::new(0.0f32) - large, large);
+    let result = select_many(size.less_than(&Vector::new(0.2f32)), small, signed);
+    select_many(x.equal(&x), result, x)
+}
+
+/// `erfc(-x / sqrt 2) / 2`, with erfc by the rational Chebyshev fit of Press et al. (Numerical Recipes, `erfcc`), whose
+/// relative error is below 1.2e-7 everywhere: the lower tail keeps its digits.
+#[cube]
+fn normal_cdf<W: Size>(x: Vector<f32, W>) -> Vector<f32, W> {
+    let one = Vector::<f32, W>::new(1.0f32);
+    let z = Vector::abs(x) * Vector::new(0.707_106_77f32);
+    let t = one / fma(z, Vector::new(0.5f32), one);
+    let p = fma(t, Vector::new(0.170_872_77f32), Vector::new(-0.822_152_23f32));
+    let p = fma(t, p, Vector::new(1.488_515_87f32));
+    let p = fma(t, p, Vector::new(-1.135_203_98f32));
+    let p = fma(t, p, Vector::new(0.278_868_07f32));
+    let p = fma(t, p, Vector::new(-0.186_288_06f32));
+    let p = fma(t, p, Vector::new(0.096_784_18f32));
+    let p = fma(t, p, Vector::new(0.374_091_96f32));
+    let p = fma(t, p, Vector::new(1.000_023_68f32));
+    let p = fma(t, p, Vector::new(-1.265_512_23f32));
+    // x * x / 2 is more exact than z * z.
+    let tail = t * Vector::exp(fma(x * x, Vector::new(-0.5f32), p)) * Vector::new(0.5f32);
+    select_many(x.greater_than(&Vector::new(0.0f32)), one - tail, tail)
+}
+
+#[cube]
+fn binary<W: Size>(a: Vector<f32, W>, b: Vector<f32, W>, #[comptime] f: Binary) -> Vector<f32, W> {
+    let zero = Vector::<f32, W>::new(0.0f32);
+    let one = Vector::<f32, W>::new(1.0f32);
+    match comptime!(f) {
+        Binary::Add => a + b,
+        Binary::Sub => a - b,
+        Binary::Mul => a * b,
+        Binary::Div => a / b,
+        // `b` unless `a` wins or is not a number; a `b` that is not a number never loses.
+        Binary::Max => {
+            let larger = select_many(a.greater_equal(&b), a, b);
+            select_many(a.equal(&a), larger, a)
+        }
+        Binary::Min => {
+            let smaller = select_many(a.less_equal(&b), a, b);
+            select_many(a.equal(&a), smaller, a)
+        }
+        Binary::Less => select_many(a.less_than(&b), one, zero),
+        Binary::LessEqual => select_many(a.less_equal(&b), one, zero),
+        Binary::Equal => select_many(a.equal(&b), one, zero),
+    }
+}
+
+#[cube(launch_unchecked)]
+fn fused<W: Size>(
+    vectors: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars: &Sequence<Box<[f32]>>,
+    rng: &Sequence<Box<[u32]>>,
+    keys: &Sequence<u32>,
+    results: &mut Sequence<Box<[Vector<f32, W>]>>,
+    n: usize,
+    #[comptime] program: Program,
+    #[comptime] split: Split,
+) {
+    let mut keys_a = Sequence::<Vector<u32, W>>::new();
+    let mut keys_b = Sequence::<Vector<u32, W>>::new();
+    #[unroll]
+    for j in 0..comptime!(program.keys) {
+        let key = *keys.index(j);
+        let a = key_a::<W>(&rng[0], key);
+        let b = key_b::<W>(&rng[0], key, a);
+        keys_a.push(a);
+        keys_b.push(b);
+    }
+    let lanes = lane_numbers::<W>();
+    for i in range_stepped(first_item(n, split), end_item(n, split), item_step(split)) {
+        let mut r = Sequence::<Vector<f32, W>>::new();
+        #[unroll]
+        for j in 0..comptime!(program.code.len()) {
+            let code = comptime!(program.code[j]);
+            match comptime!(code) {
+                Code::Load(Load::Full(buffer)) => {
+                    let v = vectors[buffer][i];
+                    r.push(v);
+                }
+                Code::Load(Load::Repeat(buffer, length)) => {
+                    let v = vectors[buffer][i % length];
+                    r.push(v);
+                }
+                Code::Load(Load::Stretch(buffer, inner)) => {
+                    let v = Vector::<f32, W>::new(scalars[buffer][i / inner]);
+                    r.push(v);
+                }
+                Code::Load(Load::Scalar(buffer)) => {
+                    let v = Vector::<f32, W>::new(scalars[buffer][0]);
+                    r.push(v);
+                }
+                Code::Const(bits) => {
+                    let v = Vector::<f32, W>::new(comptime!(f32::from_bits(bits)).runtime());
+                    r.push(v);
+                }
+                Code::Unary(f, a) => {
+                    let v = unary::<W>(r[a], f);
+                    r.push(v);
+                }
+                Code::Binary(f, a, b) => {
+                    let v = binary::<W>(r[a], r[b], f);
+                    r.push(v);
+                }
+                Code::Select(condition, a, b) => {
+                    let v = select_many(r[condition].not_equal(&Vector::new(0.0f32)), r[a], r[b]);
+                    r.push(v);
+                }
+                Code::Dropout(value, key, threshold, factor) => {
+                    let counter = Vector::<u32, W>::new(u32::cast_from(i * W::value())) + lanes;
+                    let word = random_bits::<W>(keys_a[key], keys_b[key], counter);
+                    let kept = r[value] * Vector::new(comptime!(f32::from_bits(factor)).runtime());
+                    let v = select_many(word.less_than(&Vector::new(threshold)), Vector::new(0.0f32), kept);
+                    r.push(v);
+                }
+            }
+        }
+        #[unroll]
+        for j in 0..comptime!(program.results.len()) {
+            let register = comptime!(program.results[j]);
+            results[j][i] = r[register];
+        }
+    }
+}
+
+/// Runs a fused program. `floats` are its operands without the generator state.
+pub(crate) fn launch(l: &Launcher, program: &FusedProgram, floats: &[Arg], rng: Option<Arg>, results: &[Arg]) {
+    let total: usize = program.shape.iter().product();
+    let mut extents = vec![total];
+    for (access, x) in program.accesses.iter().zip(floats) {
+        match access {
+            Access::Full | Access::Scalar => {}
+            Access::Repeat => extents.push(x.elements()),
+            Access::Stretch { inner } => extents.push(*inner),
+        }
+    }
+    let w = l.width(&extents);
+
+    let (mut vectors, mut scalars, mut loads) = (Vec::new(), Vec::new(), Vec::new());
+    for (access, &x) in program.accesses.iter().zip(floats) {
+        loads.push(match access {
+            Access::Full => Load::Full(vectors.len()),
+            Access::Repeat => Load::Repeat(vectors.len(), x.elements() / w),
+            Access::Stretch { inner } => Load::Stretch(scalars.len(), inner / w),
+            Access::Scalar => Load::Scalar(scalars.len()),
+        });
+        match access {
+            Access::Full | Access::Repeat => vectors.push(x),
+            Access::Stretch { .. } | Access::Scalar => scalars.push(x),
+        }
+    }
+    let mut keys = Vec::new();
+    let code: Vec<Code> = program
+        .instructions
+        .iter()
+        .map(|instr| match *instr {
+            Instr::Load(i) => Code::Load(loads[i]),
+            Instr::Const(value) => Code::Const((value.get() as f32).to_bits()),
+            Instr::Unary(f, a) => Code::Unary(f, a),
+            Instr::Binary(f, a, b) => Code::Binary(f, a, b),
+            Instr::Select(q, a, b) => Code::Select(q, a, b),
+            Instr::Dropout { value, rate, key } => {
+                keys.push(key);
+                let factor = (1.0 / (1.0 - rate.get())) as f32;
+                Code::Dropout(value, keys.len() - 1, random::dropout_threshold(rate.get()), factor.to_bits())
+            }
+        })
+        .collect();
+    let program = Program { code, results: program.results.clone(), keys: keys.len() };
+
+    let (n, split) = (total / w, l.split());
+    l.launch(
+        n,
+        || format!("fused w{w} {:?}", program.code),
+        // SAFETY: results and full operands hold n vectors; repeated and stretched operands divide n by construction.
+        |t| unsafe {
+            fused::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                vectors.iter().map(|&x| t.bind(x, w)).collect(),
+                scalars.iter().map(|&x| t.bind(x, 1)).collect(),
+                rng.iter().map(|&x| t.bind(x, 1)).collect(),
+                keys.iter().copied().collect(),
+                results.iter().map(|&y| t.bind(y, w)).collect(),
+                n,
+                program.clone(),
+                split,
+            );
+        },
+    );
+}

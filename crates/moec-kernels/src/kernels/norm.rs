@@ -1,0 +1,354 @@
+//! Layer norm and RMS norm.
+//!
+//! Forward and `dx`: one unit owns a row, which stays in cache while it is read again. The variance is the mean of the
+//! squared deviations, not the difference of two large numbers. `dgain` and `dshift`: one unit owns a vector of columns
+//! and adds the rows in order, in a fixed number of row blocks (see [`super::reduce::blocks`]).
+
+#![allow(unsafe_code, reason = "kernel launches")]
+
+use super::lanes::lane_sum;
+use super::reduce;
+use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step};
+use cubecl::prelude::*;
+
+#[cube(launch_unchecked)]
+fn layer_norm_kernel<W: Size>(
+    x: &[Vector<f32, W>],
+    gain: &[Vector<f32, W>],
+    shift: &[Vector<f32, W>],
+    y: &mut [Vector<f32, W>],
+    mean: &mut [f32],
+    rstd: &mut [f32],
+    rows: usize,
+    cols: usize,
+    epsilon: f32,
+    #[comptime] split: Split,
+) {
+    let count = f32::cast_from(cols * W::value());
+    for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
+        let base = r * cols;
+        let mut sum = Vector::<f32, W>::new(0.0f32);
+        for c in 0..cols {
+            sum += x[base + c];
+        }
+        let center = lane_sum::<W>(sum) / count;
+        let centers = Vector::<f32, W>::new(center);
+        let mut square = Vector::<f32, W>::new(0.0f32);
+        for c in 0..cols {
+            let d = x[base + c] - centers;
+            square = fma(d, d, square);
+        }
+        let scale = 1.0f32 / f32::sqrt(lane_sum::<W>(square) / count + epsilon);
+        let scales = Vector::<f32, W>::new(scale);
+        for c in 0..cols {
+            y[base + c] = fma((x[base + c] - centers) * scales, gain[c], shift[c]);
+        }
+        mean[r] = center;
+        rstd[r] = scale;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn rms_norm_kernel<W: Size>(
+    x: &[Vector<f32, W>],
+    gain: &[Vector<f32, W>],
+    y: &mut [Vector<f32, W>],
+    rstd: &mut [f32],
+    rows: usize,
+    cols: usize,
+    epsilon: f32,
+    #[comptime] split: Split,
+) {
+    let count = f32::cast_from(cols * W::value());
+    for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
+        let base = r * cols;
+        let mut square = Vector::<f32, W>::new(0.0f32);
+        for c in 0..cols {
+            let v = x[base + c];
+            square = fma(v, v, square);
+        }
+        let scale = 1.0f32 / f32::sqrt(lane_sum::<W>(square) / count + epsilon);
+        let scales = Vector::<f32, W>::new(scale);
+        for c in 0..cols {
+            y[base + c] = x[base + c] * scales * gain[c];
+        }
+        rstd[r] = scale;
+    }
+}
+
+/// With `h = (x - mean) * rstd` and `g = dy * gain`: `dx = rstd * (g - mean(g) - h * mean(g h))`. RMS norm has no mean:
+/// `h = x * rstd` and `mean(g)` is left out.
+#[cube(launch_unchecked)]
+fn norm_grad_kernel<W: Size>(
+    dy: &[Vector<f32, W>],
+    x: &[Vector<f32, W>],
+    gain: &[Vector<f32, W>],
+    mean: &Sequence<Box<[f32]>>,
+    rstd: &[f32],
+    dx: &mut [Vector<f32, W>],
+    rows: usize,
+    cols: usize,
+    #[comptime] centered: bool,
+    #[comptime] split: Split,
+) {
+    let count = f32::cast_from(cols * W::value());
+    for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
+        let base = r * cols;
+        let mut center = 0.0f32.runtime();
+        if comptime!(centered) {
+            center = mean[0][r];
+        }
+        let centers = Vector::<f32, W>::new(center);
+        let scales = Vector::<f32, W>::new(rstd[r]);
+        let mut g_sum = Vector::<f32, W>::new(0.0f32);
+        let mut gh_sum = Vector::<f32, W>::new(0.0f32);
+        for c in 0..cols {
+            let h = (x[base + c] - centers) * scales;
+            let g = dy[base + c] * gain[c];
+            g_sum += g;
+            gh_sum = fma(g, h, gh_sum);
+        }
+        let mut g_mean = Vector::<f32, W>::new(0.0f32);
+        if comptime!(centered) {
+            g_mean = Vector::new(lane_sum::<W>(g_sum) / count);
+        }
+        let gh_mean = Vector::<f32, W>::new(lane_sum::<W>(gh_sum) / count);
+        for c in 0..cols {
+            let h = (x[base + c] - centers) * scales;
+            dx[base + c] = (dy[base + c] * gain[c] - g_mean - h * gh_mean) * scales;
+        }
+    }
+}
+
+/// Per block of rows and column: the sum of `dy * h`, and the sum of `dy` if there is a shift.
+#[cube(launch_unchecked)]
+fn norm_param_grad_kernel<W: Size>(
+    dy: &[Vector<f32, W>],
+    x: &[Vector<f32, W>],
+    mean: &Sequence<Box<[f32]>>,
+    rstd: &[f32],
+    dgain: &mut [Vector<f32, W>],
+    dshift: &mut Sequence<Box<[Vector<f32, W>]>>,
+    rows: usize,
+    cols: usize,
+    blocks: usize,
+    #[comptime] centered: bool,
+    #[comptime] split: Split,
+) {
+    let chunk = (rows + blocks - 1) / blocks;
+    let items = blocks * cols;
+    for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
+        let c = item % cols;
+        let block = item / cols;
+        let mut gain_sum = Vector::<f32, W>::new(0.0f32);
+        let mut shift_sum = Vector::<f32, W>::new(0.0f32);
+        for r in min(block * chunk, rows)..min((block + 1) * chunk, rows) {
+            let d = dy[r * cols + c];
+            let mut center = 0.0f32.runtime();
+            if comptime!(centered) {
+                center = mean[0][r];
+                shift_sum += d;
+            }
+            let h = (x[r * cols + c] - Vector::new(center)) * Vector::new(rstd[r]);
+            gain_sum = fma(d, h, gain_sum);
+        }
+        dgain[item] = gain_sum;
+        if comptime!(centered) {
+            dshift[0][item] = shift_sum;
+        }
+    }
+}
+
+/// `y = (x - mean) * rstd * gain + shift` with the mean and `1 / sqrt(variance + epsilon)` of each row.
+pub(crate) fn layer_norm(
+    l: &Launcher,
+    x: Arg,
+    gain: Arg,
+    shift: Arg,
+    y: Arg,
+    mean: Arg,
+    rstd: Arg,
+    rows: usize,
+    channels: usize,
+    epsilon: f32,
+) {
+    let w = l.width(&[channels]);
+    let (cols, split) = (channels / w, l.split());
+    l.launch(
+        rows,
+        || format!("layer_norm w{w}"),
+        // SAFETY: x and y hold rows * cols vectors, gain and shift cols, mean and rstd one float per row.
+        |t| unsafe {
+            layer_norm_kernel::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                t.bind(x, w),
+                t.bind(gain, w),
+                t.bind(shift, w),
+                t.bind(y, w),
+                t.bind(mean, 1),
+                t.bind(rstd, 1),
+                rows,
+                cols,
+                epsilon,
+                split,
+            );
+        },
+    );
+}
+
+/// `y = x * rstd * gain` with `1 / sqrt(mean square + epsilon)` of each row.
+pub(crate) fn rms_norm(
+    l: &Launcher,
+    x: Arg,
+    gain: Arg,
+    y: Arg,
+    rstd: Arg,
+    rows: usize,
+    channels: usize,
+    epsilon: f32,
+) {
+    let w = l.width(&[channels]);
+    let (cols, split) = (channels / w, l.split());
+    l.launch(
+        rows,
+        || format!("rms_norm w{w}"),
+        // SAFETY: x and y hold rows * cols vectors, gain cols, rstd one float per row.
+        |t| unsafe {
+            let (x, gain, y, rstd) = (t.bind(x, w), t.bind(gain, w), t.bind(y, w), t.bind(rstd, 1));
+            rms_norm_kernel::launch_unchecked(
+                t.client, t.count(), t.dim(), w, x, gain, y, rstd, rows, cols, epsilon, split,
+            );
+        },
+    );
+}
+
+/// Gradients of [`layer_norm`].
+pub(crate) fn layer_norm_grad(
+    l: &Launcher,
+    dy: Arg,
+    x: Arg,
+    gain: Arg,
+    mean: Arg,
+    rstd: Arg,
+    dx: Arg,
+    dgain: Arg,
+    dshift: Arg,
+    rows: usize,
+    channels: usize,
+) {
+    input_grad(l, dy, x, gain, Some(mean), rstd, dx, rows, channels);
+    param_grad(l, dy, x, Some(mean), rstd, dgain, Some(dshift), rows, channels);
+}
+
+/// Gradients of [`rms_norm`].
+pub(crate) fn rms_norm_grad(
+    l: &Launcher,
+    dy: Arg,
+    x: Arg,
+    gain: Arg,
+    rstd: Arg,
+    dx: Arg,
+    dgain: Arg,
+    rows: usize,
+    channels: usize,
+) {
+    input_grad(l, dy, x, gain, None, rstd, dx, rows, channels);
+    param_grad(l, dy, x, None, rstd, dgain, None, rows, channels);
+}
+
+fn input_grad(
+    l: &Launcher,
+    dy: Arg,
+    x: Arg,
+    gain: Arg,
+    mean: Option<Arg>,
+    rstd: Arg,
+    dx: Arg,
+    rows: usize,
+    channels: usize,
+) {
+    let w = l.width(&[channels]);
+    let (cols, split) = (channels / w, l.split());
+    l.launch(
+        rows,
+        || format!("{}_norm_grad w{w}", if mean.is_some() { "layer" } else { "rms" }),
+        // SAFETY: dy, x and dx hold rows * cols vectors, gain cols, mean (if any) and rstd one float per row.
+        |t| unsafe {
+            norm_grad_kernel::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                t.bind(dy, w),
+                t.bind(x, w),
+                t.bind(gain, w),
+                mean.iter().map(|&m| t.bind(m, 1)).collect(),
+                t.bind(rstd, 1),
+                t.bind(dx, w),
+                rows,
+                cols,
+                mean.is_some(),
+                split,
+            );
+        },
+    );
+}
+
+fn param_grad(
+    l: &Launcher,
+    dy: Arg,
+    x: Arg,
+    mean: Option<Arg>,
+    rstd: Arg,
+    dgain: Arg,
+    dshift: Option<Arg>,
+    rows: usize,
+    channels: usize,
+) {
+    let w = l.width(&[channels]);
+    let (cols, split) = (channels / w, l.split());
+    let mut blocks = reduce::blocks(l, cols, rows);
+    if 2 * blocks * channels > SCRATCH_ELEMENTS {
+        blocks = 1;
+    }
+    let scratch = l.scratch();
+    let (gain_sum, shift_sum) = if blocks == 1 {
+        (dgain, dshift)
+    } else {
+        let [low, high] = scratch.halves();
+        (low.first(blocks * channels), dshift.map(|_| high.first(blocks * channels)))
+    };
+    l.launch(
+        blocks * cols,
+        || format!("{}_norm_param_grad w{w}", if mean.is_some() { "layer" } else { "rms" }),
+        // SAFETY: dy and x hold rows * cols vectors, the sums blocks * cols, mean (if any) and rstd one float per row.
+        |t| unsafe {
+            norm_param_grad_kernel::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                t.bind(dy, w),
+                t.bind(x, w),
+                mean.iter().map(|&m| t.bind(m, 1)).collect(),
+                t.bind(rstd, 1),
+                t.bind(gain_sum, w),
+                shift_sum.iter().map(|&s| t.bind(s, w)).collect(),
+                rows,
+                cols,
+                blocks,
+                mean.is_some(),
+                split,
+            );
+        },
+    );
+    if blocks > 1 {
+        reduce::add_blocks(l, gain_sum, dgain, blocks, channels);
+        if let (Some(partial), Some(dshift)) = (shift_sum, dshift) {
+            reduce::add_blocks(l, partial, dshift, blocks, channels);
+        }
+    }
+}
