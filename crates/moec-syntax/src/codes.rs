@@ -138,11 +138,11 @@ in hexadecimal) stand for characters that cannot be written directly.
 
 Wrong:
 
-    data "C:\texts\novel.txt
+    data "C:\data\corpus.txt"
 
 Right:
 
-    data "C:\\texts\\novel.txt"
+    data "C:\\data\\corpus.txt"
 "#;
     BadNumber = "E0109", "a number is malformed or too large", r#"
 Integers go up to 9223372036854775807. Numbers with a fraction have digits on both sides of the point; an exponent

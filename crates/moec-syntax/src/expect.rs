@@ -56,6 +56,25 @@ impl Context<'_> {
         self.found.is_none_or(|i| self.tokens[i].first_on_line)
     }
 
+    /// Where something is missing: at the found token, or behind the last accepted one if that is on another line.
+    fn here(&self) -> Span {
+        if self.on_new_line() { self.gap() } else { self.span(self.found) }
+    }
+
+    fn before_is_name(&self) -> bool {
+        self.kind(self.before) == Some(TokenKind::Name) && !RESERVED.contains(&self.text(self.before))
+    }
+
+    /// Whether the found token could be the first of a value.
+    fn begins_value(&self) -> bool {
+        match self.kind(self.found) {
+            Some(TokenKind::Name) => !matches!(self.text(self.found), "else" | "as"),
+            Some(TokenKind::Number | TokenKind::String) => true,
+            Some(TokenKind::Symbol) => matches!(self.text(self.found), "[" | "!"),
+            None => false,
+        }
+    }
+
     /// What was found, in words.
     fn found_words(&self) -> String {
         match self.found {
@@ -66,168 +85,167 @@ impl Context<'_> {
     }
 }
 
-/// Says what is wrong where the parser stopped.
+/// Says what is wrong where the parser stopped: the first likely cause that fits, or else the expectation alone.
 pub(crate) fn describe(at: &Context<'_>) -> Diagnostic {
-    special(at).unwrap_or_else(|| general(at))
+    let causes = [later_version, bad_name, arguments, wrong_sign, values, statements, items];
+    causes.iter().find_map(|cause| cause(at)).unwrap_or_else(|| general(at))
 }
 
-/// The faults that have a likely cause.
-fn special(at: &Context<'_>) -> Option<Diagnostic> {
+/// `router` and `import`.
+fn later_version(at: &Context<'_>) -> Option<Diagnostic> {
     let found = at.text(at.found);
-    let before = at.text(at.before);
-    let span = at.span(at.found);
-    let expected = at.expected;
-    let found_is_name = at.kind(at.found) == Some(TokenKind::Name);
-    let before_is_name = at.kind(at.before) == Some(TokenKind::Name) && !RESERVED.contains(&before);
-    let next = at.text(at.next(at.found));
+    if !matches!(found, "router" | "import") || !(at.expected.item || at.expected.statement) {
+        return None;
+    }
+    let (what, help) = match found {
+        "router" => ("router definitions", "choose a routing strategy by its name, as in `route: noisy_top_k(k: 2)`"),
+        _ => ("imports", "copy what is needed into this file"),
+    };
+    let message = format!("{what} are not in this version of the language");
+    Some(Diagnostic::new(Code::NotInThisVersion, message).primary(at.span(at.found), "").help(help))
+}
 
-    if matches!(found, "router" | "import") && (expected.item || expected.statement) {
-        let what = if found == "router" { "router definitions" } else { "imports" };
-        let fault = Diagnostic::new(Code::NotInThisVersion, format!("{what} are not in this version of the language"))
-            .primary(span, "");
-        return Some(match found {
-            "router" => fault.help("choose a routing strategy by its name, as in `route: noisy_top_k(k: 2)`"),
-            _ => fault.help("copy what is needed into this file"),
-        });
+/// A name is missing, in quotes, or a reserved word.
+fn bad_name(at: &Context<'_>) -> Option<Diagnostic> {
+    let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
+    let reserved = || Diagnostic::new(Code::ReservedWord, format!("`{found}` is a reserved word"));
+    if RESERVED.contains(&found) && at.text(at.next(at.found)) == ":" && at.around() == "(" {
+        return Some(reserved().primary(span, "no argument has this name"));
     }
+    let (thing, example) = match before {
+        "model" => ("a model", "small"),
+        "block" => ("a block", "expert"),
+        "let" => ("a binding", "width = 128"),
+        "as" => ("an index", "i"),
+        _ => return None,
+    };
+    if !at.expected.name {
+        return None;
+    }
+    if RESERVED.contains(&found) && !at.on_new_line() {
+        let fault = reserved().primary(span, format!("cannot name {thing}"));
+        return Some(fault.patch(span, format!("{found}_"), "choose another name"));
+    }
+    let message = format!("expected a name after `{before}`, found {}", at.found_words());
+    let fault = Diagnostic::new(Code::MissingName, message);
+    if at.kind(at.found) == Some(TokenKind::String) {
+        let fault = fault.primary(span, "names stand without quotes");
+        return Some(fault.patch(span, found.trim_matches('"'), "remove the quotes"));
+    }
+    Some(fault.primary(at.here(), format!("{thing} needs a name, as in `{before} {example}`")))
+}
 
-    // A reserved word where a name belongs.
-    if expected.name && RESERVED.contains(&found) && matches!(before, "model" | "block" | "let" | "as") {
+/// `context = 32`, `batch: 16`, `let width: 128`, `if a = 3`.
+fn wrong_sign(at: &Context<'_>) -> Option<Diagnostic> {
+    let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
+    if found == "=" && at.expected.operator && !at.expected.statement {
+        let fault = Diagnostic::new(Code::UnexpectedText, "`=` does not compare").primary(span, "");
+        return Some(fault.patch(span, "==", "to compare, write `==`"));
+    }
+    let ahead = at.previous(at.before);
+    let is_let = at.text(ahead) == "let";
+    let begins = is_let || at.text(ahead) == "{" || at.before.is_some_and(|i| at.tokens[i].first_on_line);
+    if !matches!(found, "=" | ":") || !at.before_is_name() || !begins || at.around() != "{" || at.on_new_line() {
+        return None;
+    }
+    if is_let {
+        let fault = Diagnostic::new(Code::SettingForm, "a `let` takes `=`").primary(span, "expected `=`");
+        let spaced = at.gap().start < span.start;
+        return Some(fault.patch(span, if spaced { "=" } else { " =" }, "write `=`"));
+    }
+    if at.expected.value {
+        let value = Some(at.text(at.next(at.found))).filter(|value| !value.is_empty()).unwrap_or("value");
+        let to_value = Span::new(at.gap().start, at.span(at.next(at.found)).start.max(span.end));
         return Some(
-            Diagnostic::new(Code::ReservedWord, format!("`{found}` is a reserved word"))
-                .primary(span, format!("cannot name a {}", named_thing(before)))
-                .patch(span, format!("{found}_"), "choose another name"),
+            Diagnostic::new(Code::SettingForm, format!("a setting takes no `{found}`"))
+                .primary(span, format!("settings are written `{before} {value}`"))
+                .patch(to_value, " ", "remove it"),
         );
     }
-    if RESERVED.contains(&found) && next == ":" && at.around() == "(" {
-        return Some(
-            Diagnostic::new(Code::ReservedWord, format!("`{found}` is a reserved word"))
-                .primary(span, "no argument has this name"),
-        );
-    }
-    if expected.name && matches!(before, "model" | "block" | "let" | "as") {
-        let thing = named_thing(before);
-        let fault =
-            Diagnostic::new(Code::MissingName, format!("expected a name after `{before}`, found {}", at.found_words()));
-        return Some(match (before, at.kind(at.found)) {
-            (_, Some(TokenKind::String)) => {
-                let inner = found.trim_matches('"');
-                fault.primary(span, "names stand without quotes").patch(span, inner, "remove the quotes")
-            }
-            _ => fault.primary(
-                at.gap_or(span),
-                format!("the {thing} needs a name, as in `{before} {}`", example_name(before)),
-            ),
-        });
-    }
+    let fault = Diagnostic::new(Code::SettingForm, format!("`{before}` is not a setting"))
+        .primary(span, format!("unexpected `{found}`"))
+        .secondary(at.span(at.before), "read as a layer");
+    Some(match found {
+        "=" => fault.patch(Span::at(at.span(at.before).start), "let ", "to bind a name, write `let`"),
+        _ => fault.help("arguments stand in parentheses, as in `attention(heads: 8)`"),
+    })
+}
 
-    // `context = 32`, `batch: 16`, `let width: 128`.
-    if matches!(found, "=" | ":") && before_is_name && at.around() == "{" && !at.on_new_line() {
-        let is_let = at.text(at.previous(at.before)) == "let";
-        if is_let && found == ":" {
-            return Some(Diagnostic::new(Code::SettingForm, "a `let` takes `=`").primary(span, "expected `=`").patch(
-                span,
-                if is_spaced(at, span) { "=" } else { " =" },
-                "write `=`",
-            ));
-        }
-        if expected.value && !is_let {
-            let value = at.text(at.next(at.found));
-            return Some(
-                Diagnostic::new(Code::SettingForm, format!("a setting takes no `{found}`"))
-                    .primary(
-                        span,
-                        format!("settings are written `{before} {}`", if value.is_empty() { "value" } else { value }),
-                    )
-                    .patch(Span::new(at.gap().start, at.span(at.next(at.found)).start.max(span.end)), " ", "remove it"),
-            );
-        }
-        if found == "=" {
-            return Some(
-                Diagnostic::new(Code::SettingForm, format!("`{before}` is not a setting"))
-                    .primary(span, "unexpected `=`")
-                    .secondary(at.span(at.before), "read as a layer")
-                    .patch(Span::at(at.span(at.before).start), "let ", "to bind a name, write `let`"),
-            );
-        }
-        return Some(
-            Diagnostic::new(Code::SettingForm, format!("`{before}` is not a setting"))
-                .primary(span, "unexpected `:`")
-                .secondary(at.span(at.before), "read as a layer")
-                .help("arguments stand in parentheses, as in `attention(heads: 8)`"),
-        );
+/// What stands between parentheses or in a list.
+fn arguments(at: &Context<'_>) -> Option<Diagnostic> {
+    let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
+    let in_call = at.around() == "(";
+    if !in_call && at.around() != "[" {
+        return None;
     }
-
-    // Arguments.
-    if found == "=" && at.around() == "(" && before_is_name {
-        return Some(
-            Diagnostic::new(Code::ArgumentForm, "arguments are written `name: value`")
-                .primary(span, "expected `:`")
-                .patch(Span::new(at.gap().start, span.end), ":", "write `:`"),
-        );
+    let fault = |message: &str| Diagnostic::new(Code::ArgumentForm, message);
+    let form = "arguments are written `name: value`";
+    let may_be_name = at.before_is_name() && matches!(at.text(at.previous(at.before)), "(" | ",");
+    if in_call && found == "=" && may_be_name {
+        let sign = Span::new(at.gap().start, span.end);
+        return Some(fault(form).primary(span, "expected `:`").patch(sign, ":", "write `:`"));
     }
-    if matches!(at.around(), "(" | "[") && expected.comma && !matches!(found, ";" | "=") && begins_value(at) {
-        let in_call = at.around() == "(";
-        let argument_before = matches!(at.text(at.previous(at.before)), "(" | ",") && before_is_name;
-        if in_call && argument_before && next != ":" && !at.on_new_line() {
-            return Some(
-                Diagnostic::new(Code::ArgumentForm, "arguments are written `name: value`")
-                    .primary(at.gap(), format!("expected `:` between `{before}` and its value"))
-                    .patch(at.gap(), ":", "write `:`"),
-            );
-        }
-        if matches!(found, "and" | "or") || found == "not" {
-            return Some(logical_word(found, span));
-        }
-        let what = if in_call { "arguments" } else { "elements of a list" };
+    if in_call && found == ":" && !at.before_is_name() {
         return Some(
-            Diagnostic::new(Code::ArgumentForm, format!("expected `,` between {what}"))
-                .primary(at.gap(), "expected `,`")
-                .patch(at.gap(), ",", "write `,`"),
-        );
-    }
-    if found == ":" && at.around() == "(" && !before_is_name {
-        return Some(
-            Diagnostic::new(Code::ArgumentForm, "the name of an argument is a plain name")
+            fault("the name of an argument is a plain name")
                 .primary(at.span(at.before), "not a name")
                 .help("arguments are written `name: value`, as in `attention(heads: 8)`"),
         );
     }
-    if found == "," && at.around() == "(" && expected.argument {
-        return Some(
-            Diagnostic::new(Code::ArgumentForm, "expected an argument before `,`")
-                .primary(span, "expected `name: value`"),
-        );
+    if in_call && found == "," && at.expected.argument {
+        return Some(fault("expected an argument before `,`").primary(span, "expected `name: value`"));
     }
-
-    if matches!(found, "and" | "or" | "not") && !expected.statement {
-        return Some(logical_word(found, span));
+    if !at.expected.comma || !at.begins_value() {
+        return None;
     }
+    if let Some(fault) = logical_word(found, span) {
+        return Some(fault);
+    }
+    if in_call && may_be_name && at.text(at.next(at.found)) != ":" && !at.on_new_line() {
+        let label = format!("expected `:` between `{before}` and its value");
+        return Some(fault(form).primary(at.gap(), label).patch(at.gap(), ":", "write `:`"));
+    }
+    let what = if in_call { "arguments" } else { "elements of a list" };
+    let fault = fault(&format!("expected `,` between {what}")).primary(at.gap(), "expected `,`");
+    Some(fault.patch(at.gap(), ",", "write `,`"))
+}
 
-    // `8 * residual { ... }` and `experts: residual { ... }`.
-    if found == "{" && before_is_name && (expected.comma || at.around() == "(" || at.around() == "[") {
+/// What goes wrong inside an expression.
+fn values(at: &Context<'_>) -> Option<Diagnostic> {
+    let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
+    let expected = at.expected;
+    if expected.statement || expected.item {
+        return None;
+    }
+    if let Some(fault) = logical_word(found, span) {
+        return Some(fault);
+    }
+    if before == "not" && at.begins_value() {
+        return logical_word(before, at.span(at.before));
+    }
+    if found == "{" && at.before_is_name() && (expected.comma || matches!(at.around(), "(" | "[")) {
         return Some(
             Diagnostic::new(Code::UnexpectedText, format!("as a value, `{before} {{ ... }}` needs braces of its own"))
                 .primary(span, "unexpected `{`")
                 .help(format!("write it as a sequence of one layer: `{{ {before} {{ ... }} }}`")),
         );
     }
-
-    if expected.else_keyword && !expected.statement && !expected.item {
+    if expected.else_keyword {
         return Some(
             Diagnostic::new(Code::IfWithoutElse, "an `if` used as a value needs an `else`")
                 .primary(at.gap(), "expected `else { ... }`"),
         );
     }
+    None
+}
 
-    if found == "=" && expected.operator && !expected.equals {
-        return Some(Diagnostic::new(Code::UnexpectedText, "`=` does not compare").primary(span, "").patch(
-            span,
-            "==",
-            "to compare, write `==`",
-        ));
-    }
-
+/// What goes wrong between the statements of a body, or in their heads.
+fn statements(at: &Context<'_>) -> Option<Diagnostic> {
+    let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
+    let expected = at.expected;
+    let found_is_name = at.kind(at.found) == Some(TokenKind::Name) && !RESERVED.contains(&found);
+    let ahead = at.text(at.previous(at.before));
+    let fault = |message: String| Diagnostic::new(Code::UnexpectedText, message);
     if found == "," && (expected.statement || expected.train_setting) {
         return Some(
             Diagnostic::new(Code::Separator, "statements are not separated by commas")
@@ -235,70 +253,46 @@ fn special(at: &Context<'_>) -> Option<Diagnostic> {
                 .patch(span, "", "remove it"),
         );
     }
-
-    // `block ffn(hidden) { ... }`, `model m(width: 3) { ... }`.
-    if found == "(" && expected.open_brace && matches!(at.text(at.previous(at.before)), "model" | "block") {
-        let thing = at.text(at.previous(at.before));
-        return Some(
-            Diagnostic::new(Code::UnexpectedText, format!("a {thing} has no parameters"))
-                .primary(span, "expected `{`")
-                .help(format!("use `let` in the {thing}")),
-        );
+    if found == "(" && expected.open_brace && matches!(ahead, "model" | "block") {
+        let fault = fault(format!("a {ahead} has no parameters")).primary(span, "expected `{`");
+        return Some(fault.help(format!("use `let` in the {ahead}")));
     }
-    if before == "train" && found_is_name {
-        return Some(
-            Diagnostic::new(Code::UnexpectedText, "a `train` block has no name").primary(span, "expected `{`").patch(
-                span,
-                "",
-                "remove it",
-            ),
-        );
+    if before == "train" && at.kind(at.found) == Some(TokenKind::Name) {
+        let fault = fault("a `train` block has no name".to_owned()).primary(span, "expected `{`");
+        return Some(fault.patch(at.gap().to(span), "", "remove it"));
     }
-
-    // A misspelt or misplaced start of an item.
-    if expected.item && found_is_name {
-        let fault =
-            Diagnostic::new(Code::UnexpectedText, format!("expected `model`, `block` or `train`, found `{found}`"));
-        if matches!(found, "let" | "repeat" | "if") || next == "(" || matches!(found, "context" | "vocab") {
-            return Some(fault.primary(span, "this belongs inside `model NAME { ... }`"));
+    // `repeat i in 8 { ... }`, `repeat 8 i { ... }`, and a count or condition without a body.
+    if expected.open_brace && expected.operator && !expected.statement {
+        let fault = fault(format!("expected `{{`, found {}", at.found_words()));
+        if found == "in" {
+            let fault = fault.primary(span, "unexpected `in`");
+            return Some(fault.help("the count comes first, as in `repeat 8 as i { ... }`"));
         }
-        return Some(match did_you_mean(found, ["model", "block", "train"]) {
-            Some(near) => fault.primary(span, "unknown word").patch(span, near, format!("did you mean `{near}`?")),
-            None => fault.primary(span, "only these may stand at the top level of a file"),
-        });
+        if ahead == "repeat" && found_is_name && at.text(at.next(at.found)) == "{" {
+            let fault = fault.primary(span, "an index follows `as`");
+            return Some(fault.patch(Span::at(span.start), "as ", "write `as`"));
+        }
+        return Some(fault.primary(at.here(), "expected a body: `{ ... }`"));
     }
-
     if found == "else" && (expected.statement || expected.item) {
-        return Some(
-            Diagnostic::new(Code::UnexpectedText, "this `else` belongs to no `if`").primary(span, "unexpected `else`"),
-        );
+        return Some(fault("this `else` belongs to no `if`".to_owned()).primary(span, "unexpected `else`"));
     }
     if expected.statement && matches!(found, "model" | "train") {
         return Some(
-            Diagnostic::new(
-                Code::UnexpectedText,
-                format!("`{found}` stands at the top level of a file, not in a body"),
-            )
-            .primary(span, "unexpected here")
-            .help("perhaps a `}` is missing above"),
+            fault(format!("`{found}` stands at the top level of a file, not in a body"))
+                .primary(span, "unexpected here")
+                .help("perhaps a `}` is missing above"),
         );
     }
     if expected.train_setting && RESERVED.contains(&found) {
         return Some(
-            Diagnostic::new(Code::UnexpectedText, format!("expected a setting, found `{found}`"))
+            fault(format!("expected a setting, found `{found}`"))
                 .primary(span, "a `train` block holds only settings, such as `steps 1000`"),
         );
     }
-    // `layer_norm 32`, `layr 32`: a bare value after what can only be a layer.
-    if expected.statement
-        && expected.open_paren
-        && before_is_name
-        && !at.on_new_line()
-        && begins_value(at)
-        && !found_is_name
-    {
-        let fault = Diagnostic::new(Code::UnexpectedText, format!("`{before}` takes no bare value"))
-            .primary(span, "unexpected value");
+    // `dropout 0.1`, `contxt 32`: a bare value after what can only be a layer.
+    if expected.statement && expected.open_paren && at.before_is_name() && !at.on_new_line() && at.begins_value() {
+        let fault = fault(format!("`{before}` takes no bare value")).primary(span, "unexpected value");
         return Some(match did_you_mean(before, ["context", "vocab"]) {
             Some(near) => fault.patch(at.span(at.before), near, format!("did you mean `{near}`?")),
             None => fault.help(format!("arguments stand in parentheses: `{before}(name: {found})`")),
@@ -307,17 +301,34 @@ fn special(at: &Context<'_>) -> Option<Diagnostic> {
     None
 }
 
-fn logical_word(word: &str, span: Span) -> Diagnostic {
+/// A misspelt or misplaced start of an item.
+fn items(at: &Context<'_>) -> Option<Diagnostic> {
+    let (found, span) = (at.text(at.found), at.span(at.found));
+    if !at.expected.item || at.kind(at.found) != Some(TokenKind::Name) {
+        return None;
+    }
+    let message = format!("expected `model`, `block` or `train`, found `{found}`");
+    let fault = Diagnostic::new(Code::UnexpectedText, message);
+    let statement = matches!(found, "let" | "repeat" | "if" | "context" | "vocab");
+    Some(if statement || at.text(at.next(at.found)) == "(" {
+        fault.primary(span, "this belongs inside `model NAME { ... }`")
+    } else if let Some(near) = did_you_mean(found, ["model", "block", "train"]) {
+        fault.primary(span, "unknown word").patch(span, near, format!("did you mean `{near}`?"))
+    } else {
+        fault.primary(span, "only these may stand at the top level of a file")
+    })
+}
+
+/// `and`, `or` and `not` where the operator was meant.
+pub(crate) fn logical_word(word: &str, span: Span) -> Option<Diagnostic> {
     let symbol = match word {
         "and" => "&&",
         "or" => "||",
-        _ => "!",
+        "not" => "!",
+        _ => return None,
     };
-    Diagnostic::new(Code::UnexpectedText, format!("`{word}` is not an operator")).primary(span, "").patch(
-        span,
-        symbol,
-        format!("write `{symbol}`"),
-    )
+    let fault = Diagnostic::new(Code::UnexpectedText, format!("`{word}` is not an operator")).primary(span, "");
+    Some(fault.patch(span, symbol, format!("write `{symbol}`")))
 }
 
 /// The expectation alone.
@@ -326,31 +337,28 @@ fn general(at: &Context<'_>) -> Diagnostic {
     let before = at.text(at.before);
     let found = at.found_words();
     if expected.value || expected.argument {
-        let after = if before.is_empty() { String::new() } else { format!(" after `{before}`") };
         let what = if expected.argument { "an argument" } else { "a value" };
+        let after = if before.is_empty() { String::new() } else { format!(" after `{before}`") };
         let fault = Diagnostic::new(Code::MissingValue, format!("expected {what}{after}, found {found}"));
-        return match before {
-            _ if at.on_new_line() && !before.is_empty() => {
-                let fault = fault.primary(at.span(at.before), format!("expected {what} after this"));
-                match value_hint(before) {
-                    Some(hint) => fault.help(hint),
-                    None => fault,
-                }
-            }
+        let fault = match at.before {
+            Some(i) if at.on_new_line() => fault.primary(at.tokens[i].span, format!("expected {what} after this")),
             _ => fault.primary(at.span(at.found), format!("expected {what}")),
         };
+        return match value_hint(before) {
+            Some(hint) => fault.help(hint),
+            None => fault,
+        };
     }
-    let words = expectation_words(at);
+    let words = expectation_words(expected);
     let fault = Diagnostic::new(Code::UnexpectedText, format!("expected {words}, found {found}"));
-    if at.on_new_line() && !(expected.statement || expected.train_setting || expected.item) {
-        fault.primary(at.gap(), format!("expected {words}"))
-    } else {
+    if expected.statement || expected.train_setting || expected.item {
         fault.primary(at.span(at.found), "unexpected here")
+    } else {
+        fault.primary(at.here(), format!("expected {words}"))
     }
 }
 
-fn expectation_words(at: &Context<'_>) -> &'static str {
-    let expected = at.expected;
+fn expectation_words(expected: &Expected) -> &'static str {
     if expected.item {
         "`model`, `block` or `train`"
     } else if expected.statement {
@@ -361,8 +369,6 @@ fn expectation_words(at: &Context<'_>) -> &'static str {
         "a name"
     } else if expected.equals {
         "`=`"
-    } else if expected.open_brace && expected.operator {
-        "an operator or `{`"
     } else if expected.open_brace {
         "`{`"
     } else if expected.comma && expected.close_paren {
@@ -396,43 +402,4 @@ fn value_hint(name: &str) -> Option<&'static str> {
         }
         _ => return None,
     })
-}
-
-/// Whether the found token could be the first of a value.
-fn begins_value(at: &Context<'_>) -> bool {
-    match at.kind(at.found) {
-        Some(TokenKind::Name) => !matches!(at.text(at.found), "else" | "as"),
-        Some(TokenKind::Number | TokenKind::String) => true,
-        Some(TokenKind::Symbol) => matches!(at.text(at.found), "[" | "!"),
-        None => false,
-    }
-}
-
-fn is_spaced(at: &Context<'_>, span: Span) -> bool {
-    at.gap().start < span.start
-}
-
-fn named_thing(keyword: &str) -> &'static str {
-    match keyword {
-        "model" => "model",
-        "block" => "block",
-        "let" => "binding",
-        _ => "index",
-    }
-}
-
-fn example_name(keyword: &str) -> &'static str {
-    match keyword {
-        "model" => "small",
-        "block" => "expert",
-        "let" => "width = 128",
-        _ => "i",
-    }
-}
-
-impl Context<'_> {
-    /// The found token, or the place behind the last accepted one if the found token is on another line.
-    fn gap_or(&self, found: Span) -> Span {
-        if self.on_new_line() { self.gap() } else { found }
-    }
 }

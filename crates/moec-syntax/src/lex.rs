@@ -92,7 +92,8 @@ pub(crate) fn lex(source: &SourceFile) -> Lexed {
         at: 0,
         open: Vec::new(),
         line_has_token: false,
-        misindented: None,
+        mismatched: false,
+        misindented: Vec::new(),
         out: Lexed {
             tokens: Vec::new(),
             faults: Vec::new(),
@@ -112,8 +113,11 @@ struct Lexer<'a> {
     /// Token indices of the brackets that are open.
     open: Vec<usize>,
     line_has_token: bool,
-    /// The first brace whose closing brace stands further left than its line: the suspect when one is missing.
-    misindented: Option<(usize, usize)>,
+    /// Whether a bracket has been reported as not closed.
+    mismatched: bool,
+    /// Pairs of brackets of which the closing one stands further left than the line of the opening one: suspects when
+    /// a closing bracket is missing.
+    misindented: Vec<(usize, usize)>,
     out: Lexed,
 }
 
@@ -322,20 +326,24 @@ impl Lexer<'_> {
                 let fault = fault(format!("`{c}` is not an operator")).primary(one, "this is not the minus sign");
                 (one, b'-', fault.patch(one, "-", "use the minus sign of the keyboard"))
             }
-            '.' => (
-                one,
-                b' ',
-                fault("`.` has no meaning here".to_owned())
+            '.' => {
+                // The rest of the path goes with the point.
+                let len = rest[1..].find(|c: char| !(c == '_' || c.is_ascii_alphanumeric())).unwrap_or(rest.len() - 1);
+                let fault = fault("`.` has no meaning here".to_owned())
                     .primary(one, "")
-                    .note("paths such as `train.steps` are for overrides on the command line (`-s train.steps=200`)"),
-            ),
-            _ if c.is_whitespace() || is_invisible(c) => (
-                one,
-                b' ',
-                fault(format!("an invisible character, U+{:04X}", c as u32))
-                    .primary(one, "only blanks, tabs and line breaks may stand between words")
-                    .patch(one, " ", "use a blank"),
-            ),
+                    .note("paths such as `train.steps` are for overrides on the command line (`-s train.steps=200`)");
+                (Span::new(one.start, one.end + len), b' ', fault)
+            }
+            _ if c.is_whitespace() || is_invisible(c) => {
+                let fault = fault(format!("an invisible character, U+{:04X}", c as u32))
+                    .primary(one, "only blanks, tabs and line breaks may stand between words");
+                let fault = if c.is_whitespace() {
+                    fault.patch(one, " ", "use a blank")
+                } else {
+                    fault.patch(one, "", "remove it")
+                };
+                (one, b' ', fault)
+            }
             _ if c.is_control() => {
                 (one, b' ', fault(format!("a control character, U+{:04X}", c as u32)).primary(one, ""))
             }
@@ -361,28 +369,24 @@ impl Lexer<'_> {
             if closer_of(symbol) == c {
                 break;
             }
-            let wanted = closer_of(symbol);
             let here = Span::new(self.at, self.at + 1);
             // Only brackets opened further out can be what this one closes.
             let opened = self.open.iter().any(|&i| closer_of(self.source.slice(self.out.tokens[i].span)) == c);
-            self.out.balanced = false;
             if !opened {
                 self.unopened(c, here);
                 return;
             }
+            self.out.balanced = false;
             self.open.pop();
-            if self.out.faults.len() < MAX_FAULTS {
-                let span = self.out.tokens[opener].span;
-                self.out.faults.push(
-                    Diagnostic::new(Code::UnclosedBracket, format!("this `{symbol}` is not closed"))
-                        .primary(span, format!("expected `{wanted}` before ..."))
-                        .secondary(here, format!("... this `{c}`")),
-                );
+            // Behind one mismatch, further ones are most likely its consequences.
+            if !self.mismatched {
+                self.mismatched = true;
+                let fault = self.unclosed(opener, here, &format!("this `{c}`"));
+                self.out.faults.push(fault);
             }
         }
         let here = Span::new(self.at, self.at + 1);
         let Some(opener) = self.open.pop() else {
-            self.out.balanced = false;
             self.unopened(c, here);
             return;
         };
@@ -390,16 +394,20 @@ impl Lexer<'_> {
         self.out.tokens[index].partner = Some(opener);
         self.out.tokens[opener].partner = Some(index);
         let (from, to) = (self.indent(opener), self.indent(index));
-        if c == '}' && self.out.tokens[index].first_on_line && to < from && self.misindented.is_none() {
-            self.misindented = Some((opener, index));
+        if self.out.tokens[index].first_on_line && to < from {
+            self.misindented.push((opener, index));
         }
     }
 
     fn unopened(&mut self, c: char, here: Span) {
-        self.out.faults.push(
-            Diagnostic::new(Code::UnopenedBracket, format!("this `{c}` closes nothing"))
-                .primary(here, "no bracket of this kind is open here"),
-        );
+        if !self.mismatched {
+            self.out.faults.push(
+                Diagnostic::new(Code::UnopenedBracket, format!("this `{c}` closes nothing"))
+                    .primary(here, "no bracket of this kind is open here"),
+            );
+        }
+        // A brace too many has closed something too early; without it the rest of the file cannot be judged.
+        self.out.balanced &= c != '}';
         self.paint(here, b' ', b' ');
         self.at += 1;
     }
@@ -412,27 +420,33 @@ impl Lexer<'_> {
     }
 
     fn report_open(&mut self) {
-        if self.out.faults.len() >= MAX_FAULTS {
-            self.out.balanced = self.out.balanced && self.open.is_empty();
-            return;
-        }
         let Some(&innermost) = self.open.last() else { return };
         self.out.balanced = false;
+        if self.mismatched || self.at < self.text.len() {
+            return;
+        }
         let end = Span::at(self.text.trim_end().len());
-        let suspect = self.misindented.filter(|_| self.source.slice(self.out.tokens[innermost].span) == "{");
-        let opener = suspect.map_or(innermost, |(opener, _)| opener);
-        let span = self.out.tokens[opener].span;
-        let symbol = self.source.slice(span);
+        let fault = self.unclosed(innermost, end, "the end of the file");
+        self.out.faults.push(fault);
+    }
+
+    /// Reports that `opener` is still open at `end`. If the indentation says that a bracket inside it took the closing
+    /// bracket that was meant for it, the inner bracket is named.
+    fn unclosed(&self, opener: usize, end: Span, end_words: &str) -> Diagnostic {
+        let symbol = self.source.slice(self.out.tokens[opener].span);
         let wanted = closer_of(symbol);
         let fault = Diagnostic::new(Code::UnclosedBracket, format!("this `{symbol}` is not closed"));
-        self.out.faults.push(match suspect {
-            Some((_, closer)) => fault
-                .primary(span, format!("expected `{wanted}` at the indentation of this line"))
-                .secondary(self.out.tokens[closer].span, "this one closes it, but stands further left"),
+        let is_suspect =
+            |pair: &&(usize, usize)| pair.0 > opener && self.source.slice(self.out.tokens[pair.0].span) == symbol;
+        match self.misindented.iter().find(is_suspect) {
+            Some(&(inner, closer)) => fault
+                .primary(self.out.tokens[inner].span, format!("by the indentation, its `{wanted}` is missing"))
+                .secondary(self.out.tokens[closer].span, format!("this `{wanted}` stands further left"))
+                .secondary(self.out.tokens[opener].span, "so this one is left open"),
             None => fault
-                .primary(span, "opened here")
-                .secondary(end, format!("expected `{wanted}` before the end of the file")),
-        });
+                .primary(self.out.tokens[opener].span, "opened here")
+                .secondary(end, format!("expected `{wanted}` before {end_words}")),
+        }
     }
 
     fn too_deep(&mut self) {
@@ -511,7 +525,7 @@ fn check_number(text: &str, span: Span) -> Result<(), Box<Diagnostic>> {
     let fraction_parts: Vec<&str> = mantissa.split('.').collect();
     let well_formed = match fraction_parts[..] {
         [whole] => digits(whole),
-        // `1_.5` and `1._5` are not numbers either: the grammar wants a digit on both sides of the point.
+        // `1._5` is not a number either: the grammar wants a digit after the point.
         [whole, fraction] => digits(whole) && digits(fraction) && !text.contains("._"),
         _ => false,
     };
@@ -560,6 +574,7 @@ fn check_number(text: &str, span: Span) -> Result<(), Box<Diagnostic>> {
             "x" | "X" => {
                 diagnostic.help(format!("a number of experts is written with `*`, as in `{whole} * mlp(...)`"))
             }
+            _ if whole == "0" => diagnostic.help("numbers are decimal"),
             _ if !suffix.contains(['e', 'E']) || suffix.len() > 2 => {
                 diagnostic.patch(span, format!("{whole} * {suffix}"), "if this is a product, write `*`")
             }
@@ -598,8 +613,7 @@ mod tests {
         assert_eq!(faults("model m { } }"), ["this `}` closes nothing"]);
         assert_eq!(faults("model m { a(b: [1, 2) }"), ["this `[` is not closed"]);
         let lexed = lex(&SourceFile::new("a.moe", "model m {\n  repeat 2 {\n    mlp\n}\n"));
-        let span = lexed.faults[0].span().unwrap();
-        assert_eq!(span, Span::new(21, 22), "the indentation gives the inner brace away");
+        assert_eq!(lexed.faults[0].span(), Some(Span::new(21, 22)), "the indentation gives the inner brace away");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod diag;
 mod expect;
 mod lex;
 mod parse;
+mod render;
 mod source;
 
 pub use ast::{
@@ -15,4 +16,5 @@ pub use ast::{
 pub use codes::{Code, UnknownCode};
 pub use diag::{Diagnostic, Label, Patch, Severity, did_you_mean};
 pub use parse::{parse, parse_value};
+pub use render::{RenderedDiagnostic, RenderedLabel, RenderedPatch, RenderedSpan};
 pub use source::{LineColumn, MAX_SOURCE_BYTES, SourceFile, Span};

@@ -9,7 +9,7 @@ use pest::iterators::{Pair, Pairs};
 
 use crate::ast::*;
 use crate::codes::Code;
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Patch};
 use crate::expect::{self, Context};
 use crate::lex::{self, Lexed, MAX_FAULTS};
 use crate::source::{MAX_SOURCE_BYTES, SourceFile, Span, too_large};
@@ -81,7 +81,7 @@ fn recover(source: &SourceFile, rule: Rule) -> Result<(String, Vec<Diagnostic>),
     if !lexed.balanced {
         return Err(faults);
     }
-    let mut recovery = Recovery { alive: vec![true; lexed.tokens.len()], lexed };
+    let mut recovery = Recovery { alive: vec![true; lexed.tokens.len()], lexed, last: None };
     // Painting can need several rounds for one fault, as it widens from the statement outwards.
     for _ in 0..MAX_FAULTS * 4 {
         let text = String::from_utf8_lossy(&recovery.lexed.masked).into_owned();
@@ -97,8 +97,7 @@ fn recover(source: &SourceFile, rule: Rule) -> Result<(String, Vec<Diagnostic>),
             // pest's own limits; nesting is bounded before, so this needs no words of its own.
             ErrorVariant::CustomError { .. } => Expected::default(),
         };
-        let fault = recovery.skip(source, at, &expected);
-        let (fault, goes_on) = (fault.0, fault.1);
+        let (fault, goes_on) = recovery.step(source, at, expected);
         faults.extend(fault);
         if !goes_on || faults.len() >= MAX_FAULTS {
             break;
@@ -132,7 +131,8 @@ impl Expected {
         let mut expected = Expected::default();
         for rule in rules {
             match rule {
-                Rule::model | Rule::kw_model | Rule::train | Rule::kw_train => expected.item = true,
+                // At the very start, pest names the whole instead of its parts.
+                Rule::file | Rule::model | Rule::kw_model | Rule::train | Rule::kw_train => expected.item = true,
                 Rule::binding | Rule::kw_let | Rule::repeat | Rule::kw_repeat | Rule::layer | Rule::setting => {
                     expected.statement = true;
                 }
@@ -145,6 +145,8 @@ impl Expected {
                 | Rule::list
                 | Rule::group
                 | Rule::choice_value
+                | Rule::head
+                | Rule::lone_value
                 | Rule::unary_operator => expected.value = true,
                 Rule::binary_operator => expected.operator = true,
                 Rule::argument => expected.argument = true,
@@ -158,8 +160,6 @@ impl Expected {
                 Rule::kw_else => expected.else_keyword = true,
                 // Parts of the above, or never what a message should propose.
                 Rule::EOI
-                | Rule::file
-                | Rule::lone_value
                 | Rule::item
                 | Rule::block
                 | Rule::kw_block
@@ -192,29 +192,51 @@ struct Recovery {
     lexed: Lexed,
     /// Which tokens have not been painted over.
     alive: Vec<bool>,
+    /// The gap in which parsing stopped the last time.
+    last: Option<Span>,
 }
 
 impl Recovery {
-    /// Reports the fault at byte `at`, unless it only follows from an earlier one, and paints over its statement.
-    /// The second result is false where nothing is left to paint.
-    fn skip(&mut self, source: &SourceFile, at: usize, expected: &Expected) -> (Option<Diagnostic>, bool) {
+    /// Reports the fault at byte `at`, unless it only follows from an earlier one, and puts it out of the way. The
+    /// second result is false where nothing is left to put out of the way.
+    fn step(&mut self, source: &SourceFile, at: usize, mut expected: Expected) -> (Option<Diagnostic>, bool) {
         let tokens = &self.lexed.tokens;
         let split = tokens.partition_point(|token| token.span.end <= at);
         let found = (split..tokens.len()).find(|&i| self.alive[i]);
         let before = (0..split).rev().find(|&i| self.alive[i]);
+        // In a `train` block pest names the first part of a setting instead of the setting.
+        let brace = found.and_then(|i| tokens[i].parent);
+        if let Some(keyword) = brace.and_then(|i| i.checked_sub(1)) {
+            expected.train_setting |= expected.name && source.slice(tokens[keyword].span) == "train";
+        }
         let gap = Span::new(
             before.map_or(0, |i| tokens[i].span.end),
             found.map_or(source.text().len(), |i| tokens[i].span.start),
         );
-        let follows = self.lexed.painted.iter().any(|span| span.start < gap.end && gap.start < span.end);
-        let fault = (!follows).then(|| expect::describe(&Context { source, tokens, before, found, expected }));
-
-        // An unfinished statement is the fault of what came before, anything else of what was found.
+        let around = Span::new(
+            before.map_or(0, |i| tokens[i].span.start),
+            found.map_or(source.text().len(), |i| tokens[i].span.end),
+        );
+        let stuck = self.last.replace(gap) == Some(gap);
         let begins_anew = expected.statement || expected.train_setting || expected.item;
+        // Behind a statement that was painted over, the next one is judged for itself, unless it continues it.
+        let independent =
+            begins_anew && found.is_some_and(|i| tokens[i].first_on_line && source.slice(tokens[i].span) != "else");
+        let touches_paint = || self.lexed.painted.iter().any(|span| span.start < around.end && around.start < span.end);
+        let follows = stuck || !independent && touches_paint();
+        let fault =
+            (!follows).then(|| expect::describe(&Context { source, tokens, before, found, expected: &expected }));
+
+        if let Some(patch) = fault.as_ref().and_then(|fault| fault.patches.first())
+            && self.repair(patch)
+        {
+            return (fault, true);
+        }
+        // An unfinished statement is the fault of what came before, anything else of what was found.
+        let tokens = &self.lexed.tokens;
         let unfinished =
             found.is_none_or(|i| tokens[i].first_on_line || matches!(source.slice(tokens[i].span), "}" | ")" | "]"));
-        let anchor = if unfinished && !begins_anew { before.or(found) } else { found.or(before) };
-        let mut anchor = anchor;
+        let mut anchor = if unfinished && !begins_anew { before.or(found) } else { found.or(before) };
         while let Some(token) = anchor {
             let (range, outer) = self.statement_around(source, token);
             if range.clone().any(|i| self.alive[i]) {
@@ -224,6 +246,24 @@ impl Recovery {
             anchor = outer;
         }
         (fault, false)
+    }
+
+    /// Applies a proposed change if it fits without moving what follows: then nothing need be painted over, and
+    /// faults in the rest of the statement are found as well. A replacement may use up the blank behind it.
+    fn repair(&mut self, patch: &Patch) -> bool {
+        let text = &mut self.lexed.masked;
+        let mut end = patch.span.end;
+        while end - patch.span.start < patch.replacement.len() {
+            match text.get(end) {
+                Some(b' ' | b'\t' | b'\r' | b'\n') => end += 1,
+                _ => return false,
+            }
+        }
+        let replacement = patch.replacement.bytes().chain(std::iter::repeat(b' '));
+        for (byte, new) in text[patch.span.start..end].iter_mut().zip(replacement) {
+            *byte = new;
+        }
+        true
     }
 
     /// The tokens of the statement that `token` belongs to, and the brace around that statement.
@@ -348,12 +388,18 @@ impl Builder {
                 let name = ident(&parts.next()?);
                 Statement::Setting(Setting { name, value: self.expression(parts.next()?), span })
             }
-            Rule::layer => Statement::Layer(self.call(pair)),
+            Rule::layer => {
+                let call = self.call(pair);
+                if call.arguments.is_none() && call.body.is_none() {
+                    self.faults.extend(expect::logical_word(&call.name.name, call.span));
+                }
+                Statement::Layer(call)
+            }
             Rule::repeat => {
                 let (mut count, mut index, mut body) = (None, None, Body::default());
                 for part in pair.into_inner() {
                     match part.as_rule() {
-                        Rule::expression => count = Some(self.expression(part)),
+                        Rule::head => count = self.head(part),
                         Rule::name => index = Some(ident(&part)),
                         Rule::body => body = self.body(part),
                         _ => {}
@@ -365,7 +411,7 @@ impl Builder {
                 let (mut branches, mut otherwise, mut condition) = (Vec::new(), None, None);
                 for part in pair.into_inner() {
                     match part.as_rule() {
-                        Rule::expression => condition = Some(self.expression(part)),
+                        Rule::head => condition = self.head(part),
                         Rule::body => {
                             let body = self.body(part);
                             match condition.take() {
@@ -384,6 +430,10 @@ impl Builder {
             }
             _ => return None,
         })
+    }
+
+    fn head(&mut self, pair: Pair<'_, Rule>) -> Option<Expr> {
+        pair.into_inner().next().map(|expression| self.expression(expression))
     }
 
     fn call(&mut self, pair: Pair<'_, Rule>) -> Call {
@@ -510,7 +560,10 @@ impl Builder {
                 let call = self.call(pair);
                 match call.arguments {
                     Some(_) => ExprKind::Call(call),
-                    None => ExprKind::Name(call.name.name),
+                    None => {
+                        self.faults.extend(expect::logical_word(&call.name.name, span));
+                        ExprKind::Name(call.name.name)
+                    }
                 }
             }
             Rule::list => {
@@ -529,7 +582,7 @@ impl Builder {
                 let (mut branches, mut condition, mut otherwise) = (Vec::new(), None, placeholder(span));
                 for part in pair.into_inner() {
                     match part.as_rule() {
-                        Rule::expression => condition = Some(self.expression(part)),
+                        Rule::head => condition = self.head(part),
                         Rule::branch => {
                             let inner = part.into_inner().find(|part| part.as_rule() == Rule::expression);
                             let then = inner.map_or(placeholder(span), |inner| self.expression(inner));

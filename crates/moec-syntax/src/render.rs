@@ -1,0 +1,224 @@
+//! Diagnostics as text: with the source excerpt for people, on one line for editors, as plain data for programs.
+
+use annotate_snippets::{AnnotationKind, Group, Level, Patch as SnippetPatch, Renderer, Snippet};
+use serde::Serialize;
+
+use crate::diag::{Diagnostic, Severity};
+use crate::source::{SourceFile, Span};
+
+/// A diagnostic with its positions worked out, ready to be serialised. Lines and columns count from 1, columns in
+/// characters; byte offsets count from the start of the text behind a byte order mark.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RenderedDiagnostic {
+    /// The number of the code, such as `E0202`.
+    pub code: &'static str,
+    /// `error`, `warning` or `note`.
+    pub severity: String,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// The name of the source.
+    pub file: String,
+    /// Where the fault lies; `None` for a fault of the file as a whole.
+    pub position: Option<RenderedSpan>,
+    /// Every place that the diagnostic is about.
+    pub labels: Vec<RenderedLabel>,
+    /// Facts that explain it.
+    pub notes: Vec<String>,
+    /// Advice on what to do.
+    pub help: Vec<String>,
+    /// Changes, each of which stands for itself.
+    pub patches: Vec<RenderedPatch>,
+    /// The diagnostic as [`Diagnostic::render`] gives it, without colour.
+    pub rendered: String,
+}
+
+/// A range of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RenderedSpan {
+    /// Offset of the first byte.
+    pub byte_start: usize,
+    /// Offset one past the last byte.
+    pub byte_end: usize,
+    /// Line of the start.
+    pub line: usize,
+    /// Column of the start.
+    pub column: usize,
+    /// Line of the end.
+    pub end_line: usize,
+    /// Column just behind the last character.
+    pub end_column: usize,
+}
+
+/// A label with its position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RenderedLabel {
+    /// Where.
+    #[serde(flatten)]
+    pub position: RenderedSpan,
+    /// What; may be empty.
+    pub text: String,
+    /// Whether this is where the fault lies.
+    pub primary: bool,
+}
+
+/// A change with its position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RenderedPatch {
+    /// What is replaced.
+    #[serde(flatten)]
+    pub position: RenderedSpan,
+    /// By what.
+    pub replacement: String,
+    /// The change in words.
+    pub text: String,
+}
+
+impl Diagnostic {
+    /// The diagnostic with an excerpt of `source`, marks under what it is about, and the proposed changes; with ANSI
+    /// colours if `colour`. Ends without a line break.
+    pub fn render(&self, source: &SourceFile, colour: bool) -> String {
+        let level = match self.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+            Severity::Note => Level::NOTE,
+        };
+        let text = source.text();
+        let mut main = Group::with_title(level.primary_title(self.message.as_str()).id(self.code.number()));
+        if !self.labels.is_empty() {
+            let annotations = self.labels.iter().map(|label| {
+                let kind = if label.primary { AnnotationKind::Primary } else { AnnotationKind::Context };
+                let annotation = kind.span(clamped(source, label.span).into());
+                if label.text.is_empty() { annotation } else { annotation.label(label.text.as_str()) }
+            });
+            main = main.element(Snippet::source(text).path(source.name()).annotations(annotations));
+        }
+        main = main.elements(self.notes.iter().map(|note| Level::NOTE.message(note.as_str())));
+        main = main.elements(self.helps.iter().map(|help| Level::HELP.message(help.as_str())));
+        let mut report = vec![main];
+        for patch in &self.patches {
+            let change = SnippetPatch::new(clamped(source, patch.span).into(), patch.replacement.as_str());
+            let title = Level::HELP.secondary_title(patch.text.as_str());
+            report.push(title.element(Snippet::source(text).path(source.name()).patch(change)));
+        }
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        let rendered = renderer.render(&report);
+        // Blanks at line ends would only be noise in logs and snapshots.
+        let lines: Vec<&str> = rendered.lines().map(str::trim_end).collect();
+        lines.join("\n")
+    }
+
+    /// One line, `file:line:column: error[E0101]: message`, as editors read it.
+    pub fn render_short(&self, source: &SourceFile) -> String {
+        match self.span() {
+            Some(span) => {
+                let position = source.line_column(clamped(source, span).start);
+                format!("{}:{}:{}: {self}", source.name(), position.line, position.column)
+            }
+            None => format!("{}: {self}", source.name()),
+        }
+    }
+
+    /// The diagnostic with its positions worked out, for JSON.
+    pub fn to_rendered(&self, source: &SourceFile) -> RenderedDiagnostic {
+        RenderedDiagnostic {
+            code: self.code.number(),
+            severity: self.severity.to_string(),
+            message: self.message.clone(),
+            file: source.name().to_owned(),
+            position: self.span().map(|span| position(source, span)),
+            labels: (self.labels.iter())
+                .map(|label| RenderedLabel {
+                    position: position(source, label.span),
+                    text: label.text.clone(),
+                    primary: label.primary,
+                })
+                .collect(),
+            notes: self.notes.clone(),
+            help: self.helps.clone(),
+            patches: (self.patches.iter())
+                .map(|patch| RenderedPatch {
+                    position: position(source, patch.span),
+                    replacement: patch.replacement.clone(),
+                    text: patch.text.clone(),
+                })
+                .collect(),
+            rendered: self.render(source, false),
+        }
+    }
+}
+
+fn position(source: &SourceFile, span: Span) -> RenderedSpan {
+    let span = clamped(source, span);
+    let (start, end) = (source.line_column(span.start), source.line_column(span.end));
+    RenderedSpan {
+        byte_start: span.start,
+        byte_end: span.end,
+        line: start.line,
+        column: start.column,
+        end_line: end.line,
+        end_column: end.column,
+    }
+}
+
+/// The span moved onto character boundaries of the text. A span that came from another text must not cause a panic.
+fn clamped(source: &SourceFile, span: Span) -> Span {
+    let text = source.text();
+    let boundary = |offset: usize| {
+        let mut offset = offset.min(text.len());
+        while !text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        offset
+    };
+    Span::new(boundary(span.start), boundary(span.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes::Code;
+
+    fn show(text: &str, span: Span) -> String {
+        let source = SourceFile::new("a.moe", text);
+        Diagnostic::new(Code::UnknownLayer, "no such layer").primary(span, "here").render(&source, false)
+    }
+
+    #[test]
+    fn marks_stand_under_what_they_mean() {
+        insta::assert_snapshot!(show("model m {\r\n\tlayr\r\n}\r\n", Span::new(12, 16)), @"");
+        insta::assert_snapshot!(show("// 漢字 é layr", Span::new(13, 17)), @"");
+        insta::assert_snapshot!(show("model m {", Span::at(9)), @"");
+        insta::assert_snapshot!(show("model m {\n", Span::at(10)), @"");
+        insta::assert_snapshot!(show("", Span::at(0)), @"");
+        insta::assert_snapshot!(show("a\nb\nc\nd", Span::new(0, 7)), @"");
+    }
+
+    #[test]
+    fn foreign_spans_do_no_harm() {
+        for text in ["", "é", "é\n", "a\r\n"] {
+            for start in 0..6 {
+                for end in start..6 {
+                    let source = SourceFile::new("a.moe", text);
+                    let span = Span::new(start, end);
+                    let diagnostic = Diagnostic::new(Code::UnknownLayer, "x")
+                        .primary(span, "y")
+                        .secondary(span, "")
+                        .patch(span, "é", "z");
+                    diagnostic.render(&source, true);
+                    diagnostic.render_short(&source);
+                    diagnostic.to_rendered(&source);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_line_form() {
+        let source = SourceFile::new("dir/a.moe", "model m {\n  é layr\n}");
+        let diagnostic = Diagnostic::new(Code::UnusedLet, "never used").primary(Span::new(15, 19), "");
+        assert_eq!(diagnostic.render_short(&source), "dir/a.moe:2:5: warning[W0201]: never used");
+        let diagnostic = Diagnostic::new(Code::NoModel, "no model");
+        assert_eq!(diagnostic.render_short(&source), "dir/a.moe: error[E0401]: no model");
+        assert_eq!(diagnostic.render(&source, false), "error[E0401]: no model");
+    }
+}
