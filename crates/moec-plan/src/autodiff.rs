@@ -5,6 +5,7 @@
 //! that of an operand. Selected indices are constants.
 
 use crate::error::PlanError;
+use crate::planner::OPTIMIZER_PREFIX;
 use moec_ir::{Binary, Builder, DType, Graph, Node, NodeId, Op, TensorType, Unary, Value};
 
 /// What to differentiate with respect to.
@@ -76,6 +77,11 @@ pub fn differentiate(graph: &Graph, objective: &str, wrt: &Wrt) -> Result<Graph,
         b.output(format!("grad.{name}"), gradient);
     }
     Ok(b.finish()?)
+}
+
+/// Whether a node of that name was appended by [`differentiate`] or by the optimiser step after it.
+pub(crate) fn is_backward(name: &str) -> bool {
+    ["grad.", "clip.", OPTIMIZER_PREFIX].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The nodes to differentiate with respect to, with their names.
