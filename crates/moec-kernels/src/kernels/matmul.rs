@@ -17,12 +17,26 @@
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
-/// Rows of a register tile: with two vectors of eight columns, 12 of the 16 registers of AVX2 are accumulators.
-const MR: usize = 6;
-/// Vectors of a register tile.
-const NV: usize = 2;
-/// Summed elements of a packed panel. Private arrays beyond 1024 elements take the CPU's compiler seconds.
-const KB: usize = 512;
+/// How the CPU's kernel is blocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tiling {
+    /// Lanes of a vector register.
+    lanes: usize,
+    /// Rows of a register tile.
+    rows: usize,
+    /// Vectors of a register tile.
+    vectors: usize,
+    /// Summed elements of a packed panel. Private arrays beyond 1024 elements take the CPU's compiler seconds.
+    block: usize,
+}
+
+impl Tiling {
+    /// The tiling for this machine's vector registers.
+    fn of_this_cpu() -> Self {
+        let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+        Self { lanes: env("TW", 8), rows: env("TR", 6), vectors: env("TV", 2), block: env("TB", 512) }
+    }
+}
 
 /// What the compiler must know of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,19 +111,26 @@ fn tiled<W: Size, L: Size>(
     has_bias: usize,
     column_groups: usize,
     #[comptime] layout: Layout,
+    #[comptime] tiling: Tiling,
 ) {
     let w = W::value();
+    let mr = comptime!(tiling.rows);
+    let nv = comptime!(tiling.vectors);
+    let kb = comptime!(tiling.block);
     let stored = L::value();
     let aligned = comptime!(w == stored);
     let transpose_a = comptime!(layout.transpose_a);
     let vectors = (n + w - 1) / w;
-    let panels = (vectors + NV - 1) / NV;
+    let panels = (vectors + nv - 1) / nv;
     let unit = UNIT_POS as usize;
     let row_groups = CUBE_DIM as usize / column_groups;
     let (column_group, row_group) = (unit % column_groups, unit / column_groups);
     let p0 = panels * column_group / column_groups;
     let p1 = panels * (column_group + 1) / column_groups;
-    let mut panel = Array::<Vector<f32, W>>::new(comptime!(KB * NV));
+    let mut panel = Array::<Vector<f32, W>>::new(comptime!(kb * nv));
+    let mut start = Array::<Vector<f32, W>>::new(nv);
+    // A register tile on its way from and to memory.
+    let mut tile = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
     for e in 0..experts {
         let mut s0 = 0usize.runtime();
         let mut s1 = if comptime!(transpose_a) { k } else { m };
@@ -132,100 +153,106 @@ fn tiled<W: Size, L: Size>(
             b0 = 0usize.runtime();
             y0 = e * m * n;
         }
-        let tiles = (row1 - row0 + MR - 1) / MR;
+        let tiles = (row1 - row0 + mr - 1) / mr;
         let t0 = tiles * row_group / row_groups;
         let t1 = tiles * (row_group + 1) / row_groups;
         if t1 > t0 {
             // A sum over nothing still stores its start.
-            let blocks = max((sum1 - sum0 + KB - 1) / KB, 1);
+            let blocks = max((sum1 - sum0 + kb - 1) / kb, 1);
             for p in p0..p1 {
                 for block in 0..blocks {
-                    let q0 = sum0 + block * KB;
-                    let len = min(KB, sum1 - q0);
-                    for q in 0..len {
-                        #[unroll]
-                        for j in 0..NV {
-                            if comptime!(layout.transpose_b) {
+                    let q0 = sum0 + block * kb;
+                    let len = min(kb, sum1 - q0);
+                    if comptime!(layout.transpose_b) {
+                        // One column vector at a time: its rows of `b` are as many cache lines as it has lanes.
+                        for j in 0..nv {
+                            for q in 0..len {
                                 let mut v = Vector::<f32, W>::empty();
                                 #[unroll]
                                 for lane in 0..w {
-                                    let column = min((p * NV + j) * w + lane, n - 1);
+                                    let column = min((p * nv + j) * w + lane, n - 1);
                                     v.insert(lane, b[b0 + column * k + q0 + q]);
                                 }
-                                panel[q * NV + j] = v;
-                            } else {
-                                panel[q * NV + j] =
-                                    row_vector::<W, L>(b_vectors, b0 + (q0 + q) * n, p * NV + j, n, aligned);
+                                panel[q * nv + j] = v;
+                            }
+                        }
+                    } else {
+                        for q in 0..len {
+                            let row = b0 + (q0 + q) * n;
+                            for j in 0..nv {
+                                panel[q * nv + j] = row_vector::<W, L>(b_vectors, row, p * nv + j, n, aligned);
                             }
                         }
                     }
-                    let mut start = Array::<Vector<f32, W>>::new(NV);
-                    if has_bias != 0 {
-                        #[unroll]
-                        for j in 0..NV {
-                            start[j] = row_vector::<W, L>(bias, e * n, p * NV + j, n, aligned);
+                    for j in 0..nv {
+                        start[j] = Vector::new(0.0);
+                        if has_bias != 0 {
+                            start[j] = row_vector::<W, L>(bias, e * n, p * nv + j, n, aligned);
                         }
                     }
+                    // A tile at the end of all rows starts earlier, to read only what is there. Its first row and that
+                    // row's place in `a` are carried from tile to tile: computed anew, they end up in the inner loop.
+                    let mut top = min(row0 + t0 * mr, m - mr);
+                    let row_step = if comptime!(transpose_a) { 1usize.runtime() } else { k };
+                    let mut place = top * row_step;
                     for t in t0..t1 {
-                        let first = row0 + t * MR;
-                        let mut places = Array::<usize>::new(MR);
-                        let mut acc = Array::<Vector<f32, W>>::new(comptime!(MR * NV));
-                        #[unroll]
-                        for i in 0..MR {
-                            // Rows beyond the last repeat it and are not stored.
-                            let row = min(first + i, row1 - 1);
-                            places[i] = if comptime!(transpose_a) { q0 * m + row } else { row * k + q0 };
-                            #[unroll]
-                            for j in 0..NV {
-                                acc[i * NV + j] = start[j];
-                                if block > 0 {
-                                    acc[i * NV + j] =
-                                        row_vector::<W, L>(&*y, y0 + row * n, p * NV + j, n, aligned);
+                        let first = row0 + t * mr;
+                        let end = min(first + mr, row1);
+                        for i in 0..mr {
+                            for j in 0..nv {
+                                if block == 0 {
+                                    tile[i * nv + j] = start[j];
+                                } else {
+                                    let row = y0 + (top + i) * n;
+                                    tile[i * nv + j] = row_vector::<W, L>(&*y, row, p * nv + j, n, aligned);
                                 }
                             }
+                        }
+                        let mut acc = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
+                        #[unroll]
+                        for i in 0..comptime!(mr * nv) {
+                            acc[i] = tile[i];
                         }
                         for q in 0..len {
-                            let step = if comptime!(transpose_a) { q * m } else { q };
                             #[unroll]
-                            for i in 0..MR {
-                                let v = Vector::<f32, W>::new(a[places[i] + step]);
+                            for i in 0..mr {
+                                let v = if comptime!(transpose_a) {
+                                    a[place + (q0 + q) * m + i]
+                                } else {
+                                    a[place + i * k + q0 + q]
+                                };
                                 #[unroll]
-                                for j in 0..NV {
-                                    acc[i * NV + j] = fma(v, panel[q * NV + j], acc[i * NV + j]);
+                                for j in 0..nv {
+                                    acc[i * nv + j] = fma(Vector::new(v), panel[q * nv + j], acc[i * nv + j]);
                                 }
                             }
                         }
-                        if comptime!(aligned) {
-                            let out = y.with_vector_size_mut::<W>();
-                            #[unroll]
-                            for i in 0..MR {
-                                #[unroll]
-                                for j in 0..NV {
-                                    if first + i < row1 && p * NV + j < vectors {
-                                        out[(y0 + (first + i) * n) / w + p * NV + j] = acc[i * NV + j];
+                        #[unroll]
+                        for i in 0..comptime!(mr * nv) {
+                            tile[i] = acc[i];
+                        }
+                        for i in first - top..end - top {
+                            let row = y0 + (top + i) * n;
+                            for j in 0..nv {
+                                if comptime!(aligned) {
+                                    if p * nv + j < vectors {
+                                        y.with_vector_size_mut::<W>()[row / w + p * nv + j] = tile[i * nv + j];
                                     }
-                                }
-                            }
-                        } else {
-                            let mut tile = Array::<Vector<f32, W>>::new(comptime!(MR * NV));
-                            #[unroll]
-                            for i in 0..comptime!(MR * NV) {
-                                tile[i] = acc[i];
-                            }
-                            let out = y.with_vector_size_mut::<Const<1>>();
-                            for i in 0..min(MR, row1 - first) {
-                                for j in 0..NV {
-                                    let v = tile[i * NV + j];
+                                } else {
+                                    let v = tile[i * nv + j];
+                                    let out = y.with_vector_size_mut::<Const<1>>();
                                     #[unroll]
                                     for lane in 0..w {
-                                        let column = (p * NV + j) * w + lane;
+                                        let column = (p * nv + j) * w + lane;
                                         if column < n {
-                                            out[y0 + (first + i) * n + column] = Vector::new(v.extract(lane));
+                                            out[row + column] = Vector::new(v.extract(lane));
                                         }
                                     }
                                 }
                             }
                         }
+                        top = min(top + mr, m - mr);
+                        place = min(place + mr * row_step, (m - mr) * row_step);
                     }
                 }
             }
@@ -236,8 +263,8 @@ fn tiled<W: Size, L: Size>(
         if grouped != 0 {
             let tail = offsets[experts] as usize;
             let columns = n / stored;
-            let c0 = min(p0 * NV * w / stored, columns);
-            let c1 = min(p1 * NV * w / stored, columns);
+            let c0 = min(p0 * nv * w / stored, columns);
+            let c1 = min(p1 * nv * w / stored, columns);
             for row in tail + (m - tail) * row_group / row_groups..tail + (m - tail) * (row_group + 1) / row_groups {
                 for c in c0..c1 {
                     y[row * columns + c] = Vector::new(0.0);
@@ -319,16 +346,18 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
     let (bias, offsets) = (p.bias.unwrap_or(b), p.offsets.unwrap_or(a));
     let (has_bias, grouped) = (usize::from(p.bias.is_some()), usize::from(p.offsets.is_some()));
     if l.is_cpu() {
-        let w = l.profile().matrix_width();
+        let mut tiling = Tiling::of_this_cpu();
+        while tiling.rows > m {
+            tiling.rows /= 2;
+        }
+        let w = tiling.lanes;
         let aligned = if n % w == 0 { w } else { 1 };
-        let b_aligned = if layout.transpose_b { 1 } else { aligned };
-        let _ = b_aligned;
         l.launch(
             1,
             || format!("matmul {layout:?} w{w} aligned{aligned}"),
             // SAFETY: columns and rows beyond the extents are neither read nor written, segments lie within `m` (or `k`).
             |t| unsafe {
-                let groups = column_groups(t.units(), n.div_ceil(w * NV), m.div_ceil(MR * experts.max(1)));
+                let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), m.div_ceil(tiling.rows * experts.max(1)));
                 tiled::launch_unchecked(
                     t.client,
                     t.count(),
@@ -349,6 +378,7 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
                     has_bias,
                     groups,
                     layout,
+                    tiling,
                 );
             },
         );
