@@ -54,6 +54,16 @@ pub struct GraphError {
     pub error: InferError,
 }
 
+/// Graphs are equal when their nodes, operands, outputs and updates are equal in order; names and origins count.
+impl PartialEq for Graph {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len()
+            && self.ids().all(|id| self.node(id) == other.node(id) && self.operands(id) == other.operands(id))
+            && self.outputs == other.outputs
+            && self.updates == other.updates
+    }
+}
+
 impl Graph {
     /// An empty graph.
     pub fn new() -> Self {
@@ -155,6 +165,24 @@ impl Graph {
             .collect();
         uses.sort_by_key(|&(p, _)| p);
         uses.into_iter().map(|(_, v)| v).collect()
+    }
+
+    /// Operand positions of a node as they are stored, ascending: 0, 1, 2, .. unless the graph is corrupt.
+    pub(crate) fn operand_positions(&self, id: NodeId) -> Vec<usize> {
+        let edges = self.nodes.edges_directed(NodeIndex::new(id.index()), Direction::Incoming);
+        let mut positions: Vec<usize> = edges.map(|e| e.weight().position as usize).collect();
+        positions.sort_unstable();
+        positions
+    }
+
+    /// Appends a node as it is, for tests of the verifier.
+    #[cfg(test)]
+    pub(crate) fn push_unchecked(&mut self, node: Node, operands: &[(usize, Value)]) -> NodeId {
+        let index = self.nodes.add_node(node);
+        for &(position, v) in operands {
+            self.nodes.add_edge(NodeIndex::new(v.node.index()), index, Use { slot: v.slot, position: position as u32 });
+        }
+        NodeId(index.index() as u32)
     }
 
     /// Uses of a value: the using node and the operand position, ordered by both.

@@ -26,6 +26,7 @@ mod init;
 mod op;
 pub mod random;
 mod tensor;
+pub mod text;
 mod types;
 
 pub use build::Builder;

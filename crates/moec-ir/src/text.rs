@@ -1,0 +1,241 @@
+//! The text form of a graph: one line per node, and a parser that reads it back.
+//!
+//! ```text
+//! graph {
+//!   %x = input : f32[16, 8]
+//!   %router.weight = parameter : f32[4, 8]
+//!   %logits = matmul(%x, %router.weight) {transpose_b} : f32[16, 4]
+//!   %top:2 = top_k(%logits) {k = 2} : f32[16, 2], i32[16, 2]
+//!   output weights = %top
+//!   output experts = %top#1
+//! }
+//! ```
+//!
+//! Nodes stand in topological order. `%top` is the first result of a node and `%top#1` its second. Attributes that
+//! repeat what is on the line already are left out: the name of an input, parameter or state that is called like its
+//! node, and the shape of a reshape, broadcast, fill, random or fused node, which is that of its result. A name with
+//! other characters than letters, digits, `_` and `.` stands in quotes. Origins (`@12..40`, bytes of the `.moe` file)
+//! are printed only by [`print_with_origins`], so that a listing does not move with the text it came from. `//` starts
+//! a comment. The grammar is `grammar/ir.pest`.
+//!
+//! For every graph `g`, `parse(&print_with_origins(&g)) == Ok(g)`; for every text `s` that [`print`] made,
+//! `print(&parse(s)?) == s`.
+
+mod parse;
+
+pub use parse::{MAX_TEXT_BYTES, ParseError, parse};
+
+use crate::graph::{Graph, Node};
+use crate::ids::{NodeId, Value};
+use crate::op::{Access, AttentionAttrs, FusedProgram, Instr, Op};
+use std::fmt::Display;
+
+/// Prints a graph without origins.
+pub fn print(graph: &Graph) -> String {
+    listing(graph, false, |_| Vec::new())
+}
+
+/// Prints a graph, each node with the bytes of the `.moe` file that it came from.
+pub fn print_with_origins(graph: &Graph) -> String {
+    listing(graph, true, |_| Vec::new())
+}
+
+/// A line of the listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Line {
+    /// A node.
+    Node(NodeId),
+    /// Position in [`Graph::outputs`].
+    Output(usize),
+    /// Position in [`Graph::updates`].
+    Update(usize),
+}
+
+/// Prints a graph with remarks below the lines they are about.
+pub(crate) fn listing(graph: &Graph, origins: bool, remarks: impl Fn(Line) -> Vec<String>) -> String {
+    let mut text = String::from("graph {\n");
+    let mut push = |at: Line, line: String| {
+        text.push_str("  ");
+        text.push_str(&line);
+        text.push('\n');
+        for remark in remarks(at) {
+            text.push_str("  ^ ");
+            text.push_str(&remark);
+            text.push('\n');
+        }
+    };
+    for id in graph.ids() {
+        push(Line::Node(id), node(graph, id, origins));
+    }
+    for (i, (name, v)) in graph.outputs().iter().enumerate() {
+        push(Line::Output(i), format!("output {} = {}", quote_name(name), value(graph, *v)));
+    }
+    for (i, (name, v)) in graph.updates().iter().enumerate() {
+        push(Line::Update(i), format!("update {} = {}", quote_name(name), value(graph, *v)));
+    }
+    text.push_str("}\n");
+    text
+}
+
+/// `%name:2 = mnemonic(%a, %b#1) {attribute = 1} : f32[2], i32[2] @3..9`
+fn node(graph: &Graph, id: NodeId, origins: bool) -> String {
+    let node = graph.node(id);
+    let mut line = format!("%{}", quote_name(&node.name));
+    if node.results.len() > 1 {
+        line.push_str(&format!(":{}", node.results.len()));
+    }
+    line.push_str(&format!(" = {}", node.op.mnemonic()));
+    let operands: Vec<String> = graph.operands(id).into_iter().map(|v| value(graph, v)).collect();
+    if !operands.is_empty() {
+        line.push_str(&format!("({})", operands.join(", ")));
+    }
+    let attributes = attributes(node);
+    if !attributes.is_empty() {
+        line.push_str(&format!(" {{{}}}", attributes.join(", ")));
+    }
+    line.push_str(&format!(" : {}", join(&node.results)));
+    if let (true, Some(origin)) = (origins, node.origin) {
+        line.push_str(&format!(" @{}..{}", origin.start, origin.end));
+    }
+    line
+}
+
+/// `%name` or `%name#1`. A value that the graph does not have (the verifier reports it) is `%?node#slot`.
+fn value(graph: &Graph, value: Value) -> String {
+    if graph.try_ty(value).is_none() {
+        return format!("%?{}#{}", value.node.index(), value.slot);
+    }
+    let name = quote_name(&graph.node(value.node).name);
+    if value.slot == 0 { format!("%{name}") } else { format!("%{name}#{}", value.slot) }
+}
+
+fn join(items: &[impl Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The name as it is if it is plain, else in quotes.
+fn quote_name(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    if !name.is_empty() && name.chars().all(plain) { name.to_string() } else { quote(name) }
+}
+
+fn quote(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            c if c.is_control() => quoted.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// Attributes in their canonical order. Flags that are not set are left out.
+fn attributes(node: &Node) -> Vec<String> {
+    let pair = |key: &str, value: &dyn Display| format!("{key} = {value}");
+    let flags = |flags: &[(&str, bool)]| -> Vec<String> {
+        flags.iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_string()).collect()
+    };
+    match &node.op {
+        Op::Input { name, .. } | Op::Parameter { name, .. } | Op::State { name, .. } => {
+            if *name == node.name {
+                Vec::new()
+            } else {
+                vec![pair("name", &quote(name))]
+            }
+        }
+        Op::Fill { value, .. } => vec![pair("value", value)],
+        Op::Fused(program) => fused(program),
+        Op::Sum { axes } => vec![format!("axes = [{}]", join(axes))],
+        Op::MatMul { transpose_a, transpose_b, bias } => {
+            flags(&[("transpose_a", *transpose_a), ("transpose_b", *transpose_b), ("bias", *bias)])
+        }
+        Op::GroupedMatMul { transpose_b, bias } => flags(&[("transpose_b", *transpose_b), ("bias", *bias)]),
+        Op::LayerNorm { epsilon } | Op::RmsNorm { epsilon } => vec![pair("epsilon", epsilon)],
+        Op::Attention(attrs) | Op::AttentionGrad(attrs) => attention(attrs),
+        Op::Rotary { heads, time, base, inverse } => {
+            let mut list = vec![pair("heads", heads), pair("time", time), pair("base", base)];
+            list.extend(flags(&[("inverse", *inverse)]));
+            list
+        }
+        Op::EmbedGrad { rows } => vec![pair("rows", rows)],
+        Op::RandomNormal { key, .. } | Op::RandomUniform { key, .. } => vec![pair("key", key)],
+        Op::Dropout { rate, key } => vec![pair("rate", rate), pair("key", key)],
+        Op::TopK { k } => vec![pair("k", k)],
+        Op::ScatterLast { size } | Op::Count { size } => vec![pair("size", size)],
+        Op::LimitCapacity { experts, capacity } => vec![pair("experts", experts), pair("capacity", capacity)],
+        Op::SortByExpert { experts } => vec![pair("experts", experts)],
+        Op::Dispatch { weighted } | Op::Combine { weighted } => flags(&[("weighted", *weighted)]),
+        Op::AdamW(a) => vec![
+            pair("beta1", &a.beta1),
+            pair("beta2", &a.beta2),
+            pair("epsilon", &a.epsilon),
+            pair("weight_decay", &a.weight_decay),
+        ],
+        Op::Reshape { .. }
+        | Op::Broadcast { .. }
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Select
+        | Op::SumOfSquares
+        | Op::GroupedMatMulWeightGrad
+        | Op::GroupedSum
+        | Op::LayerNormGrad
+        | Op::RmsNormGrad
+        | Op::Softmax
+        | Op::SoftmaxGrad
+        | Op::LogSumExp
+        | Op::Embed
+        | Op::CrossEntropy
+        | Op::CrossEntropyGrad
+        | Op::GatherLast
+        | Op::CombineWeightGrad => Vec::new(),
+    }
+}
+
+/// Dropout and its key are left out when they are 0.
+fn attention(a: &AttentionAttrs) -> Vec<String> {
+    let mut list = vec![format!("heads = {}", a.heads), format!("time = {}", a.time), format!("scale = {}", a.scale)];
+    if a.dropout.get() != 0.0 {
+        list.push(format!("dropout = {}", a.dropout));
+    }
+    if a.key != 0 {
+        list.push(format!("key = {}", a.key));
+    }
+    list
+}
+
+/// `access = [full, repeat], t0 = load(0), t1 = load(1), t2 = add(t0, t1), results = [t2]`
+fn fused(program: &FusedProgram) -> Vec<String> {
+    let access = |a: &Access| match a {
+        Access::Full => "full".to_string(),
+        Access::Repeat => "repeat".to_string(),
+        Access::Stretch { inner } => format!("stretch({inner})"),
+        Access::Scalar => "scalar".to_string(),
+    };
+    let accesses: Vec<String> = program.accesses.iter().map(access).collect();
+    let results: Vec<String> = program.results.iter().map(|r| format!("t{r}")).collect();
+    let mut list = vec![format!("access = [{}]", accesses.join(", "))];
+    list.extend(program.instructions.iter().enumerate().map(|(j, instr)| {
+        let right = match instr {
+            Instr::Load(i) => format!("load({i})"),
+            Instr::Const(value) => format!("const({value})"),
+            Instr::Unary(f, a) => format!("{}(t{a})", f.mnemonic()),
+            Instr::Binary(f, a, b) => format!("{}(t{a}, t{b})", f.mnemonic()),
+            Instr::Select(condition, a, b) => format!("select(t{condition}, t{a}, t{b})"),
+            Instr::Dropout { value, rate, key } => format!("dropout(t{value}, rate = {rate}, key = {key})"),
+        };
+        format!("t{j} = {right}")
+    }));
+    list.push(format!("results = [{}]", results.join(", ")));
+    list
+}
+
+#[cfg(test)]
+mod tests;
