@@ -1,0 +1,379 @@
+//! From syntax tree to checked model and recipe, with every fault of the file reported in one run.
+//!
+//! The walk goes on after a fault: what cannot be known (a width after a broken `linear`) is unknown from there on, and
+//! what depends on it is not reported again.
+
+mod arguments;
+mod layers;
+mod moe;
+mod overrides;
+mod train;
+mod values;
+
+use std::collections::BTreeSet;
+
+use indexmap::IndexMap;
+use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span, did_you_mean};
+
+use crate::model::{Causality, Model, Number, Positions};
+use crate::recipe::Recipe;
+use crate::registry::Registry;
+
+pub use train::{SettingForm, SettingSpec, train_settings};
+
+/// What to check for.
+#[derive(Clone, Debug, Default)]
+pub struct CheckOptions {
+    /// The model that is meant, where a file holds several.
+    pub model: Option<String>,
+    /// Replacements, each `path=value`: `width=64` for a `let` of the model (or its `context` or `vocab`),
+    /// `train.steps=200` or `train.optimizer.lr=3e-4` for the recipe.
+    pub overrides: Vec<String>,
+}
+
+/// What checking found.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The chosen model; `None` if there is an error anywhere.
+    pub model: Option<Model>,
+    /// The recipe: that of the `train` block, with defaults for what it leaves out. All defaults if it has errors.
+    pub recipe: Recipe,
+    /// Errors and warnings in the order of the source.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Checked {
+    /// Whether there is an error among the diagnostics.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+}
+
+/// Checks a parsed file. Every model in it is checked, and the recipe; the overrides apply to the chosen model.
+pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options: &CheckOptions) -> Checked {
+    let mut checker = Checker::new(source, registry);
+    checker.read_overrides(&options.overrides);
+    checker.define_blocks(file);
+
+    let models: Vec<&ast::Model> = file
+        .items
+        .iter()
+        .filter_map(|item| match item {
+            ast::Item::Model(model) => Some(model),
+            ast::Item::Block(_) | ast::Item::Train(_) => None,
+        })
+        .collect();
+    let chosen = checker.choose(&models, options.model.as_deref());
+    let mut result = None;
+    for (i, model) in models.iter().enumerate() {
+        let checked = checker.model(model, chosen == Some(i));
+        if chosen == Some(i) {
+            result = checked;
+        }
+    }
+    let recipe = checker.recipe(file);
+    checker.unused_overrides(chosen.map(|i| models[i]));
+    let mut diagnostics = checker.diagnostics;
+    diagnostics.sort_by_key(|d| d.span().map_or(usize::MAX, |span| span.start));
+    let failed = diagnostics.iter().any(Diagnostic::is_error);
+    Checked { model: result.filter(|_| !failed), recipe: recipe.filter(|_| !failed).unwrap_or_default(), diagnostics }
+}
+
+/// The names that are visible at some place, as positions in the checker's tables.
+#[derive(Clone, Copy, Debug, Default)]
+struct Scope {
+    binding: Option<usize>,
+    block: Option<usize>,
+}
+
+/// A `let` or the index of a `repeat`. `parent` is the binding visible before it.
+struct Binding<'a> {
+    name: &'a str,
+    /// Unknown after a fault, which has been reported.
+    value: Option<Number>,
+    span: Span,
+    parent: Option<usize>,
+}
+
+/// A block with the names that its body sees.
+struct BlockDefinition<'a> {
+    block: &'a ast::Block,
+    scope: Scope,
+    parent: Option<usize>,
+}
+
+/// A value given outside the file. Its spans lie beyond the source, see [`overrides`].
+struct Override {
+    text: String,
+    path: String,
+    value: ast::Expr,
+    used: bool,
+}
+
+struct Checker<'a> {
+    source: &'a SourceFile,
+    registry: &'a Registry,
+    diagnostics: Vec<Diagnostic>,
+    bindings: Vec<Binding<'a>>,
+    blocks: Vec<BlockDefinition<'a>>,
+    overrides: Vec<Override>,
+    /// Every `let` that was reached, by its span, with its name and whether it was read.
+    lets: IndexMap<(usize, usize), (&'a str, bool)>,
+    model: ModelState,
+}
+
+/// What is known about the model that is being checked.
+struct ModelState {
+    /// Whether overrides apply to it.
+    chosen: bool,
+    positions: Positions,
+    width: usize,
+    causality: Causality,
+    context: Option<usize>,
+    vocab: Option<usize>,
+    /// Blocks that are being expanded, outermost first.
+    expanding: Vec<usize>,
+    /// How deep layers are nested.
+    depth: usize,
+    /// Statements reached, counting repetitions.
+    reached: usize,
+    /// A limit was hit and reported; nothing more is expanded.
+    stopped: bool,
+    /// An `unembed` was reached, well-placed or not.
+    unembed: bool,
+    /// Iterations of repeats in the model's body so far.
+    iterations: usize,
+    /// Number of copies of the layer that is being checked.
+    copies: usize,
+    /// Trained numbers so far, and the layer with most of them.
+    parameters: u128,
+    largest: Option<(u128, Span)>,
+}
+
+impl Default for ModelState {
+    fn default() -> Self {
+        ModelState {
+            chosen: false,
+            positions: Positions::None,
+            width: 0,
+            causality: Causality::Causal,
+            context: None,
+            vocab: None,
+            expanding: Vec::new(),
+            depth: 0,
+            reached: 0,
+            stopped: false,
+            unembed: false,
+            iterations: 0,
+            copies: 1,
+            parameters: 0,
+            largest: None,
+        }
+    }
+}
+
+impl<'a> Checker<'a> {
+    fn new(source: &'a SourceFile, registry: &'a Registry) -> Self {
+        Checker {
+            source,
+            registry,
+            diagnostics: Vec::new(),
+            bindings: Vec::new(),
+            blocks: Vec::new(),
+            overrides: Vec::new(),
+            lets: IndexMap::new(),
+            model: ModelState::default(),
+        }
+    }
+
+    /// Keeps a diagnostic, once: the body of a `repeat` and of a block is walked several times.
+    fn report(&mut self, diagnostic: Diagnostic) {
+        let diagnostic = self.without_override_spans(diagnostic);
+        if !self.diagnostics.contains(&diagnostic) {
+            self.diagnostics.push(diagnostic);
+        }
+    }
+
+    fn error_count(&self) -> usize {
+        self.diagnostics.iter().filter(|d| d.is_error()).count()
+    }
+
+    /// Blocks of the file see each other, whatever their order.
+    fn define_blocks(&mut self, file: &'a ast::File) {
+        let mut names: IndexMap<&str, Span> = IndexMap::new();
+        for item in &file.items {
+            let ast::Item::Block(block) = item else { continue };
+            if let Some(&first) = names.get(block.name.name.as_str()) {
+                self.report(duplicate("block", &block.name, first));
+                continue;
+            }
+            names.insert(&block.name.name, block.name.span);
+            let parent = self.blocks.len().checked_sub(1);
+            self.blocks.push(BlockDefinition { block, scope: Scope::default(), parent });
+        }
+        let last = self.blocks.len().checked_sub(1);
+        for definition in &mut self.blocks {
+            definition.scope.block = last;
+        }
+    }
+
+    /// Which of the models is meant.
+    fn choose(&mut self, models: &[&'a ast::Model], wanted: Option<&str>) -> Option<usize> {
+        let mut names: IndexMap<&str, Span> = IndexMap::new();
+        for model in models {
+            if let Some(&first) = names.get(model.name.name.as_str()) {
+                self.report(duplicate("model", &model.name, first));
+            } else {
+                names.insert(&model.name.name, model.name.span);
+            }
+        }
+        let list = || models.iter().map(|m| format!("`{}`", m.name)).collect::<Vec<_>>().join(", ");
+        match (models, wanted) {
+            ([], _) => {
+                let message = format!("`{}` defines no model", self.source.name());
+                self.report(Diagnostic::new(Code::NoModel, message).help(
+                    "a model is written `model NAME { context 32  vocab characters  embed(width: 64) .. unembed }`",
+                ));
+                None
+            }
+            (_, Some(wanted)) => {
+                let found = models.iter().position(|m| m.name.name == wanted);
+                if found.is_none() {
+                    let mut d = Diagnostic::new(Code::NoModel, format!("there is no model named `{wanted}`"))
+                        .note(format!("the file defines {}", list()));
+                    if let Some(near) = did_you_mean(wanted, models.iter().map(|m| m.name.name.as_str())) {
+                        d = d.help(format!("did you mean `{near}`?"));
+                    }
+                    self.report(d);
+                }
+                found
+            }
+            ([_], None) => Some(0),
+            (_, None) => {
+                let mut d =
+                    Diagnostic::new(Code::SeveralModels, format!("the file defines several models: {}", list()));
+                for model in models {
+                    d = d.secondary(model.name.span, "");
+                }
+                self.report(d.help(format!("choose one with `--model {}`", models[0].name)));
+                None
+            }
+        }
+    }
+
+    /// Warns about bindings of the model just checked that nothing reads.
+    fn unused_lets(&mut self) {
+        for ((start, end), (name, used)) in std::mem::take(&mut self.lets) {
+            if used || name.starts_with('_') {
+                continue;
+            }
+            let span = Span::new(start, end);
+            self.report(
+                Diagnostic::new(Code::UnusedLet, format!("`{name}` is never used"))
+                    .primary(span, "bound here")
+                    .help(format!("remove the binding, or name it `_{name}` to keep it")),
+            );
+        }
+    }
+
+    /// Names visible at a place, nearest first.
+    fn visible(&self, scope: Scope) -> impl Iterator<Item = &Binding<'a>> {
+        let mut next = scope.binding;
+        std::iter::from_fn(move || {
+            let binding = self.bindings.get(next?)?;
+            next = binding.parent;
+            Some(binding)
+        })
+    }
+
+    /// Blocks visible at a place with their positions, nearest first.
+    fn visible_blocks(&self, scope: Scope) -> impl Iterator<Item = (usize, &'a ast::Block)> {
+        let mut next = scope.block;
+        std::iter::from_fn(move || {
+            let at = next?;
+            let definition = self.blocks.get(at)?;
+            next = definition.parent;
+            Some((at, definition.block))
+        })
+    }
+
+    fn bind(&mut self, scope: Scope, name: &'a str, value: Option<Number>, span: Span) -> Scope {
+        self.bindings.push(Binding { name, value, span, parent: scope.binding });
+        Scope { binding: Some(self.bindings.len() - 1), ..scope }
+    }
+}
+
+/// The report of a name that was taken.
+fn duplicate(what: &str, name: &ast::Ident, first: Span) -> Diagnostic {
+    Diagnostic::new(Code::DuplicateDefinition, format!("{what} `{name}` is defined twice"))
+        .primary(name.span, "defined again here")
+        .secondary(first, "first defined here")
+        .help("give one of them another name")
+}
+
+/// `a`, `b` and `c`
+fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => "nothing".to_string(),
+    }
+}
+
+/// Names that occur in an expression that is not evaluated still count as read.
+fn names_in<'e>(expr: &'e ast::Expr, found: &mut BTreeSet<&'e str>) {
+    use ast::ExprKind as E;
+    match &expr.kind {
+        E::Name(name) => {
+            found.insert(name);
+        }
+        E::Int(_) | E::Float(_) | E::Bool(_) | E::String(_) => {}
+        E::List(list) => list.iter().for_each(|e| names_in(e, found)),
+        E::Call(call) => names_in_call(call, found),
+        E::Unary { operand, .. } => names_in(operand, found),
+        E::Binary { left, right, .. } => {
+            names_in(left, found);
+            names_in(right, found);
+        }
+        E::If { branches, otherwise } => {
+            for branch in branches {
+                names_in(&branch.condition, found);
+                names_in(&branch.then, found);
+            }
+            names_in(otherwise, found);
+        }
+        E::Sequence(body) => names_in_body(body, found),
+    }
+}
+
+fn names_in_call<'e>(call: &'e ast::Call, found: &mut BTreeSet<&'e str>) {
+    call.arguments().iter().for_each(|argument| names_in(&argument.value, found));
+    if let Some(body) = &call.body {
+        names_in_body(body, found);
+    }
+}
+
+fn names_in_body<'e>(body: &'e ast::Body, found: &mut BTreeSet<&'e str>) {
+    for statement in &body.statements {
+        match statement {
+            ast::Statement::Let(node) => names_in(&node.value, found),
+            ast::Statement::Setting(node) => names_in(&node.value, found),
+            ast::Statement::Layer(call) => names_in_call(call, found),
+            ast::Statement::Repeat(node) => {
+                names_in(&node.count, found);
+                names_in_body(&node.body, found);
+            }
+            ast::Statement::If(node) => {
+                for branch in &node.branches {
+                    names_in(&branch.condition, found);
+                    names_in_body(&branch.then, found);
+                }
+                if let Some(body) = &node.otherwise {
+                    names_in_body(body, found);
+                }
+            }
+            ast::Statement::Block(block) => names_in_body(&block.body, found),
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The one way arguments are checked, for layers, routers, losses, optimizers and settings alike.
+
+use std::collections::BTreeSet;
+
+use indexmap::IndexMap;
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
+
+use super::values::describe;
+use super::{Checker, Scope, listed};
+use crate::argument::{ArgumentValue, Arguments, DefaultValue, ParameterSpec, ParameterType};
+use crate::model::Number;
+
+/// Checked arguments of one call.
+pub(super) struct Resolved<'e> {
+    /// Values, with defaults for what was not given.
+    pub(super) arguments: Arguments,
+    /// Arguments that the layer itself reads.
+    pub(super) forms: IndexMap<&'static str, &'e ast::Expr>,
+    /// Whether there was a fault.
+    pub(super) failed: bool,
+}
+
+/// The thing whose arguments are checked.
+#[derive(Clone, Copy)]
+pub(super) struct Owner<'o> {
+    /// Its name.
+    pub(super) name: &'o str,
+    /// What it is, such as `layer`.
+    pub(super) kind: &'o str,
+    /// Where its name was written.
+    pub(super) span: Span,
+}
+
+impl<'a> Checker<'a> {
+    /// Checks `list` against what `owner` declares and reports every fault in it.
+    pub(super) fn arguments<'e>(
+        &mut self,
+        owner: Owner<'_>,
+        specs: &[ParameterSpec],
+        list: &'e [ast::Argument],
+        scope: Scope,
+    ) -> Resolved<'e> {
+        let mut resolved = Resolved { arguments: Arguments::defaults(specs), forms: IndexMap::new(), failed: false };
+        let mut given: IndexMap<&'static str, Span> = IndexMap::new();
+        for argument in list {
+            let Some(spec) = self.parameter(owner, specs, argument, &given, list) else {
+                self.mark_read(&argument.value, scope);
+                resolved.failed = true;
+                continue;
+            };
+            let span = argument.name.as_ref().map_or(argument.span, |name| name.span);
+            if let Some(&first) = given.get(spec.name) {
+                self.mark_read(&argument.value, scope);
+                self.report(
+                    Diagnostic::new(Code::DuplicateArgument, format!("argument `{}` is given twice", spec.name))
+                        .primary(span, "given again here")
+                        .secondary(first, "first given here")
+                        .help("remove one of them"),
+                );
+                resolved.failed = true;
+                continue;
+            }
+            given.insert(spec.name, span);
+            if let ParameterType::Form(_) = spec.ty {
+                resolved.forms.insert(spec.name, &argument.value);
+                continue;
+            }
+            match self.value(owner, spec, &argument.value, scope) {
+                Some(value) => resolved.arguments.set(spec.name, value, argument.value.span),
+                None => resolved.failed = true,
+            }
+        }
+        let missing: Vec<&ParameterSpec> = specs
+            .iter()
+            .filter(|spec| spec.default == DefaultValue::Required && !given.contains_key(spec.name))
+            .collect();
+        // A misspelt or unnamed argument is probably the missing one; its own message is enough.
+        let explained = list.len() > given.len();
+        if !missing.is_empty() && !(explained && resolved.failed) {
+            let names = listed(missing.iter().map(|spec| spec.name));
+            let mut d = Diagnostic::new(Code::MissingArgument, format!("`{}` needs {names}", owner.name))
+                .primary(owner.span, format!("this {} has no {names}", owner.kind));
+            for spec in missing {
+                d = d.note(format!("`{}` is {}: {}", spec.name, article(&spec.ty.to_string()), spec.help));
+            }
+            self.report(d);
+            resolved.failed = true;
+        }
+        resolved
+    }
+
+    /// The declared parameter that an argument is for.
+    fn parameter<'s>(
+        &mut self,
+        owner: Owner<'_>,
+        specs: &'s [ParameterSpec],
+        argument: &ast::Argument,
+        given: &IndexMap<&'static str, Span>,
+        list: &[ast::Argument],
+    ) -> Option<&'s ParameterSpec> {
+        let find = |name: &str| specs.iter().find(|spec| spec.name == name);
+        let Some(name) = &argument.name else {
+            // `capacity(factor: 1.25)` names itself.
+            if let ExprKind::Call(call) = &argument.value.kind
+                && let Some(spec) = find(&call.name.name)
+                && matches!(spec.ty, ParameterType::Form(_))
+            {
+                return Some(spec);
+            }
+            self.positional(owner, specs, argument, given, list);
+            return None;
+        };
+        if let Some(spec) = find(&name.name) {
+            return Some(spec);
+        }
+        let message = format!("{} `{}` has no argument `{name}`", owner.kind, owner.name);
+        let mut d = Diagnostic::new(Code::UnknownArgument, message).primary(name.span, "unknown argument");
+        if let Some(near) = did_you_mean(&name.name, specs.iter().map(|spec| spec.name)) {
+            d = d.help(format!("did you mean `{near}`?")).patch(name.span, near, "use the name that it has");
+        }
+        d = match specs {
+            [] => d.note(format!("`{}` takes no arguments", owner.name)),
+            _ => d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name)))),
+        };
+        self.report(d);
+        None
+    }
+
+    fn positional(
+        &mut self,
+        owner: Owner<'_>,
+        specs: &[ParameterSpec],
+        argument: &ast::Argument,
+        given: &IndexMap<&'static str, Span>,
+        list: &[ast::Argument],
+    ) {
+        let mut d = Diagnostic::new(Code::PositionalArgument, format!("an argument of `{}` has no name", owner.name))
+            .primary(argument.span, "expected `name: value`");
+        let named: BTreeSet<&str> = list.iter().filter_map(|a| a.name.as_ref().map(|n| n.name.as_str())).collect();
+        let free: Vec<&ParameterSpec> =
+            specs.iter().filter(|s| !given.contains_key(s.name) && !named.contains(s.name)).collect();
+        let required: Vec<&&ParameterSpec> = free.iter().filter(|s| s.default == DefaultValue::Required).collect();
+        let unnamed = list.iter().filter(|a| a.name.is_none()).count();
+        // `attention(heads)` with a `let heads` means the argument of that name.
+        let same = match &argument.value.kind {
+            ExprKind::Name(name) => free.iter().find(|s| s.name == name.as_str()),
+            _ => None,
+        };
+        let meant = match (same, required.as_slice(), free.as_slice()) {
+            (Some(spec), _, _) => Some(spec.name),
+            (None, [only], _) if unnamed == 1 => Some(only.name),
+            (None, [], [only]) if unnamed == 1 => Some(only.name),
+            _ => None,
+        };
+        d = match (meant, specs) {
+            (_, []) => d.note(format!("`{}` takes no arguments", owner.name)),
+            (Some(name), _) => d.patch(Span::at(argument.span.start), format!("{name}: "), "name the argument"),
+            (None, _) => d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name)))),
+        };
+        self.report(d);
+    }
+
+    /// Checks one value against what is declared.
+    pub(super) fn value(
+        &mut self,
+        owner: Owner<'_>,
+        spec: &ParameterSpec,
+        expr: &ast::Expr,
+        scope: Scope,
+    ) -> Option<ArgumentValue> {
+        let choice = match spec.ty {
+            ParameterType::Choice(words) => Some(words),
+            _ => None,
+        };
+        if let ExprKind::If { branches, otherwise } = &expr.kind {
+            let chosen = self.branch(branches, otherwise, scope)?;
+            return self.value(owner, spec, chosen, scope);
+        }
+        if let Some(words) = choice {
+            return self.word(owner, spec, words, expr).map(ArgumentValue::Word);
+        }
+        // A string, a list or a layer is a wrong type here, not something that cannot be computed.
+        let not_a_number =
+            matches!(expr.kind, ExprKind::String(_) | ExprKind::List(_) | ExprKind::Call(_) | ExprKind::Sequence(_));
+        if not_a_number {
+            return self.wrong_type(owner, spec, expr.span, describe(expr));
+        }
+        let number = self.number(expr, scope)?;
+        let (value, range) = match (spec.ty, number) {
+            (ParameterType::Int(range), Number::Int(n)) => (ArgumentValue::Int(n), Some((range, n as f64))),
+            (ParameterType::Float(range), Number::Int(n)) => (ArgumentValue::Float(n as f64), Some((range, n as f64))),
+            (ParameterType::Float(range), Number::Float(x)) => (ArgumentValue::Float(x), Some((range, x))),
+            (ParameterType::Bool, Number::Bool(b)) => (ArgumentValue::Bool(b), None),
+            (_, number) => return self.wrong_type(owner, spec, expr.span, &format!("{} ({number})", number.kind())),
+        };
+        if let Some((range, x)) = range
+            && !range.contains(x)
+        {
+            // No expert selected is a misunderstanding of its own.
+            let code = match (owner.kind, spec.name, number) {
+                ("router", "k", Number::Int(0)) => Code::TopKZero,
+                _ => Code::OutOfRange,
+            };
+            let d = Diagnostic::new(code, format!("`{}` of `{}` must be {range}, not {number}", spec.name, owner.name))
+                .primary(expr.span, format!("expected a number that is {range}"))
+                .note(format!("`{}`: {}", spec.name, spec.help));
+            self.report(d);
+            return None;
+        }
+        Some(value)
+    }
+
+    fn word(
+        &mut self,
+        owner: Owner<'_>,
+        spec: &ParameterSpec,
+        words: &'static [&'static str],
+        expr: &ast::Expr,
+    ) -> Option<&'static str> {
+        let quoted = matches!(expr.kind, ExprKind::String(_));
+        let (ExprKind::Name(text) | ExprKind::String(text)) = &expr.kind else {
+            return self.wrong_type(owner, spec, expr.span, describe(expr));
+        };
+        let found = words.iter().find(|word| **word == text.as_str());
+        if let Some(word) = found.filter(|_| !quoted) {
+            return Some(word);
+        }
+        let near = found.copied().or_else(|| did_you_mean(text, words.iter().copied()));
+        let mut d = if quoted {
+            Diagnostic::new(Code::WrongType, format!("`{}` of `{}` is a word without quotes", spec.name, owner.name))
+        } else {
+            Diagnostic::new(Code::UnknownValue, format!("`{}` of `{}` cannot be `{text}`", spec.name, owner.name))
+        };
+        d = d.primary(expr.span, format!("expected {}", any_of(words)));
+        if let Some(near) = near {
+            d = d.patch(expr.span, near, "use a word that it takes");
+        }
+        self.report(d);
+        None
+    }
+
+    fn wrong_type<T>(&mut self, owner: Owner<'_>, spec: &ParameterSpec, span: Span, found: &str) -> Option<T> {
+        let wanted = match spec.ty {
+            ParameterType::Int(_) => "an integer".to_string(),
+            ParameterType::Float(_) => "a number".to_string(),
+            ParameterType::Bool => "`true` or `false`".to_string(),
+            ParameterType::Choice(words) => any_of(words),
+            ParameterType::Form(form) => format!("`{form}`"),
+        };
+        let d = Diagnostic::new(
+            Code::WrongType,
+            format!("`{}` of `{}` must be {wanted}, not {found}", spec.name, owner.name),
+        )
+        .primary(span, format!("expected {wanted}"))
+        .note(format!("`{}`: {}", spec.name, spec.help));
+        self.report(d);
+        None
+    }
+}
+
+/// `a`, `b` or `c`
+pub(super) fn any_of(words: &[&str]) -> String {
+    match words.split_last() {
+        Some((last, [])) => format!("`{last}`"),
+        Some((last, rest)) => {
+            let rest: Vec<String> = rest.iter().map(|word| format!("`{word}`")).collect();
+            format!("{} or `{last}`", rest.join(", "))
+        }
+        None => "nothing".to_string(),
+    }
+}
+
+/// The description of a type with its article.
+fn article(ty: &str) -> String {
+    match ty.chars().next() {
+        Some('i') => format!("an {ty}"),
+        Some('n') => format!("a {ty}"),
+        _ => format!("written `{ty}`"),
+    }
+}

@@ -1,0 +1,379 @@
+//! The `moe` layer: experts, route, balance losses, capacity, causality.
+
+use moec_syntax::{self as ast, BinaryOperator, Code, Diagnostic, ExprKind, Span, did_you_mean};
+
+use super::arguments::{Owner, Resolved};
+use super::layers::{Flow, Place, Written, with_culprit};
+use super::values::describe;
+use super::{Checker, Scope, listed};
+use crate::argument::Arguments;
+use crate::layers::CAPACITY;
+use crate::model::{Capacity, Causality, Layer, LayerKind, Moe, Number, Route, WeightedLoss};
+use crate::router::{Compares, Quantity, Traits};
+
+/// Most experts of a layer.
+const MAX_EXPERTS: i64 = 65_536;
+
+/// A call or a bare name: `load(weight: 0.01)`, `load`.
+struct Named<'e> {
+    name: &'e str,
+    name_span: Span,
+    span: Span,
+    arguments: &'e [ast::Argument],
+}
+
+fn named(expr: &ast::Expr) -> Option<Named<'_>> {
+    match &expr.kind {
+        ExprKind::Name(name) => Some(Named { name, name_span: expr.span, span: expr.span, arguments: &[] }),
+        ExprKind::Call(call) => Some(Named {
+            name: &call.name.name,
+            name_span: call.name.span,
+            span: call.span,
+            arguments: call.arguments(),
+        }),
+        _ => None,
+    }
+}
+
+impl<'a> Checker<'a> {
+    pub(super) fn moe(
+        &mut self,
+        call: Written<'_, 'a>,
+        resolved: &Resolved<'a>,
+        scope: Scope,
+        place: Place,
+        input: Option<usize>,
+    ) -> Option<LayerKind> {
+        if place.expert {
+            let d = Diagnostic::new(Code::NotInThisVersion, "an expert cannot contain a `moe` yet")
+                .primary(call.name.span, "hierarchical experts are not supported in this version")
+                .help("multiply the numbers of experts of the two levels into one `moe`");
+            self.report(d);
+            return None;
+        }
+        let errors = self.error_count();
+        let form = |name: &str| resolved.forms.get(name).copied();
+        let experts = form("experts").and_then(|e| self.copies("experts", e, scope, input));
+        let shared = form("shared").and_then(|e| self.copies("shared", e, scope, input));
+        let route = form("route").and_then(|e| self.route(e, scope));
+        let balance = form("balance").map(|e| self.balance(e, scope, route.as_ref())).unwrap_or_default();
+        let capacity = form("capacity").and_then(|e| self.capacity(e, scope));
+        let route_span = form("route").map_or(call.name.span, |e| e.span);
+        if let (Some((count, _, count_span)), Some(route)) = (&experts, &route) {
+            self.enough_experts(*count, *count_span, route, route_span);
+        }
+        if let Some(route) = &route {
+            let traits = route.strategy.traits(&route.arguments);
+            self.causality(route, traits, route_span, resolved.arguments.get("allow").is_some(), capacity.is_some());
+            // With faults in `balance`, what was meant is unknown.
+            if !traits.learns_from_task && form("balance").is_none() {
+                self.no_task_gradient(route, route_span);
+            }
+        }
+        if self.error_count() > errors {
+            return None;
+        }
+        let (experts, expert, _) = experts?;
+        let (shared, shared_expert) = shared.map_or((0, Vec::new()), |(count, layers, _)| (count, layers));
+        let route = route?;
+        Some(LayerKind::Moe(Box::new(Moe {
+            experts,
+            expert,
+            shared,
+            shared_expert,
+            route,
+            balance,
+            capacity,
+            route_span,
+        })))
+    }
+
+    /// `NUMBER * EXPERT`: the number, the expert's layers, and where the number was written.
+    fn copies(
+        &mut self,
+        argument: &str,
+        expr: &'a ast::Expr,
+        scope: Scope,
+        input: Option<usize>,
+    ) -> Option<(usize, Vec<Layer>, Span)> {
+        if let ExprKind::If { branches, otherwise } = &expr.kind {
+            let chosen = self.branch(branches, otherwise, scope)?;
+            return self.copies(argument, chosen, scope, input);
+        }
+        let form = |checker: &mut Self, span: Span, found: &str| {
+            let d = Diagnostic::new(Code::ExpertForm, format!("`{argument}` must be `NUMBER * EXPERT`, not {found}"))
+                .primary(span, "expected a number of copies, `*`, and a layer, a block or `{ .. }`");
+            checker.report(d.help(format!("for example `{argument}: 8 * mlp(hidden: 512)`")));
+        };
+        let ExprKind::Binary { operator, left, right } = &expr.kind else {
+            form(self, expr.span, describe(expr));
+            return None;
+        };
+        if operator.value != BinaryOperator::Multiply {
+            form(self, expr.span, "another operation");
+            return None;
+        }
+        // `mlp(hidden: 512) * 8` is the other way round.
+        if matches!(left.kind, ExprKind::Call(_) | ExprKind::Sequence(_)) {
+            form(self, expr.span, "`EXPERT * NUMBER`");
+            return None;
+        }
+        let count = match self.number(left, scope) {
+            Some(Number::Int(n)) if (1..=MAX_EXPERTS).contains(&n) => usize::try_from(n).ok(),
+            Some(Number::Int(n)) if n < 1 => {
+                let d = Diagnostic::new(Code::NoExperts, format!("`{argument}` asks for {n} experts"))
+                    .primary(left.span, "expected at least 1");
+                self.report(if argument == "shared" { d.help("leave `shared` out for none") } else { d });
+                None
+            }
+            Some(Number::Int(n)) => {
+                let d = Diagnostic::new(Code::OutOfRange, format!("{n} experts are too many"))
+                    .primary(left.span, format!("expected at most {MAX_EXPERTS}"));
+                self.report(d);
+                None
+            }
+            Some(other) => {
+                let d = Diagnostic::new(Code::WrongType, "the number of experts must be an integer")
+                    .primary(left.span, format!("this is {} ({other})", other.kind()));
+                self.report(d);
+                None
+            }
+            None => None,
+        };
+        let layers = self.expert(argument, right, scope, input, count.unwrap_or(1))?;
+        Some((count?, layers, left.span))
+    }
+
+    /// The layers of an expert, which must return the width that they are given.
+    fn expert(
+        &mut self,
+        argument: &str,
+        expr: &'a ast::Expr,
+        scope: Scope,
+        input: Option<usize>,
+        copies: usize,
+    ) -> Option<Vec<Layer>> {
+        let place = Place { own: false, top: false, trunk: false, expert: true };
+        let mut flow = input.map_or(Flow::Unknown, Flow::Width);
+        let mut layers = Vec::new();
+        let errors = self.error_count();
+        let outer = std::mem::replace(&mut self.model.copies, copies);
+        match &expr.kind {
+            ExprKind::Call(call) => self.layer(Written::call(call), scope, place, &mut flow, &mut layers),
+            ExprKind::Sequence(body) => {
+                self.body(body, scope, place, &mut flow, &mut layers);
+            }
+            // A name alone: a block, or a layer that needs no arguments.
+            ExprKind::Name(name) => {
+                let name = ast::Ident { name: name.clone(), span: expr.span };
+                let written = Written { name: &name, arguments: &[], body: None, span: expr.span };
+                self.layer(written, scope, place, &mut flow, &mut layers);
+            }
+            _ => {
+                let message = format!("an expert must be a layer, a block or `{{ .. }}`, not {}", describe(expr));
+                let d = Diagnostic::new(Code::ExpertForm, message).primary(expr.span, "expected an expert");
+                self.report(d.help(format!("for example `{argument}: 8 * mlp(hidden: 512)`")));
+            }
+        }
+        self.model.copies = outer;
+        if self.error_count() > errors {
+            return None;
+        }
+        if layers.is_empty() {
+            let d = Diagnostic::new(Code::ExpertForm, "an expert has no layers")
+                .primary(expr.span, "expected at least one layer");
+            self.report(d);
+            return None;
+        }
+        if let (Some(input), Flow::Width(output)) = (input, flow)
+            && input != output
+        {
+            let message = format!("an expert turns width {input} into {output}");
+            let d = Diagnostic::new(Code::WidthMismatch, message)
+                .primary(expr.span, format!("an expert must return width {input}"));
+            self.report(with_culprit(d, &layers).help(format!("end it with `linear(width: {input})`")));
+            return None;
+        }
+        Some(layers)
+    }
+
+    /// The strategy that `route` names, with its arguments.
+    fn route(&mut self, expr: &ast::Expr, scope: Scope) -> Option<Route> {
+        if let ExprKind::If { branches, otherwise } = &expr.kind {
+            let chosen = self.branch(branches, otherwise, scope)?;
+            return self.route(chosen, scope);
+        }
+        let Some(call) = named(expr) else {
+            let d = Diagnostic::new(Code::WrongType, format!("`route` must be a router, not {}", describe(expr)))
+                .primary(expr.span, "expected a router, such as `softmax_top_k(k: 2)`");
+            self.report(d);
+            return None;
+        };
+        let Some(strategy) = self.registry.find_router(call.name).cloned() else {
+            let names: Vec<&str> = self.registry.routers().map(|r| r.name()).collect();
+            let message = format!("there is no router named `{}`", call.name);
+            let mut d = Diagnostic::new(Code::UnknownRouter, message).primary(call.name_span, "unknown router");
+            if let Some(near) = did_you_mean(call.name, names.iter().copied()) {
+                d = d.help(format!("did you mean `{near}`?")).patch(call.name_span, near, "use the name that it has");
+            }
+            self.report(d.note(format!("the routers are {}", listed(names))));
+            call.arguments.iter().for_each(|a| self.mark_read(&a.value, scope));
+            return None;
+        };
+        let owner = Owner { name: call.name, kind: "router", span: call.name_span };
+        let resolved = self.arguments(owner, strategy.parameters(), call.arguments, scope);
+        let route = Route { strategy, arguments: resolved.arguments };
+        (!resolved.failed).then_some(route)
+    }
+
+    fn enough_experts(&mut self, experts: usize, experts_span: Span, route: &Route, route_span: Span) {
+        let k = route.experts_per_token();
+        if k <= experts {
+            return;
+        }
+        let at = route.arguments.span("k").unwrap_or(route_span);
+        let d = Diagnostic::new(Code::TopKTooLarge, format!("{k} experts a token, but there are only {experts}"))
+            .primary(at, format!("expected at most {experts}"))
+            .secondary(experts_span, format!("{experts} experts"));
+        self.report(d);
+    }
+
+    fn balance(&mut self, expr: &ast::Expr, scope: Scope, route: Option<&Route>) -> Vec<WeightedLoss> {
+        if let ExprKind::If { branches, otherwise } = &expr.kind {
+            return match self.branch(branches, otherwise, scope) {
+                Some(chosen) => self.balance(chosen, scope, route),
+                None => Vec::new(),
+            };
+        }
+        let ExprKind::List(list) = &expr.kind else {
+            let mut d = Diagnostic::new(Code::WrongType, format!("`balance` must be a list, not {}", describe(expr)))
+                .primary(expr.span, "expected `[LOSS(weight: ..), ..]`");
+            if named(expr).is_some() {
+                let text = self.source.slice(expr.span).to_string();
+                d = d.patch(expr.span, format!("[{text}]"), "make it a list");
+            }
+            self.report(d);
+            return Vec::new();
+        };
+        let mut losses: Vec<(WeightedLoss, Span)> = Vec::new();
+        for item in list {
+            let Some(loss) = self.loss(item, scope, route) else { continue };
+            if let Some((_, first)) = losses.iter().find(|(other, _)| other.loss.name == loss.loss.name) {
+                let d = Diagnostic::new(Code::DuplicateArgument, format!("loss `{}` is listed twice", loss.loss.name))
+                    .primary(item.span, "listed again here")
+                    .secondary(*first, "first listed here")
+                    .help("remove one of them");
+                self.report(d);
+                continue;
+            }
+            losses.push((loss, item.span));
+        }
+        losses.into_iter().map(|(loss, _)| loss).collect()
+    }
+
+    fn loss(&mut self, expr: &ast::Expr, scope: Scope, route: Option<&Route>) -> Option<WeightedLoss> {
+        let Some(call) = named(expr) else {
+            let d = Diagnostic::new(Code::WrongType, format!("a balance loss cannot be {}", describe(expr)))
+                .primary(expr.span, "expected a loss, such as `importance(weight: 0.01)`");
+            self.report(d);
+            return None;
+        };
+        let Some(loss) = self.registry.find_loss(call.name).copied() else {
+            let names: Vec<&str> = self.registry.losses().map(|l| l.name).collect();
+            let message = format!("there is no balance loss named `{}`", call.name);
+            let mut d = Diagnostic::new(Code::UnknownLoss, message).primary(call.name_span, "unknown loss");
+            if let Some(near) = did_you_mean(call.name, names.iter().copied()) {
+                d = d.help(format!("did you mean `{near}`?")).patch(call.name_span, near, "use the name that it has");
+            }
+            self.report(d.note(format!("the losses are {}", listed(names))));
+            return None;
+        };
+        let owner = Owner { name: call.name, kind: "loss", span: call.name_span };
+        let resolved = self.arguments(owner, &loss.parameters(), call.arguments, scope);
+        if let Some(route) = route {
+            let provided = route.strategy.traits(&route.arguments).provides;
+            let lacking: Vec<Quantity> = loss.needs.iter().copied().filter(|q| !provided.contains(q)).collect();
+            if let Some(&quantity) = lacking.first() {
+                self.unsupported(loss.name, call.span, route, quantity, loss.needs);
+                return None;
+            }
+        }
+        (!resolved.failed).then(|| WeightedLoss { loss, weight: resolved.arguments.float("weight") })
+    }
+
+    fn unsupported(&mut self, loss: &str, span: Span, route: &Route, lacking: Quantity, needs: &[Quantity]) {
+        let what = match lacking {
+            Quantity::Logits => "scores of all experts",
+            Quantity::Probabilities => "probabilities over all experts",
+            Quantity::NoisyScores => "noise on its scores",
+        };
+        let router = route.strategy.name();
+        let have: Vec<&str> = self
+            .registry
+            .routers()
+            .filter(|r| {
+                let provided = r.traits(&Arguments::defaults(r.parameters())).provides;
+                needs.iter().all(|q| provided.contains(q))
+            })
+            .map(|r| r.name())
+            .collect();
+        let d = Diagnostic::new(Code::LossNotSupported, format!("`{loss}` does not work with the router `{router}`"))
+            .primary(span, format!("needs {what}, which `{router}` does not have"))
+            .help(format!("routers that have it: {}", listed(have)));
+        self.report(d);
+    }
+
+    fn capacity(&mut self, expr: &ast::Expr, scope: Scope) -> Option<Capacity> {
+        let call = named(expr).filter(|call| call.name == "capacity");
+        let Some(call) = call else {
+            let d = Diagnostic::new(Code::WrongType, "`capacity` is written `capacity(factor: 1.25)`")
+                .primary(expr.span, format!("this is {}", describe(expr)));
+            self.report(d);
+            return None;
+        };
+        let owner = Owner { name: "capacity", kind: "setting", span: call.name_span };
+        let resolved = self.arguments(owner, CAPACITY, call.arguments, scope);
+        let (factor, minimum) = (resolved.arguments.float("factor"), resolved.arguments.size("minimum"));
+        (!resolved.failed).then_some(Capacity { factor, minimum })
+    }
+
+    /// Whether later tokens can reach earlier ones, from what the router declares.
+    fn causality(&mut self, route: &Route, traits: Traits, span: Span, allowed: bool, limited: bool) {
+        let verdict = match traits.compares {
+            Compares::Sequence | Compares::Batch => Causality::LooksAhead,
+            // Tokens are kept in order, so within a sequence only earlier ones matter.
+            Compares::None | Compares::EarlierTokens if limited => Causality::BatchDependent,
+            Compares::None | Compares::EarlierTokens => Causality::Causal,
+        };
+        self.model.causality = self.model.causality.max(verdict);
+        if verdict != Causality::LooksAhead || allowed {
+            return;
+        }
+        let whole = if traits.compares == Compares::Batch { "batch" } else { "sequence" };
+        let causal: Vec<&str> = self
+            .registry
+            .routers()
+            .filter(|r| r.traits(&Arguments::defaults(r.parameters())).compares <= Compares::EarlierTokens)
+            .map(|r| r.name())
+            .collect();
+        let name = route.strategy.name();
+        let d = Diagnostic::new(Code::NotCausal, format!("the router `{name}` lets a token see later ones"))
+            .primary(span, format!("compares each token with the whole {whole}"))
+            .note("a language model predicts a token from those before it; what leaks back is not there when sampling")
+            .help(format!("causal routers: {}", listed(causal)))
+            .help("to study it anyway, add `allow: lookahead` to the `moe`");
+        self.report(d);
+    }
+
+    fn no_task_gradient(&mut self, route: &Route, span: Span) {
+        let takes_all = route.strategy.parameters().iter().any(|spec| spec.name == "normalize");
+        let d = Diagnostic::new(Code::ZeroTaskGradient, "the router learns nothing from the task")
+            .primary(span, "with one expert a token the weight is always 1, and its gradient 0");
+        let d = if takes_all {
+            d.help("use `normalize: all`, a larger `k`, or a balance loss")
+        } else {
+            d.help("use a larger `k`, or add a balance loss")
+        };
+        self.report(d);
+    }
+}

@@ -1,0 +1,163 @@
+//! Building a graph with named persistent tensors: the shared ground of layer lowering and routing strategies.
+
+use std::mem;
+
+use indexmap::IndexMap;
+use moec_ir::{Builder, Init, Op, Tensor, TensorType, Value};
+
+use crate::recipe::InitScheme;
+use crate::router::Mode;
+
+/// Where the noise of routing strategies comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum NoisePolicy {
+    /// Drawn on the device from (seed, step, node, element).
+    #[default]
+    Generated,
+    /// Given as an input per `moe` layer, for replay and for comparison with a reference.
+    Injected,
+}
+
+/// What a parameter is for, from which its initial values follow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Role {
+    /// Weight of a linear map, `[.., out, in]`.
+    Weight {
+        /// Extent of the input.
+        fan_in: usize,
+        /// Extent of the output.
+        fan_out: usize,
+    },
+    /// Bias of a linear map.
+    Bias {
+        /// Extent of the map's input.
+        fan_in: usize,
+    },
+    /// Table of vectors.
+    Embedding,
+    /// Starts at one value whatever the initialisation of the recipe, such as the gain of a norm.
+    Constant(f64),
+}
+
+impl InitScheme {
+    /// Initial values of a parameter.
+    ///
+    /// `kaiming_normal` is what makeMoE does: He et al. 2015 (arXiv 1502.01852) for every linear weight, the biases as
+    /// `torch.nn.Linear` leaves them. The other schemes start biases at 0. Embeddings are standard normal as in
+    /// `torch.nn.Embedding`, except under `normal`, which gives them its own deviation as GPT-2 does.
+    pub fn init(&self, role: Role) -> Init {
+        let normal = |std: f64| Init::Normal { std: std.into() };
+        let uniform = |bound: f64| Init::Uniform { bound: bound.into() };
+        let constant = |value: f64| Init::Constant(value.into());
+        // An extent of 0 has no elements to fill, so any divisor serves.
+        let extent = |n: usize| n.max(1) as f64;
+        match (role, self) {
+            (Role::Constant(value), _) => constant(value),
+            (Role::Embedding, InitScheme::Normal { std }) => normal(*std),
+            (Role::Embedding, _) => normal(1.0),
+            (Role::Weight { fan_in, .. }, InitScheme::KaimingNormal) => normal((2.0 / extent(fan_in)).sqrt()),
+            // Glorot & Bengio 2010, equation 16.
+            (Role::Weight { fan_in, fan_out }, InitScheme::Xavier) => {
+                uniform((6.0 / extent(fan_in.saturating_add(fan_out))).sqrt())
+            }
+            (Role::Weight { .. }, InitScheme::Normal { std }) => normal(*std),
+            (Role::Weight { .. }, InitScheme::Zeros) => constant(0.0),
+            (Role::Bias { fan_in }, InitScheme::KaimingNormal) => uniform(1.0 / extent(fan_in).sqrt()),
+            (Role::Bias { .. }, _) => constant(0.0),
+        }
+    }
+}
+
+/// A graph builder that also keeps the initial values of what it declares.
+pub(crate) struct Emitter {
+    pub(crate) builder: Builder,
+    pub(crate) mode: Mode,
+    pub(crate) noise: NoisePolicy,
+    pub(crate) parameters: IndexMap<String, Init>,
+    pub(crate) states: IndexMap<String, Tensor>,
+    scheme: InitScheme,
+    inputs: IndexMap<String, usize>,
+}
+
+impl Emitter {
+    pub(crate) fn new(mode: Mode, noise: NoisePolicy, scheme: InitScheme) -> Self {
+        Emitter {
+            builder: Builder::new(),
+            mode,
+            noise,
+            parameters: IndexMap::new(),
+            states: IndexMap::new(),
+            scheme,
+            inputs: IndexMap::new(),
+        }
+    }
+
+    /// Runs `f` with `name` appended to the scope of names.
+    pub(crate) fn scoped<T>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> T) -> T {
+        let mut outer = mem::take(&mut self.builder);
+        let result = outer.scoped(name, |scoped| {
+            mem::swap(scoped, &mut self.builder);
+            let result = f(self);
+            mem::swap(scoped, &mut self.builder);
+            result
+        });
+        self.builder = outer;
+        result
+    }
+
+    pub(crate) fn parameter(&mut self, name: &str, shape: impl Into<Vec<usize>>, role: Role) -> Value {
+        let value = self.builder.parameter(name, shape);
+        // The first declaration counts: a tied output layer reads the table that the embedding has declared.
+        let path = self.builder.path(name);
+        self.parameters.entry(path).or_insert_with(|| self.scheme.init(role));
+        value
+    }
+
+    pub(crate) fn state(&mut self, name: &str, initial: Tensor) -> Value {
+        let value = self.builder.state(name, initial.ty());
+        self.states.entry(self.builder.path(name)).or_insert(initial);
+        value
+    }
+
+    /// `x [N, input] -> [N, output]` with parameters under `name`.
+    pub(crate) fn linear(&mut self, name: &str, x: Value, input: usize, output: usize, bias: bool) -> Value {
+        self.scoped(name, |e| e.linear_here(x, input, output, bias))
+    }
+
+    /// As [`Self::linear`], with the parameters in the current scope.
+    pub(crate) fn linear_here(&mut self, x: Value, input: usize, output: usize, bias: bool) -> Value {
+        let weight = self.parameter("weight", [output, input], Role::Weight { fan_in: input, fan_out: output });
+        let bias = bias.then(|| self.parameter("bias", [output], Role::Bias { fan_in: input }));
+        self.builder.linear(x, weight, bias)
+    }
+
+    /// `rows [R, input] -> [R, output]` with one map per expert, in the current scope.
+    pub(crate) fn grouped_linear_here(
+        &mut self,
+        rows: Value,
+        (experts, offsets): (usize, Value),
+        input: usize,
+        output: usize,
+        bias: bool,
+    ) -> Value {
+        let role = Role::Weight { fan_in: input, fan_out: output };
+        let mut operands = vec![rows, self.parameter("weight", [experts, output, input], role), offsets];
+        if bias {
+            operands.push(self.parameter("bias", [experts, output], Role::Bias { fan_in: input }));
+        }
+        self.builder.op(Op::GroupedMatMul { transpose_b: true, bias }, &operands)
+    }
+
+    /// State of the random number generator; an input of the graph from the first use on.
+    pub(crate) fn rng(&mut self) -> Value {
+        self.builder.input("rng", TensorType::i32([4]))
+    }
+
+    /// A name for an input within the current scope, numbered from the second one on.
+    pub(crate) fn fresh_input(&mut self, name: &str) -> String {
+        let path = self.builder.path(name);
+        let count = self.inputs.entry(path.clone()).or_insert(0);
+        *count += 1;
+        if *count == 1 { path } else { format!("{path}_{count}") }
+    }
+}

@@ -1,0 +1,573 @@
+//! The checked model as a forward graph.
+//!
+//! Everything inside a model is a matrix of N = B*T rows. The layers of an expert run on the R = N*K rows sorted by
+//! expert instead, with one set of parameters per expert: the same function lowers a layer in both settings, which
+//! differ in how a linear map and a norm are built ([`Rows`]).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::mem;
+
+use moec_ir::{
+    AttentionAttrs, Binary, Builder, DType, Graph, GraphError, Init, Op, Origin, Tensor, TensorType, Unary, Value,
+};
+use moec_syntax::Span;
+
+use crate::cost::{self, LayerInfo};
+use crate::emit::{Emitter, NoisePolicy, Role};
+use crate::losses::LossContext;
+use crate::model::{Activation, Attention, Layer, LayerKind, Mlp, Model, Moe, Positions};
+use crate::recipe::InitScheme;
+use crate::router::{Assignment, Mode, Routing, RoutingContext};
+
+/// What a model is lowered for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LowerOptions {
+    /// Training step, or evaluation and sampling.
+    pub mode: Mode,
+    /// Sequences, B.
+    pub batch: usize,
+    /// Size of the vocabulary, V.
+    pub vocab: usize,
+    /// Adds the inputs and outputs around the loss: `targets`, `loss`, `objective`, balance losses and balance metrics.
+    pub loss: bool,
+    /// Where router noise comes from.
+    pub noise: NoisePolicy,
+    /// How parameters start.
+    pub init: InitScheme,
+}
+
+/// A lowered model.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// The forward graph.
+    pub graph: Graph,
+    /// Parameters with their initial values, in order of declaration.
+    pub parameters: Vec<(String, Init)>,
+    /// States of routers with their initial values.
+    pub states: Vec<(String, Tensor)>,
+    /// The `moe` layers in order.
+    pub moe_layers: Vec<MoeLayerInfo>,
+    /// The layers in order, with their sizes and costs.
+    pub layers: Vec<LayerInfo>,
+}
+
+impl Lowered {
+    /// Number of trained numbers.
+    pub fn parameter_count(&self) -> usize {
+        self.layers.iter().map(|layer| layer.parameters).sum()
+    }
+
+    /// Number of trained numbers that one token makes use of.
+    pub fn active_parameter_count(&self) -> usize {
+        self.layers.iter().map(|layer| layer.active).sum()
+    }
+}
+
+/// One `moe` layer of a lowered model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeLayerInfo {
+    /// Its path, by which outputs are named: `load.PATH`, `dropped.PATH`, `entropy.PATH`, `balance.PATH`.
+    pub path: String,
+    /// Number of experts, E.
+    pub experts: usize,
+    /// Experts per token, K.
+    pub experts_per_token: usize,
+    /// Experts that every token goes to.
+    pub shared: usize,
+    /// Name of the routing strategy.
+    pub strategy: String,
+    /// Tokens that an expert accepts in this function, P.
+    pub capacity: Option<usize>,
+    /// Balance losses with their weights; the values are the outputs `aux.PATH.NAME`.
+    pub losses: Vec<(String, f64)>,
+    /// Where it was written.
+    pub span: Span,
+}
+
+/// Why a checked model could not be lowered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LowerError {
+    /// An operation does not fit its operands; only a routing strategy or a loss from outside can cause it.
+    Graph(GraphError),
+    /// A routing strategy returned something else than it should.
+    Routing {
+        /// Name of the strategy.
+        strategy: String,
+        /// What is wrong.
+        message: String,
+        /// Where the route was written.
+        span: Span,
+    },
+    /// A batch, vocabulary or context of 0, or so large that the number of tokens overflows.
+    Size(String),
+}
+
+impl fmt::Display for LowerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LowerError::Graph(error) => write!(f, "{error}"),
+            LowerError::Routing { strategy, message, .. } => write!(f, "the router `{strategy}` {message}"),
+            LowerError::Size(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for LowerError {}
+
+/// Lowers a model to a forward graph.
+///
+/// Inputs: `tokens` i32 `[N]`; with a loss `targets` i32 `[N]`; `rng` i32 `[4]` if anything is random; with injected
+/// noise `PATH.noise` `[N, E]` per `moe` layer. Outputs: `logits` `[N, V]`; with a loss also `loss`, `objective`,
+/// `aux.PATH.NAME`, and per `moe` layer `load.PATH` `[E]` (tokens kept by each expert), `dropped.PATH` (share of the
+/// choices that were dropped), `entropy.PATH` (mean entropy of a token's gate weights in nats) and `balance.PATH`
+/// (number of experts times the sum of squared load shares, 1 at perfect balance).
+///
+/// # Errors
+/// When a routing strategy misbehaves or a size in the options is 0 or absurd.
+pub fn lower(model: &Model, options: &LowerOptions) -> Result<Lowered, LowerError> {
+    if options.batch == 0 || options.vocab == 0 || model.context == 0 {
+        return Err(LowerError::Size("batch, vocabulary and context must be at least 1".into()));
+    }
+    let tokens = options.batch.checked_mul(model.context).filter(|&n| n <= i32::MAX as usize);
+    let Some(tokens) = tokens else {
+        let message =
+            format!("{} sequences of {} tokens are more than an index can count", options.batch, model.context);
+        return Err(LowerError::Size(message));
+    };
+    let mut emitter = Emitter::new(options.mode, options.noise, options.init);
+    let token_ids = emitter.builder.input("tokens", TensorType::i32([tokens]));
+    let mut lowering = Lowering {
+        emitter,
+        options: *options,
+        time: model.context,
+        token_ids,
+        taken: vec![BTreeMap::new()],
+        moe_layers: Vec::new(),
+        layers: Vec::new(),
+        objective: Vec::new(),
+        error: None,
+        inside_moe: 0,
+    };
+    let logits = lowering.sequence(&model.layers, token_ids, Rows::Tokens);
+    lowering.finish(tokens, logits)
+}
+
+/// What the rows of a matrix are, and with it which parameters they meet.
+#[derive(Clone, Copy)]
+enum Rows {
+    /// All N tokens in order.
+    Tokens,
+    /// The R rows sent to E experts, sorted by expert; `offsets` i32 `[E + 1]` says which are whose.
+    Experts { experts: usize, offsets: Value },
+}
+
+struct Lowering {
+    emitter: Emitter,
+    options: LowerOptions,
+    time: usize,
+    token_ids: Value,
+    /// How often each layer name occurred, per open scope.
+    taken: Vec<BTreeMap<&'static str, usize>>,
+    moe_layers: Vec<MoeLayerInfo>,
+    layers: Vec<LayerInfo>,
+    /// Balance losses with their weights.
+    objective: Vec<(Value, f64)>,
+    error: Option<LowerError>,
+    /// How many `moe` layers are open; the table of layers counts what is inside one as its.
+    inside_moe: usize,
+}
+
+impl Lowering {
+    fn b(&mut self) -> &mut Builder {
+        &mut self.emitter.builder
+    }
+
+    fn training(&self) -> bool {
+        self.options.mode == Mode::Train
+    }
+
+    /// Adds the outputs and ends.
+    fn finish(mut self, tokens: usize, logits: Value) -> Result<Lowered, LowerError> {
+        self.b().output("logits", logits);
+        if self.options.loss {
+            let objective = mem::take(&mut self.objective);
+            let b = self.b();
+            let targets = b.input("targets", TensorType::i32([tokens]));
+            let loss = b.named("loss", Op::CrossEntropy, &[logits, targets]);
+            b.output("loss", loss);
+            let mut total = loss;
+            for (value, weight) in objective {
+                let term = b.scale(value, weight);
+                total = b.add(total, term);
+            }
+            b.output("objective", total);
+        }
+        let Emitter { builder, parameters, states, .. } = self.emitter;
+        // A graph that does not fit comes first: what a strategy returned after it is a consequence.
+        let graph = builder.finish().map_err(LowerError::Graph)?;
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        Ok(Lowered {
+            graph,
+            parameters: parameters.into_iter().collect(),
+            states: states.into_iter().collect(),
+            moe_layers: self.moe_layers,
+            layers: self.layers,
+        })
+    }
+
+    /// Runs `f` in the scope of a layer: its name, numbered from the second one in the same scope on.
+    fn scoped<T>(&mut self, name: &'static str, f: impl FnOnce(&mut Self) -> T) -> T {
+        let mut count = 1;
+        if let Some(taken) = self.taken.last_mut() {
+            let entry = taken.entry(name).or_insert(0);
+            *entry += 1;
+            count = *entry;
+        }
+        let scope = if count == 1 { name.to_string() } else { format!("{name}_{count}") };
+        self.opened(&scope, f)
+    }
+
+    /// Runs `f` in a scope of exactly this name.
+    fn opened<T>(&mut self, scope: &str, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.taken.push(BTreeMap::new());
+        let mut outer = mem::take(&mut self.emitter.builder);
+        let result = outer.scoped(scope, |scoped| {
+            mem::swap(scoped, &mut self.emitter.builder);
+            let result = f(self);
+            mem::swap(scoped, &mut self.emitter.builder);
+            result
+        });
+        self.emitter.builder = outer;
+        self.taken.pop();
+        result
+    }
+
+    fn sequence(&mut self, layers: &[Layer], x: Value, rows: Rows) -> Value {
+        layers.iter().fold(x, |x, layer| self.layer(layer, x, rows))
+    }
+
+    fn layer(&mut self, layer: &Layer, x: Value, rows: Rows) -> Value {
+        let origin = Origin { start: layer.span.start, end: layer.span.end };
+        let former = self.b().set_origin(Some(origin));
+        let result = match &layer.kind {
+            LayerKind::Residual(layers) => {
+                let branch = self.sequence(layers, x, rows);
+                self.b().named("residual", Op::Binary(Binary::Add), &[x, branch])
+            }
+            LayerKind::Block { index, layers } => {
+                self.opened(&format!("blocks.{index}"), |l| l.sequence(layers, x, rows))
+            }
+            _ => {
+                let before = self.emitter.parameters.len();
+                let (path, result) = self.scoped(layer.kind.name(), |l| {
+                    let path = l.b().path("");
+                    (path, l.leaf(layer, x, rows))
+                });
+                if self.inside_moe == 0 {
+                    self.record(layer, path, before);
+                }
+                result
+            }
+        };
+        self.b().set_origin(former);
+        result
+    }
+
+    /// Adds a row to the table of layers. Parameters declared since `before` are the layer's.
+    fn record(&mut self, layer: &Layer, path: String, before: usize) {
+        let graph = self.emitter.builder.graph();
+        let mut parameters = Vec::new();
+        for name in self.emitter.parameters.keys().skip(before) {
+            if let Some(id) = graph.find(name) {
+                parameters.push((name.clone(), graph.node(id).results[0].elements()));
+            }
+        }
+        self.layers.push(cost::layer_info(layer, path, &parameters, self.time, self.options.vocab));
+    }
+
+    /// Lowers a layer that has no layers of its own, or opens scopes for them itself.
+    fn leaf(&mut self, layer: &Layer, x: Value, rows: Rows) -> Value {
+        let width = layer.input;
+        match &layer.kind {
+            LayerKind::Embed { positions } => self.embed(layer.output, *positions),
+            LayerKind::Attention(attention) => self.attention(attention, width, x),
+            LayerKind::Mlp(mlp) => self.mlp(mlp, width, x, rows),
+            LayerKind::Moe(moe) => self.moe(moe, layer.span, x),
+            LayerKind::LayerNorm { epsilon } => self.layer_norm(*epsilon, width, x, rows),
+            LayerKind::RmsNorm { epsilon } => self.rms_norm(*epsilon, width, x, rows),
+            LayerKind::Dropout { rate } => self.dropout(x, *rate),
+            LayerKind::Linear { bias } => self.linear_here(x, rows, (width, layer.output), *bias),
+            LayerKind::Activation(activation) => self.activation(*activation, x),
+            LayerKind::Unembed { tied, bias } => self.unembed(*tied, *bias, width, x),
+            LayerKind::Residual(_) | LayerKind::Block { .. } => x,
+        }
+    }
+
+    fn embed(&mut self, width: usize, positions: Positions) -> Value {
+        let (vocab, time, batch) = (self.options.vocab, self.time, self.options.batch);
+        let ids = self.token_ids;
+        let table = self.emitter.parameter("token.weight", [vocab, width], Role::Embedding);
+        let b = self.b();
+        let tokens = b.op(Op::Embed, &[ids, table]);
+        match positions {
+            Positions::Learned => {
+                let table = self.emitter.parameter("position.weight", [time, width], Role::Embedding);
+                let b = self.b();
+                let positions = b.broadcast(table, [batch, time, width]);
+                let positions = b.reshape(positions, [batch * time, width]);
+                b.add(tokens, positions)
+            }
+            Positions::Rotary | Positions::None => tokens,
+        }
+    }
+
+    fn attention(&mut self, attention: &Attention, width: usize, x: Value) -> Value {
+        let heads = attention.heads;
+        let time = self.time;
+        let mut qkv = self.emitter.linear("qkv", x, width, 3 * width, attention.bias);
+        if attention.rotary {
+            // The base of the paper.
+            let base = 10_000.0.into();
+            qkv = self.b().op(Op::Rotary { heads, time, base, inverse: false }, &[qkv]);
+        }
+        let dropout = if self.training() { attention.dropout } else { 0.0 };
+        let (key, rng) = if dropout > 0.0 { (self.b().fresh_key(), Some(self.emitter.rng())) } else { (0, None) };
+        let attrs = AttentionAttrs { heads, time, scale: attention.scale.into(), dropout: dropout.into(), key };
+        let heads = self.b().attention(attrs, qkv, rng);
+        let y = self.emitter.linear("proj", heads, width, width, true);
+        self.dropout(y, attention.dropout)
+    }
+
+    fn mlp(&mut self, mlp: &Mlp, width: usize, x: Value, rows: Rows) -> Value {
+        let hidden = match mlp.activation {
+            Activation::Swiglu => {
+                let gate = self.linear("gate", x, rows, (width, mlp.hidden), mlp.bias);
+                let up = self.linear("up", x, rows, (width, mlp.hidden), mlp.bias);
+                let gate = self.activation(Activation::Silu, gate);
+                self.b().mul(gate, up)
+            }
+            activation => {
+                let up = self.linear("up", x, rows, (width, mlp.hidden), mlp.bias);
+                self.activation(activation, up)
+            }
+        };
+        let y = self.linear("down", hidden, rows, (mlp.hidden, width), mlp.bias);
+        self.dropout(y, mlp.dropout)
+    }
+
+    /// A linear map under `name`.
+    fn linear(&mut self, name: &str, x: Value, rows: Rows, extents: (usize, usize), bias: bool) -> Value {
+        self.opened(name, |l| l.linear_here(x, rows, extents, bias))
+    }
+
+    /// A linear map with its parameters in the current scope: one for all rows, or one per expert.
+    fn linear_here(&mut self, x: Value, rows: Rows, (input, output): (usize, usize), bias: bool) -> Value {
+        match rows {
+            Rows::Tokens => self.emitter.linear_here(x, input, output, bias),
+            Rows::Experts { experts, offsets } => {
+                self.emitter.grouped_linear_here(x, (experts, offsets), input, output, bias)
+            }
+        }
+    }
+
+    fn activation(&mut self, activation: Activation, x: Value) -> Value {
+        let b = self.b();
+        let gated = |b: &mut Builder, gate: Unary| {
+            let gate = b.unary(gate, x);
+            b.mul(x, gate)
+        };
+        match activation {
+            Activation::Relu => b.unary(Unary::Relu, x),
+            Activation::Gelu => gated(b, Unary::NormalCdf),
+            Activation::Silu | Activation::Swiglu => gated(b, Unary::Sigmoid),
+        }
+    }
+
+    fn dropout(&mut self, x: Value, rate: f64) -> Value {
+        if rate <= 0.0 || !self.training() {
+            return x;
+        }
+        let rng = self.emitter.rng();
+        self.b().dropout(x, rate, rng)
+    }
+
+    fn layer_norm(&mut self, epsilon: f64, width: usize, x: Value, rows: Rows) -> Value {
+        let op = Op::LayerNorm { epsilon: epsilon.into() };
+        match rows {
+            Rows::Tokens => {
+                let gain = self.emitter.parameter("gain", [width], Role::Constant(1.0));
+                let shift = self.emitter.parameter("shift", [width], Role::Constant(0.0));
+                self.b().op(op, &[x, gain, shift])
+            }
+            Rows::Experts { experts, offsets } => {
+                let (one, zero) = (self.b().fill(1.0, [width]), self.b().fill(0.0, [width]));
+                let y = self.b().op(op, &[x, one, zero]);
+                let gain = self.per_row("gain", 1.0, y, experts, offsets, width);
+                let shift = self.per_row("shift", 0.0, y, experts, offsets, width);
+                let y = self.b().mul(y, gain);
+                self.b().add(y, shift)
+            }
+        }
+    }
+
+    fn rms_norm(&mut self, epsilon: f64, width: usize, x: Value, rows: Rows) -> Value {
+        let op = Op::RmsNorm { epsilon: epsilon.into() };
+        match rows {
+            Rows::Tokens => {
+                let gain = self.emitter.parameter("gain", [width], Role::Constant(1.0));
+                self.b().op(op, &[x, gain])
+            }
+            Rows::Experts { experts, offsets } => {
+                let one = self.b().fill(1.0, [width]);
+                let y = self.b().op(op, &[x, one]);
+                let gain = self.per_row("gain", 1.0, y, experts, offsets, width);
+                self.b().mul(y, gain)
+            }
+        }
+    }
+
+    /// A vector per expert, `[E, C]`, as the row `[R, C]` that each of its rows meets: a product with a column of ones,
+    /// so that the gradient is a sum over the expert's rows.
+    fn per_row(&mut self, name: &str, start: f64, x: Value, experts: usize, offsets: Value, width: usize) -> Value {
+        let vectors = self.emitter.parameter(name, [experts, width], Role::Constant(start));
+        let b = self.b();
+        let rows = b.shape(x).first().copied().unwrap_or(0);
+        let ones = b.fill(1.0, [rows, 1]);
+        let vectors = b.reshape(vectors, [experts, width, 1]);
+        b.op(Op::GroupedMatMul { transpose_b: true, bias: false }, &[ones, vectors, offsets])
+    }
+
+    fn unembed(&mut self, tied: bool, bias: bool, width: usize, x: Value) -> Value {
+        let vocab = self.options.vocab;
+        let role = Role::Weight { fan_in: width, fan_out: vocab };
+        let weight =
+            if tied { self.token_table() } else { Some(self.emitter.parameter("weight", [vocab, width], role)) };
+        let bias = bias.then(|| self.emitter.parameter("bias", [vocab], Role::Bias { fan_in: width }));
+        match weight {
+            Some(weight) => self.b().linear(x, weight, bias),
+            None => x,
+        }
+    }
+
+    /// The table of token vectors, declared by `embed`, which is always the first layer.
+    fn token_table(&mut self) -> Option<Value> {
+        let graph = self.emitter.builder.graph();
+        graph.find("embed.token.weight").map(|id| graph.value(id))
+    }
+
+    fn moe(&mut self, moe: &Moe, span: Span, x: Value) -> Value {
+        let path = self.b().path("");
+        let tokens = self.b().shape(x).first().copied().unwrap_or(0);
+        let (token_ids, time) = (self.token_ids, self.time);
+        let mut context =
+            RoutingContext { emitter: &mut self.emitter, tokens: x, token_ids, experts: moe.experts, time };
+        let routing = moe.route.strategy.lower(&mut context, &moe.route.arguments);
+        let Assignment::TokenChoice { experts: chosen, weights } = routing.assignment;
+        let k = match self.choice_shape(chosen, weights, tokens) {
+            Ok(k) => k,
+            Err(message) => {
+                let strategy = moe.route.strategy.name().to_string();
+                self.error.get_or_insert(LowerError::Routing { strategy, message, span: moe.route_span });
+                return x;
+            }
+        };
+        let experts = moe.experts;
+        let capacity = moe.capacity.map(|capacity| capacity.tokens(tokens, k, experts));
+        let b = self.b();
+        let kept = match capacity {
+            Some(capacity) => b.op(Op::LimitCapacity { experts, capacity }, &[chosen]),
+            None => chosen,
+        };
+        let offsets = b.op(Op::SortByExpert { experts }, &[kept]);
+        let (order, positions) = (offsets.result(1), offsets.result(2));
+        let rows = b.op(Op::Dispatch { weighted: false }, &[x, order, positions]);
+        self.inside_moe += 1;
+        let y = self.opened("experts", |l| l.sequence(&moe.expert, rows, Rows::Experts { experts, offsets }));
+        let mut z = self.b().op(Op::Combine { weighted: true }, &[y, order, positions, weights]);
+        for copy in 0..moe.shared {
+            let scope = if moe.shared == 1 { "shared".to_string() } else { format!("shared.{copy}") };
+            let y = self.opened(&scope, |l| l.sequence(&moe.shared_expert, x, Rows::Tokens));
+            z = self.b().add(z, y);
+        }
+        self.inside_moe -= 1;
+        if self.options.loss {
+            self.balance_losses(moe, &path, routing);
+            self.balance_metrics(&path, experts, kept, weights, capacity.is_some());
+        }
+        self.moe_layers.push(MoeLayerInfo {
+            path,
+            experts,
+            experts_per_token: k,
+            shared: moe.shared,
+            strategy: moe.route.strategy.name().to_string(),
+            capacity,
+            losses: moe.balance.iter().map(|l| (l.loss.name.to_string(), l.weight)).collect(),
+            span,
+        });
+        z
+    }
+
+    /// Checks what a strategy returned; gives K.
+    fn choice_shape(&mut self, chosen: Value, weights: Value, tokens: usize) -> Result<usize, String> {
+        let (chosen, weights) = (self.b().ty(chosen).clone(), self.b().ty(weights).clone());
+        let k = match (chosen.dtype, chosen.shape.as_slice()) {
+            (DType::I32, &[n, k]) if n == tokens && k > 0 => k,
+            _ => return Err(format!("chose experts as {chosen}, not as i32[{tokens}, K]")),
+        };
+        if weights != TensorType::f32([tokens, k]) {
+            return Err(format!("gave weights of type {weights}, not f32[{tokens}, {k}]"));
+        }
+        Ok(k)
+    }
+
+    fn balance_losses(&mut self, moe: &Moe, path: &str, routing: Routing) {
+        let mut context = LossContext::new(&mut self.emitter.builder, routing, moe.experts);
+        for balance in &moe.balance {
+            let value = (balance.loss.lower)(&mut context);
+            context.builder().output(format!("aux.{path}.{}", balance.loss.name), value);
+            self.objective.push((value, balance.weight));
+        }
+    }
+
+    fn balance_metrics(&mut self, path: &str, experts: usize, kept: Value, weights: Value, limited: bool) {
+        let b = self.b();
+        let slots = b.ty(kept).elements().max(1) as f64;
+        let load = b.count(kept, experts);
+        b.output(format!("load.{path}"), load);
+
+        let rows = b.sum_all(load);
+        let dropped = if limited {
+            let share = b.scale(rows, -1.0 / slots);
+            b.add_scalar(share, 1.0)
+        } else {
+            b.fill(0.0, [])
+        };
+        b.output(format!("dropped.{path}"), dropped);
+
+        // A token with all weights 0 has entropy 0.
+        let tiny = b.fill(1e-30, []);
+        let k = b.shape(weights).last().copied().unwrap_or(1);
+        let total = b.sum(weights, &[1]);
+        let total = b.binary(Binary::Max, total, tiny);
+        let total = b.broadcast_last(total, k);
+        let p = b.div(weights, total);
+        let guarded = b.binary(Binary::Max, p, tiny);
+        let log = b.unary(Unary::Log, guarded);
+        let terms = b.mul(p, log);
+        let tokens = (slots / k as f64).max(1.0);
+        let sum = b.sum_all(terms);
+        let entropy = b.scale(sum, -1.0 / tokens);
+        b.output(format!("entropy.{path}"), entropy);
+
+        let one = b.fill(1.0, []);
+        let rows = b.binary(Binary::Max, rows, one);
+        let share = b.div(load, rows);
+        let squares = b.mul(share, share);
+        let sum = b.sum_all(squares);
+        let balance = b.scale(sum, experts as f64);
+        b.output(format!("balance.{path}"), balance);
+    }
+}

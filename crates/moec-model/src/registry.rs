@@ -1,0 +1,68 @@
+//! What the names in a file can mean: a value, so that a program or a test can build any environment.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use crate::losses::{BalanceLoss, LOSSES};
+use crate::router::RoutingStrategy;
+use crate::routers::{NoisyTopK, SoftmaxTopK};
+
+/// The routing strategies and balance losses that a file can name.
+#[derive(Clone)]
+pub struct Registry {
+    routers: IndexMap<&'static str, Arc<dyn RoutingStrategy>>,
+    losses: IndexMap<&'static str, BalanceLoss>,
+}
+
+impl Registry {
+    /// The built-in strategies and losses.
+    pub fn with_builtins() -> Self {
+        let mut registry = Registry { routers: IndexMap::new(), losses: IndexMap::new() };
+        registry = registry.router(SoftmaxTopK).router(NoisyTopK);
+        for loss in LOSSES {
+            registry = registry.loss(loss);
+        }
+        registry
+    }
+
+    /// Adds a strategy; one of the same name is replaced.
+    #[must_use]
+    pub fn router(mut self, strategy: impl RoutingStrategy + 'static) -> Self {
+        self.routers.insert(strategy.name(), Arc::new(strategy));
+        self
+    }
+
+    /// Adds a balance loss; one of the same name is replaced.
+    #[must_use]
+    pub fn loss(mut self, loss: BalanceLoss) -> Self {
+        self.losses.insert(loss.name, loss);
+        self
+    }
+
+    /// The strategies in order of registration.
+    pub fn routers(&self) -> impl Iterator<Item = &Arc<dyn RoutingStrategy>> {
+        self.routers.values()
+    }
+
+    /// The losses in order of registration.
+    pub fn losses(&self) -> impl Iterator<Item = &BalanceLoss> {
+        self.losses.values()
+    }
+
+    /// The strategy of that name.
+    pub fn find_router(&self, name: &str) -> Option<&Arc<dyn RoutingStrategy>> {
+        self.routers.get(name)
+    }
+
+    /// The loss of that name.
+    pub fn find_loss(&self, name: &str) -> Option<&BalanceLoss> {
+        self.losses.get(name)
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::with_builtins()
+    }
+}

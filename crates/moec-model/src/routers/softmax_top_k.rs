@@ -1,0 +1,75 @@
+//! Top-k of linear scores, weighted by a softmax.
+
+use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
+use crate::router::{Compares, Quantity, Randomness, Reads, Routing, RoutingContext, RoutingStrategy, Traits};
+
+/// The k experts with the largest scores `l = x Wᵀ + b`.
+///
+/// `normalize: selected` takes the softmax over the selected scores (Mixtral, makeMoE): unselected scores get no
+/// gradient. `normalize: all` takes it over all experts and keeps the selected probabilities (Switch, Grok-1): every
+/// score gets a gradient, and the weights sum to less than 1.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SoftmaxTopK;
+
+const PARAMETERS: &[ParameterSpec] = &[
+    ParameterSpec::required("k", ParameterType::Int(Interval::at_least(1.0)), "experts per token"),
+    ParameterSpec::optional(
+        "normalize",
+        ParameterType::Choice(&["selected", "all"]),
+        DefaultValue::Word("selected"),
+        "softmax over the selected experts, or over all of them",
+    ),
+    ParameterSpec::optional("bias", ParameterType::Bool, DefaultValue::Bool(true), "add a bias to the scores"),
+];
+
+impl RoutingStrategy for SoftmaxTopK {
+    fn name(&self) -> &'static str {
+        "softmax_top_k"
+    }
+
+    fn summary(&self) -> &'static str {
+        "the k experts with the largest scores, weighted by a softmax"
+    }
+
+    fn parameters(&self) -> &[ParameterSpec] {
+        PARAMETERS
+    }
+
+    fn references(&self) -> &[&'static str] {
+        &[
+            "Jiang et al. 2024, Mixtral of Experts, arXiv 2401.04088 (normalize: selected)",
+            "Fedus et al. 2021, Switch Transformers, arXiv 2101.03961 (k: 1, normalize: all)",
+        ]
+    }
+
+    fn traits(&self, arguments: &Arguments) -> Traits {
+        Traits {
+            reads: Reads { activations: true, ..Reads::default() },
+            compares: Compares::None,
+            random: Randomness::Never,
+            provides: &[Quantity::Logits, Quantity::Probabilities],
+            // The softmax over a single score is the constant 1.
+            learns_from_task: arguments.size("k") > 1 || arguments.word("normalize") == "all",
+        }
+    }
+
+    fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
+        let (k, experts) = (arguments.size("k"), context.experts());
+        let logits = context.linear("router", context.tokens(), experts, arguments.bool("bias"));
+        let b = context.builder();
+        let (scores, probabilities) = match arguments.word("normalize") {
+            "all" => {
+                let probabilities = b.softmax(logits);
+                (probabilities, Some(probabilities))
+            }
+            _ => (logits, None),
+        };
+        // Selecting by the logits in either case: two probabilities can round to the same number.
+        let (top, chosen) = b.top_k(logits, k);
+        let weights = match probabilities {
+            Some(_) => b.gather_last(scores, chosen),
+            None => b.softmax(top),
+        };
+        Routing { logits: Some(logits), probabilities, ..Routing::token_choice(chosen, weights) }
+    }
+}

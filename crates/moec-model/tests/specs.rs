@@ -1,0 +1,112 @@
+//! The models in `specs/`: they are sound, have the sizes that they promise, and lower in every mode.
+
+use std::path::Path;
+
+use moec_ir::Graph;
+use moec_model::{
+    Causality, CheckOptions, Checked, InitScheme, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry, check,
+    lower,
+};
+use moec_syntax::{SourceFile, parse};
+
+fn spec(name: &str, overrides: &[&str]) -> Checked {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../specs").join(name);
+    let source = SourceFile::new(name, std::fs::read_to_string(path).unwrap());
+    let file = parse(&source).unwrap();
+    let overrides = overrides.iter().map(|s| s.to_string()).collect();
+    let options = CheckOptions { overrides, ..CheckOptions::default() };
+    let checked = check(&source, &file, &Registry::with_builtins(), &options);
+    assert_eq!(checked.diagnostics, [], "{name}");
+    checked
+}
+
+fn lowered(model: &Model, mode: Mode) -> Lowered {
+    let options = LowerOptions {
+        mode,
+        batch: 3,
+        vocab: 65,
+        loss: true,
+        noise: NoisePolicy::Generated,
+        init: InitScheme::KaimingNormal,
+    };
+    lower(model, &options).unwrap()
+}
+
+fn elements(graph: &Graph, name: &str) -> usize {
+    graph.node(graph.find(name).unwrap()).results[0].elements()
+}
+
+#[test]
+fn noisy_top2_has_the_parameters_of_makemoe() {
+    let model = spec("noisy_top2.moe", &[]).model.unwrap();
+    let lowered = lowered(&model, Mode::Train);
+    assert_eq!(lowered.parameter_count(), 8_996_545);
+    let total: usize = lowered.parameters.iter().map(|(name, _)| elements(&lowered.graph, name)).sum();
+    assert_eq!(total, 8_996_545);
+    // Six of eight experts rest: 6 * (2 * 128 * 512 + 512 + 128) numbers in each of 8 blocks.
+    assert_eq!(lowered.active_parameter_count(), 8_996_545 - 8 * 6 * (2 * 128 * 512 + 640));
+    assert_eq!(model.causality, Causality::Causal);
+}
+
+#[test]
+fn parameters_are_named_as_promised() {
+    let model = spec("tiny.moe", &[]).model.unwrap();
+    let lowered = lowered(&model, Mode::Train);
+    let shape = |name: &str| lowered.graph.node(lowered.graph.find(name).unwrap()).results[0].shape.clone();
+    for (name, expected) in [
+        ("embed.token.weight", vec![65, 32]),
+        ("embed.position.weight", vec![16, 32]),
+        ("blocks.0.layer_norm.gain", vec![32]),
+        ("blocks.0.attention.qkv.weight", vec![96, 32]),
+        ("blocks.0.attention.proj.weight", vec![32, 32]),
+        ("blocks.0.attention.proj.bias", vec![32]),
+        ("blocks.0.layer_norm_2.shift", vec![32]),
+        ("blocks.1.moe.router.weight", vec![4, 32]),
+        ("blocks.1.moe.noise.bias", vec![4]),
+        ("blocks.1.moe.experts.mlp.up.weight", vec![4, 128, 32]),
+        ("blocks.1.moe.experts.mlp.down.bias", vec![4, 32]),
+        ("layer_norm.gain", vec![32]),
+        ("unembed.weight", vec![65, 32]),
+        ("unembed.bias", vec![65]),
+    ] {
+        assert_eq!(shape(name), expected, "{name}");
+    }
+    assert_eq!(lowered.graph.find("blocks.0.attention.qkv.bias"), None);
+    let outputs: Vec<&str> = lowered.graph.outputs().iter().map(|(name, _)| name.as_str()).collect();
+    for name in ["logits", "loss", "objective", "aux.blocks.1.moe.load", "load.blocks.0.moe", "entropy.blocks.1.moe"] {
+        assert!(outputs.contains(&name), "{name} in {outputs:?}");
+    }
+}
+
+#[test]
+fn every_spec_lowers_in_both_modes() {
+    for name in ["noisy_top2.moe", "top2.moe", "tiny.moe", "dense.moe"] {
+        let model = spec(name, &[]).model.unwrap();
+        let random = |lowered: &Lowered| lowered.graph.find("rng").is_some();
+        let (train, evaluate) = (lowered(&model, Mode::Train), lowered(&model, Mode::Evaluate));
+        assert_eq!(random(&train), name != "tiny.moe" || !train.moe_layers.is_empty(), "{name}");
+        assert!(!random(&evaluate), "{name} is random in evaluation");
+    }
+}
+
+#[test]
+fn overrides_change_model_and_recipe() {
+    let checked = spec(
+        "tiny.moe",
+        &[
+            "width=64",
+            "context=8",
+            "train.steps=7",
+            "train.optimizer.lr=0.5",
+            "train.schedule=cosine(warmup: 2)",
+            "train.clip=1",
+        ],
+    );
+    let model = checked.model.unwrap();
+    assert_eq!((model.width, model.context), (64, 8));
+    assert_eq!(checked.recipe.steps, 7);
+    assert_eq!(checked.recipe.optimizer.lr, 0.5);
+    assert_eq!(checked.recipe.optimizer.beta2, 0.999);
+    assert_eq!(checked.recipe.clip, Some(1.0));
+    assert!(checked.recipe.span("batch").is_some() && checked.recipe.span("steps").is_none());
+}
