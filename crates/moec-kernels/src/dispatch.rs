@@ -4,8 +4,8 @@ use moec_ir::{Access, DType, FusedProgram, Instr, Op, TensorType};
 use moec_plan::Step;
 
 use crate::kernels::{
-    adamw, attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, matmul, norm, random, reduce, routing,
-    softmax, top_k,
+    adamw, attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, matmul, norm, random, reduce, rotary,
+    routing, softmax, top_k,
 };
 use crate::launch::{Arg, Launcher};
 
@@ -146,7 +146,7 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         }
         Op::Rotary { heads, time, base, inverse } => {
             let (tokens, channels3) = x[0].matrix();
-            attention::rotary(l, a(0), r(0), *heads, *time, base.get() as f32, *inverse, tokens, channels3 / 3);
+            rotary::launch(l, a(0), r(0), *heads, *time, base.get(), *inverse, tokens, channels3 / 3);
         }
 
         Op::Embed => {

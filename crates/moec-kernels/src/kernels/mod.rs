@@ -14,6 +14,7 @@ pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod random;
 pub(crate) mod reduce;
+pub(crate) mod rotary;
 pub(crate) mod routing;
 pub(crate) mod softmax;
 pub(crate) mod top_k;

@@ -1,0 +1,108 @@
+//! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) of the queries and keys in `qkv [N, 3C]`: channels `i`
+//! and `i + D/2` of a head turn by `position * base^(-2i/D)`; values are copied.
+//!
+//! Angles depend on the position only, so a unit takes one position, computes its sines and cosines once, and turns
+//! every head of the sequences that it owns at this position: all of them on the CPU, one on a graphics device.
+
+#![allow(unsafe_code, reason = "kernel launches")]
+
+use super::lanes::lane_numbers;
+use crate::launch::{Arg, Launcher, Split, common_width, end_item, first_item, item_step};
+use cubecl::prelude::*;
+
+/// Two pi as the sum of two floats, for angles of many turns.
+const TURN: (f32, f32) = (6.283_185_5, -1.748_455_5e-7);
+
+#[cube(launch_unchecked)]
+fn rotate<W: Size>(
+    qkv: &[Vector<f32, W>],
+    y: &mut [Vector<f32, W>],
+    sequences: usize,
+    owners: usize,
+    heads: usize,
+    time: usize,
+    log_base: f32,
+    sign: f32,
+    #[comptime] width: usize,
+    #[comptime] split: Split,
+) {
+    let w = W::value();
+    let half = comptime!(width / 2 / w);
+    let channels = heads * comptime!(width / w);
+    let items = time * owners;
+    let mut cosines = Array::<Vector<f32, W>>::new(half);
+    let mut sines = Array::<Vector<f32, W>>::new(half);
+    for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
+        let (position, owner) = (item / owners, item % owners);
+        for i in 0..half {
+            let pair = Vector::<f32, W>::cast_from(lane_numbers::<W>() + Vector::new(u32::cast_from(i * w)));
+            let exponent = pair * Vector::new(comptime!(-2.0 / width as f32).runtime() * log_base);
+            let angle = Vector::exp(exponent) * Vector::new(f32::cast_from(position));
+            let turns = Vector::round(angle * Vector::new(1.0f32 / TURN.0));
+            let angle = fma(-turns, Vector::new(TURN.0), angle);
+            let angle = fma(-turns, Vector::new(TURN.1), angle);
+            cosines[i] = Vector::cos(angle);
+            sines[i] = Vector::sin(angle) * Vector::new(sign);
+        }
+        for sequence in range_stepped(owner, sequences, owners) {
+            let row = (sequence * time + position) * 3 * channels;
+            // Queries and keys.
+            for head in 0..2 * heads {
+                let start = row + head * 2 * half;
+                for i in 0..half {
+                    let (a, b) = (qkv[start + i], qkv[start + half + i]);
+                    y[start + i] = a * cosines[i] - b * sines[i];
+                    y[start + half + i] = a * sines[i] + b * cosines[i];
+                }
+            }
+            for c in row + 2 * channels..row + 3 * channels {
+                y[c] = qkv[c];
+            }
+        }
+    }
+}
+
+/// `y [N, 3C]` from `qkv [N, 3C]`; `inverse` turns back, which is the gradient.
+pub(crate) fn launch(
+    l: &Launcher,
+    qkv: Arg,
+    y: Arg,
+    heads: usize,
+    time: usize,
+    base: f64,
+    inverse: bool,
+    tokens: usize,
+    channels: usize,
+) {
+    let width = channels / heads;
+    let w = common_width(l.profile().matrix_width(), &[width / 2]);
+    let sequences = tokens / time;
+    let owners = if l.is_cpu() { 1 } else { sequences };
+    let split = l.split();
+    l.launch(
+        time * owners,
+        || format!("rotary w{w} width{width}"),
+        // SAFETY: a unit writes the rows of its position in the sequences that it owns.
+        |t| unsafe {
+            let (qkv, y) = (t.bind(qkv, w), t.bind(y, w));
+            let sign = if inverse { -1.0 } else { 1.0 };
+            let log_base = base.ln() as f32;
+            rotate::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                qkv,
+                y,
+                sequences,
+                owners,
+                heads,
+                time,
+                log_base,
+                sign,
+                width,
+                split,
+            );
+        },
+    );
+}
