@@ -11,6 +11,7 @@ mod optimizer;
 mod passes;
 mod plan;
 mod planner;
+mod report;
 mod schedule;
 
 pub use autodiff::{Wrt, differentiate};
@@ -21,3 +22,4 @@ pub use optimizer::{OptimizerConfig, add_optimizer};
 pub use passes::{OptimizeOptions, PASSES, Pass, PassReport, PassRun, optimize};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 pub use planner::plan;
+pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport, memory_report};

@@ -1,8 +1,8 @@
 //! Graphs to a program: persistent tensors unified, steps ordered, every byte placed.
 
 use crate::error::PlanError;
-use crate::memory::{lives, place};
-use crate::plan::{Buffer, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
+use crate::memory::{Life, lives, place};
+use crate::plan::{Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 use crate::schedule::{RegionKind, Tasks};
 use indexmap::IndexMap;
 use moec_ir::{Graph, Op, TensorType};
@@ -18,14 +18,22 @@ pub(crate) const OPTIMIZER_PREFIX: &str = "adamw.";
 /// # Errors
 /// When functions disagree about a persistent tensor or an update does not fit one.
 pub fn plan(functions: &[(String, &Graph)]) -> Result<Program, PlanError> {
-    let states = states(functions)?;
-    let types: IndexMap<String, TensorType> = states.iter().map(|s| (s.name.clone(), s.ty.clone())).collect();
-    let plans = functions.iter().map(|(name, graph)| plan_function(name, graph, &types)).collect::<Result<_, _>>()?;
+    let states = declare_states(functions)?;
+    let types = state_types(&states);
+    let plans = functions
+        .iter()
+        .map(|(name, graph)| Ok(plan_of(name, arrange(name, graph, &types)?)))
+        .collect::<Result<_, PlanError>>()?;
     Ok(Program { states, plans })
 }
 
+/// Types of persistent tensors by name, in order.
+pub(crate) fn state_types(states: &[StateDecl]) -> IndexMap<String, TensorType> {
+    states.iter().map(|s| (s.name.clone(), s.ty.clone())).collect()
+}
+
 /// The persistent tensors of all functions.
-fn states(functions: &[(String, &Graph)]) -> Result<Vec<StateDecl>, PlanError> {
+pub(crate) fn declare_states(functions: &[(String, &Graph)]) -> Result<Vec<StateDecl>, PlanError> {
     let mut states: IndexMap<String, StateDecl> = IndexMap::new();
     for (_, graph) in functions {
         for id in graph.ids() {
@@ -53,16 +61,32 @@ fn states(functions: &[(String, &Graph)]) -> Result<Vec<StateDecl>, PlanError> {
     Ok(states.into_values().collect())
 }
 
-fn plan_function(name: &str, graph: &Graph, states: &IndexMap<String, TensorType>) -> Result<Plan, PlanError> {
+/// The tasks of a function with their order and places.
+pub(crate) struct Arranged {
+    pub(crate) tasks: Tasks,
+    pub(crate) order: Vec<usize>,
+    /// When each region is alive; persistent tensors always are.
+    pub(crate) lives: Vec<Option<Life>>,
+    /// Offset of each region in the arena.
+    pub(crate) offsets: Vec<usize>,
+    pub(crate) arena_bytes: usize,
+}
+
+/// Orders and places the tasks of one function.
+pub(crate) fn arrange(name: &str, graph: &Graph, states: &IndexMap<String, TensorType>) -> Result<Arranged, PlanError> {
     let tasks = Tasks::collect(name, graph, states)?;
     // The early order nearly always needs less memory; where it does not, the graph's own is taken.
-    let candidates = [tasks.eager_order(), tasks.graph_order()].map(|order| {
-        let (offsets, arena) = place(&tasks, &lives(&tasks, &order));
-        (order, offsets, arena)
+    let [eager, plain] = [tasks.eager_order(), tasks.graph_order()].map(|order| {
+        let lives = lives(&tasks, &order);
+        let (offsets, arena_bytes) = place(&tasks, &lives);
+        (order, lives, offsets, arena_bytes)
     });
-    let [eager, plain] = candidates;
-    let (order, offsets, arena_bytes) = if plain.2 < eager.2 { plain } else { eager };
+    let (order, lives, offsets, arena_bytes) = if plain.3 < eager.3 { plain } else { eager };
+    Ok(Arranged { tasks, order, lives, offsets, arena_bytes })
+}
 
+fn plan_of(name: &str, arranged: Arranged) -> Plan {
+    let Arranged { tasks, order, offsets, arena_bytes, .. } = arranged;
     let buffers = tasks
         .drafts
         .iter()
@@ -88,15 +112,15 @@ fn plan_function(name: &str, graph: &Graph, states: &IndexMap<String, TensorType
             }
         })
         .collect();
-    let ports = |ports: &[(String, crate::plan::BufferId)]| {
+    let ports = |ports: &[(String, BufferId)]| {
         ports.iter().map(|(name, buffer)| Port { name: name.clone(), buffer: *buffer }).collect()
     };
-    Ok(Plan {
+    Plan {
         name: name.to_string(),
         buffers,
         steps,
         inputs: ports(&tasks.inputs),
         outputs: ports(&tasks.outputs),
         arena_bytes,
-    })
+    }
 }

@@ -80,7 +80,14 @@ pub(crate) struct Tasks {
 enum Source {
     State(usize),
     Input,
-    Task { task: usize, slot: usize },
+    Task {
+        task: usize,
+        slot: usize,
+    },
+    /// A copy of the old value of a persistent tensor.
+    Aside {
+        task: usize,
+    },
 }
 
 /// Operand of AdamW that result 0, 1, 2 replaces: the parameter and its two moments.
@@ -267,7 +274,7 @@ impl Collector<'_> {
                 self.readers.entry(s).or_default().insert(task);
             }
             Source::Input => {}
-            Source::Task { task: producer, .. } => {
+            Source::Task { task: producer, .. } | Source::Aside { task: producer } => {
                 self.out.tasks[task].after.insert(producer);
             }
         }
@@ -349,7 +356,7 @@ impl Collector<'_> {
                     rest.push((i, *v));
                     from.0
                 }
-                Source::State(_) | Source::Input => {
+                Source::State(_) | Source::Input | Source::Aside { .. } => {
                     let to = self.output_buffer(name, self.graph.ty(*v).clone());
                     self.copy(format!("output.{name}"), from, to, self.graph.node(v.node).origin);
                     to
@@ -400,20 +407,24 @@ impl Collector<'_> {
             }
             wanted.push((name, state, ty, *v));
         }
-        for (name, state, ty, v) in wanted {
-            let origin = self.graph.node(v.node).origin;
-            let from = self.value(v);
+        // Another tensor may get its new value before its old one is copied, so the old one is set aside; that makes a
+        // reader, and readers must be known before anything is written in place.
+        let mut sources = Vec::new();
+        for (name, state, ty, v) in &wanted {
+            let mut from = self.value(*v);
+            if matches!(from.1, Source::State(s) if s != *state) {
+                let region = self.region(RegionKind::Temporary, ty.bytes());
+                let aside = self.buffer(format!("old.{name}"), (*ty).clone(), region);
+                let task = self.copy(format!("old.{name}"), from, aside, self.graph.node(v.node).origin);
+                from = (aside, Source::Aside { task });
+            }
+            sources.push(from);
+        }
+        for ((name, state, ty, v), from) in wanted.into_iter().zip(sources) {
             match from.1 {
-                Source::State(s) if s == state => {}
-                // The other tensor may get its new value first, so its old one is set aside.
-                Source::State(_) => {
-                    let region = self.region(RegionKind::Temporary, ty.bytes());
-                    let aside = self.buffer(format!("old.{name}"), ty.clone(), region);
-                    let task = self.copy(format!("old.{name}"), from, aside, origin);
-                    copies.push((name.clone(), state, (aside, Source::Task { task, slot: 0 }), origin));
-                }
+                Source::State(_) => {}
                 Source::Task { task, slot } if self.claim(state, ty, task, slot) => {}
-                Source::Input | Source::Task { .. } => copies.push((name.clone(), state, from, origin)),
+                _ => copies.push((name.clone(), state, from, self.graph.node(v.node).origin)),
             }
         }
         for (name, state, from, origin) in copies {

@@ -1,0 +1,208 @@
+//! Where the memory goes: what a program needs on a device, by kind and by tensor, before anything is allocated.
+
+use crate::autodiff::is_backward;
+use crate::error::PlanError;
+use crate::plan::StateKind;
+use crate::planner::{Arranged, arrange, declare_states, state_types};
+use crate::schedule::RegionKind;
+use moec_ir::{Graph, Op, Origin, TensorType};
+use serde::Serialize;
+use std::cmp::Reverse;
+
+/// How many tensors [`MemoryReport::largest`] names.
+const LARGEST: usize = 12;
+
+/// What a tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryKind {
+    /// Trained by gradient.
+    Parameter,
+    /// A moment of the optimiser.
+    Optimizer,
+    /// Persistent state of a router.
+    Router,
+    /// Written by the caller or read by it.
+    InputOutput,
+    /// A value of the forward pass that the backward pass reads.
+    Activation,
+    /// A value of the backward pass.
+    Gradient,
+    /// A value of the forward pass that only the forward pass reads.
+    Temporary,
+}
+
+/// A tensor that takes much memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LargeTensor {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub ty: TensorType,
+    /// Its size, saturating.
+    pub bytes: u64,
+    /// What it is for.
+    pub kind: MemoryKind,
+    /// Where in the `.moe` file it came from.
+    pub origin: Option<Origin>,
+}
+
+/// The arena of one function, by what is alive when most is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FunctionMemory {
+    /// Name of the function.
+    pub name: String,
+    /// Size of its arena.
+    pub arena_bytes: u64,
+    /// The step at which most bytes are alive.
+    pub peak_step: Option<String>,
+    /// Bytes alive then; the arena is larger by what alignment and gaps cost.
+    pub peak_bytes: u64,
+    /// Inputs and outputs among them.
+    pub input_output_bytes: u64,
+    /// Forward values kept for the backward pass among them.
+    pub activation_bytes: u64,
+    /// Backward values among them.
+    pub gradient_bytes: u64,
+    /// Other forward values among them.
+    pub temporary_bytes: u64,
+}
+
+/// What a program needs on a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Bytes of trained tensors.
+    pub parameter_bytes: u64,
+    /// Bytes of the optimiser's moments.
+    pub optimizer_bytes: u64,
+    /// Bytes of routers' states.
+    pub router_bytes: u64,
+    /// The arenas. Functions run one at a time, so the largest counts.
+    pub functions: Vec<FunctionMemory>,
+    /// The largest tensors of all functions, largest first.
+    pub largest: Vec<LargeTensor>,
+}
+
+impl MemoryReport {
+    /// Bytes of the persistent tensors and the largest arena, saturating.
+    pub fn total_bytes(&self) -> u64 {
+        let arena = self.functions.iter().map(|f| f.arena_bytes).max().unwrap_or(0);
+        [self.optimizer_bytes, self.router_bytes, arena].iter().fold(self.parameter_bytes, |n, &b| n.saturating_add(b))
+    }
+}
+
+/// Reports the memory of the functions of a program; `functions` is what [`crate::plan()`] is given.
+///
+/// All sums saturate, and nothing as large as the tensors is allocated, so a model of 10^12 parameters has a report.
+///
+/// # Errors
+/// As [`crate::plan()`].
+pub fn memory_report(functions: &[(String, &Graph)]) -> Result<MemoryReport, PlanError> {
+    let states = declare_states(functions)?;
+    let types = state_types(&states);
+    let mut report = MemoryReport::default();
+    let mut tensors: Vec<LargeTensor> = Vec::new();
+    for s in &states {
+        let bytes = s.ty.bytes() as u64;
+        let (sum, kind) = match s.kind {
+            StateKind::Parameter => (&mut report.parameter_bytes, MemoryKind::Parameter),
+            StateKind::Optimizer => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
+            StateKind::Router => (&mut report.router_bytes, MemoryKind::Router),
+        };
+        *sum = sum.saturating_add(bytes);
+        let origin = functions.iter().find_map(|(_, graph)| {
+            graph.ids().map(|id| graph.node(id)).find_map(|node| match &node.op {
+                Op::Parameter { name, .. } | Op::State { name, .. } if *name == s.name => node.origin,
+                _ => None,
+            })
+        });
+        tensors.push(LargeTensor { name: s.name.clone(), ty: s.ty.clone(), bytes, kind, origin });
+    }
+    for (name, graph) in functions {
+        let arranged = arrange(name, graph, &types)?;
+        report.functions.push(function_memory(name, &arranged, &mut tensors));
+    }
+    tensors.sort_by(|a, b| (Reverse(a.bytes), &a.name).cmp(&(Reverse(b.bytes), &b.name)));
+    tensors.dedup();
+    tensors.truncate(LARGEST);
+    report.largest = tensors;
+    Ok(report)
+}
+
+fn function_memory(name: &str, arranged: &Arranged, tensors: &mut Vec<LargeTensor>) -> FunctionMemory {
+    let tasks = &arranged.tasks;
+    let count = tasks.regions.len();
+    // The first buffer of a region is the value itself, later ones are reshapes of it.
+    let mut first_draft = vec![None; count];
+    for (i, d) in tasks.drafts.iter().enumerate() {
+        first_draft[d.region].get_or_insert(i);
+    }
+    let (mut writer, mut read_backward) = (vec![None; count], vec![false; count]);
+    for &i in &arranged.order {
+        let task = &tasks.tasks[i];
+        for b in &task.results {
+            writer[tasks.drafts[b.index()].region].get_or_insert(i);
+        }
+        for b in &task.operands {
+            read_backward[tasks.drafts[b.index()].region] |= is_backward(&task.name);
+        }
+    }
+    let kind = |region: usize| match (tasks.regions[region].kind, writer[region]) {
+        (RegionKind::Input | RegionKind::Output, _) => MemoryKind::InputOutput,
+        (_, Some(w)) if is_backward(&tasks.tasks[w].name) => MemoryKind::Gradient,
+        _ if read_backward[region] => MemoryKind::Activation,
+        _ => MemoryKind::Temporary,
+    };
+
+    let steps = arranged.order.len();
+    let mut changes: Vec<(Vec<usize>, Vec<usize>)> = vec![Default::default(); steps + 2];
+    for (region, life) in arranged.lives.iter().enumerate() {
+        let Some(life) = life else { continue };
+        changes[life.first].0.push(region);
+        changes[life.last + 1].1.push(region);
+        if let Some(draft) = first_draft[region].map(|i| &tasks.drafts[i]) {
+            let origin = writer[region].and_then(|w: usize| tasks.tasks[w].origin);
+            let bytes = draft.ty.bytes() as u64;
+            tensors.push(LargeTensor {
+                name: draft.name.clone(),
+                ty: draft.ty.clone(),
+                bytes,
+                kind: kind(region),
+                origin,
+            });
+        }
+    }
+    // 128 bits, so that sums of saturated sizes can be taken back again.
+    let mut alive = [0u128; 4];
+    let mut peak = (0u128, None, alive);
+    for (step, (begin, end)) in changes.iter().enumerate() {
+        let place = |region: usize| match kind(region) {
+            MemoryKind::Activation => 1,
+            MemoryKind::Gradient => 2,
+            MemoryKind::Temporary => 3,
+            _ => 0,
+        };
+        for &r in end {
+            alive[place(r)] -= tasks.regions[r].bytes as u128;
+        }
+        for &r in begin {
+            alive[place(r)] += tasks.regions[r].bytes as u128;
+        }
+        let sum = alive.iter().sum();
+        if sum > peak.0 {
+            peak = (sum, Some(step), alive);
+        }
+    }
+    let saturate = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
+    let [input_output_bytes, activation_bytes, gradient_bytes, temporary_bytes] = peak.2.map(saturate);
+    FunctionMemory {
+        name: name.to_string(),
+        arena_bytes: arranged.arena_bytes as u64,
+        peak_step: peak.1.and_then(|s| arranged.order.get(s)).map(|&i| tasks.tasks[i].name.clone()),
+        peak_bytes: saturate(peak.0),
+        input_output_bytes,
+        activation_bytes,
+        gradient_bytes,
+        temporary_bytes,
+    }
+}
