@@ -28,6 +28,7 @@ pub mod random;
 mod tensor;
 pub mod text;
 mod types;
+pub mod verify;
 
 pub use build::Builder;
 pub use eval::{EvalError, Evaluation, MAX_ELEMENTS, evaluate, evaluate_op};
@@ -37,4 +38,6 @@ pub use infer::{InferError, infer};
 pub use init::Init;
 pub use op::{Access, AdamWAttrs, AttentionAttrs, Binary, FusedProgram, Instr, Op, Unary};
 pub use tensor::{Data, Tensor};
+pub use text::{ParseError, parse, print, print_with_origins};
 pub use types::{DType, Real, TensorType};
+pub use verify::{Stage, VerifyError, annotate, verify};
