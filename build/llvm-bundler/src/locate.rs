@@ -27,7 +27,7 @@ pub fn find_or_fetch() -> Result<PathBuf, Failure> {
 
     let mut tried = Vec::new();
     let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
-    for prefix in installed(home.as_deref(), &variable) {
+    if let Some(prefix) = installed(home.as_deref(), &variable) {
         match check(&prefix) {
             Ok(()) => return Ok(prefix),
             Err(why) => tried.push((prefix.display().to_string(), why)),
