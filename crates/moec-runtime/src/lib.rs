@@ -1,1 +1,55 @@
 //! Trains and samples a prepared plan: data, loop, metrics, checkpoints.
+//!
+//! The runtime knows a model only as a [`moec_plan::Program`] and the [`moec_plan::Session`] that runs it, joined in an
+//! [`Executable`]; it never sees a language, a router or a kernel. A run goes like this:
+//!
+//! 1. A [`Corpus`] (a file, or the embedded one of [`synthetic`]) and its [`Vocab`] make a [`Dataset`].
+//! 2. [`RunFolder::create`] begins a run, [`initialise`] draws the parameters, [`train`] does the rest; or
+//!    [`RunFolder::open`] and [`resume`] go on with one, to the same bits.
+//! 3. [`load_checkpoint`] gives the tensors back for [`sample()`], [`evaluate_split`] or [`export_makemoe`].
+//!
+//! A program has up to three functions: [`TRAIN_STEP`] (inputs `tokens`, `targets`, `hyper`, perhaps `rng`; output `loss`,
+//! perhaps `objective` and `grad_norm`), [`EVALUATE`] (inputs `tokens`, `targets`; outputs `loss` and per
+//! mixture-of-experts layer `load.PATH`, `dropped.PATH`, `entropy.PATH`, `balance.PATH`, `aux.PATH.NAME`) and [`LOGITS`]
+//! (one window; output `logits`).
+//!
+//! Every random number is keyed by (seed, purpose, index), so nothing but the step is needed to go on where a run
+//! stopped.
+
+mod batches;
+mod checkpoint;
+mod data;
+mod evaluate;
+mod executable;
+mod files;
+mod init;
+mod makemoe;
+mod metrics;
+mod run_folder;
+mod sample;
+mod schedule_lr;
+mod streams;
+pub mod synthetic;
+mod tensor_file;
+mod train;
+mod vocab;
+
+pub use checkpoint::{
+    Checkpoint, CheckpointError, FORMAT_VERSION, FileEntry, Identity, Manifest, Parts, fingerprint,
+    load as load_checkpoint, read_manifest,
+};
+pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};
+pub use evaluate::{EvaluateError, SplitLoss, evaluate_split};
+pub use executable::{EVALUATE, Executable, ExecutableError, LOGITS, TRAIN_STEP};
+pub use init::{initial_tensors, initialise};
+pub use makemoe::{MakeMoeError, attention_heads, export_makemoe, import_makemoe};
+pub use metrics::{Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};
+pub use run_folder::{RunError, RunFolder, RunTexts, latest_checkpoint, read_metrics, read_resolved, read_spec};
+pub use sample::{SampleConfig, SampleError, sample};
+pub use schedule_lr::{Decay, Schedule};
+pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
+pub use train::{Outcome, Reporter, Silent, Summary, TrainConfig, TrainError, resume, train};
+pub use vocab::{UnknownCharacters, Vocab};
+
+#[cfg(test)]
+mod tiny;

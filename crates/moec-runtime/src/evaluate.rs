@@ -1,0 +1,202 @@
+//! Loss of a model on text: estimated from random windows while training, or over a whole split.
+
+use crate::batches::{Windows, window_count};
+use crate::data::{DataError, Dataset, Split};
+use crate::executable::{EVALUATE, Executable, ExecutableError, Settings};
+use crate::metrics::{Evaluation, LayerOutputs, LayerPanel};
+use crate::sample::log_probability;
+use crate::streams::Purpose;
+use std::collections::BTreeMap;
+
+/// Why a model could not be evaluated.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The program could not be run.
+    #[error(transparent)]
+    Executable(#[from] ExecutableError),
+}
+
+/// Mean cross-entropy over a split.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SplitLoss {
+    /// Mean over all predicted characters, in nats.
+    pub loss_nats: f64,
+    /// Windows of T characters.
+    pub windows: usize,
+    /// Predicted characters: windows times T.
+    pub characters: usize,
+    /// Characters at the end that fill no window; fewer than T.
+    pub left_over: usize,
+}
+
+/// Mean cross-entropy over the consecutive windows of a split that do not overlap: window `w` predicts characters
+/// `w*T + 1 ..= (w+1)*T` from those before them in the window. Fewer than T characters at the end are left out.
+///
+/// Full batches run on the device as they are; the windows of a last incomplete batch run one by one, so every window
+/// counts once and equally. (A model with a capacity drops tokens by batch: there the size of a batch matters a little.)
+/// `progress` is told how many of all windows are done.
+///
+/// # Errors
+/// When the split is shorter than a window with its targets or the device fails.
+pub fn evaluate_split(
+    executable: &mut Executable<'_>,
+    data: &Dataset,
+    split: Split,
+    seed: u64,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<SplitLoss, EvaluateError> {
+    let context = executable.context();
+    let text = data.windows(split, context)?;
+    let windows = window_count(text, context);
+    let rows = executable.rows(EVALUATE)?;
+    let noise = |window: usize| Purpose::EvaluationNoise.stream(seed, 0).bits64(window as u32);
+    let mut sum = 0.0;
+    let mut done = 0;
+    while windows - done >= rows {
+        let batch = Windows::consecutive(text, context, done, rows);
+        let rng = crate::executable::generator(seed, noise(done));
+        executable.run(EVALUATE, &batch, Settings { rng, ..Settings::default() })?;
+        sum += executable.scalar(EVALUATE, "loss")? * rows as f64;
+        done += rows;
+        progress(done, windows);
+    }
+    while done < windows {
+        let window = Windows::consecutive(text, context, done, 1);
+        let rng = crate::executable::generator(seed, noise(done));
+        let (logits, vocab) = executable.logits(&window.tokens, rng)?;
+        let surprise: f64 =
+            logits.chunks(vocab).zip(&window.targets).map(|(row, &target)| -log_probability(row, target)).sum();
+        sum += surprise / context as f64;
+        done += 1;
+        progress(done, windows);
+    }
+    let characters = windows * context;
+    Ok(SplitLoss { loss_nats: sum / windows as f64, windows, characters, left_over: text.len() - 1 - characters })
+}
+
+/// Which windows an evaluation during training draws.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Estimate {
+    pub(crate) seed: u64,
+    /// Optimiser steps made: with the seed it determines the windows.
+    pub(crate) step: u64,
+    /// Batches per split.
+    pub(crate) batches: usize,
+}
+
+/// Estimates the loss on both splits from random windows, as makeMoE does, and collects the balance panel on the
+/// validation split. `progress` is told after every batch how many of all are done; `None` when it said to stop.
+pub(crate) fn estimate(
+    executable: &mut Executable<'_>,
+    data: &Dataset,
+    settings: Estimate,
+    progress: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Option<Evaluation>, EvaluateError> {
+    let Estimate { seed, step, batches } = settings;
+    let context = executable.context();
+    let rows = executable.rows(EVALUATE)?;
+    let layers = LayerNames::of_outputs(executable.outputs(EVALUATE)?);
+    let mut panels: Vec<LayerPanel> = layers.0.keys().map(LayerPanel::new).collect();
+    let mut losses = [0.0; 2];
+    let splits = [(Split::Train, Purpose::TrainingEstimate), (Split::Validation, Purpose::ValidationEstimate)];
+    for (s, (split, purpose)) in splits.into_iter().enumerate() {
+        let text = data.windows(split, context)?;
+        let stream = purpose.stream(seed, step);
+        let noise = Purpose::EvaluationNoise.stream(seed, step);
+        for batch in 0..batches {
+            let windows = Windows::random(text, context, rows, stream, batch * rows);
+            let rng = crate::executable::generator(seed, noise.bits64((s * batches + batch) as u32));
+            executable.run(EVALUATE, &windows, Settings { rng, ..Settings::default() })?;
+            losses[s] += executable.scalar(EVALUATE, "loss")?;
+            if split == Split::Validation {
+                for (panel, (path, auxiliary)) in panels.iter_mut().zip(&layers.0) {
+                    panel.add(read_layer(executable, path, auxiliary)?);
+                }
+            }
+            if !progress(s * batches + batch + 1, 2 * batches) {
+                return Ok(None);
+            }
+        }
+    }
+    let [train, validation] = losses.map(|sum| sum / batches as f64);
+    let mut layers: Vec<_> = panels.into_iter().map(LayerPanel::finish).collect();
+    layers.sort_by(|a, b| natural_order(&a.path).cmp(&natural_order(&b.path)));
+    Ok(Some(Evaluation { step, train_loss_nats: train, validation_loss_nats: validation, layers }))
+}
+
+/// Paths of the mixture-of-experts layers, each with the names of its auxiliary losses.
+struct LayerNames(BTreeMap<String, Vec<String>>);
+
+impl LayerNames {
+    /// Layers are known by their output `load.PATH`; `aux.PATH.NAME` belongs to the layer with exactly that path.
+    fn of_outputs<'n>(outputs: impl Iterator<Item = &'n str> + Clone) -> Self {
+        let mut layers: BTreeMap<String, Vec<String>> = outputs
+            .clone()
+            .filter_map(|o| o.strip_prefix("load."))
+            .map(|path| (path.to_string(), Vec::new()))
+            .collect();
+        for output in outputs {
+            if let Some((path, name)) = output.strip_prefix("aux.").and_then(|rest| rest.rsplit_once('.'))
+                && let Some(auxiliary) = layers.get_mut(path)
+            {
+                auxiliary.push(name.to_string());
+            }
+        }
+        Self(layers)
+    }
+}
+
+fn read_layer(
+    executable: &mut Executable<'_>,
+    path: &str,
+    auxiliary: &[String],
+) -> Result<LayerOutputs, ExecutableError> {
+    let mut losses = Vec::with_capacity(auxiliary.len());
+    for name in auxiliary {
+        losses.push((name.clone(), executable.scalar(EVALUATE, &format!("aux.{path}.{name}"))?));
+    }
+    Ok(LayerOutputs {
+        load: executable.output(EVALUATE, &format!("load.{path}"))?,
+        entropy: executable.scalar(EVALUATE, &format!("entropy.{path}"))?,
+        dropped: executable.scalar(EVALUATE, &format!("dropped.{path}"))?,
+        balance: executable.scalar(EVALUATE, &format!("balance.{path}"))?,
+        auxiliary: losses,
+    })
+}
+
+/// Sorts `blocks.10` after `blocks.9`.
+fn natural_order(path: &str) -> Vec<(u64, &str)> {
+    path.split('.').map(|part| (part.parse().unwrap_or(u64::MAX), part)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auxiliary_losses_belong_to_their_own_layer() {
+        let outputs = [
+            "loss",
+            "load.blocks.0.moe",
+            "load.blocks.0.moe.experts.moe",
+            "aux.blocks.0.moe.importance",
+            "aux.blocks.0.moe.load",
+            "aux.blocks.0.moe.experts.moe.z",
+            "aux.other.z",
+        ];
+        let layers = LayerNames::of_outputs(outputs.into_iter());
+        assert_eq!(layers.0["blocks.0.moe"], ["importance", "load"]);
+        assert_eq!(layers.0["blocks.0.moe.experts.moe"], ["z"]);
+        assert_eq!(layers.0.len(), 2);
+    }
+
+    #[test]
+    fn layers_are_listed_in_the_order_of_the_model() {
+        let mut paths = ["blocks.10.moe", "blocks.9.moe", "blocks.9.moe_2", "blocks.0.moe"];
+        paths.sort_by_key(|p| natural_order(p));
+        assert_eq!(paths, ["blocks.0.moe", "blocks.9.moe", "blocks.9.moe_2", "blocks.10.moe"]);
+    }
+}

@@ -1,0 +1,213 @@
+//! A program together with the session that holds its tensors: the only door from the runtime to a device.
+
+use crate::batches::Windows;
+use moec_ir::{Data, Tensor, random};
+use moec_plan::{BackendError, Plan, Program, Session};
+use std::collections::BTreeMap;
+
+/// Function that makes one optimiser step.
+pub const TRAIN_STEP: &str = "train_step";
+/// Function that computes the loss of a batch without training.
+pub const EVALUATE: &str = "evaluate";
+/// Function that computes the logits of one window.
+pub const LOGITS: &str = "logits";
+
+/// Why a program could not be run.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ExecutableError {
+    /// The program lacks a function.
+    #[error("the program has no function `{0}`")]
+    MissingFunction(String),
+    /// A function takes an input that the runtime does not know.
+    #[error("`{function}` takes an input `{input}` that the runtime does not provide")]
+    UnknownInput {
+        /// The function.
+        function: String,
+        /// The input.
+        input: String,
+    },
+    /// The number of tokens that a function takes does not fit the context.
+    #[error("`{function}` takes {tokens} tokens, which is not a multiple of the context {context}")]
+    Tokens {
+        /// The function.
+        function: String,
+        /// Tokens that it takes.
+        tokens: usize,
+        /// Context of the model, T.
+        context: usize,
+    },
+    /// An output has another shape than its name stands for.
+    #[error("output `{output}` of `{function}` has an unexpected shape")]
+    Output {
+        /// The function.
+        function: String,
+        /// The output.
+        output: String,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+/// A program, the session that runs it, and the context T of its model.
+pub struct Executable<'a> {
+    program: &'a Program,
+    session: &'a mut dyn Session,
+    context: usize,
+}
+
+/// What a run is given besides its windows; a function takes what it declares.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Settings {
+    /// State of the graph's random generator.
+    pub(crate) rng: [i32; 4],
+    /// `[lr, 1 - beta1^t, 1 - beta2^t]`.
+    pub(crate) hyper: [f32; 3],
+}
+
+impl<'a> Executable<'a> {
+    /// Joins a program with the session that was prepared from it.
+    ///
+    /// # Errors
+    /// When a function of the program takes an input that the runtime does not provide, or a number of tokens that is
+    /// not a multiple of the context.
+    pub fn new(program: &'a Program, session: &'a mut dyn Session, context: usize) -> Result<Self, ExecutableError> {
+        for plan in &program.plans {
+            let function = plan.name.clone();
+            if let Some(input) = plan.inputs.iter().find(|i| !["tokens", "targets", "rng", "hyper"].contains(&&*i.name))
+            {
+                return Err(ExecutableError::UnknownInput { function, input: input.name.clone() });
+            }
+            let tokens = tokens_of(plan);
+            if context == 0 || tokens == 0 || tokens % context != 0 {
+                return Err(ExecutableError::Tokens { function, tokens, context });
+            }
+        }
+        Ok(Self { program, session, context })
+    }
+
+    /// Length of a window, T.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The program.
+    pub fn program(&self) -> &'a Program {
+        self.program
+    }
+
+    /// Windows that a function takes, B.
+    ///
+    /// # Errors
+    /// When the program has no such function.
+    pub fn rows(&self, function: &str) -> Result<usize, ExecutableError> {
+        Ok(tokens_of(self.plan(function)?) / self.context)
+    }
+
+    /// Reads all persistent tensors.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_states(&mut self) -> Result<BTreeMap<String, Tensor>, ExecutableError> {
+        let mut tensors = BTreeMap::new();
+        for state in &self.program.states {
+            tensors.insert(state.name.clone(), self.session.read_state(&state.name)?);
+        }
+        Ok(tensors)
+    }
+
+    /// Writes persistent tensors; those that the program does not declare are left out, because a function may need only
+    /// some of a model's tensors.
+    ///
+    /// # Errors
+    /// When a type differs or the device fails.
+    pub fn write_states(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<(), ExecutableError> {
+        for state in &self.program.states {
+            if let Some(tensor) = tensors.get(&state.name) {
+                self.session.write_state(&state.name, tensor)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&self, function: &str) -> Result<&'a Plan, ExecutableError> {
+        self.program.plan(function).ok_or_else(|| ExecutableError::MissingFunction(function.to_string()))
+    }
+
+    /// Names of the outputs of a function.
+    pub(crate) fn outputs(
+        &self,
+        function: &str,
+    ) -> Result<impl Iterator<Item = &'a str> + Clone + use<'a>, ExecutableError> {
+        Ok(self.plan(function)?.outputs.iter().map(|port| port.name.as_str()))
+    }
+
+    /// Runs a function; it may return before the device is done.
+    pub(crate) fn run(&mut self, function: &str, windows: &Windows, settings: Settings) -> Result<(), ExecutableError> {
+        let plan = self.plan(function)?;
+        let tokens = Tensor::ints(windows.tokens.as_slice());
+        let targets = Tensor::ints(windows.targets.as_slice());
+        let rng = Tensor::ints(settings.rng);
+        let hyper = Tensor::floats(settings.hyper);
+        let mut inputs = Vec::with_capacity(plan.inputs.len());
+        for port in &plan.inputs {
+            let tensor = match port.name.as_str() {
+                "tokens" => &tokens,
+                "targets" => &targets,
+                "rng" => &rng,
+                "hyper" => &hyper,
+                other => {
+                    let (function, input) = (function.to_string(), other.to_string());
+                    return Err(ExecutableError::UnknownInput { function, input });
+                }
+            };
+            inputs.push((port.name.as_str(), tensor));
+        }
+        Ok(self.session.run(function, &inputs)?)
+    }
+
+    /// An output of the last run.
+    pub(crate) fn output(&mut self, function: &str, name: &str) -> Result<Vec<f64>, ExecutableError> {
+        Ok(self.session.output(function, name)?.to_f64())
+    }
+
+    /// A scalar output of the last run.
+    pub(crate) fn scalar(&mut self, function: &str, name: &str) -> Result<f64, ExecutableError> {
+        let tensor = self.session.output(function, name)?;
+        let unexpected = || ExecutableError::Output { function: function.to_string(), output: name.to_string() };
+        tensor.item().ok_or_else(unexpected)
+    }
+
+    /// Logits `[T, V]` of one window, row after row, with the size of a row.
+    pub(crate) fn logits(&mut self, tokens: &[i32], rng: [i32; 4]) -> Result<(Vec<f64>, usize), ExecutableError> {
+        let mut window = tokens.to_vec();
+        // Causality makes the padding invisible to the rows before it.
+        window.resize(self.context, 0);
+        let windows = Windows { targets: vec![0; window.len()], tokens: window };
+        self.run(LOGITS, &windows, Settings { rng, ..Settings::default() })?;
+        let logits = self.output(LOGITS, "logits")?;
+        let vocab = logits.len() / self.context;
+        if vocab == 0 || logits.len() % self.context != 0 {
+            return Err(ExecutableError::Output { function: LOGITS.to_string(), output: "logits".to_string() });
+        }
+        Ok((logits, vocab))
+    }
+}
+
+/// The generator state of a run: see [`random::state`].
+pub(crate) fn generator(seed: u64, step: u64) -> [i32; 4] {
+    random::state(seed, step)
+}
+
+fn tokens_of(plan: &Plan) -> usize {
+    plan.inputs.iter().find(|p| p.name == "tokens").map_or(0, |p| plan.buffer(p.buffer).ty.elements())
+}
+
+/// Whether every element of a tensor is a finite number.
+pub(crate) fn is_finite(tensor: &Tensor) -> bool {
+    match tensor.data() {
+        Data::F32(v) => v.iter().all(|x| x.is_finite()),
+        Data::F64(v) => v.iter().all(|x| x.is_finite()),
+        Data::I32(_) => true,
+    }
+}

@@ -1,0 +1,122 @@
+//! Initial values of persistent tensors.
+
+use crate::executable::{Executable, ExecutableError};
+use crate::streams::Purpose;
+use moec_ir::{DType, Data, Init, Tensor, TensorType};
+use moec_plan::StateDecl;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// The first values of all persistent tensors of a model: parameters drawn from `parameters` (name and initialiser),
+/// states of routers from `states`, everything else (moments of the optimiser) zero.
+///
+/// Element `i` of a parameter depends on (seed, name, i) only: adding a layer does not change the others.
+pub fn initial_tensors(
+    seed: u64,
+    declared: &[StateDecl],
+    parameters: &[(String, Init)],
+    states: &[(String, Tensor)],
+) -> BTreeMap<String, Tensor> {
+    let mut tensors = BTreeMap::new();
+    for state in declared {
+        let tensor = match (
+            parameters.iter().find(|(name, _)| *name == state.name),
+            states.iter().find(|(name, _)| *name == state.name),
+        ) {
+            (Some((_, init)), _) => draw(seed, &state.name, *init, &state.ty),
+            (None, Some((_, initial))) => initial.clone(),
+            (None, None) => zeros(&state.ty),
+        };
+        tensors.insert(state.name.clone(), tensor);
+    }
+    tensors
+}
+
+/// Writes [`initial_tensors`] to the device.
+///
+/// # Errors
+/// When a type differs from the program's or the device fails.
+pub fn initialise(
+    executable: &mut Executable<'_>,
+    seed: u64,
+    parameters: &[(String, Init)],
+    states: &[(String, Tensor)],
+) -> Result<(), ExecutableError> {
+    let tensors = initial_tensors(seed, &executable.program().states, parameters, states);
+    executable.write_states(&tensors)
+}
+
+fn draw(seed: u64, name: &str, init: Init, ty: &TensorType) -> Tensor {
+    let digest = Sha256::digest(name.as_bytes());
+    let index = digest.iter().take(8).fold(0u64, |index, &byte| index << 8 | u64::from(byte));
+    let stream = Purpose::Initial.stream(seed, index);
+    let elements = 0..ty.elements() as u32;
+    let values: Vec<f32> = match init {
+        Init::Constant(value) => vec![value.get() as f32; ty.elements()],
+        Init::Normal { std } => elements.map(|i| (std.get() * stream.normal(i)) as f32).collect(),
+        Init::Uniform { bound } => elements.map(|i| (bound.get() * (2.0 * stream.uniform(i) - 1.0)) as f32).collect(),
+    };
+    Tensor::new(ty.shape.clone(), Data::F32(values)).unwrap_or_else(|| zeros(ty))
+}
+
+/// Zeros as a device holds them.
+pub(crate) fn zeros(ty: &TensorType) -> Tensor {
+    let data = match ty.dtype {
+        DType::F32 => Data::F32(vec![0.0; ty.elements()]),
+        DType::I32 => Data::I32(vec![0; ty.elements()]),
+    };
+    Tensor::new(ty.shape.clone(), data).unwrap_or_else(|| Tensor::zeros(ty))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moec_plan::StateKind;
+
+    fn declare(name: &str, ty: TensorType, kind: StateKind) -> StateDecl {
+        StateDecl { name: name.into(), ty, kind }
+    }
+
+    #[test]
+    fn distributions_have_their_moments() {
+        let ty = TensorType::f32([100, 333]);
+        let normal = draw(1, "w", Init::Normal { std: 0.02.into() }, &ty).to_f64();
+        let mean = normal.iter().sum::<f64>() / normal.len() as f64;
+        let variance = normal.iter().map(|x| x * x).sum::<f64>() / normal.len() as f64;
+        assert!(mean.abs() < 5e-4 && (variance.sqrt() / 0.02 - 1.0).abs() < 0.02, "{mean} {variance}");
+        let uniform = draw(1, "w", Init::Uniform { bound: 0.5.into() }, &ty).to_f64();
+        assert!(uniform.iter().all(|x| (-0.5..0.5).contains(x)));
+        let variance = uniform.iter().map(|x| x * x).sum::<f64>() / uniform.len() as f64;
+        assert!((variance * 12.0 - 1.0).abs() < 0.02, "{variance}");
+        assert!(draw(1, "w", Init::Constant(1.0.into()), &ty).to_f64().iter().all(|&x| x == 1.0));
+    }
+
+    #[test]
+    fn values_depend_on_seed_and_name_only() {
+        let init = Init::Normal { std: 1.0.into() };
+        let (short, long) = (TensorType::f32([3]), TensorType::f32([17]));
+        let a = draw(5, "blocks.0.w", init, &short).to_f64();
+        assert_eq!(a, draw(5, "blocks.0.w", init, &long).to_f64()[..3]);
+        assert_ne!(a, draw(5, "blocks.1.w", init, &short).to_f64());
+        assert_ne!(a, draw(6, "blocks.0.w", init, &short).to_f64());
+    }
+
+    #[test]
+    fn every_declared_tensor_gets_a_value() {
+        let declared = [
+            declare("w", TensorType::f32([2, 3]), StateKind::Parameter),
+            declare("adamw.m.w", TensorType::f32([2, 3]), StateKind::Optimizer),
+            declare("table", TensorType::i32([2]), StateKind::Router),
+        ];
+        let tensors = initial_tensors(
+            0,
+            &declared,
+            &[("w".into(), Init::Constant(2.0.into())), ("unused".into(), Init::Constant(9.0.into()))],
+            &[("table".into(), Tensor::ints([7, 8]))],
+        );
+        assert_eq!(tensors.len(), 3);
+        assert_eq!(tensors["w"].data(), &Data::F32(vec![2.0; 6]));
+        assert_eq!(tensors["adamw.m.w"].data(), &Data::F32(vec![0.0; 6]));
+        assert_eq!(tensors["table"].as_i32(), Some([7, 8].as_slice()));
+    }
+}

@@ -1,0 +1,179 @@
+//! Tensors by name in safetensors files, byte-reproducible: the metadata holds one key at most, because the format's
+//! library writes several in random order.
+
+use crate::files::{Files, RealFiles, replace};
+use moec_ir::{Data, Tensor};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::Path;
+
+/// Longer headers are refused: this is room for tens of thousands of tensors, and reading a hostile one takes seconds.
+pub(crate) const MAX_HEADER: u64 = 4 << 20;
+
+/// Why a safetensors file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorFileError {
+    /// The system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file breaks the format.
+    #[error("{path} is not a safetensors file, or a damaged one: {reason}")]
+    Format {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor has an element type that models here do not have.
+    #[error("{path}: tensor `{name}` has the element type {dtype}; F32, F64 and I32 can be read")]
+    ElementType {
+        /// The file.
+        path: String,
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        dtype: String,
+    },
+}
+
+/// The bytes of a safetensors file.
+pub(crate) fn encode(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, String> {
+    let bytes: Vec<(&String, &Tensor, Dtype, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let (dtype, bytes) = match tensor.data() {
+                Data::F32(v) => (Dtype::F32, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+                Data::F64(v) => (Dtype::F64, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+                Data::I32(v) => (Dtype::I32, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            };
+            (name, tensor, dtype, bytes)
+        })
+        .collect();
+    let mut views = Vec::with_capacity(bytes.len());
+    for (name, tensor, dtype, bytes) in &bytes {
+        let view = TensorView::new(*dtype, tensor.shape().to_vec(), bytes).map_err(|e| e.to_string())?;
+        views.push((name.as_str(), view));
+    }
+    // "pt" tells PyTorch's tools that the axes are in its order.
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize(views, Some(metadata)).map_err(|e: SafeTensorError| e.to_string())
+}
+
+/// The tensors of a safetensors file.
+pub(crate) fn decode(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, TensorFileError> {
+    let shown = || path.display().to_string();
+    let format = |reason: String| TensorFileError::Format { path: shown(), reason };
+    let header = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
+    match header {
+        None => return Err(format("it is shorter than the length of its header".into())),
+        Some(length) if length > MAX_HEADER => {
+            return Err(format(format!("its header claims {length} bytes; {MAX_HEADER} are accepted")));
+        }
+        Some(_) => {}
+    }
+    let file = SafeTensors::deserialize(bytes).map_err(|e| format(e.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.iter() {
+        let bytes = view.data();
+        let data = match view.dtype() {
+            Dtype::F32 => Data::F32(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            Dtype::F64 => Data::F64(bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
+            Dtype::I32 => Data::I32(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()),
+            other => {
+                let (name, dtype) = (name.to_string(), format!("{other:?}"));
+                return Err(TensorFileError::ElementType { path: shown(), name, dtype });
+            }
+        };
+        let tensor = Tensor::new(view.shape(), data)
+            .ok_or_else(|| format(format!("tensor `{name}` has a shape of another size than its data")))?;
+        tensors.insert(name.to_string(), tensor);
+    }
+    Ok(tensors)
+}
+
+/// Reads all tensors of a safetensors file.
+///
+/// # Errors
+/// When the file cannot be read, is no safetensors file, has a header above 4 MiB, or holds other element types than
+/// F32, F64 and I32.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, TensorFileError> {
+    let bytes =
+        std::fs::read(path).map_err(|source| TensorFileError::Io { path: path.display().to_string(), source })?;
+    decode(path, &bytes)
+}
+
+/// Writes tensors as a safetensors file, whole or not at all.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), TensorFileError> {
+    write_with(&RealFiles, path, tensors)
+}
+
+fn write_with(files: &dyn Files, path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), TensorFileError> {
+    let shown = path.display().to_string();
+    let bytes = encode(tensors).map_err(|reason| TensorFileError::Format { path: shown.clone(), reason })?;
+    replace(files, path, &bytes).map_err(|source| TensorFileError::Io { path: shown, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensors() -> BTreeMap<String, Tensor> {
+        BTreeMap::from([
+            ("b".to_string(), Tensor::new([2, 3], Data::F32(vec![1.0, -2.5, 0.0, 3.5e-40, 7.0, -0.0])).unwrap()),
+            ("a".to_string(), Tensor::new([1], Data::F64(vec![1.0 / 3.0])).unwrap()),
+            ("c".to_string(), Tensor::ints([i32::MIN, 0, i32::MAX])),
+            ("scalar".to_string(), Tensor::new([], Data::F32(vec![2.0])).unwrap()),
+        ])
+    }
+
+    #[test]
+    fn bits_survive_and_bytes_repeat() {
+        let bytes = encode(&tensors()).unwrap();
+        assert_eq!(decode(Path::new("x"), &bytes).unwrap(), tensors());
+        for _ in 0..20 {
+            assert_eq!(encode(&tensors()).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_refused() {
+        let bytes = encode(&tensors()).unwrap();
+        for length in 0..bytes.len() {
+            assert!(decode(Path::new("x"), &bytes[..length]).is_err(), "{length}");
+        }
+        let mut long = bytes.clone();
+        long[..8].copy_from_slice(&(MAX_HEADER + 1).to_le_bytes());
+        let error = decode(Path::new("x"), &long).unwrap_err().to_string();
+        assert!(error.contains("4194304 are accepted"), "{error}");
+        long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(decode(Path::new("x"), &long).is_err());
+    }
+
+    #[test]
+    fn other_element_types_are_named() {
+        let view = TensorView::new(Dtype::BF16, vec![1], &[0, 0]).unwrap();
+        let bytes = safetensors::serialize([("half", view)], None).unwrap();
+        let error = decode(Path::new("x"), &bytes).unwrap_err();
+        assert_eq!(error.to_string(), "x: tensor `half` has the element type BF16; F32, F64 and I32 can be read");
+    }
+
+    #[test]
+    fn files_are_written_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        write_tensors(&path, &tensors()).unwrap();
+        assert_eq!(read_tensors(&path).unwrap(), tensors());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(matches!(read_tensors(folder.path()), Err(TensorFileError::Io { .. })));
+        assert!(matches!(write_tensors(&path.join("x"), &tensors()), Err(TensorFileError::Io { .. })));
+    }
+}

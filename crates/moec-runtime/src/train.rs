@@ -1,0 +1,372 @@
+//! The training loop.
+
+use crate::batches::Windows;
+use crate::checkpoint::{self, CheckpointError, Identity, Parts};
+use crate::data::{DataError, Dataset, Split};
+use crate::evaluate::{Estimate, EvaluateError, estimate};
+use crate::executable::{Executable, ExecutableError, Settings, TRAIN_STEP, generator};
+use crate::metrics::{Evaluation, Metric, TrainMetric};
+use crate::run_folder::{RunError, RunFolder};
+use crate::schedule_lr::Schedule;
+use crate::streams::Purpose;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// The recipe of a run. "Every" settings count optimiser steps; 0 means never.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainConfig {
+    /// Optimiser steps in all, those before a resumption included.
+    pub steps: u64,
+    /// With the step it determines every random number of the run.
+    pub seed: u64,
+    /// Learning rate.
+    pub schedule: Schedule,
+    /// Decay of AdamW's first moment, as in the program.
+    pub beta1: f64,
+    /// Decay of AdamW's second moment, as in the program.
+    pub beta2: f64,
+    /// Steps between two reports of the loss. Between them the loop does not wait for the device.
+    pub log_every: u64,
+    /// Steps between two evaluations; there is one at the end too.
+    pub evaluate_every: u64,
+    /// Batches per split of an evaluation.
+    pub evaluate_batches: usize,
+    /// Steps between two checkpoints; there is one at the end too.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints that are kept; `None` keeps all.
+    pub keep: Option<usize>,
+}
+
+/// Why training stopped with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The program could not be run.
+    #[error(transparent)]
+    Executable(#[from] ExecutableError),
+    /// A checkpoint could not be written or does not fit.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run's folder cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A loss or parameter became NaN or infinite. The last checkpoint is from before.
+    #[error("training diverged: {what} is not finite after step {step}")]
+    Diverged {
+        /// Optimiser steps made.
+        step: u64,
+        /// What is not finite.
+        what: String,
+    },
+}
+
+impl From<EvaluateError> for TrainError {
+    fn from(error: EvaluateError) -> Self {
+        match error {
+            EvaluateError::Data(error) => Self::Data(error),
+            EvaluateError::Executable(error) => Self::Executable(error),
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are made.
+    Finished,
+    /// It was asked to stop, and saved.
+    Interrupted,
+}
+
+/// What is left of a run besides its folder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Optimiser steps made.
+    pub step: u64,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+    /// The last evaluation of this process.
+    pub evaluation: Option<Evaluation>,
+    /// Median over the reports of the mean time of a step, without evaluations and checkpoints; `None` without steps.
+    pub step_ms: Option<f64>,
+    /// Tokens trained on in a second, at that time.
+    pub tokens_per_s: Option<f64>,
+}
+
+/// Is told what a run does; every method may do nothing.
+pub trait Reporter {
+    /// The run begins, or goes on, after `step` of `steps` steps.
+    fn started(&mut self, step: u64, steps: u64);
+    /// A step was handed to the device.
+    fn stepped(&mut self, step: u64);
+    /// The loss was read.
+    fn logged(&mut self, metric: &TrainMetric);
+    /// An evaluation has done some of its batches.
+    fn evaluating(&mut self, done: usize, batches: usize);
+    /// An evaluation is done.
+    fn evaluated(&mut self, evaluation: &Evaluation);
+    /// A checkpoint was written.
+    fn saved(&mut self, step: u64, path: &Path);
+    /// The run ended.
+    fn finished(&mut self, summary: &Summary);
+}
+
+/// A reporter that says nothing.
+pub struct Silent;
+
+impl Reporter for Silent {
+    fn started(&mut self, _: u64, _: u64) {}
+    fn stepped(&mut self, _: u64) {}
+    fn logged(&mut self, _: &TrainMetric) {}
+    fn evaluating(&mut self, _: usize, _: usize) {}
+    fn evaluated(&mut self, _: &Evaluation) {}
+    fn saved(&mut self, _: u64, _: &Path) {}
+    fn finished(&mut self, _: &Summary) {}
+}
+
+/// What identifies a run with this data and seed.
+fn identity(executable: &Executable<'_>, data: &Dataset, run: &RunFolder, config: &TrainConfig) -> Identity {
+    Identity {
+        seed: config.seed,
+        context: executable.context(),
+        vocab: data.vocab().clone(),
+        spec_sha256: run.spec_sha256().to_string(),
+        data_sha256: data.sha256().to_string(),
+    }
+}
+
+/// Restores the newest checkpoint of a run and returns its step, from which [`train`] goes on; `None` when there is none
+/// yet and the run begins anew.
+///
+/// # Errors
+/// When the checkpoint is damaged, belongs to another model, spec, corpus or seed, or the device fails.
+pub fn resume(
+    executable: &mut Executable<'_>,
+    data: &Dataset,
+    run: &RunFolder,
+    config: &TrainConfig,
+) -> Result<Option<u64>, TrainError> {
+    let Some((_, path)) = run.latest_checkpoint()? else { return Ok(None) };
+    let checkpoint = checkpoint::load(&path, &executable.program().states, Parts::All)?;
+    checkpoint.check_identity(&identity(executable, data, run, config))?;
+    executable.write_states(&checkpoint.tensors)?;
+    Ok(Some(checkpoint.manifest.step))
+}
+
+/// Trains from optimiser step `start` (0, or what [`resume`] returned) to `config.steps`, or until `stop` is set: then
+/// the step in progress is finished and a checkpoint saved.
+///
+/// The tensors on the device must be those of step `start`. The same program, data, configuration and device give the
+/// same checkpoints, byte for byte, however often the run is stopped and resumed.
+///
+/// # Errors
+/// When a split is shorter than a window, the device fails, the folder cannot be written, or training diverges. The
+/// checkpoints written before are intact.
+pub fn train(
+    executable: &mut Executable<'_>,
+    data: &Dataset,
+    run: &RunFolder,
+    config: &TrainConfig,
+    start: u64,
+    stop: &AtomicBool,
+    reporter: &mut dyn Reporter,
+) -> Result<Summary, TrainError> {
+    let context = executable.context();
+    let rows = executable.rows(TRAIN_STEP)?;
+    let text = data.windows(Split::Train, context)?;
+    data.windows(Split::Validation, context)?;
+    let identity = identity(executable, data, run, config);
+    let stopping = || stop.load(Ordering::Relaxed);
+
+    let before = run.rewind_metrics(start)?;
+    reporter.started(start, config.steps);
+    let mut evaluation = None;
+    // A run that was stopped in the middle of an evaluation makes up for it.
+    let evaluated = before.iter().any(|m| matches!(m, Metric::Evaluation(e) if e.step == start));
+    if start > 0 && evaluation_due(config, start) && !evaluated {
+        evaluation = evaluate(executable, data, run, config, start, stop, reporter)?;
+    }
+
+    let mut watch = StepWatch::start();
+    let mut saved = run.latest_checkpoint()?.filter(|(step, _)| *step == start);
+    let mut step = start;
+    while step < config.steps && !stopping() {
+        let windows = Windows::random(text, context, rows, Purpose::TrainingWindows.stream(config.seed, step), 0);
+        let hyper = config.schedule.hyper(step, config.steps, config.beta1, config.beta2);
+        executable.run(TRAIN_STEP, &windows, Settings { rng: generator(config.seed, step), hyper })?;
+        step += 1;
+        watch.stepped();
+        reporter.stepped(step);
+
+        let last = step == config.steps;
+        let (log, save) = (last || due(config.log_every, step), last || due(config.checkpoint_every, step));
+        let evaluation_is_due = evaluation_due(config, step);
+        if log || save || evaluation_is_due {
+            let loss = finite(step, "the training loss", executable.scalar(TRAIN_STEP, "loss")?)?;
+            watch.pause();
+            if log {
+                let metric = train_metric(executable, config, step, loss, watch.report_ms(), rows * context)?;
+                run.append_metric(&Metric::Train(metric.clone()))?;
+                reporter.logged(&metric);
+            }
+            if evaluation_is_due && !stopping() {
+                evaluation = evaluate(executable, data, run, config, step, stop, reporter)?.or(evaluation);
+            }
+            if save {
+                saved = Some((step, save_checkpoint(executable, run, config, &identity, step, reporter)?));
+            }
+            watch.resume();
+        }
+    }
+    let checkpoint = match saved {
+        Some((saved, path)) if saved == step => path,
+        _ => save_checkpoint(executable, run, config, &identity, step, reporter)?,
+    };
+
+    let outcome = if step < config.steps { Outcome::Interrupted } else { Outcome::Finished };
+    let step_ms = watch.median_ms();
+    let tokens_per_s = step_ms.map(|ms| (rows * context) as f64 / ms * 1e3);
+    let summary = Summary { outcome, step, checkpoint, evaluation, step_ms, tokens_per_s };
+    reporter.finished(&summary);
+    Ok(summary)
+}
+
+fn due(every: u64, step: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+fn evaluation_due(config: &TrainConfig, step: u64) -> bool {
+    config.evaluate_every > 0
+        && config.evaluate_batches > 0
+        && (due(config.evaluate_every, step) || step == config.steps)
+}
+
+fn finite(step: u64, what: &str, value: f64) -> Result<f64, TrainError> {
+    if value.is_finite() { Ok(value) } else { Err(TrainError::Diverged { step, what: what.to_string() }) }
+}
+
+/// Reads what the last train step left besides its loss.
+fn train_metric(
+    executable: &mut Executable<'_>,
+    config: &TrainConfig,
+    step: u64,
+    loss: f64,
+    step_ms: f64,
+    tokens: usize,
+) -> Result<TrainMetric, TrainError> {
+    let mut optional = |name: &str| -> Result<Option<f64>, TrainError> {
+        if !executable.outputs(TRAIN_STEP)?.any(|output| output == name) {
+            return Ok(None);
+        }
+        Ok(Some(finite(step, name, executable.scalar(TRAIN_STEP, name)?)?))
+    };
+    let objective = optional("objective")?;
+    let grad_norm = optional("grad_norm")?;
+    Ok(TrainMetric {
+        step,
+        loss_nats: loss,
+        objective,
+        grad_norm,
+        lr: config.schedule.at(step - 1, config.steps),
+        step_ms,
+        tokens_per_s: tokens as f64 / step_ms * 1e3,
+    })
+}
+
+/// Evaluates both splits and writes the metric; `None` if the run was asked to stop meanwhile.
+fn evaluate(
+    executable: &mut Executable<'_>,
+    data: &Dataset,
+    run: &RunFolder,
+    config: &TrainConfig,
+    step: u64,
+    stop: &AtomicBool,
+    reporter: &mut dyn Reporter,
+) -> Result<Option<Evaluation>, TrainError> {
+    let settings = Estimate { seed: config.seed, step, batches: config.evaluate_batches };
+    let evaluation = estimate(executable, data, settings, &mut |done, batches| {
+        reporter.evaluating(done, batches);
+        done == batches || !stop.load(Ordering::Relaxed)
+    })?;
+    if let Some(evaluation) = &evaluation {
+        finite(step, "the loss on the training split", evaluation.train_loss_nats)?;
+        finite(step, "the loss on the validation split", evaluation.validation_loss_nats)?;
+        run.append_metric(&Metric::Evaluation(evaluation.clone()))?;
+        reporter.evaluated(evaluation);
+    }
+    Ok(evaluation)
+}
+
+fn save_checkpoint(
+    executable: &mut Executable<'_>,
+    run: &RunFolder,
+    config: &TrainConfig,
+    identity: &Identity,
+    step: u64,
+    reporter: &mut dyn Reporter,
+) -> Result<PathBuf, TrainError> {
+    let tensors = executable.read_states()?;
+    // Metrics first: a checkpoint never lacks the lines that led to it.
+    run.sync_metrics()?;
+    let path = match run.save_checkpoint(step, identity, &executable.program().states, &tensors) {
+        Err(CheckpointError::NotFinite { name }) => {
+            return Err(TrainError::Diverged { step, what: format!("`{name}`") });
+        }
+        other => other?,
+    };
+    if let Some(keep) = config.keep {
+        run.prune_checkpoints(keep)?;
+    }
+    reporter.saved(step, &path);
+    Ok(path)
+}
+
+/// Times steps. The device may lag behind the loop, so the watch is stopped only after a result of the last step was
+/// read.
+struct StepWatch {
+    since: Instant,
+    seconds: f64,
+    steps: u32,
+    reports_ms: Vec<f64>,
+}
+
+impl StepWatch {
+    fn start() -> Self {
+        Self { since: Instant::now(), seconds: 0.0, steps: 0, reports_ms: Vec::new() }
+    }
+
+    fn stepped(&mut self) {
+        self.steps += 1;
+    }
+
+    fn pause(&mut self) {
+        self.seconds += self.since.elapsed().as_secs_f64();
+    }
+
+    fn resume(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Milliseconds a step between the last report and the pause.
+    fn report_ms(&mut self) -> f64 {
+        // A clock that stands still must not make the speed infinite.
+        let ms = (self.seconds * 1e3 / f64::from(self.steps.max(1))).max(1e-6);
+        self.reports_ms.push(ms);
+        (self.seconds, self.steps) = (0.0, 0);
+        ms
+    }
+
+    fn median_ms(&self) -> Option<f64> {
+        let mut sorted = self.reports_ms.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,388 @@
+//! The loop on the reference interpreter: it learns, repeats, resumes to the same bits, and stops cleanly.
+
+use super::*;
+use crate::metrics::Metric;
+use crate::run_folder::{RunTexts, read_metrics};
+use crate::sample::log_probability;
+use crate::schedule_lr::Decay;
+use crate::tiny::{BATCH, CONTEXT, Tiny};
+use crate::{SampleConfig, SampleError, evaluate_split, initialise, sample};
+use moec_ir::Tensor;
+use moec_plan::{BackendError, Session};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+const CONFIG: TrainConfig = TrainConfig {
+    steps: 24,
+    seed: 1337,
+    schedule: Schedule { lr: 0.02, warmup: 3, decay: Decay::Cosine { min_lr: 0.002 } },
+    beta1: 0.9,
+    beta2: 0.999,
+    log_every: 5,
+    evaluate_every: 10,
+    evaluate_batches: 2,
+    checkpoint_every: 7,
+    keep: None,
+};
+
+/// Sets the flag after a step, or in the middle of an evaluation, and counts what it is told.
+#[derive(Default)]
+struct Stopper<'a> {
+    at_step: Option<u64>,
+    at_evaluation: Option<u64>,
+    step: u64,
+    evaluations: usize,
+    saved: Vec<u64>,
+    stop: Option<&'a AtomicBool>,
+}
+
+impl Stopper<'_> {
+    fn set(&self) {
+        if let Some(stop) = self.stop {
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Reporter for Stopper<'_> {
+    fn started(&mut self, _: u64, _: u64) {}
+    fn stepped(&mut self, step: u64) {
+        self.step = step;
+        if self.at_step == Some(step) {
+            self.set();
+        }
+    }
+    fn logged(&mut self, _: &TrainMetric) {}
+    fn evaluating(&mut self, _: usize, _: usize) {
+        if self.at_evaluation == Some(self.step) {
+            self.set();
+        }
+    }
+    fn evaluated(&mut self, _: &Evaluation) {
+        self.evaluations += 1;
+    }
+    fn saved(&mut self, step: u64, _: &Path) {
+        self.saved.push(step);
+    }
+    fn finished(&mut self, _: &Summary) {}
+}
+
+fn begin(tiny: &Tiny, root: &Path, config: &TrainConfig, reporter: &mut Stopper<'_>) -> Result<Summary, TrainError> {
+    let mut session = tiny.session();
+    let mut executable = Executable::new(&tiny.program, &mut *session, CONTEXT)?;
+    initialise(&mut executable, config.seed, &tiny.parameters, &tiny.states())?;
+    let run = RunFolder::create(root, &RunTexts { spec: "model tiny { }", resolved: "", plan: "" })?;
+    let stop = AtomicBool::new(false);
+    let mut reporter = Stopper { stop: Some(&stop), ..std::mem::take(reporter) };
+    train(&mut executable, &tiny.data, &run, config, 0, &stop, &mut reporter)
+}
+
+fn go_on(tiny: &Tiny, root: &Path, config: &TrainConfig, reporter: Stopper<'_>) -> Result<Summary, TrainError> {
+    let mut session = tiny.session();
+    let mut executable = Executable::new(&tiny.program, &mut *session, CONTEXT)?;
+    let run = RunFolder::open(root)?;
+    let start = resume(&mut executable, &tiny.data, &run, config)?.expect("there is a checkpoint");
+    let stop = AtomicBool::new(false);
+    let mut reporter = Stopper { stop: Some(&stop), ..reporter };
+    train(&mut executable, &tiny.data, &run, config, start, &stop, &mut reporter)
+}
+
+/// Bytes of every file of every checkpoint.
+fn checkpoints(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for folder in fs::read_dir(root.join("checkpoints")).unwrap() {
+        for file in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            files.insert(name, fs::read(path).unwrap());
+        }
+    }
+    files
+}
+
+/// Metrics without their times.
+fn metrics(root: &Path) -> Vec<Metric> {
+    let timeless = |metric| match metric {
+        Metric::Train(m) => Metric::Train(TrainMetric { step_ms: 0.0, tokens_per_s: 0.0, ..m }),
+        other => other,
+    };
+    read_metrics(root).unwrap().into_iter().map(timeless).collect()
+}
+
+#[test]
+fn the_loss_falls_and_everything_is_reported() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("run");
+    let config = TrainConfig { steps: 120, evaluate_every: 50, checkpoint_every: 0, log_every: 10, ..CONFIG };
+    let summary = begin(&tiny, &root, &config, &mut Stopper::default()).unwrap();
+    assert_eq!((summary.outcome, summary.step), (Outcome::Finished, 120));
+    assert!(summary.step_ms.unwrap() > 0.0 && summary.tokens_per_s.unwrap() > 0.0);
+    let metrics = metrics(&root);
+    let evaluations: Vec<&Evaluation> =
+        metrics.iter().filter_map(|m| if let Metric::Evaluation(e) = m { Some(e) } else { None }).collect();
+    assert_eq!(evaluations.iter().map(|e| e.step).collect::<Vec<_>>(), [50, 100, 120]);
+    let losses: Vec<f64> =
+        metrics.iter().filter_map(|m| if let Metric::Train(t) = m { Some(t.loss_nats) } else { None }).collect();
+    assert_eq!(losses.len(), 12);
+    assert!(losses[0] > 2.0 && losses[11] < 1.5, "{losses:?}");
+    let last = summary.evaluation.unwrap();
+    assert_eq!(&last, evaluations[2]);
+    assert!((last.train_loss_nats - last.validation_loss_nats).abs() < 0.5);
+    let layer = &last.layers[0];
+    assert_eq!((layer.path.as_str(), layer.load_rows.len()), ("moe", 3));
+    // Two experts a token over two batches.
+    assert_eq!(layer.load_rows.iter().sum::<f64>(), (2 * 2 * BATCH * CONTEXT) as f64);
+    assert!((1.0..=3.0).contains(&layer.balance) && layer.load_max_over_mean >= 1.0);
+    assert!(layer.entropy_nats > 0.0 && layer.entropy_nats <= 2.0f64.ln() + 1e-12);
+    assert!(layer.auxiliary.contains_key("importance"));
+    let Metric::Train(first) = &metrics[0] else { panic!("the first line is of training") };
+    assert!(first.grad_norm.unwrap() > 0.0 && first.objective.unwrap() > first.loss_nats);
+}
+
+#[test]
+fn the_same_run_twice_gives_the_same_bytes() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, seed| {
+        let root = folder.path().join(name);
+        begin(&tiny, &root, &TrainConfig { seed, ..CONFIG }, &mut Stopper::default()).unwrap();
+        (checkpoints(&root), metrics(&root))
+    };
+    let (a, b, other) = (run("a", 1337), run("b", 1337), run("c", 1));
+    assert_eq!(a, b);
+    assert_ne!(a.0, other.0);
+    assert_eq!(a.0.len(), 4 * 3, "checkpoints after 7, 14, 21 and 24 steps");
+}
+
+#[test]
+fn a_stopped_run_resumes_to_the_same_bytes() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let summary = begin(&tiny, &whole, &CONFIG, &mut Stopper::default()).unwrap();
+    assert_eq!(summary.checkpoint, whole.join("checkpoints/step-00000024"));
+    let (expected, lines) = (checkpoints(&whole), metrics(&whole));
+    for at in [1, 7, 10, 13, 20, 23] {
+        for in_evaluation in [false, true] {
+            let root = folder.path().join(format!("stopped-{at}-{in_evaluation}"));
+            let (at_step, at_evaluation) = if in_evaluation { (None, Some(at)) } else { (Some(at), None) };
+            let mut stopper = Stopper { at_step, at_evaluation, ..Stopper::default() };
+            let summary = begin(&tiny, &root, &CONFIG, &mut stopper).unwrap();
+            let evaluates = at % CONFIG.evaluate_every == 0;
+            if !in_evaluation || evaluates {
+                assert_eq!((summary.outcome, summary.step), (Outcome::Interrupted, at));
+                let again = Stopper { at_step: Some(at + 1), ..Stopper::default() };
+                go_on(&tiny, &root, &CONFIG, again).unwrap();
+            }
+            let summary = go_on(&tiny, &root, &CONFIG, Stopper::default()).unwrap();
+            assert_eq!((summary.outcome, summary.step), (Outcome::Finished, 24));
+            let found = checkpoints(&root);
+            for (name, bytes) in &expected {
+                assert!(found[name] == *bytes, "{name} differs after stopping at {at}");
+            }
+            assert_eq!(metrics(&root), lines, "stopped at {at}, in an evaluation: {in_evaluation}");
+        }
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_from_its_newest_checkpoint() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    for root in [&whole, &killed] {
+        begin(&tiny, root, &CONFIG, &mut Stopper::default()).unwrap();
+    }
+    // As if the process had died between steps 14 and 21: later checkpoints are not there, later metrics are.
+    for step in [21, 24] {
+        fs::remove_dir_all(killed.join(format!("checkpoints/step-{step:08}"))).unwrap();
+    }
+    fs::create_dir(killed.join("checkpoints/.incomplete-step-00000021")).unwrap();
+    go_on(&tiny, &killed, &CONFIG, Stopper::default()).unwrap();
+    assert_eq!(checkpoints(&killed), checkpoints(&whole));
+    assert_eq!(metrics(&killed), metrics(&whole));
+    // A finished run has nothing more to do, and can be given more steps.
+    let summary = go_on(&tiny, &killed, &CONFIG, Stopper::default()).unwrap();
+    assert_eq!((summary.outcome, summary.step, summary.step_ms), (Outcome::Finished, 24, None));
+    let longer = TrainConfig { steps: 26, keep: Some(2), ..CONFIG };
+    assert_eq!(go_on(&tiny, &killed, &longer, Stopper::default()).unwrap().step, 26);
+    assert_eq!(fs::read_dir(killed.join("checkpoints")).unwrap().count(), 2);
+}
+
+#[test]
+fn another_seed_data_or_spec_does_not_resume() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("run");
+    let config = TrainConfig { steps: 2, evaluate_every: 0, ..CONFIG };
+    begin(&tiny, &root, &config, &mut Stopper::default()).unwrap();
+    let error = go_on(&tiny, &root, &TrainConfig { seed: 2, ..config }, Stopper::default()).unwrap_err();
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Other { .. })), "{error}");
+    fs::write(root.join("spec.moe"), "model other { }").unwrap();
+    let error = go_on(&tiny, &root, &config, Stopper::default()).unwrap_err();
+    assert!(error.to_string().contains("spec was changed"), "{error}");
+}
+
+/// Passes everything on, but from the n-th train step on every loss is NaN.
+struct Diverging {
+    inner: Box<dyn Session>,
+    steps_left: Rc<Cell<u32>>,
+}
+
+impl Session for Diverging {
+    fn write_state(&mut self, name: &str, value: &Tensor) -> Result<(), BackendError> {
+        self.inner.write_state(name, value)
+    }
+    fn read_state(&mut self, name: &str) -> Result<Tensor, BackendError> {
+        let tensor = self.inner.read_state(name)?;
+        if self.steps_left.get() == 0 && name == "unembed.bias" {
+            return Ok(Tensor::new(tensor.shape().to_vec(), moec_ir::Data::F32(vec![f32::NAN; tensor.to_f32().len()]))
+                .expect("the sizes agree"));
+        }
+        Ok(tensor)
+    }
+    fn run(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<(), BackendError> {
+        if plan == TRAIN_STEP {
+            self.steps_left.set(self.steps_left.get().saturating_sub(1));
+        }
+        self.inner.run(plan, inputs)
+    }
+    fn output(&mut self, plan: &str, name: &str) -> Result<Tensor, BackendError> {
+        let tensor = self.inner.output(plan, name)?;
+        let broken = self.steps_left.get() == 0 && name == "loss";
+        Ok(if broken { Tensor::scalar(f64::NAN) } else { tensor })
+    }
+}
+
+#[test]
+fn divergence_stops_with_the_last_checkpoint_intact() {
+    let tiny = Tiny::new();
+    // The loss is read after 10 steps, or a checkpoint would be written after 14 and finds the parameters broken.
+    for (log_every, expected, what) in [(5, 10, "the training loss"), (0, 14, "the training loss")] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("run");
+        let mut session = Diverging { inner: tiny.session(), steps_left: Rc::new(Cell::new(9)) };
+        let mut executable = Executable::new(&tiny.program, &mut session, CONTEXT).unwrap();
+        initialise(&mut executable, 0, &tiny.parameters, &tiny.states()).unwrap();
+        let run = RunFolder::create(&root, &RunTexts::default()).unwrap();
+        let config = TrainConfig { log_every, evaluate_every: 0, ..CONFIG };
+        let stop = AtomicBool::new(false);
+        let error = train(&mut executable, &tiny.data, &run, &config, 0, &stop, &mut Silent).unwrap_err();
+        assert!(matches!(&error, TrainError::Diverged { step, what: w } if *step == expected && w == what), "{error}");
+        assert_eq!(run.latest_checkpoint().unwrap().unwrap().0, 7);
+    }
+    // A stop finds broken parameters too, and does not save them.
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = Diverging { inner: tiny.session(), steps_left: Rc::new(Cell::new(2)) };
+    let mut executable = Executable::new(&tiny.program, &mut session, CONTEXT).unwrap();
+    initialise(&mut executable, 0, &tiny.parameters, &tiny.states()).unwrap();
+    let run = RunFolder::create(&folder.path().join("run"), &RunTexts::default()).unwrap();
+    let stop = AtomicBool::new(false);
+    let mut reporter = Stopper { at_step: Some(3), stop: Some(&stop), ..Stopper::default() };
+    let error = train(&mut executable, &tiny.data, &run, &CONFIG, 0, &stop, &mut reporter).unwrap_err();
+    assert!(matches!(error, TrainError::Diverged { step: 3, .. }), "{error}");
+    assert!(run.latest_checkpoint().unwrap().is_none());
+}
+
+#[test]
+fn splits_are_evaluated_window_by_window() {
+    let tiny = Tiny::new();
+    let mut session = tiny.session();
+    let mut executable = Executable::new(&tiny.program, &mut *session, CONTEXT).unwrap();
+    initialise(&mut executable, 3, &tiny.parameters, &tiny.states()).unwrap();
+    let text = tiny.data.tokens(Split::Validation).to_vec();
+    let windows = (text.len() - 1) / CONTEXT;
+    assert!(!windows.is_multiple_of(BATCH), "the test wants an incomplete batch");
+    let mut sum = 0.0;
+    for w in 0..windows {
+        let (logits, vocab) = executable.logits(&text[w * CONTEXT..(w + 1) * CONTEXT], [0; 4]).unwrap();
+        for t in 0..CONTEXT {
+            sum -= log_probability(&logits[t * vocab..(t + 1) * vocab], text[w * CONTEXT + t + 1]);
+        }
+    }
+    let mut calls = Vec::new();
+    let loss =
+        evaluate_split(&mut executable, &tiny.data, Split::Validation, 0, &mut |done, all| calls.push((done, all)))
+            .unwrap();
+    assert!((loss.loss_nats - sum / (windows * CONTEXT) as f64).abs() < 1e-12);
+    assert_eq!((loss.windows, loss.characters), (windows, windows * CONTEXT));
+    assert_eq!(loss.left_over, text.len() - 1 - windows * CONTEXT);
+    assert_eq!(calls.last(), Some(&(windows, windows)));
+}
+
+#[test]
+fn samples_repeat_and_obey_their_settings() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("run");
+    let config = TrainConfig { steps: 60, evaluate_every: 0, ..CONFIG };
+    begin(&tiny, &root, &config, &mut Stopper::default()).unwrap();
+    let (_, path) = crate::latest_checkpoint(&root).unwrap().unwrap();
+    let checkpoint = crate::load_checkpoint(&path, &tiny.program.states, Parts::Model).unwrap();
+    let mut session = tiny.session();
+    let mut executable = Executable::new(&tiny.program, &mut *session, CONTEXT).unwrap();
+    executable.write_states(&checkpoint.tensors).unwrap();
+    let vocab = tiny.data.vocab();
+    let mut draw = |prompt: &str, number, config: &SampleConfig| {
+        sample(&mut executable, vocab, prompt, number, config, &mut |_| ControlFlow::Continue(()))
+    };
+    let config = SampleConfig { length: 20, ..SampleConfig::default() };
+    let text = draw("the cat sat", 0, &config).unwrap();
+    assert_eq!(text.chars().count(), 20);
+    assert_eq!(draw("the cat sat", 0, &config).unwrap(), text);
+    assert_ne!(draw("the cat sat", 1, &config).unwrap(), text);
+    assert_ne!(draw("the cat sat", 0, &SampleConfig { seed: 5, ..config }).unwrap(), text);
+    assert_eq!(draw("", 0, &config).unwrap().chars().count(), 20);
+    // Greedy and one candidate agree, whatever the seed; only the last T characters of the prompt count.
+    let greedy = draw("at sat", 0, &SampleConfig { temperature: 0.0, ..config }).unwrap();
+    assert_eq!(draw("the cat sat", 9, &SampleConfig { top_k: Some(1), seed: 4, ..config }).unwrap(), greedy);
+    // A prompt shorter than the context is padded behind, where causality hides it.
+    let (padded, _) = executable.logits(&[1, 2], [0; 4]).unwrap();
+    let (filled, vocab_size) = executable.logits(&[1, 2, 3, 4, 5], [0; 4]).unwrap();
+    assert_eq!(padded[..2 * vocab_size], filled[..2 * vocab_size]);
+
+    let mut streamed = String::new();
+    let stopped = sample(&mut executable, vocab, "on the ", 0, &config, &mut |c| {
+        streamed.push_str(c);
+        if streamed.len() == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!((stopped.unwrap(), streamed.len()), (streamed.clone(), 4));
+    let error = sample(&mut executable, vocab, "Q", 0, &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert_eq!(error.to_string(), "the prompt cannot be read: the model's vocabulary lacks 'Q'");
+    let other = crate::Vocab::of_text("abc");
+    let error = sample(&mut executable, &other, "a", 0, &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, SampleError::Vocabulary { vocabulary: 3, .. }), "{error}");
+}
+
+#[test]
+fn programs_of_another_form_are_refused() {
+    let tiny = Tiny::new();
+    let mut session = tiny.session();
+    assert!(matches!(
+        Executable::new(&tiny.program, &mut *session, 4),
+        Err(ExecutableError::Tokens { tokens: 15, context: 4, .. })
+    ));
+    assert!(Executable::new(&tiny.program, &mut *session, 0).is_err());
+    let mut other = tiny.program.clone();
+    other.plans[0].inputs[0].name = "blocks.0.moe.noise".into();
+    let error = Executable::new(&other, &mut *session, CONTEXT).err().unwrap();
+    assert!(error.to_string().contains("`blocks.0.moe.noise` that the runtime does not provide"), "{error}");
+    let mut none = tiny.program.clone();
+    none.plans.clear();
+    let executable = Executable::new(&none, &mut *session, CONTEXT).unwrap();
+    assert_eq!(executable.rows(TRAIN_STEP), Err(ExecutableError::MissingFunction("train_step".into())));
+}
+
+#[test]
+fn short_data_is_refused_before_the_first_step() {
+    let mut tiny = Tiny::new();
+    let corpus = crate::Corpus::from_bytes("short", b"the cat sat on".to_vec()).unwrap();
+    tiny.data = Dataset::new(&corpus, tiny.data.vocab().clone(), 0.7).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let error = begin(&tiny, &folder.path().join("run"), &CONFIG, &mut Stopper::default()).unwrap_err();
+    assert_eq!(error.to_string(), "the validation split of short has 5 characters; a context of 5 needs at least 6");
+}
