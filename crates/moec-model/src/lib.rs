@@ -20,7 +20,7 @@ pub use cost::LayerInfo;
 pub use emit::{NoisePolicy, Role};
 pub use layers::{LAYERS, LayerSpec};
 pub use losses::{BalanceLoss, LossContext};
-pub use lower::{LowerError, LowerOptions, Lowered, MoeLayerInfo, lower};
+pub use lower::{LowerError, LowerOptions, Lowered, MoeLayerInfo, lower, lower_layer};
 pub use model::{
     Activation, Attention, Capacity, Causality, Layer, LayerKind, Mlp, Model, Moe, Number, Positions, Route, Vocab,
     WeightedLoss,

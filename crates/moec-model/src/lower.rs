@@ -126,31 +126,47 @@ impl std::error::Error for LowerError {}
 /// # Errors
 /// When a routing strategy misbehaves or a size in the options is 0 or absurd.
 pub fn lower(model: &Model, options: &LowerOptions) -> Result<Lowered, LowerError> {
-    if options.batch == 0 || options.vocab == 0 || model.context == 0 {
+    let tokens = token_count(options, model.context)?;
+    let mut lowering = Lowering::new(options, model.context, tokens);
+    let logits = lowering.sequence(&model.layers, lowering.token_ids, Rows::Tokens);
+    let b = lowering.b();
+    b.output("logits", logits);
+    if options.loss {
+        let targets = b.input("targets", TensorType::i32([tokens]));
+        let loss = b.named("loss", Op::CrossEntropy, &[logits, targets]);
+        b.output("loss", loss);
+        lowering.objective(loss);
+    }
+    lowering.finish()
+}
+
+/// Lowers one layer on its own, for looking at and testing a layer or a routing strategy.
+///
+/// Inputs: `x` `[N, C]`, `tokens` i32 `[N]` with N = batch * `time`, and `rng` or noise as in [`lower`]. Output: `y`
+/// `[N, C']`. For a `moe` layer, with a loss in the options, also the outputs of [`lower`] that name its path (`moe`),
+/// and what the router decided: `experts.PATH` i32 `[N, K]`, `weights.PATH` `[N, K]`, and `gates.PATH` `[N, E]`, the
+/// weights as a matrix with 0 where nothing was sent or an expert was over capacity.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_layer(layer: &Layer, options: &LowerOptions, time: usize) -> Result<Lowered, LowerError> {
+    let tokens = token_count(options, time)?;
+    let mut lowering = Lowering::new(options, time, tokens);
+    lowering.expose_routing = options.loss;
+    let x = lowering.b().input("x", TensorType::f32([tokens, layer.input]));
+    let y = lowering.layer(layer, x, Rows::Tokens);
+    lowering.b().output("y", y);
+    lowering.finish()
+}
+
+/// N = B*T, if an index can count it.
+fn token_count(options: &LowerOptions, time: usize) -> Result<usize, LowerError> {
+    if options.batch == 0 || options.vocab == 0 || time == 0 {
         return Err(LowerError::Size("batch, vocabulary and context must be at least 1".into()));
     }
-    let tokens = options.batch.checked_mul(model.context).filter(|&n| n <= i32::MAX as usize);
-    let Some(tokens) = tokens else {
-        let message =
-            format!("{} sequences of {} tokens are more than an index can count", options.batch, model.context);
-        return Err(LowerError::Size(message));
-    };
-    let mut emitter = Emitter::new(options.mode, options.noise, options.init);
-    let token_ids = emitter.builder.input("tokens", TensorType::i32([tokens]));
-    let mut lowering = Lowering {
-        emitter,
-        options: *options,
-        time: model.context,
-        token_ids,
-        taken: vec![BTreeMap::new()],
-        moe_layers: Vec::new(),
-        layers: Vec::new(),
-        objective: Vec::new(),
-        error: None,
-        inside_moe: 0,
-    };
-    let logits = lowering.sequence(&model.layers, token_ids, Rows::Tokens);
-    lowering.finish(tokens, logits)
+    options.batch.checked_mul(time).filter(|&n| n <= i32::MAX as usize).ok_or_else(|| {
+        LowerError::Size(format!("{} sequences of {time} tokens are more than an index can count", options.batch))
+    })
 }
 
 /// What the rows of a matrix are, and with it which parameters they meet.
@@ -176,9 +192,29 @@ struct Lowering {
     error: Option<LowerError>,
     /// How many `moe` layers are open; the table of layers counts what is inside one as its.
     inside_moe: usize,
+    /// Whether what routers decide becomes outputs.
+    expose_routing: bool,
 }
 
 impl Lowering {
+    fn new(options: &LowerOptions, time: usize, tokens: usize) -> Self {
+        let mut emitter = Emitter::new(options.mode, options.noise, options.init);
+        let token_ids = emitter.builder.input("tokens", TensorType::i32([tokens]));
+        Lowering {
+            emitter,
+            options: *options,
+            time,
+            token_ids,
+            taken: vec![BTreeMap::new()],
+            moe_layers: Vec::new(),
+            layers: Vec::new(),
+            objective: Vec::new(),
+            error: None,
+            inside_moe: 0,
+            expose_routing: false,
+        }
+    }
+
     fn b(&mut self) -> &mut Builder {
         &mut self.emitter.builder
     }
@@ -187,22 +223,19 @@ impl Lowering {
         self.options.mode == Mode::Train
     }
 
-    /// Adds the outputs and ends.
-    fn finish(mut self, tokens: usize, logits: Value) -> Result<Lowered, LowerError> {
-        self.b().output("logits", logits);
-        if self.options.loss {
-            let objective = mem::take(&mut self.objective);
-            let b = self.b();
-            let targets = b.input("targets", TensorType::i32([tokens]));
-            let loss = b.named("loss", Op::CrossEntropy, &[logits, targets]);
-            b.output("loss", loss);
-            let mut total = loss;
-            for (value, weight) in objective {
-                let term = b.scale(value, weight);
-                total = b.add(total, term);
-            }
-            b.output("objective", total);
+    /// The output `objective`: the task's loss plus the weighted balance losses.
+    fn objective(&mut self, loss: Value) {
+        let balance = mem::take(&mut self.objective);
+        let b = self.b();
+        let mut total = loss;
+        for (value, weight) in balance {
+            let term = b.scale(value, weight);
+            total = b.add(total, term);
         }
+        b.output("objective", total);
+    }
+
+    fn finish(self) -> Result<Lowered, LowerError> {
         let Emitter { builder, parameters, states, .. } = self.emitter;
         // A graph that does not fit comes first: what a strategy returned after it is a consequence.
         let graph = builder.finish().map_err(LowerError::Graph)?;
@@ -496,6 +529,13 @@ impl Lowering {
         if self.options.loss {
             self.balance_losses(moe, &path, routing);
             self.balance_metrics(&path, experts, kept, weights, capacity.is_some());
+            if self.expose_routing {
+                let b = self.b();
+                let gates = b.scatter_last(weights, kept, experts);
+                b.output(format!("experts.{path}"), chosen);
+                b.output(format!("weights.{path}"), weights);
+                b.output(format!("gates.{path}"), gates);
+            }
         }
         self.moe_layers.push(MoeLayerInfo {
             path,
