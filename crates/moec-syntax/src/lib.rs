@@ -4,6 +4,7 @@ mod ast;
 mod codes;
 mod diag;
 mod expect;
+mod format;
 mod lex;
 mod parse;
 mod render;
@@ -15,6 +16,7 @@ pub use ast::{
 };
 pub use codes::{Code, UnknownCode};
 pub use diag::{Diagnostic, Label, Patch, Severity, did_you_mean};
+pub use format::format;
 pub use parse::{parse, parse_value};
 pub use render::{RenderedDiagnostic, RenderedLabel, RenderedPatch, RenderedSpan};
 pub use source::{LineColumn, MAX_SOURCE_BYTES, SourceFile, Span};

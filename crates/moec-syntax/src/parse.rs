@@ -32,14 +32,7 @@ const MAX_HEIGHT: usize = 256;
 /// # Errors
 /// Every syntax error found, at most 20, in source order. Parsing goes on behind an error at the next statement.
 pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
-    let (pairs_text, mut faults) = recover(source, Rule::file)?;
-    let mut builder = Builder::default();
-    let file = match Grammar::parse(Rule::file, &pairs_text) {
-        Ok(pairs) => builder.file(pairs),
-        Err(_) => File::default(),
-    };
-    faults.append(&mut builder.faults);
-    finish(faults, file)
+    parse_rule(source, Rule::file, |builder, pairs| Some(builder.file(pairs)))
 }
 
 /// Parses text that holds one value, as on the right of `-s width=64`.
@@ -47,64 +40,64 @@ pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_value(source: &SourceFile) -> Result<Expr, Vec<Diagnostic>> {
-    let (pairs_text, mut faults) = recover(source, Rule::lone_value)?;
-    let mut builder = Builder::default();
-    let value = match Grammar::parse(Rule::lone_value, &pairs_text) {
-        Ok(mut pairs) => pairs.next().and_then(|value| value.into_inner().next()).map(|pair| builder.expression(pair)),
-        Err(_) => None,
-    };
-    faults.append(&mut builder.faults);
-    match value {
-        Some(value) => finish(faults, value),
-        None => Err(faults),
-    }
+    parse_rule(source, Rule::lone_value, |builder, mut pairs| {
+        let expression = pairs.next()?.into_inner().next()?;
+        Some(builder.expression(expression))
+    })
 }
 
-fn finish<T>(mut faults: Vec<Diagnostic>, tree: T) -> Result<T, Vec<Diagnostic>> {
-    if faults.is_empty() {
-        return Ok(tree);
-    }
-    faults.sort_by_key(|fault| fault.span().map(|span| span.start));
-    faults.truncate(MAX_FAULTS);
-    Err(faults)
-}
-
-/// Finds the faults that the lexer and the grammar can find, and returns them with a copy of the text that has them
-/// painted over. `Err` where looking further would only report consequences.
-fn recover(source: &SourceFile, rule: Rule) -> Result<(String, Vec<Diagnostic>), Vec<Diagnostic>> {
+/// Parses the text as `rule`, painting over one fault after the other until the grammar takes what is left; the tree is
+/// returned if there was none.
+fn parse_rule<T>(
+    source: &SourceFile,
+    rule: Rule,
+    build: impl FnOnce(&mut Builder, Pairs<'_, Rule>) -> Option<T>,
+) -> Result<T, Vec<Diagnostic>> {
     let size = source.text().len();
     if size > MAX_SOURCE_BYTES {
         return Err(vec![too_large(source.name(), size)]);
     }
     let mut lexed = lex::lex(source);
     let mut faults = std::mem::take(&mut lexed.faults);
-    if !lexed.balanced {
-        return Err(faults);
-    }
-    let mut recovery = Recovery { alive: vec![true; lexed.tokens.len()], lexed, last: None };
-    // Painting can need several rounds for one fault, as it widens from the statement outwards.
-    for _ in 0..MAX_FAULTS * 4 {
-        let text = String::from_utf8_lossy(&recovery.lexed.masked).into_owned();
-        let error = match Grammar::parse(rule, &text) {
-            Ok(_) => return Ok((text, faults)),
-            Err(error) => error,
-        };
-        let at = match error.location {
-            InputLocation::Pos(at) | InputLocation::Span((at, _)) => at,
-        };
-        let expected = match &error.variant {
-            ErrorVariant::ParsingError { positives, .. } => Expected::from_rules(positives),
-            // pest's own limits; nesting is bounded before, so this needs no words of its own.
-            ErrorVariant::CustomError { .. } => Expected::default(),
-        };
-        let (fault, goes_on) = recovery.step(source, at, expected);
-        faults.extend(fault);
-        if !goes_on || faults.len() >= MAX_FAULTS {
-            break;
+    let mut tree = None;
+    if lexed.balanced {
+        let mut recovery = Recovery { alive: vec![true; lexed.tokens.len()], lexed, last: None };
+        // Painting can need several rounds for one fault, as it widens from the statement outwards.
+        for _ in 0..MAX_FAULTS * 4 {
+            let text = String::from_utf8_lossy(&recovery.lexed.masked).into_owned();
+            let error = match Grammar::parse(rule, &text) {
+                Ok(pairs) => {
+                    let token_ends = recovery.lexed.tokens.iter().map(|token| token.span.end).collect();
+                    let mut builder = Builder { faults: Vec::new(), height: 0, token_ends };
+                    tree = build(&mut builder, pairs);
+                    faults.append(&mut builder.faults);
+                    break;
+                }
+                Err(error) => error,
+            };
+            let at = match error.location {
+                InputLocation::Pos(at) | InputLocation::Span((at, _)) => at,
+            };
+            let expected = match &error.variant {
+                ErrorVariant::ParsingError { positives, .. } => Expected::from_rules(positives),
+                // pest's own limits; nesting is bounded before, so this needs no words of its own.
+                ErrorVariant::CustomError { .. } => Expected::default(),
+            };
+            let (fault, goes_on) = recovery.step(source, at, expected);
+            faults.extend(fault);
+            if !goes_on || faults.len() >= MAX_FAULTS {
+                break;
+            }
         }
     }
-    faults.sort_by_key(|fault| fault.span().map(|span| span.start));
-    Err(faults)
+    match tree {
+        Some(tree) if faults.is_empty() => Ok(tree),
+        _ => {
+            faults.sort_by_key(|fault| fault.span().map(|span| span.start));
+            faults.truncate(MAX_FAULTS);
+            Err(faults)
+        }
+    }
 }
 
 /// What the grammar would have accepted, in the terms in which messages speak of it.
@@ -220,10 +213,12 @@ impl Recovery {
         let stuck = self.last.replace(gap) == Some(gap);
         let begins_anew = expected.statement || expected.train_setting || expected.item;
         // Behind a statement that was painted over, the next one is judged for itself, unless it continues it.
-        let independent =
-            begins_anew && found.is_some_and(|i| tokens[i].first_on_line && source.slice(tokens[i].span) != "else");
-        let touches_paint = || self.lexed.painted.iter().any(|span| span.start < around.end && around.start < span.end);
-        let follows = stuck || !independent && touches_paint();
+        let painted = |part: Span| self.lexed.painted.iter().any(|span| span.start < part.end && part.start < span.end);
+        let independent = begins_anew
+            && found
+                .map(|i| &tokens[i])
+                .is_some_and(|token| token.first_on_line && source.slice(token.span) != "else" && !painted(token.span));
+        let follows = stuck || !independent && painted(around);
         let fault =
             (!follows).then(|| expect::describe(&Context { source, tokens, before, found, expected: &expected }));
 
@@ -301,14 +296,27 @@ impl Recovery {
 }
 
 /// Turns pest's pairs into the tree. Pairs come in the order of the grammar, so each function reads them off in turn.
-#[derive(Default)]
 struct Builder {
     faults: Vec<Diagnostic>,
     /// How many levels of the tree are above what is being built.
     height: usize,
+    /// Where each token ends, in order.
+    token_ends: Vec<usize>,
 }
 
 impl Builder {
+    /// The text of a pair. pest lets a rule that may end in something optional take the blanks and comments before
+    /// that along; here it ends with its last token.
+    fn span_of(&self, pair: &Pair<'_, Rule>) -> Span {
+        let span = pair.as_span();
+        let tokens = self.token_ends.partition_point(|&end| end <= span.end());
+        Span::new(span.start(), tokens.checked_sub(1).map_or(span.end(), |i| self.token_ends[i]))
+    }
+
+    fn ident(&self, pair: &Pair<'_, Rule>) -> Ident {
+        Ident { name: pair.as_str().to_owned(), span: self.span_of(pair) }
+    }
+
     fn file(&mut self, pairs: Pairs<'_, Rule>) -> File {
         let mut items = Vec::new();
         for pair in pairs.flat_map(Pair::into_inner) {
@@ -329,11 +337,11 @@ impl Builder {
     }
 
     fn named_body(&mut self, pair: Pair<'_, Rule>) -> (Ident, Body, Span) {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         let (mut name, mut body) = (Ident { name: String::new(), span }, Body::default());
         for part in pair.into_inner() {
             match part.as_rule() {
-                Rule::name => name = ident(&part),
+                Rule::name => name = self.ident(&part),
                 Rule::body => body = self.body(part),
                 _ => {}
             }
@@ -342,10 +350,10 @@ impl Builder {
     }
 
     fn train(&mut self, pair: Pair<'_, Rule>) -> Train {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         let mut train = Train { settings: Vec::new(), body_span: span, span };
         for part in pair.into_inner().filter(|part| part.as_rule() == Rule::train_body) {
-            train.body_span = span_of(&part);
+            train.body_span = self.span_of(&part);
             for setting in part.into_inner().filter(|part| part.as_rule() == Rule::train_setting) {
                 let setting = self.train_setting(setting);
                 train.settings.extend(setting);
@@ -355,9 +363,9 @@ impl Builder {
     }
 
     fn train_setting(&mut self, pair: Pair<'_, Rule>) -> Option<TrainSetting> {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         let mut parts = pair.into_inner();
-        let name = ident(&parts.next()?);
+        let name = self.ident(&parts.next()?);
         let value = parts.next()?;
         Some(if value.as_rule() == Rule::arguments {
             let arguments = Some(self.arguments(value));
@@ -369,23 +377,23 @@ impl Builder {
     }
 
     fn body(&mut self, pair: Pair<'_, Rule>) -> Body {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         Body { statements: pair.into_inner().filter_map(|part| self.statement(part)).collect(), span }
     }
 
     /// `None` for the braces around the statements.
     fn statement(&mut self, pair: Pair<'_, Rule>) -> Option<Statement> {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         Some(match pair.as_rule() {
             Rule::binding => {
                 let mut parts =
                     pair.into_inner().filter(|part| matches!(part.as_rule(), Rule::name | Rule::expression));
-                let name = ident(&parts.next()?);
+                let name = self.ident(&parts.next()?);
                 Statement::Let(Let { name, value: self.expression(parts.next()?), span })
             }
             Rule::setting => {
                 let mut parts = pair.into_inner();
-                let name = ident(&parts.next()?);
+                let name = self.ident(&parts.next()?);
                 Statement::Setting(Setting { name, value: self.expression(parts.next()?), span })
             }
             Rule::layer => {
@@ -400,7 +408,7 @@ impl Builder {
                 for part in pair.into_inner() {
                     match part.as_rule() {
                         Rule::head => count = self.head(part),
-                        Rule::name => index = Some(ident(&part)),
+                        Rule::name => index = Some(self.ident(&part)),
                         Rule::body => body = self.body(part),
                         _ => {}
                     }
@@ -437,11 +445,11 @@ impl Builder {
     }
 
     fn call(&mut self, pair: Pair<'_, Rule>) -> Call {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         let mut call = Call { name: Ident { name: String::new(), span }, arguments: None, body: None, span };
         for part in pair.into_inner() {
             match part.as_rule() {
-                Rule::name => call.name = ident(&part),
+                Rule::name => call.name = self.ident(&part),
                 Rule::arguments => call.arguments = Some(self.arguments(part)),
                 Rule::body => call.body = Some(self.body(part)),
                 _ => {}
@@ -451,14 +459,14 @@ impl Builder {
     }
 
     fn arguments(&mut self, pair: Pair<'_, Rule>) -> Arguments {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         let mut list = Vec::new();
         for argument in pair.into_inner().filter(|part| part.as_rule() == Rule::argument) {
-            let span = span_of(&argument);
+            let span = self.span_of(&argument);
             let mut name = None;
             for part in argument.into_inner() {
                 match part.as_rule() {
-                    Rule::name => name = Some(ident(&part)),
+                    Rule::name => name = Some(self.ident(&part)),
                     Rule::expression => list.push(Argument { name: name.take(), value: self.expression(part), span }),
                     _ => {}
                 }
@@ -468,7 +476,7 @@ impl Builder {
     }
 
     fn expression(&mut self, pair: Pair<'_, Rule>) -> Expr {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         // The tree grows by at most one level for each operator, so this bounds its height before it is built.
         let is_prefix = |part: &Pair<'_, Rule>| part.as_rule() == Rule::unary_operator;
         let (mut operators, mut prefixes) = (0, 0);
@@ -492,7 +500,7 @@ impl Builder {
         let mut binary = Vec::with_capacity(operators);
         for part in pair.into_inner() {
             if part.as_rule() == Rule::binary_operator {
-                binary.push(Spanned { value: binary_operator(part.as_str()), span: span_of(&part) });
+                binary.push(Spanned { value: binary_operator(part.as_str()), span: self.span_of(&part) });
             } else {
                 operands.push(self.operand(part));
             }
@@ -527,13 +535,13 @@ impl Builder {
     }
 
     fn operand(&mut self, pair: Pair<'_, Rule>) -> Part {
-        let outer = span_of(&pair);
+        let outer = self.span_of(&pair);
         let mut prefixes = Vec::new();
         let mut part = Part { expr: placeholder(outer), outer, grouped: false };
         for inner in pair.into_inner() {
             if inner.as_rule() == Rule::unary_operator {
                 let operator = if inner.as_str() == "-" { UnaryOperator::Negate } else { UnaryOperator::Not };
-                prefixes.push(Spanned { value: operator, span: span_of(&inner) });
+                prefixes.push(Spanned { value: operator, span: self.span_of(&inner) });
             } else {
                 part.grouped = inner.as_rule() == Rule::group;
                 part.expr = self.primary(inner);
@@ -548,7 +556,7 @@ impl Builder {
     }
 
     fn primary(&mut self, pair: Pair<'_, Rule>) -> Expr {
-        let span = span_of(&pair);
+        let span = self.span_of(&pair);
         let text = pair.as_str();
         let kind = match pair.as_rule() {
             // The lexer has reported numbers that do not fit.
@@ -620,16 +628,6 @@ struct Part {
 /// Stands in for what could not be built; whoever makes one has reported a fault, or the grammar rules it out.
 fn placeholder(span: Span) -> Expr {
     Expr { kind: ExprKind::Int(0), span }
-}
-
-fn span_of(pair: &Pair<'_, Rule>) -> Span {
-    let span = pair.as_span();
-    // Rules that may end in something optional take the blanks before it along.
-    Span::new(span.start(), span.start() + span.as_str().trim_end().len())
-}
-
-fn ident(pair: &Pair<'_, Rule>) -> Ident {
-    Ident { name: pair.as_str().to_owned(), span: span_of(pair) }
 }
 
 fn binary_operator(symbol: &str) -> BinaryOperator {
