@@ -26,6 +26,8 @@ mod init;
 mod op;
 pub mod random;
 mod tensor;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod text;
 mod types;
 pub mod verify;

@@ -136,8 +136,8 @@ fn quote(text: &str) -> String {
     quoted
 }
 
-/// Attributes in their canonical order. Flags that are not set are left out.
-fn attributes(node: &Node) -> Vec<String> {
+/// Attributes of a node as they stand in braces, in their canonical order. Flags that are not set are left out.
+pub fn attributes(node: &Node) -> Vec<String> {
     let pair = |key: &str, value: &dyn Display| format!("{key} = {value}");
     let flags = |flags: &[(&str, bool)]| -> Vec<String> {
         flags.iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_string()).collect()

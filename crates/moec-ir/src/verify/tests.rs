@@ -61,6 +61,7 @@ fn corrupt_structure_is_found() {
             Violation::Dangling { node: 0, slot: 3 },
             Violation::ResultTypes { stored: "f32[5]".into(), inferred: "f32[2]".into() },
             Violation::Infer(InferError::Arity { op: "neg", expected: "1".into(), found: 2 }),
+            Violation::Order("loop".into()),
             Violation::NameTaken,
             Violation::NoName,
             Violation::Dangling { node: 5, slot: 9 },
