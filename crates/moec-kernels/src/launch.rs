@@ -74,7 +74,7 @@ impl DeviceProfile {
     /// Widest vectors for register-tiled matrix products: one register.
     pub(crate) fn matrix_width(&self) -> usize {
         match self.kind {
-            Kind::Cpu => 8,
+            Kind::Cpu => register_lanes(),
             Kind::Gpu => 4,
         }
     }
@@ -86,6 +86,15 @@ impl DeviceProfile {
             Kind::Gpu => (items.div_ceil(GPU_CUBE as usize).clamp(1, GPU_CUBES) as u32, GPU_CUBE),
         }
     }
+}
+
+/// Floats in one vector register of this machine: a matrix product with registers half full is half as fast.
+fn register_lanes() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        return 16;
+    }
+    8
 }
 
 /// The largest power of two up to `max` that divides all `extents`.

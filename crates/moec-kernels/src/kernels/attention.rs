@@ -4,31 +4,29 @@
 //! Dropout masks are computed again in the backward pass from random element `((b*H + h)*T + query)*T + key`, and so are
 //! the probabilities, from the log-sum-exp of each query (as Dao et al. 2022, arXiv 2205.14135).
 //!
-//! CPU: a (sequence, head) pair belongs to one unit, with all its results. A block of queries is taken at a time, so
-//! that its scores fit in a private array; they are vectors of `W` keys, whose dot products read `W` transposed key
-//! rows. What follows is three small matrix products in register tiles over the head width. `W` divides D, so an odd D
-//! runs the same code on scalars.
+//! CPU: a (sequence, head) pair belongs to one unit, with all its results. It takes a group of as many queries as a
+//! vector has lanes at a time, transposed, so that scores are vectors over queries: maxima, sums and masks need no
+//! reduction over lanes, and every sum runs in order of channels or positions whatever the vector width. The products
+//! with rows of keys, values, queries and `dy` are register tiles over the head width. The width of a vector divides D,
+//! so an odd D runs the same code on scalars.
 //!
 //! Graphics devices: one unit per (sequence, head, position). Backward, it owns the gradient of its position's query,
 //! then that of its key and value. Either way an element is summed by one unit in order of positions.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::lanes::{lane_max, lane_numbers, lane_sum};
+use super::lanes::lane_numbers;
 use super::random::{key_a, key_b, random_bits};
 use crate::launch::{Arg, Launcher, Split, common_width, end_item, first_item, item_step};
 use cubecl::prelude::*;
 use moec_ir::AttentionAttrs;
 use moec_ir::random::dropout_threshold;
 
-/// Queries of a register tile.
-const QUERIES: usize = 4;
+/// Most queries or keys of a register tile.
+const ROWS: usize = 4;
 
-/// Score vectors that a unit holds: private arrays beyond 1024 elements take the CPU's compiler seconds.
-const SCORES: usize = 1024;
-
-/// Most channels of a register tile, in vectors.
-const CHANNELS: usize = 2;
+/// Most vectors of channels of a register tile.
+const VECTORS: usize = 2;
 
 /// What the compiler must know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,100 +35,123 @@ struct Shape {
     time: usize,
     /// Head width, D.
     width: usize,
-    /// Queries of a block.
-    block: usize,
-    /// Vectors of keys in a row of scores.
-    groups: usize,
     /// Whether probabilities are dropped.
     dropout: bool,
 }
 
-impl Shape {
-    fn new(time: usize, width: usize, lanes: usize, dropout: bool) -> Self {
-        let groups = time.div_ceil(lanes);
-        // Blocks start at multiples of 8 queries, which every vector and tile divides.
-        let block = if time * groups <= SCORES { time } else { (SCORES / groups / 8 * 8).max(8) };
-        Self { time, width, block, groups, dropout }
-    }
+/// Rows of a register tile, which divide the lanes of a vector.
+fn tile_rows(lanes: usize) -> usize {
+    common_width(ROWS, &[lanes])
 }
 
-/// Factor of each probability of `W` keys from `key` on: 0 for a dropped one, else `keep`.
+/// Vectors of a register tile, which divide those of a head.
+fn tile_vectors(width: usize, lanes: usize) -> usize {
+    common_width(VECTORS, &[width / lanes])
+}
+
+/// Factor of each probability of a key for the queries of a group: 0 for a dropped one, else `keep`.
 #[cube]
 fn dropout_factors<W: Size>(
     a: Vector<u32, W>,
     b: Vector<u32, W>,
-    counter: usize,
+    counters: Vector<u32, W>,
     threshold: u32,
     keep: f32,
 ) -> Vector<f32, W> {
-    let bits = random_bits::<W>(a, b, Vector::new(u32::cast_from(counter)) + lane_numbers::<W>());
+    let bits = random_bits::<W>(a, b, counters);
     select_many(bits.less_than(&Vector::new(threshold)), Vector::new(0.0f32), Vector::new(keep))
 }
 
-/// Rows of `W` keys (or values) from position `key` on, transposed: element `d` holds channel `d` of each. Positions
-/// beyond the last repeat it.
+/// A group of rows from position `first` on, transposed: element `d` holds channel `d` of each.
 #[cube]
-fn transpose_group<W: Size>(
-    qkv: &[f32],
+fn transpose<W: Size>(
+    rows: &[f32],
     out: &mut Array<Vector<f32, W>>,
     start: usize,
-    key: usize,
-    row: usize,
+    step: usize,
+    first: usize,
     #[comptime] shape: Shape,
 ) {
     for d in 0..shape.width {
         let mut v = Vector::<f32, W>::empty();
         #[unroll]
         for lane in 0..W::value() {
-            v.insert(lane, qkv[start + min(key + lane, shape.time - 1) * row + d]);
+            v.insert(lane, rows[start + min(first + lane, shape.time - 1) * step + d]);
         }
         out[d] = v;
     }
 }
 
-/// For a tile of queries of a block, the sum over keys of score times row: `sum_k scores[q, k] rows[k]`.
+/// Dot products of a tile of rows from position `first` on with every row of a transposed group.
+#[cube]
+fn dot_products<W: Size>(
+    rows: &[f32],
+    group: &Array<Vector<f32, W>>,
+    out: &mut Array<Vector<f32, W>>,
+    start: usize,
+    step: usize,
+    first: usize,
+    #[comptime] shape: Shape,
+) {
+    let w = W::value();
+    let tile = comptime!(tile_rows(w));
+    let mut acc = Array::<Vector<f32, W>>::new(tile);
+    for d in 0..shape.width {
+        #[unroll]
+        for i in 0..tile {
+            let row = if comptime!(shape.time % w == 0) { first + i } else { min(first + i, shape.time - 1) };
+            acc[i] = fma(Vector::new(rows[start + row * step + d]), group[d], acc[i]);
+        }
+    }
+    #[unroll]
+    for i in 0..tile {
+        out[i] = acc[i];
+    }
+}
+
+/// For each query of the group from `first` on, stores `factor * sum_k scores[k] rows[k]` over the positions before
+/// `end`.
 #[cube]
 fn times_rows<W: Size>(
     scores: &Array<Vector<f32, W>>,
+    factors: Vector<f32, W>,
     rows: &[Vector<f32, W>],
     out: &mut [Vector<f32, W>],
     rows_start: usize,
     rows_step: usize,
     out_start: usize,
     out_step: usize,
-    q0: usize,
-    q1: usize,
+    first: usize,
+    end: usize,
     #[comptime] shape: Shape,
 ) {
     let w = W::value();
-    let nv = comptime!(tile_channels(shape.width / w));
-    for tile in 0..(q1 - q0 + QUERIES - 1) / QUERIES {
-        let top = tile * QUERIES;
-        let last = min(top + QUERIES, q1 - q0) - 1;
-        let groups = (q0 + last) / w + 1;
-        for panel in 0..comptime!(shape.width / w / nv) {
-            let mut acc = Array::<Vector<f32, W>>::new(comptime!(QUERIES * nv));
-            for g in 0..groups {
+    let tile = comptime!(tile_rows(w));
+    let nv = comptime!(tile_vectors(shape.width, w));
+    for panel in 0..comptime!(shape.width / w / nv) {
+        #[unroll]
+        for part in 0..comptime!(w / tile) {
+            let mut acc = Array::<Vector<f32, W>>::new(comptime!(tile * nv));
+            for k in 0..end {
+                let s = scores[k];
                 #[unroll]
-                for lane in 0..w {
-                    let key = min(g * w + lane, shape.time - 1);
-                    let from = rows_start + key * rows_step + panel * nv;
+                for j in 0..nv {
+                    let row = rows[rows_start + k * rows_step + panel * nv + j];
                     #[unroll]
-                    for i in 0..QUERIES {
-                        let s = Vector::<f32, W>::new(scores[min(top + i, last) * shape.groups + g].extract(lane));
-                        #[unroll]
-                        for j in 0..nv {
-                            acc[i * nv + j] = fma(s, rows[from + j], acc[i * nv + j]);
-                        }
+                    for i in 0..tile {
+                        let score = Vector::<f32, W>::new(s.extract(comptime!(part * tile + i)));
+                        acc[i * nv + j] = fma(score, row, acc[i * nv + j]);
                     }
                 }
             }
             #[unroll]
-            for i in 0..QUERIES {
-                if top + i <= last {
+            for i in 0..tile {
+                let lane = comptime!(part * tile + i);
+                if first + lane < shape.time {
+                    let factor = Vector::<f32, W>::new(factors.extract(lane));
                     #[unroll]
                     for j in 0..nv {
-                        out[out_start + (q0 + top + i) * out_step + panel * nv + j] = acc[i * nv + j];
+                        out[out_start + (first + lane) * out_step + panel * nv + j] = acc[i * nv + j] * factor;
                     }
                 }
             }
@@ -138,8 +159,8 @@ fn times_rows<W: Size>(
     }
 }
 
-/// For every key up to the block's last query, adds `sum_q scores[q, k] rows[q]` over the block's queries to `out[k]`;
-/// keys that no earlier block had are stored.
+/// For each position before `end`, adds `sum_q scores[k][q] rows[q]` over the group of queries from `first` on to
+/// `out[k]`; positions from `first` on, which no earlier group has seen, are stored.
 #[cube]
 fn transposed_times_rows<W: Size>(
     scores: &Array<Vector<f32, W>>,
@@ -149,57 +170,49 @@ fn transposed_times_rows<W: Size>(
     rows_step: usize,
     out_start: usize,
     out_step: usize,
-    q0: usize,
-    q1: usize,
+    first: usize,
+    end: usize,
     #[comptime] shape: Shape,
 ) {
     let w = W::value();
-    let nv = comptime!(tile_channels(shape.width / w));
-    let keys = comptime!(if w < QUERIES { w } else { QUERIES });
-    for g in 0..(q1 - 1) / w + 1 {
-        for panel in 0..comptime!(shape.width / w / nv) {
-            #[unroll]
-            for part in 0..comptime!(w / keys) {
-                let mut acc = Array::<Vector<f32, W>>::new(comptime!(keys * nv));
-                if g * w < q0 {
-                    #[unroll]
-                    for i in 0..keys {
-                        #[unroll]
-                        for j in 0..nv {
-                            acc[i * nv + j] = out[out_start + (g * w + part * keys + i) * out_step + panel * nv + j];
-                        }
-                    }
-                }
-                for q in max(q0, g * w)..q1 {
-                    let s = scores[(q - q0) * shape.groups + g];
-                    #[unroll]
-                    for i in 0..keys {
-                        let factor = Vector::<f32, W>::new(s.extract(comptime!(part * keys + i)));
-                        #[unroll]
-                        for j in 0..nv {
-                            let row = rows[rows_start + q * rows_step + panel * nv + j];
-                            acc[i * nv + j] = fma(factor, row, acc[i * nv + j]);
-                        }
-                    }
-                }
+    let tile = comptime!(tile_rows(w));
+    let nv = comptime!(tile_vectors(shape.width, w));
+    for panel in 0..comptime!(shape.width / w / nv) {
+        for k in range_stepped(0, end, tile) {
+            let mut acc = Array::<Vector<f32, W>>::new(comptime!(tile * nv));
+            if k < first {
                 #[unroll]
-                for i in 0..keys {
-                    let key = g * w + part * keys + i;
-                    if key < shape.time {
-                        #[unroll]
-                        for j in 0..nv {
-                            out[out_start + key * out_step + panel * nv + j] = acc[i * nv + j];
-                        }
+                for i in 0..tile {
+                    #[unroll]
+                    for j in 0..nv {
+                        acc[i * nv + j] = out[out_start + (k + i) * out_step + panel * nv + j];
+                    }
+                }
+            }
+            #[unroll]
+            for lane in 0..w {
+                let q = if comptime!(shape.time % w == 0) { first + lane } else { min(first + lane, shape.time - 1) };
+                #[unroll]
+                for j in 0..nv {
+                    let row = rows[rows_start + q * rows_step + panel * nv + j];
+                    #[unroll]
+                    for i in 0..tile {
+                        let score = Vector::<f32, W>::new(scores[k + i].extract(lane));
+                        acc[i * nv + j] = fma(score, row, acc[i * nv + j]);
+                    }
+                }
+            }
+            #[unroll]
+            for i in 0..tile {
+                if k + i < shape.time {
+                    #[unroll]
+                    for j in 0..nv {
+                        out[out_start + (k + i) * out_step + panel * nv + j] = acc[i * nv + j];
                     }
                 }
             }
         }
     }
-}
-
-/// Vectors of a register tile over a head of `vectors` vectors.
-fn tile_channels(vectors: usize) -> usize {
-    common_width(CHANNELS, &[vectors])
 }
 
 /// CPU, forward: one unit per (sequence, head).
@@ -220,11 +233,14 @@ fn forward_pairs<W: Size>(
     #[comptime] split: Split,
 ) {
     let w = W::value();
+    let tile = comptime!(tile_rows(w));
+    let groups = comptime!(shape.time.div_ceil(w));
     let channels = heads * shape.width;
     let row = 3 * channels;
     let lanes = lane_numbers::<W>();
-    let mut scores = Array::<Vector<f32, W>>::new(comptime!(shape.block * shape.groups));
-    let mut keys = Array::<Vector<f32, W>>::new(shape.width);
+    let mut scores = Array::<Vector<f32, W>>::new(comptime!(groups * w));
+    let mut queries = Array::<Vector<f32, W>>::new(shape.width);
+    let mut dots = Array::<Vector<f32, W>>::new(tile);
     let mut a = Vector::<u32, W>::new(0u32);
     let mut b = Vector::<u32, W>::new(0u32);
     if comptime!(shape.dropout) {
@@ -235,66 +251,49 @@ fn forward_pairs<W: Size>(
         let token = pair / heads * shape.time;
         let head = pair % heads;
         let start = token * row + head * shape.width;
-        for block in 0..comptime!(shape.time.div_ceil(shape.block)) {
-            let q0 = block * shape.block;
-            let q1 = min(q0 + shape.block, shape.time);
-            for g in 0..(q1 - 1) / w + 1 {
-                transpose_group::<W>(qkv, &mut keys, start + channels, g * w, row, shape);
-                for q in max(q0, g * w)..q1 {
-                    let mut s = Vector::<f32, W>::new(0.0);
-                    for d in 0..shape.width {
-                        s = fma(Vector::new(qkv[start + q * row + d]), keys[d], s);
-                    }
-                    let visible = lanes.less_equal(&Vector::new(u32::cast_from(q - g * w)));
-                    let s = select_many(visible, s * Vector::new(scale), Vector::new(f32::NEG_INFINITY));
-                    scores[(q - q0) * shape.groups + g] = s;
+        for g in 0..groups {
+            let first = g * w;
+            let end = min(first + w, shape.time);
+            let query = lanes + Vector::new(u32::cast_from(first));
+            transpose::<W>(qkv, &mut queries, start, row, first, shape);
+            let mut highest = Vector::<f32, W>::new(f32::NEG_INFINITY);
+            for k in range_stepped(0, first + w, tile) {
+                dot_products::<W>(qkv, &queries, &mut dots, start + channels, row, k, shape);
+                #[unroll]
+                for i in 0..tile {
+                    let visible = query.greater_equal(&Vector::new(u32::cast_from(k + i)));
+                    let s = select_many(visible, dots[i] * Vector::new(scale), Vector::new(f32::NEG_INFINITY));
+                    scores[k + i] = s;
+                    highest = max(highest, s);
                 }
             }
-            for q in q0..q1 {
-                let line = (q - q0) * shape.groups;
-                let own = q / w + 1;
-                let mut largest = Vector::<f32, W>::new(f32::NEG_INFINITY);
-                for g in 0..own {
-                    largest = max(largest, scores[line + g]);
-                }
-                let highest = lane_max::<W>(largest);
-                let mut sums = Vector::<f32, W>::new(0.0);
-                for g in 0..own {
-                    let visible = lanes.less_equal(&Vector::new(u32::cast_from(q - g * w)));
-                    let p = Vector::exp(scores[line + g] - Vector::new(highest));
-                    let p = select_many(visible, p, Vector::new(0.0f32));
-                    scores[line + g] = p;
-                    sums += p;
-                }
-                let sum = lane_sum::<W>(sums);
-                lse[(token + q) * heads + head] = highest + f32::ln(sum);
-                let inverse = Vector::<f32, W>::new(1.0 / sum);
-                for g in 0..own {
-                    let mut p = scores[line + g] * inverse;
-                    if comptime!(shape.dropout) {
-                        let counter = (pair * shape.time + q) * shape.time + g * w;
-                        p *= dropout_factors::<W>(a, b, counter, threshold, keep);
-                    }
-                    scores[line + g] = p;
-                }
-                // The tile that this query is in reads as far as its last query sees.
-                let last = min(((q - q0) / QUERIES + 1) * QUERIES + q0, q1) - 1;
-                for g in own..last / w + 1 {
-                    scores[line + g] = Vector::new(0.0);
+            let mut sum = Vector::<f32, W>::new(0.0);
+            let counter = (query + Vector::new(u32::cast_from(pair * shape.time)))
+                * Vector::new(comptime!(shape.time as u32).runtime());
+            for k in 0..end {
+                let visible = query.greater_equal(&Vector::new(u32::cast_from(k)));
+                // Not the exponential of -inf: its computation passes through denormal numbers, which are slow.
+                let exponent = select_many(visible, scores[k] - highest, Vector::new(0.0f32));
+                let p = select_many(visible, Vector::exp(exponent), Vector::new(0.0f32));
+                sum += p;
+                if comptime!(shape.dropout) {
+                    let counters = counter + Vector::new(u32::cast_from(k));
+                    scores[k] = p * dropout_factors::<W>(a, b, counters, threshold, keep);
+                } else {
+                    scores[k] = p;
                 }
             }
-            times_rows::<W>(
-                &scores,
-                qkv_vectors,
-                y,
-                (start + 2 * channels) / w,
-                row / w,
-                (token * channels + head * shape.width) / w,
-                channels / w,
-                q0,
-                q1,
-                shape,
-            );
+            let log_sum = highest + Vector::ln(sum);
+            #[unroll]
+            for lane in 0..w {
+                if first + lane < shape.time {
+                    lse[(token + first + lane) * heads + head] = log_sum.extract(lane);
+                }
+            }
+            let inverse = Vector::new(1.0f32) / sum;
+            let (from, step) = ((start + 2 * channels) / w, row / w);
+            let (to, to_step) = ((token * channels + head * shape.width) / w, channels / w);
+            times_rows::<W>(&scores, inverse, qkv_vectors, y, from, step, to, to_step, first, end, shape);
         }
     }
 }
@@ -306,7 +305,7 @@ fn backward_pairs<W: Size>(
     dy_vectors: &[Vector<f32, W>],
     qkv: &[f32],
     qkv_vectors: &[Vector<f32, W>],
-    y: &[Vector<f32, W>],
+    y: &[f32],
     lse: &[f32],
     rng: &[u32],
     dqkv: &mut [Vector<f32, W>],
@@ -320,15 +319,18 @@ fn backward_pairs<W: Size>(
     #[comptime] split: Split,
 ) {
     let w = W::value();
+    let tile = comptime!(tile_rows(w));
+    let groups = comptime!(shape.time.div_ceil(w));
     let channels = heads * shape.width;
     let row = 3 * channels;
     let lanes = lane_numbers::<W>();
     // Probabilities after dropout, and gradients of the scores.
-    let mut probabilities = Array::<Vector<f32, W>>::new(comptime!(shape.block * shape.groups));
-    let mut slopes = Array::<Vector<f32, W>>::new(comptime!(shape.block * shape.groups));
-    let mut keys = Array::<Vector<f32, W>>::new(shape.width);
-    let mut values = Array::<Vector<f32, W>>::new(shape.width);
-    let mut delta = Array::<f32>::new(shape.block);
+    let mut probabilities = Array::<Vector<f32, W>>::new(comptime!(groups * w));
+    let mut slopes = Array::<Vector<f32, W>>::new(comptime!(groups * w));
+    let mut queries = Array::<Vector<f32, W>>::new(shape.width);
+    let mut errors = Array::<Vector<f32, W>>::new(shape.width);
+    let mut dots = Array::<Vector<f32, W>>::new(tile);
+    let mut error_dots = Array::<Vector<f32, W>>::new(tile);
     let mut a = Vector::<u32, W>::new(0u32);
     let mut b = Vector::<u32, W>::new(0u32);
     if comptime!(shape.dropout) {
@@ -340,54 +342,77 @@ fn backward_pairs<W: Size>(
         let head = pair % heads;
         let start = token * row + head * shape.width;
         let out = token * channels + head * shape.width;
-        for block in 0..comptime!(shape.time.div_ceil(shape.block)) {
-            let q0 = block * shape.block;
-            let q1 = min(q0 + shape.block, shape.time);
+        for g in 0..groups {
+            let first = g * w;
+            let end = min(first + w, shape.time);
+            let query = lanes + Vector::new(u32::cast_from(first));
             // The softmax's gradient subtracts sum_k dp p = <dy, y> (Dao et al. 2022, equation 4).
-            for q in q0..q1 {
-                let mut sums = Vector::<f32, W>::new(0.0);
-                for d in 0..comptime!(shape.width / w) {
-                    let at = (out + q * channels) / w + d;
-                    sums = fma(dy_vectors[at], y[at], sums);
-                }
-                delta[q - q0] = lane_sum::<W>(sums);
+            transpose::<W>(y, &mut queries, out, channels, first, shape);
+            transpose::<W>(dy, &mut errors, out, channels, first, shape);
+            let mut delta = Vector::<f32, W>::new(0.0);
+            for d in 0..shape.width {
+                delta = fma(queries[d], errors[d], delta);
             }
-            for g in 0..(q1 - 1) / w + 1 {
-                transpose_group::<W>(qkv, &mut keys, start + channels, g * w, row, shape);
-                transpose_group::<W>(qkv, &mut values, start + 2 * channels, g * w, row, shape);
-                let first = max(q0, g * w);
-                for q in first..q1 {
-                    let mut s = Vector::<f32, W>::new(0.0);
-                    let mut dp = Vector::<f32, W>::new(0.0);
-                    for d in 0..shape.width {
-                        s = fma(Vector::new(qkv[start + q * row + d]), keys[d], s);
-                        dp = fma(Vector::new(dy[out + q * channels + d]), values[d], dp);
-                    }
-                    let visible = lanes.less_equal(&Vector::new(u32::cast_from(q - g * w)));
-                    let p = Vector::exp(s * Vector::new(scale) - Vector::new(lse[(token + q) * heads + head]));
+            transpose::<W>(qkv, &mut queries, start, row, first, shape);
+            let mut log_sum = Vector::<f32, W>::empty();
+            #[unroll]
+            for lane in 0..w {
+                log_sum.insert(lane, lse[(token + min(first + lane, shape.time - 1)) * heads + head]);
+            }
+            let counter = (query + Vector::new(u32::cast_from(pair * shape.time)))
+                * Vector::new(comptime!(shape.time as u32).runtime());
+            // Number of keys that each query sees; none for a lane beyond the last query.
+            let inside = query.less_than(&Vector::new(comptime!(shape.time as u32).runtime()));
+            let seen = select_many(inside, query + Vector::new(1u32), Vector::new(0u32));
+            for k in range_stepped(0, first + w, tile) {
+                dot_products::<W>(qkv, &queries, &mut dots, start + channels, row, k, shape);
+                dot_products::<W>(qkv, &errors, &mut error_dots, start + 2 * channels, row, k, shape);
+                #[unroll]
+                for i in 0..tile {
+                    let visible = seen.greater_than(&Vector::new(u32::cast_from(k + i)));
+                    let p = Vector::exp(dots[i] * Vector::new(scale) - log_sum);
                     let p = select_many(visible, p, Vector::new(0.0f32));
-                    let at = (q - q0) * shape.groups + g;
                     let mut kept = p;
+                    let mut dp = error_dots[i];
                     if comptime!(shape.dropout) {
-                        let counter = (pair * shape.time + q) * shape.time + g * w;
-                        let factors = dropout_factors::<W>(a, b, counter, threshold, keep);
+                        let counters = counter + Vector::new(u32::cast_from(k + i));
+                        let factors = dropout_factors::<W>(a, b, counters, threshold, keep);
                         kept = p * factors;
                         dp *= factors;
                     }
-                    probabilities[at] = kept;
-                    slopes[at] = p * (dp - Vector::new(delta[q - q0])) * Vector::new(scale);
-                }
-                // Earlier queries of the first query's tile do not see this group, and their tile reads it.
-                for q in q0 + (first - q0) / QUERIES * QUERIES..first {
-                    slopes[(q - q0) * shape.groups + g] = Vector::new(0.0);
+                    probabilities[k + i] = kept;
+                    slopes[k + i] = p * (dp - delta) * Vector::new(scale);
                 }
             }
+            let one = Vector::<f32, W>::new(1.0);
             let (from, step) = (start / w, row / w);
             let (from_dy, step_dy) = (out / w, channels / w);
             let (k_at, v_at) = (from + channels / w, from + 2 * channels / w);
-            times_rows::<W>(&slopes, qkv_vectors, dqkv, k_at, step, from, step, q0, q1, shape);
-            transposed_times_rows::<W>(&slopes, qkv_vectors, dqkv, from, step, k_at, step, q0, q1, shape);
-            transposed_times_rows::<W>(&probabilities, dy_vectors, dqkv, from_dy, step_dy, v_at, step, q0, q1, shape);
+            times_rows::<W>(&slopes, one, qkv_vectors, dqkv, k_at, step, from, step, first, end, shape);
+            transposed_times_rows::<W>(
+                &slopes,
+                qkv_vectors,
+                dqkv,
+                from,
+                step,
+                k_at,
+                step,
+                first,
+                first + w,
+                shape,
+            );
+            transposed_times_rows::<W>(
+                &probabilities,
+                dy_vectors,
+                dqkv,
+                from_dy,
+                step_dy,
+                v_at,
+                step,
+                first,
+                first + w,
+                shape,
+            );
         }
     }
 }
@@ -449,8 +474,8 @@ fn forward_positions(
             sum += p;
             let mut kept = p;
             if comptime!(shape.dropout) {
-                let counter = (pair * shape.time + q) * shape.time + k;
-                kept *= dropout_factors::<Const<1>>(a, b, counter, threshold, keep).extract(0usize);
+                let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + k));
+                kept *= dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
             }
             for d in 0..width {
                 acc[d] = fma(kept, qkv[start + 2 * channels + k * row + d], acc[d]);
@@ -509,8 +534,8 @@ fn backward_positions(
             let p = f32::exp(dot_product(qkv, qkv, start + t * row, key_row, width) * scale - log_sum);
             let mut dp = dot_product(dy, qkv, out + t * channels, key_row + channels, width);
             if comptime!(shape.dropout) {
-                let counter = (pair * shape.time + t) * shape.time + k;
-                dp *= dropout_factors::<Const<1>>(a, b, counter, threshold, keep).extract(0usize);
+                let counters = Vector::new(u32::cast_from((pair * shape.time + t) * shape.time + k));
+                dp *= dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
             }
             let slope = p * (dp - delta) * scale;
             for d in 0..width {
@@ -531,8 +556,8 @@ fn backward_positions(
             let mut dp = dot_product(dy, qkv, out + q * channels, key_row + channels, width);
             let mut kept = p;
             if comptime!(shape.dropout) {
-                let counter = (pair * shape.time + q) * shape.time + t;
-                let factor = dropout_factors::<Const<1>>(a, b, counter, threshold, keep).extract(0usize);
+                let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + t));
+                let factor = dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
                 kept *= factor;
                 dp *= factor;
             }
@@ -562,11 +587,11 @@ struct Setting {
 impl Setting {
     fn new(l: &Launcher, attrs: &AttentionAttrs, tokens: usize, channels: usize) -> Self {
         let width = channels / attrs.heads;
-        let lanes = if l.is_cpu() { common_width(8, &[width]) } else { 1 };
+        let lanes = if l.is_cpu() { l.matrix_width(&[width]) } else { 1 };
         let rate = attrs.dropout.get();
         Self {
             lanes,
-            shape: Shape::new(attrs.time, width, lanes, rate > 0.0),
+            shape: Shape { time: attrs.time, width, dropout: rate > 0.0 },
             pairs: tokens / attrs.time * attrs.heads,
             scale: attrs.scale.get() as f32,
             threshold: dropout_threshold(rate),
@@ -674,7 +699,7 @@ pub(crate) fn backward(
                     t.bind(dy, w),
                     x,
                     t.bind(qkv, w),
-                    t.bind(y, w),
+                    t.bind(y, 1),
                     lse,
                     rng,
                     t.bind(dqkv, w),

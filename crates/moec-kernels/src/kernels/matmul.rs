@@ -4,11 +4,11 @@
 //! experts; with `a` as stored they cut the rows of the result, with `a` transposed (a weight gradient) they cut the
 //! summed axis and the result is one matrix per expert.
 //!
-//! CPU: every unit owns a range of column panels and of row tiles. A panel of `NV` vectors of `b` is packed (and
-//! transposed if need be) into a private array once per block of `KB` summed elements; a tile of `MR` rows by `NV`
-//! vectors of the result stays in registers while the block is summed. An element is summed by one unit in index order,
-//! through the register it is stored from and reloaded into, so its bits depend neither on the number of units nor on
-//! the size of a block. Extents are runtime values: a training step compiles three of these, whatever its shapes.
+//! CPU: every unit owns a range of column panels and of row tiles. A panel of a few vectors of `b` is packed (and
+//! transposed if need be) into a private array once per block of summed elements; a tile of the result, a few rows of a
+//! panel, stays in registers while the block is summed. An element is summed by one unit in index order, through the
+//! register it is stored from and reloaded into, so its bits depend neither on the number of units nor on the tiling.
+//! Extents are runtime values: a training step compiles a handful of these, whatever its shapes.
 //!
 //! Graphics devices: one unit per element of the result.
 
@@ -31,10 +31,19 @@ pub(crate) struct Tiling {
 }
 
 impl Tiling {
-    /// The tiling for this machine's vector registers.
-    fn of_this_cpu() -> Self {
-        let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-        Self { lanes: env("TW", 8), rows: env("TR", 6), vectors: env("TV", 2), block: env("TB", 512) }
+    /// The tiling for `m` rows and `n` columns on a machine with vector registers of that many lanes. The 16 registers
+    /// of AVX2 hold 6 by 2 accumulators, two vectors of `b` and a broadcast element of `a`; the 32 of AVX-512 twice
+    /// that, where four vectors of `b` make the packed panel 32 KiB with half the block.
+    fn new(lanes: usize, m: usize, n: usize) -> Self {
+        let (mut rows, vectors, block) = match lanes {
+            _ if n <= lanes => (12, 1, 512),
+            16 => (6, 4, 256),
+            _ => (6, 2, 512),
+        };
+        while rows > m {
+            rows /= 2;
+        }
+        Self { lanes, rows, vectors, block }
     }
 }
 
@@ -346,15 +355,12 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
     let (bias, offsets) = (p.bias.unwrap_or(b), p.offsets.unwrap_or(a));
     let (has_bias, grouped) = (usize::from(p.bias.is_some()), usize::from(p.offsets.is_some()));
     if l.is_cpu() {
-        let mut tiling = Tiling::of_this_cpu();
-        while tiling.rows > m {
-            tiling.rows /= 2;
-        }
-        let w = tiling.lanes;
+        let w = l.profile().matrix_width();
+        let tiling = Tiling::new(w, m, n);
         let aligned = if n % w == 0 { w } else { 1 };
         l.launch(
             1,
-            || format!("matmul {layout:?} w{w} aligned{aligned}"),
+            || format!("matmul {layout:?} {tiling:?} w{aligned}"),
             // SAFETY: columns and rows beyond the extents are neither read nor written, segments lie within `m` (or `k`).
             |t| unsafe {
                 let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), m.div_ceil(tiling.rows * experts.max(1)));
