@@ -18,7 +18,7 @@
 //! are printed only by [`print_with_origins`], so that a listing does not move with the text it came from. `//` starts
 //! a comment. The grammar is `grammar/ir.pest`.
 //!
-//! For every graph `g`, `parse(&print_with_origins(&g)) == Ok(g)`; for every text `s` that [`print`] made,
+//! For every graph `g`, `parse(&print_with_origins(&g)) == Ok(g)`; for every text `s` that [`print()`] made,
 //! `print(&parse(s)?) == s`.
 
 mod parse;

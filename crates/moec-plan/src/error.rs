@@ -63,6 +63,9 @@ pub enum PlanError {
         /// Those that exist.
         known: String,
     },
+    /// The verifier refuses the graph that was to be optimised.
+    #[error("the graph is not valid: {0}")]
+    InvalidGraph(String),
     /// A pass left a graph that the verifier refuses: a defect of this crate.
     #[error("pass `{pass}` broke the graph: {reason}")]
     BrokenGraph {

@@ -1,6 +1,33 @@
 //! Forward graph to executable plan: differentiate, optimise, schedule, place memory.
 //!
-//! The way of a training step is [`differentiate`], [`add_optimizer`], then a [`Backend`] prepares and runs the plan.
+//! The way of a training step:
+//!
+//! 1. [`differentiate`] appends the gradient of the objective, [`add_optimizer`] the update of every parameter;
+//! 2. [`optimize`] runs the passes of [`PASSES`];
+//! 3. [`plan()`] orders the nodes of all functions of a program and places every byte; [`memory_report`] says what it
+//!    needs beforehand;
+//! 4. a [`Backend`] prepares the [`Program`] and gives a [`Session`] that runs it. [`Interpreter`] is the one for
+//!    reference: it obeys the plan to the byte and computes in 64 bits.
+//!
+//! ```
+//! use moec_ir::{Builder, Tensor, TensorType};
+//! use moec_plan::{Backend, Interpreter, OptimizeOptions, Wrt, differentiate, optimize, plan};
+//!
+//! let mut b = Builder::new();
+//! let x = b.input("x", TensorType::f32([3]));
+//! let w = b.parameter("w", [3]);
+//! let product = b.mul(x, w);
+//! let loss = b.sum_all(product);
+//! b.output("loss", loss);
+//! let graph = differentiate(&b.finish()?, "loss", &Wrt::Parameters)?;
+//! let (graph, _) = optimize(&graph, &OptimizeOptions::default())?;
+//!
+//! let program = plan(&[("f".to_string(), &graph)])?;
+//! let mut session = Interpreter.prepare(&program)?;
+//! session.run("f", &[("x", &Tensor::floats([1.0, 2.0, 3.0]))])?;
+//! assert_eq!(session.output("f", "grad.w")?.to_f64(), [1.0, 2.0, 3.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod autodiff;
 mod backend;
@@ -10,6 +37,7 @@ mod memory;
 mod optimizer;
 mod passes;
 mod plan;
+mod plan_listing;
 mod planner;
 mod report;
 mod schedule;
@@ -21,5 +49,6 @@ pub use interp::Interpreter;
 pub use optimizer::{OptimizerConfig, add_optimizer};
 pub use passes::{OptimizeOptions, PASSES, Pass, PassReport, PassRun, optimize};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
+pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, StepListing, listing};
 pub use planner::plan;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport, memory_report};

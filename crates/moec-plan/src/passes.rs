@@ -11,7 +11,7 @@ mod fuse_elementwise;
 mod rebuild;
 
 use crate::error::PlanError;
-use moec_ir::{Graph, GraphError};
+use moec_ir::{Graph, GraphError, Stage, VerifyError, verify};
 use std::time::{Duration, Instant};
 
 /// A pass of the optimiser.
@@ -114,13 +114,17 @@ impl Rewrites {
 /// Inputs, parameters and states all stay, used or not: they are the interface of the function.
 ///
 /// # Errors
-/// When there is no pass to stop after of that name, or when verification finds that a pass broke the graph.
+/// When there is no pass to stop after of that name, or when verification finds that the graph given is not valid or
+/// that a pass broke it.
 pub fn optimize(graph: &Graph, options: &OptimizeOptions) -> Result<(Graph, PassReport), PlanError> {
     if let Some(name) = &options.after
         && !PASSES.iter().any(|p| p.name == name)
     {
         let known = PASSES.map(|p| p.name).join(", ");
         return Err(PlanError::NoPass { name: name.clone(), known });
+    }
+    if options.verify {
+        verify(graph, Stage::Optimized).map_err(|e| PlanError::InvalidGraph(first_violations(&e)))?;
     }
     let mut graph = graph.clone();
     let mut report = PassReport { nodes: graph.len(), passes: Vec::new() };
@@ -129,15 +133,20 @@ pub fn optimize(graph: &Graph, options: &OptimizeOptions) -> Result<(Graph, Pass
         let (start, before) = (Instant::now(), rewrites.done());
         graph = (pass.run)(&graph, &mut rewrites)
             .map_err(|e| PlanError::BrokenGraph { pass: pass.name, reason: e.to_string() })?;
-        report.passes.push(PassRun {
-            name: pass.name,
-            rewrites: rewrites.done() - before,
-            nodes: graph.len(),
-            time: start.elapsed(),
-        });
+        let time = start.elapsed();
+        if options.verify {
+            verify(&graph, Stage::Optimized)
+                .map_err(|errors| PlanError::BrokenGraph { pass: pass.name, reason: first_violations(&errors) })?;
+        }
+        report.passes.push(PassRun { name: pass.name, rewrites: rewrites.done() - before, nodes: graph.len(), time });
         if options.after.as_deref() == Some(pass.name) {
             break;
         }
     }
     Ok((graph, report))
+}
+
+fn first_violations(errors: &[VerifyError]) -> String {
+    let lines: Vec<String> = errors.iter().take(3).map(ToString::to_string).collect();
+    lines.join("; ")
 }

@@ -42,7 +42,8 @@ pub struct Buffer {
 pub struct Step {
     /// Name of the IR node.
     pub name: String,
-    /// What to do.
+    /// What to do. [`Op::Reshape`] means: copy the operand to the result. Results share no storage with operands, but
+    /// for [`Op::AdamW`], whose results are stored where its operands 0, 2 and 3 are.
     pub op: Op,
     /// Buffers that are read, in operand order.
     pub operands: Vec<BufferId>,
@@ -87,6 +88,17 @@ pub enum StateKind {
     Optimizer,
     /// Kept by a router: tables, balance biases.
     Router,
+}
+
+impl StateKind {
+    /// Name in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            StateKind::Parameter => "parameter",
+            StateKind::Optimizer => "optimizer",
+            StateKind::Router => "router",
+        }
+    }
 }
 
 /// A tensor that persists between runs and is shared by all plans of a program.

@@ -100,7 +100,11 @@ fn random_graph(seed: u64, size: usize) -> Graph {
                 };
                 b.reshape(x, to)
             }
-            11 => b.op(Op::Dropout { rate: 0.25.into(), key: d.below(3) as u32 }, &[x, rng]),
+            11 => {
+                // Equal draws may share a key; draws of different sizes may not.
+                let key = (b.ty(x).elements() * 3 + d.below(3)) as u32;
+                b.op(Op::Dropout { rate: 0.25.into(), key }, &[x, rng])
+            }
             12 if !shape.is_empty() => b.softmax(x),
             13 => b.op(Op::SumOfSquares, &[x, y]),
             14 => {
