@@ -72,13 +72,12 @@ fn transpose<W: Size>(
     first: usize,
     #[comptime] shape: Shape,
 ) {
-    for d in 0..shape.width {
-        let mut v = Vector::<f32, W>::empty();
-        #[unroll]
-        for lane in 0..W::value() {
-            v.insert(lane, rows[start + min(first + lane, shape.time - 1) * step + d]);
+    let out = out.with_vector_size_mut::<Const<1>>();
+    for lane in 0..W::value() {
+        let row = start + min(first + lane, shape.time - 1) * step;
+        for d in 0..shape.width {
+            out[d * W::value() + lane] = Vector::new(rows[row + d]);
         }
-        out[d] = v;
     }
 }
 
@@ -114,7 +113,7 @@ fn dot_products<W: Size>(
 #[cube]
 fn times_rows<W: Size>(
     scores: &Array<Vector<f32, W>>,
-    factors: Vector<f32, W>,
+    factors: &Array<Vector<f32, W>>,
     rows: &[Vector<f32, W>],
     out: &mut [Vector<f32, W>],
     rows_start: usize,
@@ -128,30 +127,28 @@ fn times_rows<W: Size>(
     let w = W::value();
     let tile = comptime!(tile_rows(w));
     let nv = comptime!(tile_vectors(shape.width, w));
+    let lanes = scores.with_vector_size::<Const<1>>();
     for panel in 0..comptime!(shape.width / w / nv) {
-        #[unroll]
-        for part in 0..comptime!(w / tile) {
+        for lane in range_stepped(0, w, tile) {
             let mut acc = Array::<Vector<f32, W>>::new(comptime!(tile * nv));
             for k in 0..end {
-                let s = scores[k];
                 #[unroll]
                 for j in 0..nv {
                     let row = rows[rows_start + k * rows_step + panel * nv + j];
                     #[unroll]
                     for i in 0..tile {
-                        let score = Vector::<f32, W>::new(s.extract(comptime!(part * tile + i)));
+                        let score = Vector::<f32, W>::new(lanes[k * w + lane + i].extract(0usize));
                         acc[i * nv + j] = fma(score, row, acc[i * nv + j]);
                     }
                 }
             }
             #[unroll]
             for i in 0..tile {
-                let lane = comptime!(part * tile + i);
-                if first + lane < shape.time {
-                    let factor = Vector::<f32, W>::new(factors.extract(lane));
+                if first + lane + i < shape.time {
+                    let factor = Vector::<f32, W>::new(factors.with_vector_size::<Const<1>>()[lane + i].extract(0usize));
                     #[unroll]
                     for j in 0..nv {
-                        out[out_start + (first + lane) * out_step + panel * nv + j] = acc[i * nv + j] * factor;
+                        out[out_start + (first + lane + i) * out_step + panel * nv + j] = acc[i * nv + j] * factor;
                     }
                 }
             }
@@ -177,6 +174,7 @@ fn transposed_times_rows<W: Size>(
     let w = W::value();
     let tile = comptime!(tile_rows(w));
     let nv = comptime!(tile_vectors(shape.width, w));
+    let lanes = scores.with_vector_size::<Const<1>>();
     for panel in 0..comptime!(shape.width / w / nv) {
         for k in range_stepped(0, end, tile) {
             let mut acc = Array::<Vector<f32, W>>::new(comptime!(tile * nv));
@@ -189,7 +187,6 @@ fn transposed_times_rows<W: Size>(
                     }
                 }
             }
-            #[unroll]
             for lane in 0..w {
                 let q = if comptime!(shape.time % w == 0) { first + lane } else { min(first + lane, shape.time - 1) };
                 #[unroll]
@@ -197,7 +194,7 @@ fn transposed_times_rows<W: Size>(
                     let row = rows[rows_start + q * rows_step + panel * nv + j];
                     #[unroll]
                     for i in 0..tile {
-                        let score = Vector::<f32, W>::new(scores[k + i].extract(lane));
+                        let score = Vector::<f32, W>::new(lanes[(k + i) * w + lane].extract(0usize));
                         acc[i * nv + j] = fma(score, row, acc[i * nv + j]);
                     }
                 }
@@ -241,6 +238,8 @@ fn forward_pairs<W: Size>(
     let mut scores = Array::<Vector<f32, W>>::new(comptime!(groups * w));
     let mut queries = Array::<Vector<f32, W>>::new(shape.width);
     let mut dots = Array::<Vector<f32, W>>::new(tile);
+    // One number per query of a group.
+    let mut statistic = Array::<Vector<f32, W>>::new(1usize);
     let mut a = Vector::<u32, W>::new(0u32);
     let mut b = Vector::<u32, W>::new(0u32);
     if comptime!(shape.dropout) {
@@ -283,17 +282,15 @@ fn forward_pairs<W: Size>(
                     scores[k] = p;
                 }
             }
-            let log_sum = highest + Vector::ln(sum);
-            #[unroll]
-            for lane in 0..w {
-                if first + lane < shape.time {
-                    lse[(token + first + lane) * heads + head] = log_sum.extract(lane);
-                }
+            statistic[0] = highest + Vector::ln(sum);
+            for lane in 0..end - first {
+                let log_sum = statistic.with_vector_size::<Const<1>>()[lane].extract(0usize);
+                lse[(token + first + lane) * heads + head] = log_sum;
             }
-            let inverse = Vector::new(1.0f32) / sum;
+            statistic[0] = Vector::new(1.0f32) / sum;
             let (from, step) = ((start + 2 * channels) / w, row / w);
             let (to, to_step) = ((token * channels + head * shape.width) / w, channels / w);
-            times_rows::<W>(&scores, inverse, qkv_vectors, y, from, step, to, to_step, first, end, shape);
+            times_rows::<W>(&scores, &statistic, qkv_vectors, y, from, step, to, to_step, first, end, shape);
         }
     }
 }
@@ -331,6 +328,8 @@ fn backward_pairs<W: Size>(
     let mut errors = Array::<Vector<f32, W>>::new(shape.width);
     let mut dots = Array::<Vector<f32, W>>::new(tile);
     let mut error_dots = Array::<Vector<f32, W>>::new(tile);
+    // One number per query of a group.
+    let mut statistic = Array::<Vector<f32, W>>::new(1usize);
     let mut a = Vector::<u32, W>::new(0u32);
     let mut b = Vector::<u32, W>::new(0u32);
     if comptime!(shape.dropout) {
@@ -354,11 +353,11 @@ fn backward_pairs<W: Size>(
                 delta = fma(queries[d], errors[d], delta);
             }
             transpose::<W>(qkv, &mut queries, start, row, first, shape);
-            let mut log_sum = Vector::<f32, W>::empty();
-            #[unroll]
             for lane in 0..w {
-                log_sum.insert(lane, lse[(token + min(first + lane, shape.time - 1)) * heads + head]);
+                let log_sum = lse[(token + min(first + lane, shape.time - 1)) * heads + head];
+                statistic.with_vector_size_mut::<Const<1>>()[lane] = Vector::new(log_sum);
             }
+            let log_sum = statistic[0];
             let counter = (query + Vector::new(u32::cast_from(pair * shape.time)))
                 * Vector::new(comptime!(shape.time as u32).runtime());
             // Number of keys that each query sees; none for a lane beyond the last query.
@@ -384,11 +383,11 @@ fn backward_pairs<W: Size>(
                     slopes[k + i] = p * (dp - delta) * Vector::new(scale);
                 }
             }
-            let one = Vector::<f32, W>::new(1.0);
+            statistic[0] = Vector::new(1.0);
             let (from, step) = (start / w, row / w);
             let (from_dy, step_dy) = (out / w, channels / w);
             let (k_at, v_at) = (from + channels / w, from + 2 * channels / w);
-            times_rows::<W>(&slopes, one, qkv_vectors, dqkv, k_at, step, from, step, first, end, shape);
+            times_rows::<W>(&slopes, &statistic, qkv_vectors, dqkv, k_at, step, from, step, first, end, shape);
             transposed_times_rows::<W>(
                 &slopes,
                 qkv_vectors,
