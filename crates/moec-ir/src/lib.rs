@@ -5,7 +5,7 @@
 //! optimiser's update.
 //!
 //! ```
-//! use moec_ir::{Builder, TensorType};
+//! use moec_ir::{Builder, Stage, TensorType, parse, print, verify};
 //! let mut b = Builder::new();
 //! let x = b.input("x", TensorType::f32([2, 3]));
 //! let w = b.parameter("w", [4, 3]);
@@ -13,9 +13,50 @@
 //! let p = b.softmax(y);
 //! b.output("p", p);
 //! let graph = b.finish()?;
+//!
 //! assert_eq!(graph.ty(p).to_string(), "f32[2, 4]");
+//! assert_eq!(verify(&graph, Stage::Forward), Ok(()));
+//! let text = "\
+//! graph {
+//!   %x = input : f32[2, 3]
+//!   %w = parameter : f32[4, 3]
+//!   %matmul = matmul(%x, %w) {transpose_b} : f32[2, 4]
+//!   %softmax = softmax(%matmul) : f32[2, 4]
+//!   output p = %softmax
+//! }
+//! ";
+//! assert_eq!(print(&graph), text);
+//! assert_eq!(parse(text), Ok(graph));
 //! # Ok::<(), moec_ir::GraphError>(())
 //! ```
+//!
+//! # What is where
+//!
+//! - [`Op`] is the closed set of operations; its variants document shapes and meaning. [`infer()`] gives result types.
+//! - [`Builder`] appends operations and reads like the mathematics; [`Graph`] is what it makes.
+//! - [`text`] prints and parses graphs, [`verify`](mod@verify) holds the contract that every graph keeps, stage by stage.
+//! - [`evaluate`] runs a graph in plain 64-bit Rust, slowly: the oracle for kernels and passes.
+//! - [`random`] is the counter-based generator that evaluator and kernels share word for word.
+//!
+//! # Families of operations
+//!
+//! | Family | Operations in the text form | From stage |
+//! |---|---|---|
+//! | structure | `input` `parameter` `state` `fill` `reshape` `broadcast` | forward |
+//! | elementwise | [`Unary`], [`Binary`], `select` | forward |
+//! | fused elementwise | `fused` (see [`FusedProgram`]) | optimized |
+//! | reduction | `sum`; `sum_of_squares` for clipping | forward; training |
+//! | linear | `matmul` `grouped_matmul` `grouped_sum`; `grouped_matmul_weight_grad` | forward; training |
+//! | norm | `layer_norm` `rms_norm`; `layer_norm_grad` `rms_norm_grad` | forward; training |
+//! | softmax | `softmax` `log_sum_exp`; `softmax_grad` | forward; training |
+//! | attention | `attention` `rotary`; `attention_grad` `rotary {inverse}` | forward; training |
+//! | embedding and loss | `embed` `cross_entropy`; `embed_grad` `cross_entropy_grad` | forward; training |
+//! | random | `random_normal` `random_uniform` `dropout` | forward |
+//! | selection | `top_k` `gather_last` `scatter_last` `count` `limit_capacity` | forward |
+//! | dispatch and combine | `sort_by_expert` `dispatch` `combine`; `combine_weight_grad` | forward; training |
+//! | optimiser | `adamw` | training |
+//!
+//! Gradients of the operations that have none of their own are written with the others.
 
 mod build;
 mod eval;

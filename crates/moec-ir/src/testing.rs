@@ -535,7 +535,7 @@ impl Growth {
             objective = self.b.add(objective, weighted);
         }
         self.b.output("objective", objective);
-        if random::bits(keys, 5) % 2 == 0 {
+        if random::bits(keys, 5) & 1 == 0 {
             let state = self.b.state("s", TensorType::f32([]));
             let decayed = self.b.scale(state, 0.9);
             let next = self.b.add(decayed, objective);
