@@ -79,7 +79,7 @@ impl<'a> Executable<'a> {
                 return Err(ExecutableError::UnknownInput { function, input: input.name.clone() });
             }
             let tokens = tokens_of(plan);
-            if context == 0 || tokens == 0 || tokens % context != 0 {
+            if context == 0 || tokens == 0 || !tokens.is_multiple_of(context) {
                 return Err(ExecutableError::Tokens { function, tokens, context });
             }
         }
@@ -187,7 +187,7 @@ impl<'a> Executable<'a> {
         self.run(LOGITS, &windows, Settings { rng, ..Settings::default() })?;
         let logits = self.output(LOGITS, "logits")?;
         let vocab = logits.len() / self.context;
-        if vocab == 0 || logits.len() % self.context != 0 {
+        if vocab == 0 || !logits.len().is_multiple_of(self.context) {
             return Err(ExecutableError::Output { function: LOGITS.to_string(), output: "logits".to_string() });
         }
         Ok((logits, vocab))
