@@ -9,7 +9,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
-use cubecl::prelude::*;
 use moec_ir::{DType, Data, Tensor, TensorType, infer};
 use moec_plan::{ALIGNMENT, Backend, BackendError, Plan, Program, Session, Storage};
 
@@ -370,7 +369,7 @@ impl Session for CubeSession {
 
 /// Bytes that this process can still get: what the kernel calls available, or what is left of the control group's
 /// limit. `None` where the operating system does not say.
-fn available_memory() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
     let meminfo = read("/proc/meminfo")?;

@@ -1,8 +1,17 @@
 //! CubeCL kernels and the backend that launches a plan with them.
+//!
+//! [`CubeBackend`] is a [`moec_plan::Backend`]: it prepares a program on the CPU or on whatever wgpu reaches, with the
+//! same kernels. Which kernels a plan would launch is known without a device: [`kernel_names`].
 
+mod backend;
 mod device;
+mod dispatch;
+mod kernels;
+mod launch;
 #[cfg(test)]
-mod smoke;
+mod tests;
 
+pub use backend::{CubeBackend, Device, available_memory, kernel_names};
 #[cfg(feature = "wgpu")]
 pub use device::{WgpuUnavailable, open_wgpu, wgpu_available};
+pub use launch::DeviceProfile;

@@ -705,7 +705,7 @@ Right:
     // The training recipe and overrides.
     UnknownSetting = "E0601", "there is no setting of this name", r#"
 The settings of `train` are `data`, `split`, `batch`, `steps`, `seed`, `optimizer`, `schedule`, `clip`, `init`,
-`evaluate` and `checkpoint`.
+`evaluate`, `checkpoint` and `log`.
 
 Wrong:
 
@@ -823,8 +823,8 @@ Right:
 "#;
     // Resources.
     ModelTooLarge = "E0701", "the model is too large to build", r#"
-The number of parameters or the size of one tensor exceeds what can be addressed. The message gives the number and
-the layer that contributes most.
+Parameters, optimizer, activations and gradients need more memory than the device has, or a size exceeds what can be
+addressed. Nothing has been allocated. The message gives the sum and names the largest tensors.
 
 Wrong:
 
@@ -833,6 +833,18 @@ Wrong:
 Right:
 
     embed(width: 1024)
+"#;
+    CannotBuild = "E0702", "the model does not fit together when it is built", r#"
+The file is sound, but a routing strategy or a loss from outside built operations whose shapes do not fit, or returned
+something else than it declares. The message names the operation. It is a fault of that plugin, not of the file.
+
+Wrong, in a plugin:
+
+    b.linear(x, weight, None)    // x is [N, 128], the weight [8, 64]
+
+Right:
+
+    b.linear(x, weight, None)    // x is [N, 128], the weight [8, 128]
 "#;
     // Warnings.
     UnusedLet = "W0201", "a binding is never used", r#"

@@ -1,0 +1,405 @@
+//! `moec compile`: sizes, layers, kernels and memory on one screen, or any stage of the compilation as text.
+
+use crate::args::{CompileArgs, DeviceName, Emit};
+use crate::console::Console;
+use crate::exit::{Exit, Failure};
+use crate::pipeline::{self, Checked, CompileOptions, Compiled, Function};
+use crate::units::{bytes, grouped, scaled};
+use crate::{resolved, sources};
+use moec_ir::{Graph, Op};
+use moec_kernels::DeviceProfile;
+use moec_model::{LayerInfo, NoisePolicy, Registry, Vocab};
+use moec_plan::{MemoryReport, OptimizeOptions, PASSES, memory_report};
+use moec_syntax::{SourceFile, did_you_mean};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the file is wrong, the model needs more memory than the device has, or the output cannot be written.
+pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    let source = sources::read(&args.spec.spec)?;
+    if args.emit == Some(Emit::Ast) {
+        let file = moec_syntax::parse(&source).map_err(|d| of_source(&source, d))?;
+        return deliver(args, console, &format!("{file:#?}\n"));
+    }
+    let checked = pipeline::check(&source, registry, args.spec.model.as_deref(), &args.spec.set)
+        .map_err(|d| of_source(&source, d))?;
+    console.diagnostics(&source, &checked.warnings, args.spec.message_format);
+    let vocab = match checked.model.vocab {
+        Vocab::Characters => args.vocab,
+        Vocab::Size(n) => n,
+    };
+    let function = Function::from_name(&args.function).ok_or_else(|| {
+        let names = Function::ALL.map(Function::name);
+        Failure::new(Exit::Usage, format!("there is no function {}", args.function))
+            .help(format!("the functions are {}", names.join(", ")))
+    })?;
+    match args.emit {
+        Some(Emit::Model) => return deliver(args, console, &resolved::yaml(&checked.model, &checked.recipe)),
+        Some(emit @ (Emit::Ir | Emit::Dot)) => {
+            let graph = graph_after(args, &checked, &source, vocab, function)?;
+            let text = if emit == Emit::Ir { moec_ir::print(&graph) } else { dot(&graph) };
+            return deliver(args, console, &text);
+        }
+        Some(Emit::Ast | Emit::Plan) | None => {}
+    }
+    let options = CompileOptions { max_rewrites: args.opt_steps, noise: NoisePolicy::Generated };
+    let compiled = pipeline::compile(&checked.model, &checked.recipe, vocab, &options)
+        .map_err(|e| e.into_failure(&source))?;
+    if args.time_passes {
+        report_times(&compiled, console);
+    }
+    if args.emit == Some(Emit::Plan) {
+        let mut listing = moec_plan::listing(&compiled.program);
+        listing.plans.retain(|p| p.function == function.name());
+        let yaml = serde_yaml::to_string(&listing);
+        let yaml = yaml.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the plan: {e}")))?;
+        return deliver(args, console, &yaml);
+    }
+    let functions: Vec<(String, &Graph)> =
+        compiled.graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
+    let memory = memory_report(&functions).map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
+    require_memory(&memory, args.device, &source)?;
+    let text = if args.json {
+        format!("{:#}\n", as_json(&checked, &compiled, &memory, vocab))
+    } else {
+        screen(&source, &checked, &compiled, &memory, vocab)?
+    };
+    deliver(args, console, &text)
+}
+
+fn of_source(source: &SourceFile, diagnostics: Vec<moec_syntax::Diagnostic>) -> Failure {
+    Failure::Source { source: source.clone(), diagnostics, exit: Exit::Usage }
+}
+
+/// To the file that `-o` names, or to standard output.
+fn deliver(args: &CompileArgs, console: &Console, text: &str) -> Result<Exit, Failure> {
+    match &args.output {
+        None => console.write(text)?,
+        Some(path) => std::fs::write(path, text).map_err(|e| Failure::file("write", path, &e))?,
+    }
+    Ok(Exit::Success)
+}
+
+/// The graph of a function after a pass; after all of them by default.
+fn graph_after(
+    args: &CompileArgs,
+    checked: &Checked,
+    source: &SourceFile,
+    vocab: usize,
+    function: Function,
+) -> Result<Graph, Failure> {
+    let failed = |e: pipeline::CompileError| e.into_failure(source);
+    let (model, recipe) = (&checked.model, &checked.recipe);
+    let lowered = pipeline::lower(model, recipe, vocab, function, NoisePolicy::Generated);
+    let lowered = lowered.map_err(|e| failed(e.into()))?;
+    let after = args.after.as_deref();
+    if after == Some("lower") {
+        return Ok(lowered.graph);
+    }
+    let completed = pipeline::complete(&lowered.graph, recipe, function).map_err(failed)?;
+    if after == Some("differentiate") {
+        return Ok(completed);
+    }
+    let names: Vec<&str> = ["lower", "differentiate"].into_iter().chain(PASSES.iter().map(|p| p.name)).collect();
+    if let Some(name) = after
+        && !names.contains(&name)
+    {
+        let failure = Failure::new(Exit::Usage, format!("there is no pass {name}"));
+        let failure = match did_you_mean(name, names.iter().copied()) {
+            Some(near) => failure.help(format!("did you mean {near}?")),
+            None => failure,
+        };
+        return Err(failure.help(format!("the passes are {}", names.join(", "))));
+    }
+    let options = OptimizeOptions {
+        after: args.after.clone(),
+        max_rewrites: args.opt_steps,
+        ..OptimizeOptions::default()
+    };
+    let optimized = moec_plan::optimize(&completed, &options).map_err(|e| failed(e.into()))?;
+    Ok(optimized.0)
+}
+
+/// Refuses a model that the device cannot hold, naming the largest tensors where they come from.
+///
+/// # Errors
+/// When the program needs more than the device has.
+pub fn require_memory(memory: &MemoryReport, device: DeviceName, source: &SourceFile) -> Result<(), Failure> {
+    let available = match device {
+        DeviceName::Cpu | DeviceName::Interpreter => moec_kernels::available_memory(),
+        DeviceName::Wgpu => None,
+    };
+    let needed = memory.total_bytes();
+    match available {
+        Some(available) if needed > available => Err(too_large(memory, needed, available, device, source)),
+        _ => Ok(()),
+    }
+}
+
+fn too_large(
+    memory: &MemoryReport,
+    needed: u64,
+    available: u64,
+    device: DeviceName,
+    source: &SourceFile,
+) -> Failure {
+    let message = format!(
+        "the model needs {} of memory, but {} has {} available",
+        bytes(needed),
+        device.as_str(),
+        bytes(available)
+    );
+    let mut diagnostic = moec_syntax::Diagnostic::new(moec_syntax::Code::ModelTooLarge, message);
+    let largest = memory.largest.iter().take(5);
+    for (i, tensor) in largest.clone().enumerate() {
+        diagnostic = diagnostic.note(format!("{} {} takes {}", tensor.name, tensor.ty, bytes(tensor.bytes)));
+        if i == 0
+            && let Some(origin) = tensor.origin
+        {
+            let span = moec_syntax::Span::new(origin.start, origin.end);
+            diagnostic = diagnostic.primary(span, "the largest tensor belongs to this");
+        }
+    }
+    diagnostic = diagnostic.help("reduce the width, the number of experts or layers, or the batch");
+    Failure::Source { source: source.clone(), diagnostics: vec![diagnostic], exit: Exit::Device }
+}
+
+fn report_times(compiled: &Compiled, console: &Console) {
+    for (stage, time) in &compiled.times {
+        console.note(format!("{stage:<16} {:>8.2} ms", time.as_secs_f64() * 1e3));
+    }
+    for (function, report) in &compiled.reports {
+        for pass in &report.passes {
+            console.note(format!(
+                "  {:<12} {:<16} {:>8.2} ms  {:>5} rewrites  {:>5} nodes",
+                function.name(),
+                pass.name,
+                pass.time.as_secs_f64() * 1e3,
+                pass.rewrites,
+                pass.nodes
+            ));
+        }
+    }
+}
+
+/// Rows of the layer table: the iterations of a `repeat` that are alike share a row.
+struct Row {
+    path: String,
+    times: usize,
+    info: LayerInfo,
+}
+
+fn rows(layers: &[LayerInfo]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for info in layers {
+        let generic = generic_path(&info.path);
+        let same = |r: &&mut Row| {
+            r.path == generic
+                && (r.info.parameters, r.info.active, r.info.flops) == (info.parameters, info.active, info.flops)
+        };
+        match rows.iter_mut().find(same) {
+            Some(row) => row.times += 1,
+            None => rows.push(Row { path: generic, times: 1, info: info.clone() }),
+        }
+    }
+    rows
+}
+
+/// `blocks.3.moe` as `blocks.*.moe`.
+fn generic_path(path: &str) -> String {
+    let parts: Vec<&str> =
+        path.split('.').map(|p| if p.bytes().all(|b| b.is_ascii_digit()) { "*" } else { p }).collect();
+    parts.join(".")
+}
+
+struct Totals {
+    parameters: u64,
+    active: u64,
+    forward: u64,
+    backward: u64,
+    tokens: u64,
+}
+
+fn totals(checked: &Checked, compiled: &Compiled) -> Totals {
+    let forward = compiled.lowered.layers.iter().map(|l| l.flops as u64).fold(0, u64::saturating_add);
+    Totals {
+        parameters: compiled.lowered.parameter_count() as u64,
+        active: compiled.lowered.active_parameter_count() as u64,
+        forward,
+        // Each product has two gradients of its own size.
+        backward: forward.saturating_mul(2),
+        tokens: (checked.recipe.batch as u64).saturating_mul(checked.model.context as u64),
+    }
+}
+
+/// Launches and distinct kernels of a function.
+fn kernels(compiled: &Compiled, function: Function) -> Result<(usize, usize), Failure> {
+    let names = moec_kernels::kernel_names(&compiled.program, function.name(), &DeviceProfile::this_cpu())?;
+    let launches = names.iter().map(Vec::len).sum();
+    let distinct: BTreeSet<&String> = names.iter().flatten().collect();
+    Ok((launches, distinct.len()))
+}
+
+fn screen(
+    source: &SourceFile,
+    checked: &Checked,
+    compiled: &Compiled,
+    memory: &MemoryReport,
+    vocab: usize,
+) -> Result<String, Failure> {
+    let (model, recipe) = (&checked.model, &checked.recipe);
+    let t = totals(checked, compiled);
+    let mut s = String::new();
+    let mut line = |text: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(s, "{text}");
+    };
+    line(format!("{} ({})", model.name, source.name()));
+    line(format!("  {} parameters, {} active per token", grouped(t.parameters), grouped(t.active)));
+    line(format!(
+        "  {}FLOP per token forward, {}FLOP backward; {}FLOP per step of {} x {} tokens",
+        with_space(t.forward as f64),
+        with_space(t.backward as f64),
+        with_space((t.forward + t.backward).saturating_mul(t.tokens) as f64),
+        recipe.batch,
+        model.context
+    ));
+    line(format!("  vocabulary {vocab}; {}", model.causality));
+    line(String::new());
+    line(format!("  {:<34} {:>12} {:>12} {:>14}", "layer", "parameters", "active", "FLOP per token"));
+    for row in rows(&compiled.lowered.layers) {
+        let times = if row.times > 1 { format!(" x {}", row.times) } else { String::new() };
+        line(format!(
+            "  {:<34} {:>12} {:>12} {:>14}",
+            format!("{}{times}", row.path),
+            grouped((row.info.parameters * row.times) as u64),
+            grouped((row.info.active * row.times) as u64),
+            grouped((row.info.flops * row.times) as u64)
+        ));
+    }
+    for moe in distinct_moe(compiled) {
+        line(format!("  {moe}"));
+    }
+    line(String::new());
+    for (function, graph) in &compiled.graphs {
+        let (launches, distinct) = kernels(compiled, *function)?;
+        line(format!(
+            "  {:<11} {:>4} nodes, {:>4} launches of {:>3} kernels",
+            function.name(),
+            graph.len(),
+            launches,
+            distinct
+        ));
+    }
+    line(String::new());
+    line(format!(
+        "  memory      {} planned: parameters {}, optimizer {}{}, largest arena {}",
+        bytes(memory.total_bytes()),
+        bytes(memory.parameter_bytes),
+        bytes(memory.optimizer_bytes),
+        if memory.router_bytes > 0 { format!(", routers {}", bytes(memory.router_bytes)) } else { String::new() },
+        bytes(memory.functions.iter().map(|f| f.arena_bytes).max().unwrap_or(0))
+    ));
+    for f in &memory.functions {
+        line(format!(
+            "  {:<11} peak {}: activations {}, gradients {}, temporaries {}, inputs and outputs {}",
+            f.name,
+            bytes(f.peak_bytes),
+            bytes(f.activation_bytes),
+            bytes(f.gradient_bytes),
+            bytes(f.temporary_bytes),
+            bytes(f.input_output_bytes)
+        ));
+    }
+    Ok(s)
+}
+
+/// `5.26 M`, with a blank before the unit also where there is no prefix.
+fn with_space(n: f64) -> String {
+    let text = scaled(n);
+    if text.contains(' ') { text } else { text + " " }
+}
+
+/// One line per kind of mixture layer.
+fn distinct_moe(compiled: &Compiled) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for moe in &compiled.lowered.moe_layers {
+        let capacity = moe.capacity.map_or("every token kept".to_string(), |p| format!("capacity {p} tokens"));
+        let shared = if moe.shared > 0 { format!(" + {} shared", moe.shared) } else { String::new() };
+        let losses: Vec<String> = moe.losses.iter().map(|(name, weight)| format!("{name} x {weight}")).collect();
+        let losses = if losses.is_empty() { "no balance loss".to_string() } else { losses.join(", ") };
+        let line = format!(
+            "{}: {} of {} experts{shared} by {}; {capacity}; {losses}",
+            generic_path(&moe.path),
+            moe.experts_per_token,
+            moe.experts,
+            moe.strategy
+        );
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+fn as_json(checked: &Checked, compiled: &Compiled, memory: &MemoryReport, vocab: usize) -> Value {
+    let t = totals(checked, compiled);
+    let layers: Vec<Value> = compiled
+        .lowered
+        .layers
+        .iter()
+        .map(|l| json!({ "path": l.path, "kind": l.kind, "parameters": l.parameters, "active": l.active, "flops": l.flops }))
+        .collect();
+    let functions: Vec<Value> = compiled
+        .graphs
+        .iter()
+        .map(|(function, graph)| {
+            let (launches, distinct) = kernels(compiled, *function).unwrap_or_default();
+            json!({ "name": function.name(), "nodes": graph.len(), "launches": launches, "kernels": distinct })
+        })
+        .collect();
+    json!({
+        "schema": "moec.compile/1",
+        "model": checked.model.name,
+        "vocab": vocab,
+        "causality": checked.model.causality.to_string(),
+        "parameters": t.parameters,
+        "active_parameters": t.active,
+        "forward_flops_per_token": t.forward,
+        "backward_flops_per_token": t.backward,
+        "tokens_per_step": t.tokens,
+        "layers": layers,
+        "functions": functions,
+        "memory": {
+            "total_bytes": memory.total_bytes(),
+            "parameter_bytes": memory.parameter_bytes,
+            "optimizer_bytes": memory.optimizer_bytes,
+            "router_bytes": memory.router_bytes,
+            "functions": memory.functions,
+        },
+    })
+}
+
+/// The graph for Graphviz: one box per node, edges labelled with the type of what flows.
+fn dot(graph: &Graph) -> String {
+    let mut s = String::from("digraph moec {\n  rankdir=TB;\n  node [shape=box, fontname=\"monospace\"];\n");
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let shape = match &node.op {
+            Op::Input { .. } => ", style=rounded",
+            Op::Parameter { .. } | Op::State { .. } => ", style=filled",
+            _ => "",
+        };
+        let _ = writeln!(s, "  n{} [label=\"{}\\n{}\"{shape}];", id.index(), node.name, node.op.mnemonic());
+        for operand in graph.operands(id) {
+            let ty = graph.ty(operand);
+            let _ = writeln!(s, "  n{} -> n{} [label=\"{ty}\"];", operand.node.index(), id.index());
+        }
+    }
+    s.push_str("}\n");
+    s
+}

@@ -1,0 +1,67 @@
+//! `moec eval`: mean cross-entropy of a trained model on a text.
+
+use crate::args::{EvalArgs, SplitName};
+use crate::console::Console;
+use crate::exit::{Exit, Failure};
+use crate::prepared::{self, Run};
+use crate::units::grouped;
+use moec_model::Registry;
+use moec_runtime::{Dataset, EvaluateError, Split};
+use serde_json::json;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the run or the data is wrong, or the device fails.
+pub fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    let run = Run::open(&args.run, registry, args.device)?;
+    let data = args.data.as_deref().unwrap_or(&run.request.data);
+    let corpus = prepared::corpus(data)?;
+    let recipe = &run.spec.checked.recipe;
+    let (split, fraction, name) = match args.split {
+        SplitName::Train => (Split::Train, recipe.split, "train"),
+        SplitName::Val => (Split::Validation, recipe.split, "val"),
+        SplitName::All => (Split::Train, 1.0, "all"),
+    };
+    let dataset = Dataset::new(&corpus, run.vocab.clone(), fraction)?;
+    let loss = run.on_device(args.device, |executable| {
+        let mut told = 0;
+        let mut progress = |done: usize, all: usize| {
+            // A line for every tenth part of a long evaluation.
+            if all >= 1000 && done * 10 / all > told {
+                told = done * 10 / all;
+                console.note(format!("{} of {} windows", grouped(done as u64), grouped(all as u64)));
+            }
+        };
+        moec_runtime::evaluate_split(executable, &dataset, split, recipe.seed, &mut progress).map_err(|e| match e {
+            EvaluateError::Data(e) => e.into(),
+            EvaluateError::Executable(e) => e.into(),
+        })
+    })?;
+    let bits = loss.loss_nats / std::f64::consts::LN_2;
+    if args.json {
+        console.json(&json!({
+            "schema": "moec.eval/1",
+            "run": run.root.display().to_string(),
+            "step": run.checkpoint.manifest.step,
+            "data": corpus.name(),
+            "split": name,
+            "loss_nats": loss.loss_nats,
+            "bits_per_character": bits,
+            "perplexity": loss.loss_nats.exp(),
+            "windows": loss.windows,
+            "characters": loss.characters,
+            "left_over_characters": loss.left_over,
+        }))?;
+    } else {
+        console.out(format!(
+            "loss {:.4} nats ({bits:.4} bits per character, perplexity {:.3}) over {} characters of {} ({name}), step {}",
+            loss.loss_nats,
+            loss.loss_nats.exp(),
+            grouped(loss.characters as u64),
+            corpus.name(),
+            run.checkpoint.manifest.step
+        ))?;
+    }
+    Ok(Exit::Success)
+}

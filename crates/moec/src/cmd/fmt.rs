@@ -1,0 +1,61 @@
+//! `moec fmt`: files in the one canonical layout.
+
+use crate::args::FmtArgs;
+use crate::console::Console;
+use crate::exit::{Exit, Failure};
+use crate::sources;
+use moec_syntax::SourceFile;
+use std::io::Read;
+use std::path::Path;
+
+/// Runs the command. A file that cannot be parsed is left as it is.
+///
+/// # Errors
+/// When a file cannot be read, parsed or written.
+pub fn run(args: &FmtArgs, console: &Console) -> Result<Exit, Failure> {
+    let mut exit = Exit::Success;
+    for path in &args.files {
+        let from_stdin = path == Path::new("-");
+        let source = if from_stdin { standard_input()? } else { sources::read(path)? };
+        let formatted = moec_syntax::format(&source).map_err(|diagnostics| Failure::Source {
+            source: source.clone(),
+            diagnostics,
+            exit: Exit::Usage,
+        })?;
+        let changed = formatted != source.text();
+        if args.check {
+            if changed {
+                console.note(format!("{} is not in canonical layout", source.name()));
+                exit = Exit::Failure;
+            }
+        } else if from_stdin {
+            console.write(&formatted)?;
+        } else if changed {
+            write(path, &formatted)?;
+            console.note(format!("formatted {}", path.display()));
+        }
+    }
+    Ok(exit)
+}
+
+/// Replaces the file in one go, so that an interrupted write leaves the old text. A link keeps pointing to its file.
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let failed = |e: &std::io::Error| Failure::file("write", path, e);
+    let target = path.canonicalize().map_err(|e| failed(&e))?;
+    let folder = target.parent().unwrap_or(Path::new("."));
+    let permissions = std::fs::metadata(&target).map_err(|e| failed(&e))?.permissions();
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| failed(&e))?;
+    std::io::Write::write_all(&mut file, text.as_bytes()).map_err(|e| failed(&e))?;
+    file.as_file().set_permissions(permissions).map_err(|e| failed(&e))?;
+    file.as_file().sync_all().map_err(|e| failed(&e))?;
+    file.persist(&target).map_err(|e| failed(&e.error))?;
+    Ok(())
+}
+
+fn standard_input() -> Result<SourceFile, Failure> {
+    let mut bytes = Vec::new();
+    let limit = moec_syntax::MAX_SOURCE_BYTES as u64 + 1;
+    let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
+    read.map_err(|e| Failure::file("read", Path::new("standard input"), &e))?;
+    sources::from_bytes("<stdin>", &bytes)
+}

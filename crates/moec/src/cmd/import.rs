@@ -1,0 +1,42 @@
+//! `moec import`: a run from a makeMoE state dictionary.
+
+use crate::args::{DeviceName, ImportArgs};
+use crate::console::Console;
+use crate::exit::{Exit, Failure};
+use crate::prepared::{self, Request, Spec};
+use moec_model::Registry;
+use moec_runtime::{Identity, RunFolder, RunTexts};
+
+/// Runs the command: the run begins at step 0 with the imported parameters, ready to be sampled, evaluated or trained
+/// further.
+///
+/// # Errors
+/// When the file, the spec, the data or the run folder is wrong.
+pub fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    let spec = Spec::read(&args.spec, registry, args.model.as_deref(), &args.set)?;
+    let corpus = prepared::corpus(&args.data)?;
+    let vocab = corpus.vocab()?;
+    let compiled = spec.compile(&vocab, DeviceName::Cpu)?;
+    let theirs = moec_runtime::read_tensors(&args.file)?;
+    let program = &compiled.program;
+    let heads = moec_runtime::attention_heads(program);
+    let mut tensors = moec_runtime::import_makemoe(&theirs, &program.states, heads)?;
+    let seed = spec.checked.recipe.seed;
+    for (name, tensor) in moec_runtime::initial_tensors(seed, &program.states, &[], &compiled.lowered.states) {
+        tensors.entry(name).or_insert(tensor);
+    }
+    let request = Request { model: args.model.clone(), set: args.set.clone(), data: args.data.clone() };
+    let resolved = prepared::resolved_text(&request, &spec.checked)?;
+    let folder =
+        RunFolder::create(&args.out, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: "" })?;
+    let identity = Identity {
+        seed,
+        context: spec.checked.model.context,
+        vocab,
+        spec_sha256: folder.spec_sha256().to_string(),
+        data_sha256: corpus.sha256().to_string(),
+    };
+    let path = folder.save_checkpoint(0, &identity, &program.states, &tensors)?;
+    console.note(format!("imported {} tensors into {}", theirs.len(), path.display()));
+    Ok(Exit::Success)
+}

@@ -1,0 +1,11 @@
+//! One file per command.
+
+pub mod check;
+pub mod compile;
+pub mod eval;
+pub mod explain;
+pub mod export;
+pub mod fmt;
+pub mod import;
+pub mod sample;
+pub mod train;

@@ -1,0 +1,265 @@
+//! `moec train`: trains a model into a run folder, and shows a sample at the end.
+
+use crate::args::{DeviceName, TrainArgs};
+use crate::console::Console;
+use crate::exit::{Exit, Failure};
+use crate::pipeline::Compiled;
+use crate::prepared::{self, Request, Spec};
+use crate::progress::Progress;
+use crate::units::{bytes, grouped};
+use crate::{devices, sources};
+use moec_model::{Recipe, Registry, Schedule as RecipeSchedule};
+use moec_runtime::{
+    Corpus, Dataset, Decay, Executable, Outcome, RunFolder, RunTexts, SampleConfig, Schedule, Split, Summary,
+    TrainConfig,
+};
+use moec_syntax::SourceFile;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Runs the command.
+///
+/// # Errors
+/// When the spec, the data, the run folder, the device or the training itself fails.
+pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    let (source, request, root) = if args.resume { resumed(args)? } else { begun(args)? };
+    let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
+    console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
+    let request = Request {
+        data: if request.data.is_empty() { spec.data(&args.spec.spec) } else { request.data },
+        ..request
+    };
+
+    let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
+    let corpus = prepared::corpus(&request.data)?;
+    let dataset = Dataset::new(&corpus, corpus.vocab()?, recipe.split)?;
+    for split in [Split::Train, Split::Validation] {
+        dataset.windows(split, model.context)?;
+    }
+    let compiled = spec.compile(dataset.vocab(), args.device)?;
+    let root = root.unwrap_or_else(|| free_folder(&model.name));
+    introduce(&spec, &compiled, &corpus, &dataset, args.device, &root, console);
+
+    let backend = devices::open(args.device)?;
+    let mut session = backend.prepare(&compiled.program)?;
+    let mut executable = Executable::new(&compiled.program, &mut *session, model.context)?;
+    let config = config(recipe);
+    let folder = if args.resume {
+        RunFolder::open(&root)?
+    } else {
+        let plan = plan_text(&compiled)?;
+        let resolved = prepared::resolved_text(&request, &spec.checked)?;
+        RunFolder::create(&root, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: &plan })?
+    };
+    let checkpoint = match args.resume {
+        true => moec_runtime::resume(&mut executable, &dataset, &folder, &config)?,
+        false => None,
+    };
+    let start = match checkpoint {
+        Some(step) => step,
+        None => {
+            let lowered = &compiled.lowered;
+            moec_runtime::initialise(&mut executable, config.seed, &lowered.parameters, &lowered.states)?;
+            0
+        }
+    };
+    if start >= config.steps {
+        console.note(format!("{} has made its {} steps; --steps N continues further", root.display(), start));
+        return Ok(Exit::Success);
+    }
+
+    let signals = Signals::listen()?;
+    let mut progress = Progress::new(*console);
+    let summary =
+        moec_runtime::train(&mut executable, &dataset, &folder, &config, start, &signals.stop, &mut progress)?;
+    if summary.outcome == Outcome::Interrupted {
+        console.note(format!("interrupted and saved; continue with: {}", resume_command(args, &root)));
+        return Ok(signals.exit());
+    }
+    conclude(args, &root, &dataset, &folder, &summary, &mut executable, console)?;
+    Ok(Exit::Success)
+}
+
+/// The spec and the request of a new run.
+fn begun(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Failure> {
+    let mut set = args.spec.set.clone();
+    set.extend(args.steps.map(|n| format!("train.steps={n}")));
+    set.extend(args.seed.map(|n| format!("train.seed={n}")));
+    let request = Request { model: args.spec.model.clone(), set, data: args.data.clone().unwrap_or_default() };
+    Ok((sources::read(&args.spec.spec)?, request, args.out.clone()))
+}
+
+/// The spec and the request of the run that is continued. Only the number of steps may change.
+fn resumed(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Failure> {
+    // clap has made sure that --out is there.
+    let root = args.out.clone().unwrap_or_default();
+    let mut request = prepared::read_request(&root)?;
+    let text = moec_runtime::read_spec(&root)?;
+    let given = sources::read(&args.spec.spec)?;
+    if given.text() != text {
+        let message = format!("{} is not the spec that {} was begun with", given.name(), root.display());
+        let kept = root.join("spec.moe").display().to_string();
+        return Err(Failure::new(Exit::Usage, message).help(format!("continue with {kept}, or start another run")));
+    }
+    let changed = |what: &str| {
+        Failure::new(Exit::Usage, format!("a run keeps the {what} that it was begun with"))
+            .help("only --steps can change; start another run with --out FOLDER")
+    };
+    if args.spec.set.iter().any(|s| !request.set.contains(s)) {
+        return Err(changed("overrides"));
+    }
+    if args.seed.is_some_and(|n| !request.set.contains(&format!("train.seed={n}"))) {
+        return Err(changed("seed"));
+    }
+    if args.data.as_ref().is_some_and(|d| *d != request.data) {
+        return Err(changed("data"));
+    }
+    if args.spec.model.is_some() && args.spec.model != request.model {
+        return Err(changed("model"));
+    }
+    if let Some(steps) = args.steps {
+        request.set.retain(|s| !s.starts_with("train.steps="));
+        request.set.push(format!("train.steps={steps}"));
+    }
+    Ok((given, request, Some(root)))
+}
+
+/// `runs/NAME`, or `runs/NAME-2` and so on: the first that does not exist.
+fn free_folder(name: &str) -> PathBuf {
+    let runs = Path::new("runs");
+    let first = runs.join(name);
+    if !first.exists() {
+        return first;
+    }
+    (2u64..).map(|n| runs.join(format!("{name}-{n}"))).find(|p| !p.exists()).unwrap_or(first)
+}
+
+fn config(recipe: &Recipe) -> TrainConfig {
+    let lr = recipe.optimizer.lr;
+    let schedule = match recipe.schedule {
+        RecipeSchedule::Constant => Schedule::constant(lr),
+        RecipeSchedule::Cosine { warmup, min_lr } => Schedule { lr, warmup, decay: Decay::Cosine { min_lr } },
+    };
+    TrainConfig {
+        steps: recipe.steps,
+        seed: recipe.seed,
+        schedule,
+        beta1: recipe.optimizer.beta1,
+        beta2: recipe.optimizer.beta2,
+        log_every: recipe.log_every,
+        evaluate_every: recipe.evaluate.every,
+        evaluate_batches: usize::try_from(recipe.evaluate.batches).unwrap_or(usize::MAX),
+        checkpoint_every: recipe.checkpoint_every,
+        keep: None,
+    }
+}
+
+fn plan_text(compiled: &Compiled) -> Result<String, Failure> {
+    let listing = moec_plan::listing(&compiled.program);
+    serde_yaml::to_string(&listing).map_err(|e| Failure::new(Exit::Failure, format!("cannot write the plan: {e}")))
+}
+
+/// What is going to happen, before it happens.
+fn introduce(
+    spec: &Spec,
+    compiled: &Compiled,
+    corpus: &Corpus,
+    dataset: &Dataset,
+    device: DeviceName,
+    root: &Path,
+    console: &Console,
+) {
+    let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
+    let lowered = &compiled.lowered;
+    console.note(format!(
+        "{}: {} parameters, {} active per token; {} planned on {}",
+        model.name,
+        grouped(lowered.parameter_count() as u64),
+        grouped(lowered.active_parameter_count() as u64),
+        bytes((compiled.program.state_bytes() + compiled.program.arena_bytes()) as u64),
+        device.as_str()
+    ));
+    console.note(format!(
+        "data {}: {} characters, {} distinct; {} for training, {} held out",
+        corpus.name(),
+        grouped(corpus.text().chars().count() as u64),
+        dataset.vocab().len(),
+        grouped(dataset.tokens(Split::Train).len() as u64),
+        grouped(dataset.tokens(Split::Validation).len() as u64)
+    ));
+    if corpus.name() == "synthetic" {
+        let entropy = moec_runtime::synthetic::entropy_per_character();
+        console.note(format!("the generator's entropy is {entropy:.4} nats per character: no loss can be lower"));
+    }
+    console.note(format!(
+        "{} steps of {} x {} tokens, seed {}, into {}",
+        recipe.steps,
+        recipe.batch,
+        model.context,
+        recipe.seed,
+        root.display()
+    ));
+}
+
+fn resume_command(args: &TrainArgs, root: &Path) -> String {
+    format!("moec train {} --out {} --resume", args.spec.spec.display(), root.display())
+}
+
+/// A sample of the finished model, and what to do next.
+fn conclude(
+    args: &TrainArgs,
+    root: &Path,
+    dataset: &Dataset,
+    folder: &RunFolder,
+    summary: &Summary,
+    executable: &mut Executable<'_>,
+    console: &Console,
+) -> Result<(), Failure> {
+    if args.sample > 0 {
+        let config = SampleConfig { length: args.sample, ..SampleConfig::default() };
+        console.note("a sample:".to_string());
+        let mut broken = None;
+        let mut emit = |text: &str| match console.write(text) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => {
+                broken = Some(e);
+                ControlFlow::Break(())
+            }
+        };
+        let text = moec_runtime::sample(executable, dataset.vocab(), "", 0, &config, &mut emit)?;
+        if let Some(e) = broken {
+            return Err(e);
+        }
+        console.write("\n")?;
+        folder.write_sample(&format!("step-{:08}.txt", summary.step), &text)?;
+    }
+    console.note(format!("sample more with: moec sample {}", root.display()));
+    Ok(())
+}
+
+/// Ctrl-C and SIGTERM: the first asks the loop to stop and save, a second leaves at once.
+struct Signals {
+    stop: Arc<AtomicBool>,
+    terminated: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let (stop, terminated) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let failed = |e: std::io::Error| Failure::new(Exit::Failure, format!("cannot listen for signals: {e}"));
+        for (signal, exit) in [(SIGINT, Exit::Interrupted), (SIGTERM, Exit::Terminated)] {
+            // Registered before the flag is, so that only a second signal finds the flag set.
+            signal_hook::flag::register_conditional_shutdown(signal, exit as i32, stop.clone()).map_err(failed)?;
+            signal_hook::flag::register(signal, stop.clone()).map_err(failed)?;
+        }
+        signal_hook::flag::register(SIGTERM, terminated.clone()).map_err(failed)?;
+        Ok(Self { stop, terminated })
+    }
+
+    fn exit(&self) -> Exit {
+        if self.terminated.load(Ordering::Relaxed) { Exit::Terminated } else { Exit::Interrupted }
+    }
+}

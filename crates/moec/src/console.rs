@@ -1,0 +1,99 @@
+//! Where output goes: results to standard output, everything else to standard error.
+
+use crate::args::{Color, MessageFormat};
+use crate::exit::{Exit, Failure};
+use moec_syntax::{Diagnostic, SourceFile};
+use std::io::{IsTerminal, Write};
+
+/// Standard output and standard error, with the choice of colours.
+#[derive(Clone, Copy, Debug)]
+pub struct Console {
+    colour: bool,
+}
+
+impl Console {
+    /// Decides about colours.
+    pub fn new(color: Color) -> Self {
+        let colour = match color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => {
+                std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            }
+        };
+        Self { colour }
+    }
+
+    /// Whether progress can be redrawn in place.
+    pub fn is_interactive(&self) -> bool {
+        std::io::stderr().is_terminal()
+    }
+
+    /// A line of result.
+    ///
+    /// # Errors
+    /// When standard output cannot be written; a closed pipe ends the program quietly.
+    pub fn out(&self, line: impl AsRef<str>) -> Result<(), Failure> {
+        self.write(&format!("{}\n", line.as_ref()))
+    }
+
+    /// Text of result as it is, flushed.
+    ///
+    /// # Errors
+    /// When standard output cannot be written; a closed pipe ends the program quietly.
+    pub fn write(&self, text: &str) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) => Ok(()),
+            // The reader has seen enough (`| head`): not a failure.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {
+                Err(Failure::Message { message: String::new(), help: Vec::new(), exit: Exit::Success })
+            }
+            Err(e) => Err(Failure::new(Exit::Failure, format!("cannot write standard output: {e}"))),
+        }
+    }
+
+    /// A JSON value as result, indented.
+    ///
+    /// # Errors
+    /// As [`Console::out`].
+    pub fn json(&self, value: &serde_json::Value) -> Result<(), Failure> {
+        self.out(format!("{value:#}"))
+    }
+
+    /// A remark.
+    pub fn note(&self, line: impl AsRef<str>) {
+        // There is nowhere left to complain to if standard error is gone.
+        let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
+    }
+
+    /// Messages about a source.
+    pub fn diagnostics(&self, source: &SourceFile, diagnostics: &[Diagnostic], format: MessageFormat) {
+        for diagnostic in diagnostics {
+            match format {
+                MessageFormat::Full => self.note(format!("{}\n", diagnostic.render(source, self.colour))),
+                MessageFormat::Short => self.note(diagnostic.render_short(source)),
+                MessageFormat::Json => {
+                    let rendered = diagnostic.to_rendered(source);
+                    self.note(serde_json::to_string(&rendered).unwrap_or_else(|e| e.to_string()));
+                }
+            }
+        }
+    }
+
+    /// The last words of a command that failed.
+    pub fn failure(&self, failure: &Failure, format: MessageFormat) {
+        match failure {
+            Failure::Source { source, diagnostics, .. } => self.diagnostics(source, diagnostics, format),
+            Failure::Message { message, .. } if message.is_empty() => {}
+            Failure::Message { message, help, exit } => {
+                let (bold, red, plain) = if self.colour { ("\x1b[1m", "\x1b[31m", "\x1b[0m") } else { ("", "", "") };
+                let word = if matches!(exit, Exit::Interrupted | Exit::Terminated) { "interrupted" } else { "error" };
+                self.note(format!("{bold}{red}{word}{plain}{bold}: {message}{plain}"));
+                for line in help {
+                    self.note(format!("  help: {line}"));
+                }
+            }
+        }
+    }
+}

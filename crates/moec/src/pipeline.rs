@@ -1,0 +1,242 @@
+//! The way through the house, as one function per half: text to checked model, checked model to program.
+//!
+//! ```text
+//! bytes ─parse─▶ File ─check─▶ Model ─lower─▶ Graph ─differentiate─▶ Graph ─optimize─▶ Graph ─plan─▶ Program
+//! ```
+
+use crate::exit::{Exit, Failure};
+use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
+use moec_model::{CheckOptions, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry};
+use moec_plan::{OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, Wrt};
+use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
+use std::time::{Duration, Instant};
+
+/// The functions of a program, in the order in which they are planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Function {
+    /// Forward, backward and optimiser of one batch.
+    TrainStep,
+    /// Loss and balance of one batch, without dropout and noise.
+    Evaluate,
+    /// Scores of one sequence.
+    Logits,
+}
+
+impl Function {
+    /// All functions.
+    pub const ALL: [Function; 3] = [Function::TrainStep, Function::Evaluate, Function::Logits];
+
+    /// Name of the plan.
+    pub fn name(self) -> &'static str {
+        match self {
+            Function::TrainStep => "train_step",
+            Function::Evaluate => "evaluate",
+            Function::Logits => "logits",
+        }
+    }
+
+    /// The function of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| f.name() == name)
+    }
+}
+
+/// A model that passed every check, with its recipe.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The model.
+    pub model: Model,
+    /// How it is trained.
+    pub recipe: Recipe,
+    /// Warnings.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Text to checked model.
+///
+/// # Errors
+/// Every message about the file and the overrides, warnings included, if one of them is an error.
+pub fn check(
+    source: &SourceFile,
+    registry: &Registry,
+    model: Option<&str>,
+    overrides: &[String],
+) -> Result<Checked, Vec<Diagnostic>> {
+    let file = moec_syntax::parse(source)?;
+    let options = CheckOptions { model: model.map(str::to_string), overrides: overrides.to_vec() };
+    let checked = moec_model::check(source, &file, registry, &options);
+    let failed = checked.diagnostics.iter().any(|d| d.severity == Severity::Error);
+    match checked.model {
+        Some(model) if !failed => {
+            Ok(Checked { model, recipe: checked.recipe, warnings: checked.diagnostics })
+        }
+        _ => Err(checked.diagnostics),
+    }
+}
+
+/// What [`compile`] is asked for beyond the model.
+#[derive(Clone, Debug, Default)]
+pub struct CompileOptions {
+    /// Stop the optimiser of every function after this many rewrites.
+    pub max_rewrites: Option<usize>,
+    /// Whether noise of routers is drawn or given.
+    pub noise: NoisePolicy,
+}
+
+/// A compiled model.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The training step as it was lowered: parameters, states, layers.
+    pub lowered: Lowered,
+    /// The optimised graph of every function.
+    pub graphs: Vec<(Function, Graph)>,
+    /// What the optimiser did to every function.
+    pub reports: Vec<(Function, PassReport)>,
+    /// The plans of all functions over shared persistent tensors.
+    pub program: Program,
+    /// Time of every stage.
+    pub times: Vec<(&'static str, Duration)>,
+}
+
+/// Why a checked model did not compile. All but memory mean a fault in a router or loss from outside, or in moec.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// Lowering failed.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    /// A graph did not fit together.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// Differentiation, optimisation or planning failed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A graph broke the rules of its stage.
+    #[error("the graph after {stage} is not valid: {message}")]
+    Invalid {
+        /// The stage.
+        stage: &'static str,
+        /// The first broken rules.
+        message: String,
+    },
+}
+
+impl CompileError {
+    /// The error as a message into the file where possible.
+    pub fn into_failure(self, source: &SourceFile) -> Failure {
+        let span = match &self {
+            CompileError::Lower(LowerError::Routing { span, .. }) => Some(*span),
+            CompileError::Lower(LowerError::Graph(e)) | CompileError::Graph(e) => {
+                e.origin.map(|o| Span::new(o.start, o.end))
+            }
+            CompileError::Lower(_) | CompileError::Plan(_) | CompileError::Invalid { .. } => None,
+        };
+        let mut diagnostic = Diagnostic::new(Code::CannotBuild, self.to_string());
+        if let Some(span) = span {
+            diagnostic = diagnostic.primary(span, "built here");
+        }
+        Failure::Source { source: source.clone(), diagnostics: vec![diagnostic], exit: Exit::Usage }
+    }
+}
+
+/// The forward graph of a function.
+pub fn lower(
+    model: &Model,
+    recipe: &Recipe,
+    vocab: usize,
+    function: Function,
+    noise: NoisePolicy,
+) -> Result<Lowered, LowerError> {
+    let (mode, batch, loss) = match function {
+        Function::TrainStep => (Mode::Train, recipe.batch, true),
+        Function::Evaluate => (Mode::Evaluate, recipe.batch, true),
+        Function::Logits => (Mode::Evaluate, 1, false),
+    };
+    moec_model::lower(model, &LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init })
+}
+
+/// The forward graph with everything that the function needs beside it: gradients and optimiser for a training step.
+pub fn complete(forward: &Graph, recipe: &Recipe, function: Function) -> Result<Graph, CompileError> {
+    check_stage("lowering", forward, Stage::Forward)?;
+    if function != Function::TrainStep {
+        return Ok(forward.clone());
+    }
+    let differentiated = moec_plan::differentiate(forward, "objective", &Wrt::Parameters)?;
+    let trained = moec_plan::add_optimizer(&differentiated, &optimizer(recipe))?;
+    check_stage("differentiation", &trained, Stage::Training)?;
+    Ok(trained)
+}
+
+/// The optimiser that a recipe asks for.
+pub fn optimizer(recipe: &Recipe) -> OptimizerConfig {
+    let a = &recipe.optimizer;
+    let adamw = AdamWAttrs {
+        beta1: a.beta1.into(),
+        beta2: a.beta2.into(),
+        epsilon: a.eps.into(),
+        weight_decay: a.weight_decay.into(),
+    };
+    OptimizerConfig { adamw, clip: recipe.clip }
+}
+
+/// Checked model to program, for a vocabulary of `vocab` characters.
+///
+/// # Errors
+/// See [`CompileError`].
+pub fn compile(
+    model: &Model,
+    recipe: &Recipe,
+    vocab: usize,
+    options: &CompileOptions,
+) -> Result<Compiled, CompileError> {
+    let mut clock = Clock::start();
+    let mut lowered = Vec::new();
+    for function in Function::ALL {
+        lowered.push(lower(model, recipe, vocab, function, options.noise)?);
+    }
+    clock.stage("lower");
+    let mut completed = Vec::new();
+    for (function, lowered) in Function::ALL.into_iter().zip(&lowered) {
+        completed.push(complete(&lowered.graph, recipe, function)?);
+    }
+    clock.stage("differentiate");
+    let (mut graphs, mut reports) = (Vec::new(), Vec::new());
+    let optimize = OptimizeOptions { max_rewrites: options.max_rewrites, ..OptimizeOptions::default() };
+    for (function, graph) in Function::ALL.into_iter().zip(&completed) {
+        let (graph, report) = moec_plan::optimize(graph, &optimize)?;
+        graphs.push((function, graph));
+        reports.push((function, report));
+    }
+    clock.stage("optimize");
+    let functions: Vec<(String, &Graph)> = graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
+    let program = moec_plan::plan(&functions)?;
+    clock.stage("plan");
+    Ok(Compiled { lowered: lowered.swap_remove(0), graphs, reports, program, times: clock.times })
+}
+
+fn check_stage(name: &'static str, graph: &Graph, stage: Stage) -> Result<(), CompileError> {
+    // Lowering and differentiation are our own; a release build trusts them.
+    if !cfg!(debug_assertions) {
+        return Ok(());
+    }
+    verify(graph, stage).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().take(5).map(ToString::to_string).collect();
+        CompileError::Invalid { stage: name, message: lines.join("; ") }
+    })
+}
+
+struct Clock {
+    last: Instant,
+    times: Vec<(&'static str, Duration)>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { last: Instant::now(), times: Vec::new() }
+    }
+
+    fn stage(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.times.push((name, now - self.last));
+        self.last = now;
+    }
+}

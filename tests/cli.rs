@@ -1,0 +1,387 @@
+//! The command line as a user meets it: results, messages, exit codes, and files that must not be lost.
+
+use assert_cmd::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+fn spec(name: &str) -> String {
+    root().join("specs").join(name).display().to_string()
+}
+
+/// The program, built by the workspace.
+fn moec() -> Command {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    let mut command = Command::new(path.join(format!("moec{}", std::env::consts::EXE_SUFFIX)));
+    command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
+    command
+}
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn run(arguments: &[&str]) -> Ran {
+    let output = moec().args(arguments).output().unwrap();
+    let ran = Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    };
+    assert!(!ran.err.contains("panicked") && !ran.err.contains("RUST_BACKTRACE"), "{arguments:?}: {}", ran.err);
+    ran
+}
+
+#[track_caller]
+fn expect(arguments: &[&str], code: i32) -> Ran {
+    let ran = run(arguments);
+    assert_eq!(ran.code, code, "{arguments:?}\n--- out\n{}\n--- err\n{}", ran.out, ran.err);
+    ran
+}
+
+fn text(path: &Path, content: impl AsRef<[u8]>) -> String {
+    fs::write(path, content).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    let help = expect(&["--help"], 0).out;
+    assert!(help.contains("Exit codes:"), "{help}");
+    for command in ["check", "fmt", "explain", "compile", "train", "sample", "eval", "import", "export"] {
+        assert!(help.contains(command), "{command} is not listed");
+        let own = expect(&[command, "--help"], 0).out;
+        assert!(own.contains("Examples:"), "{command}: {own}");
+    }
+    expect(&["--version"], 0);
+    expect(&["no-such-command"], 2);
+    expect(&["train"], 2);
+}
+
+#[test]
+fn the_makemoe_spec_has_its_parameters() {
+    let screen = expect(&["compile", &spec("noisy_top2.moe")], 0).out;
+    assert!(screen.contains("8,996,545 parameters"), "{screen}");
+    let json = expect(&["compile", &spec("noisy_top2.moe"), "--json"], 0).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["parameters"], 8_996_545);
+    assert!(json["active_parameters"].as_u64().unwrap() < 4_000_000);
+}
+
+#[test]
+fn every_stage_can_be_printed() {
+    let tiny = spec("tiny.moe");
+    for emit in ["ast", "model", "ir", "plan", "dot"] {
+        let ran = expect(&["compile", &tiny, "--emit", emit], 0);
+        assert!(ran.out.len() > 200, "{emit}: {}", ran.out);
+    }
+    let lowered = expect(&["compile", &tiny, "--emit", "ir", "--after", "lower"], 0).out;
+    let optimized = expect(&["compile", &tiny, "--emit", "ir"], 0).out;
+    assert!(!lowered.contains("adamw") && optimized.contains("adamw"));
+    assert!(!lowered.contains("fused") && optimized.contains("fused"));
+    let wrong = expect(&["compile", &tiny, "--emit", "ir", "--after", "fuse"], 2).err;
+    assert!(wrong.contains("fuse_elementwise"), "{wrong}");
+    expect(&["compile", &tiny, "--emit", "ir", "--function", "nothing"], 2);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plan.yaml");
+    expect(&["compile", &tiny, "--emit", "plan", "-o", &file.display().to_string()], 0);
+    assert!(fs::read_to_string(file).unwrap().contains("train_step"));
+}
+
+#[test]
+fn hostile_specs_end_with_a_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let nested = format!("model m {}{}", "{".repeat(10_000), "}".repeat(10_000));
+    let files = [
+        text(&at("empty.moe"), ""),
+        text(&at("binary.moe"), [0u8, 159, 146, 150, 255, 0, 1, 2]),
+        text(&at("nested.moe"), nested),
+        text(&at("parentheses.moe"), format!("model m {{ let x = {}1{} }}", "(".repeat(9000), ")".repeat(9000))),
+        text(&at("huge.moe"), "// x\n".repeat(2_100_000)),
+        folder.path().display().to_string(),
+        at("missing.moe").display().to_string(),
+    ];
+    for file in &files {
+        for command in ["check", "compile", "train"] {
+            let ran = expect(&[command, file], 2);
+            assert!(!ran.err.trim().is_empty(), "{command} {file} says nothing");
+            assert!(ran.err.len() < 20_000, "{command} {file} says too much");
+        }
+    }
+    expect(&["fmt", &files[2]], 2);
+    assert!(fs::read_to_string(at("nested.moe")).unwrap().starts_with("model m {{"));
+}
+
+#[test]
+fn hostile_data_ends_with_a_message_and_code_3() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let data = [
+        text(&at("empty.txt"), ""),
+        text(&at("short.txt"), "abc"),
+        text(&at("one.txt"), "a".repeat(10_000)),
+        text(&at("latin1.txt"), [b'a', b'b', 0xe9, b'c']),
+        folder.path().display().to_string(),
+        at("missing.txt").display().to_string(),
+    ];
+    for (i, data) in data.iter().enumerate() {
+        let out = at(&format!("run-{i}")).display().to_string();
+        let ran = expect(&["train", &spec("tiny.moe"), "--data", data, "--out", &out], 3);
+        assert!(ran.err.contains("error: "), "{}", ran.err);
+        assert!(!Path::new(&out).exists(), "{data}: a run folder was left behind");
+    }
+}
+
+#[test]
+fn a_model_beyond_the_memory_is_refused_before_anything_is_allocated() {
+    let ran = expect(&["compile", &spec("tiny.moe"), "-s", "width=65536"], 4);
+    assert!(ran.err.contains("memory") && ran.err.contains("experts"), "{}", ran.err);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run").display().to_string();
+    expect(&["train", &spec("tiny.moe"), "-s", "width=65536", "--out", &out], 4);
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn overrides_are_checked() {
+    let tiny = spec("tiny.moe");
+    let ran = expect(&["check", &tiny, "-s", "train.stepz=3"], 2);
+    assert!(ran.err.contains("steps"), "{}", ran.err);
+    expect(&["check", &tiny, "-s", "width"], 2);
+    expect(&["check", &tiny, "-s", "train.steps=many"], 2);
+    expect(&["check", &tiny, "-s", "train.steps=3", "-s", "width=48"], 0);
+}
+
+#[test]
+fn codes_are_explained() {
+    let list = expect(&["explain"], 0).out;
+    assert!(list.lines().count() > 30);
+    assert!(expect(&["explain", "e0201"], 0).out.contains("Wrong"));
+    expect(&["explain", "E9999"], 2);
+}
+
+#[test]
+fn fmt_keeps_what_it_cannot_read_and_changes_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.moe");
+    let file = text(&path, "model m{context 8 // c\nvocab characters embed(width:4,positions:none) unembed}");
+    expect(&["fmt", "--check", &file], 1);
+    expect(&["fmt", &file], 0);
+    let once = fs::read_to_string(&path).unwrap();
+    assert!(once.contains("// c"));
+    expect(&["fmt", "--check", &file], 0);
+    for name in ["noisy_top2.moe", "top2.moe", "tiny.moe", "dense.moe"] {
+        expect(&["check", &spec(name)], 0);
+        expect(&["fmt", "--check", &spec(name)], 0);
+    }
+    let broken = text(&path, "model m {");
+    expect(&["fmt", &broken], 2);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "model m {");
+}
+
+/// A small model that trains in a moment.
+const SMALL: &str = "model small {
+  let width = 16
+  context 8
+  vocab characters
+  embed(width: width, positions: learned)
+  repeat 2 {
+    residual { layer_norm  attention(heads: 2, scale: width, dropout: 0.1) }
+    residual {
+      layer_norm
+      moe(experts: 3 * mlp(hidden: 24, activation: relu, dropout: 0.1), route: noisy_top_k(k: 2, epsilon: 0))
+    }
+  }
+  layer_norm
+  unembed
+}
+train {
+  batch 3
+  steps 12
+  evaluate(every: 6, batches: 2)
+}
+";
+
+struct Lab {
+    folder: tempfile::TempDir,
+    spec: String,
+    data: String,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = text(&folder.path().join("small.moe"), SMALL);
+        let data = text(&folder.path().join("text.txt"), "the quick brown fox jumps over the lazy dog. ".repeat(40));
+        Self { folder, spec, data }
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn train(&self, out: &str, more: &[&str], code: i32) -> Ran {
+        let arguments =
+            [&["train", &self.spec, "--data", &self.data, "--out", out, "--sample", "0"], more].concat();
+        expect(&arguments, code)
+    }
+
+    fn files(&self, run: &str, step: u64) -> Vec<Vec<u8>> {
+        let folder = Path::new(run).join("checkpoints").join(format!("step-{step:08}"));
+        let names = ["model.safetensors", "optimizer.safetensors", "manifest.json"];
+        names.map(|n| fs::read(folder.join(n)).unwrap_or_else(|e| panic!("{}/{n}: {e}", folder.display()))).to_vec()
+    }
+}
+
+#[test]
+fn the_same_command_gives_the_same_bytes_and_resuming_too() {
+    let lab = Lab::new();
+    let [a, b, c] = ["a", "b", "c"].map(|n| lab.at(n));
+    lab.train(&a, &[], 0);
+    lab.train(&b, &[], 0);
+    assert!(lab.files(&a, 12) == lab.files(&b, 12), "two runs of the same command differ");
+    lab.train(&c, &["--steps", "5"], 0);
+    lab.train(&c, &["--resume", "--steps", "12"], 0);
+    assert!(lab.files(&a, 12) == lab.files(&c, 12), "a resumed run differs from one that was not stopped");
+    let other = lab.at("other");
+    lab.train(&other, &["--seed", "5"], 0);
+    assert!(lab.files(&a, 12) != lab.files(&other, 12), "another seed gives the same model");
+}
+
+#[test]
+fn a_run_is_sampled_evaluated_and_exchanged_with_makemoe() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    let shown = expect(&["train", &lab.spec, "--data", &lab.data, "--out", &run, "--sample", "40"], 0);
+    assert!(shown.out.chars().count() >= 40, "the sample goes to standard output: {}", shown.out);
+    assert!(shown.err.contains("eval"), "{}", shown.err);
+
+    let sample = |more: &[&str]| expect(&[&["sample", &run, "--length", "60"], more].concat(), 0).out;
+    assert_eq!(sample(&["--seed", "3"]), sample(&["--seed", "3"]));
+    assert_ne!(sample(&["--seed", "3"]), sample(&["--seed", "4"]));
+    assert!(sample(&["--prompt", "the quick"]).starts_with("the quick"));
+    assert_eq!(sample(&["--temperature", "0"]), sample(&["--temperature", "0", "--seed", "9"]));
+    assert_eq!(sample(&["--top-k", "1"]), sample(&["--temperature", "0"]));
+    expect(&["sample", &run, "--prompt", "Ω"], 2);
+    expect(&["sample", &run, "--top-p", "1.5"], 2);
+
+    let json = expect(&["eval", &run, "--split", "val", "--json"], 0).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let loss = json["loss_nats"].as_f64().unwrap();
+    assert!(loss > 0.0 && loss < 10.0, "{loss}");
+
+    // Out to makeMoE's names and back: the same loss to the last digit.
+    let exported = lab.at("makemoe.safetensors");
+    expect(&["export", &run, "-o", &exported], 0);
+    expect(&["export", &run, "-o", &exported], 1);
+    let imported = lab.at("imported");
+    expect(&["import", &exported, "--spec", &lab.spec, "--data", &lab.data, "--out", &imported], 0);
+    let again = expect(&["eval", &imported, "--split", "val", "--json"], 0).out;
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(again["loss_nats"], json["loss_nats"]);
+}
+
+#[test]
+fn nothing_of_the_user_is_overwritten() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    lab.train(&run, &[], 0);
+    let before = lab.files(&run, 12);
+    let ran = lab.train(&run, &[], 1);
+    assert!(ran.err.contains("--resume"), "{}", ran.err);
+    assert!(before == lab.files(&run, 12));
+    let full = lab.at("full");
+    fs::create_dir(&full).unwrap();
+    text(&Path::new(&full).join("thesis.txt"), "mine");
+    lab.train(&full, &[], 1);
+    assert_eq!(fs::read_to_string(Path::new(&full).join("thesis.txt")).unwrap(), "mine");
+    lab.train(&lab.at("nothing"), &["--resume"], 3);
+}
+
+#[test]
+fn damaged_and_foreign_checkpoints_are_refused() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    lab.train(&run, &[], 0);
+    let model = Path::new(&run).join("checkpoints/step-00000012/model.safetensors");
+    let whole = fs::read(&model).unwrap();
+    fs::write(&model, &whole[..whole.len() / 2]).unwrap();
+    for command in [&["sample", &run] as &[&str], &["eval", &run], &["export", &run, "-o", &lab.at("x")]] {
+        let ran = expect(command, 3);
+        assert!(ran.err.contains("model.safetensors"), "{}", ran.err);
+    }
+    let mut flipped = whole.clone();
+    let last = flipped.len() - 3;
+    flipped[last] ^= 4;
+    fs::write(&model, &flipped).unwrap();
+    expect(&["sample", &run], 3);
+    fs::write(&model, &whole).unwrap();
+    expect(&["sample", &run, "--length", "5"], 0);
+
+    // The spec of the run is changed under it: its checkpoint is of another model.
+    let spec = Path::new(&run).join("spec.moe");
+    fs::write(&spec, SMALL.replace("3 * mlp", "4 * mlp")).unwrap();
+    expect(&["sample", &run], 3);
+    expect(&["sample", &lab.at("nowhere")], 3);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_or_a_read_only_folder_is_reported() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::new();
+    let locked = lab.at("locked");
+    fs::create_dir(&locked).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
+    let out = Path::new(&locked).join("run").display().to_string();
+    let ran = run(&["train", &lab.spec, "--data", &lab.data, "--out", &out, "--sample", "0"]);
+    // Root may write anywhere.
+    assert!(ran.code == 1 || ran.code == 0, "{}", ran.err);
+    let ran = expect(&["compile", &lab.spec, "-o", "/dev/full"], 1);
+    assert!(ran.err.contains("full"), "{}", ran.err);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_the_run_goes_on_to_the_same_bits() {
+    use std::process::Stdio;
+    let lab = Lab::new();
+    let (whole, stopped) = (lab.at("whole"), lab.at("stopped"));
+    lab.train(&whole, &["--steps", "400"], 0);
+    let program = moec().get_program().to_owned();
+    let arguments =
+        ["train", &lab.spec, "--data", &lab.data, "--out", &stopped, "--sample", "0", "--steps", "400"];
+    let mut child =
+        std::process::Command::new(program).args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    // The first progress line says that the loop is running and listening.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    lines.find(|l| l.as_ref().is_ok_and(|l| l.starts_with("step"))).unwrap().unwrap();
+    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    let status = child.wait().unwrap();
+    if status.code() != Some(0) {
+        assert_eq!(status.code(), Some(130), "{rest:?}");
+        assert!(rest.iter().any(|l| l.contains("--resume")), "{rest:?}");
+        lab.train(&stopped, &["--resume"], 0);
+    }
+    assert!(lab.files(&whole, 400) == lab.files(&stopped, 400));
+}
+
+#[test]
+fn a_diverging_run_ends_with_code_5_and_keeps_its_checkpoints() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    let ran = lab.train(&run, &["-s", "train.optimizer.lr=1e30", "--steps", "200"], 5);
+    assert!(ran.err.contains("diverged"), "{}", ran.err);
+}

@@ -1,0 +1,111 @@
+//! House rules that rustc does not check.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn files_below(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() && !path.ends_with("target") {
+            files_below(&path, extension, found);
+        } else if path.extension().is_some_and(|e| e == extension) {
+            found.push(path);
+        }
+    }
+}
+
+fn rust_files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for folder in ["crates", "tests", "examples", "build"] {
+        files_below(&root().join(folder), "rs", &mut files);
+    }
+    assert!(files.len() > 40, "the walk found only {} files", files.len());
+    files
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    for path in rust_files() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//!"), "{} does not start with a `//!` header", path.display());
+    }
+}
+
+#[test]
+fn no_file_name_says_nothing() {
+    for path in rust_files() {
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let empty = ["base", "common", "helper", "helpers", "misc", "util", "utils"];
+        assert!(!empty.contains(&stem.as_str()), "{} has a name that says nothing", path.display());
+    }
+}
+
+/// Which of our crates each crate may use.
+fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
+    let all = vec!["moec-syntax", "moec-ir", "moec-model", "moec-plan", "moec-kernels", "moec-runtime"];
+    BTreeMap::from([
+        ("moec-syntax", vec![]),
+        ("moec-ir", vec![]),
+        ("moec-model", vec!["moec-syntax", "moec-ir"]),
+        ("moec-plan", vec!["moec-ir"]),
+        ("moec-kernels", vec!["moec-plan", "moec-ir"]),
+        ("moec-runtime", vec!["moec-plan", "moec-ir"]),
+        ("moec", all.clone()),
+        ("moec-tests", [all, vec!["moec"]].concat()),
+    ])
+}
+
+#[test]
+fn crates_use_each_other_in_one_direction() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let allowed = allowed();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert_eq!(packages.len(), allowed.len(), "seven crates and the tests");
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        let may = allowed.get(name).unwrap_or_else(|| panic!("{name} is not in the table of crates"));
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let uses = dependency["name"].as_str().unwrap();
+            // Development dependencies may look at lower crates only, too.
+            assert!(!allowed.contains_key(uses) || may.contains(&uses) || uses == name, "{name} must not use {uses}");
+        }
+        if name != "moec-tests" {
+            let sentence = package["description"].as_str().unwrap();
+            let row = format!("| `{name}` | {sentence} |");
+            assert!(architecture.contains(&row), "ARCHITECTURE.md has no row `{row}`");
+        }
+    }
+}
+
+#[test]
+fn every_message_code_has_a_golden_case() {
+    let mut snapshots = Vec::new();
+    for folder in ["crates", "tests"] {
+        files_below(&root().join(folder), "snap", &mut snapshots);
+    }
+    let text: String = snapshots.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
+    let missing: Vec<&str> =
+        moec_syntax::Code::ALL.iter().map(|c| c.number()).filter(|n| !text.contains(&format!("[{n}]"))).collect();
+    assert!(missing.is_empty(), "codes without a snapshot: {missing:?}");
+}
+
+#[test]
+fn no_snapshot_waits_for_review() {
+    let mut waiting = Vec::new();
+    for folder in ["crates", "tests"] {
+        files_below(&root().join(folder), "new", &mut waiting);
+    }
+    assert!(waiting.is_empty(), "unreviewed snapshots: {waiting:?}");
+}
