@@ -58,11 +58,6 @@ impl DeviceProfile {
         Self { kind: Kind::Gpu, units: GPU_CUBE }
     }
 
-    /// The kind of hardware.
-    pub(crate) fn kind(&self) -> Kind {
-        self.kind
-    }
-
     /// Widest vectors for elementwise work: on the CPU two registers, so that two chains of operations overlap.
     pub(crate) fn elementwise_width(&self) -> usize {
         match self.kind {

@@ -211,7 +211,9 @@ fn fused<W: Size>(
         #[unroll]
         for j in 0..comptime!(program.results.len()) {
             let register = comptime!(program.results[j]);
-            results[j][i] = r[register];
+            let value = r[register];
+            let result = results.index_mut(j);
+            result[i] = value;
         }
     }
 }

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 /// Sum of the lanes.
 #[cube]
 pub(crate) fn lane_sum<W: Size>(v: Vector<f32, W>) -> f32 {
-    let mut sum = v.extract(0);
+    let mut sum = v.extract(0usize);
     #[unroll]
     for lane in 1..W::value() {
         sum += v.extract(lane);
@@ -16,7 +16,7 @@ pub(crate) fn lane_sum<W: Size>(v: Vector<f32, W>) -> f32 {
 /// The largest lane.
 #[cube]
 pub(crate) fn lane_max<W: Size>(v: Vector<f32, W>) -> f32 {
-    let mut largest = v.extract(0);
+    let mut largest = v.extract(0usize);
     #[unroll]
     for lane in 1..W::value() {
         largest = max(largest, v.extract(lane));

@@ -128,7 +128,7 @@ fn norm_param_grad_kernel<W: Size>(
     mean: &Sequence<Box<[f32]>>,
     rstd: &[f32],
     dgain: &mut [Vector<f32, W>],
-    dshift: &mut Sequence<Box<[Vector<f32, W>]>>,
+    dshift: &mut [Vector<f32, W>],
     rows: usize,
     cols: usize,
     blocks: usize,
@@ -154,7 +154,7 @@ fn norm_param_grad_kernel<W: Size>(
         }
         dgain[item] = gain_sum;
         if comptime!(centered) {
-            dshift[0][item] = shift_sum;
+            dshift[item] = shift_sum;
         }
     }
 }
@@ -336,7 +336,8 @@ fn param_grad(
                 mean.iter().map(|&m| t.bind(m, 1)).collect(),
                 t.bind(rstd, 1),
                 t.bind(gain_sum, w),
-                shift_sum.iter().map(|&s| t.bind(s, w)).collect(),
+                // Without a shift this is never written.
+                t.bind(shift_sum.unwrap_or(gain_sum), w),
                 rows,
                 cols,
                 blocks,

@@ -1,0 +1,494 @@
+//! Every operation as a program of one step, on awkward shapes, against the reference evaluator. The CPU's results must
+//! not depend on the number of threads, to the bit.
+
+use std::sync::OnceLock;
+
+use moec_ir::{
+    Access, AdamWAttrs, AttentionAttrs, Binary, DType, Data, FusedProgram, Instr, Op, Tensor, TensorType, Unary,
+    evaluate_op, infer, random,
+};
+use moec_plan::{ALIGNMENT, Backend, BackendError, Buffer, BufferId, Plan, Port, Program, Step, Storage};
+
+use crate::{CubeBackend, Device, DeviceProfile, kernel_names};
+
+/// Extents that are no multiple of a vector, and some that are.
+const EXTENTS: [usize; 8] = [1, 3, 7, 16, 17, 33, 64, 128];
+
+/// A program with one step whose operands are inputs and whose results are outputs.
+fn program(op: &Op, operands: &[&Tensor]) -> Program {
+    let types: Vec<TensorType> = operands.iter().map(|t| t.ty()).collect();
+    let results = infer(op, &types.iter().collect::<Vec<_>>()).unwrap();
+    let (mut offset, mut buffers) = (0, Vec::new());
+    for (i, ty) in types.iter().chain(&results).enumerate() {
+        buffers.push(Buffer { name: format!("b{i}"), ty: ty.clone(), storage: Storage::Arena(offset) });
+        offset = (offset + ty.bytes()).next_multiple_of(ALIGNMENT);
+    }
+    let id = |i: usize| BufferId(i as u32);
+    let n = operands.len();
+    let step = Step {
+        name: op.mnemonic().into(),
+        op: op.clone(),
+        operands: (0..n).map(id).collect(),
+        results: (n..buffers.len()).map(id).collect(),
+        origin: None,
+    };
+    let port = |prefix: &str, i: usize, b: usize| Port { name: format!("{prefix}{i}"), buffer: id(b) };
+    let plan = Plan {
+        name: "f".into(),
+        inputs: (0..n).map(|i| port("x", i, i)).collect(),
+        outputs: (0..results.len()).map(|i| port("y", i, n + i)).collect(),
+        steps: vec![step],
+        arena_bytes: offset,
+        buffers,
+    };
+    Program { states: Vec::new(), plans: vec![plan] }
+}
+
+fn run(backend: &CubeBackend, op: &Op, operands: &[&Tensor]) -> Vec<Tensor> {
+    let program = program(op, operands);
+    let names: Vec<String> = (0..operands.len()).map(|i| format!("x{i}")).collect();
+    let inputs: Vec<(&str, &Tensor)> = names.iter().map(String::as_str).zip(operands.iter().copied()).collect();
+    let mut session = backend.prepare(&program).unwrap();
+    session.run("f", &inputs).unwrap();
+    (0..program.plans[0].outputs.len()).map(|i| session.output("f", &format!("y{i}")).unwrap()).collect()
+}
+
+/// The CPU with one and with several threads, and wgpu where there is a device.
+fn backends() -> &'static [(&'static str, CubeBackend)] {
+    static BACKENDS: OnceLock<Vec<(&'static str, CubeBackend)>> = OnceLock::new();
+    BACKENDS.get_or_init(|| {
+        let mut all = Vec::new();
+        if cfg!(feature = "cpu") {
+            all.push(("one thread", CubeBackend::cpu_with_threads(1).unwrap()));
+            all.push(("two threads", CubeBackend::cpu_with_threads(2).unwrap()));
+        }
+        match CubeBackend::open(Device::Wgpu) {
+            Ok(backend) => all.push(("wgpu", backend)),
+            Err(why) if std::env::var_os("MOEC_REQUIRE_WGPU").is_some_and(|v| v == "1") => panic!("{why}"),
+            Err(_) => println!("skipped on wgpu: no device"),
+        }
+        all
+    })
+}
+
+/// Compares every backend with the reference: integers exactly, floats within `tolerance` of the largest element.
+fn check(op: &Op, operands: &[&Tensor], tolerance: f64) {
+    let expected = evaluate_op(op, operands).unwrap();
+    let mut one_thread: Option<Vec<Tensor>> = None;
+    for (name, backend) in backends() {
+        let found = run(backend, op, operands);
+        let types: Vec<String> = operands.iter().map(|t| t.ty().to_string()).collect();
+        let what = format!("{op:?} of {types:?} on {name}");
+        for (slot, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            close(&format!("{what}, result {slot}"), found, expected, tolerance);
+        }
+        match *name {
+            "one thread" => one_thread = Some(found),
+            "two threads" => {
+                let bits = |t: &Tensor| t.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                for (a, b) in found.iter().zip(one_thread.iter().flatten()) {
+                    assert_eq!(bits(a), bits(b), "{what}: the number of threads shows");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(found.ty(), expected.ty(), "{what}");
+    if let (Some(f), Some(e)) = (found.as_i32(), expected.as_i32()) {
+        assert_eq!(f, e, "{what}");
+        return;
+    }
+    let (found, expected) = (found.to_f64(), expected.to_f64());
+    let largest = expected.iter().filter(|x| x.is_finite()).fold(1e-30f64, |m, x| m.max(x.abs()));
+    for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
+        let same = f == e || f.is_nan() && e.is_nan() || (f - e).abs() <= tolerance * largest;
+        assert!(same, "{what}, element {i}: {f} and not {e}");
+    }
+}
+
+/// Standard normal numbers that depend on the shape and `salt` only.
+fn normal(shape: &[usize], salt: u32) -> Tensor {
+    let keys = random::keys(random::state(99, u64::from(salt)), shape.len() as u32);
+    let n: usize = shape.iter().product();
+    let values = (0..n).map(|i| random::normal_at(keys, i as u32) as f32).collect();
+    Tensor::new(shape.to_vec(), Data::F32(values)).unwrap()
+}
+
+fn map(t: &Tensor, f: impl Fn(f32) -> f32) -> Tensor {
+    Tensor::new(t.shape().to_vec(), Data::F32(t.to_f32().into_iter().map(f).collect())).unwrap()
+}
+
+/// Integers in `low..high`.
+fn indices(shape: &[usize], low: i32, high: i32, salt: u32) -> Tensor {
+    let keys = random::keys(random::state(7, u64::from(salt)), 1);
+    let n: usize = shape.iter().product();
+    let span = (high - low) as u32;
+    let values = (0..n).map(|i| low + (random::bits(keys, i as u32) % span) as i32).collect();
+    Tensor::new(shape.to_vec(), Data::I32(values)).unwrap()
+}
+
+fn rng() -> Tensor {
+    Tensor::ints(random::state(0x1234_5678_9abc_def0, 3 << 33 | 5).to_vec())
+}
+
+#[test]
+fn unary_functions() {
+    for f in Unary::ALL {
+        for n in [1, 7, 33, 128] {
+            let mut x = normal(&[n], 1);
+            if matches!(f, Unary::Log | Unary::Sqrt | Unary::Recip) {
+                x = map(&x, |v| v.abs() + 0.1);
+            }
+            check(&Op::Unary(f), &[&x], 2e-6);
+        }
+    }
+    // Far from 0, and 0 itself: no overflow, no lost tail.
+    let ends = Tensor::floats(vec![-90.0, -20.0, -5.0, -1e-3, -1e-6, 0.0, 1e-6, 1e-3, 0.19, 0.21, 5.0, 20.0, 80.0]);
+    for f in [Unary::Sigmoid, Unary::Tanh, Unary::Softplus, Unary::Relu, Unary::Sign, Unary::Abs, Unary::NormalCdf] {
+        check(&Op::Unary(f), &[&ends], 1e-6);
+    }
+    for (f, x) in [(Unary::NormalCdf, -5.0), (Unary::Tanh, 1e-3), (Unary::Softplus, -20.0), (Unary::Sigmoid, -20.0)] {
+        check(&Op::Unary(f), &[&Tensor::floats(vec![x])], 3e-6);
+    }
+}
+
+#[test]
+fn binary_functions_and_selection() {
+    for shape in [vec![1], vec![3, 7], vec![33], vec![8, 16]] {
+        let (a, b) = (normal(&shape, 1), normal(&shape, 2));
+        for f in Binary::ALL {
+            check(&Op::Binary(f), &[&a, &b], 2e-6);
+            // Ties.
+            check(&Op::Binary(f), &[&a, &a], 2e-6);
+        }
+        let condition = map(&a, |v| if v > 0.3 { v } else { 0.0 });
+        check(&Op::Select, &[&condition, &a, &b], 0.0);
+    }
+}
+
+#[test]
+fn fills_reshapes_and_broadcasts() {
+    check(&Op::Fill { value: 2.5.into(), ty: TensorType::f32([3, 11]) }, &[], 0.0);
+    check(&Op::Fill { value: (-1.0).into(), ty: TensorType::f32([]) }, &[], 0.0);
+    check(&Op::Reshape { shape: vec![7, 3] }, &[&normal(&[3, 7], 1)], 0.0);
+    check(&Op::Reshape { shape: vec![4, 8] }, &[&indices(&[32], -3, 9, 1)], 0.0);
+    for (from, to) in [
+        (vec![], vec![3, 5]),
+        (vec![5], vec![3, 5]),
+        (vec![16], vec![4, 16]),
+        (vec![3, 1], vec![3, 5]),
+        (vec![4, 1], vec![4, 32]),
+        (vec![1, 5], vec![3, 5]),
+        (vec![3, 1, 5], vec![3, 7, 5]),
+        (vec![3, 1, 1], vec![3, 7, 5]),
+        (vec![1, 7, 1], vec![3, 7, 5]),
+        (vec![7, 1], vec![3, 7, 5]),
+        (vec![3, 7], vec![3, 7]),
+    ] {
+        check(&Op::Broadcast { shape: to }, &[&normal(&from, 1)], 0.0);
+    }
+}
+
+#[test]
+fn fused_programs() {
+    // silu(a * b + bias) * row, masked, and a second result.
+    for (rows, cols) in [(3, 7), (5, 16), (8, 32), (1, 1), (33, 17)] {
+        let program = FusedProgram {
+            shape: vec![rows, cols],
+            accesses: vec![Access::Full, Access::Repeat, Access::Stretch { inner: cols }, Access::Scalar],
+            instructions: vec![
+                Instr::Load(0),
+                Instr::Load(1),
+                Instr::Binary(Binary::Add, 0, 1),
+                Instr::Unary(Unary::Sigmoid, 2),
+                Instr::Binary(Binary::Mul, 2, 3),
+                Instr::Load(2),
+                Instr::Binary(Binary::Mul, 4, 5),
+                Instr::Dropout { value: 6, rate: 0.25.into(), key: 7 },
+                Instr::Load(3),
+                Instr::Const(0.5.into()),
+                Instr::Binary(Binary::Less, 9, 8),
+                Instr::Select(10, 7, 2),
+                Instr::Dropout { value: 2, rate: 0.5.into(), key: 8 },
+            ],
+            results: vec![7, 11, 12],
+        };
+        let (x, bias, row) = (normal(&[rows, cols], 1), normal(&[cols], 2), normal(&[rows], 3));
+        for scalar in [0.0, 1.0] {
+            let scalar = Tensor::scalar(scalar);
+            check(&Op::Fused(program.clone()), &[&x, &bias, &row, &scalar, &rng()], 2e-6);
+        }
+    }
+}
+
+#[test]
+fn random_numbers_and_dropout() {
+    for n in [1, 7, 33, 1024] {
+        check(&Op::RandomUniform { key: 3, shape: vec![n] }, &[&rng()], 0.0);
+        check(&Op::RandomNormal { key: 4, shape: vec![n] }, &[&rng()], 2e-6);
+        check(&Op::Dropout { rate: 0.3.into(), key: 5 }, &[&normal(&[n], 1), &rng()], 1e-6);
+    }
+}
+
+#[test]
+fn sums() {
+    for (shape, axes) in [
+        (vec![7], vec![0]),
+        (vec![1000], vec![0]),
+        (vec![16, 1000], vec![0, 1]),
+        (vec![3, 7], vec![0]),
+        (vec![3, 7], vec![1]),
+        (vec![33, 17], vec![0, 1]),
+        (vec![300, 16], vec![0]),
+        (vec![300, 8], vec![1]),
+        (vec![3, 100, 5], vec![1]),
+        (vec![3, 100, 16], vec![1]),
+        (vec![3, 4, 5], vec![0, 2]),
+        (vec![3, 4, 5, 6], vec![0, 2]),
+        (vec![3, 4, 5], vec![1, 2]),
+        (vec![1, 4, 1], vec![0, 2]),
+        (vec![1, 4, 1], vec![0, 1]),
+    ] {
+        check(&Op::Sum { axes }, &[&normal(&shape, 1)], 1e-5);
+    }
+    let operands = [normal(&[3, 7], 1), normal(&[4096], 2), normal(&[1], 3), normal(&[33, 17], 4)];
+    check(&Op::SumOfSquares, &operands.iter().collect::<Vec<_>>(), 1e-5);
+}
+
+#[test]
+fn softmax_family() {
+    for rows in [1, 5, 33] {
+        for m in EXTENTS {
+            let x = map(&normal(&[rows, m], 1), |v| 5.0 * v + 80.0);
+            check(&Op::Softmax, &[&x], 1e-5);
+            check(&Op::LogSumExp, &[&x], 1e-6);
+            let y = evaluate_op(&Op::Softmax, &[&x]).unwrap().remove(0);
+            check(&Op::SoftmaxGrad, &[&normal(&[rows, m], 2), &y], 1e-5);
+        }
+    }
+    // Masked entries.
+    let masked = Tensor::new([2, 3], Data::F32(vec![0.0, f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY, 2.0, 0.5])).unwrap();
+    check(&Op::Softmax, &[&masked], 1e-6);
+    check(&Op::LogSumExp, &[&masked], 1e-6);
+}
+
+#[test]
+fn norms() {
+    for rows in [1, 5, 100] {
+        for c in EXTENTS {
+            let x = map(&normal(&[rows, c], 1), |v| 2.0 * v + 3.0);
+            let (gain, shift, dy) = (normal(&[c], 2), normal(&[c], 3), normal(&[rows, c], 4));
+            let layer = Op::LayerNorm { epsilon: 1e-5.into() };
+            let rms = Op::RmsNorm { epsilon: 1e-6.into() };
+            // One channel has no variance: what is left is rounding, divided by the root of epsilon.
+            let tolerance = if c == 1 { 1e-3 } else { 2e-5 };
+            check(&layer, &[&x, &gain, &shift], tolerance);
+            check(&rms, &[&x, &gain], 1e-5);
+            let y = evaluate_op(&layer, &[&x, &gain, &shift]).unwrap();
+            if c > 1 {
+                check(&Op::LayerNormGrad, &[&dy, &x, &gain, &y[1], &y[2]], 2e-5);
+            }
+            let y = evaluate_op(&rms, &[&x, &gain]).unwrap();
+            check(&Op::RmsNormGrad, &[&dy, &x, &gain, &y[1]], 2e-5);
+        }
+    }
+}
+
+#[test]
+fn embedding_and_loss() {
+    for (tokens, rows, c) in [(1, 1, 1), (33, 7, 3), (40, 65, 16), (17, 3, 128)] {
+        let (ids, table) = (indices(&[tokens], 0, rows as i32, 1), normal(&[rows, c], 1));
+        check(&Op::Embed, &[&ids, &table], 0.0);
+        check(&Op::EmbedGrad { rows }, &[&ids, &normal(&[tokens, c], 2)], 1e-5);
+    }
+    for (tokens, vocab) in [(1, 1), (3, 7), (33, 65), (100, 64), (300, 16)] {
+        let logits = map(&normal(&[tokens, vocab], 1), |v| 3.0 * v);
+        let targets = indices(&[tokens], 0, vocab as i32, 2);
+        check(&Op::CrossEntropy, &[&logits, &targets], 1e-5);
+        let lse = evaluate_op(&Op::CrossEntropy, &[&logits, &targets]).unwrap().remove(1);
+        check(&Op::CrossEntropyGrad, &[&Tensor::scalar(1.5), &logits, &lse, &targets], 1e-5);
+    }
+}
+
+#[test]
+fn selection() {
+    for (rows, e, k) in [(1, 1, 1), (5, 8, 2), (33, 7, 7), (3, 64, 6), (2, 300, 17), (3, 257, 257)] {
+        let x = normal(&[rows, e], 1);
+        check(&Op::TopK { k }, &[&x], 0.0);
+        // Many ties, infinities.
+        let tied = map(&x, |v| if v > 1.5 { f32::INFINITY } else { v.round() });
+        check(&Op::TopK { k }, &[&tied], 0.0);
+        let masked = map(&x, |v| if v < 0.0 { f32::NEG_INFINITY } else { v });
+        check(&Op::TopK { k }, &[&masked], 0.0);
+        let chosen = indices(&[rows, k], -1, e as i32, 3);
+        check(&Op::GatherLast, &[&x, &chosen], 0.0);
+        check(&Op::ScatterLast { size: e }, &[&normal(&[rows, k], 4), &chosen], 1e-6);
+        check(&Op::Count { size: e }, &[&chosen], 0.0);
+    }
+}
+
+#[test]
+fn routing() {
+    for (tokens, k, experts, c) in [(1, 1, 1, 1), (7, 2, 3, 5), (33, 2, 8, 16), (17, 3, 64, 7), (5, 4, 2, 32)] {
+        let chosen = indices(&[tokens, k], -1, experts as i32, 1);
+        for capacity in [1, 3, tokens * k] {
+            check(&Op::LimitCapacity { experts, capacity }, &[&chosen], 0.0);
+        }
+        let sort = Op::SortByExpert { experts };
+        check(&sort, &[&chosen], 0.0);
+        let sorted = evaluate_op(&sort, &[&chosen]).unwrap();
+        let (order, positions) = (&sorted[1], &sorted[2]);
+        let (x, y, weights) = (normal(&[tokens, c], 2), normal(&[tokens * k, c], 3), normal(&[tokens, k], 4));
+        check(&Op::Dispatch { weighted: false }, &[&x, order, positions], 0.0);
+        check(&Op::Dispatch { weighted: true }, &[&x, order, positions, &weights], 1e-6);
+        check(&Op::Combine { weighted: false }, &[&y, order, positions], 1e-6);
+        check(&Op::Combine { weighted: true }, &[&y, order, positions, &weights], 1e-6);
+        check(&Op::CombineWeightGrad, &[&x, &y, positions], 1e-5);
+    }
+    // Nothing is kept.
+    let none = Tensor::new([4, 2], Data::I32(vec![-1; 8])).unwrap();
+    check(&Op::SortByExpert { experts: 3 }, &[&none], 0.0);
+    check(&Op::LimitCapacity { experts: 3, capacity: 1 }, &[&none], 0.0);
+}
+
+#[test]
+fn adamw() {
+    let attrs =
+        AdamWAttrs { beta1: 0.9.into(), beta2: 0.999.into(), epsilon: 1e-8.into(), weight_decay: 0.1.into() };
+    for n in [1, 33, 256] {
+        let (p, g, m) = (normal(&[n], 1), normal(&[n], 2), normal(&[n], 3));
+        let v = map(&normal(&[n], 4), f32::abs);
+        let hyper = Tensor::floats(vec![1e-2, 0.271, 0.002_997]);
+        check(&Op::AdamW(attrs), &[&p, &g, &m, &v, &hyper], 2e-6);
+        check(&Op::AdamW(attrs), &[&p, &g, &m, &v, &hyper, &Tensor::scalar(0.125)], 2e-6);
+    }
+}
+
+#[test]
+fn matrix_products() {
+    for (m, n, k) in [(1, 1, 1), (7, 3, 5), (33, 17, 16), (16, 32, 8), (40, 48, 33)] {
+        for transpose_a in [false, true] {
+            for transpose_b in [false, true] {
+                let a = normal(&if transpose_a { [k, m] } else { [m, k] }, 1);
+                let b = normal(&if transpose_b { [n, k] } else { [k, n] }, 2);
+                check(&Op::MatMul { transpose_a, transpose_b, bias: false }, &[&a, &b], 1e-5);
+                let bias = normal(&[n], 3);
+                check(&Op::MatMul { transpose_a, transpose_b, bias: true }, &[&a, &b, &bias], 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn products_per_expert() {
+    // Empty experts, and rows after the last expert.
+    for (offsets, rows, inner, outer) in
+        [(vec![0, 1], 1, 1, 1), (vec![0, 5, 5, 16], 17, 7, 3), (vec![0, 0, 20, 33], 40, 16, 32), (vec![0, 0, 0], 3, 4, 5)]
+    {
+        let experts = offsets.len() - 1;
+        let offsets = Tensor::ints(offsets);
+        let (x, dy) = (normal(&[rows, inner], 1), normal(&[rows, outer], 2));
+        for transpose_b in [false, true] {
+            let w = normal(&if transpose_b { [experts, outer, inner] } else { [experts, inner, outer] }, 3);
+            check(&Op::GroupedMatMul { transpose_b, bias: false }, &[&x, &w, &offsets], 1e-5);
+            let bias = normal(&[experts, outer], 4);
+            check(&Op::GroupedMatMul { transpose_b, bias: true }, &[&x, &w, &offsets, &bias], 1e-5);
+        }
+        check(&Op::GroupedMatMulWeightGrad, &[&dy, &x, &offsets], 1e-5);
+        check(&Op::GroupedSum, &[&dy, &offsets], 1e-5);
+    }
+}
+
+#[test]
+fn attention() {
+    for (batch, time, heads, d) in [(1, 1, 1, 2), (2, 7, 3, 4), (2, 33, 2, 16), (3, 5, 2, 6)] {
+        let (n, c) = (batch * time, heads * d);
+        let qkv = normal(&[n, 3 * c], 1);
+        let dy = normal(&[n, c], 2);
+        for dropout in [0.0, 0.3] {
+            let attrs = AttentionAttrs { heads, time, scale: 0.4.into(), dropout: dropout.into(), key: 9 };
+            let rng = rng();
+            let random: &[&Tensor] = if dropout > 0.0 { &[&rng] } else { &[] };
+            let operands = [&[&qkv], random].concat();
+            check(&Op::Attention(attrs), &operands, 1e-5);
+            let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
+            let operands = [&[&dy, &qkv, &y[0], &y[1]], random].concat();
+            check(&Op::AttentionGrad(attrs), &operands, 2e-5);
+        }
+        for inverse in [false, true] {
+            check(&Op::Rotary { heads, time, base: 10_000.0.into(), inverse }, &[&qkv], 1e-5);
+        }
+    }
+}
+
+#[test]
+fn wrong_use_is_an_error() {
+    let Some((_, backend)) = backends().first() else { return };
+    let op = Op::Unary(Unary::Neg);
+    let x = normal(&[3], 1);
+    let program = program(&op, &[&x]);
+    let mut session = backend.prepare(&program).unwrap();
+    let interface = |r: Result<(), BackendError>| assert!(matches!(r, Err(BackendError::Interface(_))), "{r:?}");
+    interface(session.run("g", &[("x0", &x)]));
+    interface(session.run("f", &[]));
+    interface(session.run("f", &[("x0", &x), ("x1", &x)]));
+    interface(session.run("f", &[("x0", &normal(&[4], 1))]));
+    interface(session.output("f", "y0").map(drop));
+    session.run("f", &[("x0", &x)]).unwrap();
+    interface(session.output("f", "y1").map(drop));
+    interface(session.read_state("w").map(drop));
+    let mut wrong = program.clone();
+    wrong.plans[0].buffers[1].ty = TensorType::f32([4]);
+    interface(backend.prepare(&wrong).map(drop));
+    let mut wrong = program;
+    wrong.plans[0].arena_bytes = 4;
+    interface(backend.prepare(&wrong).map(drop));
+}
+
+#[test]
+fn too_large_a_program_is_refused() {
+    let Some((_, backend)) = backends().first() else { return };
+    let (Some(available), x) = (backend.memory_limit(), normal(&[1], 1)) else { return };
+    let mut program = program(&Op::Unary(Unary::Neg), &[&x]);
+    program.plans[0].arena_bytes = available as usize * 2;
+    let refused = backend.prepare(&program).map(drop);
+    assert!(matches!(refused, Err(BackendError::OutOfMemory { .. })), "{refused:?}");
+}
+
+#[test]
+fn states_persist_and_start_at_zero() {
+    let Some((_, backend)) = backends().first() else { return };
+    // w <- w + x, in place.
+    let x = normal(&[5], 1);
+    let mut program = program(&Op::Binary(Binary::Add), &[&x, &x]);
+    let plan = &mut program.plans[0];
+    program.states = vec![moec_plan::StateDecl {
+        name: "w".into(),
+        ty: TensorType { dtype: DType::F32, shape: vec![5] },
+        kind: moec_plan::StateKind::Parameter,
+    }];
+    plan.inputs.truncate(1);
+    plan.buffers[1].storage = Storage::State(0);
+    plan.buffers[2].storage = Storage::State(0);
+    let mut session = backend.prepare(&program).unwrap();
+    assert_eq!(session.read_state("w").unwrap().to_f32(), [0.0; 5]);
+    for _ in 0..3 {
+        session.run("f", &[("x0", &x)]).unwrap();
+    }
+    close("three times x", &session.read_state("w").unwrap(), &map(&x, |v| 3.0 * v), 1e-6);
+    session.write_state("w", &x).unwrap();
+    assert_eq!(session.read_state("w").unwrap(), x);
+}
+
+#[test]
+fn kernels_are_listed_without_a_device() {
+    let x = normal(&[100, 64], 1);
+    let program = program(&Op::LayerNormGrad, &[&x, &x, &normal(&[64], 2), &normal(&[100], 3), &normal(&[100], 4)]);
+    let names = kernel_names(&program, "f", &DeviceProfile::cpu(2)).unwrap();
+    assert_eq!(names.len(), 1);
+    assert_eq!(names[0], ["layer_norm_grad w16", "layer_norm_param_grad w16", "sum_middle w16", "sum_middle w16"]);
+    assert!(kernel_names(&program, "g", &DeviceProfile::gpu()).is_err());
+}
