@@ -5,21 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
 fn spec(name: &str) -> String {
     root().join("specs").join(name).display().to_string()
 }
 
-/// The program, built by the workspace.
+/// The program.
 fn moec() -> Command {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    if path.ends_with("deps") {
-        path.pop();
-    }
-    let mut command = Command::new(path.join(format!("moec{}", std::env::consts::EXE_SUFFIX)));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moec"));
     command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
     command
 }
@@ -384,4 +379,17 @@ fn a_diverging_run_ends_with_code_5_and_keeps_its_checkpoints() {
     let run = lab.at("run");
     let ran = lab.train(&run, &["-s", "train.optimizer.lr=1e30", "--steps", "200"], 5);
     assert!(ran.err.contains("diverged"), "{}", ran.err);
+}
+
+#[test]
+fn the_example_trains_and_samples() {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    let program = path.join("examples").join(format!("hello{}", std::env::consts::EXE_SUFFIX));
+    let output = Command::new(program).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("one"));
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When the file cannot be read, is too large, or is not UTF-8.
-pub fn read(path: &Path) -> Result<SourceFile, Failure> {
+pub(crate) fn read(path: &Path) -> Result<SourceFile, Failure> {
     let failed = |e: &std::io::Error| {
         let Failure::Message { message, .. } = Failure::file("read", path, e) else {
             return Failure::file("read", path, e);
@@ -30,7 +30,7 @@ pub fn read(path: &Path) -> Result<SourceFile, Failure> {
 ///
 /// # Errors
 /// When they are too many or not UTF-8.
-pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<SourceFile, Failure> {
+pub(crate) fn from_bytes(name: &str, bytes: &[u8]) -> Result<SourceFile, Failure> {
     SourceFile::from_bytes(name, bytes).map_err(|diagnostic| Failure::Source {
         source: SourceFile::new(name, ""),
         diagnostics: vec![diagnostic],
