@@ -838,7 +838,7 @@ Right:
 The file is sound, but a routing strategy or a loss from outside built operations whose shapes do not fit, or returned
 something else than it declares. The message names the operation. It is a fault of that plugin, not of the file.
 
-Wrong, in a plugin:
+Wrong:
 
     b.linear(x, weight, None)    // x is [N, 128], the weight [8, 64]
 

@@ -3,7 +3,8 @@
 //! Two blanks of indentation, lines of at most 100 columns. A braced body stays on one line if it fits, holds at most
 //! two statements that are plain layers, and contains no comment and no further braces; a call or a list is broken
 //! into one element per line, with a comma after the last, if it does not fit. Parentheses are printed where the
-//! tree needs them and nowhere else. Statements keep at most one empty line between them.
+//! tree needs them and nowhere else. Values are aligned where they stand below each other: those of the settings of
+//! one body, and those of arguments that have a line each. Statements keep at most one empty line between them.
 //!
 //! A comment stays where it is if it stands before a statement, an argument or a list element, behind one on the same
 //! line, behind an opening bracket, or before a closing one. Any other comment moves up in front of what it is in.
@@ -82,11 +83,15 @@ impl Out {
         self.text.push_str(text);
     }
 
+    fn pad(&mut self, blanks: usize) {
+        self.text.extend(std::iter::repeat_n(' ', blanks));
+    }
+
     /// Ends the line and indents the next.
     fn line(&mut self) {
         self.text.truncate(self.text.trim_end_matches(' ').len());
         self.text.push('\n');
-        self.text.extend(std::iter::repeat_n(' ', self.indent));
+        self.pad(self.indent);
     }
 
     /// How many characters the current line has.
@@ -239,21 +244,32 @@ impl Printer<'_> {
     }
 
     fn train(&self, out: &mut Out, train: &Train) {
+        let names = train.settings.iter().filter_map(|setting| match setting {
+            TrainSetting::Value(setting) => Some(setting.name.name.as_str()),
+            TrainSetting::Call(_) => None,
+        });
+        let column = longest(names);
         out.push("train ");
         self.braces(out, train.body_span, &train.settings, TrainSetting::span, |out, setting| match setting {
-            TrainSetting::Value(setting) => self.setting(out, setting),
+            TrainSetting::Value(setting) => self.setting(out, setting, column),
             TrainSetting::Call(call) => self.call(out, call, 0),
         });
     }
 
     fn body(&self, out: &mut Out, body: &Body, always_broken: bool) {
         let flat = if always_broken { None } else { self.fitting(out, 0, |flat| self.flat_body(flat, body)) };
-        match flat {
-            Some(flat) => out.push(&flat),
-            None => self.braces(out, body.span, &body.statements, Statement::span, |out, statement| {
-                self.statement(out, statement);
-            }),
+        if let Some(flat) = flat {
+            out.push(&flat);
+            return;
         }
+        let names = body.statements.iter().filter_map(|statement| match statement {
+            Statement::Setting(setting) => Some(setting.name.name.as_str()),
+            _ => None,
+        });
+        let column = longest(names);
+        self.braces(out, body.span, &body.statements, Statement::span, |out, statement| {
+            self.statement(out, statement, column);
+        });
     }
 
     /// A body over several lines, or `{}` if nothing is in it.
@@ -291,7 +307,8 @@ impl Printer<'_> {
         out.push("}");
     }
 
-    fn statement(&self, out: &mut Out, statement: &Statement) {
+    /// `column` is the length of the longest name of a setting in the body.
+    fn statement(&self, out: &mut Out, statement: &Statement, column: usize) {
         match statement {
             Statement::Let(binding) => {
                 out.push("let ");
@@ -299,7 +316,7 @@ impl Printer<'_> {
                 out.push(" = ");
                 self.expr(out, &binding.value, 0);
             }
-            Statement::Setting(setting) => self.setting(out, setting),
+            Statement::Setting(setting) => self.setting(out, setting, column),
             Statement::Layer(call) => self.call(out, call, 0),
             Statement::Repeat(repeat) => {
                 out.push("repeat ");
@@ -316,9 +333,9 @@ impl Printer<'_> {
         }
     }
 
-    fn setting(&self, out: &mut Out, setting: &Setting) {
+    fn setting(&self, out: &mut Out, setting: &Setting, column: usize) {
         out.push(&setting.name.name);
-        out.push(" ");
+        out.pad(column - setting.name.name.len() + 1);
         self.expr(out, &setting.value, 0);
     }
 
@@ -348,10 +365,13 @@ impl Printer<'_> {
                 Some(flat) => out.push(&flat),
                 None => {
                     let span_of = |argument: &Argument| argument.span;
+                    let names = arguments.list.iter().filter_map(|argument| argument.name.as_ref());
+                    let column = longest(names.map(|name| name.name.as_str()));
                     self.elements(out, ["(", ")"], arguments.span, &arguments.list, span_of, |out, argument| {
                         if let Some(name) = &argument.name {
                             out.push(&name.name);
-                            out.push(": ");
+                            out.push(":");
+                            out.pad(column - name.name.len() + 1);
                         }
                         self.expr(out, &argument.value, 1);
                     });
@@ -631,6 +651,11 @@ impl Printer<'_> {
         }
         Some(())
     }
+}
+
+/// The length of the longest name; values are aligned behind it.
+fn longest<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    names.map(str::len).max().unwrap_or(0)
 }
 
 /// Whether an operand of a binary operator must stand in parentheses to be read back as it is. `&&` inside `||` and

@@ -73,16 +73,15 @@ fn line_end(bytes: &[u8], at: usize) -> usize {
 /// Just past the closing quote of the string that opens at `at`, or the end of its line if there is none.
 fn string_end(text: &str, at: usize) -> Result<usize, usize> {
     let bytes = text.as_bytes();
-    let end = line_end(bytes, at);
     let mut i = at + 1;
-    while i < end {
+    while i < bytes.len() && bytes[i] != b'\n' {
         match bytes[i] {
             b'"' => return Ok(i + 1),
-            b'\\' => i += 2,
+            b'\\' if bytes.get(i + 1).is_some_and(|&next| next != b'\n') => i += 2,
             _ => i += 1,
         }
     }
-    Err(end)
+    Err(line_end(bytes, at))
 }
 
 pub(crate) fn lex(source: &SourceFile) -> Lexed {
@@ -393,8 +392,7 @@ impl Lexer<'_> {
         let index = self.token(TokenKind::Symbol, 1);
         self.out.tokens[index].partner = Some(opener);
         self.out.tokens[opener].partner = Some(index);
-        let (from, to) = (self.indent(opener), self.indent(index));
-        if self.out.tokens[index].first_on_line && to < from {
+        if self.out.tokens[index].first_on_line && self.indent(index) < self.indent(opener) {
             self.misindented.push((opener, index));
         }
     }

@@ -1,4 +1,26 @@
 //! Text to spanned AST, and everything about talking to the author of that text.
+//!
+//! A [`SourceFile`] is parsed into a [`File`], or into the [`Diagnostic`]s that say why not; [`format`] prints it in the
+//! one canonical layout. The crate knows how the language is written, not what it means: which layers exist and which
+//! arguments they take is the business of whoever walks the tree. That crate reports with the same diagnostics, so it
+//! finds here the table of all [`Code`]s, the renderings, and [`did_you_mean`]. The language reference is
+//! `grammar/README.md`, the grammar `grammar/moec.pest`.
+//!
+//! ```
+//! use moec_syntax::{Item, SourceFile, format, parse};
+//!
+//! let source = SourceFile::new("small.moe", "model small { context = 32 unembed }");
+//! let faults = parse(&source).unwrap_err();
+//! assert_eq!(faults[0].render_short(&source), "small.moe:1:23: error[E0118]: a setting takes no `=`");
+//!
+//! let source = SourceFile::new("small.moe", "model small { context 32 unembed }");
+//! let file = parse(&source).unwrap();
+//! assert!(matches!(&file.items[..], [Item::Model(model)] if model.name.name == "small"));
+//! assert_eq!(format(&source).unwrap(), "model small {\n  context 32\n  unembed\n}\n");
+//! ```
+//!
+//! No input makes this crate panic or overflow the stack: sources are bounded in size, brackets in depth and
+//! expressions in height, each with an error of its own.
 
 mod ast;
 mod codes;

@@ -60,7 +60,7 @@ fn parse_rule<T>(
     let mut lexed = lex::lex(source);
     let mut faults = std::mem::take(&mut lexed.faults);
     let mut tree = None;
-    if lexed.balanced {
+    if lexed.balanced && faults.len() < MAX_FAULTS {
         let mut recovery = Recovery { alive: vec![true; lexed.tokens.len()], lexed, last: None };
         // Painting can need several rounds for one fault, as it widens from the statement outwards.
         for _ in 0..MAX_FAULTS * 4 {

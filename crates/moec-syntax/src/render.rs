@@ -178,21 +178,6 @@ mod tests {
     use super::*;
     use crate::codes::Code;
 
-    fn show(text: &str, span: Span) -> String {
-        let source = SourceFile::new("a.moe", text);
-        Diagnostic::new(Code::UnknownLayer, "no such layer").primary(span, "here").render(&source, false)
-    }
-
-    #[test]
-    fn marks_stand_under_what_they_mean() {
-        insta::assert_snapshot!(show("model m {\r\n\tlayr\r\n}\r\n", Span::new(12, 16)), @"");
-        insta::assert_snapshot!(show("// 漢字 é layr", Span::new(13, 17)), @"");
-        insta::assert_snapshot!(show("model m {", Span::at(9)), @"");
-        insta::assert_snapshot!(show("model m {\n", Span::at(10)), @"");
-        insta::assert_snapshot!(show("", Span::at(0)), @"");
-        insta::assert_snapshot!(show("a\nb\nc\nd", Span::new(0, 7)), @"");
-    }
-
     #[test]
     fn foreign_spans_do_no_harm() {
         for text in ["", "é", "é\n", "a\r\n"] {

@@ -1,7 +1,7 @@
 //! Every file under `tests/syntax` against its snapshot. `err_*` holds rendered diagnostics, `tree_*` the syntax tree,
 //! anything else the canonical layout.
 
-use moec_syntax::{SourceFile, format, parse};
+use moec_syntax::{Code, Diagnostic, SourceFile, Span, format, parse};
 
 #[test]
 fn golden() {
@@ -27,4 +27,23 @@ fn golden() {
             insta::assert_snapshot!(shown);
         });
     });
+}
+
+/// Marks must stand under what they mean behind tabs and wide characters, with either line break, and at the end.
+#[test]
+fn marks() {
+    let cases = [
+        ("model m {\r\n\tlayr\r\n}\r\n", Span::new(12, 16)),
+        ("// 漢字 é layr", Span::new(13, 17)),
+        ("model m {", Span::at(9)),
+        ("model m {\n", Span::at(10)),
+        ("", Span::at(0)),
+        ("a\nb\nc\nd", Span::new(0, 7)),
+    ];
+    let shown = cases.map(|(text, span)| {
+        let source = SourceFile::new("a.moe", text);
+        let diagnostic = Diagnostic::new(Code::UnknownLayer, "no such layer").primary(span, "here").note("a fact");
+        diagnostic.help("advice").patch(span, "new", "replace it").render(&source, false)
+    });
+    insta::assert_snapshot!(shown.join("\n\n"));
 }
