@@ -175,7 +175,7 @@ impl Printer<'_> {
         let Some(text) = self.text else { return };
         for i in self.pending(end, limit) {
             let comment = self.comments[i];
-            if !text.get(end..comment.start).is_some_and(|between| !between.contains('\n')) {
+            if text.get(end..comment.start).is_none_or(|between| between.contains('\n')) {
                 return;
             }
             out.push("  ");

@@ -1,6 +1,6 @@
 //! Text to spanned AST, and everything about talking to the author of that text.
 //!
-//! A [`SourceFile`] is parsed into a [`File`], or into the [`Diagnostic`]s that say why not; [`format`] prints it in the
+//! A [`SourceFile`] is parsed into a [`File`], or into the [`Diagnostic`]s that say why not; [`format()`] prints it in the
 //! one canonical layout. The crate knows how the language is written, not what it means: which layers exist and which
 //! arguments they take is the business of whoever walks the tree. That crate reports with the same diagnostics, so it
 //! finds here the table of all [`Code`]s, the renderings, and [`did_you_mean`]. The language reference is

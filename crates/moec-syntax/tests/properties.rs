@@ -1,6 +1,8 @@
 //! Properties over generated trees and arbitrary text: printing and parsing are inverse, formatting is idempotent and
 //! keeps every comment, and no text makes the parser panic, hang or overflow the stack.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, also in its shared functions")]
+
 use moec_syntax::{
     Argument, Arguments, BinaryOperator, Block, Body, Branch, Call, Code, Expr, ExprKind, File, Ident, If, Item, Let,
     Model, Repeat, Setting, SourceFile, Span, Spanned, Statement, Train, TrainSetting, UnaryOperator, format, parse,
@@ -263,19 +265,12 @@ fn scattered(text: &str, mut seed: u64) -> String {
     out
 }
 
+/// The codes of the errors in a text.
 fn codes(text: &str) -> Vec<Code> {
     let source = SourceFile::new("hostile.moe", text);
-    let codes = match parse(&source) {
-        Ok(_) => Vec::new(),
-        Err(faults) => faults
-            .iter()
-            .map(|fault| {
-                fault.render_short(&source);
-                fault.code
-            })
-            .collect(),
-    };
-    codes
+    let faults = parse(&source).err().unwrap_or_default();
+    faults.iter().for_each(|fault| assert!(fault.render_short(&source).starts_with("hostile.moe")));
+    faults.iter().map(|fault| fault.code).collect()
 }
 
 #[test]
