@@ -21,6 +21,9 @@ use crate::registry::Registry;
 
 pub use train::{SettingForm, SettingSpec, train_settings};
 
+/// Most diagnostics that are shown for one file; only a file that is no model at all has more.
+const MAX_DIAGNOSTICS: usize = 500;
+
 /// What to check for.
 #[derive(Clone, Debug, Default)]
 pub struct CheckOptions {
@@ -71,11 +74,12 @@ pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options
             result = checked;
         }
     }
+    checker.model = ModelState::default();
     let recipe = checker.recipe(file);
     checker.unused_overrides(chosen.map(|i| models[i]));
+    let failed = checker.errors > 0;
     let mut diagnostics = checker.diagnostics;
     diagnostics.sort_by_key(|d| d.span().map_or(usize::MAX, |span| span.start));
-    let failed = diagnostics.iter().any(Diagnostic::is_error);
     Checked { model: result.filter(|_| !failed), recipe: recipe.filter(|_| !failed).unwrap_or_default(), diagnostics }
 }
 
@@ -114,6 +118,9 @@ struct Checker<'a> {
     source: &'a SourceFile,
     registry: &'a Registry,
     diagnostics: Vec<Diagnostic>,
+    errors: usize,
+    /// What was reported, to report it once.
+    reported: BTreeSet<(Code, Option<Span>, String)>,
     bindings: Vec<Binding<'a>>,
     blocks: Vec<BlockDefinition<'a>>,
     overrides: Vec<Override>,
@@ -139,6 +146,10 @@ struct ModelState {
     reached: usize,
     /// A limit was hit and reported; nothing more is expanded.
     stopped: bool,
+    /// `embed` is late, and that has been reported.
+    late_embed: bool,
+    /// Bindings of the model's own body, to tell a name that is used too early.
+    lets: Vec<(String, Span)>,
     /// An `unembed` was reached, well-placed or not.
     unembed: bool,
     /// Iterations of repeats in the model's body so far.
@@ -163,6 +174,8 @@ impl Default for ModelState {
             depth: 0,
             reached: 0,
             stopped: false,
+            late_embed: false,
+            lets: Vec::new(),
             unembed: false,
             iterations: 0,
             copies: 1,
@@ -178,6 +191,8 @@ impl<'a> Checker<'a> {
             source,
             registry,
             diagnostics: Vec::new(),
+            errors: 0,
+            reported: BTreeSet::new(),
             bindings: Vec::new(),
             blocks: Vec::new(),
             overrides: Vec::new(),
@@ -189,13 +204,18 @@ impl<'a> Checker<'a> {
     /// Keeps a diagnostic, once: the body of a `repeat` and of a block is walked several times.
     fn report(&mut self, diagnostic: Diagnostic) {
         let diagnostic = self.without_override_spans(diagnostic);
-        if !self.diagnostics.contains(&diagnostic) {
-            self.diagnostics.push(diagnostic);
+        let key = (diagnostic.code, diagnostic.span(), diagnostic.message.clone());
+        if self.reported.insert(key) {
+            self.errors += usize::from(diagnostic.is_error());
+            if self.diagnostics.len() < MAX_DIAGNOSTICS || self.errors == 1 {
+                self.diagnostics.push(diagnostic);
+            }
         }
     }
 
+    /// Errors so far, with those that are not shown.
     fn error_count(&self) -> usize {
-        self.diagnostics.iter().filter(|d| d.is_error()).count()
+        self.errors
     }
 
     /// Blocks of the file see each other, whatever their order.
@@ -249,6 +269,8 @@ impl<'a> Checker<'a> {
                 found
             }
             ([_], None) => Some(0),
+            // Two of one name cannot be chosen between.
+            (_, None) if names.len() < models.len() => None,
             (_, None) => {
                 let mut d =
                     Diagnostic::new(Code::SeveralModels, format!("the file defines several models: {}", list()));
@@ -261,10 +283,10 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Warns about bindings of the model just checked that nothing reads.
-    fn unused_lets(&mut self) {
+    /// Warns about bindings of the model just checked that nothing reads, unless a fault may be the reason.
+    fn unused_lets(&mut self, faultless: bool) {
         for ((start, end), (name, used)) in std::mem::take(&mut self.lets) {
-            if used || name.starts_with('_') {
+            if used || !faultless || name.starts_with('_') {
                 continue;
             }
             let span = Span::new(start, end);

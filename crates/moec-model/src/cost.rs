@@ -21,7 +21,7 @@ pub struct LayerInfo {
 pub(crate) fn layer_info(
     layer: &Layer,
     path: String,
-    parameters: &[(String, usize)],
+    parameters: &[(&str, usize)],
     time: usize,
     vocab: usize,
 ) -> LayerInfo {

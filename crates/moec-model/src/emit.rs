@@ -73,7 +73,8 @@ pub(crate) struct Emitter {
     pub(crate) builder: Builder,
     pub(crate) mode: Mode,
     pub(crate) noise: NoisePolicy,
-    pub(crate) parameters: IndexMap<String, Init>,
+    /// Initial values and numbers of elements, by name.
+    pub(crate) parameters: IndexMap<String, (Init, usize)>,
     pub(crate) states: IndexMap<String, Tensor>,
     scheme: InitScheme,
     inputs: IndexMap<String, usize>,
@@ -109,7 +110,8 @@ impl Emitter {
         let value = self.builder.parameter(name, shape);
         // The first declaration counts: a tied output layer reads the table that the embedding has declared.
         let path = self.builder.path(name);
-        self.parameters.entry(path).or_insert_with(|| self.scheme.init(role));
+        let elements = self.builder.ty(value).elements();
+        self.parameters.entry(path).or_insert_with(|| (self.scheme.init(role), elements));
         value
     }
 

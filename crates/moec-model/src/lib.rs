@@ -1,4 +1,75 @@
 //! Meaning: names, shapes and router arguments checked; the model lowered to a forward graph.
+//!
+//! [`check`] turns a syntax tree into a [`Model`] and a [`Recipe`], with every fault of the file reported in one run.
+//! [`lower`] turns a model into a graph of `moec_ir`, for training or for evaluation. No file is read here, and nothing
+//! is run.
+//!
+//! What a name in a file can mean is a value, the [`Registry`]. A routing strategy from another crate is one more entry,
+//! and it can do whatever the built-in ones do:
+//!
+//! ```
+//! use moec_model::*;
+//!
+//! /// One expert a token, with the sigmoid of its score as weight (as in Llama 4).
+//! struct SigmoidTop1;
+//!
+//! impl RoutingStrategy for SigmoidTop1 {
+//!     fn name(&self) -> &'static str {
+//!         "sigmoid_top_1"
+//!     }
+//!     fn summary(&self) -> &'static str {
+//!         "the expert with the largest score, weighted by the sigmoid of the score"
+//!     }
+//!     fn parameters(&self) -> &[ParameterSpec] {
+//!         &[]
+//!     }
+//!     fn references(&self) -> &[&'static str] {
+//!         &[]
+//!     }
+//!     fn experts_per_token(&self, _: &Arguments) -> usize {
+//!         1
+//!     }
+//!     fn traits(&self, _: &Arguments) -> Traits {
+//!         Traits {
+//!             reads: Reads { activations: true, ..Reads::default() },
+//!             compares: Compares::None,
+//!             random: Randomness::Never,
+//!             provides: &[Quantity::Logits],
+//!             learns_from_task: true,
+//!         }
+//!     }
+//!     fn lower(&self, context: &mut RoutingContext<'_>, _: &Arguments) -> Routing {
+//!         let logits = context.linear("router", context.tokens(), context.experts(), false);
+//!         let b = context.builder();
+//!         let (top, chosen) = b.top_k(logits, 1);
+//!         let weights = b.unary(moec_ir::Unary::Sigmoid, top);
+//!         Routing { logits: Some(logits), ..Routing::token_choice(chosen, weights) }
+//!     }
+//! }
+//!
+//! let text = "model m {
+//!   context 4  vocab 9
+//!   embed(width: 8)
+//!   residual { layer_norm  moe(experts: 4 * mlp(hidden: 16), route: sigmoid_top_1, balance: [z]) }
+//!   unembed
+//! }";
+//! let source = moec_syntax::SourceFile::new("m.moe", text);
+//! let file = moec_syntax::parse(&source).expect("the syntax is right");
+//! let registry = Registry::with_builtins().router(SigmoidTop1);
+//! let checked = check(&source, &file, &registry, &CheckOptions::default());
+//! let model = checked.model.expect("the model is sound");
+//! let options = LowerOptions {
+//!     mode: Mode::Train,
+//!     batch: 2,
+//!     vocab: 9,
+//!     loss: true,
+//!     noise: NoisePolicy::Generated,
+//!     init: checked.recipe.init,
+//! };
+//! let lowered = lower(&model, &options)?;
+//! assert!(lowered.graph.output("aux.moe.z").is_some());
+//! # Ok::<(), LowerError>(())
+//! ```
 
 mod argument;
 mod check;

@@ -244,7 +244,7 @@ impl Lowering {
         }
         Ok(Lowered {
             graph,
-            parameters: parameters.into_iter().collect(),
+            parameters: parameters.into_iter().map(|(name, (init, _))| (name, init)).collect(),
             states: states.into_iter().collect(),
             moe_layers: self.moe_layers,
             layers: self.layers,
@@ -311,13 +311,8 @@ impl Lowering {
 
     /// Adds a row to the table of layers. Parameters declared since `before` are the layer's.
     fn record(&mut self, layer: &Layer, path: String, before: usize) {
-        let graph = self.emitter.builder.graph();
-        let mut parameters = Vec::new();
-        for name in self.emitter.parameters.keys().skip(before) {
-            if let Some(id) = graph.find(name) {
-                parameters.push((name.clone(), graph.node(id).results[0].elements()));
-            }
-        }
+        let declared = self.emitter.parameters.iter().skip(before);
+        let parameters: Vec<(&str, usize)> = declared.map(|(name, &(_, n))| (name.as_str(), n)).collect();
         self.layers.push(cost::layer_info(layer, path, &parameters, self.time, self.options.vocab));
     }
 

@@ -3,6 +3,8 @@
 //! The files are those of `tests/fixtures/routing`, or of the folder `routing` in `MOEC_FIXTURES`; names and sizes are
 //! read from them. Gradients are compared where gradients are derived.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

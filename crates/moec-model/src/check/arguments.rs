@@ -75,8 +75,8 @@ impl<'a> Checker<'a> {
             .filter(|spec| spec.default == DefaultValue::Required && !given.contains_key(spec.name))
             .collect();
         // A misspelt or unnamed argument is probably the missing one; its own message is enough.
-        let explained = list.len() > given.len();
-        if !missing.is_empty() && !(explained && resolved.failed) {
+        let explained = resolved.failed && list.len() > given.len();
+        if !missing.is_empty() && !explained {
             let names = listed(missing.iter().map(|spec| spec.name));
             let mut d = Diagnostic::new(Code::MissingArgument, format!("`{}` needs {names}", owner.name))
                 .primary(owner.span, format!("this {} has no {names}", owner.kind));
@@ -184,6 +184,12 @@ impl<'a> Checker<'a> {
             matches!(expr.kind, ExprKind::String(_) | ExprKind::List(_) | ExprKind::Call(_) | ExprKind::Sequence(_));
         if not_a_number {
             return self.wrong_type(owner, spec, expr.span, describe(expr));
+        }
+        // Where no names exist, a name is no misspelt binding.
+        if let ExprKind::Name(name) = &expr.kind
+            && scope.binding.is_none()
+        {
+            return self.wrong_type(owner, spec, expr.span, &format!("`{name}`"));
         }
         let number = self.number(expr, scope)?;
         let (value, range) = match (spec.ty, number) {

@@ -12,7 +12,7 @@ use crate::model::{Activation, Attention, Layer, LayerKind, Mlp, Model, Number, 
 /// Most repetitions of one `repeat`.
 const MAX_REPEAT: i64 = 10_000;
 /// Most statements reached in a model, counting repetitions.
-const MAX_STATEMENTS: usize = 100_000;
+const MAX_STATEMENTS: usize = 20_000;
 /// Deepest nesting of layers, counting blocks where they are used.
 const MAX_DEPTH: usize = 96;
 /// Most elements of one tensor: an index on a device has 32 bits with a sign.
@@ -90,6 +90,12 @@ impl<'a> Checker<'a> {
         let mut flow = Flow::Tokens;
         let place = Place { own: true, top: true, trunk: true, expert: false };
         let scope = Scope { binding: None, block: self.last_file_block() };
+        self.model.lets = model
+            .body
+            .statements
+            .iter()
+            .filter_map(|s| if let Statement::Let(l) = s { Some((l.name.name.clone(), l.name.span)) } else { None })
+            .collect();
         let settings = self.settings(model);
         let end = self.body(&model.body, scope, place, &mut flow, &mut layers);
         let name = model.name.span;
@@ -100,16 +106,16 @@ impl<'a> Checker<'a> {
         } else if !self.model.unembed && flow != Flow::Tokens && !self.model.stopped {
             let d = Diagnostic::new(Code::UnembedPlacement, format!("model `{}` has no `unembed`", model.name))
                 .primary(name, "its last layer must be `unembed`")
-                .patch(Span::at(model.body.span.end.saturating_sub(1)), "\n  unembed\n", "add the last layer");
+                .patch(Span::at(model.body.span.end.saturating_sub(1)), "  unembed\n", "add the last layer");
             self.report(d);
         }
         self.too_large();
-        self.unused_lets();
+        self.unused_lets(self.error_count() == errors);
         let (context, context_span, vocab) = settings;
         if self.error_count() > errors {
             return None;
         }
-        let bindings = self.top_bindings(end, model);
+        let bindings = self.top_bindings(end);
         Some(Model {
             name: model.name.name.clone(),
             span: model.span,
@@ -128,13 +134,8 @@ impl<'a> Checker<'a> {
     }
 
     /// The bindings of the model's own body with their values.
-    fn top_bindings(&self, scope: Scope, model: &ast::Model) -> Vec<(String, Number)> {
-        let lets: Vec<Span> = model
-            .body
-            .statements
-            .iter()
-            .filter_map(|s| if let Statement::Let(l) = s { Some(l.name.span) } else { None })
-            .collect();
+    fn top_bindings(&self, scope: Scope) -> Vec<(String, Number)> {
+        let lets: Vec<Span> = self.model.lets.iter().map(|&(_, span)| span).collect();
         let mut bindings: Vec<(String, Number)> = self
             .visible(scope)
             .filter(|b| lets.contains(&b.span))
@@ -152,12 +153,8 @@ impl<'a> Checker<'a> {
         let (mut context, mut context_span, mut vocab) = (None, None, None);
         for statement in &model.body.statements {
             match statement {
-                // Reported when the body is walked; here the values are needed only for the settings.
-                Statement::Let(node) => {
-                    let before = self.diagnostics.len();
-                    scope = self.let_statement(node, scope, true);
-                    self.diagnostics.truncate(before);
-                }
+                // Faults come once: the walk over the body does not repeat them.
+                Statement::Let(node) => scope = self.let_statement(node, scope, true),
                 Statement::Setting(node) => {
                     let name = node.name.name.as_str();
                     if let Some(&first) = seen.get(name) {
@@ -467,6 +464,7 @@ impl<'a> Checker<'a> {
                 .primary(call.name.span, "expected `embed(width: ..)` as the first layer");
             self.report(d);
             *flow = Flow::Unknown;
+            self.model.late_embed = true;
         } else if *flow == Flow::Logits {
             let d = Diagnostic::new(Code::UnembedPlacement, format!("`{name}` stands after `unembed`"))
                 .primary(call.name.span, "`unembed` must be the last layer");
@@ -539,6 +537,9 @@ impl<'a> Checker<'a> {
         let blocks: Vec<&str> = self.visible_blocks(scope).map(|(_, block)| block.name.name.as_str()).collect();
         let candidates = LAYERS.iter().map(|spec| spec.name).chain(blocks.iter().copied());
         d = match did_you_mean(&name.name, candidates) {
+            _ if name.name == "swiglu" => {
+                d.help("`swiglu` has weights of its own: write `mlp(activation: swiglu, ..)`")
+            }
             Some(near) => d.help(format!("did you mean `{near}`?")).patch(name.span, near, "use the name that it has"),
             None => d.note(format!("the layers are {}", listed(LAYERS.iter().map(|spec| spec.name)))),
         };
@@ -589,6 +590,8 @@ impl<'a> Checker<'a> {
         let width = arguments.size("width");
         let wrong = match *flow {
             Flow::Tokens if place.top => None,
+            // Whatever stands before it has been reported.
+            Flow::Unknown if place.top && std::mem::take(&mut self.model.late_embed) => None,
             Flow::Tokens => Some("`embed` must stand directly in the body of the model"),
             _ => Some("`embed` must be the first layer, and only there"),
         };
@@ -687,7 +690,7 @@ impl<'a> Checker<'a> {
             return None;
         }
         let at = arguments.span("heads").unwrap_or(call.name.span);
-        if input % heads != 0 {
+        if !input.is_multiple_of(heads) {
             let near: Vec<String> = divisors_near(input, heads).into_iter().map(|n| format!("`heads: {n}`")).collect();
             let d = Diagnostic::new(Code::HeadsDoNotDivideWidth, format!("{heads} heads do not divide width {input}"))
                 .primary(at, format!("expected a divisor of {input}"))
@@ -697,7 +700,7 @@ impl<'a> Checker<'a> {
         }
         let head_width = input / heads;
         let rotary = self.model.positions == Positions::Rotary;
-        if rotary && head_width % 2 != 0 {
+        if rotary && !head_width.is_multiple_of(2) {
             let message = format!("rotary positions need heads of even width, and these have width {head_width}");
             let d = Diagnostic::new(Code::RotaryHeadWidth, message)
                 .primary(at, format!("{input} / {heads} = {head_width}"))
@@ -771,8 +774,8 @@ fn mlp(arguments: &Arguments) -> Mlp {
 
 /// The nearest divisors of `n` below and above `near`.
 fn divisors_near(n: usize, near: usize) -> Vec<usize> {
-    let below = (1..near.min(n + 1)).rev().find(|d| n % d == 0);
-    let above = (near.saturating_add(1)..=n).find(|d| n % d == 0);
+    let below = (1..near.min(n + 1)).rev().find(|&d| n.is_multiple_of(d));
+    let above = (near.saturating_add(1)..=n).find(|&d| n.is_multiple_of(d));
     below.into_iter().chain(above).collect()
 }
 

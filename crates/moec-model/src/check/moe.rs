@@ -22,6 +22,13 @@ struct Named<'e> {
     arguments: &'e [ast::Argument],
 }
 
+/// A number of experts and what they are; parts with faults are absent.
+struct Copies {
+    count: Option<usize>,
+    span: Span,
+    layers: Option<Vec<Layer>>,
+}
+
 fn named(expr: &ast::Expr) -> Option<Named<'_>> {
     match &expr.kind {
         ExprKind::Name(name) => Some(Named { name, name_span: expr.span, span: expr.span, arguments: &[] }),
@@ -54,13 +61,15 @@ impl<'a> Checker<'a> {
         let errors = self.error_count();
         let form = |name: &str| resolved.forms.get(name).copied();
         let experts = form("experts").and_then(|e| self.copies("experts", e, scope, input));
-        let shared = form("shared").and_then(|e| self.copies("shared", e, scope, input));
+        let shared = form("shared").map(|e| self.copies("shared", e, scope, input));
         let route = form("route").and_then(|e| self.route(e, scope));
         let balance = form("balance").map(|e| self.balance(e, scope, route.as_ref())).unwrap_or_default();
         let capacity = form("capacity").and_then(|e| self.capacity(e, scope));
         let route_span = form("route").map_or(call.name.span, |e| e.span);
-        if let (Some((count, _, count_span)), Some(route)) = (&experts, &route) {
-            self.enough_experts(*count, *count_span, route, route_span);
+        if let (Some(experts), Some(route)) = (&experts, &route)
+            && let Some(count) = experts.count
+        {
+            self.enough_experts(count, experts.span, route, route_span);
         }
         if let Some(route) = &route {
             let traits = route.strategy.traits(&route.arguments);
@@ -73,29 +82,25 @@ impl<'a> Checker<'a> {
         if self.error_count() > errors {
             return None;
         }
-        let (experts, expert, _) = experts?;
-        let (shared, shared_expert) = shared.map_or((0, Vec::new()), |(count, layers, _)| (count, layers));
-        let route = route?;
+        let experts = experts?;
+        let (shared, shared_expert) = match shared.flatten() {
+            Some(shared) => (shared.count?, shared.layers?),
+            None => (0, Vec::new()),
+        };
         Some(LayerKind::Moe(Box::new(Moe {
-            experts,
-            expert,
+            experts: experts.count?,
+            expert: experts.layers?,
             shared,
             shared_expert,
-            route,
+            route: route?,
             balance,
             capacity,
             route_span,
         })))
     }
 
-    /// `NUMBER * EXPERT`: the number, the expert's layers, and where the number was written.
-    fn copies(
-        &mut self,
-        argument: &str,
-        expr: &'a ast::Expr,
-        scope: Scope,
-        input: Option<usize>,
-    ) -> Option<(usize, Vec<Layer>, Span)> {
+    /// `NUMBER * EXPERT`; `None` if it is not of that form.
+    fn copies(&mut self, argument: &str, expr: &'a ast::Expr, scope: Scope, input: Option<usize>) -> Option<Copies> {
         if let ExprKind::If { branches, otherwise } = &expr.kind {
             let chosen = self.branch(branches, otherwise, scope)?;
             return self.copies(argument, chosen, scope, input);
@@ -140,8 +145,8 @@ impl<'a> Checker<'a> {
             }
             None => None,
         };
-        let layers = self.expert(argument, right, scope, input, count.unwrap_or(1))?;
-        Some((count?, layers, left.span))
+        let layers = self.expert(argument, right, scope, input, count.unwrap_or(1));
+        Some(Copies { count, span: left.span, layers })
     }
 
     /// The layers of an expert, which must return the width that they are given.

@@ -18,7 +18,7 @@ impl<'a> Checker<'a> {
             let Some((path, value)) = text.split_once('=') else {
                 let d = Diagnostic::new(Code::UnknownOverride, format!("the override `{text}` has no value"))
                     .help("an override is written `path=value`, as in `train.steps=200`");
-                self.diagnostics.push(d);
+                self.report(d);
                 continue;
             };
             let (path, value) = (path.trim().to_string(), value.trim());
@@ -36,7 +36,7 @@ impl<'a> Checker<'a> {
                 Err(faults) => {
                     for fault in faults {
                         let message = format!("the override `{text}` has no valid value: {}", fault.message);
-                        self.diagnostics.push(Diagnostic::new(Code::OverrideType, message));
+                        self.report(Diagnostic::new(Code::OverrideType, message));
                     }
                 }
             }
@@ -110,7 +110,7 @@ impl<'a> Checker<'a> {
             } else {
                 d.note(format!("names that can be overridden: {}, and settings of the recipe", listed(names)))
             };
-            self.diagnostics.push(d);
+            self.report(d);
         }
     }
 }

@@ -427,6 +427,9 @@ impl<'a> Checker<'a> {
                 None => (path, None),
             };
             let Some(spec) = train_settings().iter().find(|spec| spec.name == name) else { continue };
+            if argument.is_some_and(|argument| !spec.form.parameters().any(|p| p.name == argument)) {
+                continue;
+            }
             let span = given.value.span;
             let at = match written.iter().position(|setting| setting.name().name == name) {
                 Some(at) => at,
@@ -441,9 +444,6 @@ impl<'a> Checker<'a> {
                 given.used = true;
                 continue;
             };
-            if !spec.form.parameters().any(|parameter| parameter.name == argument) {
-                continue;
-            }
             given.used = true;
             set_argument(&mut written[at], argument, &given.value);
         }

@@ -73,6 +73,13 @@ impl<'a> Checker<'a> {
         }
         let mut d = Diagnostic::new(Code::UnknownName, format!("`{name}` is not defined"))
             .primary(span, "expected a number, or the name of an earlier `let`");
+        // A block does not see the bindings of the model that uses it.
+        let later = self.model.lets.iter().find(|(later, at)| later == name && at.start > span.end);
+        if let (Some(&(_, at)), true) = (later, self.model.expanding.is_empty()) {
+            let d = d.secondary(at, "defined here, after its use").help("move the `let` in front of its first use");
+            self.report(d);
+            return None;
+        }
         let near = did_you_mean(name, self.visible(scope).map(|b| b.name)).map(str::to_owned);
         d = match near {
             Some(near) => d.help(format!("did you mean `{near}`?")).patch(span, near, "use the name that is defined"),

@@ -1,0 +1,107 @@
+//! Semantic diagnostics: one file per case in `tests/check`, its messages as a snapshot.
+//!
+//! A first line `// overrides: a=1 b=2` gives overrides.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+
+use moec_model::{
+    Arguments, CheckOptions, Checked, Compares, ParameterSpec, Registry, Routing, RoutingContext, RoutingStrategy,
+    SoftmaxTopK, Traits, check,
+};
+use moec_syntax::{Code, SourceFile, parse};
+
+/// A strategy that compares the tokens of a batch, which none of the built-in ones does.
+struct BatchTopK;
+
+impl RoutingStrategy for BatchTopK {
+    fn name(&self) -> &'static str {
+        "batch_top_k"
+    }
+
+    fn summary(&self) -> &'static str {
+        "looks at the whole batch"
+    }
+
+    fn parameters(&self) -> &[ParameterSpec] {
+        const K: &[ParameterSpec] = &[ParameterSpec::required(
+            "k",
+            moec_model::ParameterType::Int(moec_model::Interval::at_least(1.0)),
+            "experts per token",
+        )];
+        K
+    }
+
+    fn references(&self) -> &[&'static str] {
+        &[]
+    }
+
+    fn traits(&self, arguments: &Arguments) -> Traits {
+        Traits { compares: Compares::Batch, ..SoftmaxTopK.traits(arguments) }
+    }
+
+    fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
+        SoftmaxTopK.lower(context, arguments)
+    }
+}
+
+fn run(name: &str, text: &str) -> (SourceFile, Checked) {
+    let source = SourceFile::new(name, text);
+    let file = parse(&source).unwrap_or_else(|faults| {
+        let shown: Vec<String> = faults.iter().map(|fault| fault.render(&source, false)).collect();
+        panic!("{name} is not syntax:\n{}", shown.join("\n"))
+    });
+    let first = text.lines().next().unwrap_or("");
+    let overrides = first.strip_prefix("// overrides: ").unwrap_or("").split_whitespace().map(str::to_string);
+    let options = CheckOptions { overrides: overrides.collect(), ..CheckOptions::default() };
+    let registry = Registry::with_builtins().router(BatchTopK);
+    let checked = check(&source, &file, &registry, &options);
+    (source, checked)
+}
+
+#[test]
+fn every_case_is_explained() {
+    insta::glob!("../../../tests/check", "*.moe", |path| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(path).unwrap();
+        let (source, checked) = run(&name, &text);
+        let shown: Vec<String> = checked.diagnostics.iter().map(|d| d.render(&source, false)).collect();
+        assert_eq!(checked.model.is_none(), checked.has_errors(), "{name}");
+        let verdict = if checked.has_errors() { "refused" } else { "accepted" };
+        insta::assert_snapshot!(format!("{}\n\n{verdict}", shown.join("\n\n")));
+    });
+}
+
+/// A file named after a code reports that code, and every code that checking can report has a file.
+#[test]
+fn every_code_has_a_case() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/check");
+    let mut seen = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "moe") {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let (_, checked) = run(&name, &std::fs::read_to_string(&path).unwrap());
+        let codes: BTreeSet<Code> = checked.diagnostics.iter().map(|d| d.code).collect();
+        if let Ok(code) = name.split('_').next().unwrap().parse::<Code>() {
+            assert!(codes.contains(&code), "{name} reports {codes:?}");
+        }
+        seen.extend(codes);
+    }
+    // Syntax comes before checking, and building the graph comes after it.
+    let elsewhere = |code: &Code| code.number().starts_with("E01") || *code == Code::CannotBuild;
+    let unseen: Vec<&Code> = Code::ALL.iter().filter(|code| !elsewhere(code) && !seen.contains(code)).collect();
+    assert!(unseen.is_empty(), "no case for {unseen:?}");
+}
+
+#[test]
+fn lookahead_can_be_allowed() {
+    let text = "model m { context 4 vocab 5 embed(width: 4) moe(experts: 2 * mlp(hidden: 4), route: batch_top_k(k: 1, ), \
+                balance: [switch], allow: lookahead) unembed }";
+    let (_, checked) = run("allowed", text);
+    assert_eq!(checked.diagnostics, []);
+    assert_eq!(checked.model.unwrap().causality, moec_model::Causality::LooksAhead);
+}

@@ -1,0 +1,256 @@
+//! What lowered graphs compute, with the reference evaluator: experts of every kind against the same layers applied
+//! densely, causality, and the sizes that the graphs promise.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+
+use moec_ir::{DType, Data, Graph, Op, Stage, Tensor, TensorType, evaluate, random, verify};
+use moec_model::{
+    CheckOptions, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry, check,
+    lower, lower_layer,
+};
+use moec_syntax::{SourceFile, parse};
+
+fn model(text: &str) -> Model {
+    let source = SourceFile::new("test", text);
+    let file = parse(&source).unwrap();
+    let checked = check(&source, &file, &Registry::with_builtins(), &CheckOptions::default());
+    assert!(!checked.has_errors(), "{:?}", checked.diagnostics);
+    checked.model.unwrap()
+}
+
+/// The layers between `embed` and `unembed`.
+fn layers(width: usize, body: &str) -> Vec<Layer> {
+    let text = format!("model m {{ context 5  vocab 7  embed(width: {width})  {body}  unembed }}");
+    let mut layers = model(&text).layers;
+    layers.pop();
+    layers.remove(0);
+    layers
+}
+
+fn options(mode: Mode, batch: usize) -> LowerOptions {
+    LowerOptions { mode, batch, vocab: 7, loss: true, noise: NoisePolicy::Generated, init: InitScheme::KaimingNormal }
+}
+
+/// Standard normal numbers that depend on the name only.
+fn numbers(name: &str, ty: &TensorType) -> Tensor {
+    let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+    let keys = random::keys(random::state(seed, 1), 5);
+    let values = (0..ty.elements()).map(|i| 0.5 * random::normal_at(keys, i as u32));
+    Tensor::new(ty.shape.clone(), Data::F64(values.collect())).unwrap()
+}
+
+/// Random values for every parameter and float input of a graph, and for `tokens` and `targets` small numbers.
+fn bindings(graph: &Graph) -> BTreeMap<String, Tensor> {
+    let mut bindings = BTreeMap::new();
+    for id in graph.ids() {
+        if let Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty } = &graph.node(id).op {
+            let value = match (ty.dtype, name.as_str()) {
+                (DType::F32, _) => numbers(name, ty),
+                (DType::I32, "rng") => Tensor::ints(random::state(3, 4)),
+                (DType::I32, _) => Tensor::ints((0..ty.elements() as i32).map(|i| (i * i + 3) % 7).collect::<Vec<_>>()),
+            };
+            bindings.insert(name.clone(), value);
+        }
+    }
+    bindings
+}
+
+fn verified(lowered: &Lowered) {
+    let errors = verify(&lowered.graph, Stage::Forward);
+    assert!(errors.is_ok(), "{errors:?}");
+}
+
+/// Expert `e` of a tensor with one part per expert.
+fn part(tensor: &Tensor, e: usize) -> Tensor {
+    let shape = tensor.shape()[1..].to_vec();
+    let n: usize = shape.iter().product();
+    Tensor::new(shape, Data::F64(tensor.to_f64()[e * n..(e + 1) * n].to_vec())).unwrap()
+}
+
+/// A `moe` of three experts and one shared one computes the sum of the gates times each expert applied densely.
+fn experts_equal_dense_layers(expert: &str) {
+    let (width, tokens, experts) = (6, 11, 3);
+    let moe = &layers(
+        width,
+        &format!("moe(experts: {experts} * {{ {expert} }}, shared: 1 * {{ {expert} }}, route: softmax_top_k(k: 2))"),
+    )[0];
+    let lowered = lower_layer(moe, &options(Mode::Evaluate, 1), tokens).unwrap();
+    verified(&lowered);
+    let values = bindings(&lowered.graph);
+    let result = evaluate(&lowered.graph, &values).unwrap();
+    let gates = result.outputs["gates.moe"].to_f64();
+
+    let dense = |prefix: &str, e: Option<usize>| -> Vec<f64> {
+        let mut x = values["x"].clone();
+        let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+        for layer in layers(width, expert) {
+            let lowered = lower_layer(&layer, &options(Mode::Evaluate, 1), tokens).unwrap();
+            let kind = layer.kind.name();
+            let count = seen.entry(kind).or_insert(0);
+            *count += 1;
+            let scope = if *count == 1 { kind.to_string() } else { format!("{kind}_{count}") };
+            let mut own = BTreeMap::from([("x".to_string(), x), ("tokens".to_string(), values["tokens"].clone())]);
+            for (name, _) in &lowered.parameters {
+                let theirs = &values[&name.replacen(kind, &format!("{prefix}.{scope}"), 1)];
+                own.insert(name.clone(), e.map_or_else(|| theirs.clone(), |e| part(theirs, e)));
+            }
+            x = evaluate(&lowered.graph, &own).unwrap().outputs["y"].clone();
+        }
+        x.to_f64()
+    };
+    let mut expected = dense("moe.shared", None);
+    for e in 0..experts {
+        let y = dense("moe.experts", Some(e));
+        for n in 0..tokens {
+            for c in 0..width {
+                expected[n * width + c] += gates[n * experts + e] * y[n * width + c];
+            }
+        }
+    }
+    for (i, (a, b)) in result.outputs["y"].to_f64().iter().zip(&expected).enumerate() {
+        assert!((a - b).abs() < 1e-9, "{expert}: element {i}: {a} and {b}");
+    }
+}
+
+#[test]
+fn experts_of_every_kind_equal_dense_layers() {
+    for expert in [
+        "mlp(hidden: 5)",
+        "mlp(hidden: 3, activation: gelu, bias: false)",
+        "mlp(hidden: 4, activation: swiglu)",
+        "linear(width: 9)  silu  linear(width: 6, bias: false)",
+        "layer_norm  mlp(hidden: 5, activation: silu)  rms_norm",
+        "relu  mlp(hidden: 2)  dropout(rate: 0.5)  mlp(hidden: 3)",
+    ] {
+        experts_equal_dense_layers(expert);
+    }
+}
+
+#[test]
+fn a_residual_inside_an_expert_adds_its_input() {
+    let moe = |expert: &str| {
+        let layer = &layers(4, &format!("moe(experts: 2 * {{ {expert} }}, route: softmax_top_k(k: 2))"))[0];
+        let lowered = lower_layer(layer, &options(Mode::Evaluate, 1), 5).unwrap();
+        let values = bindings(&lowered.graph);
+        (evaluate(&lowered.graph, &values).unwrap().outputs["y"].to_f64(), values["x"].to_f64())
+    };
+    let (plain, x) = moe("mlp(hidden: 3)");
+    let (residual, _) = moe("residual { mlp(hidden: 3) }");
+    // The weights of a token sum to 1, so that its input comes back once.
+    for ((with, without), x) in residual.iter().zip(&plain).zip(&x) {
+        assert!((with - without - x).abs() < 1e-12);
+    }
+}
+
+const EVERYTHING: &str = include_str!("../../../tests/check/ok_everything.moe");
+
+#[test]
+fn later_tokens_do_not_reach_earlier_outputs() {
+    for text in [EVERYTHING, include_str!("../../../specs/tiny.moe"), include_str!("../../../specs/dense.moe")] {
+        let text = text.replace("capacity(factor: 1.5, minimum: 2),", "").replace("repeat 8", "repeat 1");
+        let model = model(&text.replace("128", "24"));
+        let lowered = lower(&model, &LowerOptions { loss: false, ..options(Mode::Evaluate, 1) }).unwrap();
+        let mut values = bindings(&lowered.graph);
+        let logits =
+            |values: &BTreeMap<String, Tensor>| evaluate(&lowered.graph, values).unwrap().outputs["logits"].to_f64();
+        let before = logits(&values);
+        let (time, vocab) = (model.context, 7);
+        for changed in [time - 1, time / 2] {
+            let mut tokens = values["tokens"].as_i32().unwrap().to_vec();
+            tokens[changed] = (tokens[changed] + 1) % 7;
+            values.insert("tokens".into(), Tensor::ints(tokens));
+            let after = logits(&values);
+            assert_eq!(before[..changed * vocab], after[..changed * vocab]);
+            assert_ne!(before[changed * vocab..], after[changed * vocab..]);
+        }
+    }
+}
+
+#[test]
+fn every_graph_verifies_and_evaluates_in_both_modes() {
+    let model = model(EVERYTHING);
+    for mode in [Mode::Train, Mode::Evaluate] {
+        let lowered = lower(&model, &options(mode, 2)).unwrap();
+        verified(&lowered);
+        let result = evaluate(&lowered.graph, &bindings(&lowered.graph)).unwrap();
+        for (name, value) in &result.outputs {
+            assert!(value.to_f64().iter().all(|x| x.is_finite()), "{name} is not finite");
+        }
+        let objective = result.outputs["objective"].item().unwrap();
+        let mut expected = result.outputs["loss"].item().unwrap();
+        for moe in &lowered.moe_layers {
+            for (loss, weight) in &moe.losses {
+                expected += weight * result.outputs[&format!("aux.{}.{loss}", moe.path)].item().unwrap();
+            }
+            let load: f64 = result.outputs[&format!("load.{}", moe.path)].to_f64().iter().sum();
+            let dropped = result.outputs[&format!("dropped.{}", moe.path)].item().unwrap();
+            let slots = (2 * model.context * moe.experts_per_token) as f64;
+            assert!((load + dropped * slots - slots).abs() < 1e-9);
+            assert!(result.outputs[&format!("balance.{}", moe.path)].item().unwrap() >= 1.0 - 1e-12);
+        }
+        assert!((objective - expected).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn a_tied_output_layer_shares_the_table() {
+    let tied = model("model m { context 3  vocab 7  embed(width: 4)  unembed(tied: true, bias: false) }");
+    let lowered = lower(&tied, &options(Mode::Train, 1)).unwrap();
+    let names: Vec<&str> = lowered.parameters.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["embed.token.weight", "embed.position.weight"]);
+    assert_eq!(lowered.parameter_count(), 7 * 4 + 3 * 4);
+}
+
+#[test]
+fn names_count_on_over_several_repeats_and_within_one_scope() {
+    let model = model(
+        "model m { context 3  vocab 7  embed(width: 4)
+           repeat 2 { layer_norm  layer_norm  repeat 2 { linear(width: 4) } }
+           repeat 1 { layer_norm }
+           layer_norm  unembed }",
+    );
+    let lowered = lower(&model, &options(Mode::Train, 1)).unwrap();
+    let paths: Vec<&str> = lowered.layers.iter().map(|layer| layer.path.as_str()).collect();
+    let expected = [
+        "embed",
+        "blocks.0.layer_norm",
+        "blocks.0.layer_norm_2",
+        "blocks.0.linear",
+        "blocks.0.linear_2",
+        "blocks.1.layer_norm",
+        "blocks.1.layer_norm_2",
+        "blocks.1.linear",
+        "blocks.1.linear_2",
+        "blocks.2.layer_norm",
+        "layer_norm",
+        "unembed",
+    ];
+    assert_eq!(paths, expected);
+    assert!(lowered.graph.find("blocks.1.linear_2.weight").is_some());
+}
+
+#[test]
+fn capacity_is_never_zero() {
+    for (tokens, k, experts, factor, minimum, expected) in [
+        (1, 1, 64, 1.0, 1, 1),
+        (3, 2, 8, 1.0, 1, 1),
+        (24, 2, 8, 1.25, 1, 7),
+        (24, 2, 8, 0.5, 4, 4),
+        (0, 1, 1, 1e300, 1, 1),
+    ] {
+        let capacity = moec_model::Capacity { factor, minimum };
+        assert_eq!(capacity.tokens(tokens, k, experts), expected);
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused() {
+    let model = model("model m { context 1_000_000  vocab 7  embed(width: 4, positions: none)  unembed }");
+    for (batch, vocab) in [(0, 7), (1, 0), (3000, 7), (usize::MAX, 7)] {
+        let options = LowerOptions { vocab, ..options(Mode::Train, batch) };
+        assert!(lower(&model, &options).is_err(), "batch {batch}, vocabulary {vocab}");
+    }
+    assert!(matches!(model.layers[0].kind, LayerKind::Embed { .. }));
+}
