@@ -9,11 +9,12 @@ use moec_model::{
     Causality, CheckOptions, Checked, InitScheme, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry, check,
     lower,
 };
-use moec_syntax::{SourceFile, parse};
+use moec_syntax::{SourceFile, format, parse};
 
 fn spec(name: &str, overrides: &[&str]) -> Checked {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../specs").join(name);
     let source = SourceFile::new(name, std::fs::read_to_string(path).unwrap());
+    assert_eq!(format(&source).unwrap(), source.text(), "{name} is not in the canonical layout");
     let file = parse(&source).unwrap();
     let overrides = overrides.iter().map(|s| s.to_string()).collect();
     let options = CheckOptions { overrides, ..CheckOptions::default() };
