@@ -18,8 +18,8 @@ const CLIP_EPSILON: f64 = 1e-6;
 /// Replaces the gradient outputs of parameters by their updates.
 ///
 /// For every parameter NAME with an output `grad.NAME` there are two more states, `adamw.m.NAME` and `adamw.v.NAME`, and
-/// updates of all three by an AdamW node that reads the input `hyper` f32[3]. With clipping there is an output
-/// `grad_norm` f32[], the norm before clipping, and every gradient is multiplied by `min(1, clip / (norm + 1e-6))`.
+/// updates of all three by an AdamW node that reads the input `hyper` `f32[3]`. With clipping there is an output
+/// `grad_norm` `f32[]`, the norm before clipping, and every gradient is multiplied by `min(1, clip / (norm + 1e-6))`.
 /// Other outputs, gradients of inputs among them, stay.
 ///
 /// # Errors

@@ -9,6 +9,8 @@ mod dce;
 mod fold_const;
 mod fuse_elementwise;
 mod rebuild;
+#[cfg(test)]
+mod tests;
 
 use crate::error::PlanError;
 use moec_ir::{Graph, GraphError, Stage, VerifyError, verify};

@@ -389,7 +389,7 @@ impl Collector<'_> {
     }
 
     fn updates(&mut self, states: &IndexMap<String, TensorType>) -> Result<(), PlanError> {
-        let mut copies: Vec<(String, usize, (BufferId, Source), Option<Origin>)> = Vec::new();
+        let mut copies = Vec::new();
         let mut seen = BTreeSet::new();
         let mut wanted = Vec::new();
         for (name, v) in self.graph.updates() {

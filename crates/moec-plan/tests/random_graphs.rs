@@ -1,5 +1,7 @@
 //! Random graphs with states, updates, aliases and dead nodes: optimised, planned and run, they mean the same.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
+
 use moec_ir::{
     AdamWAttrs, Binary, Builder, DType, Data, Evaluation, Graph, Op, Tensor, TensorType, Unary, Value, evaluate, random,
 };

@@ -1,0 +1,366 @@
+//! Every pass on graphs written as text, each with a case that it must leave alone.
+
+use super::{OptimizeOptions, PASSES, Rewrites, optimize};
+use crate::error::PlanError;
+use moec_ir::{Graph, parse, print};
+
+fn graph(lines: &str) -> Graph {
+    parse(&format!("graph {{\n{lines}\n}}")).unwrap()
+}
+
+/// Runs one pass alone.
+fn run(pass: &str, lines: &str) -> (Graph, usize) {
+    let pass = PASSES.iter().find(|p| p.name == pass).unwrap();
+    let mut rewrites = Rewrites::new(None);
+    let result = (pass.run)(&graph(lines), &mut rewrites).unwrap();
+    (result, rewrites.done())
+}
+
+#[track_caller]
+fn becomes(pass: &str, before: &str, after: &str) {
+    let (found, rewrites) = run(pass, before);
+    assert_eq!(print(&found), print(&graph(after)));
+    assert!(rewrites > 0);
+}
+
+#[track_caller]
+fn stays(pass: &str, lines: &str) {
+    let (found, rewrites) = run(pass, lines);
+    assert_eq!(print(&found), print(&graph(lines)));
+    assert_eq!(rewrites, 0);
+}
+
+#[test]
+fn fold_const_computes_what_is_filled() {
+    becomes(
+        "fold_const",
+        "%two = fill {value = 2.0} : f32[3]
+         %wide = broadcast(%two) : f32[7, 3]
+         %root = sqrt(%wide) : f32[7, 3]
+         %sum = sum(%root) {axes = [0]} : f32[3]
+         %squares = sum_of_squares(%two, %wide) : f32[]
+         output sum = %sum
+         output squares = %squares",
+        "%two = fill {value = 2.0} : f32[3]
+         %wide = fill {value = 2.0} : f32[7, 3]
+         %root = fill {value = 1.4142135623730951} : f32[7, 3]
+         %sum = fill {value = 9.899494936611665} : f32[3]
+         %squares = fill {value = 96.0} : f32[]
+         output sum = %sum
+         output squares = %squares",
+    );
+}
+
+#[test]
+fn fold_const_leaves_what_is_given() {
+    stays(
+        "fold_const",
+        "%x = input : f32[3]
+         %zero = fill {value = 0.0} : f32[3]
+         %product = mul(%x, %zero) : f32[3]
+         output product = %product",
+    );
+}
+
+#[test]
+fn canonicalise_drops_what_does_nothing() {
+    becomes(
+        "canonicalise",
+        "%x = input : f32[7, 3]
+         %zero = fill {value = 0.0} : f32[7, 3]
+         %one = fill {value = 1.0} : f32[7, 3]
+         %a = add(%zero, %x) : f32[7, 3]
+         %b = mul(%a, %one) : f32[7, 3]
+         %c = neg(%b) : f32[7, 3]
+         %d = neg(%c) : f32[7, 3]
+         %e = reshape(%d) : f32[21]
+         %f = reshape(%e) : f32[7, 3]
+         %g = broadcast(%f) : f32[7, 3]
+         output y = %g",
+        "%x = input : f32[7, 3]
+         %zero = fill {value = 0.0} : f32[7, 3]
+         %one = fill {value = 1.0} : f32[7, 3]
+         %c = neg(%x) : f32[7, 3]
+         %e = reshape(%x) : f32[21]
+         output y = %x",
+    );
+}
+
+#[test]
+fn canonicalise_merges_factors_and_terms() {
+    becomes(
+        "canonicalise",
+        "%x = input : f32[3]
+         %two = fill {value = 2.0} : f32[3]
+         %a = mul(%two, %x) : f32[3]
+         %b = mul(%a, %two) : f32[3]
+         %n = neg(%b) : f32[3]
+         %c = sub(%x, %n) : f32[3]
+         output y = %c",
+        "%x = input : f32[3]
+         %two = fill {value = 2.0} : f32[3]
+         %a = mul(%x, %two) : f32[3]
+         %b.constant = fill {value = 4.0} : f32[3]
+         %b = mul(%x, %b.constant) : f32[3]
+         %n = neg(%b) : f32[3]
+         %c = add(%x, %b) : f32[3]
+         output y = %c",
+    );
+}
+
+#[test]
+fn canonicalise_turns_needless_broadcasts_and_sums_into_reshapes() {
+    becomes(
+        "canonicalise",
+        "%x = input : f32[3]
+         %a = broadcast(%x) : f32[1, 3]
+         %b = sum(%a) {axes = [0]} : f32[3]
+         %s = sum(%x) {axes = [0]} : f32[]
+         %t = broadcast(%s) : f32[7, 1]
+         %u = broadcast(%t) : f32[7, 3]
+         output b = %b
+         output u = %u",
+        "%x = input : f32[3]
+         %a = reshape(%x) : f32[1, 3]
+         %s = sum(%x) {axes = [0]} : f32[]
+         %t = broadcast(%s) : f32[7, 1]
+         %u = broadcast(%s) : f32[7, 3]
+         output b = %x
+         output u = %u",
+    );
+}
+
+#[test]
+fn canonicalise_keeps_a_product_with_zero() {
+    // 0 * infinity is not 0.
+    stays(
+        "canonicalise",
+        "%x = input : f32[3]
+         %zero = fill {value = 0.0} : f32[3]
+         %product = mul(%x, %zero) : f32[3]
+         %e = exp(%product) : f32[3]
+         %l = log(%e) : f32[3]
+         output y = %l",
+    );
+}
+
+#[test]
+fn cse_computes_equal_expressions_once() {
+    becomes(
+        "cse",
+        "%x = input : f32[3]
+         %y = input : f32[3]
+         %rng = input : i32[4]
+         %a = add(%x, %y) : f32[3]
+         %b = add(%y, %x) : f32[3]
+         %c = dropout(%a, %rng) {rate = 0.5, key = 1} : f32[3]
+         %d = dropout(%b, %rng) {rate = 0.5, key = 1} : f32[3]
+         output c = %c
+         output d = %d",
+        "%x = input : f32[3]
+         %y = input : f32[3]
+         %rng = input : i32[4]
+         %a = add(%x, %y) : f32[3]
+         %c = dropout(%a, %rng) {rate = 0.5, key = 1} : f32[3]
+         output c = %c
+         output d = %c",
+    );
+}
+
+#[test]
+fn cse_tells_differences_and_streams_apart() {
+    stays(
+        "cse",
+        "%x = input : f32[3]
+         %y = input : f32[3]
+         %rng = input : i32[4]
+         %a = sub(%x, %y) : f32[3]
+         %b = sub(%y, %x) : f32[3]
+         %c = dropout(%a, %rng) {rate = 0.5, key = 1} : f32[3]
+         %d = dropout(%a, %rng) {rate = 0.5, key = 2} : f32[3]
+         output b = %b
+         output c = %c
+         output d = %d",
+    );
+}
+
+#[test]
+fn dce_drops_what_nothing_depends_on() {
+    becomes(
+        "dce",
+        "%x = input : f32[3]
+         %unused = input : f32[3]
+         %w = parameter : f32[3]
+         %a = exp(%x) : f32[3]
+         %b = exp(%unused) : f32[3]
+         %c = neg(%b) : f32[3]
+         output a = %a",
+        "%x = input : f32[3]
+         %unused = input : f32[3]
+         %w = parameter : f32[3]
+         %a = exp(%x) : f32[3]
+         output a = %a",
+    );
+}
+
+#[test]
+fn dce_keeps_updates() {
+    stays(
+        "dce",
+        "%bias = state : f32[3]
+         %new = exp(%bias) : f32[3]
+         update bias = %new",
+    );
+}
+
+#[test]
+fn fusion_reads_broadcasts_in_place() {
+    becomes(
+        "fuse_elementwise",
+        "%x = input : f32[7, 3]
+         %row = input : f32[7]
+         %bias = input : f32[3]
+         %scalar = input : f32[]
+         %half = fill {value = 0.5} : f32[7, 3]
+         %column = reshape(%row) : f32[7, 1]
+         %rows = broadcast(%column) : f32[7, 3]
+         %biases = broadcast(%bias) : f32[7, 3]
+         %scalars = broadcast(%scalar) : f32[7, 3]
+         %a = add(%x, %biases) : f32[7, 3]
+         %b = mul(%a, %rows) : f32[7, 3]
+         %c = sub(%b, %scalars) : f32[7, 3]
+         %d = max(%c, %half) : f32[7, 3]
+         output d = %d",
+        "%x = input : f32[7, 3]
+         %row = input : f32[7]
+         %bias = input : f32[3]
+         %scalar = input : f32[]
+         %d = fused(%x, %bias, %row, %scalar) {access = [full, repeat, stretch(3), scalar],
+           t0 = load(0), t1 = load(1), t2 = add(t0, t1), t3 = load(2), t4 = mul(t2, t3), t5 = load(3),
+           t6 = sub(t4, t5), t7 = const(0.5), t8 = max(t6, t7), results = [t8]} : f32[7, 3]
+         output d = %d",
+    );
+}
+
+#[test]
+fn fusion_gives_a_value_with_other_readers_as_a_result() {
+    becomes(
+        "fuse_elementwise",
+        "%x = input : f32[7, 3]
+         %a = exp(%x) : f32[7, 3]
+         %b = neg(%a) : f32[7, 3]
+         %s = sum(%a) {axes = [0]} : f32[3]
+         output b = %b
+         output s = %s",
+        "%x = input : f32[7, 3]
+         %b:2 = fused(%x) {access = [full], t0 = load(0), t1 = exp(t0), t2 = neg(t1), results = [t1, t2]}
+           : f32[7, 3], f32[7, 3]
+         %s = sum(%b) {axes = [0]} : f32[3]
+         output b = %b#1
+         output s = %s",
+    );
+}
+
+#[test]
+fn fusion_never_makes_a_program_wait_for_itself() {
+    // %b needs %s, which needs %a.
+    becomes(
+        "fuse_elementwise",
+        "%x = input : f32[7, 3]
+         %a = exp(%x) : f32[7, 3]
+         %s = softmax(%a) : f32[7, 3]
+         %b = mul(%a, %s) : f32[7, 3]
+         %c = neg(%b) : f32[7, 3]
+         output c = %c",
+        "%x = input : f32[7, 3]
+         %a = exp(%x) : f32[7, 3]
+         %s = softmax(%a) : f32[7, 3]
+         %c = fused(%a, %s) {access = [full, full], t0 = load(0), t1 = load(1), t2 = mul(t0, t1), t3 = neg(t2),
+           results = [t3]} : f32[7, 3]
+         output c = %c",
+    );
+}
+
+#[test]
+fn fusion_keeps_forward_values_out_of_the_backward_pass() {
+    stays(
+        "fuse_elementwise",
+        "%x = input : f32[7, 3]
+         %a = exp(%x) : f32[7, 3]
+         %grad.a.neg = neg(%a) : f32[7, 3]
+         output a = %a
+         output b = %grad.a.neg",
+    );
+}
+
+#[test]
+fn fusion_leaves_single_operations_and_other_broadcasts() {
+    stays(
+        "fuse_elementwise",
+        "%x = input : f32[2, 1, 3]
+         %y = input : f32[2, 4, 3]
+         %wide = broadcast(%x) : f32[2, 4, 3]
+         %z = add(%wide, %y) : f32[2, 4, 3]
+         output z = %z",
+    );
+}
+
+#[test]
+fn fusion_looks_through_reshapes() {
+    becomes(
+        "fuse_elementwise",
+        "%x = input : f32[7, 3]
+         %a = exp(%x) : f32[7, 3]
+         %flat = reshape(%a) : f32[21]
+         %b = neg(%flat) : f32[21]
+         output a = %a
+         output b = %b",
+        "%x = input : f32[7, 3]
+         %b:2 = fused(%x) {access = [full], t0 = load(0), t1 = exp(t0), t2 = neg(t1), results = [t1, t2]}
+           : f32[21], f32[21]
+         %a = reshape(%b) : f32[7, 3]
+         output a = %a
+         output b = %b#1",
+    );
+}
+
+#[test]
+fn fusion_stays_within_what_a_launch_can_bind() {
+    let mut lines = String::from("%x0 = input : f32[5]\n%s0 = exp(%x0) : f32[5]\n");
+    for i in 1..30 {
+        lines += &format!("%x{i} = input : f32[5]\n%s{i} = add(%s{}, %x{i}) : f32[5]\n", i - 1);
+    }
+    lines += "output s = %s29";
+    let (fused, _) = run("fuse_elementwise", &lines);
+    let mut programs = 0;
+    for id in fused.ids() {
+        if let moec_ir::Op::Fused(p) = &fused.node(id).op {
+            assert!(p.accesses.len() <= 8);
+            programs += 1;
+        }
+    }
+    assert!((4..=6).contains(&programs), "{programs}");
+}
+
+#[test]
+fn a_pass_that_does_not_exist_is_named_with_those_that_do() {
+    let options = OptimizeOptions { after: Some("fuse".into()), ..OptimizeOptions::default() };
+    let error = optimize(&Graph::new(), &options).unwrap_err();
+    assert!(matches!(&error, PlanError::NoPass { name, .. } if name == "fuse"));
+    assert!(error.to_string().contains("fuse_elementwise"));
+}
+
+#[test]
+fn optimising_twice_changes_nothing_more() {
+    let lines = "%x = input : f32[7, 3]
+         %bias = parameter : f32[3]
+         %b = broadcast(%bias) : f32[7, 3]
+         %a = add(%b, %x) : f32[7, 3]
+         %r = relu(%a) : f32[7, 3]
+         %s = sum(%r) {axes = [1]} : f32[7]
+         output s = %s";
+    let (once, _) = optimize(&graph(lines), &OptimizeOptions::default()).unwrap();
+    let (twice, report) = optimize(&once, &OptimizeOptions::default()).unwrap();
+    assert_eq!(print(&once), print(&twice));
+    assert!(report.passes.iter().all(|p| p.rewrites == 0));
+}
