@@ -104,7 +104,10 @@ fn guarded<T>(device: Device, run: impl FnOnce() -> T) -> Result<T, BackendError
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
-        BackendError::Device { device: device.name().into(), reason: said.unwrap_or_else(|| "the runtime panicked".into()) }
+        BackendError::Device {
+            device: device.name().into(),
+            reason: said.unwrap_or_else(|| "the runtime panicked".into()),
+        }
     })
 }
 
@@ -131,9 +134,8 @@ impl Backend for CubeBackend {
         let arena_bytes = program.arena_bytes().max(ALIGNMENT);
         let out_of_memory =
             |needed, available| BackendError::OutOfMemory { device: self.device.name().into(), needed, available };
-        let needed = (program.state_bytes() as u64)
-            .saturating_add(arena_bytes as u64)
-            .saturating_add(scratch_bytes as u64);
+        let needed =
+            (program.state_bytes() as u64).saturating_add(arena_bytes as u64).saturating_add(scratch_bytes as u64);
         if let Some(available) = self.memory_limit()
             && needed > available
         {

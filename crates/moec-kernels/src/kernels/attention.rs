@@ -145,7 +145,8 @@ fn times_rows<W: Size>(
             #[unroll]
             for i in 0..tile {
                 if first + lane + i < shape.time {
-                    let factor = Vector::<f32, W>::new(factors.with_vector_size::<Const<1>>()[lane + i].extract(0usize));
+                    let factor =
+                        Vector::<f32, W>::new(factors.with_vector_size::<Const<1>>()[lane + i].extract(0usize));
                     #[unroll]
                     for j in 0..nv {
                         out[out_start + (first + lane + i) * out_step + panel * nv + j] = acc[i * nv + j] * factor;
@@ -388,18 +389,7 @@ fn backward_pairs<W: Size>(
             let (from_dy, step_dy) = (out / w, channels / w);
             let (k_at, v_at) = (from + channels / w, from + 2 * channels / w);
             times_rows::<W>(&slopes, &statistic, qkv_vectors, dqkv, k_at, step, from, step, first, end, shape);
-            transposed_times_rows::<W>(
-                &slopes,
-                qkv_vectors,
-                dqkv,
-                from,
-                step,
-                k_at,
-                step,
-                first,
-                first + w,
-                shape,
-            );
+            transposed_times_rows::<W>(&slopes, qkv_vectors, dqkv, from, step, k_at, step, first, first + w, shape);
             transposed_times_rows::<W>(
                 &probabilities,
                 dy_vectors,

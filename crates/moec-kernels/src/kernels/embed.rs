@@ -57,7 +57,19 @@ pub(crate) fn embed(l: &Launcher, ids: Arg, table: Arg, y: Arg, tokens: usize, r
         // SAFETY: y holds tokens * cols vectors, table rows * cols, and ids are clamped to the table.
         |t| unsafe {
             let (ids, table, y) = (t.bind(ids, 1), t.bind(table, w), t.bind(y, w));
-            embed_kernel::launch_unchecked(t.client, t.count(), t.dim(), w, ids, table, y, tokens, rows - 1, cols, split);
+            embed_kernel::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                ids,
+                table,
+                y,
+                tokens,
+                rows - 1,
+                cols,
+                split,
+            );
         },
     );
 }

@@ -69,7 +69,11 @@ fn unary<W: Size>(x: Vector<f32, W>, #[comptime] f: Unary) -> Vector<f32, W> {
         Unary::Sigmoid => one / (one + Vector::exp(zero - x)),
         Unary::Relu => select_many(x.less_than(&zero), zero, x),
         Unary::Softplus => {
-            let tail = Vector::log1p(Vector::exp(zero - Vector::abs(x)));
+            // ln(1 + e) as ln(u) e / (u - 1) with u = 1 + e rounded: the two roundings cancel (Kahan). The device's own
+            // log1p loses small e.
+            let e = Vector::exp(zero - Vector::abs(x));
+            let u = one + e;
+            let tail = select_many(u.equal(&one), e, Vector::ln(u) * e / (u - one));
             select_many(x.less_than(&zero), zero, x) + tail
         }
         Unary::NormalCdf => normal_cdf::<W>(x),

@@ -80,27 +80,30 @@ pub(crate) struct Product {
     pub(crate) experts: usize,
 }
 
-/// Reads vector `index` of column vectors of a row that starts at element `start`; columns beyond the last repeat it.
+/// Copies vectors of a row that starts at element `start`, from vector `first` on, to `out` from vector `to` on. Columns
+/// beyond the last repeat it.
 #[cube]
-fn row_vector<W: Size, L: Size>(
+fn load_row<W: Size, L: Size>(
     values: &[Vector<f32, L>],
+    out: &mut Array<Vector<f32, W>>,
     start: usize,
-    index: usize,
+    first: usize,
+    to: usize,
     columns: usize,
-    #[comptime] aligned: bool,
-) -> Vector<f32, W> {
-    let w = W::value();
-    if comptime!(aligned) {
+    #[comptime] vectors: usize,
+) {
+    let (w, stored) = (W::value(), L::value());
+    if comptime!(w == stored) {
         let last = columns / w - 1;
-        values.with_vector_size::<W>()[start / w + min(index, last)]
-    } else {
-        let scalars = values.with_vector_size::<Const<1>>();
-        let mut v = Vector::<f32, W>::empty();
-        #[unroll]
-        for lane in 0..w {
-            v.insert(lane, scalars[start + min(index * w + lane, columns - 1)].extract(0usize));
+        for j in 0..vectors {
+            out[to + j] = values.with_vector_size::<W>()[start / w + min(first + j, last)];
         }
-        v
+    } else {
+        let values = values.with_vector_size::<Const<1>>();
+        let out = out.with_vector_size_mut::<Const<1>>();
+        for lane in 0..comptime!(vectors * w) {
+            out[to * w + lane] = values[start + min(first * w + lane, columns - 1)];
+        }
     }
 }
 
@@ -127,7 +130,6 @@ fn tiled<W: Size, L: Size>(
     let nv = comptime!(tiling.vectors);
     let kb = comptime!(tiling.block);
     let stored = L::value();
-    let aligned = comptime!(w == stored);
     let transpose_a = comptime!(layout.transpose_a);
     let vectors = (n + w - 1) / w;
     let panels = (vectors + nv - 1) / nv;
@@ -187,17 +189,11 @@ fn tiled<W: Size, L: Size>(
                         }
                     } else {
                         for q in 0..len {
-                            let row = b0 + (q0 + q) * n;
-                            for j in 0..nv {
-                                panel[q * nv + j] = row_vector::<W, L>(b_vectors, row, p * nv + j, n, aligned);
-                            }
+                            load_row::<W, L>(b_vectors, &mut panel, b0 + (q0 + q) * n, p * nv, q * nv, n, nv);
                         }
                     }
-                    for j in 0..nv {
-                        start[j] = Vector::new(0.0);
-                        if has_bias != 0 {
-                            start[j] = row_vector::<W, L>(bias, e * n, p * nv + j, n, aligned);
-                        }
+                    if has_bias != 0 {
+                        load_row::<W, L>(bias, &mut start, e * n, p * nv, 0usize, n, nv);
                     }
                     // A tile at the end of all rows starts earlier, to read only what is there. Its first row and that
                     // row's place in `a` are carried from tile to tile: computed anew, they end up in the inner loop.
@@ -208,13 +204,12 @@ fn tiled<W: Size, L: Size>(
                         let first = row0 + t * mr;
                         let end = min(first + mr, row1);
                         for i in 0..mr {
-                            for j in 0..nv {
-                                if block == 0 {
+                            if block == 0 {
+                                for j in 0..nv {
                                     tile[i * nv + j] = start[j];
-                                } else {
-                                    let row = y0 + (top + i) * n;
-                                    tile[i * nv + j] = row_vector::<W, L>(&*y, row, p * nv + j, n, aligned);
                                 }
+                            } else {
+                                load_row::<W, L>(&*y, &mut tile, y0 + (top + i) * n, p * nv, i * nv, n, nv);
                             }
                         }
                         let mut acc = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
@@ -223,6 +218,11 @@ fn tiled<W: Size, L: Size>(
                             acc[i] = tile[i];
                         }
                         for q in 0..len {
+                            let mut row = Sequence::<Vector<f32, W>>::new();
+                            #[unroll]
+                            for j in 0..nv {
+                                row.push(panel[q * nv + j]);
+                            }
                             #[unroll]
                             for i in 0..mr {
                                 let v = if comptime!(transpose_a) {
@@ -230,9 +230,10 @@ fn tiled<W: Size, L: Size>(
                                 } else {
                                     a[place + i * k + q0 + q]
                                 };
+                                let v = Vector::<f32, W>::new(v);
                                 #[unroll]
                                 for j in 0..nv {
-                                    acc[i * nv + j] = fma(Vector::new(v), panel[q * nv + j], acc[i * nv + j]);
+                                    acc[i * nv + j] = fma(v, row[j], acc[i * nv + j]);
                                 }
                             }
                         }
@@ -242,21 +243,15 @@ fn tiled<W: Size, L: Size>(
                         }
                         for i in first - top..end - top {
                             let row = y0 + (top + i) * n;
-                            for j in 0..nv {
-                                if comptime!(aligned) {
-                                    if p * nv + j < vectors {
-                                        y.with_vector_size_mut::<W>()[row / w + p * nv + j] = tile[i * nv + j];
-                                    }
-                                } else {
-                                    let v = tile[i * nv + j];
-                                    let out = y.with_vector_size_mut::<Const<1>>();
-                                    #[unroll]
-                                    for lane in 0..w {
-                                        let column = (p * nv + j) * w + lane;
-                                        if column < n {
-                                            out[row + column] = Vector::new(v.extract(lane));
-                                        }
-                                    }
+                            if comptime!(w == stored) {
+                                for j in 0..min(nv, vectors - p * nv) {
+                                    y.with_vector_size_mut::<W>()[row / w + p * nv + j] = tile[i * nv + j];
+                                }
+                            } else {
+                                let lanes = tile.with_vector_size::<Const<1>>();
+                                for lane in 0..min(comptime!(nv * w), n - p * nv * w) {
+                                    let column = row + p * nv * w + lane;
+                                    y.with_vector_size_mut::<Const<1>>()[column] = lanes[i * nv * w + lane];
                                 }
                             }
                         }
@@ -363,7 +358,8 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
             || format!("matmul {layout:?} {tiling:?} w{aligned}"),
             // SAFETY: columns and rows beyond the extents are neither read nor written, segments lie within `m` (or `k`).
             |t| unsafe {
-                let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), m.div_ceil(tiling.rows * experts.max(1)));
+                let groups =
+                    column_groups(t.units(), n.div_ceil(w * tiling.vectors), m.div_ceil(tiling.rows * experts.max(1)));
                 tiled::launch_unchecked(
                     t.client,
                     t.count(),

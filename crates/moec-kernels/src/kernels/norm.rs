@@ -200,16 +200,7 @@ pub(crate) fn layer_norm(
 }
 
 /// `y = x * rstd * gain` with `1 / sqrt(mean square + epsilon)` of each row.
-pub(crate) fn rms_norm(
-    l: &Launcher,
-    x: Arg,
-    gain: Arg,
-    y: Arg,
-    rstd: Arg,
-    rows: usize,
-    channels: usize,
-    epsilon: f32,
-) {
+pub(crate) fn rms_norm(l: &Launcher, x: Arg, gain: Arg, y: Arg, rstd: Arg, rows: usize, channels: usize, epsilon: f32) {
     let w = l.width(&[channels]);
     let (cols, split) = (channels / w, l.split());
     l.launch(
@@ -219,7 +210,18 @@ pub(crate) fn rms_norm(
         |t| unsafe {
             let (x, gain, y, rstd) = (t.bind(x, w), t.bind(gain, w), t.bind(y, w), t.bind(rstd, 1));
             rms_norm_kernel::launch_unchecked(
-                t.client, t.count(), t.dim(), w, x, gain, y, rstd, rows, cols, epsilon, split,
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                x,
+                gain,
+                y,
+                rstd,
+                rows,
+                cols,
+                epsilon,
+                split,
             );
         },
     );

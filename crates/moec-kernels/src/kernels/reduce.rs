@@ -41,13 +41,7 @@ fn sum_middle_kernel<W: Size>(
 }
 
 #[cube(launch_unchecked)]
-fn sum_rows_kernel<W: Size>(
-    x: &[Vector<f32, W>],
-    y: &mut [f32],
-    rows: usize,
-    cols: usize,
-    #[comptime] split: Split,
-) {
+fn sum_rows_kernel<W: Size>(x: &[Vector<f32, W>], y: &mut [f32], rows: usize, cols: usize, #[comptime] split: Split) {
     for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
         let mut sum = Vector::<f32, W>::new(0.0f32);
         for c in 0..cols {
@@ -147,16 +141,7 @@ pub(crate) fn add_blocks(l: &Launcher, partial: Arg, y: Arg, blocks: usize, inne
     sum_middle_pass(l, partial, y, 1, blocks, inner, 1, l.width(&[inner]));
 }
 
-fn sum_middle_pass(
-    l: &Launcher,
-    x: Arg,
-    y: Arg,
-    outer: usize,
-    middle: usize,
-    inner: usize,
-    blocks: usize,
-    w: usize,
-) {
+fn sum_middle_pass(l: &Launcher, x: Arg, y: Arg, outer: usize, middle: usize, inner: usize, blocks: usize, w: usize) {
     let (inner, split) = (inner / w, l.split());
     l.launch(
         outer * blocks * inner,

@@ -175,7 +175,15 @@ pub(crate) fn limit_capacity(l: &Launcher, experts: Arg, kept: Arg, count: usize
         |t| unsafe {
             let (experts, kept) = (t.bind(experts, 1), t.bind(kept, 1));
             limit_capacity_kernel::launch_unchecked(
-                t.client, t.count(), t.dim(), experts, kept, slots, count, capacity, split,
+                t.client,
+                t.count(),
+                t.dim(),
+                experts,
+                kept,
+                slots,
+                count,
+                capacity,
+                split,
             );
         },
     );
@@ -300,7 +308,18 @@ pub(crate) fn combine_weight_grad(
             let (dz, y) = (t.bind(dz, w), t.bind(y, w));
             let (positions, dweights) = (t.bind(positions, 1), t.bind(dweights, 1));
             combine_weight_grad_kernel::launch_unchecked(
-                t.client, t.count(), t.dim(), w, dz, y, positions, dweights, slots, k, cols, split,
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                dz,
+                y,
+                positions,
+                dweights,
+                slots,
+                k,
+                cols,
+                split,
             );
         },
     );

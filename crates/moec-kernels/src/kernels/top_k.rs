@@ -15,10 +15,11 @@ use cubecl::prelude::*;
 /// Rows longer than this are ranked.
 const LONGEST_PASS: usize = 256;
 
-/// A value as it is compared: NaN is the smallest.
+/// A value as it is compared: NaN is the smallest. `lowest` is -inf, an argument of the kernels because WGSL has no
+/// literal for it.
 #[cube]
-fn sort_key(x: f32) -> f32 {
-    select(x == x, x, f32::NEG_INFINITY.runtime())
+fn sort_key(x: f32, lowest: f32) -> f32 {
+    select(x == x, x, lowest)
 }
 
 #[cube(launch_unchecked)]
@@ -29,19 +30,20 @@ fn top_k_passes(
     rows: usize,
     extent: usize,
     k: usize,
+    lowest: f32,
     #[comptime] split: Split,
 ) {
     for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
         let base = r * extent;
-        let mut previous = f32::INFINITY.runtime();
-        // One more than the index found last, so that 0 is "none yet".
+        let mut previous = 0.0f32.runtime();
+        // One more than the index found last.
         let mut after = 0usize.runtime();
         for j in 0..k {
-            let mut best = f32::NEG_INFINITY.runtime();
+            let mut best = 0.0f32.runtime();
             let mut found = extent;
             for e in 0..extent {
-                let v = sort_key(x[base + e]);
-                let candidate = v < previous || (v == previous && e >= after);
+                let v = sort_key(x[base + e], lowest);
+                let candidate = j == 0 || v < previous || (v == previous && e >= after);
                 let better = found == extent || v > best;
                 if candidate && better {
                     best = v;
@@ -64,6 +66,7 @@ fn top_k_ranks(
     rows: usize,
     extent: usize,
     k: usize,
+    lowest: f32,
     #[comptime] split: Split,
 ) {
     let items = rows * extent;
@@ -71,13 +74,13 @@ fn top_k_ranks(
         let r = item / extent;
         let e = item % extent;
         let base = r * extent;
-        let v = sort_key(x[item]);
+        let v = sort_key(x[item], lowest);
         let mut rank = 0u32.runtime();
         for other in 0..e {
-            rank += select(sort_key(x[base + other]) >= v, 1u32, 0u32);
+            rank += select(sort_key(x[base + other], lowest) >= v, 1u32, 0u32);
         }
         for other in e + 1..extent {
-            rank += select(sort_key(x[base + other]) > v, 1u32, 0u32);
+            rank += select(sort_key(x[base + other], lowest) > v, 1u32, 0u32);
         }
         let rank = rank as usize;
         if rank < k {
@@ -154,7 +157,17 @@ pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
                 top_k_passes::launch_unchecked(
-                    t.client, t.count(), t.dim(), x, values, indices, rows, extent, k, split,
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    x,
+                    values,
+                    indices,
+                    rows,
+                    extent,
+                    k,
+                    f32::NEG_INFINITY,
+                    split,
                 );
             },
         );
@@ -166,7 +179,17 @@ pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
                 top_k_ranks::launch_unchecked(
-                    t.client, t.count(), t.dim(), x, values, indices, rows, extent, k, split,
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    x,
+                    values,
+                    indices,
+                    rows,
+                    extent,
+                    k,
+                    f32::NEG_INFINITY,
+                    split,
                 );
             },
         );
@@ -197,7 +220,16 @@ pub(crate) fn scatter_last(l: &Launcher, values: Arg, indices: Arg, y: Arg, rows
         |t| unsafe {
             let (values, indices, y) = (t.bind(values, 1), t.bind(indices, 1), t.bind(y, 1));
             scatter_last_kernel::launch_unchecked(
-                t.client, t.count(), t.dim(), values, indices, y, rows, k, size, split,
+                t.client,
+                t.count(),
+                t.dim(),
+                values,
+                indices,
+                y,
+                rows,
+                k,
+                size,
+                split,
             );
         },
     );
