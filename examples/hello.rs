@@ -3,9 +3,7 @@
 use moec::Registry;
 use moec::pipeline::{self, CompileOptions};
 use moec_plan::{Backend, Interpreter};
-use moec_runtime::{
-    Corpus, Dataset, Executable, RunFolder, RunTexts, SampleConfig, Schedule, Silent, TrainConfig,
-};
+use moec_runtime::{Corpus, Dataset, Executable, RunFolder, RunTexts, SampleConfig, Schedule, Silent, TrainConfig};
 use moec_syntax::SourceFile;
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
@@ -24,6 +22,11 @@ train { batch 4 }
 ";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("{}", train_and_sample()?);
+    Ok(())
+}
+
+pub(crate) fn train_and_sample() -> Result<String, Box<dyn std::error::Error>> {
     let source = SourceFile::new("hello.moe", SPEC);
     let checked = pipeline::check(&source, &Registry::with_builtins(), None, &[])
         .map_err(|found| found.iter().map(|d| d.render(&source, false)).collect::<String>())?;
@@ -55,6 +58,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let config = SampleConfig { length: 60, temperature: 0.5, ..SampleConfig::default() };
     let text = moec_runtime::sample(&mut model, data.vocab(), "one", 0, &config, &mut |_| ControlFlow::Continue(()))?;
-    println!("one{text}");
-    Ok(())
+    Ok(format!("one{text}"))
 }

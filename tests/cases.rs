@@ -353,13 +353,8 @@ fn attention(cases: &mut Vec<Case>) {
         [(1, 1, 1, 1), (2, 7, 1, 3), (3, 17, 2, 5), (1, 33, 3, 8), (2, 32, 4, 16), (1, 65, 1, 32)]
     {
         for dropout in [0.0, 0.4] {
-            let attrs = AttentionAttrs {
-                heads,
-                time,
-                scale: (d as f64).powf(-0.5).into(),
-                dropout: dropout.into(),
-                key: 3,
-            };
+            let attrs =
+                AttentionAttrs { heads, time, scale: (d as f64).powf(-0.5).into(), dropout: dropout.into(), key: 3 };
             let (n, ch) = (batch * time, heads * d);
             let name = format!("B={batch} T={time} H={heads} D={d} dropout={dropout}");
             let mut c = CaseBuilder::new(format!("attention {name}"));
@@ -491,12 +486,7 @@ fn routing(cases: &mut Vec<Case>) {
 }
 
 fn optimizer(cases: &mut Vec<Case>) {
-    let attrs = AdamWAttrs {
-        beta1: 0.9.into(),
-        beta2: 0.999.into(),
-        epsilon: 1e-8.into(),
-        weight_decay: 0.01.into(),
-    };
+    let attrs = AdamWAttrs { beta1: 0.9.into(), beta2: 0.999.into(), epsilon: 1e-8.into(), weight_decay: 0.01.into() };
     for n in [1, 33, 4096] {
         for scaled in [false, true] {
             let mut c = CaseBuilder::new(format!("adamw {n} scaled={scaled}"));

@@ -6,9 +6,7 @@
 use moec::pipeline::{self, Checked, CompileOptions, Function};
 use moec_ir::{Builder, Graph, Tensor, TensorType};
 use moec_kernels::{CubeBackend, Device};
-use moec_model::{
-    InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode, NoisePolicy, Registry, lower_layer,
-};
+use moec_model::{InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode, NoisePolicy, Registry, lower_layer};
 use moec_plan::{Backend, Interpreter, OptimizeOptions, Program, Session, Wrt, differentiate, optimize, plan};
 use moec_syntax::SourceFile;
 use moec_tests::compare::{assert_close, relative_error};
@@ -236,7 +234,8 @@ fn inputs(fixture: &Fixture, step: usize, lowered: &Lowered) -> BTreeMap<String,
         }
     }
     let t = (step + 1) as i32;
-    inputs.insert("hyper".into(), Tensor::floats([1e-3, 1.0 - 0.9f64.powi(t), 1.0 - 0.999f64.powi(t)].map(|x| x as f32)));
+    inputs
+        .insert("hyper".into(), Tensor::floats([1e-3, 1.0 - 0.9f64.powi(t), 1.0 - 0.999f64.powi(t)].map(|x| x as f32)));
     inputs
 }
 

@@ -1,8 +1,12 @@
 //! Every stage of every spec as text, under snapshot: a change of the compiler is read here before it is accepted.
 
+use moec::exit::Failure;
 use moec::pipeline::{self, Checked, CompileOptions, Function};
 use moec::resolved;
-use moec_model::{NoisePolicy, Registry};
+use moec_model::{
+    Arguments, Compares, Interval, NoisePolicy, ParameterSpec, ParameterType, Randomness, Reads, Registry, Routing,
+    RoutingContext, RoutingStrategy, Traits,
+};
 use moec_syntax::SourceFile;
 use std::path::Path;
 
@@ -66,4 +70,73 @@ fn makemoe_has_its_parameters() {
     let Checked { model, recipe, .. } = checked(&source(&path));
     let lowered = pipeline::lower(&model, &recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated).unwrap();
     assert_eq!(lowered.parameter_count(), 8_996_545);
+}
+
+/// A routing strategy that builds what does not fit: scores of one expert too many.
+struct Broken;
+
+impl RoutingStrategy for Broken {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    fn summary(&self) -> &'static str {
+        "builds a graph that does not fit together"
+    }
+
+    fn parameters(&self) -> &[ParameterSpec] {
+        const PARAMETERS: [ParameterSpec; 1] =
+            [ParameterSpec::required("k", ParameterType::Int(Interval::at_least(1.0)), "experts per token")];
+        &PARAMETERS
+    }
+
+    fn references(&self) -> &[&'static str] {
+        &[]
+    }
+
+    fn traits(&self, _: &Arguments) -> Traits {
+        Traits {
+            reads: Reads { activations: true, ..Reads::default() },
+            compares: Compares::None,
+            random: Randomness::Never,
+            provides: &[],
+            learns_from_task: true,
+        }
+    }
+
+    fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
+        let tokens = context.tokens();
+        let scores = context.linear("router", tokens, context.experts() + 1, false);
+        let wrong = context.linear("wrong", tokens, context.experts(), false);
+        let b = context.builder();
+        let sum = b.matmul(scores, wrong);
+        let (weights, experts) = b.top_k(sum, arguments.size("k"));
+        Routing::token_choice(experts, weights)
+    }
+}
+
+#[test]
+fn messages_that_no_text_can_cause() {
+    let mut rendered = Vec::new();
+    for bytes in [vec![b'/'; moec_syntax::MAX_SOURCE_BYTES + 1], b"model m {\n  context \xff\n}".to_vec()] {
+        let diagnostic = SourceFile::from_bytes("file.moe", &bytes).unwrap_err();
+        rendered.push(diagnostic.render(&SourceFile::new("file.moe", ""), false));
+    }
+    let text = "model m {
+  context 4
+  vocab 9
+  embed(width: 8, positions: none)
+  moe(experts: 3 * mlp(hidden: 8), route: broken(k: 2))
+  unembed
+}
+";
+    let source = SourceFile::new("plugin.moe", text);
+    let registry = Registry::with_builtins().router(Broken);
+    let checked = pipeline::check(&source, &registry, None, &[]).unwrap();
+    let error = pipeline::compile(&checked.model, &checked.recipe, 9, &CompileOptions::default()).unwrap_err();
+    let Failure::Source { diagnostics, .. } = error.into_failure(&source) else { panic!("it points into the file") };
+    rendered.extend(diagnostics.iter().map(|d| d.render(&source, false)));
+    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!("messages", rendered.join("\n\n"));
+    });
 }

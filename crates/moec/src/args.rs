@@ -269,8 +269,8 @@ pub struct SampleArgs {
     /// A run folder, or one of its checkpoints.
     pub run: PathBuf,
 
-    /// Text to continue.
-    #[arg(short, long, default_value = "\n")]
+    /// Text to continue; without one the text begins as after a line break.
+    #[arg(short, long, default_value = "")]
     pub prompt: String,
 
     /// Number of characters to write.

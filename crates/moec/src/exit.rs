@@ -97,7 +97,9 @@ impl Failure {
 impl From<BackendError> for Failure {
     fn from(error: BackendError) -> Self {
         let exit = match &error {
-            BackendError::NoDevice { .. } | BackendError::OutOfMemory { .. } | BackendError::Device { .. } => Exit::Device,
+            BackendError::NoDevice { .. } | BackendError::OutOfMemory { .. } | BackendError::Device { .. } => {
+                Exit::Device
+            }
             BackendError::Interface(_) => Exit::Failure,
         };
         Failure::new(exit, error.to_string())
@@ -108,7 +110,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Source { source, diagnostics, .. } => {
-                let lines: Vec<String> = diagnostics.iter().map(|d| format!("{}: {}", source.name(), d.message)).collect();
+                let lines: Vec<String> =
+                    diagnostics.iter().map(|d| format!("{}: {}", source.name(), d.message)).collect();
                 f.write_str(&lines.join("\n"))
             }
             Failure::Message { message, .. } => f.write_str(message),

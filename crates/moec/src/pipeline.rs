@@ -67,9 +67,7 @@ pub fn check(
     let checked = moec_model::check(source, &file, registry, &options);
     let failed = checked.diagnostics.iter().any(|d| d.severity == Severity::Error);
     match checked.model {
-        Some(model) if !failed => {
-            Ok(Checked { model, recipe: checked.recipe, warnings: checked.diagnostics })
-        }
+        Some(model) if !failed => Ok(Checked { model, recipe: checked.recipe, warnings: checked.diagnostics }),
         _ => Err(checked.diagnostics),
     }
 }

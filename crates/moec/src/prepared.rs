@@ -89,8 +89,7 @@ impl Spec {
         let (model, recipe) = (&self.checked.model, &self.checked.recipe);
         let compiled = pipeline::compile(model, recipe, vocab.len(), &CompileOptions::default())
             .map_err(|e| e.into_failure(&self.source))?;
-        let functions: Vec<(String, &Graph)> =
-            compiled.graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
+        let functions: Vec<(String, &Graph)> = compiled.graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
         let memory = memory_report(&functions).map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
         cmd::compile::require_memory(&memory, device, &self.source)?;
         Ok(compiled)
@@ -173,16 +172,16 @@ fn locate(path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
 }
 
 fn vocabulary(manifest: &Manifest, folder: &Path) -> Result<Vocab, Failure> {
-    manifest
-        .vocab()
-        .ok_or_else(|| Failure::new(Exit::Data, format!("{}: the vocabulary is damaged", folder.display())))
+    manifest.vocab().ok_or_else(|| Failure::new(Exit::Data, format!("{}: the vocabulary is damaged", folder.display())))
 }
 
 impl From<DataError> for Failure {
     fn from(error: DataError) -> Self {
         let failure = Failure::new(Exit::Data, error.to_string());
         match error {
-            DataError::NotFound { .. } => failure.help("give a UTF-8 text file, or `synthetic` for the generated corpus"),
+            DataError::NotFound { .. } => {
+                failure.help("give a UTF-8 text file, or `synthetic` for the generated corpus")
+            }
             DataError::TooShort { .. } => failure.help("give a longer text, or make `context` smaller (-s context=N)"),
             DataError::NotText { .. } => failure.help("convert the file to UTF-8, with `iconv` for example"),
             _ => failure,

@@ -1,3 +1,5 @@
+//! Tests of this module's parent.
+
 use super::*;
 use crate::types::{DType, Real};
 

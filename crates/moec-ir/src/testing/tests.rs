@@ -1,3 +1,5 @@
+//! Tests of this module's parent.
+
 use super::*;
 use crate::{Stage, evaluate, evaluate_op, parse, print, print_with_origins, verify};
 use proptest::sample::Index;

@@ -47,8 +47,8 @@ pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result
         Some(Emit::Ast | Emit::Plan) | None => {}
     }
     let options = CompileOptions { max_rewrites: args.opt_steps, noise: NoisePolicy::Generated };
-    let compiled = pipeline::compile(&checked.model, &checked.recipe, vocab, &options)
-        .map_err(|e| e.into_failure(&source))?;
+    let compiled =
+        pipeline::compile(&checked.model, &checked.recipe, vocab, &options).map_err(|e| e.into_failure(&source))?;
     if args.time_passes {
         report_times(&compiled, console);
     }
@@ -59,8 +59,7 @@ pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result
         let yaml = yaml.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the plan: {e}")))?;
         return deliver(args, console, &yaml);
     }
-    let functions: Vec<(String, &Graph)> =
-        compiled.graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
+    let functions: Vec<(String, &Graph)> = compiled.graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
     let memory = memory_report(&functions).map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
     require_memory(&memory, args.device, &source)?;
     let text = if args.json {
@@ -115,11 +114,8 @@ fn graph_after(
         };
         return Err(failure.help(format!("the passes are {}", names.join(", "))));
     }
-    let options = OptimizeOptions {
-        after: args.after.clone(),
-        max_rewrites: args.opt_steps,
-        ..OptimizeOptions::default()
-    };
+    let options =
+        OptimizeOptions { after: args.after.clone(), max_rewrites: args.opt_steps, ..OptimizeOptions::default() };
     let optimized = moec_plan::optimize(&completed, &options).map_err(|e| failed(e.into()))?;
     Ok(optimized.0)
 }
@@ -140,13 +136,7 @@ pub fn require_memory(memory: &MemoryReport, device: DeviceName, source: &Source
     }
 }
 
-fn too_large(
-    memory: &MemoryReport,
-    needed: u64,
-    available: u64,
-    device: DeviceName,
-    source: &SourceFile,
-) -> Failure {
+fn too_large(memory: &MemoryReport, needed: u64, available: u64, device: DeviceName, source: &SourceFile) -> Failure {
     let message = format!(
         "the model needs {} of memory, but {} has {} available",
         bytes(needed),

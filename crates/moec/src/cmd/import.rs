@@ -27,8 +27,7 @@ pub fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<
     }
     let request = Request { model: args.model.clone(), set: args.set.clone(), data: args.data.clone() };
     let resolved = prepared::resolved_text(&request, &spec.checked)?;
-    let folder =
-        RunFolder::create(&args.out, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: "" })?;
+    let folder = RunFolder::create(&args.out, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: "" })?;
     let identity = Identity {
         seed,
         context: spec.checked.model.context,

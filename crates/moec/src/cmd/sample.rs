@@ -33,9 +33,7 @@ pub fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> Result<
                 ControlFlow::Break(())
             }
         };
-        if args.prompt != "\n" {
-            console.write(&args.prompt)?;
-        }
+        console.write(&args.prompt)?;
         moec_runtime::sample(executable, &run.vocab, &args.prompt, 0, &config, &mut emit)?;
         match broken {
             Some(e) => Err(e),

@@ -27,10 +27,8 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     let (source, request, root) = if args.resume { resumed(args)? } else { begun(args)? };
     let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
-    let request = Request {
-        data: if request.data.is_empty() { spec.data(&args.spec.spec) } else { request.data },
-        ..request
-    };
+    let request =
+        Request { data: if request.data.is_empty() { spec.data(&args.spec.spec) } else { request.data }, ..request };
 
     let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
     let corpus = prepared::corpus(&request.data)?;
@@ -95,8 +93,9 @@ fn begun(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Fai
 fn resumed(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Failure> {
     // clap has made sure that --out is there.
     let root = args.out.clone().unwrap_or_default();
-    let mut request = prepared::read_request(&root)?;
+    // Read first: it says whether there is a run at all.
     let text = moec_runtime::read_spec(&root)?;
+    let mut request = prepared::read_request(&root)?;
     let given = sources::read(&args.spec.spec)?;
     if given.text() != text {
         let message = format!("{} is not the spec that {} was begun with", given.name(), root.display());
