@@ -19,6 +19,8 @@ pub enum Exit {
     Device = 4,
     /// Training diverged: a loss was not finite.
     Diverged = 5,
+    /// A fault in moec itself.
+    Fault = 101,
     /// Interrupted by Ctrl-C; the work is saved.
     Interrupted = 130,
     /// Asked to stop by SIGTERM; the work is saved.
@@ -33,6 +35,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   3  the data or a checkpoint is wrong
   4  device missing or out of memory
   5  training diverged
+  101  a fault in moec itself
   130, 143  interrupted, and saved";
 
 /// Why a command ended without doing what it was asked.
