@@ -374,7 +374,8 @@ fn adamw() {
 
 #[test]
 fn matrix_products() {
-    for (m, n, k) in [(1, 1, 1), (7, 3, 5), (33, 17, 16), (16, 32, 8), (40, 48, 33)] {
+    // The last two are longer than a packed block and wider than a panel, with and without a ragged edge.
+    for (m, n, k) in [(1, 1, 1), (7, 3, 5), (33, 17, 16), (16, 32, 8), (40, 48, 33), (5, 70, 600), (13, 144, 530)] {
         for transpose_a in [false, true] {
             for transpose_b in [false, true] {
                 let a = normal(&if transpose_a { [k, m] } else { [m, k] }, 1);
@@ -389,12 +390,14 @@ fn matrix_products() {
 
 #[test]
 fn products_per_expert() {
-    // Empty experts, and rows after the last expert.
+    // Empty experts, rows after the last expert, all rows with one of several experts, more rows than a packed block.
     for (offsets, rows, inner, outer) in [
         (vec![0, 1], 1, 1, 1),
         (vec![0, 5, 5, 16], 17, 7, 3),
         (vec![0, 0, 20, 33], 40, 16, 32),
         (vec![0, 0, 0], 3, 4, 5),
+        (vec![0, 0, 33, 33], 33, 24, 80),
+        (vec![0, 520, 523], 530, 7, 40),
     ] {
         let experts = offsets.len() - 1;
         let offsets = Tensor::ints(offsets);
@@ -412,7 +415,7 @@ fn products_per_expert() {
 
 #[test]
 fn attention() {
-    for (batch, time, heads, d) in [(1, 1, 1, 2), (2, 7, 3, 4), (2, 33, 2, 16), (3, 5, 2, 6)] {
+    for (batch, time, heads, d) in [(1, 1, 1, 2), (2, 7, 3, 4), (2, 33, 2, 16), (3, 5, 2, 6), (1, 70, 1, 24)] {
         let (n, c) = (batch * time, heads * d);
         let qkv = normal(&[n, 3 * c], 1);
         let dy = normal(&[n, c], 2);
