@@ -1,5 +1,7 @@
 //! The command line as a user meets it: results, messages, exit codes, and files that must not be lost.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use assert_cmd::Command;
 use std::fs;
 use std::path::{Path, PathBuf};

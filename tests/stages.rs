@@ -1,5 +1,7 @@
 //! Every stage of every spec as text, under snapshot: a change of the compiler is read here before it is accepted.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use moec::exit::Failure;
 use moec::pipeline::{self, Checked, CompileOptions, Function};
 use moec::resolved;

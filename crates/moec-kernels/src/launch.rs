@@ -7,6 +7,8 @@
 //! Widths: a buffer is bound as vectors of `w` floats only if every extent that a vector must not straddle is a
 //! multiple of `w`; otherwise `w` is 1. Buffers start at multiples of 256 bytes.
 
+#![allow(clippy::manual_div_ceil, reason = "the kernel language has no `div_ceil`")]
+
 use std::cell::{Cell, RefCell};
 
 use cubecl::client::Client;
@@ -249,7 +251,7 @@ impl Launcher {
                 launch(&Target { client, allocations, cubes, units });
                 let launches = self.launches.get() + 1;
                 self.launches.set(launches);
-                if launches % FLUSH_EVERY == 0
+                if launches.is_multiple_of(FLUSH_EVERY)
                     && let Err(error) = client.flush()
                 {
                     failure.borrow_mut().get_or_insert_with(|| error.to_string());

@@ -1,6 +1,17 @@
 //! The kernels, one file per family. A file's head says what each kernel computes, how memory is laid out, and which
 //! unit owns which output element: no kernel uses atomics, so results do not depend on the number of units.
 
+#![allow(
+    clippy::assign_op_pattern,
+    clippy::collapsible_if,
+    clippy::eq_op,
+    clippy::excessive_precision,
+    clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
+    clippy::manual_memcpy,
+    reason = "the kernel language has neither these methods nor these forms, and published coefficients stay as printed"
+)]
+
 pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod copy;

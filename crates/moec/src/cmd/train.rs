@@ -218,7 +218,7 @@ fn conclude(
 ) -> Result<(), Failure> {
     if args.sample > 0 {
         let config = SampleConfig { length: args.sample, ..SampleConfig::default() };
-        console.note("a sample:".to_string());
+        console.note("a sample:");
         let mut broken = None;
         let mut emit = |text: &str| match console.write(text) {
             Ok(()) => ControlFlow::Continue(()),
