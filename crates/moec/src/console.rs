@@ -4,6 +4,7 @@ use crate::args::{Color, MessageFormat};
 use crate::exit::{Exit, Failure};
 use moec_syntax::{Diagnostic, SourceFile};
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 
 /// Standard output and standard error, with the choice of colours.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +50,25 @@ impl Console {
             }
             Err(e) => Err(Failure::new(Exit::Failure, format!("cannot write standard output: {e}"))),
         }
+    }
+
+    /// Hands `work` a sink whose texts are results as they come; it is told to stop once standard output fails.
+    ///
+    /// # Errors
+    /// What `work` fails with, or as [`Console::out`].
+    pub fn stream<T>(
+        &self,
+        work: impl FnOnce(&mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut broken = None;
+        let result = work(&mut |text| match self.write(text) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => {
+                broken = Some(e);
+                ControlFlow::Break(())
+            }
+        })?;
+        broken.map_or(Ok(result), Err)
     }
 
     /// A JSON value as result, indented.

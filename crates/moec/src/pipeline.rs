@@ -7,7 +7,7 @@
 use crate::exit::{Exit, Failure};
 use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
 use moec_model::{CheckOptions, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry};
-use moec_plan::{OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, Wrt};
+use moec_plan::{MemoryReport, OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, Wrt};
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
 use std::time::{Duration, Instant};
 
@@ -92,6 +92,8 @@ pub struct Compiled {
     pub reports: Vec<(Function, PassReport)>,
     /// The plans of all functions over shared persistent tensors.
     pub program: Program,
+    /// Where the memory of the program goes.
+    pub memory: MemoryReport,
     /// Time of every stage.
     pub times: Vec<(&'static str, Duration)>,
 }
@@ -207,8 +209,9 @@ pub fn compile(
     clock.stage("optimize");
     let functions: Vec<(String, &Graph)> = graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
     let program = moec_plan::plan(&functions)?;
+    let memory = moec_plan::memory_report(&functions)?;
     clock.stage("plan");
-    Ok(Compiled { lowered: lowered.swap_remove(0), graphs, reports, program, times: clock.times })
+    Ok(Compiled { lowered: lowered.swap_remove(0), graphs, reports, program, memory, times: clock.times })
 }
 
 fn check_stage(name: &'static str, graph: &Graph, stage: Stage) -> Result<(), CompileError> {

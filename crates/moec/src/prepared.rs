@@ -4,9 +4,8 @@ use crate::args::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled};
 use crate::{cmd, devices, resolved, sources};
-use moec_ir::Graph;
 use moec_model::{DataSource, Registry, Vocab as ModelVocab};
-use moec_plan::{Session, memory_report};
+use moec_plan::Session;
 use moec_runtime::{
     Checkpoint, CheckpointError, Corpus, DataError, Executable, ExecutableError, MakeMoeError, Manifest, Parts,
     RunError, SampleError, TensorFileError, TrainError, Vocab,
@@ -89,9 +88,7 @@ impl Spec {
         let (model, recipe) = (&self.checked.model, &self.checked.recipe);
         let compiled = pipeline::compile(model, recipe, vocab.len(), &CompileOptions::default())
             .map_err(|e| e.into_failure(&self.source))?;
-        let functions: Vec<(String, &Graph)> = compiled.graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
-        let memory = memory_report(&functions).map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
-        cmd::compile::require_memory(&memory, device, &self.source)?;
+        cmd::compile::require_memory(&compiled.memory, device, &self.source)?;
         Ok(compiled)
     }
 

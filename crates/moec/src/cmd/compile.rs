@@ -9,7 +9,7 @@ use crate::{resolved, sources};
 use moec_ir::{Graph, Op};
 use moec_kernels::DeviceProfile;
 use moec_model::{LayerInfo, NoisePolicy, Registry, Vocab};
-use moec_plan::{MemoryReport, OptimizeOptions, PASSES, memory_report};
+use moec_plan::{MemoryReport, OptimizeOptions, PASSES};
 use moec_syntax::{SourceFile, did_you_mean};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -59,13 +59,11 @@ pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result
         let yaml = yaml.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the plan: {e}")))?;
         return deliver(args, console, &yaml);
     }
-    let functions: Vec<(String, &Graph)> = compiled.graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
-    let memory = memory_report(&functions).map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
-    require_memory(&memory, args.device, &source)?;
+    require_memory(&compiled.memory, args.device, &source)?;
     let text = if args.json {
-        format!("{:#}\n", as_json(&checked, &compiled, &memory, vocab))
+        format!("{:#}\n", as_json(&checked, &compiled, vocab))
     } else {
-        screen(&source, &checked, &compiled, &memory, vocab)?
+        screen(&source, &checked, &compiled, vocab)?
     };
     deliver(args, console, &text)
 }
@@ -234,13 +232,8 @@ fn kernels(compiled: &Compiled, function: Function) -> Result<(usize, usize), Fa
     Ok((launches, distinct.len()))
 }
 
-fn screen(
-    source: &SourceFile,
-    checked: &Checked,
-    compiled: &Compiled,
-    memory: &MemoryReport,
-    vocab: usize,
-) -> Result<String, Failure> {
+fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: usize) -> Result<String, Failure> {
+    let memory = &compiled.memory;
     let (model, recipe) = (&checked.model, &checked.recipe);
     let t = totals(checked, compiled);
     let mut s = String::new();
@@ -336,7 +329,8 @@ fn distinct_moe(compiled: &Compiled) -> Vec<String> {
     lines
 }
 
-fn as_json(checked: &Checked, compiled: &Compiled, memory: &MemoryReport, vocab: usize) -> Value {
+fn as_json(checked: &Checked, compiled: &Compiled, vocab: usize) -> Value {
+    let memory = &compiled.memory;
     let t = totals(checked, compiled);
     let layers: Vec<Value> = compiled
         .lowered

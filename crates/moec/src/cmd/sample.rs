@@ -6,7 +6,6 @@ use crate::exit::{Exit, Failure};
 use crate::prepared::Run;
 use moec_model::Registry;
 use moec_runtime::SampleConfig;
-use std::ops::ControlFlow;
 
 /// Runs the command. The prompt is part of the text that is written.
 ///
@@ -25,20 +24,9 @@ pub fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> Result<
     // An unknown character is found before the device is opened.
     run.vocab.encode(&args.prompt).map_err(|e| Failure::new(Exit::Usage, format!("the prompt cannot be read: {e}")))?;
     run.on_device(args.device, |executable| {
-        let mut broken = None;
-        let mut emit = |text: &str| match console.write(text) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(e) => {
-                broken = Some(e);
-                ControlFlow::Break(())
-            }
-        };
         console.write(&args.prompt)?;
-        moec_runtime::sample(executable, &run.vocab, &args.prompt, 0, &config, &mut emit)?;
-        match broken {
-            Some(e) => Err(e),
-            None => console.write("\n"),
-        }
+        console.stream(|emit| Ok(moec_runtime::sample(executable, &run.vocab, &args.prompt, 0, &config, emit)?))?;
+        console.write("\n")
     })?;
     Ok(Exit::Success)
 }

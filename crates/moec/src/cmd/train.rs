@@ -14,7 +14,6 @@ use moec_runtime::{
     TrainConfig,
 };
 use moec_syntax::SourceFile;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -219,18 +218,8 @@ fn conclude(
     if args.sample > 0 {
         let config = SampleConfig { length: args.sample, ..SampleConfig::default() };
         console.note("a sample:");
-        let mut broken = None;
-        let mut emit = |text: &str| match console.write(text) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(e) => {
-                broken = Some(e);
-                ControlFlow::Break(())
-            }
-        };
-        let text = moec_runtime::sample(executable, dataset.vocab(), "", 0, &config, &mut emit)?;
-        if let Some(e) = broken {
-            return Err(e);
-        }
+        let text =
+            console.stream(|emit| Ok(moec_runtime::sample(executable, dataset.vocab(), "", 0, &config, emit)?))?;
         console.write("\n")?;
         folder.write_sample(&format!("step-{:08}.txt", summary.step), &text)?;
     }
