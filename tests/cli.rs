@@ -54,7 +54,7 @@ fn text(path: &Path, content: impl AsRef<[u8]>) -> String {
 fn every_command_has_help_with_examples() {
     let help = expect(&["--help"], 0).out;
     assert!(help.contains("Exit codes:"), "{help}");
-    for command in ["check", "fmt", "explain", "compile", "train", "sample", "eval", "import", "export"] {
+    for command in ["check", "fmt", "explain", "compile", "train", "compare", "sample", "eval", "import", "export"] {
         assert!(help.contains(command), "{command} is not listed");
         let own = expect(&[command, "--help"], 0).out;
         assert!(own.contains("Examples:"), "{command}: {own}");
@@ -378,6 +378,121 @@ fn a_diverging_run_ends_with_code_5_and_keeps_its_checkpoints() {
     let run = lab.at("run");
     let ran = lab.train(&run, &["-s", "train.optimizer.lr=1e30", "--steps", "200"], 5);
     assert!(ran.err.contains("diverged"), "{}", ran.err);
+}
+
+#[test]
+fn specs_are_compared_and_finished_runs_are_not_repeated() {
+    let lab = Lab::new();
+    let sparse = SMALL.replace("noisy_top_k(k: 2, epsilon: 0)", "softmax_top_k(k: 1)");
+    let top1 = text(&lab.folder.path().join("top1.moe"), sparse);
+    let out = lab.at("out");
+    // Kernels are compiled for seconds; the interpreter begins at once.
+    let common = ["--data", &lab.data, "--device", "interpreter"];
+    let arguments = [&["compare", &lab.spec, &top1, "--seeds", "2", "--out", &out, "--json"], &common[..]].concat();
+    let compare = |more: &[&str], code| expect(&[&arguments[..], more].concat(), code);
+    let ran = compare(&[], 0);
+    let json: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        json,
+        serde_json::from_slice::<serde_json::Value>(&fs::read(out.clone() + "/compare.json").unwrap()).unwrap()
+    );
+    let rows = json["specs"].as_array().unwrap();
+    assert_eq!((rows[0]["label"].as_str(), rows[1]["label"].as_str()), (Some("small"), Some("top1")));
+    assert!(rows[0]["active_parameters"].as_u64() > rows[1]["active_parameters"].as_u64());
+    for row in rows {
+        let losses: Vec<f64> = (0..2).map(|i| row["runs"][i]["loss_nats"].as_f64().unwrap()).collect();
+        assert_ne!(losses[0], losses[1]);
+        assert!((row["loss_nats"].as_f64().unwrap() - (losses[0] + losses[1]) / 2.0).abs() < 1e-12);
+        let spread = (losses[0] - losses[1]).abs() / f64::sqrt(2.0);
+        assert!((row["loss_nats_deviation"].as_f64().unwrap() - spread).abs() < 1e-12);
+        for number in ["step_ms", "load_max_over_mean", "experts_without_tokens", "entropy_nats", "dropped_share"] {
+            assert!(row[number].as_f64().is_some(), "{number}: {row}");
+        }
+        // The loss is the one that `moec eval` gives, of an ordinary run.
+        let run = format!("{out}/{}/seed-2", row["label"].as_str().unwrap());
+        let eval = expect(&["eval", &run, "--json", "--device", "interpreter"], 0).out;
+        let eval: serde_json::Value = serde_json::from_str(&eval).unwrap();
+        assert_eq!(eval["loss_nats"].as_f64(), Some(losses[1]));
+        assert_eq!(eval["layers"], row["runs"][1]["layers"]);
+    }
+    let table = fs::read_to_string(out.clone() + "/compare.md").unwrap();
+    assert!(table.contains("| spec ") && table.contains("| small ") && table.contains("±"), "{table}");
+
+    // Again: nothing is trained, another seed is only added, and a run that was stopped is finished.
+    let before = lab.files(&format!("{out}/small/seed-1"), 12);
+    let ran = compare(&[], 0);
+    assert_eq!(ran.err.matches("finished before").count(), 4, "{}", ran.err);
+    assert!(!ran.err.contains("step 12/12"), "{}", ran.err);
+    fs::remove_file(format!("{out}/small/seed-1/result.json")).unwrap();
+    let ran = compare(&["--eval-batches", "2"], 0);
+    assert_eq!(ran.err.matches("finished before").count(), 0, "{}", ran.err);
+    assert!(!ran.err.contains("step 12/12"), "{}", ran.err);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&ran.out).unwrap()["windows"], 6);
+    assert!(before == lab.files(&format!("{out}/small/seed-1"), 12));
+
+    // What cannot be compared is refused before anything is trained.
+    let ran = compare(&["--steps", "13"], 2);
+    assert!(ran.err.contains("--out"), "{}", ran.err);
+    let longer = text(&lab.folder.path().join("longer.moe"), SMALL.replace("context 8", "context 9"));
+    let ran = expect(&["compare", &lab.spec, &longer, "--data", &lab.data, "--out", &lab.at("new")], 2);
+    assert!(ran.err.contains("context 8") && ran.err.contains("-s context=8"), "{}", ran.err);
+    expect(&["compare", &lab.spec, &lab.spec, "--out", &lab.at("new")], 2);
+    expect(&["compare", &lab.spec, &lab.at("none.moe"), "--out", &lab.at("new")], 2);
+    assert!(!Path::new(&lab.at("new")).exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_comparison_goes_on_where_it_was_interrupted() {
+    use std::process::Stdio;
+    let lab = Lab::new();
+    let (whole, stopped) = (lab.at("whole"), lab.at("stopped"));
+    let dense = SMALL.replace(
+        "moe(experts: 3 * mlp(hidden: 24, activation: relu, dropout: 0.1), route: noisy_top_k(k: 2, epsilon: 0))",
+        "mlp(hidden: 24)",
+    );
+    let dense = text(&lab.folder.path().join("dense.moe"), dense);
+    let arguments = |out: &str| {
+        [
+            "compare",
+            &lab.spec,
+            &dense,
+            "--data",
+            &lab.data,
+            "--steps",
+            "200",
+            "--out",
+            out,
+            "--json",
+            "--device",
+            "interpreter",
+        ]
+        .map(str::to_string)
+    };
+    let losses = |json: &str| {
+        let json: serde_json::Value = serde_json::from_str(json).unwrap();
+        [0, 1].map(|i| json["specs"][i]["loss_nats"].as_f64().unwrap())
+    };
+    let expected = losses(&expect(&arguments(&whole).each_ref().map(|s| s.as_str()), 0).out);
+    let program = moec().get_program().to_owned();
+    let mut child = std::process::Command::new(program)
+        .args(arguments(&stopped))
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    lines.find(|l| l.as_ref().is_ok_and(|l| l.contains("loss"))).unwrap().unwrap();
+    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    let status = child.wait().unwrap();
+    if status.code() != Some(0) {
+        assert_eq!(status.code(), Some(130), "{rest:?}");
+        assert!(rest.iter().any(|l| l.contains("the same command goes on")), "{rest:?}");
+    }
+    let ran = expect(&arguments(&stopped).each_ref().map(|s| s.as_str()), 0);
+    assert_eq!(losses(&ran.out), expected);
 }
 
 #[allow(dead_code, reason = "its `main` is for running it as an example")]

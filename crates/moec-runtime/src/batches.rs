@@ -29,9 +29,9 @@ impl Windows {
         Self::at(text, context, (first..first + rows).map(|r| stream.below(r as u32, positions) as usize))
     }
 
-    /// Consecutive windows that do not overlap: numbers `first .. first + rows`, each below [`window_count`].
-    pub(crate) fn consecutive(text: &[i32], context: usize, first: usize, rows: usize) -> Self {
-        Self::at(text, context, (first..first + rows).map(|w| w * context))
+    /// Windows of those that do not overlap, by their numbers, each below [`window_count`].
+    pub(crate) fn numbered(text: &[i32], context: usize, numbers: impl Iterator<Item = usize>) -> Self {
+        Self::at(text, context, numbers.map(|w| w * context))
     }
 }
 
@@ -76,9 +76,9 @@ mod tests {
         assert_eq!(window_count(&text[..13], 4), 3);
         assert_eq!(window_count(&text[..12], 4), 2);
         assert_eq!(window_count(&[], 4), 0);
-        let windows = Windows::consecutive(&text, 4, 0, 3);
+        let windows = Windows::numbered(&text, 4, 0..3);
         assert_eq!(windows.tokens, (0..12).collect::<Vec<_>>());
         assert_eq!(windows.targets, (1..13).collect::<Vec<_>>());
-        assert_eq!(Windows::consecutive(&text, 4, 2, 1).tokens, [8, 9, 10, 11]);
+        assert_eq!(Windows::numbered(&text, 4, 2..3).tokens, [8, 9, 10, 11]);
     }
 }

@@ -3,10 +3,11 @@
 use crate::batches::{Windows, window_count};
 use crate::data::{DataError, Dataset, Split};
 use crate::executable::{EVALUATE, Executable, ExecutableError, Settings};
-use crate::metrics::{Evaluation, LayerOutputs, LayerPanel};
+use crate::metrics::{Evaluation, LayerBalance, LayerOutputs, LayerPanel};
 use crate::sample::log_probability;
 use crate::streams::Purpose;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// Why a model could not be evaluated.
 #[derive(Debug, thiserror::Error)]
@@ -19,8 +20,8 @@ pub enum EvaluateError {
     Executable(#[from] ExecutableError),
 }
 
-/// Mean cross-entropy over a split.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Mean cross-entropy over a split, and how the routers spread its tokens.
+#[derive(Clone, Debug, PartialEq)]
 pub struct SplitLoss {
     /// Mean over all predicted characters, in nats.
     pub loss_nats: f64,
@@ -28,16 +29,20 @@ pub struct SplitLoss {
     pub windows: usize,
     /// Predicted characters: windows times T.
     pub characters: usize,
-    /// Characters at the end that fill no window; fewer than T.
+    /// Characters of the split that were not predicted although something precedes them: fewer than T, unless only
+    /// some of the windows were asked for.
     pub left_over: usize,
+    /// One entry per mixture-of-experts layer, over the full batches; empty if there was none.
+    pub layers: Vec<LayerBalance>,
 }
 
 /// Mean cross-entropy over the consecutive windows of a split that do not overlap: window `w` predicts characters
-/// `w*T + 1 ..= (w+1)*T` from those before them in the window. Fewer than T characters at the end are left out.
+/// `w*T + 1 ..= (w+1)*T` from those before them in the window. Fewer than T characters at the end are left out. With
+/// `most`, only that many windows are taken, spread evenly over the split: the same ones for every model of that context.
 ///
 /// Full batches run on the device as they are; the windows of a last incomplete batch run one by one, so every window
 /// counts once and equally. (A model with a capacity drops tokens by batch: there the size of a batch matters a little.)
-/// `progress` is told how many of all windows are done.
+/// `progress` is told how many of all windows are done; `None` when it said to stop.
 ///
 /// # Errors
 /// When the split is shorter than a window with its targets or the device fails.
@@ -46,35 +51,46 @@ pub fn evaluate_split(
     data: &Dataset,
     split: Split,
     seed: u64,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<SplitLoss, EvaluateError> {
+    most: Option<usize>,
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Option<SplitLoss>, EvaluateError> {
     let context = executable.context();
     let text = data.windows(split, context)?;
-    let windows = window_count(text, context);
+    let all = window_count(text, context);
+    let windows = most.map_or(all, |most| most.clamp(1, all));
+    let number = |i: usize| (i as u128 * all as u128 / windows as u128) as usize;
     let rows = executable.rows(EVALUATE)?;
     let noise = |window: usize| Purpose::EvaluationNoise.stream(seed, 0).bits64(window as u32);
+    let mut panels = Panels::new(executable)?;
     let mut sum = 0.0;
     let mut done = 0;
     while windows - done >= rows {
-        let batch = Windows::consecutive(text, context, done, rows);
+        let batch = Windows::numbered(text, context, (done..done + rows).map(number));
         let rng = crate::executable::generator(seed, noise(done));
         executable.run(EVALUATE, &batch, Settings { rng, ..Settings::default() })?;
         sum += executable.scalar(EVALUATE, "loss")? * rows as f64;
+        panels.add(executable)?;
         done += rows;
-        progress(done, windows);
+        if progress(done, windows).is_break() {
+            return Ok(None);
+        }
     }
+    let layers = if done > 0 { panels.finish() } else { Vec::new() };
     while done < windows {
-        let window = Windows::consecutive(text, context, done, 1);
+        let window = Windows::numbered(text, context, (done..done + 1).map(number));
         let rng = crate::executable::generator(seed, noise(done));
         let (logits, vocab) = executable.logits(&window.tokens, rng)?;
         let surprise: f64 =
             logits.chunks(vocab).zip(&window.targets).map(|(row, &target)| -log_probability(row, target)).sum();
         sum += surprise / context as f64;
         done += 1;
-        progress(done, windows);
+        if progress(done, windows).is_break() {
+            return Ok(None);
+        }
     }
     let characters = windows * context;
-    Ok(SplitLoss { loss_nats: sum / windows as f64, windows, characters, left_over: text.len() - 1 - characters })
+    let left_over = text.len() - 1 - characters;
+    Ok(Some(SplitLoss { loss_nats: sum / windows as f64, windows, characters, left_over, layers }))
 }
 
 /// Which windows an evaluation during training draws.
@@ -98,8 +114,7 @@ pub(crate) fn estimate(
     let Estimate { seed, step, batches } = settings;
     let context = executable.context();
     let rows = executable.rows(EVALUATE)?;
-    let layers = LayerNames::of_outputs(executable.outputs(EVALUATE)?);
-    let mut panels: Vec<LayerPanel> = layers.0.keys().map(LayerPanel::new).collect();
+    let mut panels = Panels::new(executable)?;
     let mut losses = [0.0; 2];
     let splits = [(Split::Train, Purpose::TrainingEstimate), (Split::Validation, Purpose::ValidationEstimate)];
     for (s, (split, purpose)) in splits.into_iter().enumerate() {
@@ -112,9 +127,7 @@ pub(crate) fn estimate(
             executable.run(EVALUATE, &windows, Settings { rng, ..Settings::default() })?;
             losses[s] += executable.scalar(EVALUATE, "loss")?;
             if split == Split::Validation {
-                for (panel, (path, auxiliary)) in panels.iter_mut().zip(&layers.0) {
-                    panel.add(read_layer(executable, path, auxiliary)?);
-                }
+                panels.add(executable)?;
             }
             if !progress(s * batches + batch + 1, 2 * batches) {
                 return Ok(None);
@@ -122,9 +135,37 @@ pub(crate) fn estimate(
         }
     }
     let [train, validation] = losses.map(|sum| sum / batches as f64);
-    let mut layers: Vec<_> = panels.into_iter().map(LayerPanel::finish).collect();
-    layers.sort_by(|a, b| natural_order(&a.path).cmp(&natural_order(&b.path)));
+    let layers = panels.finish();
     Ok(Some(Evaluation { step, train_loss_nats: train, validation_loss_nats: validation, layers }))
+}
+
+/// The balance panels of all mixture-of-experts layers, filled batch by batch.
+struct Panels {
+    names: LayerNames,
+    panels: Vec<LayerPanel>,
+}
+
+impl Panels {
+    fn new(executable: &Executable<'_>) -> Result<Self, ExecutableError> {
+        let names = LayerNames::of_outputs(executable.outputs(EVALUATE)?);
+        let panels = names.0.keys().map(LayerPanel::new).collect();
+        Ok(Self { names, panels })
+    }
+
+    /// Adds what the last batch said.
+    fn add(&mut self, executable: &mut Executable<'_>) -> Result<(), ExecutableError> {
+        for (panel, (path, auxiliary)) in self.panels.iter_mut().zip(&self.names.0) {
+            panel.add(read_layer(executable, path, auxiliary)?);
+        }
+        Ok(())
+    }
+
+    /// The means, in the order of the model.
+    fn finish(self) -> Vec<LayerBalance> {
+        let mut layers: Vec<_> = self.panels.into_iter().map(LayerPanel::finish).collect();
+        layers.sort_by(|a, b| natural_order(&a.path).cmp(&natural_order(&b.path)));
+        layers
+    }
 }
 
 /// Paths of the mixture-of-experts layers, each with the names of its auxiliary losses.

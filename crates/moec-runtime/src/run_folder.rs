@@ -248,6 +248,16 @@ impl RunFolder {
         Ok(metrics)
     }
 
+    /// Writes a report about the run, a file of its own beside those of the run, whole or not at all.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn write_report(&self, name: &'static str, text: &str) -> Result<PathBuf, RunError> {
+        let path = self.root.join(name);
+        replace(&*self.files, &path, text.as_bytes()).map_err(io_failed(&path))?;
+        Ok(path)
+    }
+
     /// Writes a text that the model sampled under `samples/NAME.txt` and returns its path. Characters of the name other
     /// than letters, digits, `-` and `_` become `-`.
     ///

@@ -61,6 +61,15 @@ pub enum Command {
   moec train specs/noisy_top2.moe --out runs/shakespeare --resume
   moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64")]
     Train(TrainArgs),
+    /// Train several models on equal budgets and print a table of what they reach.
+    #[command(after_help = "Examples:
+  moec compare specs/noisy_top2.moe specs/top2.moe --steps 1000 --seeds 2 --data tinyshakespeare
+  moec compare specs/*.moe --steps 500 --out runs/routers --eval-batches 50
+  moec compare mine.moe#plain mine.moe#noisy -s width=64 --json
+
+Every spec is trained with the seeds 1 to K into DIR/SPEC/seed-N, an ordinary run. A seed gives every spec the same
+batches. The same command goes on where it stopped, and does not repeat what is finished.")]
+    Compare(CompareArgs),
     /// Write text with a trained model; the text goes to standard output, everything else to standard error.
     #[command(after_help = "Examples:
   moec sample runs/tiny
@@ -263,6 +272,50 @@ pub struct TrainArgs {
     pub sample: usize,
 }
 
+/// `moec compare`
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// The `.moe` files; `FILE#MODEL` names one of several models of a file.
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+
+    /// Number of steps of every run. Overrides the files' `steps`.
+    #[arg(long)]
+    pub steps: Option<u64>,
+
+    /// Number of runs of every spec, with the seeds 1 to K.
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+
+    /// A text file, a known data set, or `synthetic`. Overrides the files' `data`.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
+
+    /// Override a value of every file: `-s train.batch=8`. Repeatable.
+    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+
+    /// The folder of the runs and of the table, compare.json and compare.md.
+    #[arg(long, value_name = "DIR", default_value = "runs/compare")]
+    pub out: PathBuf,
+
+    /// Batches of the evaluation at the end, spread evenly over the held-out text [default: all of it].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub eval_batches: Option<u64>,
+
+    /// Print JSON instead of the table.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+
+    /// How messages about the files are printed.
+    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
+    pub message_format: MessageFormat,
+}
+
 /// `moec sample`
 #[derive(Debug, Args)]
 pub struct SampleArgs {
@@ -322,6 +375,10 @@ pub struct EvalArgs {
     /// Which part of it.
     #[arg(long, value_enum, default_value_t = SplitName::Val)]
     pub split: SplitName,
+
+    /// Evaluate this many batches, spread evenly over the text [default: all of it].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub batches: Option<u64>,
 
     /// Print JSON.
     #[arg(long)]

@@ -23,6 +23,7 @@ mod prepared;
 mod progress;
 pub mod resolved;
 mod sources;
+mod training;
 mod units;
 
 pub use moec_model::Registry;
@@ -68,6 +69,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, &console)),
         Command::Compile(args) => (args.spec.message_format, cmd::compile::run(args, registry, &console)),
         Command::Train(args) => (args.spec.message_format, cmd::train::run(args, registry, &console)),
+        Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, &console)),
         Command::Sample(args) => (MessageFormat::Full, cmd::sample::run(args, registry, &console)),
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),

@@ -7,8 +7,8 @@ use crate::{cmd, devices, resolved, sources};
 use moec_model::{DataSource, Registry, Vocab as ModelVocab};
 use moec_plan::Session;
 use moec_runtime::{
-    Checkpoint, CheckpointError, Corpus, DataError, Executable, ExecutableError, MakeMoeError, Manifest, Parts,
-    RunError, SampleError, TensorFileError, TrainError, Vocab,
+    Checkpoint, CheckpointError, Corpus, DataError, EvaluateError, Executable, ExecutableError, MakeMoeError, Manifest,
+    Parts, RunError, SampleError, TensorFileError, TrainError, Vocab,
 };
 use moec_syntax::SourceFile;
 use serde::{Deserialize, Serialize};
@@ -230,6 +230,15 @@ impl From<TrainError> for Failure {
             TrainError::Diverged { .. } => Failure::new(Exit::Diverged, error.to_string())
                 .help("lower the learning rate (-s train.optimizer.lr=3e-4) or clip the gradient (-s train.clip=1.0)")
                 .help("the checkpoints written before are intact"),
+        }
+    }
+}
+
+impl From<EvaluateError> for Failure {
+    fn from(error: EvaluateError) -> Self {
+        match error {
+            EvaluateError::Data(e) => e.into(),
+            EvaluateError::Executable(e) => e.into(),
         }
     }
 }

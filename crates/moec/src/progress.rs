@@ -10,6 +10,8 @@ use std::time::Instant;
 /// Tells the user what training does.
 pub(crate) struct Progress {
     console: Console,
+    /// Which of several runs; its lines begin with it.
+    title: Option<String>,
     bar: Option<ProgressBar>,
     steps: u64,
     begun: Instant,
@@ -18,10 +20,19 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(console: Console) -> Self {
-        Self { console, bar: None, steps: 0, begun: Instant::now(), first: None }
+        Self { console, title: None, bar: None, steps: 0, begun: Instant::now(), first: None }
+    }
+
+    /// Of one run among several: lines are named, and the end is left to the caller to tell.
+    pub(crate) fn of_several(console: Console, title: String) -> Self {
+        Self { title: Some(title), ..Self::new(console) }
     }
 
     fn say(&self, line: String) {
+        let line = match &self.title {
+            Some(title) => format!("{title}: {line}"),
+            None => line,
+        };
         match &self.bar {
             Some(bar) => bar.suspend(|| self.console.note(line)),
             None => self.console.note(line),
@@ -38,6 +49,9 @@ impl Reporter for Progress {
             // The template is a constant; a terminal without it still has the plain lines.
             if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left") {
                 bar.set_style(style);
+            }
+            if let Some(title) = &self.title {
+                bar.set_message(title.clone());
             }
             self.bar = Some(bar);
         }
@@ -65,7 +79,7 @@ impl Reporter for Progress {
         );
         match &self.bar {
             Some(bar) => bar.set_message(format!("loss {:.4}  {:.0} ms/step", metric.loss_nats, metric.step_ms)),
-            None => self.console.note(line),
+            None => self.say(line),
         }
     }
 
@@ -87,12 +101,17 @@ impl Reporter for Progress {
     }
 
     fn saved(&mut self, _: u64, path: &Path) {
-        self.say(format!("saved {}", path.display()));
+        if self.title.is_none() {
+            self.say(format!("saved {}", path.display()));
+        }
     }
 
     fn finished(&mut self, summary: &Summary) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
+        }
+        if self.title.is_some() {
+            return;
         }
         let rate = match (summary.step_ms, summary.tokens_per_s) {
             (Some(ms), Some(tokens)) => format!(" ({ms:.0} ms per step, {} tokens/s)", grouped(tokens as u64)),

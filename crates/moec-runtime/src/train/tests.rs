@@ -305,13 +305,29 @@ fn splits_are_evaluated_window_by_window() {
         }
     }
     let mut calls = Vec::new();
-    let loss =
-        evaluate_split(&mut executable, &tiny.data, Split::Validation, 0, &mut |done, all| calls.push((done, all)))
-            .unwrap();
+    let mut evaluate = |most, stop_at| {
+        evaluate_split(&mut executable, &tiny.data, Split::Validation, 0, most, &mut |done, all| {
+            calls.push((done, all));
+            if Some(done) == stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap()
+    };
+    let loss = evaluate(None, None).unwrap();
     assert!((loss.loss_nats - sum / (windows * CONTEXT) as f64).abs() < 1e-12);
     assert_eq!((loss.windows, loss.characters), (windows, windows * CONTEXT));
     assert_eq!(loss.left_over, text.len() - 1 - windows * CONTEXT);
-    assert_eq!(calls.last(), Some(&(windows, windows)));
+    // The panel counts the rows of the full batches: two experts a token.
+    let [layer] = &loss.layers[..] else { panic!("{:?}", loss.layers) };
+    let batches = windows / BATCH;
+    assert_eq!(layer.load_rows.iter().sum::<f64>(), (batches * BATCH * CONTEXT * 2) as f64);
+
+    let some = evaluate(Some(4), None).unwrap();
+    assert_eq!((some.windows, some.characters), (4, 4 * CONTEXT));
+    assert_ne!(some.loss_nats, loss.loss_nats);
+    assert_eq!(evaluate(Some(usize::MAX), None).unwrap(), loss);
+    assert_eq!(evaluate(None, Some(BATCH)), None);
+    assert_eq!(calls.last(), Some(&(BATCH, windows)));
+    assert!(calls.contains(&(windows, windows)));
 }
 
 #[test]

@@ -6,8 +6,9 @@ use crate::exit::{Exit, Failure};
 use crate::prepared::{self, Run};
 use crate::units::grouped;
 use moec_model::Registry;
-use moec_runtime::{Dataset, EvaluateError, Split};
+use moec_runtime::{Dataset, Split};
 use serde_json::json;
+use std::ops::ControlFlow;
 
 /// Runs the command.
 ///
@@ -32,11 +33,11 @@ pub fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Ex
                 told = done * 10 / all;
                 console.note(format!("{} of {} windows", grouped(done as u64), grouped(all as u64)));
             }
+            ControlFlow::Continue(())
         };
-        moec_runtime::evaluate_split(executable, &dataset, split, recipe.seed, &mut progress).map_err(|e| match e {
-            EvaluateError::Data(e) => e.into(),
-            EvaluateError::Executable(e) => e.into(),
-        })
+        let most = args.batches.map(|n| usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(recipe.batch));
+        let loss = moec_runtime::evaluate_split(executable, &dataset, split, recipe.seed, most, &mut progress)?;
+        loss.ok_or_else(|| Failure::new(Exit::Failure, "the evaluation was stopped"))
     })?;
     let bits = loss.loss_nats / std::f64::consts::LN_2;
     if args.json {
@@ -52,6 +53,7 @@ pub fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Ex
             "windows": loss.windows,
             "characters": loss.characters,
             "left_over_characters": loss.left_over,
+            "layers": loss.layers,
         }))?;
     } else {
         console.out(format!(

@@ -6,17 +6,13 @@ use crate::exit::{Exit, Failure};
 use crate::pipeline::Compiled;
 use crate::prepared::{self, Request, Spec};
 use crate::progress::Progress;
+use crate::training::{self, Signals};
 use crate::units::{bytes, grouped};
 use crate::{devices, sources};
-use moec_model::{Recipe, Registry, Schedule as RecipeSchedule};
-use moec_runtime::{
-    Corpus, Dataset, Decay, Executable, Outcome, RunFolder, RunTexts, SampleConfig, Schedule, Split, Summary,
-    TrainConfig,
-};
+use moec_model::Registry;
+use moec_runtime::{Corpus, Dataset, Executable, Outcome, RunFolder, RunTexts, SampleConfig, Split, Summary};
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Runs the command.
 ///
@@ -42,26 +38,15 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     let backend = devices::open(args.device)?;
     let mut session = backend.prepare(&compiled.program)?;
     let mut executable = Executable::new(&compiled.program, &mut *session, model.context)?;
-    let config = config(recipe);
+    let config = training::config(recipe);
     let folder = if args.resume {
         RunFolder::open(&root)?
     } else {
-        let plan = plan_text(&compiled)?;
+        let plan = training::plan_text(&compiled)?;
         let resolved = prepared::resolved_text(&request, &spec.checked)?;
         RunFolder::create(&root, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: &plan })?
     };
-    let checkpoint = match args.resume {
-        true => moec_runtime::resume(&mut executable, &dataset, &folder, &config)?,
-        false => None,
-    };
-    let start = match checkpoint {
-        Some(step) => step,
-        None => {
-            let lowered = &compiled.lowered;
-            moec_runtime::initialise(&mut executable, config.seed, &lowered.parameters, &lowered.states)?;
-            0
-        }
-    };
+    let start = training::begin(&mut executable, &compiled, &dataset, &folder, &config)?;
     if start >= config.steps {
         console.note(format!("{} has made its {} steps; --steps N continues further", root.display(), start));
         return Ok(Exit::Success);
@@ -134,31 +119,6 @@ fn free_folder(name: &str) -> PathBuf {
     (2u64..).map(|n| runs.join(format!("{name}-{n}"))).find(|p| !p.exists()).unwrap_or(first)
 }
 
-fn config(recipe: &Recipe) -> TrainConfig {
-    let lr = recipe.optimizer.lr;
-    let schedule = match recipe.schedule {
-        RecipeSchedule::Constant => Schedule::constant(lr),
-        RecipeSchedule::Cosine { warmup, min_lr } => Schedule { lr, warmup, decay: Decay::Cosine { min_lr } },
-    };
-    TrainConfig {
-        steps: recipe.steps,
-        seed: recipe.seed,
-        schedule,
-        beta1: recipe.optimizer.beta1,
-        beta2: recipe.optimizer.beta2,
-        log_every: recipe.log_every,
-        evaluate_every: recipe.evaluate.every,
-        evaluate_batches: usize::try_from(recipe.evaluate.batches).unwrap_or(usize::MAX),
-        checkpoint_every: recipe.checkpoint_every,
-        keep: None,
-    }
-}
-
-fn plan_text(compiled: &Compiled) -> Result<String, Failure> {
-    let listing = moec_plan::listing(&compiled.program);
-    serde_yaml::to_string(&listing).map_err(|e| Failure::new(Exit::Failure, format!("cannot write the plan: {e}")))
-}
-
 /// What is going to happen, before it happens.
 fn introduce(
     spec: &Spec,
@@ -225,29 +185,4 @@ fn conclude(
     }
     console.note(format!("sample more with: moec sample {}", root.display()));
     Ok(())
-}
-
-/// Ctrl-C and SIGTERM: the first asks the loop to stop and save, a second leaves at once.
-struct Signals {
-    stop: Arc<AtomicBool>,
-    terminated: Arc<AtomicBool>,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, Failure> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
-        let (stop, terminated) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let failed = |e: std::io::Error| Failure::new(Exit::Failure, format!("cannot listen for signals: {e}"));
-        for (signal, exit) in [(SIGINT, Exit::Interrupted), (SIGTERM, Exit::Terminated)] {
-            // Registered before the flag is, so that only a second signal finds the flag set.
-            signal_hook::flag::register_conditional_shutdown(signal, exit as i32, stop.clone()).map_err(failed)?;
-            signal_hook::flag::register(signal, stop.clone()).map_err(failed)?;
-        }
-        signal_hook::flag::register(SIGTERM, terminated.clone()).map_err(failed)?;
-        Ok(Self { stop, terminated })
-    }
-
-    fn exit(&self) -> Exit {
-        if self.terminated.load(Ordering::Relaxed) { Exit::Terminated } else { Exit::Interrupted }
-    }
 }

@@ -1,0 +1,89 @@
+//! What every command that trains has in common: the recipe as the loop's configuration, the first or restored tensors,
+//! and signals.
+
+use crate::exit::{Exit, Failure};
+use crate::pipeline::Compiled;
+use moec_model::{Recipe, Schedule as RecipeSchedule};
+use moec_runtime::{Dataset, Decay, Executable, RunFolder, Schedule, TrainConfig};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The recipe as the loop takes it.
+pub(crate) fn config(recipe: &Recipe) -> TrainConfig {
+    let lr = recipe.optimizer.lr;
+    let schedule = match recipe.schedule {
+        RecipeSchedule::Constant => Schedule::constant(lr),
+        RecipeSchedule::Cosine { warmup, min_lr } => Schedule { lr, warmup, decay: Decay::Cosine { min_lr } },
+    };
+    TrainConfig {
+        steps: recipe.steps,
+        seed: recipe.seed,
+        schedule,
+        beta1: recipe.optimizer.beta1,
+        beta2: recipe.optimizer.beta2,
+        log_every: recipe.log_every,
+        evaluate_every: recipe.evaluate.every,
+        evaluate_batches: usize::try_from(recipe.evaluate.batches).unwrap_or(usize::MAX),
+        checkpoint_every: recipe.checkpoint_every,
+        keep: None,
+    }
+}
+
+/// Puts the tensors that a run goes on with on the device, its newest checkpoint's or the first ones, and returns their
+/// step.
+///
+/// # Errors
+/// When the checkpoint is damaged or of another model, spec, text or seed, or the device fails.
+pub(crate) fn begin(
+    executable: &mut Executable<'_>,
+    compiled: &Compiled,
+    dataset: &Dataset,
+    folder: &RunFolder,
+    config: &TrainConfig,
+) -> Result<u64, Failure> {
+    if let Some(step) = moec_runtime::resume(executable, dataset, folder, config)? {
+        return Ok(step);
+    }
+    let lowered = &compiled.lowered;
+    moec_runtime::initialise(executable, config.seed, &lowered.parameters, &lowered.states)?;
+    Ok(0)
+}
+
+/// The plan as a run keeps it.
+pub(crate) fn plan_text(compiled: &Compiled) -> Result<String, Failure> {
+    let listing = moec_plan::listing(&compiled.program);
+    serde_yaml::to_string(&listing).map_err(|e| Failure::new(Exit::Failure, format!("cannot write the plan: {e}")))
+}
+
+/// Ctrl-C and SIGTERM: the first asks the loop to stop and save, a second leaves at once.
+pub(crate) struct Signals {
+    /// Set by the first signal.
+    pub(crate) stop: Arc<AtomicBool>,
+    terminated: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// Listens from here on.
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let (stop, terminated) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let failed = |e: std::io::Error| Failure::new(Exit::Failure, format!("cannot listen for signals: {e}"));
+        for (signal, exit) in [(SIGINT, Exit::Interrupted), (SIGTERM, Exit::Terminated)] {
+            // Registered before the flag is, so that only a second signal finds the flag set.
+            signal_hook::flag::register_conditional_shutdown(signal, exit as i32, stop.clone()).map_err(failed)?;
+            signal_hook::flag::register(signal, stop.clone()).map_err(failed)?;
+        }
+        signal_hook::flag::register(SIGTERM, terminated.clone()).map_err(failed)?;
+        Ok(Self { stop, terminated })
+    }
+
+    /// Whether a signal asked to stop.
+    pub(crate) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The exit code of a command that was asked to stop.
+    pub(crate) fn exit(&self) -> Exit {
+        if self.terminated.load(Ordering::Relaxed) { Exit::Terminated } else { Exit::Interrupted }
+    }
+}
