@@ -63,9 +63,15 @@ pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options
         .iter()
         .filter_map(|item| match item {
             ast::Item::Model(model) => Some(model),
-            ast::Item::Block(_) | ast::Item::Train(_) => None,
+            _ => None,
         })
         .collect();
+    for item in file.items.iter().chain(&file.imported) {
+        if let ast::Item::Router(router) = item {
+            let d = Diagnostic::new(Code::NotInThisVersion, "router definitions have no meaning yet");
+            checker.report(d.primary(router.name.span, "not supported in this version"));
+        }
+    }
     let chosen = checker.choose(&models, options.model.as_deref());
     let mut result = None;
     for (i, model) in models.iter().enumerate() {

@@ -38,6 +38,8 @@ impl fmt::Display for Ident {
 pub struct File {
     /// The items in source order.
     pub items: Vec<Item>,
+    /// What its imports bring: the models, blocks and routers of the imported files, and of those that these import.
+    pub imported: Vec<Item>,
 }
 
 /// What may stand at the top level of a file.
@@ -49,6 +51,10 @@ pub enum Item {
     Block(Block),
     /// `train { ... }`
     Train(Train),
+    /// `router NAME(parameters) { ... }`
+    Router(Router),
+    /// `import "other.moe"`
+    Import(Import),
 }
 
 impl Item {
@@ -58,6 +64,8 @@ impl Item {
             Item::Model(model) => model.span,
             Item::Block(block) => block.span,
             Item::Train(train) => train.span,
+            Item::Router(router) => router.span,
+            Item::Import(import) => import.span,
         }
     }
 }
@@ -120,6 +128,121 @@ impl TrainSetting {
             TrainSetting::Call(call) => call.span,
         }
     }
+}
+
+/// `import "other.moe"`: what the other file defines is known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// The path as written, relative to the folder of the importing file. Folders are separated by `/`.
+    pub path: String,
+    /// The text in quotes.
+    pub path_span: Span,
+    /// The whole statement.
+    pub span: Span,
+}
+
+/// `router NAME(parameters) { ... }`: a routing strategy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Router {
+    /// The router's name.
+    pub name: Ident,
+    /// What it can be given; `None` where there are no parentheses.
+    pub parameters: Option<Parameters>,
+    /// Its statements in source order.
+    pub statements: Vec<RouterStatement>,
+    /// The braces and what is between them.
+    pub body_span: Span,
+    /// The whole definition.
+    pub span: Span,
+}
+
+impl Router {
+    /// The parameters, none where there are no parentheses.
+    pub fn parameters(&self) -> &[Parameter] {
+        self.parameters.as_ref().map_or(&[], |parameters| &parameters.list)
+    }
+}
+
+/// Parameters between parentheses.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters {
+    /// The parameters in source order.
+    pub list: Vec<Parameter>,
+    /// The parentheses and what is between them.
+    pub span: Span,
+}
+
+/// `name: type` or `name: type = default`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    /// The parameter's name.
+    pub name: Ident,
+    /// The name of its type.
+    pub ty: Ident,
+    /// Its value where it is not given.
+    pub default: Option<Expr>,
+    /// The whole parameter.
+    pub span: Span,
+}
+
+/// A statement of a router.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouterStatement {
+    /// `let NAME = EXPRESSION`, `let NAME, NAME = EXPRESSION`
+    Let(RouterLet),
+    /// `state NAME = EXPRESSION`: a tensor that is kept between steps, with its first value.
+    State(Let),
+    /// `update NAME = EXPRESSION`: the value of a state after a training step.
+    Update(Let),
+    /// `aux NAME = EXPRESSION`: a loss of the router's own.
+    Aux(Aux),
+    /// `return EXPRESSION`
+    Return(Return),
+}
+
+impl RouterStatement {
+    /// The span of the whole statement.
+    pub fn span(&self) -> Span {
+        match self {
+            RouterStatement::Let(node) => node.span,
+            RouterStatement::State(node) | RouterStatement::Update(node) => node.span,
+            RouterStatement::Aux(node) => node.span,
+            RouterStatement::Return(node) => node.span,
+        }
+    }
+}
+
+/// `let NAME = EXPRESSION`, or several names for a function with several results.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterLet {
+    /// The names that are bound; at least one.
+    pub names: Vec<Ident>,
+    /// What they stand for.
+    pub value: Expr,
+    /// The whole statement.
+    pub span: Span,
+}
+
+/// `aux NAME = EXPRESSION` or `aux NAME(weight: 0.01) = EXPRESSION`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Aux {
+    /// The loss's name.
+    pub name: Ident,
+    /// The arguments behind the name; `None` where there are no parentheses.
+    pub arguments: Option<Arguments>,
+    /// The loss.
+    pub value: Expr,
+    /// The whole statement.
+    pub span: Span,
+}
+
+/// `return EXPRESSION`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Return {
+    /// What is returned.
+    pub value: Expr,
+    /// The whole statement.
+    pub span: Span,
 }
 
 /// Statements between braces.

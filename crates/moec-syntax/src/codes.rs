@@ -42,8 +42,9 @@ codes! {
     // Syntax.
     UnexpectedText = "E0101", "the text does not fit the grammar at this place", r#"
 The parser found something that cannot stand here. The message says what it expected instead. At the top level of a
-file stand `model`, `block` and `train`; in a model, a block or a layer stand layers, `let`, `repeat`, `if`, `block`,
-`context` and `vocab`; in `train` stand settings.
+file stand `model`, `block`, `router`, `train` and `import`; in a model, a block or a layer stand layers, `let`,
+`repeat`, `if`, `block`, `context` and `vocab`; in a router stand `let`, `state`, `update`, `aux` and `return`; in
+`train` stand settings.
 
 Wrong:
 
@@ -70,8 +71,8 @@ Right:
     let hidden = 4 * 128
 "#;
     MissingName = "E0103", "a name is missing", r#"
-Models, blocks and bindings have names, and so has the index of a `repeat` after `as`. A name starts with an ASCII
-letter or `_` and goes on with letters, digits and `_`.
+Models, blocks, routers and bindings have names, and so has the index of a `repeat` after `as`. A name starts with an
+ASCII letter or `_` and goes on with letters, digits and `_`.
 
 Wrong:
 
@@ -171,16 +172,17 @@ Right:
     let repeats = 4
 "#;
     NotInThisVersion = "E0111", "a part of the language that this version does not have", r#"
-`import` and `router` definitions are reserved for a later version of the language. Until then a file holds everything
-it needs, and a new routing strategy is written in Rust and registered under a name.
+An expert cannot contain a `moe` yet. Two levels of experts can often be written as one, with the product of their
+numbers.
 
 Wrong:
 
-    import "blocks.moe"
+    block inner { moe(experts: 4 * mlp(hidden: 64), route: softmax_top_k(k: 1, normalize: all)) }
+    moe(experts: 4 * inner, route: softmax_top_k(k: 2))
 
 Right:
 
-    block expert { mlp(hidden: 512) }
+    moe(experts: 16 * mlp(hidden: 64), route: softmax_top_k(k: 2))
 "#;
     TooDeep = "E0112", "nesting is too deep", r#"
 Brackets may nest 128 deep, and an expression may be 256 operations high. No model that a person writes comes near;
@@ -263,6 +265,57 @@ Right:
 
     context 32
     let width = 128
+"#;
+    CannotImport = "E0119", "a file cannot be imported", r#"
+`import` names a file by its path from the folder of the importing file, with `/` between folders. The file must exist,
+be UTF-8 text of at most one mebibyte, and be one of at most 64 that belong to a source. A text that comes without a
+folder, from a program for example, can import only what that program hands over.
+
+Wrong:
+
+    import "routers"
+
+Right:
+
+    import "routers.moe"
+"#;
+    ImportCircle = "E0120", "files import each other in a circle", r#"
+A file that imports another must not be imported by it, not even through a third. What both need belongs in a file of
+its own.
+
+Wrong:
+
+    import "b.moe"       // in a.moe
+    import "a.moe"       // in b.moe
+
+Right:
+
+    import "shared.moe"  // in both
+"#;
+    ImportedTwice = "E0121", "a file is imported twice", r#"
+One import brings everything that the other file defines, so a second one of the same file is a mistake. Two files may
+import a third one: it is then read once.
+
+Wrong:
+
+    import "routers.moe"
+    import "./routers.moe"
+
+Right:
+
+    import "routers.moe"
+"#;
+    ParameterForm = "E0122", "a router's parameter is not written `name: type`", r#"
+The parameters of a router have a type, `int`, `float` or `bool`, and may have a default behind it. Commas stand
+between them.
+
+Wrong:
+
+    router scaled(k, scale = 1.0) { ... }
+
+Right:
+
+    router scaled(k: int, scale: float = 1.0) { ... }
 "#;
     // Names and arguments.
     UnknownLayer = "E0201", "no layer or block has this name", r#"

@@ -48,8 +48,8 @@ pub struct Patch {
     pub text: String,
 }
 
-/// One message: what is wrong, where, and how to put it right. Positions are in one source, which whoever renders the
-/// message must supply.
+/// One message: what is wrong, where, and how to put it right. Positions are in one source and the files that it
+/// imports; whoever renders the message must supply it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     /// Which kind of fault this is.
@@ -114,6 +114,16 @@ impl Diagnostic {
     #[must_use]
     pub fn patch(mut self, span: Span, replacement: impl Into<String>, text: impl Into<String>) -> Self {
         self.patches.push(Patch { span, replacement: replacement.into(), text: text.into() });
+        self
+    }
+
+    /// The diagnostic with `by` added to every position.
+    #[must_use]
+    pub(crate) fn moved(mut self, by: usize) -> Self {
+        let spans = self.labels.iter_mut().map(|label| &mut label.span);
+        for span in spans.chain(self.patches.iter_mut().map(|patch| &mut patch.span)) {
+            *span = Span::new(span.start + by, span.end + by);
+        }
         self
     }
 

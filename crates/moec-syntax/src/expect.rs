@@ -10,6 +10,9 @@ use crate::source::{SourceFile, Span};
 const RESERVED: [&str; 12] =
     ["model", "block", "train", "let", "repeat", "as", "if", "else", "true", "false", "router", "import"];
 
+/// What stands at the top level of a file.
+const ITEMS: &str = "`model`, `block`, `router`, `train` or `import`";
+
 /// Where the parser stopped.
 pub(crate) struct Context<'a> {
     pub(crate) source: &'a SourceFile,
@@ -45,6 +48,26 @@ impl Context<'_> {
     /// The bracket around the found token: `{`, `(`, `[`, or empty at the top level.
     fn around(&self) -> &str {
         self.text(self.found.and_then(|i| self.tokens[i].parent))
+    }
+
+    /// Whether the found token stands directly between the braces of a router.
+    fn in_router(&self) -> bool {
+        self.found.and_then(|i| self.tokens[i].parent).is_some_and(|brace| self.opens_router(brace))
+    }
+
+    /// Whether a brace opens the body of a router: `router NAME {` or `router NAME (...) {`.
+    fn opens_router(&self, brace: usize) -> bool {
+        let Some(last) = brace.checked_sub(1).filter(|_| self.text(Some(brace)) == "{") else { return false };
+        self.heads_router(last)
+    }
+
+    /// Whether a token ends `router NAME` or `router NAME (...)`.
+    fn heads_router(&self, last: usize) -> bool {
+        let name = match self.tokens[last].partner {
+            Some(open) if self.text(Some(last)) == ")" => open.checked_sub(1),
+            _ => Some(last),
+        };
+        self.text(self.previous(name)) == "router" && name.is_some_and(|i| self.tokens[i].parent.is_none())
     }
 
     /// Just behind the last accepted token.
@@ -87,22 +110,8 @@ impl Context<'_> {
 
 /// Says what is wrong where the parser stopped: the first likely cause that fits, or else the expectation alone.
 pub(crate) fn describe(at: &Context<'_>) -> Diagnostic {
-    let causes = [later_version, bad_name, arguments, wrong_sign, values, statements, items];
+    let causes = [bad_name, import_path, parameters, arguments, wrong_sign, values, router, statements, items];
     causes.iter().find_map(|cause| cause(at)).unwrap_or_else(|| general(at))
-}
-
-/// `router` and `import`.
-fn later_version(at: &Context<'_>) -> Option<Diagnostic> {
-    let found = at.text(at.found);
-    if !matches!(found, "router" | "import") || !(at.expected.item || at.expected.statement) {
-        return None;
-    }
-    let (what, help) = match found {
-        "router" => ("router definitions", "choose a routing strategy by its name, as in `route: noisy_top_k(k: 2)`"),
-        _ => ("imports", "copy what is needed into this file"),
-    };
-    let message = format!("{what} are not in this version of the language");
-    Some(Diagnostic::new(Code::NotInThisVersion, message).primary(at.span(at.found), "").help(help))
 }
 
 /// A name is missing, in quotes, or a reserved word.
@@ -117,6 +126,12 @@ fn bad_name(at: &Context<'_>) -> Option<Diagnostic> {
         "block" => ("a block", "expert"),
         "let" => ("a binding", "width = 128"),
         "as" => ("an index", "i"),
+        "router" => ("a router", "my_top_k"),
+        "state" | "update" | "aux" if at.in_router() => match before {
+            "state" => ("a state", "bias = zeros(experts)"),
+            "update" => ("an update", "bias = bias + step"),
+            _ => ("a loss", "balance(weight: 0.01) = 0.0"),
+        },
         _ => return None,
     };
     if !at.expected.name {
@@ -135,6 +150,59 @@ fn bad_name(at: &Context<'_>) -> Option<Diagnostic> {
     Some(fault.primary(at.here(), format!("{thing} needs a name, as in `{before} {example}`")))
 }
 
+/// `import other`, `import other.moe`.
+fn import_path(at: &Context<'_>) -> Option<Diagnostic> {
+    if at.text(at.before) != "import" || !at.expected.text {
+        return None;
+    }
+    let message = format!("expected a path in quotes after `import`, found {}", at.found_words());
+    let fault = Diagnostic::new(Code::MissingValue, message);
+    if at.kind(at.found) == Some(TokenKind::Name) && !at.on_new_line() {
+        let (found, span) = (at.text(at.found), at.span(at.found));
+        let fault = fault.primary(span, "a path stands in quotes");
+        return Some(fault.help(format!("write `import \"{found}.moe\"`")));
+    }
+    Some(fault.primary(at.here(), "expected a path, as in `import \"other.moe\"`"))
+}
+
+/// What stands between the parentheses of a router.
+fn parameters(at: &Context<'_>) -> Option<Diagnostic> {
+    let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
+    // A closing bracket is not inside the brackets that it closes.
+    let open = at.found.and_then(|i| if found == ")" { at.tokens[i].partner } else { at.tokens[i].parent })?;
+    let keyword = open.checked_sub(2)?;
+    if at.text(Some(open)) != "(" || at.text(Some(keyword)) != "router" || at.tokens[keyword].parent.is_some() {
+        return None;
+    }
+    let fault = |message: &str| Diagnostic::new(Code::ParameterForm, message);
+    let form = "a parameter is written `name: type`";
+    let example = "for example `router my_top_k(k: int, scale: float = 1.0) { .. }`";
+    if at.expected.colon && found == "=" {
+        let fault = fault(form).primary(span, "expected `:` and a type");
+        return Some(fault.help("the default comes behind the type").help(example));
+    }
+    if at.expected.colon {
+        let label = format!("expected `:` and the type of `{before}`");
+        return Some(fault(form).primary(at.gap(), label).help(example));
+    }
+    if before == ":" && at.expected.name {
+        let words = format!("expected a type after `:`, found {}", at.found_words());
+        return Some(fault(&words).primary(at.here(), "expected `int`, `float` or `bool`"));
+    }
+    if at.expected.equals && found == ":" {
+        return Some(fault(form).primary(span, "a default stands behind `=`").patch(span, " =", "write `=`"));
+    }
+    if matches!(before, "(" | ",") {
+        let words = format!("expected a parameter, found {}", at.found_words());
+        return Some(fault(&words).primary(at.here(), "expected `name: type`").help(example));
+    }
+    if at.expected.comma && at.kind(at.found) == Some(TokenKind::Name) {
+        let fault = fault("expected `,` between parameters").primary(at.gap(), "expected `,`");
+        return Some(fault.patch(at.gap(), ",", "write `,`"));
+    }
+    None
+}
+
 /// `context = 32`, `batch: 16`, `let width: 128`, `if a = 3`.
 fn wrong_sign(at: &Context<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
@@ -143,13 +211,16 @@ fn wrong_sign(at: &Context<'_>) -> Option<Diagnostic> {
         return Some(fault.patch(span, "==", "to compare, write `==`"));
     }
     let ahead = at.previous(at.before);
-    let is_let = at.text(ahead) == "let";
+    let keyword = at.text(ahead);
+    let is_let = keyword == "let" || at.in_router() && matches!(keyword, "state" | "update" | "aux");
     let begins = is_let || at.text(ahead) == "{" || at.before.is_some_and(|i| at.tokens[i].first_on_line);
     if !matches!(found, "=" | ":") || !at.before_is_name() || !begins || at.around() != "{" || at.on_new_line() {
         return None;
     }
     if is_let {
-        let fault = Diagnostic::new(Code::SettingForm, "a `let` takes `=`").primary(span, "expected `=`");
+        let article = if matches!(keyword, "update" | "aux") { "an" } else { "a" };
+        let message = format!("{article} `{keyword}` takes `=`");
+        let fault = Diagnostic::new(Code::SettingForm, message).primary(span, "expected `=`");
         let spaced = at.gap().start < span.start;
         return Some(fault.patch(span, if spaced { "=" } else { " =" }, "write `=`"));
     }
@@ -239,6 +310,56 @@ fn values(at: &Context<'_>) -> Option<Diagnostic> {
     None
 }
 
+/// What goes wrong between the statements of a router.
+fn router(at: &Context<'_>) -> Option<Diagnostic> {
+    let (found, span) = (at.text(at.found), at.span(at.found));
+    let fault = |message: String| Diagnostic::new(Code::UnexpectedText, message);
+    if at.expected.open_brace && at.before.is_some_and(|last| at.heads_router(last)) {
+        return Some(
+            fault(format!("expected `{{`, found {}", at.found_words()))
+                .primary(at.here(), "expected a body: `{ ... }`"),
+        );
+    }
+    if !at.expected.router_statement {
+        return None;
+    }
+    if found == "," {
+        return Some(
+            Diagnostic::new(Code::Separator, "statements are not separated by commas")
+                .primary(span, "unexpected `,`")
+                .patch(span, "", "remove it"),
+        );
+    }
+    let expected = "a router holds `let`, `state`, `update`, `aux` and `return`";
+    if matches!(found, "if" | "repeat") {
+        let fault = fault(format!("`{found}` is no statement of a router")).primary(span, expected);
+        let example = "let scores = if training { noisy } else { clean }";
+        return Some(if found == "if" {
+            fault.help(format!("choose between values, as in `{example}`"))
+        } else {
+            fault
+        });
+    }
+    let next = at.text(at.next(at.found));
+    let keywords = ["let", "state", "update", "aux", "return"];
+    let fault = fault(format!("expected a statement, found {}", at.found_words()));
+    if at.kind(at.found) != Some(TokenKind::Name) || RESERVED.contains(&found) {
+        return Some(fault.primary(span, expected));
+    }
+    if matches!(next, "=" | ",") {
+        let fault = fault.primary(span, "a binding begins with `let`");
+        return Some(fault.patch(Span::at(span.start), "let ", "to bind a name, write `let`"));
+    }
+    if let Some(near) = did_you_mean(found, keywords) {
+        return Some(fault.primary(span, expected).patch(span, near, format!("did you mean `{near}`?")));
+    }
+    if matches!(found, "token_choice" | "dense_gates") {
+        let fault = fault.primary(span, "what a router gives stands behind `return`");
+        return Some(fault.patch(Span::at(span.start), "return ", "write `return`"));
+    }
+    Some(fault.primary(span, expected))
+}
+
 /// What goes wrong between the statements of a body, or in their heads.
 fn statements(at: &Context<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
@@ -277,7 +398,7 @@ fn statements(at: &Context<'_>) -> Option<Diagnostic> {
     if found == "else" && (expected.statement || expected.item) {
         return Some(fault("this `else` belongs to no `if`".to_owned()).primary(span, "unexpected `else`"));
     }
-    if expected.statement && matches!(found, "model" | "train") {
+    if (expected.statement || expected.router_statement) && matches!(found, "model" | "train" | "router" | "import") {
         return Some(
             fault(format!("`{found}` stands at the top level of a file, not in a body"))
                 .primary(span, "unexpected here")
@@ -307,12 +428,12 @@ fn items(at: &Context<'_>) -> Option<Diagnostic> {
     if !at.expected.item || at.kind(at.found) != Some(TokenKind::Name) {
         return None;
     }
-    let message = format!("expected `model`, `block` or `train`, found `{found}`");
+    let message = format!("expected {ITEMS}, found `{found}`");
     let fault = Diagnostic::new(Code::UnexpectedText, message);
     let statement = matches!(found, "let" | "repeat" | "if" | "context" | "vocab");
     Some(if statement || at.text(at.next(at.found)) == "(" {
         fault.primary(span, "this belongs inside `model NAME { ... }`")
-    } else if let Some(near) = did_you_mean(found, ["model", "block", "train"]) {
+    } else if let Some(near) = did_you_mean(found, ["model", "block", "train", "router", "import"]) {
         fault.primary(span, "unknown word").patch(span, near, format!("did you mean `{near}`?"))
     } else {
         fault.primary(span, "only these may stand at the top level of a file")
@@ -351,7 +472,7 @@ fn general(at: &Context<'_>) -> Diagnostic {
     }
     let words = expectation_words(expected);
     let fault = Diagnostic::new(Code::UnexpectedText, format!("expected {words}, found {found}"));
-    if expected.statement || expected.train_setting || expected.item {
+    if expected.statement || expected.train_setting || expected.router_statement || expected.item {
         fault.primary(at.span(at.found), "unexpected here")
     } else {
         fault.primary(at.here(), format!("expected {words}"))
@@ -360,9 +481,11 @@ fn general(at: &Context<'_>) -> Diagnostic {
 
 fn expectation_words(expected: &Expected) -> &'static str {
     if expected.item {
-        "`model`, `block` or `train`"
+        ITEMS
     } else if expected.statement {
         "a layer, `let`, `repeat`, `if`, `block` or a setting"
+    } else if expected.router_statement {
+        "`let`, `state`, `update`, `aux` or `return`"
     } else if expected.train_setting {
         "a setting such as `steps 1000`"
     } else if expected.name {

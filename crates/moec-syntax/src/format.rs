@@ -15,7 +15,7 @@ use std::fmt;
 use crate::ast::*;
 use crate::diag::Diagnostic;
 use crate::lex;
-use crate::parse::parse;
+use crate::parse::parse_alone;
 use crate::source::{SourceFile, Span};
 
 /// The longest line, in characters, unless a comment or a single word is longer.
@@ -24,7 +24,7 @@ const MAX_COLUMNS: usize = 100;
 /// Prints a file in the canonical layout. Formatting the result again changes nothing.
 ///
 /// # Errors
-/// The syntax errors of the file, as [`parse`] finds them.
+/// The syntax errors of the file, as [`parse`](crate::parse()) finds them. What it imports is not looked at.
 pub fn format(source: &SourceFile) -> Result<String, Vec<Diagnostic>> {
     let (text, moved) = print(source)?;
     if !moved {
@@ -36,7 +36,7 @@ pub fn format(source: &SourceFile) -> Result<String, Vec<Diagnostic>> {
 
 /// Prints a file once, and says whether a comment had to be moved.
 fn print(source: &SourceFile) -> Result<(String, bool), Vec<Diagnostic>> {
-    let file = parse(source)?;
+    let file = File { items: parse_alone(source, 0)?, imported: Vec::new() };
     let comments = lex::comments(source.text());
     let emitted = comments.iter().map(|_| Cell::new(false)).collect();
     let printer = Printer { text: Some(source.text()), comments, emitted, moved: Cell::new(false) };
@@ -112,7 +112,9 @@ impl Printer<'_> {
         let mut previous = None;
         for (i, item) in file.items.iter().enumerate() {
             let span = item.span();
-            if previous.is_some() {
+            // Imports below each other stand together.
+            let imports = i > 0 && matches!([&file.items[i - 1], item], [Item::Import(_), Item::Import(_)]);
+            if previous.is_some() && !imports {
                 out.push("\n");
             }
             self.leading(&mut out, 0, previous, span);
@@ -120,6 +122,11 @@ impl Printer<'_> {
                 Item::Model(model) => self.named(out, "model", &model.name, &model.body, true),
                 Item::Block(block) => self.named(out, "block", &block.name, &block.body, false),
                 Item::Train(train) => self.train(out, train),
+                Item::Router(router) => self.router(out, router),
+                Item::Import(import) => {
+                    out.push("import ");
+                    out.push(&self.written(import.path_span, || quoted(&import.path)));
+                }
             });
             self.trailing(&mut out, span.end, file.items.get(i + 1).map_or(end, |next| next.span().start));
             out.push("\n");
@@ -243,6 +250,61 @@ impl Printer<'_> {
         self.body(out, body, always_broken);
     }
 
+    fn router(&self, out: &mut Out, router: &Router) {
+        out.push("router ");
+        out.push(&router.name.name);
+        if let Some(parameters) = &router.parameters {
+            match self.fitting(out, 2, |flat| self.flat_parameters(flat, parameters)) {
+                Some(flat) => out.push(&flat),
+                None => {
+                    let span_of = |parameter: &Parameter| parameter.span;
+                    let column = longest(parameters.list.iter().map(|parameter| parameter.name.name.as_str()));
+                    self.elements(out, ["(", ")"], parameters.span, &parameters.list, span_of, |out, parameter| {
+                        out.push(&parameter.name.name);
+                        out.push(":");
+                        out.pad(column - parameter.name.name.len() + 1);
+                        out.push(&parameter.ty.name);
+                        if let Some(default) = &parameter.default {
+                            out.push(" = ");
+                            self.expr(out, default, 1);
+                        }
+                    });
+                }
+            }
+        }
+        out.push(" ");
+        self.braces(out, router.body_span, &router.statements, RouterStatement::span, |out, statement| {
+            self.router_statement(out, statement);
+        });
+    }
+
+    fn router_statement(&self, out: &mut Out, statement: &RouterStatement) {
+        let (keyword, value) = match statement {
+            RouterStatement::Let(node) => ("let ", &node.value),
+            RouterStatement::State(node) => ("state ", &node.value),
+            RouterStatement::Update(node) => ("update ", &node.value),
+            RouterStatement::Aux(node) => ("aux ", &node.value),
+            RouterStatement::Return(node) => ("return ", &node.value),
+        };
+        out.push(keyword);
+        match statement {
+            RouterStatement::Let(node) => {
+                let names: Vec<&str> = node.names.iter().map(|name| name.name.as_str()).collect();
+                out.push(&names.join(", "));
+            }
+            RouterStatement::State(node) | RouterStatement::Update(node) => out.push(&node.name.name),
+            RouterStatement::Aux(node) => {
+                out.push(&node.name.name);
+                if let Some(arguments) = &node.arguments {
+                    self.arguments(out, arguments, 2);
+                }
+            }
+            RouterStatement::Return(_) => return self.expr(out, value, 0),
+        }
+        out.push(" = ");
+        self.expr(out, value, 0);
+    }
+
     fn train(&self, out: &mut Out, train: &Train) {
         let names = train.settings.iter().filter_map(|setting| match setting {
             TrainSetting::Value(setting) => Some(setting.name.name.as_str()),
@@ -360,28 +422,30 @@ impl Printer<'_> {
     fn call(&self, out: &mut Out, call: &Call, suffix: usize) {
         out.push(&call.name.name);
         if let Some(arguments) = &call.arguments {
-            let suffix = if call.body.is_some() { 2 } else { suffix };
-            match self.fitting(out, suffix, |flat| self.flat_arguments(flat, arguments, true)) {
-                Some(flat) => out.push(&flat),
-                None => {
-                    let span_of = |argument: &Argument| argument.span;
-                    let names = arguments.list.iter().filter_map(|argument| argument.name.as_ref());
-                    let column = longest(names.map(|name| name.name.as_str()));
-                    self.elements(out, ["(", ")"], arguments.span, &arguments.list, span_of, |out, argument| {
-                        if let Some(name) = &argument.name {
-                            out.push(&name.name);
-                            out.push(":");
-                            out.pad(column - name.name.len() + 1);
-                        }
-                        self.expr(out, &argument.value, 1);
-                    });
-                }
-            }
+            self.arguments(out, arguments, if call.body.is_some() { 2 } else { suffix });
         }
         if let Some(body) = &call.body {
             out.push(" ");
             self.body(out, body, false);
         }
+    }
+
+    fn arguments(&self, out: &mut Out, arguments: &Arguments, suffix: usize) {
+        if let Some(flat) = self.fitting(out, suffix, |flat| self.flat_arguments(flat, arguments, true)) {
+            out.push(&flat);
+            return;
+        }
+        let span_of = |argument: &Argument| argument.span;
+        let names = arguments.list.iter().filter_map(|argument| argument.name.as_ref());
+        let column = longest(names.map(|name| name.name.as_str()));
+        self.elements(out, ["(", ")"], arguments.span, &arguments.list, span_of, |out, argument| {
+            if let Some(name) = &argument.name {
+                out.push(&name.name);
+                out.push(":");
+                out.pad(column - name.name.len() + 1);
+            }
+            self.expr(out, &argument.value, 1);
+        });
     }
 
     /// Elements between brackets, one per line, with a comma behind each.
@@ -493,12 +557,14 @@ impl Printer<'_> {
         out.push("}");
     }
 
+    /// What stands under a span of the source, or else what `print` gives.
+    fn written(&self, span: Span, print: impl FnOnce() -> String) -> String {
+        self.text.and_then(|text| text.get(span.start..span.end)).map_or_else(print, str::to_owned)
+    }
+
     /// A literal or a name, as it was written if it was.
     fn literal(&self, expr: &Expr) -> String {
-        if let Some(text) = self.text.and_then(|text| text.get(expr.span.start..expr.span.end)) {
-            return text.to_owned();
-        }
-        match &expr.kind {
+        self.written(expr.span, || match &expr.kind {
             ExprKind::Int(value) => value.to_string(),
             // The shortest form that reads back to the same bits, always with a fraction or an exponent.
             ExprKind::Float(value) => format!("{value:?}"),
@@ -506,7 +572,7 @@ impl Printer<'_> {
             ExprKind::String(text) => quoted(text),
             ExprKind::Name(name) => name.clone(),
             _ => String::new(),
-        }
+        })
     }
 
     // One line. Each function appends to a string, and fails where the rules or the length forbid a single line.
@@ -574,6 +640,25 @@ impl Printer<'_> {
                 flat.push_str(": ");
             }
             self.flat_expr(flat, &argument.value, braces)?;
+        }
+        flat.push(')');
+        Some(())
+    }
+
+    fn flat_parameters(&self, flat: &mut String, parameters: &Parameters) -> Option<()> {
+        if self.has_comment(parameters.span) {
+            return None;
+        }
+        flat.push('(');
+        for (i, parameter) in parameters.list.iter().enumerate() {
+            flat.push_str(if i == 0 { "" } else { ", " });
+            flat.push_str(&parameter.name.name);
+            flat.push_str(": ");
+            flat.push_str(&parameter.ty.name);
+            if let Some(default) = &parameter.default {
+                flat.push_str(" = ");
+                self.flat_expr(flat, default, true)?;
+            }
         }
         flat.push(')');
         Some(())

@@ -27,14 +27,16 @@ mod codes;
 mod diag;
 mod expect;
 mod format;
+mod import;
 mod lex;
 mod parse;
 mod render;
 mod source;
 
 pub use ast::{
-    Argument, Arguments, BinaryOperator, Block, Body, Branch, Call, Expr, ExprKind, File, Ident, If, Item, Let, Model,
-    Repeat, Setting, Spanned, Statement, Train, TrainSetting, UnaryOperator,
+    Argument, Arguments, Aux, BinaryOperator, Block, Body, Branch, Call, Expr, ExprKind, File, Ident, If, Import, Item,
+    Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterStatement, Setting, Spanned, Statement,
+    Train, TrainSetting, UnaryOperator,
 };
 pub use codes::{Code, UnknownCode};
 pub use diag::{Diagnostic, Label, Patch, Severity, did_you_mean};

@@ -11,6 +11,7 @@ use crate::ast::*;
 use crate::codes::Code;
 use crate::diag::{Diagnostic, Patch};
 use crate::expect::{self, Context};
+use crate::import;
 use crate::lex::{self, Lexed, MAX_FAULTS};
 use crate::source::{MAX_SOURCE_BYTES, SourceFile, Span, too_large};
 
@@ -27,12 +28,19 @@ use grammar::{Grammar, Rule};
 /// has operators, since it leans to the left.
 const MAX_HEIGHT: usize = 256;
 
-/// Parses a file. An empty file is an empty tree.
+/// Parses a file and those that it imports, as far as they were read with it (see [`SourceFile::with_imports`]). An
+/// empty file is an empty tree.
 ///
 /// # Errors
-/// Every syntax error found, at most 20, in source order. Parsing goes on behind an error at the next statement.
+/// Every syntax error found, at most 20, in source order; where there is none, what is wrong with the imports and in the
+/// imported files. Parsing goes on behind an error at the next statement.
 pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
-    parse_rule(source, Rule::file, |builder, pairs| Some(builder.file(pairs)))
+    import::parse_all(source)
+}
+
+/// Parses a file without what it imports. `base` is added to every span.
+pub(crate) fn parse_alone(source: &SourceFile, base: usize) -> Result<Vec<Item>, Vec<Diagnostic>> {
+    parse_rule(source, base, Rule::file, |builder, pairs| Some(builder.items(pairs)))
 }
 
 /// Parses text that holds one value, as on the right of `-s width=64`.
@@ -40,7 +48,7 @@ pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_value(source: &SourceFile) -> Result<Expr, Vec<Diagnostic>> {
-    parse_rule(source, Rule::lone_value, |builder, mut pairs| {
+    parse_rule(source, 0, Rule::lone_value, |builder, mut pairs| {
         let expression = pairs.next()?.into_inner().next()?;
         Some(builder.expression(expression))
     })
@@ -50,6 +58,7 @@ pub fn parse_value(source: &SourceFile) -> Result<Expr, Vec<Diagnostic>> {
 /// returned if there was none.
 fn parse_rule<T>(
     source: &SourceFile,
+    base: usize,
     rule: Rule,
     build: impl FnOnce(&mut Builder, Pairs<'_, Rule>) -> Option<T>,
 ) -> Result<T, Vec<Diagnostic>> {
@@ -59,7 +68,7 @@ fn parse_rule<T>(
     }
     let mut lexed = lex::lex(source);
     let mut faults = std::mem::take(&mut lexed.faults);
-    let mut tree = None;
+    let (mut tree, mut built) = (None, Vec::new());
     if lexed.balanced && faults.len() < MAX_FAULTS {
         let mut recovery = Recovery { alive: vec![true; lexed.tokens.len()], lexed, last: None };
         // Painting can need several rounds for one fault, as it widens from the statement outwards.
@@ -68,9 +77,9 @@ fn parse_rule<T>(
             let error = match Grammar::parse(rule, &text) {
                 Ok(pairs) => {
                     let token_ends = recovery.lexed.tokens.iter().map(|token| token.span.end).collect();
-                    let mut builder = Builder { faults: Vec::new(), height: 0, token_ends };
+                    let mut builder = Builder { faults: Vec::new(), height: 0, token_ends, base };
                     tree = build(&mut builder, pairs);
-                    faults.append(&mut builder.faults);
+                    built = builder.faults;
                     break;
                 }
                 Err(error) => error,
@@ -90,6 +99,8 @@ fn parse_rule<T>(
             }
         }
     }
+    let mut faults: Vec<Diagnostic> = faults.into_iter().map(|fault| fault.moved(base)).collect();
+    faults.append(&mut built);
     match tree {
         Some(tree) if faults.is_empty() => Ok(tree),
         _ => {
@@ -106,6 +117,8 @@ pub(crate) struct Expected {
     pub(crate) item: bool,
     pub(crate) statement: bool,
     pub(crate) train_setting: bool,
+    pub(crate) router_statement: bool,
+    pub(crate) text: bool,
     pub(crate) value: bool,
     pub(crate) operator: bool,
     pub(crate) argument: bool,
@@ -125,15 +138,20 @@ impl Expected {
         for rule in rules {
             match rule {
                 // At the very start, pest names the whole instead of its parts.
-                Rule::file | Rule::model | Rule::kw_model | Rule::train | Rule::kw_train => expected.item = true,
+                Rule::file | Rule::model | Rule::kw_model | Rule::train | Rule::kw_train | Rule::import => {
+                    expected.item = true;
+                }
                 Rule::binding | Rule::kw_let | Rule::repeat | Rule::kw_repeat | Rule::layer | Rule::setting => {
                     expected.statement = true;
                 }
                 Rule::train_setting => expected.train_setting = true,
+                Rule::router_let | Rule::router_state | Rule::router_return | Rule::kw_return => {
+                    expected.router_statement = true;
+                }
+                Rule::string => expected.text = true,
                 Rule::expression
                 | Rule::operand
                 | Rule::number
-                | Rule::string
                 | Rule::boolean
                 | Rule::list
                 | Rule::group
@@ -144,8 +162,10 @@ impl Expected {
                 Rule::binary_operator => expected.operator = true,
                 Rule::argument => expected.argument = true,
                 Rule::name => expected.name = true,
-                Rule::open_brace | Rule::body | Rule::branch | Rule::train_body => expected.open_brace = true,
-                Rule::open_paren | Rule::arguments => expected.open_paren = true,
+                Rule::open_brace | Rule::body | Rule::branch | Rule::train_body | Rule::router_body => {
+                    expected.open_brace = true;
+                }
+                Rule::open_paren | Rule::arguments | Rule::parameters => expected.open_paren = true,
                 Rule::close_paren => expected.close_paren = true,
                 Rule::comma => expected.comma = true,
                 Rule::colon => expected.colon = true,
@@ -156,6 +176,16 @@ impl Expected {
                 | Rule::item
                 | Rule::block
                 | Rule::kw_block
+                | Rule::router
+                | Rule::kw_router
+                | Rule::kw_import
+                | Rule::router_statement
+                | Rule::parameter
+                | Rule::router_update
+                | Rule::router_aux
+                | Rule::kw_state
+                | Rule::kw_update
+                | Rule::kw_aux
                 | Rule::statement
                 | Rule::choice
                 | Rule::kw_if
@@ -202,6 +232,8 @@ impl Recovery {
         if let Some(keyword) = brace.and_then(|i| i.checked_sub(1)) {
             expected.train_setting |= expected.name && source.slice(tokens[keyword].span) == "train";
         }
+        // Text is a value like others, except where nothing else may stand.
+        expected.text &= !expected.value;
         let gap = Span::new(
             before.map_or(0, |i| tokens[i].span.end),
             found.map_or(source.text().len(), |i| tokens[i].span.start),
@@ -211,7 +243,7 @@ impl Recovery {
             found.map_or(source.text().len(), |i| tokens[i].span.end),
         );
         let stuck = self.last.replace(gap) == Some(gap);
-        let begins_anew = expected.statement || expected.train_setting || expected.item;
+        let begins_anew = expected.statement || expected.train_setting || expected.router_statement || expected.item;
         // Behind a statement that was painted over, the next one is judged for itself, unless it continues it.
         let painted = |part: Span| self.lexed.painted.iter().any(|span| span.start < part.end && part.start < span.end);
         let independent = begins_anew
@@ -302,6 +334,8 @@ struct Builder {
     height: usize,
     /// Where each token ends, in order.
     token_ends: Vec<usize>,
+    /// What is added to every span.
+    base: usize,
 }
 
 impl Builder {
@@ -310,14 +344,15 @@ impl Builder {
     fn span_of(&self, pair: &Pair<'_, Rule>) -> Span {
         let span = pair.as_span();
         let tokens = self.token_ends.partition_point(|&end| end <= span.end());
-        Span::new(span.start(), tokens.checked_sub(1).map_or(span.end(), |i| self.token_ends[i]))
+        let end = tokens.checked_sub(1).map_or(span.end(), |i| self.token_ends[i]);
+        Span::new(span.start() + self.base, end + self.base)
     }
 
     fn ident(&self, pair: &Pair<'_, Rule>) -> Ident {
         Ident { name: pair.as_str().to_owned(), span: self.span_of(pair) }
     }
 
-    fn file(&mut self, pairs: Pairs<'_, Rule>) -> File {
+    fn items(&mut self, pairs: Pairs<'_, Rule>) -> Vec<Item> {
         let mut items = Vec::new();
         for pair in pairs.flat_map(Pair::into_inner) {
             match pair.as_rule() {
@@ -330,10 +365,85 @@ impl Builder {
                     items.push(Item::Block(Block { name, body, span }));
                 }
                 Rule::train => items.push(Item::Train(self.train(pair))),
+                Rule::router => items.push(Item::Router(self.router(pair))),
+                Rule::import => {
+                    let span = self.span_of(&pair);
+                    for part in pair.into_inner().filter(|part| part.as_rule() == Rule::string) {
+                        let (path, path_span) = (unescape(part.as_str()), self.span_of(&part));
+                        items.push(Item::Import(Import { path, path_span, span }));
+                    }
+                }
                 _ => {}
             }
         }
-        File { items }
+        items
+    }
+
+    fn router(&mut self, pair: Pair<'_, Rule>) -> Router {
+        let span = self.span_of(&pair);
+        let name = Ident { name: String::new(), span };
+        let mut router = Router { name, parameters: None, statements: Vec::new(), body_span: span, span };
+        for part in pair.into_inner() {
+            match part.as_rule() {
+                Rule::name => router.name = self.ident(&part),
+                Rule::parameters => router.parameters = Some(self.parameters(part)),
+                Rule::router_body => {
+                    router.body_span = self.span_of(&part);
+                    router.statements = part.into_inner().filter_map(|part| self.router_statement(part)).collect();
+                }
+                _ => {}
+            }
+        }
+        router
+    }
+
+    fn parameters(&mut self, pair: Pair<'_, Rule>) -> Parameters {
+        let span = self.span_of(&pair);
+        let mut list = Vec::new();
+        for parameter in pair.into_inner().filter(|part| part.as_rule() == Rule::parameter) {
+            let span = self.span_of(&parameter);
+            let (mut names, mut default) = (Vec::new(), None);
+            for part in parameter.into_inner() {
+                match part.as_rule() {
+                    Rule::name => names.push(self.ident(&part)),
+                    Rule::expression => default = Some(self.expression(part)),
+                    _ => {}
+                }
+            }
+            let mut names = names.into_iter();
+            if let (Some(name), Some(ty)) = (names.next(), names.next()) {
+                list.push(Parameter { name, ty, default, span });
+            }
+        }
+        Parameters { list, span }
+    }
+
+    /// `None` for the braces around the statements.
+    fn router_statement(&mut self, pair: Pair<'_, Rule>) -> Option<RouterStatement> {
+        let (rule, span) = (pair.as_rule(), self.span_of(&pair));
+        let (mut names, mut arguments, mut value) = (Vec::new(), None, None);
+        for part in pair.into_inner() {
+            match part.as_rule() {
+                Rule::name => names.push(self.ident(&part)),
+                Rule::arguments => arguments = Some(self.arguments(part)),
+                Rule::expression => value = Some(self.expression(part)),
+                _ => {}
+            }
+        }
+        let value = value?;
+        if rule == Rule::router_return {
+            return Some(RouterStatement::Return(Return { value, span }));
+        }
+        if rule == Rule::router_let {
+            return Some(RouterStatement::Let(RouterLet { names, value, span }));
+        }
+        let name = names.into_iter().next()?;
+        Some(match rule {
+            Rule::router_state => RouterStatement::State(Let { name, value, span }),
+            Rule::router_update => RouterStatement::Update(Let { name, value, span }),
+            Rule::router_aux => RouterStatement::Aux(Aux { name, arguments, value, span }),
+            _ => return None,
+        })
     }
 
     fn named_body(&mut self, pair: Pair<'_, Rule>) -> (Ident, Body, Span) {
@@ -635,7 +745,7 @@ fn binary_operator(symbol: &str) -> BinaryOperator {
 }
 
 /// The text that a string literal stands for.
-fn unescape(literal: &str) -> String {
+pub(crate) fn unescape(literal: &str) -> String {
     let mut rest = literal.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')).unwrap_or(literal);
     let mut text = String::with_capacity(rest.len());
     while let Some(at) = rest.find('\\') {

@@ -7,7 +7,7 @@ use crate::diag::{Diagnostic, Severity};
 use crate::source::{SourceFile, Span};
 
 /// A diagnostic with its positions worked out, ready to be serialised. Lines and columns count from 1, columns in
-/// characters; byte offsets count from the start of the text behind a byte order mark.
+/// characters; byte offsets count from the start of the file's text behind a byte order mark.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RenderedDiagnostic {
     /// The number of the code, such as `E0202`.
@@ -16,7 +16,7 @@ pub struct RenderedDiagnostic {
     pub severity: String,
     /// What is wrong, in one sentence.
     pub message: String,
-    /// The name of the source.
+    /// The name of the file that the fault lies in.
     pub file: String,
     /// Where the fault lies; `None` for a fault of the file as a whole.
     pub position: Option<RenderedSpan>,
@@ -55,6 +55,9 @@ pub struct RenderedLabel {
     /// Where.
     #[serde(flatten)]
     pub position: RenderedSpan,
+    /// The name of the file, where it is not that of the diagnostic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// What; may be empty.
     pub text: String,
     /// Whether this is where the fault lies.
@@ -82,23 +85,33 @@ impl Diagnostic {
             Severity::Warning => Level::WARNING,
             Severity::Note => Level::NOTE,
         };
-        let text = source.text();
         let mut main = Group::with_title(level.primary_title(self.message.as_str()).id(self.code.number()));
-        if !self.labels.is_empty() {
-            let annotations = self.labels.iter().map(|label| {
+        // One excerpt for each file, that of the fault first.
+        let mut files: Vec<&SourceFile> = Vec::new();
+        for span in self.span().into_iter().chain(self.labels.iter().map(|label| label.span)) {
+            let (file, _) = clamped(source, span);
+            if !files.iter().any(|known| std::ptr::eq(*known, file)) {
+                files.push(file);
+            }
+        }
+        for file in files {
+            let annotations = self.labels.iter().filter_map(|label| {
+                let (within, span) = clamped(source, label.span);
                 let kind = if label.primary { AnnotationKind::Primary } else { AnnotationKind::Context };
-                let annotation = kind.span(clamped(source, label.span).into());
-                if label.text.is_empty() { annotation } else { annotation.label(label.text.as_str()) }
+                let annotation = kind.span(span.into());
+                let annotation = if label.text.is_empty() { annotation } else { annotation.label(label.text.as_str()) };
+                std::ptr::eq(within, file).then_some(annotation)
             });
-            main = main.element(Snippet::source(text).path(source.name()).annotations(annotations));
+            main = main.element(Snippet::source(file.text()).path(file.name()).annotations(annotations));
         }
         main = main.elements(self.notes.iter().map(|note| Level::NOTE.message(note.as_str())));
         main = main.elements(self.helps.iter().map(|help| Level::HELP.message(help.as_str())));
         let mut report = vec![main];
         for patch in &self.patches {
-            let change = SnippetPatch::new(clamped(source, patch.span).into(), patch.replacement.as_str());
+            let (file, span) = clamped(source, patch.span);
+            let change = SnippetPatch::new(span.into(), patch.replacement.as_str());
             let title = Level::HELP.secondary_title(patch.text.as_str());
-            report.push(title.element(Snippet::source(text).path(source.name()).patch(change)));
+            report.push(title.element(Snippet::source(file.text()).path(file.name()).patch(change)));
         }
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let rendered = renderer.render(&report);
@@ -111,8 +124,9 @@ impl Diagnostic {
     pub fn render_short(&self, source: &SourceFile) -> String {
         match self.span() {
             Some(span) => {
-                let position = source.line_column(clamped(source, span).start);
-                format!("{}:{}:{}: {self}", source.name(), position.line, position.column)
+                let (file, span) = clamped(source, span);
+                let position = file.line_column(span.start);
+                format!("{}:{}:{}: {self}", file.name(), position.line, position.column)
             }
             None => format!("{}: {self}", source.name()),
         }
@@ -120,15 +134,19 @@ impl Diagnostic {
 
     /// The diagnostic with its positions worked out, for JSON.
     pub fn to_rendered(&self, source: &SourceFile) -> RenderedDiagnostic {
+        let file = self.span().map_or(source, |span| clamped(source, span).0);
         RenderedDiagnostic {
             code: self.code.number(),
             severity: self.severity.to_string(),
             message: self.message.clone(),
-            file: source.name().to_owned(),
+            file: file.name().to_owned(),
             position: self.span().map(|span| position(source, span)),
             labels: (self.labels.iter())
                 .map(|label| RenderedLabel {
                     position: position(source, label.span),
+                    file: Some(clamped(source, label.span).0)
+                        .filter(|within| !std::ptr::eq(*within, file))
+                        .map(|within| within.name().to_owned()),
                     text: label.text.clone(),
                     primary: label.primary,
                 })
@@ -148,8 +166,8 @@ impl Diagnostic {
 }
 
 fn position(source: &SourceFile, span: Span) -> RenderedSpan {
-    let span = clamped(source, span);
-    let (start, end) = (source.line_column(span.start), source.line_column(span.end));
+    let (file, span) = clamped(source, span);
+    let (start, end) = (file.line_column(span.start), file.line_column(span.end));
     RenderedSpan {
         byte_start: span.start,
         byte_end: span.end,
@@ -160,9 +178,11 @@ fn position(source: &SourceFile, span: Span) -> RenderedSpan {
     }
 }
 
-/// The span moved onto character boundaries of the text. A span that came from another text must not cause a panic.
-fn clamped(source: &SourceFile, span: Span) -> Span {
-    let text = source.text();
+/// The file that a span lies in, and the span within it, moved onto character boundaries of the text. A span that came
+/// from another text must not cause a panic.
+fn clamped(source: &SourceFile, span: Span) -> (&SourceFile, Span) {
+    let (file, span) = source.locate(span);
+    let text = file.text();
     let boundary = |offset: usize| {
         let mut offset = offset.min(text.len());
         while !text.is_char_boundary(offset) {
@@ -170,7 +190,7 @@ fn clamped(source: &SourceFile, span: Span) -> Span {
         }
         offset
     };
-    Span::new(boundary(span.start), boundary(span.end))
+    (file, Span::new(boundary(span.start), boundary(span.end)))
 }
 
 #[cfg(test)]

@@ -4,12 +4,14 @@ use std::fmt;
 
 use crate::codes::Code;
 use crate::diag::Diagnostic;
+use crate::import::Imports;
 
 /// The largest source that is parsed, in bytes. A model description of a megabyte is a mistake (usually a data file
 /// given in place of a model), and saying so at once is kinder than a thousand syntax errors.
 pub const MAX_SOURCE_BYTES: usize = 1 << 20;
 
-/// A half-open range of byte offsets into one [`SourceFile`].
+/// A half-open range of byte offsets into one [`SourceFile`]. Offsets behind the end of its text lie in the files that
+/// it imports.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
     /// Offset of the first byte.
@@ -66,14 +68,17 @@ pub struct LineColumn {
     pub column: usize,
 }
 
-/// One source text: a name to show, the text, and an index of its lines.
+/// One source text: a name to show, the text, an index of its lines, and the files that it imports.
 ///
-/// A byte order mark at the start is dropped; all offsets count from the text after it.
+/// A byte order mark at the start is dropped; all offsets count from the text after it. An imported file has offsets
+/// of its own behind the end of the text, so that a span says by itself which file it lies in: [`Self::slice`],
+/// [`Self::line_column`] and [`Self::locate`] take spans of every file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
     name: String,
     text: String,
     line_starts: Vec<usize>,
+    imports: Imports,
 }
 
 impl SourceFile {
@@ -84,7 +89,7 @@ impl SourceFile {
             text.drain(..'\u{feff}'.len_utf8());
         }
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(i, _)| i + 1)).collect();
-        SourceFile { name: name.into(), text, line_starts }
+        SourceFile { name: name.into(), text, line_starts, imports: Imports::default() }
     }
 
     /// Wraps the bytes of a file.
@@ -132,9 +137,36 @@ impl SourceFile {
         &self.text
     }
 
-    /// The text under `span`; empty where the span does not lie on character boundaries of this text.
+    /// Reads the files that this one imports, and those that they import. `read` is given the path of a file from the
+    /// folder of this one, with `/` between folders and without detours, and answers with its bytes or with the reason
+    /// why it cannot. Nothing fails here: parsing reports what could not be read, at the import.
+    #[must_use]
+    pub fn with_imports(mut self, read: impl FnMut(&str) -> Result<Vec<u8>, String>) -> Self {
+        self.imports = Imports::read(&self, read);
+        self
+    }
+
+    /// The imported files that could be read, by their path from the folder of this one.
+    pub fn imported(&self) -> impl Iterator<Item = (&str, &SourceFile)> {
+        self.imports.files()
+    }
+
+    pub(crate) fn imports(&self) -> &Imports {
+        &self.imports
+    }
+
+    /// The file that a span lies in, and the span within that file.
+    pub fn locate(&self, span: Span) -> (&SourceFile, Span) {
+        match self.imports.file_at(span.start) {
+            Some((file, base)) => (file, Span::new(span.start - base, span.end.saturating_sub(base))),
+            None => (self, span),
+        }
+    }
+
+    /// The text under `span`; empty where the span does not lie on character boundaries of one text.
     pub fn slice(&self, span: Span) -> &str {
-        self.text.get(span.start..span.end).unwrap_or("")
+        let (file, span) = self.locate(span);
+        file.text.get(span.start..span.end).unwrap_or("")
     }
 
     /// The number of lines; a final line break starts no further line.
@@ -149,19 +181,20 @@ impl SourceFile {
         self.text[start..end].trim_end_matches(['\n', '\r'])
     }
 
-    /// Line and column of a byte offset. An offset past the end is taken as the end, one inside a character as the
-    /// start of that character.
+    /// Line and column of a byte offset within its file. An offset past the end is taken as the end, one inside a
+    /// character as the start of that character.
     pub fn line_column(&self, offset: usize) -> LineColumn {
-        let mut offset = offset.min(self.text.len());
-        while !self.text.is_char_boundary(offset) {
+        let (file, span) = self.locate(Span::at(offset));
+        let mut offset = span.start.min(file.text.len());
+        while !file.text.is_char_boundary(offset) {
             offset -= 1;
         }
-        let line = self.line_starts.partition_point(|&start| start <= offset);
-        let start = self.line_starts[line - 1];
-        LineColumn { line, column: self.text[start..offset].chars().count() + 1 }
+        let line = file.line_starts.partition_point(|&start| start <= offset);
+        let start = file.line_starts[line - 1];
+        LineColumn { line, column: file.text[start..offset].chars().count() + 1 }
     }
 
-    /// The byte offset of a position, or `None` where the text has no such line or column. The column just after the
+    /// The byte offset of a position in this file, or `None` where the text has no such line or column. The column just after the
     /// last character of a line exists.
     pub fn offset(&self, position: LineColumn) -> Option<usize> {
         let start = *self.line_starts.get(position.line.checked_sub(1)?)?;

@@ -4,9 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, also in its shared functions")]
 
 use moec_syntax::{
-    Argument, Arguments, BinaryOperator, Block, Body, Branch, Call, Code, Expr, ExprKind, File, Ident, If, Item, Let,
-    Model, Repeat, Setting, SourceFile, Span, Spanned, Statement, Train, TrainSetting, UnaryOperator, format, parse,
-    parse_value,
+    Argument, Arguments, Aux, BinaryOperator, Block, Body, Branch, Call, Code, Expr, ExprKind, File, Ident, If, Import,
+    Item, Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterStatement, Setting, SourceFile,
+    Span, Spanned, Statement, Train, TrainSetting, UnaryOperator, format, parse, parse_value,
 };
 use proptest::prelude::*;
 
@@ -121,6 +121,37 @@ fn statement() -> BoxedStrategy<Statement> {
     nested.boxed()
 }
 
+fn router() -> impl Strategy<Value = Router> {
+    let span = Span::default();
+    let named = || (name(), expression()).prop_map(move |(name, value)| Let { name: ident(name), value, span });
+    let arguments = proptest::option::of(call(expression()).prop_map(|call| call.arguments.unwrap_or_default()));
+    let statement = prop_oneof![
+        (proptest::collection::vec(name().prop_map(ident), 1..3), expression())
+            .prop_map(move |(names, value)| RouterStatement::Let(RouterLet { names, value, span })),
+        named().prop_map(RouterStatement::State),
+        named().prop_map(RouterStatement::Update),
+        (name(), arguments, expression()).prop_map(move |(name, arguments, value)| RouterStatement::Aux(Aux {
+            name: ident(name),
+            arguments,
+            value,
+            span
+        })),
+        expression().prop_map(move |value| RouterStatement::Return(Return { value, span })),
+    ];
+    let parameter = (name(), name(), proptest::option::of(expression()))
+        .prop_map(move |(name, ty, default)| Parameter { name: ident(name), ty: ident(ty), default, span });
+    let parameters = proptest::collection::vec(parameter, 0..4).prop_map(move |list| Parameters { list, span });
+    (name(), proptest::option::of(parameters), proptest::collection::vec(statement, 0..5)).prop_map(
+        move |(name, parameters, statements)| Router {
+            name: ident(name),
+            parameters,
+            statements,
+            body_span: span,
+            span,
+        },
+    )
+}
+
 fn file() -> impl Strategy<Value = File> {
     let span = Span::default();
     let statements = proptest::collection::vec(statement(), 0..5).prop_map(body).boxed();
@@ -140,8 +171,13 @@ fn file() -> impl Strategy<Value = File> {
             body_span: span,
             span
         })),
+        router().prop_map(Item::Router),
+        // A number keeps two imports of a file apart.
+        (any::<u64>(), "[^\u{0}]{0,8}").prop_map(move |(number, text)| {
+            Item::Import(Import { path: format!("{text}{number}.moe"), path_span: span, span })
+        }),
     ];
-    proptest::collection::vec(item, 0..4).prop_map(|items| File { items })
+    proptest::collection::vec(item, 0..4).prop_map(|items| File { items, imported: Vec::new() })
 }
 
 /// The tree as text without its spans, which print as `12..34`.
@@ -158,7 +194,7 @@ fn shape(file: &File) -> String {
 }
 
 fn parsed(text: &str) -> File {
-    let source = SourceFile::new("generated.moe", text);
+    let source = SourceFile::new("generated.moe", text).with_imports(|_| Ok(Vec::new()));
     parse(&source).unwrap_or_else(|faults| panic!("{}\n{text}", faults[0].render(&source, false)))
 }
 
@@ -210,9 +246,9 @@ proptest! {
 fn word() -> impl Strategy<Value = String> {
     let words = [
         "model", "block", "train", "let", "repeat", "as", "if", "else", "true", "router", "import", "context", "vocab",
-        "mlp", "x", "and", "not", "{", "}", "(", ")", "[", "]", ",", ":", "=", "==", "<", "&&", "||", "&", "+", "-",
-        "*", "/", "//", "!", "\n", "\n  ", " ", " ", "1", "2.5", "1e-3", ".5", "\"", "\"a\"", "'", ";", ".", "#",
-        "\u{a0}", "é", "→", "\\", "\r\n", "\t", "\u{0}",
+        "state", "update", "aux", "return", "mlp", "x", "and", "not", "{", "}", "(", ")", "[", "]", ",", ":", "=",
+        "==", "<", "&&", "||", "&", "+", "-", "*", "/", "//", "!", "\n", "\n  ", " ", " ", "1", "2.5", "1e-3", ".5",
+        "\"", "\"a\"", "'", ";", ".", "#", "\u{a0}", "é", "→", "\\", "\r\n", "\t", "\u{0}",
     ];
     proptest::sample::select(words.to_vec()).prop_map(str::to_owned)
 }
@@ -220,6 +256,7 @@ fn word() -> impl Strategy<Value = String> {
 /// Parses and renders whatever comes of it. Spans must lie in the text and errors must be in order.
 fn answer(text: &str) {
     let source = SourceFile::new("any.moe", text);
+    let source = source.with_imports(|path| Err(format!("no {path}")));
     if let Err(faults) = parse(&source) {
         assert!(!faults.is_empty() && faults.len() <= 20, "{text:?}");
         assert!(faults.is_sorted_by_key(|fault| fault.span().map(|span| span.start)), "{text:?}");

@@ -160,7 +160,7 @@ impl<'a> Checker<'a> {
             .iter()
             .filter_map(|item| match item {
                 ast::Item::Train(train) => Some(train),
-                ast::Item::Model(_) | ast::Item::Block(_) => None,
+                _ => None,
             })
             .collect();
         if let [first, second, ..] = blocks.as_slice() {

@@ -1,0 +1,329 @@
+//! Imports: which files belong to a source, and how their trees become one.
+//!
+//! Reading is the business of whoever makes the [`SourceFile`]; here paths are joined, circles are found, and every file
+//! gets a range of offsets of its own.
+
+use std::collections::BTreeSet;
+
+use crate::ast::{File, Import, Item};
+use crate::codes::Code;
+use crate::diag::Diagnostic;
+use crate::lex::{self, MAX_FAULTS, TokenKind};
+use crate::parse::{parse_alone, unescape};
+use crate::source::{SourceFile, Span};
+
+/// Most files that a source may import, counting those that they import.
+const MAX_IMPORTS: usize = 64;
+
+/// The files that a source imports, directly or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Imports {
+    /// Whether anyone has tried to read them.
+    asked: bool,
+    files: Vec<Imported>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Imported {
+    /// Path from the folder of the source.
+    path: String,
+    /// Where its offsets begin.
+    base: usize,
+    /// The file, or why it could not be read.
+    file: Result<SourceFile, String>,
+}
+
+impl Imports {
+    /// Reads what `source` imports, and what that imports.
+    pub(crate) fn read(source: &SourceFile, mut read: impl FnMut(&str) -> Result<Vec<u8>, String>) -> Self {
+        let mut imports = Imports { asked: true, files: Vec::new() };
+        let mut base = source.text().len() + 1;
+        let mut wanted: Vec<String> = paths_in(source).iter().filter_map(|path| join("", path)).collect();
+        wanted.reverse();
+        while let Some(path) = wanted.pop() {
+            if path == own_path(source) || imports.find(&path).is_some() {
+                continue;
+            }
+            let file = if imports.files.len() == MAX_IMPORTS {
+                Err(format!("more than {MAX_IMPORTS} files are imported"))
+            } else {
+                read(&path).and_then(|bytes| {
+                    let name = join(folder(source.name()), &path).unwrap_or_else(|| path.clone());
+                    SourceFile::from_bytes(name, &bytes).map_err(|fault| fault.message)
+                })
+            };
+            if let Ok(file) = &file {
+                wanted.extend(paths_in(file).iter().rev().filter_map(|inner| join(folder(&path), inner)));
+            }
+            let length = file.as_ref().map_or(0, |file| file.text().len());
+            imports.files.push(Imported { path, base, file });
+            base += length + 1;
+            if imports.files.len() > MAX_IMPORTS {
+                break;
+            }
+        }
+        imports
+    }
+
+    fn find(&self, path: &str) -> Option<&Imported> {
+        self.files.iter().find(|imported| imported.path == path)
+    }
+
+    /// The files that could be read, with their paths.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &SourceFile)> {
+        self.files.iter().filter_map(|imported| Some((imported.path.as_str(), imported.file.as_ref().ok()?)))
+    }
+
+    /// The imported file that an offset lies in, and where its offsets begin.
+    pub(crate) fn file_at(&self, offset: usize) -> Option<(&SourceFile, usize)> {
+        let behind = self.files.partition_point(|imported| imported.base <= offset);
+        let imported = self.files.get(behind.checked_sub(1)?)?;
+        Some((imported.file.as_ref().ok()?, imported.base))
+    }
+}
+
+/// Parses a source and everything that it imports.
+pub(crate) fn parse_all(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
+    let mut joined = Joined { source, done: BTreeSet::new(), open: Vec::new(), items: Vec::new(), faults: Vec::new() };
+    match parse_alone(source, 0) {
+        Ok(items) => {
+            joined.follow(&items, &own_path(source));
+            if joined.faults.is_empty() {
+                return Ok(File { items, imported: joined.items });
+            }
+        }
+        Err(faults) => joined.faults = faults,
+    }
+    joined.faults.sort_by_key(|fault| fault.span().map(|span| span.start));
+    joined.faults.truncate(MAX_FAULTS);
+    Err(joined.faults)
+}
+
+struct Joined<'a> {
+    source: &'a SourceFile,
+    /// Paths that were followed.
+    done: BTreeSet<String>,
+    /// Paths that are being followed, outermost first.
+    open: Vec<String>,
+    items: Vec<Item>,
+    faults: Vec<Diagnostic>,
+}
+
+impl Joined<'_> {
+    /// Follows the imports among the items of the file at `path`.
+    fn follow(&mut self, items: &[Item], path: &str) {
+        self.open.push(path.to_owned());
+        let mut seen: Vec<(String, Span)> = Vec::new();
+        for item in items {
+            let Item::Import(import) = item else { continue };
+            let Some(target) = join(folder(path), &import.path) else {
+                let fault = Diagnostic::new(Code::CannotImport, "an import names a file");
+                let fault = fault.primary(import.path_span, "this names none");
+                self.faults
+                    .push(fault.help("write the path from the folder of this file, as in `import \"other.moe\"`"));
+                continue;
+            };
+            if let Some((_, first)) = seen.iter().find(|(other, _)| *other == target) {
+                let message = format!("`{}` is imported twice", import.path);
+                let fault = Diagnostic::new(Code::ImportedTwice, message)
+                    .primary(import.path_span, "imported again here")
+                    .secondary(*first, "first imported here");
+                self.faults.push(fault.patch(import.span, "", "remove the second import"));
+                continue;
+            }
+            seen.push((target.clone(), import.path_span));
+            if let Some(at) = self.open.iter().position(|open| *open == target) {
+                self.circle(import, at);
+            } else if self.done.insert(target.clone()) {
+                self.enter(import, &target);
+            }
+        }
+        self.open.pop();
+    }
+
+    /// Takes over what the file at `path` defines.
+    fn enter(&mut self, import: &Import, path: &str) {
+        let (file, base) = match self.source.imports().find(path) {
+            Some(Imported { base, file: Ok(file), .. }) => (file, *base),
+            Some(Imported { file: Err(reason), .. }) => {
+                let message = format!("`{}` cannot be imported: {reason}", import.path);
+                let fault = Diagnostic::new(Code::CannotImport, message).primary(import.path_span, "imported here");
+                let place = join(folder(self.source.name()), path).unwrap_or_else(|| path.to_owned());
+                self.faults.push(fault.note(format!("looked for at `{place}`")));
+                return;
+            }
+            None => {
+                let message = format!("`{}` cannot be imported here", import.path);
+                let fault = Diagnostic::new(Code::CannotImport, message).primary(import.path_span, "imported here");
+                let fault = if self.source.imports().asked {
+                    fault.note(format!("more than {MAX_IMPORTS} files are imported"))
+                } else {
+                    fault.note("this text stands alone: no other files are read with it")
+                };
+                self.faults.push(fault);
+                return;
+            }
+        };
+        match parse_alone(file, base) {
+            Ok(items) => {
+                self.follow(&items, path);
+                let brought = |item: &Item| matches!(item, Item::Model(_) | Item::Block(_) | Item::Router(_));
+                self.items.extend(items.into_iter().filter(brought));
+            }
+            Err(faults) => self.faults.extend(faults),
+        }
+    }
+
+    fn circle(&mut self, import: &Import, at: usize) {
+        let fault = Diagnostic::new(Code::ImportCircle, "files import each other in a circle");
+        let fault = match self.open[at..].split_last() {
+            Some((_, [])) => fault.primary(import.path_span, "this file imports itself"),
+            _ => {
+                let circle: Vec<String> =
+                    self.open[at..].iter().chain(self.open.get(at)).map(|p| format!("`{p}`")).collect();
+                fault.primary(import.path_span, "this closes the circle").note(circle.join(" imports "))
+            }
+        };
+        self.faults.push(fault.help("move what both need into a file of its own, and import that from both"));
+    }
+}
+
+/// The paths that a text imports, as written. The text need not be free of faults.
+fn paths_in(source: &SourceFile) -> Vec<String> {
+    let tokens = lex::lex(source).tokens;
+    let text = |i: usize| source.text().get(tokens[i].span.start..tokens[i].span.end).unwrap_or("");
+    let is_import =
+        |i: &usize| tokens[*i].parent.is_none() && tokens[*i + 1].kind == TokenKind::String && text(*i) == "import";
+    (0..tokens.len().saturating_sub(1)).filter(is_import).map(|i| unescape(text(i + 1))).collect()
+}
+
+/// The path of a source from its own folder: its name without folders.
+fn own_path(source: &SourceFile) -> String {
+    source.name().rsplit(['/', '\\']).next().unwrap_or("").to_owned()
+}
+
+/// The folder of a path, with the `/` at its end; empty for a path without folders.
+fn folder(path: &str) -> &str {
+    path.rfind('/').map_or("", |i| &path[..=i])
+}
+
+/// `path` as seen from `folder`, without `.` and `..` where that can be known from the text. `None` if it names no file.
+fn join(folder: &str, path: &str) -> Option<String> {
+    let last = path.rsplit('/').next().unwrap_or("");
+    if matches!(last, "" | "." | "..") || path.contains('\0') {
+        return None;
+    }
+    let (root, whole) = match path.strip_prefix('/') {
+        Some(path) => ("/", path.to_owned()),
+        None => (if folder.starts_with('/') { "/" } else { "" }, format!("{folder}{path}")),
+    };
+    let mut parts: Vec<&str> = Vec::new();
+    for part in whole.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => {
+                parts.pop();
+            }
+            // Above the root there is nothing.
+            ".." if root == "/" => {}
+            part => parts.push(part),
+        }
+    }
+    Some(format!("{root}{}", parts.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::parse;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn paths_are_joined_without_detours() {
+        let cases = [
+            ("", "a.moe", Some("a.moe")),
+            ("specs/", "a.moe", Some("specs/a.moe")),
+            ("specs/", "../b/a.moe", Some("b/a.moe")),
+            ("specs/", "../../a.moe", Some("../a.moe")),
+            ("../", "../a.moe", Some("../../a.moe")),
+            ("specs/", "./x//y/../a.moe", Some("specs/x/a.moe")),
+            ("specs/", "/lib/a.moe", Some("/lib/a.moe")),
+            ("/lib/", "../../a.moe", Some("/a.moe")),
+            ("", "", None),
+            ("", "..", None),
+            ("specs/", "a/", None),
+        ];
+        for (folder, path, expected) in cases {
+            assert_eq!(join(folder, path).as_deref(), expected, "{folder} {path}");
+        }
+        assert_eq!([folder("a/b.moe"), folder("b.moe"), folder("/b.moe")], ["a/", "", "/"]);
+    }
+
+    fn source(main: &str, others: &[(&str, &str)]) -> SourceFile {
+        let files: BTreeMap<&str, &str> = others.iter().copied().collect();
+        let read = |path: &str| match files.get(path) {
+            Some(text) => Ok(text.as_bytes().to_vec()),
+            None => Err("there is no such file".to_owned()),
+        };
+        SourceFile::new("specs/main.moe", main).with_imports(read)
+    }
+
+    fn faults(main: &str, others: &[(&str, &str)]) -> Vec<String> {
+        let source = source(main, others);
+        parse(&source).err().unwrap_or_default().iter().map(|fault| fault.render_short(&source)).collect()
+    }
+
+    #[test]
+    fn what_is_imported_comes_along_with_spans_of_its_own() {
+        let main = "import \"lib/a.moe\"\nblock own { relu }\n";
+        let a = "import \"b.moe\"\nimport \"../c.moe\"\nblock a { gelu }\ntrain { steps 3 }";
+        let b = "import \"../c.moe\"\nblock b { silu }";
+        let source = source(main, &[("lib/a.moe", a), ("lib/b.moe", b), ("c.moe", "block c { relu }")]);
+        let file = parse(&source).unwrap();
+        assert_eq!(file.items.len(), 2);
+        let texts: Vec<&str> = file.imported.iter().map(|item| source.slice(item.span())).collect();
+        // Each file once, what it needs before it; its recipe stays behind.
+        assert_eq!(texts, ["block c { relu }", "block b { silu }", "block a { gelu }"]);
+        let (file, span) = source.locate(file.imported[1].span());
+        assert_eq!((file.name(), span.start), ("specs/lib/b.moe", 18));
+        assert_eq!(source.imported().map(|(path, _)| path).collect::<Vec<_>>(), ["lib/a.moe", "lib/b.moe", "c.moe"]);
+    }
+
+    #[test]
+    fn faults_of_imports_point_at_the_import_and_faults_inside_at_the_file() {
+        assert_eq!(
+            faults("import \"no.moe\"", &[]),
+            ["specs/main.moe:1:8: error[E0119]: `no.moe` cannot be imported: there is no such file"]
+        );
+        assert_eq!(
+            faults("import \"a.moe\"\nimport \"./a.moe\"", &[("a.moe", "")]),
+            ["specs/main.moe:2:8: error[E0121]: `./a.moe` is imported twice"]
+        );
+        let circle = "files import each other in a circle";
+        assert_eq!(
+            faults("import \"a.moe\"", &[("a.moe", "\n import \"main.moe\"")]),
+            [format!("specs/a.moe:2:9: error[E0120]: {circle}")]
+        );
+        assert_eq!(faults("import \"main.moe\"", &[]), [format!("specs/main.moe:1:8: error[E0120]: {circle}")]);
+        assert_eq!(
+            faults("import \"a.moe\"", &[("a.moe", "block b {\n  mlp(hidden 4)\n}")]),
+            ["specs/a.moe:2:13: error[E0106]: arguments are written `name: value`"]
+        );
+        assert_eq!(faults("import \"a/\"", &[]), ["specs/main.moe:1:8: error[E0119]: an import names a file"]);
+        let alone = SourceFile::new("a.moe", "import \"b.moe\"");
+        assert_eq!(parse(&alone).unwrap_err()[0].message, "`b.moe` cannot be imported here");
+    }
+
+    #[test]
+    fn the_number_of_files_is_bounded() {
+        // A file that names two more, without end.
+        let mut asked = 0;
+        let source = SourceFile::new("main.moe", "import \"0.moe\"").with_imports(|_| {
+            asked += 1;
+            Ok(format!("import \"{}.moe\"\nimport \"{}.moe\"", 2 * asked, 2 * asked + 1).into_bytes())
+        });
+        let faults = parse(&source).unwrap_err();
+        assert_eq!(asked, MAX_IMPORTS);
+        assert!(faults.iter().all(|fault| fault.code == Code::CannotImport));
+    }
+}
