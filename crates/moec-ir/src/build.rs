@@ -2,7 +2,7 @@
 
 use crate::graph::{Graph, GraphError};
 use crate::ids::{Origin, Value};
-use crate::op::{AttentionAttrs, Binary, Op, Unary};
+use crate::op::{AttentionAttrs, Binary, CapacityPriority, Op, Unary};
 use crate::types::{DType, TensorType};
 
 /// Appends operations to a graph.
@@ -199,6 +199,21 @@ impl Builder {
         self.broadcast(x, shape)
     }
 
+    /// The elements with their axes in another order: axis `i` of the result is axis `axes[i]` of `x`.
+    pub fn permute(&mut self, x: Value, axes: &[usize]) -> Value {
+        self.op(Op::Permute { axes: axes.to_vec() }, &[x])
+    }
+
+    /// The transposed matrix.
+    pub fn transpose(&mut self, x: Value) -> Value {
+        self.permute(x, &[1, 0])
+    }
+
+    /// The same values, as constants to the gradient.
+    pub fn stop_gradient(&mut self, x: Value) -> Value {
+        self.op(Op::StopGradient, &[x])
+    }
+
     /// A function of one operand.
     pub fn unary(&mut self, f: Unary, x: Value) -> Value {
         self.op(Op::Unary(f), &[x])
@@ -255,6 +270,46 @@ impl Builder {
     /// `a` where `condition` is not 0, else `b`.
     pub fn select(&mut self, condition: Value, a: Value, b: Value) -> Value {
         self.op(Op::Select, &[condition, a, b])
+    }
+
+    // ---- indices ----
+
+    /// `[0, step, 2 step, ..]`, integers.
+    pub fn ramp(&mut self, length: usize, step: i32) -> Value {
+        self.op(Op::Ramp { length, step }, &[])
+    }
+
+    /// Integers as floats, exact below 2^24.
+    pub fn to_float(&mut self, x: Value) -> Value {
+        self.op(Op::ToFloat, &[x])
+    }
+
+    /// The whole part where it is one of `0..size`, else -1.
+    pub fn to_index(&mut self, x: Value, size: usize) -> Value {
+        self.op(Op::ToIndex { size }, &[x])
+    }
+
+    /// The columns of `x [N, E]` that are not 0: column `e` itself where `x[n, e] != 0` (or NaN), else -1.
+    pub fn nonzero(&mut self, x: Value) -> Value {
+        let shape = self.shape(x);
+        let size = shape.last().copied().unwrap_or(1);
+        let (zero, none) = (self.fill(0.0, shape.clone()), self.fill(-1.0, shape.clone()));
+        let is_zero = self.binary(Binary::Equal, x, zero);
+        let columns = self.ramp(size, 1);
+        let columns = self.to_float(columns);
+        let columns = self.broadcast(columns, shape);
+        let chosen = self.select(is_zero, none, columns);
+        self.to_index(chosen, size)
+    }
+
+    /// `table[id]` for every id, -1 where the id is not in the table.
+    pub fn lookup(&mut self, ids: Value, table: Value) -> Value {
+        self.op(Op::Lookup, &[ids, table])
+    }
+
+    /// The id of the token before in the same sequence of length `time`, -1 for the first.
+    pub fn previous(&mut self, ids: Value, time: usize) -> Value {
+        self.op(Op::Previous { time }, &[ids])
     }
 
     // ---- reduction ----
@@ -339,6 +394,29 @@ impl Builder {
     /// How often each of `size` indices occurs.
     pub fn count(&mut self, indices: Value, size: usize) -> Value {
         self.op(Op::Count { size }, &[indices])
+    }
+
+    /// One expert per token, `i32[N, 1]`, with balanced loads and a large sum of `scores [N, E]`; see
+    /// [`Op::BalancedAssignment`].
+    pub fn balanced_assignment(&mut self, scores: Value) -> Value {
+        self.op(Op::BalancedAssignment, &[scores])
+    }
+
+    /// Drops what an expert has beyond its capacity; `weights [N, K]` decide only with
+    /// [`CapacityPriority::Probability`].
+    pub fn limit_capacity(
+        &mut self,
+        chosen: Value,
+        weights: Value,
+        experts: usize,
+        capacity: usize,
+        priority: CapacityPriority,
+    ) -> Value {
+        let operands = match priority {
+            CapacityPriority::Token | CapacityPriority::Choice => vec![chosen],
+            CapacityPriority::Probability => vec![chosen, weights],
+        };
+        self.op(Op::LimitCapacity { experts, capacity, priority }, &operands)
     }
 
     /// Dropout; a rate of 0 is the identity.

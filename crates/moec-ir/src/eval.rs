@@ -4,17 +4,19 @@
 //! is written as its documentation in [`Op`] reads, accumulates in 64 bits, and walks in one fixed order. Floats come
 //! out as [`Data::F64`] whatever width went in, integers as [`Data::I32`].
 //!
-//! No input makes it panic: operands that do not fit, indices out of range and names without a value are
+//! No input makes it panic: operands that do not fit, token ids and targets out of range and names without a value are
 //! [`EvalError`]s.
 
+use crate::balance::balanced_assignment;
 use crate::graph::Graph;
 use crate::ids::Value;
 use crate::infer::{InferError, infer};
-use crate::op::{Access, AdamWAttrs, AttentionAttrs, Binary, FusedProgram, Instr, Op, Unary};
+use crate::op::{Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, FusedProgram, Instr, Op, Unary};
 use crate::random;
 use crate::tensor::{Data, Tensor};
 use crate::types::TensorType;
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::f64::consts::FRAC_1_SQRT_2;
 
@@ -45,12 +47,12 @@ pub enum EvalError {
         /// Type of the value.
         found: TensorType,
     },
-    /// An index is neither within its range nor, where that is allowed, -1.
+    /// A token id or a target is not within its range.
     #[error("{op}: {what} {index} at position {position} is not below {bound}")]
     Index {
         /// Mnemonic of the operation.
         op: &'static str,
-        /// What the index names: `token id`, `expert`, ...
+        /// What the index names: `token id` or `target`.
         what: &'static str,
         /// The index.
         index: i32,
@@ -162,7 +164,7 @@ fn bind(
 /// Evaluates one operation on its operands and returns its results in slot order.
 ///
 /// # Errors
-/// When the operands do not fit the operation, hold indices out of range, or the operation is an input, parameter or
+/// When the operands do not fit the operation, hold token ids, targets or offsets out of range, or the operation is an input, parameter or
 /// state, which has no value of its own.
 pub fn evaluate_op(op: &Op, operands: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
     let operand_types: Vec<TensorType> = operands.iter().map(|t| t.ty()).collect();
@@ -234,27 +236,9 @@ impl<'a> Operands<'a> {
         }
     }
 
-    fn out_of_range(&self, what: &'static str, position: usize, index: i32, bound: usize) -> EvalError {
-        EvalError::Index { op: self.op, what, index, position, bound }
-    }
-
-    /// An index that must be in `0..bound`.
+    /// A token id or target, which must be in `0..bound`.
     fn index(&self, what: &'static str, position: usize, index: i32, bound: usize) -> Result<usize, EvalError> {
-        usize::try_from(index)
-            .ok()
-            .filter(|&i| i < bound)
-            .ok_or_else(|| self.out_of_range(what, position, index, bound))
-    }
-
-    /// An index that must be in `0..bound`, or -1 for none.
-    fn optional(
-        &self,
-        what: &'static str,
-        position: usize,
-        index: i32,
-        bound: usize,
-    ) -> Result<Option<usize>, EvalError> {
-        if index == -1 { Ok(None) } else { self.index(what, position, index, bound).map(Some) }
+        within(index, bound).ok_or(EvalError::Index { op: self.op, what, index, position, bound })
     }
 
     /// Row ranges of the experts from the offsets in operand `i`.
@@ -270,6 +254,11 @@ impl<'a> Operands<'a> {
     }
 }
 
+/// An index of an expert, slot or row, if it names one of `bound`.
+fn within(index: i32, bound: usize) -> Option<usize> {
+    usize::try_from(index).ok().filter(|&i| i < bound)
+}
+
 fn f(values: Vec<f64>) -> Vec<Data> {
     vec![Data::F64(values)]
 }
@@ -280,11 +269,24 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
     Ok(match op {
         Op::Input { name, .. } | Op::Parameter { name, .. } | Op::State { name, .. } => return unbound(name),
         Op::Fill { value, .. } => f(vec![value.get(); len]),
+        Op::Ramp { step, .. } => vec![Data::I32((0..len).map(|i| (i as i32).wrapping_mul(*step)).collect())],
         Op::Reshape { .. } => match x.tensors[0].data() {
             Data::I32(v) => vec![Data::I32(v.clone())],
             Data::F32(_) | Data::F64(_) => f(x.f(0).into_owned()),
         },
-        Op::Broadcast { shape } => f(broadcast(&x.f(0), x.shape(0), shape)),
+        Op::Broadcast { shape } => {
+            let source = broadcast_strides(x.shape(0), shape);
+            match x.tensors[0].data() {
+                Data::I32(v) => vec![Data::I32(gather(v, shape, &source))],
+                Data::F32(_) | Data::F64(_) => f(gather(&x.f(0), shape, &source)),
+            }
+        }
+        Op::Permute { axes } => {
+            let strides = strides(x.shape(0));
+            let source: Vec<usize> = axes.iter().map(|&axis| strides[axis]).collect();
+            f(gather(&x.f(0), &types[0].shape, &source))
+        }
+        Op::StopGradient => f(x.f(0).into_owned()),
 
         Op::Unary(u) => f(x.f(0).iter().map(|&v| unary(*u, v)).collect()),
         Op::Binary(b) => f(x.f(0).iter().zip(x.f(1).iter()).map(|(&p, &q)| binary(*b, p, q)).collect()),
@@ -293,6 +295,21 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             f((0..len).map(|i| if condition[i] != 0.0 { a[i] } else { b[i] }).collect())
         }
         Op::Fused(program) => fused(program, x),
+
+        Op::ToFloat => f(x.i(0).iter().map(|&i| f64::from(i)).collect()),
+        // NaN is not at least 0.
+        Op::ToIndex { size } => vec![Data::I32(
+            x.f(0).iter().map(|&v| if v >= 0.0 && v < *size as f64 { v.trunc() as i32 } else { -1 }).collect(),
+        )],
+        Op::Lookup => {
+            let table = x.i(1);
+            vec![Data::I32(x.i(0).iter().map(|&id| within(id, table.len()).map_or(-1, |id| table[id])).collect())]
+        }
+        Op::Previous { time } => {
+            let ids = x.i(0);
+            let before = |n: usize| if n.is_multiple_of(*time) { -1 } else { ids[n - 1] };
+            vec![Data::I32((0..ids.len()).map(before).collect())]
+        }
 
         Op::Sum { axes } => f(sum(&x.f(0), x.shape(0), axes, len)),
         Op::SumOfSquares => {
@@ -337,7 +354,10 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
 
         Op::Attention(attrs) => attention(attrs, x),
         Op::AttentionGrad(attrs) => f(attention_grad(attrs, x)),
-        Op::Rotary { heads, time, base, inverse } => f(rotary(x, *heads, *time, base.get(), *inverse)),
+        Op::Rotary { heads, time, base, inverse, positions } => {
+            let position = |token: usize| if *positions { f64::from(x.i(1)[token]) } else { (token % time) as f64 };
+            f(rotary(x, *heads, position, base.get(), *inverse))
+        }
 
         Op::Embed => {
             let (table, (vocab, width)) = (x.f(1), x.matrix(1));
@@ -402,7 +422,7 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             let (_, k) = x.matrix(1);
             let mut y = vec![0.0; n * k];
             for (slot, &index) in x.i(1).iter().enumerate() {
-                if let Some(index) = x.optional("index", slot, index, size)? {
+                if let Some(index) = within(index, size) {
                     y[slot] = values[slot / k * size + index];
                 }
             }
@@ -412,7 +432,7 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             let (values, (_, k)) = (x.f(0), x.matrix(0));
             let mut y = vec![0.0; len];
             for (slot, &index) in x.i(1).iter().enumerate() {
-                if let Some(index) = x.optional("index", slot, index, *size)? {
+                if let Some(index) = within(index, *size) {
                     y[slot / k * size + index] += values[slot];
                 }
             }
@@ -420,37 +440,22 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
         }
         Op::Count { size } => {
             let mut counts = vec![0.0; *size];
-            for (slot, &index) in x.i(0).iter().enumerate() {
-                if let Some(index) = x.optional("index", slot, index, *size)? {
-                    counts[index] += 1.0;
-                }
+            for index in x.i(0).iter().filter_map(|&index| within(index, *size)) {
+                counts[index] += 1.0;
             }
             f(counts)
         }
-        Op::LimitCapacity { experts, capacity } => {
-            let mut accepted: BTreeMap<usize, usize> = BTreeMap::new();
-            let mut kept = Vec::with_capacity(len);
-            for (slot, &expert) in x.i(0).iter().enumerate() {
-                kept.push(match x.optional("expert", slot, expert, *experts)? {
-                    Some(e) => {
-                        let accepted = accepted.entry(e).or_default();
-                        *accepted += 1;
-                        if *accepted <= *capacity { expert } else { -1 }
-                    }
-                    None => -1,
-                });
-            }
-            vec![Data::I32(kept)]
-        }
+        Op::LimitCapacity { experts, capacity, priority } => limit_capacity(x, *experts, *capacity, *priority),
+        Op::BalancedAssignment => vec![Data::I32(balanced_assignment(&x.f(0), x.matrix(0).1))],
 
-        Op::SortByExpert { experts } => sort_by_expert(x, *experts)?,
+        Op::SortByExpert { experts, rows } => sort_by_expert(x, *experts, *rows),
         Op::Dispatch { weighted } => {
             let (tokens, (n, width)) = (x.f(0), x.matrix(0));
             let (_, k) = x.matrix(2);
             let weights = weighted.then(|| x.f(3));
             let mut y = vec![0.0; len];
             for (row, &slot) in x.i(1).iter().enumerate() {
-                if let Some(slot) = x.optional("slot", row, slot, n * k)? {
+                if let Some(slot) = within(slot, n * k) {
                     let token = slot / k;
                     let weight = weights.as_ref().map_or(1.0, |w| w[slot]);
                     let row = &mut y[row * width..(row + 1) * width];
@@ -465,7 +470,7 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             let weights = weighted.then(|| x.f(3));
             let mut z = vec![0.0; len];
             for (slot, &row) in x.i(2).iter().enumerate() {
-                if let Some(row) = x.optional("row", slot, row, r)? {
+                if let Some(row) = within(row, r) {
                     let token = slot / k;
                     let weight = weights.as_ref().map_or(1.0, |w| w[slot]);
                     add_to(&mut z[token * width..(token + 1) * width], &rows[row * width..(row + 1) * width], weight);
@@ -478,7 +483,7 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             let (_, k) = x.matrix(2);
             let mut dweights = vec![0.0; len];
             for (slot, &row) in x.i(2).iter().enumerate() {
-                if let Some(row) = x.optional("row", slot, row, r)? {
+                if let Some(row) = within(row, r) {
                     let token = slot / k;
                     dweights[slot] =
                         dot(&dz[token * width..(token + 1) * width], &rows[row * width..(row + 1) * width]);
@@ -634,14 +639,20 @@ fn walk(shape: &[usize], strides: &[usize], mut visit: impl FnMut(usize)) {
     }
 }
 
-fn broadcast(x: &[f64], from: &[usize], to: &[usize]) -> Vec<f64> {
+/// Strides of a tensor of shape `from` that is read as one of shape `to`: 0 where an axis is repeated.
+fn broadcast_strides(from: &[usize], to: &[usize]) -> Vec<usize> {
     let lead = to.len() - from.len();
     let mut source = vec![0; to.len()];
     for (axis, stride) in strides(from).into_iter().enumerate() {
         source[lead + axis] = if from[axis] == 1 { 0 } else { stride };
     }
+    source
+}
+
+/// The elements of a tensor of shape `to`, read from `x` under the given strides.
+fn gather<T: Copy>(x: &[T], to: &[usize], strides: &[usize]) -> Vec<T> {
     let mut y = Vec::new();
-    walk(to, &source, |offset| y.push(x[offset]));
+    walk(to, strides, |offset| y.push(x[offset]));
     y
 }
 
@@ -936,13 +947,13 @@ fn attention_grad(attrs: &AttentionAttrs, x: &Operands<'_>) -> Vec<f64> {
     dqkv
 }
 
-fn rotary(x: &Operands<'_>, heads: usize, time: usize, base: f64, inverse: bool) -> Vec<f64> {
+fn rotary(x: &Operands<'_>, heads: usize, position: impl Fn(usize) -> f64, base: f64, inverse: bool) -> Vec<f64> {
     let (mut y, (n, width3)) = (x.f(0).into_owned(), x.matrix(0));
     let at = Heads { width: width3 / 3, head_width: width3 / 3 / heads };
     let half = at.head_width / 2;
     for token in 0..n {
         for i in 0..half {
-            let angle = (token % time) as f64 * base.powf(-2.0 * i as f64 / at.head_width as f64);
+            let angle = position(token) * base.powf(-2.0 * i as f64 / at.head_width as f64);
             let (sin, cos) = if inverse { (-angle).sin_cos() } else { angle.sin_cos() };
             for part in 0..2 {
                 for h in 0..heads {
@@ -959,16 +970,18 @@ fn rotary(x: &Operands<'_>, heads: usize, time: usize, base: f64, inverse: bool)
 
 // ---- selection ----
 
-/// NaN counts as smaller than everything, -inf included; ties go to the lower index.
+/// The order of decreasing numbers, in which NaN comes after everything, -inf included.
+fn decreasing(a: f64, b: f64) -> Ordering {
+    b.partial_cmp(&a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+}
+
+/// Ties go to the lower index.
 fn top_k(x: &Operands<'_>, k: usize) -> Vec<Data> {
     let (mut values, mut indices) = (Vec::new(), Vec::new());
     per_row(x, |row| {
         let mut order: Vec<usize> = (0..row.len()).collect();
         // A stable sort keeps the lower index first among equals.
-        order.sort_by(|&i, &j| {
-            let (a, b) = (row[i], row[j]);
-            b.partial_cmp(&a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
-        });
+        order.sort_by(|&i, &j| decreasing(row[i], row[j]));
         for &i in &order[..k] {
             values.push(row[i]);
             indices.push(i as i32);
@@ -977,10 +990,41 @@ fn top_k(x: &Operands<'_>, k: usize) -> Vec<Data> {
     vec![Data::F64(values), Data::I32(indices)]
 }
 
-fn sort_by_expert(x: &Operands<'_>, experts: usize) -> Result<Vec<Data>, EvalError> {
+fn limit_capacity(x: &Operands<'_>, experts: usize, capacity: usize, priority: CapacityPriority) -> Vec<Data> {
+    let (chosen, (n, k)) = (x.i(0), x.matrix(0));
+    let mut order: Vec<usize> = (0..n * k).collect();
+    // Stable sorts of slots that stand by token, so the token decides what the key leaves open.
+    match priority {
+        CapacityPriority::Token => {}
+        CapacityPriority::Choice => order.sort_by_key(|slot| slot % k),
+        CapacityPriority::Probability => {
+            let weights = x.f(1);
+            let largest = |token: usize| {
+                let row = &weights[token * k..(token + 1) * k];
+                row.iter().copied().min_by(|&a, &b| decreasing(a, b)).unwrap_or(f64::NAN)
+            };
+            let largest: Vec<f64> = (0..n).map(largest).collect();
+            order.sort_by(|a, b| (a % k).cmp(&(b % k)).then_with(|| decreasing(largest[a / k], largest[b / k])));
+        }
+    }
+    let mut accepted: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut kept = vec![-1; n * k];
+    for slot in order {
+        if let Some(expert) = within(chosen[slot], experts) {
+            let accepted = accepted.entry(expert).or_default();
+            if *accepted < capacity {
+                *accepted += 1;
+                kept[slot] = chosen[slot];
+            }
+        }
+    }
+    vec![Data::I32(kept)]
+}
+
+fn sort_by_expert(x: &Operands<'_>, experts: usize, rows: usize) -> Vec<Data> {
     let mut slots: Vec<Vec<usize>> = vec![Vec::new(); experts];
     for (slot, &expert) in x.i(0).iter().enumerate() {
-        if let Some(e) = x.optional("expert", slot, expert, experts)? {
+        if let Some(e) = within(expert, experts) {
             slots[e].push(slot);
         }
     }
@@ -988,14 +1032,15 @@ fn sort_by_expert(x: &Operands<'_>, experts: usize) -> Result<Vec<Data>, EvalErr
     let mut order = Vec::new();
     let mut positions = vec![-1; x.i(0).len()];
     for slots in slots {
-        for slot in slots {
+        let room = rows - order.len();
+        for slot in slots.into_iter().take(room) {
             positions[slot] = order.len() as i32;
             order.push(slot as i32);
         }
         offsets.push(order.len() as i32);
     }
-    order.resize(positions.len(), -1);
-    Ok(vec![Data::I32(offsets), Data::I32(order), Data::I32(positions)])
+    order.resize(rows, -1);
+    vec![Data::I32(offsets), Data::I32(order), Data::I32(positions)]
 }
 
 // ---- optimiser ----

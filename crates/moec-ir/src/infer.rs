@@ -1,6 +1,6 @@
 //! Types of the results of an operation from the types of its operands.
 
-use crate::op::{FusedProgram, Instr, Op};
+use crate::op::{CapacityPriority, FusedProgram, Instr, Op};
 use crate::types::{DType, TensorType};
 
 /// Why an operation does not fit its operands.
@@ -33,6 +33,13 @@ pub enum InferError {
 fn product(extents: &[usize]) -> usize {
     extents.iter().fold(1, |n, &d| n.saturating_mul(d))
 }
+
+/// Most axes of a permuted tensor.
+const MOST_PERMUTED: usize = 4;
+
+/// Most tokens and experts of a balanced assignment: its kernel keeps a price and an owner of every place in a buffer
+/// of fixed size.
+const MOST_BALANCED: usize = 1 << 18;
 
 struct Check<'a> {
     op: &'static str,
@@ -122,6 +129,13 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             c.require(ty.dtype == DType::F32, || format!("a fill is f32, not {ty}"))?;
             vec![ty.clone()]
         }
+        Op::Ramp { length, step } => {
+            c.arity(0)?;
+            let last = i64::try_from(length.saturating_sub(1)).ok().and_then(|n| n.checked_mul(i64::from(*step)));
+            let fits = i32::try_from(*length).is_ok() && last.is_some_and(|last| i32::try_from(last).is_ok());
+            c.require(fits, || format!("{length} steps of {step} leave the range of i32"))?;
+            vec![TensorType::i32([*length])]
+        }
         Op::Reshape { shape } => {
             c.arity(1)?;
             let to = TensorType { dtype: c.ty(0).dtype, shape: shape.clone() };
@@ -130,11 +144,47 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
         }
         Op::Broadcast { shape } => {
             c.arity(1)?;
-            let from = c.float(0)?;
+            let (from, to) = (&c.ty(0).shape, TensorType { dtype: c.ty(0).dtype, shape: shape.clone() });
             let lead = shape.len().checked_sub(from.len());
             let fits = lead.is_some_and(|lead| from.iter().zip(&shape[lead..]).all(|(&a, &b)| a == b || a == 1));
-            c.require(fits, || format!("{} does not broadcast to {}", c.ty(0), f32s(shape)))?;
-            vec![f32s(shape)]
+            c.require(fits, || format!("{} does not broadcast to {to}", c.ty(0)))?;
+            vec![to]
+        }
+        Op::Permute { axes } => {
+            c.arity(1)?;
+            let shape = c.float(0)?;
+            c.require(shape.len() <= MOST_PERMUTED, || format!("{} has more than {MOST_PERMUTED} axes", c.ty(0)))?;
+            let once = axes.len() == shape.len() && (0..shape.len()).all(|axis| axes.contains(&axis));
+            c.require(once, || format!("axes {axes:?} are not each axis of {} once", c.ty(0)))?;
+            vec![f32s(&axes.iter().map(|&axis| shape[axis]).collect::<Vec<_>>())]
+        }
+        Op::StopGradient => {
+            c.arity(1)?;
+            vec![f32s(c.float(0)?)]
+        }
+        Op::ToFloat => {
+            c.arity(1)?;
+            vec![f32s(c.int(0)?)]
+        }
+        Op::ToIndex { size } => {
+            c.arity(1)?;
+            c.require(i32::try_from(*size).is_ok(), || format!("indices below {size} do not fit into i32"))?;
+            vec![TensorType::i32(c.float(0)?)]
+        }
+        Op::Lookup => {
+            c.arity(2)?;
+            let ids = c.int(0)?;
+            let table = c.int(1)?;
+            c.require(matches!(table, &[v] if v > 0), || format!("operand 1 must be i32[V], not {}", c.ty(1)))?;
+            vec![TensorType::i32(ids)]
+        }
+        Op::Previous { time } => {
+            c.arity(1)?;
+            let &[n] = c.int(0)? else {
+                return c.fail(format!("operand 0 must be i32[N], not {}", c.ty(0)));
+            };
+            c.require(*time > 0 && n % time == 0, || format!("{n} tokens are not whole sequences of {time}"))?;
+            vec![c.ty(0).clone()]
         }
         Op::Unary(_) => {
             c.arity(1)?;
@@ -276,12 +326,15 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             }
             vec![c.ty(1).clone()]
         }
-        Op::Rotary { heads, time, .. } => {
-            c.arity(1)?;
-            let (_, width) = attention_qkv(&c, 0, *heads, *time)?;
+        Op::Rotary { heads, time, positions, .. } => {
+            c.arity(1 + usize::from(*positions))?;
+            let (n, width) = attention_qkv(&c, 0, *heads, *time)?;
             c.require((width / heads).is_multiple_of(2), || {
                 format!("rotary positions need an even head width, not {}", width / heads)
             })?;
+            if *positions {
+                c.is(1, &TensorType::i32([n]))?;
+            }
             vec![c.ty(0).clone()]
         }
         Op::Embed => {
@@ -348,20 +401,33 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             c.int(0)?;
             vec![f32s(&[*size])]
         }
-        Op::LimitCapacity { capacity, .. } => {
-            c.arity(1)?;
-            c.int_matrix(0)?;
+        Op::LimitCapacity { capacity, priority, .. } => {
+            let weighted = *priority == CapacityPriority::Probability;
+            c.arity(1 + usize::from(weighted))?;
+            let (n, k) = c.int_matrix(0)?;
+            if weighted {
+                c.is(1, &f32s(&[n, k]))?;
+            }
             c.require(*capacity >= 1, || "capacity must be at least 1".into())?;
             vec![c.ty(0).clone()]
         }
-        Op::SortByExpert { experts } => {
+        Op::BalancedAssignment => {
+            c.arity(1)?;
+            let (n, e) = c.float_matrix(0)?;
+            c.require(e >= 1, || "there must be at least one expert".into())?;
+            c.require(n.saturating_add(e) <= MOST_BALANCED, || {
+                format!("{n} tokens and {e} experts are more than {MOST_BALANCED} together")
+            })?;
+            vec![TensorType::i32([n, 1])]
+        }
+        Op::SortByExpert { experts, rows } => {
             c.arity(1)?;
             let (n, k) = c.int_matrix(0)?;
-            vec![
-                TensorType::i32([experts.saturating_add(1)]),
-                TensorType::i32([n.saturating_mul(k)]),
-                TensorType::i32([n, k]),
-            ]
+            let slots = n.saturating_mul(k);
+            c.require(*rows <= slots && (*rows > 0 || slots == 0), || {
+                format!("the number of rows, {rows}, is not in 1..={slots}")
+            })?;
+            vec![TensorType::i32([experts.saturating_add(1)]), TensorType::i32([*rows]), TensorType::i32([n, k])]
         }
         Op::Dispatch { weighted } => {
             c.arity(3 + usize::from(*weighted))?;
@@ -374,7 +440,7 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             let (rows, ch) = c.float_matrix(0)?;
             let (n, _) = c.int_matrix(2)?;
             let r = slots(&c, 1, n, *weighted)?;
-            c.require(r == rows, || format!("{} has not one row per slot ({r})", c.ty(0)))?;
+            c.require(r == rows, || format!("{} has not the {r} rows of operand 1", c.ty(0)))?;
             vec![f32s(&[n, ch])]
         }
         Op::CombineWeightGrad => {
@@ -382,7 +448,7 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             let (n, ch) = c.float_matrix(0)?;
             let (rows, ch2) = c.float_matrix(1)?;
             let (n2, k) = c.int_matrix(2)?;
-            c.require(ch == ch2 && n == n2 && rows == n.saturating_mul(k), || {
+            c.require(ch == ch2 && n == n2 && rows <= n.saturating_mul(k), || {
                 format!("{}, {} and {} do not fit", c.ty(0), c.ty(1), c.ty(2))
             })?;
             vec![f32s(&[n, k])]
@@ -414,8 +480,11 @@ fn offsets(c: &Check<'_>, i: usize) -> Result<usize, InferError> {
 fn slots(c: &Check<'_>, order: usize, tokens: usize, weighted: bool) -> Result<usize, InferError> {
     let (n, k) = c.int_matrix(order + 1)?;
     c.require(n == tokens, || format!("{} is for {n} tokens, not {tokens}", c.ty(order + 1)))?;
-    let rows = n.saturating_mul(k);
-    c.is(order, &TensorType::i32([rows]))?;
+    let slots = n.saturating_mul(k);
+    let &[rows] = c.int(order)? else {
+        return c.fail(format!("operand {order} must be i32[R], not {}", c.ty(order)));
+    };
+    c.require(rows <= slots, || format!("{} has more rows than there are slots ({slots})", c.ty(order)))?;
     if weighted {
         c.is(order + 2, &TensorType::f32([n, k]))?;
     }

@@ -42,22 +42,24 @@
 //!
 //! | Family | Operations in the text form | From stage |
 //! |---|---|---|
-//! | structure | `input` `parameter` `state` `fill` `reshape` `broadcast` | forward |
+//! | structure | `input` `parameter` `state` `fill` `ramp` `reshape` `broadcast` `permute` `stop_gradient` | forward |
 //! | elementwise | [`Unary`], [`Binary`], `select` | forward |
 //! | fused elementwise | `fused` (see [`FusedProgram`]) | optimized |
+//! | indices | `to_float` `to_index` `lookup` `previous` | forward |
 //! | reduction | `sum`; `sum_of_squares` for clipping | forward; training |
-//! | linear | `matmul` `grouped_matmul` `grouped_sum`; `grouped_matmul_weight_grad` | forward; training |
+//! | linear | `matmul` `grouped_matmul` `grouped_matmul_weight_grad` `grouped_sum` | forward |
 //! | norm | `layer_norm` `rms_norm`; `layer_norm_grad` `rms_norm_grad` | forward; training |
 //! | softmax | `softmax` `log_sum_exp`; `softmax_grad` | forward; training |
 //! | attention | `attention` `rotary`; `attention_grad` `rotary {inverse}` | forward; training |
 //! | embedding and loss | `embed` `cross_entropy`; `embed_grad` `cross_entropy_grad` | forward; training |
 //! | random | `random_normal` `random_uniform` `dropout` | forward |
-//! | selection | `top_k` `gather_last` `scatter_last` `count` `limit_capacity` | forward |
+//! | selection | `top_k` `gather_last` `scatter_last` `count` `limit_capacity` `balanced_assignment` | forward |
 //! | dispatch and combine | `sort_by_expert` `dispatch` `combine`; `combine_weight_grad` | forward; training |
 //! | optimiser | `adamw` | training |
 //!
 //! Gradients of the operations that have none of their own are written with the others.
 
+mod balance;
 mod build;
 mod eval;
 mod graph;
@@ -73,13 +75,14 @@ pub mod text;
 mod types;
 pub mod verify;
 
+pub use balance::balanced_assignment;
 pub use build::Builder;
 pub use eval::{EvalError, Evaluation, MAX_ELEMENTS, evaluate, evaluate_op};
 pub use graph::{Graph, GraphError, Node};
 pub use ids::{NodeId, Origin, Value};
 pub use infer::{InferError, infer};
 pub use init::Init;
-pub use op::{Access, AdamWAttrs, AttentionAttrs, Binary, FusedProgram, Instr, Op, Unary};
+pub use op::{Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, FusedProgram, Instr, Op, Unary};
 pub use tensor::{Data, Tensor};
 pub use text::{ParseError, parse, print, print_with_origins};
 pub use types::{DType, Real, TensorType};

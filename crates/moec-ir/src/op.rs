@@ -4,8 +4,8 @@
 //! evaluator (meaning), the gradient pass and the kernel choice, so rustc lists the places when one is added.
 //!
 //! Conventions: tensors are row-major; weights of linear maps are `[out, in]` as in PyTorch; an index of -1 means
-//! "no expert" or "no row" and is skipped by every operation that reads indices of experts, slots or rows; token ids and
-//! targets are always within the vocabulary; ties go to the lower index. NaN goes through every function of floats
+//! "no expert" or "no row" and is skipped by every operation that reads indices of experts, slots or rows, as is every
+//! other index outside of its range; token ids and targets are always within the vocabulary; ties go to the lower index. NaN goes through every function of floats
 //! except comparisons and signs, and [`Op::TopK`] takes it for smaller than everything.
 
 use crate::types::{Real, TensorType};
@@ -142,6 +142,34 @@ pub struct AttentionAttrs {
     pub key: u32,
 }
 
+/// Who comes first when an expert has more entries than capacity: the order in which [`Op::LimitCapacity`] admits them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CapacityPriority {
+    /// (token, slot): the first tokens of the batch, with all their choices.
+    Token,
+    /// (slot, token): every first choice before any second choice (GShard, Lepikhin et al. 2020, arXiv 2006.16668,
+    /// algorithm 1).
+    Choice,
+    /// (slot, largest weight of the token, token), largest first: batch prioritised routing (Riquelme et al. 2021, arXiv
+    /// 2106.05974, algorithm 2). A weight of NaN counts as smaller than everything.
+    Probability,
+}
+
+impl CapacityPriority {
+    /// Every priority, for tables and tests.
+    pub const ALL: [CapacityPriority; 3] =
+        [CapacityPriority::Token, CapacityPriority::Choice, CapacityPriority::Probability];
+
+    /// Name in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            CapacityPriority::Token => "token",
+            CapacityPriority::Choice => "choice",
+            CapacityPriority::Probability => "probability",
+        }
+    }
+}
+
 /// Attributes of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as in PyTorch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AdamWAttrs {
@@ -187,16 +215,30 @@ pub enum Op {
         /// Its type (f32).
         ty: TensorType,
     },
-    /// `(x) -> (x)` with another shape of equally many elements.
+    /// `() -> (y i32[length])`: element `i` is `i * step`.
+    Ramp {
+        /// Number of elements.
+        length: usize,
+        /// Difference of two neighbours.
+        step: i32,
+    },
+    /// `(x) -> (x)`, of either element type, with another shape of equally many elements.
     Reshape {
         /// The new shape.
         shape: Vec<usize>,
     },
-    /// `(x) -> (y)`: repeats axes of extent 1 (and missing leading axes) to the given shape.
+    /// `(x) -> (y)`, of either element type: repeats axes of extent 1 (and missing leading axes) to the given shape.
     Broadcast {
         /// The new shape.
         shape: Vec<usize>,
     },
+    /// `(x) -> (y)`: axis `i` of the result is axis `axes[i]` of the operand, of which there are at most 4.
+    Permute {
+        /// Each axis of the operand once.
+        axes: Vec<usize>,
+    },
+    /// `(x [s]) -> (x [s])`: the identity, with a gradient of 0. The passes remove it.
+    StopGradient,
 
     // ---- elementwise ----
     /// `(x [s]) -> (y [s])`
@@ -207,6 +249,23 @@ pub enum Op {
     Select,
     /// Fused elementwise program; see [`FusedProgram`]. Only in the optimised stage.
     Fused(FusedProgram),
+
+    // ---- indices ----
+    /// `(x i32[s]) -> (y [s])`: the same numbers, exact below 2^24.
+    ToFloat,
+    /// `(x [s]) -> (y i32[s])`: the whole part where `0 <= x < size`, else (NaN included) -1.
+    ToIndex {
+        /// One past the largest index.
+        size: usize,
+    },
+    /// `(ids i32[s], table i32[V]) -> (y i32[s])`: `table[id]`; -1 where the id is not in the table.
+    Lookup,
+    /// `(ids i32[N]) -> (y i32[N])`: the id of the token before, in the same sequence; -1 for the first of a sequence
+    /// (`n % time == 0`).
+    Previous {
+        /// Length of a sequence, T.
+        time: usize,
+    },
 
     // ---- reduction ----
     /// `(x) -> (y)`: sum over the given axes (sorted), which are removed.
@@ -238,7 +297,8 @@ pub enum Op {
         bias: bool,
     },
     /// `(dy [R, O], x [R, I], offsets i32[E+1]) -> (dw [E, O, I])`: per expert `dyᵀ x` over its rows; 0 for an expert
-    /// without rows.
+    /// without rows. The gradient of a grouped product, and in a forward graph a product over the rows of each segment,
+    /// such as the tokens of a sequence.
     GroupedMatMulWeightGrad,
     /// `(x [R, O], offsets i32[E+1]) -> (y [E, O])`: per expert the sum of its rows; 0 for an expert without rows.
     GroupedSum,
@@ -273,8 +333,9 @@ pub enum Op {
     Attention(AttentionAttrs),
     /// `(dy [N, C], qkv [N, 3C], y [N, C], lse [N, H]) -> (dqkv [N, 3C])`, generator state last iff dropout is above 0.
     AttentionGrad(AttentionAttrs),
-    /// `(qkv [N, 3C]) -> (y [N, 3C])`: rotary position embedding of queries and keys (Su et al. 2021, arXiv
-    /// 2104.09864), pairs `(i, i + D/2)` of each head rotated by `position * base^(-2i/D)`; values pass unchanged.
+    /// `(qkv [N, 3C]) -> (y [N, 3C])`, with an optional second operand `positions i32[N]`: rotary position embedding of
+    /// queries and keys (Su et al. 2021, arXiv 2104.09864), pairs `(i, i + D/2)` of each head rotated by
+    /// `position * base^(-2i/D)`; values pass unchanged. The position of row `n` is `n % time` unless it is given.
     Rotary {
         /// Number of heads, H.
         heads: usize,
@@ -284,6 +345,8 @@ pub enum Op {
         base: Real,
         /// Rotates backwards: the gradient of the forward rotation.
         inverse: bool,
+        /// A second operand gives the position of each row.
+        positions: bool,
     },
 
     // ---- embedding and loss ----
@@ -340,22 +403,31 @@ pub enum Op {
         /// Number of bins.
         size: usize,
     },
-    /// `(experts i32[N, K]) -> (kept i32[N, K])`: first come, first served in token order (slot 0 before slot 1 of the
-    /// same token); an entry beyond `capacity` of its expert becomes -1.
+    /// `(experts i32[N, K]) -> (kept i32[N, K])`, with a second operand `weights [N, K]` iff the priority is
+    /// [`CapacityPriority::Probability`]: an entry is kept while fewer than `capacity` entries of its expert come before
+    /// it in the order of the priority; the others become -1.
     LimitCapacity {
         /// Number of experts, E.
         experts: usize,
         /// Most entries an expert accepts, P.
         capacity: usize,
+        /// Who comes first.
+        priority: CapacityPriority,
     },
+    /// `(scores [N, E]) -> (experts i32[N, 1])`: one expert per token such that every expert has `floor(N/E)` or
+    /// `ceil(N/E)` tokens and the sum of the scores is within `N * (max - min) / 64` of the largest possible (BASE, Lewis
+    /// et al. 2021, arXiv 2103.16716); see [`crate::balanced_assignment`]. All -1 if a score is NaN.
+    BalancedAssignment,
 
     // ---- dispatch and combine ----
-    /// `(experts i32[N, K]) -> (offsets i32[E+1], order i32[R], positions i32[N, K])`: a stable sort of the R = N*K
-    /// slots by expert. `order[r]` is the slot `n*K + k` in sorted row `r` (-1 beyond the last kept slot);
-    /// `positions[n, k]` is the row of that slot (-1 if dropped).
+    /// `(experts i32[N, K]) -> (offsets i32[E+1], order i32[R], positions i32[N, K])`: a stable sort of the slots by
+    /// expert. `order[r]` is the slot `n*K + k` in sorted row `r` (-1 beyond the last kept slot);
+    /// `positions[n, k]` is the row of that slot (-1 if dropped). What does not fit into the R rows is dropped.
     SortByExpert {
         /// Number of experts, E.
         experts: usize,
+        /// Most slots that are kept, R: N*K, or fewer where that is known, such as E*P with a capacity.
+        rows: usize,
     },
     /// `(x [N, C], order i32[R], positions i32[N, K]) -> (y [R, C])`, with an optional fourth operand `weights [N, K]`:
     /// row `r` is `x[order[r] / K]` (times `weights[order[r]]`); 0 where `order` is -1.
@@ -386,12 +458,19 @@ impl Op {
             Op::Parameter { .. } => "parameter",
             Op::State { .. } => "state",
             Op::Fill { .. } => "fill",
+            Op::Ramp { .. } => "ramp",
             Op::Reshape { .. } => "reshape",
             Op::Broadcast { .. } => "broadcast",
+            Op::Permute { .. } => "permute",
+            Op::StopGradient => "stop_gradient",
             Op::Unary(u) => u.mnemonic(),
             Op::Binary(b) => b.mnemonic(),
             Op::Select => "select",
             Op::Fused(_) => "fused",
+            Op::ToFloat => "to_float",
+            Op::ToIndex { .. } => "to_index",
+            Op::Lookup => "lookup",
+            Op::Previous { .. } => "previous",
             Op::Sum { .. } => "sum",
             Op::SumOfSquares => "sum_of_squares",
             Op::MatMul { .. } => "matmul",
@@ -420,6 +499,7 @@ impl Op {
             Op::ScatterLast { .. } => "scatter_last",
             Op::Count { .. } => "count",
             Op::LimitCapacity { .. } => "limit_capacity",
+            Op::BalancedAssignment => "balanced_assignment",
             Op::SortByExpert { .. } => "sort_by_expert",
             Op::Dispatch { .. } => "dispatch",
             Op::Combine { .. } => "combine",

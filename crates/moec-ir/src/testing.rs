@@ -20,7 +20,7 @@
 use crate::build::Builder;
 use crate::graph::Graph;
 use crate::ids::Value;
-use crate::op::{AttentionAttrs, Binary, Op, Unary};
+use crate::op::{AttentionAttrs, Binary, CapacityPriority, Op, Unary};
 use crate::random;
 use crate::tensor::{Data, Tensor};
 use crate::text;
@@ -102,7 +102,7 @@ fn index_bound(graph: &Graph, value: Value) -> usize {
         Op::CrossEntropyGrad => extent(user, 1, 1),
         Op::GatherLast if position == 1 => extent(user, 0, 1),
         Op::ScatterLast { size } | Op::Count { size } => Some(size),
-        Op::LimitCapacity { experts, .. } | Op::SortByExpert { experts } => Some(experts),
+        Op::LimitCapacity { experts, .. } | Op::SortByExpert { experts, .. } => Some(experts),
         _ => None,
     });
     bounds.min().unwrap_or(2).max(1)
@@ -428,9 +428,9 @@ impl Growth {
         let gates = self.b.softmax(top);
         if r & 8 == 8 {
             let capacity = rows.div_ceil(experts);
-            chosen = self.b.op(Op::LimitCapacity { experts, capacity }, &[chosen]);
+            chosen = self.b.op(Op::LimitCapacity { experts, capacity, priority: CapacityPriority::Token }, &[chosen]);
         }
-        let sorted = self.b.op(Op::SortByExpert { experts }, &[chosen]);
+        let sorted = self.b.op(Op::SortByExpert { experts, rows: rows * k }, &[chosen]);
         let (offsets, order, positions) = (sorted, sorted.result(1), sorted.result(2));
         let sent = self.b.op(
             Op::Dispatch { weighted: r & 16 == 16 },
@@ -511,7 +511,7 @@ impl Growth {
             qkv = self.b.unary(Unary::Tanh, qkv);
         }
         if r & 1 == 1 {
-            qkv = self.b.op(Op::Rotary { heads, time, base: 100.0.into(), inverse: false }, &[qkv]);
+            qkv = self.b.op(Op::Rotary { heads, time, base: 100.0.into(), inverse: false, positions: false }, &[qkv]);
         }
         let dropout = if r & 2 == 2 { 0.25 } else { 0.0 };
         let key = if r & 2 == 2 { self.b.fresh_key() } else { 0 };

@@ -13,7 +13,8 @@
 //!
 //! Nodes stand in topological order. `%top` is the first result of a node and `%top#1` its second. Attributes that
 //! repeat what is on the line already are left out: the name of an input, parameter or state that is called like its
-//! node, and the shape of a reshape, broadcast, fill, random or fused node, which is that of its result. A name with
+//! node, and the shape of a reshape, broadcast, fill, ramp, random or fused node and the rows of a sort, which are those
+//! of its results. A name with
 //! other characters than letters, digits, `_` and `.` stands in quotes. Origins (`@12..40`, bytes of the `.moe` file)
 //! are printed only by [`print_with_origins`], so that a listing does not move with the text it came from. `//` starts
 //! a comment. The grammar is `grammar/ir.pest`.
@@ -27,7 +28,7 @@ pub use parse::{MAX_TEXT_BYTES, ParseError, parse};
 
 use crate::graph::{Graph, Node};
 use crate::ids::{NodeId, Value};
-use crate::op::{Access, AttentionAttrs, FusedProgram, Instr, Op};
+use crate::op::{Access, AttentionAttrs, CapacityPriority, FusedProgram, Instr, Op};
 use std::fmt::Display;
 
 /// Prints a graph without origins.
@@ -151,6 +152,10 @@ pub fn attributes(node: &Node) -> Vec<String> {
             }
         }
         Op::Fill { value, .. } => vec![pair("value", value)],
+        Op::Ramp { step, .. } => vec![pair("step", step)],
+        Op::Permute { axes } => vec![format!("axes = [{}]", join(axes))],
+        Op::ToIndex { size } => vec![pair("size", size)],
+        Op::Previous { time } => vec![pair("time", time)],
         Op::Fused(program) => fused(program),
         Op::Sum { axes } => vec![format!("axes = [{}]", join(axes))],
         Op::MatMul { transpose_a, transpose_b, bias } => {
@@ -159,9 +164,9 @@ pub fn attributes(node: &Node) -> Vec<String> {
         Op::GroupedMatMul { transpose_b, bias } => flags(&[("transpose_b", *transpose_b), ("bias", *bias)]),
         Op::LayerNorm { epsilon } | Op::RmsNorm { epsilon } => vec![pair("epsilon", epsilon)],
         Op::Attention(attrs) | Op::AttentionGrad(attrs) => attention(attrs),
-        Op::Rotary { heads, time, base, inverse } => {
+        Op::Rotary { heads, time, base, inverse, positions } => {
             let mut list = vec![pair("heads", heads), pair("time", time), pair("base", base)];
-            list.extend(flags(&[("inverse", *inverse)]));
+            list.extend(flags(&[("inverse", *inverse), ("positions", *positions)]));
             list
         }
         Op::EmbedGrad { rows } => vec![pair("rows", rows)],
@@ -169,8 +174,14 @@ pub fn attributes(node: &Node) -> Vec<String> {
         Op::Dropout { rate, key } => vec![pair("rate", rate), pair("key", key)],
         Op::TopK { k } => vec![pair("k", k)],
         Op::ScatterLast { size } | Op::Count { size } => vec![pair("size", size)],
-        Op::LimitCapacity { experts, capacity } => vec![pair("experts", experts), pair("capacity", capacity)],
-        Op::SortByExpert { experts } => vec![pair("experts", experts)],
+        Op::LimitCapacity { experts, capacity, priority } => {
+            let mut list = vec![pair("experts", experts), pair("capacity", capacity)];
+            if *priority != CapacityPriority::Token {
+                list.push(pair("priority", &priority.name()));
+            }
+            list
+        }
+        Op::SortByExpert { experts, .. } => vec![pair("experts", experts)],
         Op::Dispatch { weighted } | Op::Combine { weighted } => flags(&[("weighted", *weighted)]),
         Op::AdamW(a) => vec![
             pair("beta1", &a.beta1),
@@ -180,9 +191,12 @@ pub fn attributes(node: &Node) -> Vec<String> {
         ],
         Op::Reshape { .. }
         | Op::Broadcast { .. }
+        | Op::StopGradient
         | Op::Unary(_)
         | Op::Binary(_)
         | Op::Select
+        | Op::ToFloat
+        | Op::Lookup
         | Op::SumOfSquares
         | Op::GroupedMatMulWeightGrad
         | Op::GroupedSum
@@ -195,6 +209,7 @@ pub fn attributes(node: &Node) -> Vec<String> {
         | Op::CrossEntropy
         | Op::CrossEntropyGrad
         | Op::GatherLast
+        | Op::BalancedAssignment
         | Op::CombineWeightGrad => Vec::new(),
     }
 }

@@ -255,8 +255,7 @@ pub fn annotate(graph: &Graph, errors: &[VerifyError]) -> String {
 fn first_stage(op: &Op) -> Stage {
     match op {
         Op::Fused(_) => Stage::Optimized,
-        Op::GroupedMatMulWeightGrad
-        | Op::LayerNormGrad
+        Op::LayerNormGrad
         | Op::RmsNormGrad
         | Op::SoftmaxGrad
         | Op::AttentionGrad(_)
@@ -270,14 +269,22 @@ fn first_stage(op: &Op) -> Stage {
         | Op::Parameter { .. }
         | Op::State { .. }
         | Op::Fill { .. }
+        | Op::Ramp { .. }
         | Op::Reshape { .. }
         | Op::Broadcast { .. }
+        | Op::Permute { .. }
+        | Op::StopGradient
         | Op::Unary(_)
         | Op::Binary(_)
         | Op::Select
+        | Op::ToFloat
+        | Op::ToIndex { .. }
+        | Op::Lookup
+        | Op::Previous { .. }
         | Op::Sum { .. }
         | Op::MatMul { .. }
         | Op::GroupedMatMul { .. }
+        | Op::GroupedMatMulWeightGrad
         | Op::GroupedSum
         | Op::LayerNorm { .. }
         | Op::RmsNorm { .. }
@@ -295,6 +302,7 @@ fn first_stage(op: &Op) -> Stage {
         | Op::ScatterLast { .. }
         | Op::Count { .. }
         | Op::LimitCapacity { .. }
+        | Op::BalancedAssignment
         | Op::SortByExpert { .. }
         | Op::Dispatch { .. }
         | Op::Combine { .. } => Stage::Forward,
@@ -430,11 +438,18 @@ impl<'g> Verifier<'g> {
             | Op::Parameter { .. }
             | Op::State { .. }
             | Op::Fill { .. }
+            | Op::Ramp { .. }
             | Op::Reshape { .. }
             | Op::Broadcast { .. }
+            | Op::Permute { .. }
+            | Op::StopGradient
             | Op::Unary(_)
             | Op::Binary(_)
             | Op::Select
+            | Op::ToFloat
+            | Op::ToIndex { .. }
+            | Op::Lookup
+            | Op::Previous { .. }
             | Op::Sum { .. }
             | Op::SumOfSquares
             | Op::MatMul { .. }
@@ -457,6 +472,7 @@ impl<'g> Verifier<'g> {
             | Op::ScatterLast { .. }
             | Op::Count { .. }
             | Op::LimitCapacity { .. }
+            | Op::BalancedAssignment
             | Op::SortByExpert { .. }
             | Op::Dispatch { .. }
             | Op::Combine { .. }
@@ -510,11 +526,18 @@ fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
         | Op::Parameter { .. }
         | Op::State { .. }
         | Op::Fill { .. }
+        | Op::Ramp { .. }
         | Op::Reshape { .. }
         | Op::Broadcast { .. }
+        | Op::Permute { .. }
+        | Op::StopGradient
         | Op::Unary(_)
         | Op::Binary(_)
         | Op::Select
+        | Op::ToFloat
+        | Op::ToIndex { .. }
+        | Op::Lookup
+        | Op::Previous { .. }
         | Op::Sum { .. }
         | Op::SumOfSquares
         | Op::MatMul { .. }
@@ -538,6 +561,7 @@ fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
         | Op::ScatterLast { .. }
         | Op::Count { .. }
         | Op::LimitCapacity { .. }
+        | Op::BalancedAssignment
         | Op::SortByExpert { .. }
         | Op::Dispatch { .. }
         | Op::Combine { .. }

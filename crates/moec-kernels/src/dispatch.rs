@@ -1,11 +1,11 @@
 //! Which kernels a step of a plan launches. The match is exhaustive: a new operation does not compile without kernels.
 
-use moec_ir::{Access, DType, FusedProgram, Instr, Op, TensorType};
+use moec_ir::{Access, CapacityPriority, DType, FusedProgram, Instr, Op, TensorType};
 use moec_plan::Step;
 
 use crate::kernels::{
-    adamw, attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, matmul, norm, random, reduce, rotary,
-    routing, softmax, top_k,
+    adamw, attention, balance, copy, cross_entropy, embed, fill, fused, grouped_matmul, indices, matmul, norm, random,
+    reduce, rotary, routing, softmax, top_k,
 };
 use crate::launch::{Arg, Launcher};
 
@@ -36,9 +36,9 @@ impl Operand {
 /// Launches the kernels of one step. Operands and results have the types that inference gives for the operation.
 pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
     let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
-    // Every operation over nothing is a sum over nothing.
+    // Every operation over nothing is a sum over nothing, and 0 are the offsets of no rows.
     if x.iter().chain(y).any(|o| o.arg.elements() == 0) {
-        for o in y.iter().filter(|o| o.arg.elements() > 0 && o.ty.dtype == DType::F32) {
+        for o in y.iter().filter(|o| o.arg.elements() > 0) {
             fill::launch(l, o.arg, 0.0);
         }
         return;
@@ -46,11 +46,15 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
     match &step.op {
         Op::Input { .. } | Op::Parameter { .. } | Op::State { .. } => {}
         Op::Fill { value, .. } => fill::launch(l, r(0), value.get() as f32),
-        Op::Reshape { .. } => copy::launch(l, a(0), r(0)),
+        Op::Ramp { step, .. } => indices::ramp(l, r(0), *step),
+        Op::Reshape { .. } | Op::StopGradient => copy::launch(l, a(0), r(0)),
         Op::Broadcast { shape } => match broadcast_access(x[0].shape(), shape) {
-            Some(access) => fused::launch(l, &one(shape, vec![access], Vec::new()), &[a(0)], None, &[r(0)]),
-            None => copy::broadcast(l, a(0), r(0), x[0].shape(), shape),
+            Some(access) if x[0].ty.dtype == DType::F32 => {
+                fused::launch(l, &one(shape, vec![access], Vec::new()), &[a(0)], None, &[r(0)])
+            }
+            _ => copy::broadcast(l, a(0), r(0), x[0].shape(), shape),
         },
+        Op::Permute { axes } => copy::permute(l, a(0), r(0), x[0].shape(), axes),
 
         Op::Unary(f) => {
             let program = one(y[0].shape(), vec![Access::Full], vec![Instr::Unary(*f, 0)]);
@@ -76,6 +80,11 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             fused::launch(l, program, &floats, rng, &results);
         }
 
+        Op::ToFloat => indices::to_float(l, a(0), r(0)),
+        Op::ToIndex { size } => indices::to_index(l, a(0), r(0), *size),
+        Op::Lookup => indices::lookup(l, a(0), a(1), r(0)),
+        Op::Previous { time } => indices::previous(l, a(0), r(0), *time),
+
         Op::Sum { axes } => reduce::sum(l, a(0), r(0), x[0].shape(), axes),
         Op::SumOfSquares => {
             let operands: Vec<Arg> = x.iter().map(|o| o.arg).collect();
@@ -100,8 +109,8 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             grouped_matmul::weight_grad(l, a(0), a(1), a(2), r(0), rows, experts, outer, inner);
         }
         Op::GroupedSum => {
-            let (_, outer) = x[0].matrix();
-            grouped_matmul::grouped_sum(l, a(0), a(1), r(0), a(1).elements() - 1, outer);
+            let (rows, outer) = x[0].matrix();
+            grouped_matmul::grouped_sum(l, a(0), a(1), r(0), rows, a(1).elements() - 1, outer);
         }
 
         Op::LayerNorm { epsilon } => {
@@ -144,9 +153,10 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let rng = x.get(4).map(|o| o.arg);
             attention::backward(l, a(0), a(1), a(2), a(3), rng, r(0), attrs, tokens, channels);
         }
-        Op::Rotary { heads, time, base, inverse } => {
+        Op::Rotary { heads, time, base, inverse, .. } => {
             let (tokens, channels3) = x[0].matrix();
-            rotary::launch(l, a(0), r(0), *heads, *time, base.get(), *inverse, tokens, channels3 / 3);
+            let positions = x.get(1).map(|o| o.arg);
+            rotary::launch(l, a(0), positions, r(0), *heads, *time, base.get(), *inverse, tokens, channels3 / 3);
         }
 
         Op::Embed => {
@@ -182,9 +192,22 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             top_k::scatter_last(l, a(0), a(1), r(0), rows, k, *size);
         }
         Op::Count { size } => top_k::count(l, a(0), r(0), *size),
-        Op::LimitCapacity { experts, capacity } => routing::limit_capacity(l, a(0), r(0), *experts, *capacity),
+        Op::LimitCapacity { experts, capacity, priority } => {
+            let ((tokens, k), (experts, capacity)) = (x[0].matrix(), (*experts, *capacity));
+            match priority {
+                CapacityPriority::Token => routing::limit_capacity(l, a(0), r(0), tokens * k, 1, experts, capacity),
+                CapacityPriority::Choice => routing::limit_capacity(l, a(0), r(0), tokens, k, experts, capacity),
+                CapacityPriority::Probability => {
+                    routing::limit_capacity_by_weight(l, a(0), a(1), r(0), k, experts, capacity);
+                }
+            }
+        }
+        Op::BalancedAssignment => {
+            let (tokens, experts) = x[0].matrix();
+            balance::launch(l, a(0), r(0), tokens, experts);
+        }
 
-        Op::SortByExpert { experts } => routing::sort_by_expert(l, a(0), r(0), r(1), r(2), *experts),
+        Op::SortByExpert { experts, .. } => routing::sort_by_expert(l, a(0), r(0), r(1), r(2), *experts),
         Op::Dispatch { .. } => {
             let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
             let weights = x.get(3).map(|o| o.arg);
@@ -197,7 +220,7 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         }
         Op::CombineWeightGrad => {
             let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
-            routing::combine_weight_grad(l, a(0), a(1), a(2), r(0), tokens, slots / tokens, channels);
+            routing::combine_weight_grad(l, a(0), a(1), a(2), r(0), slots / tokens, channels);
         }
 
         Op::AdamW(attrs) => {

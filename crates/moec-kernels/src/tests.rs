@@ -4,8 +4,8 @@
 use std::sync::OnceLock;
 
 use moec_ir::{
-    Access, AdamWAttrs, AttentionAttrs, Binary, DType, Data, FusedProgram, Instr, Op, Tensor, TensorType, Unary,
-    evaluate_op, infer, random,
+    Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, DType, Data, FusedProgram, Instr, Op, Tensor,
+    TensorType, Unary, evaluate_op, infer, random,
 };
 use moec_plan::{ALIGNMENT, Backend, BackendError, Buffer, BufferId, Plan, Port, Program, Step, Storage};
 
@@ -341,9 +341,9 @@ fn routing() {
     for (tokens, k, experts, c) in [(1, 1, 1, 1), (7, 2, 3, 5), (33, 2, 8, 16), (17, 3, 64, 7), (5, 4, 2, 32)] {
         let chosen = indices(&[tokens, k], -1, experts as i32, 1);
         for capacity in [1, 3, tokens * k] {
-            check(&Op::LimitCapacity { experts, capacity }, &[&chosen], 0.0);
+            check(&Op::LimitCapacity { experts, capacity, priority: CapacityPriority::Token }, &[&chosen], 0.0);
         }
-        let sort = Op::SortByExpert { experts };
+        let sort = Op::SortByExpert { experts, rows: tokens * k };
         check(&sort, &[&chosen], 0.0);
         let sorted = evaluate_op(&sort, &[&chosen]).unwrap();
         let (order, positions) = (&sorted[1], &sorted[2]);
@@ -356,8 +356,8 @@ fn routing() {
     }
     // Nothing is kept.
     let none = Tensor::new([4, 2], Data::I32(vec![-1; 8])).unwrap();
-    check(&Op::SortByExpert { experts: 3 }, &[&none], 0.0);
-    check(&Op::LimitCapacity { experts: 3, capacity: 1 }, &[&none], 0.0);
+    check(&Op::SortByExpert { experts: 3, rows: 8 }, &[&none], 0.0);
+    check(&Op::LimitCapacity { experts: 3, capacity: 1, priority: CapacityPriority::Token }, &[&none], 0.0);
 }
 
 #[test]
@@ -430,7 +430,8 @@ fn attention() {
             check(&Op::AttentionGrad(attrs), &operands, 2e-5);
         }
         for inverse in [false, true] {
-            check(&Op::Rotary { heads, time, base: 10_000.0.into(), inverse }, &[&qkv], 1e-5);
+            let positions = false;
+            check(&Op::Rotary { heads, time, base: 10_000.0.into(), inverse, positions }, &[&qkv], 1e-5);
         }
     }
 }

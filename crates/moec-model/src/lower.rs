@@ -9,7 +9,8 @@ use std::fmt;
 use std::mem;
 
 use moec_ir::{
-    AttentionAttrs, Binary, Builder, DType, Graph, GraphError, Init, Op, Origin, Tensor, TensorType, Unary, Value,
+    AttentionAttrs, Binary, Builder, CapacityPriority, DType, Graph, GraphError, Init, Op, Origin, Tensor, TensorType,
+    Unary, Value,
 };
 use moec_syntax::Span;
 
@@ -359,7 +360,7 @@ impl Lowering {
         if attention.rotary {
             // The base of the paper.
             let base = 10_000.0.into();
-            qkv = self.b().op(Op::Rotary { heads, time, base, inverse: false }, &[qkv]);
+            qkv = self.b().op(Op::Rotary { heads, time, base, inverse: false, positions: false }, &[qkv]);
         }
         let dropout = if self.training() { attention.dropout } else { 0.0 };
         let (key, rng) = if dropout > 0.0 { (self.b().fresh_key(), Some(self.emitter.rng())) } else { (0, None) };
@@ -505,11 +506,14 @@ impl Lowering {
         let experts = moe.experts;
         let capacity = moe.capacity.map(|capacity| capacity.tokens(tokens, k, experts));
         let b = self.b();
-        let kept = match capacity {
-            Some(capacity) => b.op(Op::LimitCapacity { experts, capacity }, &[chosen]),
-            None => chosen,
+        let (kept, rows) = match capacity {
+            Some(capacity) => {
+                let kept = b.limit_capacity(chosen, weights, experts, capacity, CapacityPriority::Token);
+                (kept, experts.saturating_mul(capacity).min(tokens * k))
+            }
+            None => (chosen, tokens * k),
         };
-        let offsets = b.op(Op::SortByExpert { experts }, &[kept]);
+        let offsets = b.op(Op::SortByExpert { experts, rows }, &[kept]);
         let (order, positions) = (offsets.result(1), offsets.result(2));
         let rows = b.op(Op::Dispatch { weighted: false }, &[x, order, positions]);
         self.inside_moe += 1;

@@ -118,7 +118,7 @@ fn active(graph: &Graph, sources: &[(String, NodeId)]) -> Vec<bool> {
     for id in graph.ids() {
         let flat = matches!(
             graph.node(id).op,
-            Op::Unary(Unary::Sign) | Op::Binary(Binary::Less | Binary::LessEqual | Binary::Equal)
+            Op::Unary(Unary::Sign) | Op::Binary(Binary::Less | Binary::LessEqual | Binary::Equal) | Op::StopGradient
         );
         // The condition of a select is piecewise constant like a comparison.
         let skip = usize::from(graph.node(id).op == Op::Select);
@@ -172,10 +172,17 @@ impl Rule<'_> {
             | Op::Parameter { .. }
             | Op::State { .. }
             | Op::Fill { .. }
+            | Op::Ramp { .. }
+            | Op::StopGradient
+            | Op::ToFloat
+            | Op::ToIndex { .. }
+            | Op::Lookup
+            | Op::Previous { .. }
             | Op::RandomNormal { .. }
             | Op::RandomUniform { .. }
             | Op::Count { .. }
             | Op::LimitCapacity { .. }
+            | Op::BalancedAssignment
             | Op::SortByExpert { .. } => {}
 
             // dx = dy in the old shape
@@ -194,6 +201,16 @@ impl Rule<'_> {
                         (0..to.len()).filter(|&a| a < lead || (from[a - lead] == 1 && to[a] != 1)).collect();
                     let sum = if axes.is_empty() { dy } else { b.sum(dy, &axes) };
                     out.push((0, b.reshape(sum, from)));
+                }
+            }
+            // dx is dy with every axis back in its place
+            Op::Permute { axes } => {
+                if let Some(dy) = only {
+                    let mut back = vec![0; axes.len()];
+                    for (i, &axis) in axes.iter().enumerate() {
+                        back[axis] = i;
+                    }
+                    out.push((0, b.permute(dy, &back)));
                 }
             }
             Op::Unary(f) => {
@@ -260,6 +277,18 @@ impl Rule<'_> {
                     }
                 }
             }
+            // w[e] = aᵀ c of the expert's rows, so of a row: da = dw c and dc = dwᵀ a with the expert's dw
+            Op::GroupedMatMulWeightGrad => {
+                if let (Some(dw), &[left, right, offsets]) = (only, x) {
+                    let product = |transpose_b| Op::GroupedMatMul { transpose_b, bias: false };
+                    if self.wants(0) {
+                        out.push((0, b.op(product(true), &[right, dw, offsets])));
+                    }
+                    if self.wants(1) {
+                        out.push((1, b.op(product(false), &[left, dw, offsets])));
+                    }
+                }
+            }
             // dx[r] = dy[expert of row r], 0 for rows of no expert: the bias of a grouped product with zeros
             Op::GroupedSum => {
                 if let (Some(dy), &[rows, width], &[experts, _]) = (only, &b.shape(x[0])[..], &b.shape(y)[..]) {
@@ -320,10 +349,11 @@ impl Rule<'_> {
                 }
             }
             // The rotation is orthogonal: dx is dy rotated back
-            Op::Rotary { heads, time, base, inverse } => {
+            Op::Rotary { heads, time, base, inverse, positions } => {
                 if let Some(dy) = only {
-                    let op = Op::Rotary { heads: *heads, time: *time, base: *base, inverse: !inverse };
-                    out.push((0, b.op(op, &[dy])));
+                    let (heads, time, base, positions) = (*heads, *time, *base, *positions);
+                    let op = Op::Rotary { heads, time, base, inverse: !inverse, positions };
+                    out.push((0, b.op(op, &replace_first(x, dy))));
                 }
             }
             // dtable[v] = sum of dy[n] over tokens with ids[n] = v
@@ -396,7 +426,6 @@ impl Rule<'_> {
 
             // Parts of a backward pass, of an optimised graph or of the optimiser
             Op::Fused(_)
-            | Op::GroupedMatMulWeightGrad
             | Op::LayerNormGrad
             | Op::RmsNormGrad
             | Op::SoftmaxGrad

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use moec_ir::{
-    AdamWAttrs, AttentionAttrs, Builder, DType, Data, Graph, Op, Tensor, TensorType, Unary, Value, evaluate, random,
+    AdamWAttrs, AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, Tensor, TensorType, Unary, Value,
+    evaluate, random,
 };
 use moec_plan::{
     Backend, BackendError, Interpreter, MemoryKind, OptimizeOptions, OptimizerConfig, PlanError, StateKind, Storage,
@@ -43,7 +44,7 @@ fn mixture(train: bool) -> Graph {
     let y = b.op(Op::LayerNorm { epsilon: 1e-5.into() }, &[x, gain, shift]);
     let weight = b.parameter("qkv.weight", [3 * C, C]);
     let qkv = b.linear(y, weight, None);
-    let qkv = b.op(Op::Rotary { heads: 1, time: T, base: 1e4.into(), inverse: false }, &[qkv]);
+    let qkv = b.op(Op::Rotary { heads: 1, time: T, base: 1e4.into(), inverse: false, positions: false }, &[qkv]);
     let key = b.fresh_key();
     let attrs = AttentionAttrs { heads: 2, time: T, scale: 0.5.into(), dropout: 0.25.into(), key };
     let y = b.attention(attrs, qkv, Some(rng));
@@ -68,8 +69,8 @@ fn mixture(train: bool) -> Graph {
     let (_, experts) = b.top_k(chosen, K);
     let gathered = b.gather_last(noisy, experts);
     let weights = b.softmax(gathered);
-    let experts = b.op(Op::LimitCapacity { experts: E, capacity: 8 }, &[experts]);
-    let offsets = b.op(Op::SortByExpert { experts: E }, &[experts]);
+    let experts = b.op(Op::LimitCapacity { experts: E, capacity: 8, priority: CapacityPriority::Token }, &[experts]);
+    let offsets = b.op(Op::SortByExpert { experts: E, rows: n * K }, &[experts]);
     let (order, places) = (offsets.result(1), offsets.result(2));
     let rows = b.op(Op::Dispatch { weighted: false }, &[y, order, places]);
     let (up, up_bias) = (b.parameter("up.weight", [E, F, C]), b.parameter("up.bias", [E, F]));

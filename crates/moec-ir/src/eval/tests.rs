@@ -353,7 +353,7 @@ fn attention_dropout_uses_the_documented_element() {
 
 #[test]
 fn rotary_turns_pairs_and_back() {
-    let op = |inverse| Op::Rotary { heads: 1, time: 2, base: Real::new(100.0), inverse };
+    let op = |inverse| Op::Rotary { heads: 1, time: 2, base: Real::new(100.0), inverse, positions: false };
     // Head width 4: pairs (0, 2) with angle 1 and (1, 3) with angle 100^(-1/2) = 0.1 at position 1.
     let row = [1.0, 0.0, 0.0, 1.0];
     let qkv = t(&[2, 12], &[row, row, row, row, row, row].concat());
@@ -363,9 +363,17 @@ fn rotary_turns_pairs_and_back() {
     close(&y[12..], &[turned, turned, row].concat(), 1e-15);
 
     let x = noise(&[6, 36], 5);
-    let op = |inverse| Op::Rotary { heads: 3, time: 3, base: Real::new(10_000.0), inverse };
-    let back = one(op(true), &[&run(op(false), &[&x])[0]]);
-    close(&back, &x.to_f64(), 1e-14);
+    let op = |inverse, positions| Op::Rotary { heads: 3, time: 3, base: Real::new(10_000.0), inverse, positions };
+    let turned = &run(op(false, false), &[&x])[0];
+    close(&one(op(true, false), &[turned]), &x.to_f64(), 1e-14);
+
+    // Positions of one's own: those that rows have anyhow, and others.
+    let same = Tensor::ints([0, 1, 2, 0, 1, 2]);
+    assert_eq!(run(op(false, true), &[&x, &same])[0], *turned);
+    let other = Tensor::ints([5, 0, -3, 1, 1, 1000]);
+    let turned = &run(op(false, true), &[&x, &other])[0];
+    close(&one(op(true, true), &[turned, &other]), &x.to_f64(), 1e-12);
+    assert_eq!(turned.to_f64()[36..72], x.to_f64()[36..72]);
 }
 
 // ---- embedding and loss ----
@@ -464,23 +472,129 @@ fn gather_scatter_and_count_skip_minus_one() {
     let values = t(&[2, 2], &[1.0, 2.0, 3.0, 4.0]);
     assert_eq!(one(Op::ScatterLast { size: 3 }, &[&values, &indices]), [0.0, 0.0, 1.0, 7.0, 0.0, 0.0]);
     assert_eq!(one(Op::Count { size: 4 }, &[&indices]), [2.0, 0.0, 1.0, 0.0]);
-    for bad in [3, -2] {
+}
+
+#[test]
+fn indices_out_of_range_are_skipped_like_minus_one() {
+    let x = t(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let none = ints(&[2, 1], &[0, -1]);
+    for bad in [3, -2, i32::MAX, i32::MIN] {
         let indices = ints(&[2, 1], &[0, bad]);
-        assert!(matches!(evaluate_op(&Op::GatherLast, &[&x, &indices]), Err(EvalError::Index { .. })));
-        assert!(evaluate_op(&Op::ScatterLast { size: 3 }, &[&t(&[2, 1], &[0.0; 2]), &indices]).is_err());
-        assert!(evaluate_op(&Op::Count { size: 3 }, &[&indices]).is_err());
-        assert!(evaluate_op(&Op::SortByExpert { experts: 3 }, &[&indices]).is_err());
-        assert!(evaluate_op(&Op::LimitCapacity { experts: 3, capacity: 1 }, &[&indices]).is_err());
+        let values = t(&[2, 1], &[8.0, 9.0]);
+        let alike = |op: Op, operands: &[&Tensor], last: &[&Tensor]| {
+            let with = |indices| [operands, &[indices], last].concat();
+            assert_eq!(run(op.clone(), &with(&indices)), run(op, &with(&none)));
+        };
+        alike(Op::GatherLast, &[&x], &[]);
+        alike(Op::ScatterLast { size: 3 }, &[&values], &[]);
+        alike(Op::Count { size: 3 }, &[], &[]);
+        alike(Op::SortByExpert { experts: 3, rows: 2 }, &[], &[]);
+        for priority in CapacityPriority::ALL {
+            let weights: &[&Tensor] = if priority == CapacityPriority::Probability { &[&values] } else { &[] };
+            alike(Op::LimitCapacity { experts: 3, capacity: 1, priority }, &[], weights);
+        }
+        alike(Op::Lookup, &[], &[&Tensor::ints([7, 8, 9])]);
+        // Slots and rows of two tokens.
+        let order = Tensor::ints([0, bad]);
+        assert_eq!(one(Op::Dispatch { weighted: false }, &[&x, &order, &none]), [1.0, 2.0, 3.0, 0.0, 0.0, 0.0]);
+        let z = one(Op::Combine { weighted: false }, &[&x, &order, &indices]);
+        assert_eq!(z, [1.0, 2.0, 3.0, 0.0, 0.0, 0.0]);
+        assert_eq!(one(Op::CombineWeightGrad, &[&x, &x, &indices]), [14.0, 0.0]);
     }
 }
 
 #[test]
 fn capacity_is_first_come_first_served_in_token_order() {
+    let op = |capacity| Op::LimitCapacity { experts: 2, capacity, priority: CapacityPriority::Token };
     let experts = ints(&[4, 2], &[0, 1, 1, 0, 0, -1, 1, 0]);
-    let kept = run(Op::LimitCapacity { experts: 2, capacity: 2 }, &[&experts]);
+    let kept = run(op(2), &[&experts]);
     assert_eq!(kept[0].as_i32().unwrap(), [0, 1, 1, 0, -1, -1, -1, -1]);
-    let kept = run(Op::LimitCapacity { experts: 2, capacity: 9 }, &[&experts]);
+    let kept = run(op(9), &[&experts]);
     assert_eq!(kept[0], experts);
+}
+
+#[test]
+fn capacity_may_serve_first_choices_or_likely_tokens_first() {
+    let experts = ints(&[4, 2], &[1, 0, 0, 1, 0, -1, 0, 1]);
+    let op = |capacity, priority| Op::LimitCapacity { experts: 2, capacity, priority };
+    // Expert 0: first choices of tokens 1, 2, 3, second choice of token 0; expert 1: 0, then 1 and 3.
+    let kept = run(op(2, CapacityPriority::Choice), &[&experts]);
+    assert_eq!(kept[0].as_i32().unwrap(), [1, -1, 0, 1, 0, -1, -1, -1]);
+    let kept = run(op(4, CapacityPriority::Choice), &[&experts]);
+    assert_eq!(kept[0], experts);
+    // Largest weights 0.5, 0.6, 0.9 (in the second slot), 0.6: token 2, then 1 and 3, which tie, then 0.
+    let weights = t(&[4, 2], &[0.5, 0.5, 0.6, 0.4, 0.1, 0.9, 0.6, 0.2]);
+    let kept = run(op(2, CapacityPriority::Probability), &[&experts, &weights]);
+    assert_eq!(kept[0].as_i32().unwrap(), [1, -1, 0, 1, 0, -1, -1, -1]);
+    let kept = run(op(1, CapacityPriority::Probability), &[&experts, &weights]);
+    assert_eq!(kept[0].as_i32().unwrap(), [1, -1, -1, -1, 0, -1, -1, -1]);
+    // NaN is the smallest weight of all.
+    let weights = t(&[4, 2], &[0.5, 0.5, f64::NEG_INFINITY, f64::NAN, f64::NAN, f64::NAN, -1.0, -2.0]);
+    let kept = run(op(2, CapacityPriority::Probability), &[&experts, &weights]);
+    assert_eq!(kept[0].as_i32().unwrap(), [1, -1, 0, -1, -1, -1, 0, 1]);
+}
+
+#[test]
+fn a_balanced_assignment_has_one_slot_per_token() {
+    let scores = t(&[4, 2], &[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0]);
+    let y = run(Op::BalancedAssignment, &[&scores]);
+    assert_eq!(y[0], ints(&[4, 1], &[1, 1, 0, 0]));
+}
+
+// ---- indices ----
+
+#[test]
+fn ramps_and_conversions() {
+    assert_eq!(run(Op::Ramp { length: 4, step: -3 }, &[])[0], Tensor::ints([0, -3, -6, -9]));
+    assert_eq!(run(Op::Ramp { length: 0, step: 1 }, &[])[0].shape(), [0]);
+    assert!(evaluate_op(&Op::Ramp { length: 3, step: i32::MAX }, &[]).is_err());
+    assert_eq!(one(Op::ToFloat, &[&Tensor::ints([-1, 0, 7])]), [-1.0, 0.0, 7.0]);
+    let x = t(&[10], &[0.0, -0.0, 0.9, 2.99, 3.0, -0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30]);
+    let y = run(Op::ToIndex { size: 3 }, &[&x]);
+    assert_eq!(y[0].as_i32().unwrap(), [0, 0, 0, 2, -1, -1, -1, -1, -1, -1]);
+    let y = run(Op::ToIndex { size: 0 }, &[&x]);
+    assert_eq!(y[0].as_i32().unwrap(), [-1; 10]);
+}
+
+#[test]
+fn tables_and_neighbours() {
+    let table = Tensor::ints([5, -1, 9]);
+    let y = run(Op::Lookup, &[&ints(&[2, 3], &[0, 1, 2, 3, -1, 0]), &table]);
+    assert_eq!(y[0], ints(&[2, 3], &[5, -1, 9, -1, -1, 5]));
+    let y = run(Op::Previous { time: 3 }, &[&Tensor::ints([4, 5, 6, 7, 8, 9])]);
+    assert_eq!(y[0], Tensor::ints([-1, 4, 5, -1, 7, 8]));
+    assert!(evaluate_op(&Op::Previous { time: 4 }, &[&table]).is_err());
+    assert!(evaluate_op(&Op::Previous { time: 0 }, &[&table]).is_err());
+}
+
+#[test]
+fn nonzero_names_columns() {
+    let mut b = crate::Builder::new();
+    let x = b.input("x", TensorType::f32([2, 3]));
+    let y = b.nonzero(x);
+    b.output("y", y);
+    let values = t(&[2, 3], &[0.5, 0.0, -1.0, -0.0, f64::NAN, 0.0]);
+    let y = evaluate(&b.finish().unwrap(), &BTreeMap::from([("x".to_string(), values)])).unwrap();
+    assert_eq!(y.outputs["y"], ints(&[2, 3], &[0, -1, 2, -1, 1, -1]));
+}
+
+#[test]
+fn axes_change_places() {
+    let x = noise(&[2, 3, 5], 3);
+    let y = run(Op::Permute { axes: vec![2, 0, 1] }, &[&x]);
+    assert_eq!(y[0].shape(), [5, 2, 3]);
+    let (from, to) = (x.to_f64(), y[0].to_f64());
+    for (a, b, c) in [(0, 0, 0), (1, 2, 4), (0, 1, 3), (1, 0, 2)] {
+        assert_eq!(to[c * 6 + a * 3 + b], from[a * 15 + b * 5 + c]);
+    }
+    assert_eq!(run(Op::Permute { axes: vec![1, 2, 0] }, &[&y[0]])[0], x);
+    assert_eq!(one(Op::Permute { axes: vec![] }, &[&Tensor::scalar(2.0)]), [2.0]);
+    for axes in [vec![0, 1], vec![0, 1, 1], vec![0, 1, 3], vec![0, 1, 2, 3]] {
+        assert!(evaluate_op(&Op::Permute { axes }, &[&x]).is_err());
+    }
+    assert_eq!(one(Op::StopGradient, &[&x]), from);
+    let row = ints(&[1, 3], &[7, 8, 9]);
+    assert_eq!(run(Op::Broadcast { shape: vec![2, 3] }, &[&row])[0], ints(&[2, 3], &[7, 8, 9, 7, 8, 9]));
 }
 
 // ---- dispatch and combine ----
@@ -488,17 +602,25 @@ fn capacity_is_first_come_first_served_in_token_order() {
 #[test]
 fn sorting_is_stable_and_leaves_dropped_slots_out() {
     let experts = ints(&[3, 2], &[2, 0, -1, 2, 0, 2]);
-    let s = run(Op::SortByExpert { experts: 4 }, &[&experts]);
+    let s = run(Op::SortByExpert { experts: 4, rows: 6 }, &[&experts]);
     assert_eq!(s[0].as_i32().unwrap(), [0, 2, 2, 5, 5]);
     assert_eq!(s[1].as_i32().unwrap(), [1, 4, 0, 3, 5, -1]);
     assert_eq!(s[2].as_i32().unwrap(), [2, 0, -1, 3, 1, 4]);
     assert_eq!(s[2].shape(), [3, 2]);
+    // What does not fit is dropped, from the last expert on.
+    let s = run(Op::SortByExpert { experts: 4, rows: 3 }, &[&experts]);
+    assert_eq!(s[0].as_i32().unwrap(), [0, 2, 2, 3, 3]);
+    assert_eq!(s[1].as_i32().unwrap(), [1, 4, 0]);
+    assert_eq!(s[2].as_i32().unwrap(), [2, 0, -1, -1, 1, -1]);
+    for rows in [0, 7] {
+        assert!(evaluate_op(&Op::SortByExpert { experts: 4, rows }, &[&experts]).is_err());
+    }
 }
 
 #[test]
 fn dispatch_and_combine_by_hand() {
     let experts = ints(&[3, 2], &[2, 0, -1, 2, 0, 2]);
-    let s = run(Op::SortByExpert { experts: 4 }, &[&experts]);
+    let s = run(Op::SortByExpert { experts: 4, rows: 6 }, &[&experts]);
     let x = t(&[3, 1], &[10.0, 20.0, 30.0]);
     let weights = t(&[3, 2], &[0.5, 2.0, 9.0, 3.0, 4.0, 5.0]);
     let rows = run(Op::Dispatch { weighted: false }, &[&x, &s[1], &s[2]]);
@@ -516,8 +638,10 @@ fn dispatch_and_combine_are_transposes_at_awkward_sizes() {
     for (n, k, experts, c) in [(1, 1, 1, 1), (7, 2, 3, 3), (17, 3, 5, 7), (33, 1, 33, 1), (3, 4, 4, 17)] {
         let logits = noise(&[n, experts], 1);
         let chosen = &run(Op::TopK { k }, &[&logits])[1];
-        let kept = &run(Op::LimitCapacity { experts, capacity: n.div_ceil(2) }, &[chosen])[0];
-        let s = run(Op::SortByExpert { experts }, &[kept]);
+        let kept =
+            &run(Op::LimitCapacity { experts, capacity: n.div_ceil(2), priority: CapacityPriority::Choice }, &[chosen])
+                [0];
+        let s = run(Op::SortByExpert { experts, rows: n * k }, &[kept]);
         let (x, rows, w) = (noise(&[n, c], 2), noise(&[n * k, c], 3), noise(&[n, k], 4));
         let down = one(Op::Dispatch { weighted: true }, &[&x, &s[1], &s[2], &w]);
         let up = one(Op::Combine { weighted: true }, &[&rows, &s[1], &s[2], &w]);
@@ -614,7 +738,8 @@ fn hostile_sizes_are_refused() {
     let empty_rows = TensorType { dtype: DType::F32, shape: vec![usize::MAX, 2, 0] };
     let x = Tensor::zeros(&empty_rows);
     assert!(matches!(evaluate_op(&Op::Softmax, &[&x]), Err(EvalError::TooLarge { .. })));
-    assert!(evaluate_op(&Op::SortByExpert { experts: usize::MAX }, &[&ints(&[1, 1], &[0])]).is_err());
-    let kept = run(Op::LimitCapacity { experts: usize::MAX, capacity: 1 }, &[&ints(&[2, 1], &[7, 7])]);
+    assert!(evaluate_op(&Op::SortByExpert { experts: usize::MAX, rows: 1 }, &[&ints(&[1, 1], &[0])]).is_err());
+    let limit = Op::LimitCapacity { experts: usize::MAX, capacity: 1, priority: CapacityPriority::Token };
+    let kept = run(limit, &[&ints(&[2, 1], &[7, 7])]);
     assert_eq!(kept[0].as_i32().unwrap(), [7, -1]);
 }

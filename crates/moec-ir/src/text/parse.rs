@@ -2,7 +2,7 @@
 
 use crate::graph::Graph;
 use crate::ids::{NodeId, Origin, Value};
-use crate::op::{Access, AdamWAttrs, AttentionAttrs, Binary, FusedProgram, Instr, Op, Unary};
+use crate::op::{Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, FusedProgram, Instr, Op, Unary};
 use crate::types::{DType, Real, TensorType};
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
@@ -401,9 +401,16 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "parameter" => Op::Parameter { name: own_name(a, node)?, ty },
         "state" => Op::State { name: own_name(a, node)?, ty },
         "fill" => Op::Fill { value: a.real("value")?, ty },
+        "ramp" => Op::Ramp { length: ty.elements(), step: a.integer("step")? },
         "reshape" => Op::Reshape { shape: shape() },
         "broadcast" => Op::Broadcast { shape: shape() },
+        "permute" => Op::Permute { axes: a.list("axes")?.iter().map(integer).collect::<Result<_, _>>()? },
+        "stop_gradient" => Op::StopGradient,
         "select" => Op::Select,
+        "to_float" => Op::ToFloat,
+        "to_index" => Op::ToIndex { size: a.integer("size")? },
+        "lookup" => Op::Lookup,
+        "previous" => Op::Previous { time: a.integer("time")? },
         "fused" => Op::Fused(fused(a, shape())?),
         "sum" => Op::Sum { axes: a.list("axes")?.iter().map(integer).collect::<Result<_, _>>()? },
         "sum_of_squares" => Op::SumOfSquares,
@@ -429,6 +436,7 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
             time: a.integer("time")?,
             base: a.real("base")?,
             inverse: a.flag("inverse")?,
+            positions: a.flag("positions")?,
         },
         "embed" => Op::Embed,
         "embed_grad" => Op::EmbedGrad { rows: a.integer("rows")? },
@@ -441,8 +449,17 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "gather_last" => Op::GatherLast,
         "scatter_last" => Op::ScatterLast { size: a.integer("size")? },
         "count" => Op::Count { size: a.integer("size")? },
-        "limit_capacity" => Op::LimitCapacity { experts: a.integer("experts")?, capacity: a.integer("capacity")? },
-        "sort_by_expert" => Op::SortByExpert { experts: a.integer("experts")? },
+        "limit_capacity" => Op::LimitCapacity {
+            experts: a.integer("experts")?,
+            capacity: a.integer("capacity")?,
+            priority: a.optional("priority")?.map_or(Ok(CapacityPriority::Token), |v| priority(&v))?,
+        },
+        "balanced_assignment" => Op::BalancedAssignment,
+        "sort_by_expert" => {
+            // The rows are those of `order`, the second result; the operation has three.
+            let rows = types.get(1).map_or(0, TensorType::elements);
+            Op::SortByExpert { experts: a.integer("experts")?, rows }
+        }
         "dispatch" => Op::Dispatch { weighted: a.flag("weighted")? },
         "combine" => Op::Combine { weighted: a.flag("weighted")? },
         "combine_weight_grad" => Op::CombineWeightGrad,
@@ -475,6 +492,13 @@ fn own_name(a: &mut Attributes<'_>, node: &str) -> Result<String, ParseError> {
         Some(value) => Err(at(&value, "a name is a string in quotes")),
         None => Ok(node.to_string()),
     }
+}
+
+fn priority(pair: &Pair<'_, Rule>) -> Result<CapacityPriority, ParseError> {
+    CapacityPriority::ALL
+        .into_iter()
+        .find(|p| p.name() == pair.as_str())
+        .ok_or_else(|| at(pair, format!("`{}` is not `token`, `choice` or `probability`", pair.as_str())))
 }
 
 fn attention(a: &mut Attributes<'_>) -> Result<AttentionAttrs, ParseError> {

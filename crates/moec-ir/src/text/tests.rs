@@ -17,12 +17,19 @@ const EVERYTHING: &str = r#"graph {
   %least = fill {value = -inf} : f32[]
   %nan = fill {value = NaN} : f32[]
   %small = fill {value = 1e-30} : f32[]
+  %ramp = ramp {step = -2} : i32[4]
   %flat = reshape(%x) : f32[24]
   %wide = broadcast(%x) : f32[2, 4, 6]
+  %turned = permute(%wide) {axes = [2, 0, 1]} : f32[6, 2, 4]
+  %constant = stop_gradient(%x) : f32[4, 6]
   %exp = exp(%x) : f32[4, 6]
   %normal_cdf = normal_cdf(%exp) : f32[4, 6]
   %less = less(%x, %half) : f32[4, 6]
   %select = select(%less, %x, %half) : f32[4, 6]
+  %number = to_float(%ramp) : f32[4]
+  %index = to_index(%number) {size = 3} : i32[4]
+  %looked_up = lookup(%index, %ids) : i32[4]
+  %previous = previous(%ids) {time = 2} : i32[4]
   %row = sum(%x) {axes = [1]} : f32[4]
   %column = sum(%x) {axes = [0]} : f32[6]
   %fused:2 = fused(%x, %column, %row, %s, %rng) {access = [full, repeat, stretch(6), scalar], t0 = load(0), t1 = load(1), t2 = add(t0, t1), t3 = load(2), t4 = const(-1.5), t5 = relu(t3), t6 = select(t2, t5, t4), t7 = dropout(t6, rate = 0.1, key = 7), t8 = load(3), results = [t7, t2]} : f32[4, 6], f32[4, 6]
@@ -35,6 +42,10 @@ const EVERYTHING: &str = r#"graph {
   %top_k:2 = top_k(%logits) {k = 2} : f32[4, 2], i32[4, 2]
   %gate = softmax(%top_k) : f32[4, 2]
   %kept = limit_capacity(%top_k#1) {experts = 3, capacity = 2} : i32[4, 2]
+  %choice = limit_capacity(%kept) {experts = 3, capacity = 1, priority = choice} : i32[4, 2]
+  %likely = limit_capacity(%kept, %gate) {experts = 3, capacity = 1, priority = probability} : i32[4, 2]
+  %fewer:3 = sort_by_expert(%choice) {experts = 3} : i32[4], i32[3], i32[4, 2]
+  %balanced = balanced_assignment(%logits) : i32[4, 1]
   %sorted:3 = sort_by_expert(%kept) {experts = 3} : i32[4], i32[8], i32[4, 2]
   %rows = dispatch(%x, %sorted#1, %sorted#2) : f32[8, 6]
   %weighted = dispatch(%x, %sorted#1, %sorted#2, %gate) {weighted} : f32[8, 6]
@@ -59,6 +70,7 @@ const EVERYTHING: &str = r#"graph {
   %dqkv = attention_grad(%attention, %x, %attention, %attention#1) {heads = 2, time = 2, scale = 0.25} : f32[4, 6]
   %rotary = rotary(%x) {heads = 1, time = 2, base = 10000.0} : f32[4, 6]
   %back = rotary(%rotary) {heads = 1, time = 2, base = 10000.0, inverse} : f32[4, 6]
+  %placed = rotary(%x, %ramp) {heads = 1, time = 2, base = 10000.0, positions} : f32[4, 6]
   %embed = embed(%ids, %"odd \"name\"\\\n\t\u{1} é") : f32[4, 6]
   %dtable = embed_grad(%ids, %embed) {rows = 8} : f32[8, 6]
   %ce:2 = cross_entropy(%mm, %ids) : f32[], f32[4]
@@ -88,7 +100,7 @@ fn every_operation_prints_and_parses() {
     let used: std::collections::BTreeSet<&str> = graph.ids().map(|id| graph.node(id).op.mnemonic()).collect();
     let elementwise =
         |m: &str| Unary::ALL.iter().any(|f| f.mnemonic() == m) || Binary::ALL.iter().any(|f| f.mnemonic() == m);
-    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 41, "{used:?}");
+    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 49, "{used:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! Copies: `copy` moves words of any type (a reshape is a copy unless the plan shares the storage); `broadcast` repeats
-//! axes in any pattern, for the patterns that a fused program cannot read (it indexes every element anew and is slow).
-//! Each element of the result belongs to the unit that owns its index.
+//! Copies of words of any type: `copy` moves them (a reshape is a copy unless the plan shares the storage); `gather` reads
+//! them with other strides, to repeat axes in patterns that a fused program cannot read and to reorder axes (it indexes
+//! every element anew and is slow). Each element of the result belongs to the unit that owns its index.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
@@ -16,13 +16,7 @@ fn copy_kernel<W: Size>(x: &[Vector<u32, W>], y: &mut [Vector<u32, W>], n: usize
 
 /// `axes` holds, from the last axis to the first, the extent in the result and the stride in the operand (0 if repeated).
 #[cube(launch_unchecked)]
-fn broadcast_kernel(
-    x: &[f32],
-    y: &mut [f32],
-    n: usize,
-    #[comptime] axes: Vec<(usize, usize)>,
-    #[comptime] split: Split,
-) {
+fn gather_kernel(x: &[u32], y: &mut [u32], n: usize, #[comptime] axes: Vec<(usize, usize)>, #[comptime] split: Split) {
     for i in range_stepped(first_item(n, split), end_item(n, split), item_step(split)) {
         let mut rest = i;
         let mut from = 0usize.runtime();
@@ -62,22 +56,26 @@ pub(crate) fn broadcast(l: &Launcher, x: Arg, y: Arg, from: &[usize], to: &[usiz
         axes.push((extent, if repeated { 0 } else { stride }));
         stride *= if repeated { 1 } else { extent };
     }
+    gather(l, x, y, axes, || format!("broadcast {from:?} to {to:?}"));
+}
+
+/// Axis `i` of the result is axis `axes[i]` of a buffer of the given shape.
+pub(crate) fn permute(l: &Launcher, x: Arg, y: Arg, shape: &[usize], axes: &[usize]) {
+    let stride = |axis: usize| shape[axis + 1..].iter().product::<usize>();
+    let read = axes.iter().rev().map(|&axis| (shape[axis], stride(axis))).collect();
+    gather(l, x, y, read, || format!("permute {shape:?} by {axes:?}"));
+}
+
+/// `axes`: see [`gather_kernel`].
+fn gather(l: &Launcher, x: Arg, y: Arg, axes: Vec<(usize, usize)>, name: impl FnOnce() -> String) {
     let (n, split) = (y.elements(), l.split());
     l.launch(
         n,
-        || format!("broadcast {from:?} to {to:?}"),
+        name,
         // SAFETY: i < n indexes y, and the strides lead to elements of x.
         |t| unsafe {
-            broadcast_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                t.bind(x, 1),
-                t.bind(y, 1),
-                n,
-                axes.clone(),
-                split,
-            );
+            let (x, y) = (t.bind(x, 1), t.bind(y, 1));
+            gather_kernel::launch_unchecked(t.client, t.count(), t.dim(), x, y, n, axes, split);
         },
     );
 }

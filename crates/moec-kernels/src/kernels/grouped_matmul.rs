@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::matmul::{Layout, Product, product};
+use super::matmul::{Layout, Product, product, segment_end};
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
@@ -52,13 +52,14 @@ fn sum_rows<W: Size>(
     x: &[Vector<f32, W>],
     offsets: &[i32],
     y: &mut [Vector<f32, W>],
+    rows: usize,
     experts: usize,
     columns: usize,
     #[comptime] split: Split,
 ) {
     for e in 0..experts {
-        let r0 = offsets[e] as usize;
-        let r1 = offsets[e + 1] as usize;
+        let r0 = segment_end(offsets, e, rows);
+        let r1 = segment_end(offsets, e + 1, rows);
         for c in range_stepped(first_item(columns, split), end_item(columns, split), item_step(split)) {
             let mut sum = Vector::<f32, W>::new(0.0);
             for r in r0..r1 {
@@ -70,13 +71,13 @@ fn sum_rows<W: Size>(
 }
 
 /// `y [experts, outer]`: per expert the sum of its rows of `x [rows, outer]`; 0 for an expert without rows.
-pub(crate) fn grouped_sum(l: &Launcher, x: Arg, offsets: Arg, y: Arg, experts: usize, outer: usize) {
+pub(crate) fn grouped_sum(l: &Launcher, x: Arg, offsets: Arg, y: Arg, rows: usize, experts: usize, outer: usize) {
     let w = l.width(&[outer]);
     let (columns, split) = (outer / w, l.split());
     l.launch(
         columns,
         || format!("grouped_sum w{w}"),
-        // SAFETY: segments lie within the rows of `x`; a unit writes the columns that it owns.
+        // SAFETY: segments are cut off at the rows of `x`; a unit writes the columns that it owns.
         |t| unsafe {
             sum_rows::launch_unchecked(
                 t.client,
@@ -86,6 +87,7 @@ pub(crate) fn grouped_sum(l: &Launcher, x: Arg, offsets: Arg, y: Arg, experts: u
                 t.bind(x, w),
                 t.bind(offsets, 1),
                 t.bind(y, w),
+                rows,
                 experts,
                 columns,
                 split,

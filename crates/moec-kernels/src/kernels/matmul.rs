@@ -107,6 +107,12 @@ fn load_row<W: Size, L: Size>(
     }
 }
 
+/// Where a segment starts or ends, which is never beyond the last of `rows`, whatever the offsets hold.
+#[cube]
+pub(crate) fn segment_end(offsets: &[i32], e: usize, rows: usize) -> usize {
+    min(max(offsets[e], 0i32) as usize, rows)
+}
+
 #[cube(launch_unchecked)]
 fn tiled<W: Size, L: Size>(
     a: &[f32],
@@ -146,8 +152,9 @@ fn tiled<W: Size, L: Size>(
         let mut s0 = 0usize.runtime();
         let mut s1 = if comptime!(transpose_a) { k } else { m };
         if grouped != 0 {
-            s0 = offsets[e] as usize;
-            s1 = offsets[e + 1] as usize;
+            let end = s1;
+            s0 = segment_end(offsets, e, end);
+            s1 = max(segment_end(offsets, e + 1, end), s0);
         }
         // The segment's range of rows and of summed elements, and where its matrices start.
         let mut row0 = s0;
@@ -265,7 +272,7 @@ fn tiled<W: Size, L: Size>(
     // Rows after the last segment belong to no expert.
     if comptime!(!transpose_a) {
         if grouped != 0 {
-            let tail = offsets[experts] as usize;
+            let tail = segment_end(offsets, experts, m);
             let columns = n / stored;
             let c0 = min(p0 * nv * w / stored, columns);
             let c1 = min(p1 * nv * w / stored, columns);
@@ -309,12 +316,12 @@ fn per_element(
             e = row / m;
             row = row % m;
             if grouped != 0 {
-                sum0 = offsets[e] as usize;
-                sum1 = offsets[e + 1] as usize;
+                sum0 = segment_end(offsets, e, k);
+                sum1 = max(segment_end(offsets, e + 1, k), sum0);
             }
         } else {
             if grouped != 0 {
-                while e < experts && row >= offsets[e + 1] as usize {
+                while e < experts && row >= segment_end(offsets, e + 1, m) {
                     e += 1;
                 }
                 belongs = e < experts;
@@ -356,7 +363,7 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
         l.launch(
             1,
             || format!("matmul {layout:?} {tiling:?} w{aligned}"),
-            // SAFETY: columns and rows beyond the extents are neither read nor written, segments lie within `m` (or `k`).
+            // SAFETY: columns and rows beyond the extents are neither read nor written, segments are cut off at `m` (or `k`).
             |t| unsafe {
                 let groups =
                     column_groups(t.units(), n.div_ceil(w * tiling.vectors), m.div_ceil(tiling.rows * experts.max(1)));
@@ -389,7 +396,7 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
         l.launch(
             y.elements(),
             || format!("matmul per element {layout:?}"),
-            // SAFETY: a unit writes the element of `y` that it owns; segments lie within `m` (or `k`).
+            // SAFETY: a unit writes the element of `y` that it owns; segments are cut off at `m` (or `k`).
             |t| unsafe {
                 per_element::launch_unchecked(
                     t.client,

@@ -14,15 +14,18 @@
 
 pub(crate) mod adamw;
 pub(crate) mod attention;
+pub(crate) mod balance;
 pub(crate) mod copy;
 pub(crate) mod cross_entropy;
 pub(crate) mod embed;
 pub(crate) mod fill;
 pub(crate) mod fused;
 pub(crate) mod grouped_matmul;
+pub(crate) mod indices;
 mod lanes;
 pub(crate) mod matmul;
 pub(crate) mod norm;
+mod order;
 pub(crate) mod random;
 pub(crate) mod reduce;
 pub(crate) mod rotary;

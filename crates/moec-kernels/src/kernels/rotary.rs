@@ -2,7 +2,8 @@
 //! and `i + D/2` of a head turn by `position * base^(-2i/D)`; values are copied.
 //!
 //! Angles depend on the position only, so a unit takes one position, computes its sines and cosines once, and turns
-//! every head of the sequences that it owns at this position: all of them on the CPU, one on a graphics device.
+//! every head of the sequences that it owns at this position: all of them on the CPU, one on a graphics device, and one
+//! wherever positions are given for each row.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
@@ -16,6 +17,7 @@ const TURN: (f32, f32) = (6.283_185_5, -1.748_455_5e-7);
 #[cube(launch_unchecked)]
 fn rotate<W: Size>(
     qkv: &[Vector<f32, W>],
+    positions: &[i32],
     y: &mut [Vector<f32, W>],
     sequences: usize,
     owners: usize,
@@ -24,6 +26,7 @@ fn rotate<W: Size>(
     log_base: f32,
     sign: f32,
     #[comptime] width: usize,
+    #[comptime] given: bool,
     #[comptime] split: Split,
 ) {
     let w = W::value();
@@ -34,10 +37,14 @@ fn rotate<W: Size>(
     let mut sines = Array::<Vector<f32, W>>::new(half);
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let (position, owner) = (item / owners, item % owners);
+        let mut turned = f32::cast_from(position);
+        if comptime!(given) {
+            turned = f32::cast_from(positions[owner * time + position]);
+        }
         for i in 0..half {
             let pair = Vector::<f32, W>::cast_from(lane_numbers::<W>() + Vector::new(u32::cast_from(i * w)));
             let exponent = pair * Vector::new(comptime!(-2.0 / width as f32).runtime() * log_base);
-            let angle = Vector::exp(exponent) * Vector::new(f32::cast_from(position));
+            let angle = Vector::exp(exponent) * Vector::new(turned);
             let turns = Vector::round(angle * Vector::new(1.0f32 / TURN.0));
             let angle = fma(-turns, Vector::new(TURN.0), angle);
             let angle = fma(-turns, Vector::new(TURN.1), angle);
@@ -62,10 +69,11 @@ fn rotate<W: Size>(
     }
 }
 
-/// `y [N, 3C]` from `qkv [N, 3C]`; `inverse` turns back, which is the gradient.
+/// `y [N, 3C]` from `qkv [N, 3C]` and perhaps the position of each row; `inverse` turns back, which is the gradient.
 pub(crate) fn launch(
     l: &Launcher,
     qkv: Arg,
+    positions: Option<Arg>,
     y: Arg,
     heads: usize,
     time: usize,
@@ -77,13 +85,16 @@ pub(crate) fn launch(
     let width = channels / heads;
     let w = common_width(l.profile().matrix_width(), &[width / 2]);
     let sequences = tokens / time;
-    let owners = if l.is_cpu() { 1 } else { sequences };
+    let given = positions.is_some();
+    let owners = if l.is_cpu() && !given { 1 } else { sequences };
     let split = l.split();
     l.launch(
         time * owners,
-        || format!("rotary w{w} width{width}"),
+        || format!("rotary w{w} width{width}{}", if given { " positions" } else { "" }),
         // SAFETY: a unit writes the rows of its position in the sequences that it owns.
         |t| unsafe {
+            // Absent positions are never read.
+            let positions = t.bind(positions.unwrap_or(qkv), 1);
             let (qkv, y) = (t.bind(qkv, w), t.bind(y, w));
             let sign = if inverse { -1.0 } else { 1.0 };
             let log_base = base.ln() as f32;
@@ -93,6 +104,7 @@ pub(crate) fn launch(
                 t.dim(),
                 w,
                 qkv,
+                positions,
                 y,
                 sequences,
                 owners,
@@ -101,6 +113,7 @@ pub(crate) fn launch(
                 log_base,
                 sign,
                 width,
+                given,
                 split,
             );
         },

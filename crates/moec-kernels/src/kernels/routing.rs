@@ -1,9 +1,12 @@
-//! Capacity, sorting slots by expert, and moving rows to experts and back. An index of -1 means "no expert" or "no row".
+//! Capacity, sorting slots by expert, and moving rows to experts and back. An index of -1 means "no expert" or "no row",
+//! as does every index outside of its range.
 //!
-//! - `limit_capacity`, `sort_by_expert`: one unit owns an expert and reads the expert of every slot in token order, so
-//!   that first come is first served and the sort is stable, without communication between units. It writes what
-//!   belongs to its expert's slots; expert 0's unit also writes what belongs to none. Work grows as E * slots, a
-//!   counter per slot: microseconds for the sizes of a training step.
+//! - `limit_capacity`, `sort_by_expert`: one unit owns an expert and reads the expert of every slot in order, so that
+//!   first come is first served and the sort is stable, without communication between units. It writes what belongs to
+//!   its expert's slots; expert 0's unit also writes what belongs to none. Work grows as E * slots, a counter per slot:
+//!   microseconds for the sizes of a training step.
+//! - `limit_capacity_by_weight`: one unit owns a slot and counts the slots of the same expert that come before it. Work
+//!   grows as the square of the number of slots.
 //! - `dispatch`, `combine`: one unit owns a vector of a row of the result. Combine gathers the rows of a token's slots
 //!   in slot order, where a scatter would need atomics.
 //! - `combine_weight_grad`: one unit owns a slot.
@@ -11,14 +14,23 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::lanes::lane_sum;
+use super::order::order_key;
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
+/// Whether an index names one of `count`.
+#[cube]
+fn names_one(index: i32, count: usize) -> bool {
+    index >= 0 && index < i32::cast_from(count)
+}
+
+/// Slots stand in `rows` rows of `columns` and are served column by column.
 #[cube(launch_unchecked)]
 fn limit_capacity_kernel(
     experts: &[i32],
     kept: &mut [i32],
-    slots: usize,
+    rows: usize,
+    columns: usize,
     count: usize,
     capacity: u32,
     #[comptime] split: Split,
@@ -26,15 +38,63 @@ fn limit_capacity_kernel(
     for expert in range_stepped(first_item(count, split), end_item(count, split), item_step(split)) {
         let mine = i32::cast_from(expert);
         let mut accepted = 0u32.runtime();
-        for slot in 0..slots {
-            let e = experts[slot];
-            if e == mine {
-                kept[slot] = select(accepted < capacity, e, -1i32);
-                accepted += 1u32;
-            } else if expert == 0 && (e < 0 || e >= i32::cast_from(count)) {
-                kept[slot] = -1i32;
+        for column in 0..columns {
+            for row in 0..rows {
+                let slot = row * columns + column;
+                let e = experts[slot];
+                if e == mine {
+                    kept[slot] = select(accepted < capacity, e, -1i32);
+                    accepted += 1u32;
+                } else if expert == 0 && !names_one(e, count) {
+                    kept[slot] = -1i32;
+                }
             }
         }
+    }
+}
+
+/// Place of a token's largest weight in the order of floats.
+#[cube]
+fn largest_weight(weights: &[f32], token: usize, k: usize) -> u32 {
+    let mut largest = 0u32.runtime();
+    for slot in token * k..(token + 1) * k {
+        largest = max(largest, order_key(weights[slot]));
+    }
+    largest
+}
+
+#[cube(launch_unchecked)]
+fn limit_capacity_by_weight_kernel(
+    experts: &[i32],
+    weights: &[f32],
+    kept: &mut [i32],
+    slots: usize,
+    k: usize,
+    count: usize,
+    capacity: u32,
+    #[comptime] split: Split,
+) {
+    for slot in range_stepped(first_item(slots, split), end_item(slots, split), item_step(split)) {
+        let expert = experts[slot];
+        let mut result = (-1i32).runtime();
+        if names_one(expert, count) {
+            let (token, choice) = (slot / k, slot % k);
+            let largest = largest_weight(weights, token, k);
+            let mut before = 0u32.runtime();
+            for other in 0..slots {
+                if experts[other] == expert {
+                    let (other_token, other_choice) = (other / k, other % k);
+                    if other_choice < choice {
+                        before += 1u32;
+                    } else if other_choice == choice {
+                        let weight = largest_weight(weights, other_token, k);
+                        before += select(weight > largest || (weight == largest && other_token < token), 1u32, 0u32);
+                    }
+                }
+            }
+            result = select(before < capacity, expert, -1i32);
+        }
+        kept[slot] = result;
     }
 }
 
@@ -45,6 +105,7 @@ fn sort_by_expert_kernel(
     order: &mut [i32],
     positions: &mut [i32],
     slots: usize,
+    rows: usize,
     count: usize,
     #[comptime] split: Split,
 ) {
@@ -55,25 +116,29 @@ fn sort_by_expert_kernel(
         for slot in 0..slots {
             let e = experts[slot];
             before += select(e >= 0 && e < mine, 1u32, 0u32);
-            total += select(e >= 0 && e < i32::cast_from(count), 1u32, 0u32);
+            total += select(names_one(e, count), 1u32, 0u32);
         }
-        offsets[expert] = i32::cast_from(before);
         let mut next = before as usize;
+        offsets[expert] = i32::cast_from(min(next, rows));
         for slot in 0..slots {
             if experts[slot] == mine {
-                order[next] = i32::cast_from(slot);
-                positions[slot] = i32::cast_from(next);
+                let mut position = (-1i32).runtime();
+                if next < rows {
+                    order[next] = i32::cast_from(slot);
+                    position = i32::cast_from(next);
+                }
+                positions[slot] = position;
                 next += 1;
             }
         }
         if expert == 0 {
-            offsets[count] = i32::cast_from(total);
-            for row in total as usize..slots {
+            let filled = min(total as usize, rows);
+            offsets[count] = i32::cast_from(filled);
+            for row in filled..rows {
                 order[row] = -1i32;
             }
             for slot in 0..slots {
-                let e = experts[slot];
-                if e < 0 || e >= i32::cast_from(count) {
+                if !names_one(experts[slot], count) {
                     positions[slot] = -1i32;
                 }
             }
@@ -87,18 +152,19 @@ fn dispatch_kernel<W: Size>(
     order: &[i32],
     weights: &Sequence<Box<[f32]>>,
     y: &mut [Vector<f32, W>],
+    rows: usize,
     slots: usize,
     k: usize,
     #[comptime] cols: usize,
     #[comptime] weighted: bool,
     #[comptime] split: Split,
 ) {
-    let items = slots * cols;
+    let items = rows * cols;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let slot = order[item / cols];
         let mut value = Vector::<f32, W>::new(0.0f32);
-        if slot >= 0 {
-            let slot = min(slot as usize, slots - 1);
+        if names_one(slot, slots) {
+            let slot = slot as usize;
             value = x[slot / k * cols + item % cols];
             if comptime!(weighted) {
                 value = value * Vector::new(weights[0][slot]);
@@ -114,6 +180,7 @@ fn combine_kernel<W: Size>(
     positions: &[i32],
     weights: &Sequence<Box<[f32]>>,
     z: &mut [Vector<f32, W>],
+    rows: usize,
     tokens: usize,
     k: usize,
     #[comptime] cols: usize,
@@ -126,8 +193,8 @@ fn combine_kernel<W: Size>(
         let mut sum = Vector::<f32, W>::new(0.0f32);
         for slot in token * k..(token + 1) * k {
             let row = positions[slot];
-            if row >= 0 {
-                let value = y[min(row as usize, tokens * k - 1) * cols + item % cols];
+            if names_one(row, rows) {
+                let value = y[row as usize * cols + item % cols];
                 if comptime!(weighted) {
                     sum = fma(value, Vector::new(weights[0][slot]), sum);
                 } else {
@@ -145,6 +212,7 @@ fn combine_weight_grad_kernel<W: Size>(
     y: &[Vector<f32, W>],
     positions: &[i32],
     dweights: &mut [f32],
+    rows: usize,
     slots: usize,
     k: usize,
     cols: usize,
@@ -153,8 +221,8 @@ fn combine_weight_grad_kernel<W: Size>(
     for slot in range_stepped(first_item(slots, split), end_item(slots, split), item_step(split)) {
         let row = positions[slot];
         let mut sum = Vector::<f32, W>::new(0.0f32);
-        if row >= 0 {
-            let from = min(row as usize, slots - 1) * cols;
+        if names_one(row, rows) {
+            let from = row as usize * cols;
             let token = slot / k * cols;
             for c in 0..cols {
                 sum = fma(dz[token + c], y[from + c], sum);
@@ -164,14 +232,23 @@ fn combine_weight_grad_kernel<W: Size>(
     }
 }
 
-/// Entries beyond `capacity` of their expert become -1, first come, first served.
-pub(crate) fn limit_capacity(l: &Launcher, experts: Arg, kept: Arg, count: usize, capacity: usize) {
-    let (slots, split) = (experts.elements(), l.split());
+/// Entries beyond `capacity` of their expert become -1. Slots stand in `rows` rows of `columns` and are served column by
+/// column.
+pub(crate) fn limit_capacity(
+    l: &Launcher,
+    experts: Arg,
+    kept: Arg,
+    rows: usize,
+    columns: usize,
+    count: usize,
+    capacity: usize,
+) {
+    let split = l.split();
     let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
     l.launch(
         count,
         || "limit_capacity".to_string(),
-        // SAFETY: both buffers hold `slots` elements.
+        // SAFETY: both buffers hold rows * columns elements.
         |t| unsafe {
             let (experts, kept) = (t.bind(experts, 1), t.bind(kept, 1));
             limit_capacity_kernel::launch_unchecked(
@@ -180,7 +257,8 @@ pub(crate) fn limit_capacity(l: &Launcher, experts: Arg, kept: Arg, count: usize
                 t.dim(),
                 experts,
                 kept,
-                slots,
+                rows,
+                columns,
                 count,
                 capacity,
                 split,
@@ -189,13 +267,51 @@ pub(crate) fn limit_capacity(l: &Launcher, experts: Arg, kept: Arg, count: usize
     );
 }
 
-/// A stable sort of slots by expert: where each expert's rows start, the slot of each row, and the row of each slot.
-pub(crate) fn sort_by_expert(l: &Launcher, experts: Arg, offsets: Arg, order: Arg, positions: Arg, count: usize) {
+/// Entries beyond `capacity` of their expert become -1, served by (slot of the token, largest weight of the token,
+/// token).
+pub(crate) fn limit_capacity_by_weight(
+    l: &Launcher,
+    experts: Arg,
+    weights: Arg,
+    kept: Arg,
+    k: usize,
+    count: usize,
+    capacity: usize,
+) {
     let (slots, split) = (experts.elements(), l.split());
+    let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+    l.launch(
+        slots,
+        || "limit_capacity_by_weight".to_string(),
+        // SAFETY: the three buffers hold `slots` elements, whole rows of k.
+        |t| unsafe {
+            let (experts, weights, kept) = (t.bind(experts, 1), t.bind(weights, 1), t.bind(kept, 1));
+            limit_capacity_by_weight_kernel::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                experts,
+                weights,
+                kept,
+                slots,
+                k,
+                count,
+                capacity,
+                split,
+            );
+        },
+    );
+}
+
+/// A stable sort of slots by expert: where each expert's rows start, the slot of each row, and the row of each slot. What
+/// `order` has no room for is dropped.
+pub(crate) fn sort_by_expert(l: &Launcher, experts: Arg, offsets: Arg, order: Arg, positions: Arg, count: usize) {
+    let (slots, rows, split) = (experts.elements(), order.elements(), l.split());
     l.launch(
         count,
         || "sort_by_expert".to_string(),
-        // SAFETY: experts, order and positions hold `slots` elements, offsets count + 1, and each slot is placed once.
+        // SAFETY: experts and positions hold `slots` elements, order `rows`, offsets count + 1; a row beyond `rows` is not
+        // written.
         |t| unsafe {
             sort_by_expert_kernel::launch_unchecked(
                 t.client,
@@ -206,6 +322,7 @@ pub(crate) fn sort_by_expert(l: &Launcher, experts: Arg, offsets: Arg, order: Ar
                 t.bind(order, 1),
                 t.bind(positions, 1),
                 slots,
+                rows,
                 count,
                 split,
             );
@@ -225,11 +342,12 @@ pub(crate) fn dispatch(
     channels: usize,
 ) {
     let w = l.width(&[channels]);
-    let (slots, cols, split) = (tokens * k, channels / w, l.split());
+    let (rows, slots, cols, split) = (order.elements(), tokens * k, channels / w, l.split());
     l.launch(
-        slots * cols,
+        rows * cols,
         || format!("dispatch w{w} cols {cols}{}", if weights.is_some() { " weighted" } else { "" }),
-        // SAFETY: x holds tokens * cols vectors, y slots * cols, order and weights one element per slot.
+        // SAFETY: x holds tokens * cols vectors, y and order a row per row, weights one element per slot, and slots are
+        // compared with their number.
         |t| unsafe {
             dispatch_kernel::launch_unchecked(
                 t.client,
@@ -240,6 +358,7 @@ pub(crate) fn dispatch(
                 t.bind(order, 1),
                 weights.iter().map(|&s| t.bind(s, 1)).collect(),
                 t.bind(y, w),
+                rows,
                 slots,
                 k,
                 cols,
@@ -262,11 +381,12 @@ pub(crate) fn combine(
     channels: usize,
 ) {
     let w = l.width(&[channels]);
-    let (cols, split) = (channels / w, l.split());
+    let (rows, cols, split) = (y.elements() / channels, channels / w, l.split());
     l.launch(
         tokens * cols,
         || format!("combine w{w} cols {cols}{}", if weights.is_some() { " weighted" } else { "" }),
-        // SAFETY: y holds tokens * k * cols vectors, z tokens * cols, positions and weights one element per slot.
+        // SAFETY: y holds rows * cols vectors, z tokens * cols, positions and weights one element per slot, and positions
+        // are compared with the number of rows.
         |t| unsafe {
             combine_kernel::launch_unchecked(
                 t.client,
@@ -277,6 +397,7 @@ pub(crate) fn combine(
                 t.bind(positions, 1),
                 weights.iter().map(|&s| t.bind(s, 1)).collect(),
                 t.bind(z, w),
+                rows,
                 tokens,
                 k,
                 cols,
@@ -294,16 +415,17 @@ pub(crate) fn combine_weight_grad(
     y: Arg,
     positions: Arg,
     dweights: Arg,
-    tokens: usize,
     k: usize,
     channels: usize,
 ) {
     let w = l.width(&[channels]);
-    let (slots, cols, split) = (tokens * k, channels / w, l.split());
+    let (rows, slots) = (y.elements() / channels, positions.elements());
+    let (cols, split) = (channels / w, l.split());
     l.launch(
         slots,
         || format!("combine_weight_grad w{w}"),
-        // SAFETY: dz holds tokens * cols vectors, y slots * cols, positions and dweights one element per slot.
+        // SAFETY: dz holds slots / k * cols vectors, y rows * cols, positions and dweights one element per slot, and
+        // positions are compared with the number of rows.
         |t| unsafe {
             let (dz, y) = (t.bind(dz, w), t.bind(y, w));
             let (positions, dweights) = (t.bind(positions, 1), t.bind(dweights, 1));
@@ -316,6 +438,7 @@ pub(crate) fn combine_weight_grad(
                 y,
                 positions,
                 dweights,
+                rows,
                 slots,
                 k,
                 cols,

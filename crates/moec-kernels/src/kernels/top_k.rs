@@ -1,26 +1,27 @@
-//! Selection along the last axis. Ties go to the lower index, NaN counts as -inf, an index of -1 is skipped.
+//! Selection along the last axis. Ties go to the lower index, NaN comes after everything, and an index outside of its
+//! range, such as -1, is skipped.
 //!
 //! - `top_k` by passes: one unit owns a row; pass `j` finds the largest element that comes after the one of pass
-//!   `j - 1`. `k` times the row; the choice for short rows (experts of a token).
+//!   `j - 1`. `k` times the row: for few of a row.
+//! - `top_k` by heap: one unit owns a row and keeps the best `k` so far in its part of the result, the worst of them
+//!   first, which it sorts at the end. At most `log k` times the row: for many of a row, on the CPU.
 //! - `top_k` by rank: one unit owns an element; its rank is the number of elements that come before it, and if it is
-//!   below `k` it is the place in the result, which no other element has. For long rows (tokens of an expert).
+//!   below `k` it is the place in the result, which no other element has. The square of the row, but one unit per
+//!   element: for many of a row, on a graphics device.
 //! - `gather_last`, `scatter_last`: one unit owns an element of the result, or a row of it.
 //! - `count`: one unit owns a bin and reads all indices.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
+use super::order::order_key;
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
-/// Rows longer than this are ranked.
-const LONGEST_PASS: usize = 256;
+/// Most passes over a row.
+const MOST_PASSES: usize = 8;
 
-/// A value as it is compared: NaN is the smallest. `lowest` is -inf, an argument of the kernels because WGSL has no
-/// literal for it.
-#[cube]
-fn sort_key(x: f32, lowest: f32) -> f32 {
-    select(x == x, x, lowest)
-}
+/// Rows up to this length take passes on a graphics device, however many.
+const SHORT_ROW: usize = 64;
 
 #[cube(launch_unchecked)]
 fn top_k_passes(
@@ -30,23 +31,22 @@ fn top_k_passes(
     rows: usize,
     extent: usize,
     k: usize,
-    lowest: f32,
     #[comptime] split: Split,
 ) {
     for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
         let base = r * extent;
-        let mut previous = 0.0f32.runtime();
+        let mut previous = 0u32.runtime();
         // One more than the index found last.
         let mut after = 0usize.runtime();
         for j in 0..k {
-            let mut best = 0.0f32.runtime();
+            let mut best = 0u32.runtime();
             let mut found = extent;
             for e in 0..extent {
-                let v = sort_key(x[base + e], lowest);
-                let candidate = j == 0 || v < previous || (v == previous && e >= after);
-                let better = found == extent || v > best;
+                let key = order_key(x[base + e]);
+                let candidate = j == 0 || key < previous || (key == previous && e >= after);
+                let better = found == extent || key > best;
                 if candidate && better {
-                    best = v;
+                    best = key;
                     found = e;
                 }
             }
@@ -54,6 +54,79 @@ fn top_k_passes(
             indices[r * k + j] = i32::cast_from(found);
             previous = best;
             after = found + 1;
+        }
+    }
+}
+
+/// Whether element `a` of the results comes after element `b`.
+#[cube]
+fn comes_after(values: &[f32], indices: &[i32], a: usize, b: usize) -> bool {
+    let (key_a, key_b) = (order_key(values[a]), order_key(values[b]));
+    key_a < key_b || (key_a == key_b && indices[a] > indices[b])
+}
+
+/// Exchanges two elements of the results.
+#[cube]
+fn exchange(values: &mut [f32], indices: &mut [i32], a: usize, b: usize) {
+    let (value, index) = (values[a], indices[a]);
+    values[a] = values[b];
+    indices[a] = indices[b];
+    values[b] = value;
+    indices[b] = index;
+}
+
+/// Moves element `start` of the heap of `count` elements at `base` down to where nothing below it comes after it.
+#[cube]
+fn sift_down(values: &mut [f32], indices: &mut [i32], base: usize, start: usize, count: usize) {
+    let mut at = start;
+    let mut child = 2 * at + 1;
+    while child < count {
+        if child + 1 < count && comes_after(&*values, &*indices, base + child + 1, base + child) {
+            child += 1;
+        }
+        if comes_after(&*values, &*indices, base + child, base + at) {
+            exchange(values, indices, base + child, base + at);
+            at = child;
+            child = 2 * at + 1;
+        } else {
+            child = count;
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn top_k_heap(
+    x: &[f32],
+    values: &mut [f32],
+    indices: &mut [i32],
+    rows: usize,
+    extent: usize,
+    k: usize,
+    #[comptime] split: Split,
+) {
+    for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
+        let base = r * k;
+        for e in 0..k {
+            values[base + e] = x[r * extent + e];
+            indices[base + e] = i32::cast_from(e);
+        }
+        for i in 0..k / 2 {
+            sift_down(values, indices, base, k / 2 - 1 - i, k);
+        }
+        let mut worst = order_key(values[base]);
+        for e in k..extent {
+            let v = x[r * extent + e];
+            // An equal element stands before this one.
+            if order_key(v) > worst {
+                values[base] = v;
+                indices[base] = i32::cast_from(e);
+                sift_down(values, indices, base, 0usize, k);
+                worst = order_key(values[base]);
+            }
+        }
+        for i in 1..k {
+            exchange(values, indices, base, base + k - i);
+            sift_down(values, indices, base, 0usize, k - i);
         }
     }
 }
@@ -66,7 +139,6 @@ fn top_k_ranks(
     rows: usize,
     extent: usize,
     k: usize,
-    lowest: f32,
     #[comptime] split: Split,
 ) {
     let items = rows * extent;
@@ -74,13 +146,13 @@ fn top_k_ranks(
         let r = item / extent;
         let e = item % extent;
         let base = r * extent;
-        let v = sort_key(x[item], lowest);
+        let key = order_key(x[item]);
         let mut rank = 0u32.runtime();
         for other in 0..e {
-            rank += select(sort_key(x[base + other], lowest) >= v, 1u32, 0u32);
+            rank += select(order_key(x[base + other]) >= key, 1u32, 0u32);
         }
         for other in e + 1..extent {
-            rank += select(sort_key(x[base + other], lowest) > v, 1u32, 0u32);
+            rank += select(order_key(x[base + other]) > key, 1u32, 0u32);
         }
         let rank = rank as usize;
         if rank < k {
@@ -103,8 +175,8 @@ fn gather_last_kernel(
     for slot in range_stepped(first_item(n, split), end_item(n, split), item_step(split)) {
         let index = indices[slot];
         let mut value = 0.0f32.runtime();
-        if index >= 0 {
-            value = x[slot / k * extent + min(index as usize, extent - 1)];
+        if index >= 0 && (index as usize) < extent {
+            value = x[slot / k * extent + index as usize];
         }
         y[slot] = value;
     }
@@ -126,8 +198,8 @@ fn scatter_last_kernel(
         }
         for j in 0..k {
             let index = indices[r * k + j];
-            if index >= 0 {
-                let at = r * size + min(index as usize, size - 1);
+            if index >= 0 && (index as usize) < size {
+                let at = r * size + index as usize;
                 y[at] = y[at] + values[r * k + j];
             }
         }
@@ -149,48 +221,36 @@ fn count_kernel(indices: &[i32], counts: &mut [f32], n: usize, size: usize, #[co
 /// The k largest of each row in decreasing order, with their indices.
 pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize, extent: usize, k: usize) {
     let split = l.split();
-    if extent <= LONGEST_PASS {
+    // SAFETY, of all three: x holds rows * extent elements and the results rows * k; k <= extent, so every pass finds an
+    // element, heaps are filled, and ranks below k index the results.
+    if k <= MOST_PASSES || extent <= SHORT_ROW && !l.is_cpu() {
         l.launch(
             rows,
             || "top_k passes".to_string(),
-            // SAFETY: x holds rows * extent elements and the results rows * k; k <= extent, so every pass finds one.
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
-                top_k_passes::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    x,
-                    values,
-                    indices,
-                    rows,
-                    extent,
-                    k,
-                    f32::NEG_INFINITY,
-                    split,
-                );
+                let (client, count, dim) = (t.client, t.count(), t.dim());
+                top_k_passes::launch_unchecked(client, count, dim, x, values, indices, rows, extent, k, split);
+            },
+        );
+    } else if l.is_cpu() {
+        l.launch(
+            rows,
+            || "top_k heap".to_string(),
+            |t| unsafe {
+                let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
+                let (client, count, dim) = (t.client, t.count(), t.dim());
+                top_k_heap::launch_unchecked(client, count, dim, x, values, indices, rows, extent, k, split);
             },
         );
     } else {
         l.launch(
             rows * extent,
             || "top_k ranks".to_string(),
-            // SAFETY: as above; ranks below k index the results.
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
-                top_k_ranks::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    x,
-                    values,
-                    indices,
-                    rows,
-                    extent,
-                    k,
-                    f32::NEG_INFINITY,
-                    split,
-                );
+                let (client, count, dim) = (t.client, t.count(), t.dim());
+                top_k_ranks::launch_unchecked(client, count, dim, x, values, indices, rows, extent, k, split);
             },
         );
     }
@@ -202,7 +262,7 @@ pub(crate) fn gather_last(l: &Launcher, x: Arg, indices: Arg, y: Arg, rows: usiz
     l.launch(
         n,
         || "gather_last".to_string(),
-        // SAFETY: indices and y hold n elements, x rows * extent, and indices are clamped.
+        // SAFETY: indices and y hold n elements, x rows * extent, and indices are compared with it.
         |t| unsafe {
             let (x, indices, y) = (t.bind(x, 1), t.bind(indices, 1), t.bind(y, 1));
             gather_last_kernel::launch_unchecked(t.client, t.count(), t.dim(), x, indices, y, n, extent, k, split);
@@ -216,7 +276,7 @@ pub(crate) fn scatter_last(l: &Launcher, values: Arg, indices: Arg, y: Arg, rows
     l.launch(
         rows,
         || "scatter_last".to_string(),
-        // SAFETY: values and indices hold rows * k elements, y rows * size, and indices are clamped.
+        // SAFETY: values and indices hold rows * k elements, y rows * size, and indices are compared with it.
         |t| unsafe {
             let (values, indices, y) = (t.bind(values, 1), t.bind(indices, 1), t.bind(y, 1));
             scatter_last_kernel::launch_unchecked(

@@ -2,8 +2,8 @@
 //!
 //! | From | To |
 //! |---|---|
-//! | reshape or broadcast to the same shape | nothing |
-//! | reshape of reshape, broadcast of broadcast | one |
+//! | reshape or broadcast to the same shape, permutation of no axis, stop_gradient | nothing |
+//! | reshape of reshape, broadcast of broadcast, permutation of permutation | one |
 //! | broadcast or sum that only adds or removes extents of 1 | reshape |
 //! | constant (+, *, ==) x | x (+, *, ==) constant |
 //! | x + 0, x - 0, x * 1, x / 1 | x |
@@ -86,6 +86,16 @@ fn simplify(g: &Graph, op: &Op, operands: &[Value], ty: &TensorType) -> Option<S
         Op::Broadcast { .. } => {
             matches!(producer, Op::Broadcast { .. }).then(|| Simpler::Op(op.clone(), g.operands(x.node)))
         }
+        Op::Permute { axes } if axes.iter().enumerate().all(|(i, &axis)| i == axis) => Some(Simpler::Value(x)),
+        Op::Permute { axes } => match producer {
+            Op::Permute { axes: first } => {
+                let axes = axes.iter().map(|&axis| first[axis]).collect();
+                Some(Simpler::Op(Op::Permute { axes }, g.operands(x.node)))
+            }
+            _ => None,
+        },
+        // Gradients have been taken by now.
+        Op::StopGradient => Some(Simpler::Value(x)),
         Op::Sum { axes } => axes
             .iter()
             .all(|&a| from.shape.get(a) == Some(&1))

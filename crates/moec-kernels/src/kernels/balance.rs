@@ -1,0 +1,244 @@
+//! Balanced assignment of tokens to experts: the auction that `moec_ir::balanced_assignment` describes, bid for bid, in
+//! 32 bits.
+//!
+//! One unit holds the whole auction, since each bid depends on the one before. Prices and holders of the places stand in
+//! scratch memory: first the `floor` places of each expert, a binary heap with the cheapest first, then one additional
+//! place per expert if there are any. Where the scores are small binary fractions every number is exact, and the result
+//! is that of the reference.
+
+#![allow(unsafe_code, reason = "kernel launches")]
+
+use super::order::order_key;
+use crate::launch::{Arg, Launcher};
+use cubecl::prelude::*;
+
+/// What a bid adds beyond the lead, in units of the largest power of two that is not above the range of the scores.
+const EPSILON: f32 = 1.0 / 128.0;
+
+/// Bids, for each place, after which the auction is given up.
+const BIDS_PER_PLACE: u32 = 1024;
+
+/// Scores count as within this distance of 0: 2^125, so that the inverse of their range is a normal number.
+const LARGEST: f32 = 4.253_529_6e37;
+
+/// Extents of an auction.
+#[derive(CubeType, Clone, Copy)]
+struct Extents {
+    tokens: usize,
+    experts: usize,
+    floor: usize,
+    places: usize,
+}
+
+/// The score of a token for an expert, from 0 on, in units of a power of two.
+#[cube]
+fn value_of(scores: &[f32], at: usize, lowest: f32, scale: f32) -> f32 {
+    (min(max(scores[at], -LARGEST), LARGEST) - lowest) * scale
+}
+
+/// Restores the heap of an expert's places after the price of its root rose.
+#[cube]
+fn sift_down(prices: &mut [f32], holders: &mut [i32], root: usize, count: usize) {
+    let mut at = 0usize.runtime();
+    let mut child = 1usize.runtime();
+    while child < count {
+        if child + 1 < count && prices[root + child + 1] < prices[root + child] {
+            child += 1;
+        }
+        if prices[root + child] < prices[root + at] {
+            let price = prices[root + at];
+            let holder = holders[root + at];
+            prices[root + at] = prices[root + child];
+            holders[root + at] = holders[root + child];
+            prices[root + child] = price;
+            holders[root + child] = holder;
+            at = child;
+            child = 2 * at + 1;
+        } else {
+            child = count;
+        }
+    }
+}
+
+/// One bid of `bidder`. Returns who lost the place, or -1.
+#[cube]
+fn bid(
+    scores: &[f32],
+    prices: &mut [f32],
+    holders: &mut [i32],
+    bidder: usize,
+    lowest: f32,
+    scale: f32,
+    e: &Extents,
+) -> i32 {
+    let is_token = bidder < e.tokens;
+    let common = e.experts * e.floor;
+    let mut seen = 0u32.runtime();
+    let mut best = 0.0f32.runtime();
+    let mut second = 0.0f32.runtime();
+    let mut place = 0usize.runtime();
+    for expert in 0..e.experts {
+        let mut value = 0.0f32.runtime();
+        // The cheapest of a heap, and the second cheapest, which is one of the two below it.
+        let mut first = common + expert;
+        let mut end = first;
+        if is_token {
+            value = value_of(scores, bidder * e.experts + expert, lowest, scale);
+            first = expert * e.floor;
+            end = first + min(e.floor, 3);
+        }
+        let additional = select(e.places > common, 1usize, 0usize);
+        for i in 0..end - first + additional {
+            let at = if first + i < end { first + i } else { common + expert };
+            let gain = value - prices[at];
+            if seen == 0 || gain > best {
+                second = best;
+                best = gain;
+                place = at;
+                seen += 1u32;
+            } else if seen == 1 || gain > second {
+                second = gain;
+                seen += 1u32;
+            }
+        }
+    }
+    let lead = select(seen > 1u32, best - second, 0.0f32);
+    prices[place] = prices[place] + (lead + EPSILON);
+    let former = holders[place];
+    holders[place] = i32::cast_from(bidder);
+    if place < common {
+        sift_down(prices, holders, place, e.floor);
+    }
+    former
+}
+
+/// Balanced, but not near the best sum: each token in turn takes the expert that it likes best of those that may accept
+/// one more. The first places' holders serve as loads.
+#[cube]
+fn in_token_order(scores: &[f32], chosen: &mut [i32], loads: &mut [i32], lowest: f32, scale: f32, e: &Extents) {
+    let floor = i32::cast_from(e.floor);
+    let mut additional = e.tokens - e.experts * e.floor;
+    for expert in 0..e.experts {
+        loads[expert] = 0i32;
+    }
+    for token in 0..e.tokens {
+        let mut best = (-1.0f32).runtime();
+        let mut choice = 0usize.runtime();
+        for expert in 0..e.experts {
+            let open = loads[expert] < floor || (loads[expert] == floor && additional > 0);
+            let value = value_of(scores, token * e.experts + expert, lowest, scale);
+            if open && value > best {
+                best = value;
+                choice = expert;
+            }
+        }
+        if loads[choice] == floor {
+            additional -= 1;
+        }
+        loads[choice] = loads[choice] + 1i32;
+        chosen[token] = i32::cast_from(choice);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn auction(
+    scores: &[f32],
+    chosen: &mut [i32],
+    prices: &mut [f32],
+    holders: &mut [i32],
+    tokens: usize,
+    experts: usize,
+    floor: usize,
+    places: usize,
+    fillers: usize,
+    limit: u32,
+) {
+    if ABSOLUTE_POS == 0 {
+        let e = Extents { tokens, experts, floor, places };
+        let common = experts * floor;
+        let mut refused = false;
+        let mut lowest = LARGEST.runtime();
+        let mut highest = (-LARGEST).runtime();
+        for i in 0..tokens * experts {
+            refused = refused || order_key(scores[i]) == 0u32;
+            let score = min(max(scores[i], -LARGEST), LARGEST);
+            lowest = min(lowest, score);
+            highest = max(highest, score);
+        }
+        for token in 0..tokens {
+            chosen[token] = -1i32;
+        }
+        if !refused {
+            for place in 0..places {
+                prices[place] = 0.0f32.runtime();
+                holders[place] = -1i32;
+            }
+            // The inverse of the largest power of two that is not above the range; 0 for no range.
+            let exponent = u32::reinterpret(highest - lowest) >> 23u32;
+            let scale = f32::reinterpret(select(exponent == 0u32, 0u32, (254u32 - exponent) << 23u32));
+            let mut left = limit;
+            let mut given_up = false;
+            for bidder in 0..tokens + fillers {
+                let mut next = i32::cast_from(bidder);
+                while next >= 0 {
+                    if left == 0u32 {
+                        given_up = true;
+                        next = -1i32;
+                    } else {
+                        left -= 1u32;
+                        next = bid(scores, prices, holders, next as usize, lowest, scale, &e);
+                    }
+                }
+            }
+            if given_up {
+                in_token_order(scores, chosen, holders, lowest, scale, &e);
+            } else {
+                for place in 0..places {
+                    let holder = holders[place];
+                    if holder >= 0 && (holder as usize) < tokens {
+                        let mut expert = place - min(common, place);
+                        if place < common {
+                            expert = place / floor;
+                        }
+                        chosen[holder as usize] = i32::cast_from(expert);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One expert per token from `scores [tokens, experts]`, or -1 for all if a score is NaN.
+pub(crate) fn launch(l: &Launcher, scores: Arg, chosen: Arg, tokens: usize, experts: usize) {
+    let floor = tokens / experts;
+    let additional = if tokens == experts * floor { 0 } else { experts };
+    let places = experts * floor + additional;
+    let fillers = if floor == 0 { 0 } else { places - tokens };
+    let limit = u32::try_from(places).unwrap_or(u32::MAX).saturating_mul(BIDS_PER_PLACE);
+    let [prices, holders] = l.scratch().halves();
+    l.launch(
+        1,
+        || "balanced_assignment".to_string(),
+        // SAFETY: inference allows no more tokens and experts together than half of the scratch memory has elements, and
+        // there are no more places than that; holders are -1 or bidders, and only tokens index `chosen`.
+        |t| unsafe {
+            let (scores, chosen) = (t.bind(scores, 1), t.bind(chosen, 1));
+            let (prices, holders) = (t.bind(prices, 1), t.bind(holders, 1));
+            auction::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                scores,
+                chosen,
+                prices,
+                holders,
+                tokens,
+                experts,
+                floor,
+                places,
+                fillers,
+                limit,
+            );
+        },
+    );
+}
