@@ -2,8 +2,8 @@
 //! reference evaluator, and every differentiable case is checked by finite differences.
 
 use moec_ir::{
-    Access, AdamWAttrs, AttentionAttrs, Binary, Builder, Data, FusedProgram, Graph, Instr, Op, Tensor, TensorType,
-    Unary, Value, random,
+    Access, AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, Data, FusedProgram, Graph, Instr, Op,
+    Tensor, TensorType, Unary, Value, random,
 };
 use std::collections::BTreeMap;
 
@@ -208,6 +208,33 @@ fn elementwise(cases: &mut Vec<Case>) {
     let mut c = CaseBuilder::new("reshape");
     let x = c.normal("x", &[6, 7]);
     cases.push(c.finish(Op::Reshape { shape: vec![3, 14] }, &[x]));
+    for (from, to) in
+        [(vec![3, 1], vec![3, 7]), (vec![7], vec![3, 7]), (vec![1], vec![5]), (vec![2, 1, 3], vec![2, 4, 3])]
+    {
+        let mut c = CaseBuilder::new(format!("broadcast of integers {from:?} to {to:?}"));
+        let x = c.indices("x", &from, 100);
+        cases.push(c.finish(Op::Broadcast { shape: to }, &[x]));
+    }
+    for (shape, axes) in [
+        (vec![], vec![]),
+        (vec![7], vec![0]),
+        (vec![3, 7], vec![1, 0]),
+        (vec![33, 17], vec![1, 0]),
+        (vec![2, 3, 5], vec![2, 0, 1]),
+        (vec![2, 3, 5, 7], vec![3, 1, 0, 2]),
+        (vec![4, 1, 8, 16], vec![0, 2, 1, 3]),
+    ] {
+        let mut c = CaseBuilder::new(format!("permute {shape:?} by {axes:?}"));
+        let x = c.normal("x", &shape);
+        cases.push(c.finish(Op::Permute { axes }, &[x]));
+    }
+    let mut c = CaseBuilder::new("permute twice");
+    let x = c.normal("x", &[2, 3, 5]);
+    let turned = c.b.permute(x, &[1, 2, 0]);
+    cases.push(c.finish(Op::Permute { axes: vec![2, 0, 1] }, &[turned]));
+    let mut c = CaseBuilder::new("stop gradient");
+    let x = c.normal("x", &[3, 17]);
+    cases.push(c.finish(Op::StopGradient, &[x]));
     let c = CaseBuilder::new("fill");
     cases.push(c.finish(Op::Fill { value: (-2.5).into(), ty: TensorType::f32([3, 17]) }, &[]));
 
@@ -379,9 +406,14 @@ fn attention(cases: &mut Vec<Case>) {
         }
     }
     for inverse in [false, true] {
-        let mut c = CaseBuilder::new(format!("rotary inverse={inverse}"));
-        let qkv = c.normal("qkv", &[2 * 7, 3 * 3 * 6]);
-        cases.push(c.finish(Op::Rotary { heads: 3, time: 7, base: 10000.0.into(), inverse }, &[qkv]));
+        for positions in [false, true] {
+            let mut c = CaseBuilder::new(format!("rotary inverse={inverse} positions={positions}"));
+            let mut operands = vec![c.normal("qkv", &[2 * 7, 3 * 3 * 6])];
+            if positions {
+                operands.push(c.indices("positions", &[2 * 7], 40));
+            }
+            cases.push(c.finish(Op::Rotary { heads: 3, time: 7, base: 10000.0.into(), inverse, positions }, &operands));
+        }
     }
 }
 
@@ -422,6 +454,21 @@ fn randomness(cases: &mut Vec<Case>) {
 }
 
 fn routing(cases: &mut Vec<Case>) {
+    for (n, e, k) in [(3, 300, 2), (2, 300, 17), (1, 4096, 4096), (5, 70, 70)] {
+        let mut c = CaseBuilder::new(format!("top k of long rows N={n} E={e} K={k}"));
+        let x = c.normal("x", &[n, e]);
+        if e > 1000 {
+            // Central differences of thousands of results take long.
+            c.differentiable.clear();
+        }
+        cases.push(c.finish(Op::TopK { k }, &[x]));
+    }
+    for k in [1, 5, 12, 70] {
+        let mut c = CaseBuilder::new(format!("top {k} of what is no number"));
+        let odd = [f64::NAN, f64::NEG_INFINITY, 0.0, -0.0, f64::INFINITY, -1e-40, f64::NEG_INFINITY, f64::NAN];
+        let x = c.given("x", &[3, 70], (0..210).map(|i| odd[(i * i + i / 70) % 8]).collect());
+        cases.push(c.finish(Op::TopK { k }, &[x]));
+    }
     for (n, e, k) in [(1, 1, 1), (7, 3, 1), (17, 4, 2), (33, 7, 3), (5, 8, 8), (64, 8, 2)] {
         let name = format!("N={n} E={e} K={k}");
         let mut c = CaseBuilder::new(format!("top k {name}"));
@@ -436,7 +483,20 @@ fn routing(cases: &mut Vec<Case>) {
         for capacity in [1, n.div_ceil(2), n * k] {
             let mut c = CaseBuilder::new(format!("limit capacity {capacity} {name}"));
             let i = c.experts("i", n, k, e, false);
-            cases.push(c.finish(Op::LimitCapacity { experts: e, capacity }, &[i]));
+            let priority = CapacityPriority::Token;
+            cases.push(c.finish(Op::LimitCapacity { experts: e, capacity, priority }, &[i]));
+            let mut c = CaseBuilder::new(format!("limit capacity {capacity} by choice {name}"));
+            let i = c.experts("i", n, k, e, true);
+            let priority = CapacityPriority::Choice;
+            cases.push(c.finish(Op::LimitCapacity { experts: e, capacity, priority }, &[i]));
+            for values in [2, 1000] {
+                let mut c = CaseBuilder::new(format!("limit capacity {capacity} by {values} probabilities {name}"));
+                let i = c.experts("i", n, k, e, true);
+                let weights = (0..n * k).map(|_| f64::from(c.draw.below(values)) / 8.0 - 3.0).collect();
+                let weights = c.given("weights", &[n, k], weights);
+                let priority = CapacityPriority::Probability;
+                cases.push(c.finish(Op::LimitCapacity { experts: e, capacity, priority }, &[i, weights]));
+            }
         }
         for drops in [false, true] {
             let name = format!("{name} drops={drops}");
@@ -448,13 +508,13 @@ fn routing(cases: &mut Vec<Case>) {
             cases.push(c.finish(Op::ScatterLast { size: e }, &[x, i]));
             let mut c = CaseBuilder::new(format!("sort by expert {name}"));
             let i = c.experts("i", n, k, e, drops);
-            cases.push(c.finish(Op::SortByExpert { experts: e }, &[i]));
+            cases.push(c.finish(Op::SortByExpert { experts: e, rows: n * k }, &[i]));
             for ch in [3, 16] {
                 for weighted in [false, true] {
                     let name = format!("{name} C={ch} weighted={weighted}");
                     let mut c = CaseBuilder::new(format!("dispatch {name}"));
                     let (x, i) = (c.normal("x", &[n, ch]), c.experts("i", n, k, e, drops));
-                    let sort = c.b.op(Op::SortByExpert { experts: e }, &[i]);
+                    let sort = c.b.op(Op::SortByExpert { experts: e, rows: n * k }, &[i]);
                     let mut operands = vec![x, sort.result(1), sort.result(2)];
                     if weighted {
                         operands.push(c.normal("weights", &[n, k]));
@@ -462,7 +522,7 @@ fn routing(cases: &mut Vec<Case>) {
                     cases.push(c.finish(Op::Dispatch { weighted }, &operands));
                     let mut c = CaseBuilder::new(format!("combine {name}"));
                     let (y, i) = (c.normal("y", &[n * k, ch]), c.experts("i", n, k, e, drops));
-                    let sort = c.b.op(Op::SortByExpert { experts: e }, &[i]);
+                    let sort = c.b.op(Op::SortByExpert { experts: e, rows: n * k }, &[i]);
                     let mut operands = vec![y, sort.result(1), sort.result(2)];
                     if weighted {
                         operands.push(c.normal("weights", &[n, k]));
@@ -472,14 +532,14 @@ fn routing(cases: &mut Vec<Case>) {
                 let mut c = CaseBuilder::new(format!("combine weight grad {name} C={ch}"));
                 let (dz, y) = (c.normal("dz", &[n, ch]), c.normal("y", &[n * k, ch]));
                 let i = c.experts("i", n, k, e, drops);
-                let sort = c.b.op(Op::SortByExpert { experts: e }, &[i]);
+                let sort = c.b.op(Op::SortByExpert { experts: e, rows: n * k }, &[i]);
                 cases.push(c.finish(Op::CombineWeightGrad, &[dz, y, sort.result(2)]));
             }
         }
     }
     let mut c = CaseBuilder::new("every token to one expert of four");
     let (x, i) = (c.normal("x", &[9, 5]), c.ints("i", &[9, 1], vec![2; 9]));
-    let sort = c.b.op(Op::SortByExpert { experts: 4 }, &[i]);
+    let sort = c.b.op(Op::SortByExpert { experts: 4, rows: 9 }, &[i]);
     let w = c.normal("w", &[4, 6, 5]);
     let rows = c.b.op(Op::Dispatch { weighted: false }, &[x, sort.result(1), sort.result(2)]);
     cases.push(c.finish(Op::GroupedMatMul { transpose_b: true, bias: false }, &[rows, w, sort]));
@@ -516,6 +576,123 @@ fn optimizer(cases: &mut Vec<Case>) {
     }
 }
 
+fn indices(cases: &mut Vec<Case>) {
+    for (length, step) in [(1, 5), (7, 1), (33, -3), (1000, 128)] {
+        let c = CaseBuilder::new(format!("ramp {length} by {step}"));
+        cases.push(c.finish(Op::Ramp { length, step }, &[]));
+    }
+    for shape in [vec![1], vec![7, 3], vec![257]] {
+        let n: usize = shape.iter().product();
+        let mut c = CaseBuilder::new(format!("to float {shape:?}"));
+        let x = c.ints("x", &shape, (0..n as i32).map(|i| i * i - 40).collect());
+        cases.push(c.finish(Op::ToFloat, &[x]));
+        let mut c = CaseBuilder::new(format!("to index {shape:?}"));
+        let x = c.given("x", &shape, (0..n).map(|i| (i % 23) as f64 * 0.5 - 2.0).collect());
+        cases.push(c.finish(Op::ToIndex { size: 7 }, &[x]));
+        let mut c = CaseBuilder::new(format!("lookup {shape:?}"));
+        let (ids, table) =
+            (c.ints("ids", &shape, (0..n as i32).map(|i| i % 11 - 2).collect()), c.indices("t", &[7], 5));
+        cases.push(c.finish(Op::Lookup, &[ids, table]));
+    }
+    let mut c = CaseBuilder::new("to index of what is no number");
+    let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, 1e30, -1e-30, 2.999, 3.0];
+    let x = c.given("x", &[8], odd.map(|x| f64::from(x as f32)).to_vec());
+    cases.push(c.finish(Op::ToIndex { size: 3 }, &[x]));
+    for (sequences, time) in [(1, 1), (3, 7), (33, 1), (2, 64)] {
+        let mut c = CaseBuilder::new(format!("previous {sequences}x{time}"));
+        let ids = c.indices("ids", &[sequences * time], 65);
+        cases.push(c.finish(Op::Previous { time }, &[ids]));
+    }
+    let mut c = CaseBuilder::new("columns that are not 0");
+    let x = c.given("x", &[3, 5], (0..15).map(|i| f64::from(i % 4) - 1.0).collect());
+    let y = c.b.nonzero(x);
+    c.b.output("y", y);
+    cases.push(c.end());
+}
+
+/// Slots that the sort has no row for, and indices that nothing has.
+fn dropped(cases: &mut Vec<Case>) {
+    for (n, e, k, rows) in [(7, 3, 1, 1), (17, 4, 2, 20), (33, 7, 3, 98), (5, 8, 8, 16)] {
+        let name = format!("N={n} E={e} K={k} R={rows}");
+        let mut c = CaseBuilder::new(format!("sort by expert into fewer rows {name}"));
+        let i = c.experts("i", n, k, e, true);
+        cases.push(c.finish(Op::SortByExpert { experts: e, rows }, &[i]));
+        for weighted in [false, true] {
+            let mut c = CaseBuilder::new(format!("dispatch to and combine from fewer rows {name} weighted={weighted}"));
+            let (x, i) = (c.normal("x", &[n, 16]), c.experts("i", n, k, e, true));
+            let sort = c.b.op(Op::SortByExpert { experts: e, rows }, &[i]);
+            let weights = weighted.then(|| c.normal("weights", &[n, k]));
+            let with = |x: Value| [vec![x, sort.result(1), sort.result(2)], weights.into_iter().collect()].concat();
+            let down = c.b.op(Op::Dispatch { weighted }, &with(x));
+            c.b.output("down", down);
+            cases.push(c.finish(Op::Combine { weighted }, &with(down)));
+        }
+        let mut c = CaseBuilder::new(format!("combine weight grad from fewer rows {name}"));
+        let (dz, y) = (c.normal("dz", &[n, 3]), c.normal("y", &[rows, 3]));
+        let i = c.experts("i", n, k, e, false);
+        let sort = c.b.op(Op::SortByExpert { experts: e, rows }, &[i]);
+        cases.push(c.finish(Op::CombineWeightGrad, &[dz, y, sort.result(2)]));
+    }
+    let wrong = [0, 3, -1, 2, i32::MAX, 1, i32::MIN, 0, -7, 4, 2, 1];
+    let mut c = CaseBuilder::new("gather last out of range");
+    let (x, i) = (c.normal("x", &[6, 3]), c.ints("i", &[6, 2], wrong.to_vec()));
+    cases.push(c.finish(Op::GatherLast, &[x, i]));
+    let mut c = CaseBuilder::new("scatter last out of range");
+    let (x, i) = (c.normal("x", &[6, 2]), c.ints("i", &[6, 2], wrong.to_vec()));
+    cases.push(c.finish(Op::ScatterLast { size: 3 }, &[x, i]));
+    let mut c = CaseBuilder::new("count out of range");
+    let i = c.ints("i", &[6, 2], wrong.to_vec());
+    cases.push(c.finish(Op::Count { size: 3 }, &[i]));
+    let mut c = CaseBuilder::new("sort by expert out of range");
+    let i = c.ints("i", &[6, 2], wrong.to_vec());
+    cases.push(c.finish(Op::SortByExpert { experts: 3, rows: 5 }, &[i]));
+    for priority in CapacityPriority::ALL {
+        let mut c = CaseBuilder::new(format!("limit capacity by {} out of range", priority.name()));
+        let (i, w) = (c.ints("i", &[6, 2], wrong.to_vec()), c.positive("w", &[6, 2]));
+        let kept = c.b.limit_capacity(i, w, 3, 1, priority);
+        c.b.output("kept", kept);
+        c.differentiable.clear();
+        cases.push(c.end());
+    }
+    // Six rows, twelve slots. Order and positions are not of one sort, so neither is the gradient of the other.
+    let mut c = CaseBuilder::new("dispatch out of range");
+    let (x, o, p) = (c.normal("x", &[6, 3]), c.ints("o", &[12], wrong.map(|i| i.wrapping_mul(4)).to_vec()), wrong);
+    let p = c.ints("p", &[6, 2], p.map(|i| i.wrapping_mul(4)).to_vec());
+    c.differentiable.clear();
+    cases.push(c.finish(Op::Dispatch { weighted: false }, &[x, o, p]));
+    let mut c = CaseBuilder::new("combine out of range");
+    let (y, o) = (c.normal("y", &[6, 3]), c.ints("o", &[6], wrong[..6].to_vec()));
+    let p = c.ints("p", &[6, 2], wrong.map(|i| i.wrapping_mul(3)).to_vec());
+    c.differentiable.clear();
+    cases.push(c.finish(Op::Combine { weighted: false }, &[y, o, p]));
+}
+
+/// Scores that are small binary fractions, so that the auction is exact in 32 bits.
+fn balance(cases: &mut Vec<Case>) {
+    for (n, e) in [(1, 1), (7, 1), (7, 3), (3, 7), (17, 4), (33, 7), (64, 8), (200, 6)] {
+        for values in [1, 3, 64] {
+            let mut c = CaseBuilder::new(format!("balanced assignment N={n} E={e} of {values} values"));
+            let scores = (0..n * e).map(|_| f64::from(c.draw.below(values)) / 16.0 - 1.0).collect();
+            let scores = c.given("scores", &[n, e], scores);
+            cases.push(c.finish(Op::BalancedAssignment, &[scores]));
+        }
+        // A long auction: too long, with more tokens, for Mesa's software device.
+        if n > 64 {
+            continue;
+        }
+        let mut c = CaseBuilder::new(format!("balanced assignment N={n} E={e} with one favourite"));
+        let scores = (0..n * e).map(|i| if i % e == e / 2 { 8.0 + (i % 5) as f64 } else { 0.0 }).collect();
+        let scores = c.given("scores", &[n, e], scores);
+        cases.push(c.finish(Op::BalancedAssignment, &[scores]));
+    }
+    for odd in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let mut c = CaseBuilder::new(format!("balanced assignment with {odd}"));
+        let scores = (0..21).map(|i| if i == 16 { odd } else { f64::from(i % 4) }).collect();
+        let scores = c.given("scores", &[7, 3], scores);
+        cases.push(c.finish(Op::BalancedAssignment, &[scores]));
+    }
+}
+
 /// The whole table.
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -527,12 +704,15 @@ pub fn all() -> Vec<Case> {
     embedding_and_loss(&mut cases);
     randomness(&mut cases);
     routing(&mut cases);
+    indices(&mut cases);
+    dropped(&mut cases);
+    balance(&mut cases);
     optimizer(&mut cases);
     cases
 }
 
 /// Number of kinds of operations, one more than the largest [`kind`].
-pub const KINDS: usize = 43;
+pub const KINDS: usize = 51;
 
 /// Number of an operation's kind. The match is exhaustive, so that an operation cannot be added without a case here.
 pub fn kind(op: &Op) -> usize {
@@ -580,5 +760,13 @@ pub fn kind(op: &Op) -> usize {
         Op::Combine { .. } => 40,
         Op::CombineWeightGrad => 41,
         Op::AdamW(_) => 42,
+        Op::Ramp { .. } => 43,
+        Op::Permute { .. } => 44,
+        Op::StopGradient => 45,
+        Op::ToFloat => 46,
+        Op::ToIndex { .. } => 47,
+        Op::Lookup => 48,
+        Op::Previous { .. } => 49,
+        Op::BalancedAssignment => 50,
     }
 }

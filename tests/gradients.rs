@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use moec_ir::{Builder, Data, Graph, Op, Tensor, TensorType, evaluate, random};
-use moec_plan::{Wrt, differentiate};
+use moec_plan::{OptimizeOptions, Wrt, differentiate, optimize};
 use moec_tests::cases::{self, Case};
 use std::collections::BTreeMap;
 
@@ -18,13 +18,18 @@ const SAMPLES: usize = 24;
 fn has_gradient(op: &Op) -> bool {
     match op {
         Op::Input { .. } | Op::Parameter { .. } | Op::State { .. } | Op::Fill { .. } => false,
+        Op::Ramp { .. } | Op::ToFloat | Op::ToIndex { .. } | Op::Lookup | Op::Previous { .. } => false,
+        Op::BalancedAssignment => false,
+        // Its gradient is 0 by decree; see below.
+        Op::StopGradient => false,
         Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Reshape { .. } | Op::Broadcast { .. } => true,
         Op::Sum { .. } | Op::SumOfSquares | Op::MatMul { .. } | Op::GroupedMatMul { .. } => true,
+        Op::Permute { .. } | Op::GroupedMatMulWeightGrad => true,
         Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Softmax | Op::LogSumExp => true,
         Op::Attention(_) | Op::Rotary { .. } | Op::Embed | Op::CrossEntropy | Op::Dropout { .. } => true,
         Op::TopK { .. } | Op::GatherLast | Op::ScatterLast { .. } => true,
         Op::Dispatch { .. } | Op::Combine { .. } | Op::GroupedSum => true,
-        Op::Fused(_) | Op::GroupedMatMulWeightGrad | Op::LayerNormGrad | Op::RmsNormGrad => false,
+        Op::Fused(_) | Op::LayerNormGrad | Op::RmsNormGrad => false,
         Op::SoftmaxGrad | Op::AttentionGrad(_) | Op::EmbedGrad { .. } | Op::CrossEntropyGrad => false,
         Op::RandomNormal { .. } | Op::RandomUniform { .. } | Op::Count { .. } | Op::LimitCapacity { .. } => false,
         Op::SortByExpert { .. } | Op::CombineWeightGrad | Op::AdamW(_) => false,
@@ -126,6 +131,37 @@ fn is_constant_to_the_gradient(op: &Op) -> bool {
             | Op::Fill { .. }
             | Op::SortByExpert { .. }
             | Op::LimitCapacity { .. }
+            | Op::BalancedAssignment
             | Op::Count { .. }
+            | Op::Ramp { .. }
+            | Op::ToFloat
+            | Op::ToIndex { .. }
+            | Op::Lookup
+            | Op::Previous { .. }
     )
+}
+
+#[test]
+fn a_stopped_gradient_is_that_of_a_constant() {
+    let mut b = Builder::new();
+    let x = b.input("x", TensorType::f32([3]));
+    let stopped = b.stop_gradient(x);
+    let tanh = b.unary(moec_ir::Unary::Tanh, stopped);
+    let product = b.mul(x, tanh);
+    let sum = b.sum_all(product);
+    b.output("objective", sum);
+    let alone = b.sum_all(tanh);
+    b.output("alone", alone);
+    let graph = b.finish().unwrap();
+    let values = BTreeMap::from([("x".to_string(), Tensor::floats(vec![0.5, -2.0, 3.0]))]);
+    let gradient = |objective: &str| {
+        let derived = differentiate(&graph, objective, &Wrt::Nodes(vec!["x".into()])).unwrap();
+        let (optimized, _) = optimize(&derived, &OptimizeOptions::default()).unwrap();
+        assert!(optimized.ids().all(|id| optimized.node(id).op != Op::StopGradient));
+        let found = evaluate(&derived, &values).unwrap().outputs["grad.x"].to_f64();
+        assert_eq!(evaluate(&optimized, &values).unwrap().outputs["grad.x"].to_f64(), found);
+        found
+    };
+    assert_eq!(gradient("objective"), [0.5f64, -2.0, 3.0].map(f64::tanh));
+    assert_eq!(gradient("alone"), [0.0; 3]);
 }

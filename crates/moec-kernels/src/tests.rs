@@ -319,7 +319,10 @@ fn embedding_and_loss() {
 
 #[test]
 fn selection() {
-    for (rows, e, k) in [(1, 1, 1), (5, 8, 2), (33, 7, 7), (3, 64, 6), (2, 300, 17), (3, 257, 257)] {
+    // Few, many and all of short and of long rows: passes, heaps and ranks.
+    for (rows, e, k) in
+        [(1, 1, 1), (5, 8, 2), (33, 7, 7), (3, 64, 6), (2, 300, 17), (3, 257, 257), (5, 65, 9), (2, 300, 3)]
+    {
         let x = normal(&[rows, e], 1);
         check(&Op::TopK { k }, &[&x], 0.0);
         // Many ties, infinities.
@@ -329,7 +332,18 @@ fn selection() {
         check(&Op::TopK { k }, &[&masked], 0.0);
         let holes = map(&x, |v| if v > 0.5 { f32::NAN } else { v });
         check(&Op::TopK { k }, &[&holes], 0.0);
-        let chosen = indices(&[rows, k], -1, e as i32, 3);
+        let both = map(&x, |v| {
+            if v > 0.5 {
+                f32::NAN
+            } else if v < 0.0 {
+                f32::NEG_INFINITY
+            } else {
+                -0.0 * v.round()
+            }
+        });
+        check(&Op::TopK { k }, &[&both], 0.0);
+        // Some are out of range.
+        let chosen = indices(&[rows, k], -3, e as i32 + 2, 3);
         check(&Op::GatherLast, &[&x, &chosen], 0.0);
         check(&Op::ScatterLast { size: e }, &[&normal(&[rows, k], 4), &chosen], 1e-6);
         check(&Op::Count { size: e }, &[&chosen], 0.0);
@@ -339,9 +353,16 @@ fn selection() {
 #[test]
 fn routing() {
     for (tokens, k, experts, c) in [(1, 1, 1, 1), (7, 2, 3, 5), (33, 2, 8, 16), (17, 3, 64, 7), (5, 4, 2, 32)] {
-        let chosen = indices(&[tokens, k], -1, experts as i32, 1);
+        let chosen = indices(&[tokens, k], -2, experts as i32 + 1, 1);
+        let probabilities = map(&normal(&[tokens, k], 5), |v| if v > 1.0 { f32::NAN } else { v.round() });
         for capacity in [1, 3, tokens * k] {
-            check(&Op::LimitCapacity { experts, capacity, priority: CapacityPriority::Token }, &[&chosen], 0.0);
+            let limit = |priority| Op::LimitCapacity { experts, capacity, priority };
+            check(&limit(CapacityPriority::Token), &[&chosen], 0.0);
+            check(&limit(CapacityPriority::Choice), &[&chosen], 0.0);
+            check(&limit(CapacityPriority::Probability), &[&chosen, &probabilities], 0.0);
+        }
+        for rows in [1, (tokens * k).div_ceil(2)] {
+            check(&Op::SortByExpert { experts, rows }, &[&chosen], 0.0);
         }
         let sort = Op::SortByExpert { experts, rows: tokens * k };
         check(&sort, &[&chosen], 0.0);
@@ -353,11 +374,80 @@ fn routing() {
         check(&Op::Combine { weighted: false }, &[&y, order, positions], 1e-6);
         check(&Op::Combine { weighted: true }, &[&y, order, positions, &weights], 1e-6);
         check(&Op::CombineWeightGrad, &[&x, &y, positions], 1e-5);
+        // Rows and slots that are not there.
+        let (order, positions) = (indices(&[5.min(tokens * k)], -3, 200, 6), indices(&[tokens, k], -3, 200, 7));
+        let y = normal(&[order.shape()[0], c], 3);
+        check(&Op::Dispatch { weighted: true }, &[&x, &order, &positions, &weights], 1e-6);
+        check(&Op::Combine { weighted: true }, &[&y, &order, &positions, &weights], 1e-6);
+        check(&Op::CombineWeightGrad, &[&x, &y, &positions], 1e-5);
     }
     // Nothing is kept.
     let none = Tensor::new([4, 2], Data::I32(vec![-1; 8])).unwrap();
     check(&Op::SortByExpert { experts: 3, rows: 8 }, &[&none], 0.0);
     check(&Op::LimitCapacity { experts: 3, capacity: 1, priority: CapacityPriority::Token }, &[&none], 0.0);
+}
+
+#[test]
+fn balanced_assignment() {
+    // Small binary fractions: the auction is exact in 32 bits.
+    for (tokens, experts) in [(1, 1), (7, 3), (3, 7), (33, 8), (65, 4), (9, 1)] {
+        let scores = map(&normal(&[tokens, experts], 1), |v| (v * 8.0).round() / 8.0);
+        check(&Op::BalancedAssignment, &[&scores], 0.0);
+        check(&Op::BalancedAssignment, &[&map(&scores, |_| -2.5)], 0.0);
+        let odd = map(&scores, |v| if v > 0.5 { f32::INFINITY } else { v * 1e30 });
+        check(&Op::BalancedAssignment, &[&odd], 0.0);
+        let holes = map(&scores, |v| if v > 1.5 { f32::NAN } else { v });
+        check(&Op::BalancedAssignment, &[&holes], 0.0);
+    }
+    // Any other scores: balanced, and the same on every number of threads.
+    let (tokens, experts) = (50, 7);
+    let scores = normal(&[tokens, experts], 2);
+    for (name, backend) in backends() {
+        let chosen = run(backend, &Op::BalancedAssignment, &[&scores]).remove(0);
+        let chosen = chosen.as_i32().unwrap();
+        for expert in 0..experts as i32 {
+            let load = chosen.iter().filter(|&&e| e == expert).count();
+            assert!([7, 8].contains(&load), "{name}: {chosen:?}");
+        }
+    }
+}
+
+#[test]
+fn integers() {
+    for n in [1, 7, 33, 300] {
+        check(&Op::Ramp { length: n, step: -7 }, &[], 0.0);
+        let x = indices(&[n], -3, 20, 1);
+        check(&Op::ToFloat, &[&x], 0.0);
+        check(&Op::Lookup, &[&x, &indices(&[17], -1, 99, 2)], 0.0);
+        check(&Op::Previous { time: n }, &[&x], 0.0);
+        check(&Op::Previous { time: 1 }, &[&x], 0.0);
+        let floats = map(&normal(&[n], 3), |v| if v > 1.5 { f32::NAN } else { v * 4.0 });
+        check(&Op::ToIndex { size: 3 }, &[&floats], 0.0);
+        check(&Op::Broadcast { shape: vec![3, n] }, &[&x], 0.0);
+    }
+    check(&Op::Broadcast { shape: vec![2, 5, 3] }, &[&indices(&[5, 1], 0, 9, 1)], 0.0);
+    check(&Op::Previous { time: 3 }, &[&indices(&[12], 0, 9, 1)], 0.0);
+    check(&Op::Permute { axes: vec![1, 3, 0, 2] }, &[&normal(&[2, 3, 5, 4], 1)], 0.0);
+    // Nothing at all.
+    let none = Tensor::new([0, 2], Data::I32(Vec::new())).unwrap();
+    check(&Op::SortByExpert { experts: 3, rows: 0 }, &[&none], 0.0);
+    check(&Op::Count { size: 3 }, &[&none], 0.0);
+}
+
+#[test]
+fn offsets_out_of_range_are_cut_off() {
+    // The reference refuses them; here nothing may be read or written outside of a buffer.
+    let (x, w) = (normal(&[5, 3], 1), normal(&[2, 4, 3], 2));
+    for offsets in [[0, 3, 1000], [-7, 2, 5], [4, 2, 9], [i32::MAX, i32::MIN, 3], [0, 0, i32::MAX]] {
+        let offsets = Tensor::ints(offsets);
+        for (_, backend) in backends() {
+            let y = run(backend, &Op::GroupedMatMul { transpose_b: true, bias: false }, &[&x, &w, &offsets]);
+            assert_eq!(y[0].shape(), [5, 4]);
+            let dw = run(backend, &Op::GroupedMatMulWeightGrad, &[&normal(&[5, 4], 3), &x, &offsets]);
+            assert_eq!(dw[0].shape(), [2, 4, 3]);
+            assert_eq!(run(backend, &Op::GroupedSum, &[&x, &offsets])[0].shape(), [2, 3]);
+        }
+    }
 }
 
 #[test]
@@ -430,8 +520,9 @@ fn attention() {
             check(&Op::AttentionGrad(attrs), &operands, 2e-5);
         }
         for inverse in [false, true] {
-            let positions = false;
-            check(&Op::Rotary { heads, time, base: 10_000.0.into(), inverse, positions }, &[&qkv], 1e-5);
+            let op = |positions| Op::Rotary { heads, time, base: 10_000.0.into(), inverse, positions };
+            check(&op(false), &[&qkv], 1e-5);
+            check(&op(true), &[&qkv, &indices(&[n], 0, 100, 3)], 1e-5);
         }
     }
 }

@@ -5,6 +5,9 @@
 //! scratch memory: first the `floor` places of each expert, a binary heap with the cheapest first, then one additional
 //! place per expert if there are any. Where the scores are small binary fractions every number is exact, and the result
 //! is that of the reference.
+//!
+//! Mesa's software device leaves every loop of a unit after 65535 rounds in all, and then not all tokens have experts:
+//! there, only small auctions end as they should.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
@@ -79,26 +82,29 @@ fn bid(
     let mut place = 0usize.runtime();
     for expert in 0..e.experts {
         let mut value = 0.0f32.runtime();
-        // The cheapest of a heap, and the second cheapest, which is one of the two below it.
-        let mut first = common + expert;
-        let mut end = first;
         if is_token {
             value = value_of(scores, bidder * e.experts + expert, lowest, scale);
-            first = expert * e.floor;
-            end = first + min(e.floor, 3);
         }
-        let additional = select(e.places > common, 1usize, 0usize);
-        for i in 0..end - first + additional {
-            let at = if first + i < end { first + i } else { common + expert };
-            let gain = value - prices[at];
-            if seen == 0 || gain > best {
-                second = best;
-                best = gain;
-                place = at;
-                seen += 1u32;
-            } else if seen == 1 || gain > second {
-                second = gain;
-                seen += 1u32;
+        // The cheapest of the heap and the two below it, one of which is the second cheapest; then the additional place.
+        #[unroll]
+        for i in 0..4usize {
+            let mut at = common + expert;
+            let mut offered = e.places > common;
+            if comptime!(i < 3) {
+                at = expert * e.floor + i;
+                offered = is_token && i < e.floor;
+            }
+            if offered {
+                let gain = value - prices[at];
+                if seen == 0u32 || gain > best {
+                    second = best;
+                    best = gain;
+                    place = at;
+                    seen += 1u32;
+                } else if seen == 1u32 || gain > second {
+                    second = gain;
+                    seen += 1u32;
+                }
             }
         }
     }
