@@ -6,8 +6,8 @@ use moec::exit::Failure;
 use moec::pipeline::{self, Checked, CompileOptions, Function};
 use moec::resolved;
 use moec_model::{
-    Arguments, Compares, Interval, NoisePolicy, ParameterSpec, ParameterType, Randomness, Reads, Registry, Routing,
-    RoutingContext, RoutingStrategy, Traits,
+    Arguments, Interval, NoisePolicy, ParameterSpec, ParameterType, Registry, Routing, RoutingContext, RoutingStrategy,
+    Traits,
 };
 use moec_syntax::SourceFile;
 use std::path::Path;
@@ -92,18 +92,16 @@ impl RoutingStrategy for Broken {
         &PARAMETERS
     }
 
-    fn references(&self) -> &[&'static str] {
+    fn references(&self) -> &[&str] {
         &[]
     }
 
+    fn equations(&self) -> &str {
+        ""
+    }
+
     fn traits(&self, _: &Arguments) -> Traits {
-        Traits {
-            reads: Reads { activations: true, ..Reads::default() },
-            compares: Compares::None,
-            random: Randomness::Never,
-            provides: &[],
-            learns_from_task: true,
-        }
+        Traits::default()
     }
 
     fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {

@@ -17,4 +17,9 @@ pub enum Init {
         /// Half the width of the interval.
         bound: Real,
     },
+    /// A matrix whose rows are orthogonal and of this length; its columns, if it has more rows than columns.
+    Orthogonal {
+        /// Length of the vectors.
+        gain: Real,
+    },
 }

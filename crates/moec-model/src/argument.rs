@@ -3,6 +3,7 @@
 //! One declaration serves everything: checking a `.moe` file, the message when an argument is wrong, and the reference
 //! that `moec routers` prints.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use indexmap::IndexMap;
@@ -40,6 +41,11 @@ impl Interval {
     /// `low` to `high`, with `low` and without `high`.
     pub const fn half_open(low: f64, high: f64) -> Self {
         Interval { low, high, low_open: false, high_open: true }
+    }
+
+    /// `low` to `high`, without `low` and with `high`.
+    pub const fn above_up_to(low: f64, high: f64) -> Self {
+        Interval { low, high, low_open: true, high_open: false }
     }
 
     /// `low` to `high`, with neither.
@@ -80,6 +86,8 @@ pub enum ParameterType {
     Bool,
     /// One of a few words.
     Choice(&'static [&'static str]),
+    /// A text in quotes.
+    Text,
     /// A form that the layer itself reads, such as `NUMBER * EXPERT`; not for routing strategies.
     Form(&'static str),
 }
@@ -94,6 +102,7 @@ impl fmt::Display for ParameterType {
             ParameterType::Float(range) => write!(f, "number, {range}"),
             ParameterType::Bool => f.write_str("true | false"),
             ParameterType::Choice(words) => f.write_str(&words.join(" | ")),
+            ParameterType::Text => f.write_str("text in quotes"),
             ParameterType::Form(form) => f.write_str(form),
         }
     }
@@ -129,32 +138,32 @@ impl fmt::Display for DefaultValue {
 }
 
 /// One declared argument.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ParameterSpec {
     /// Its name in the file.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What it may be.
     pub ty: ParameterType,
     /// What it is when it is not given.
     pub default: DefaultValue,
     /// One line of help.
-    pub help: &'static str,
+    pub help: Cow<'static, str>,
 }
 
 impl ParameterSpec {
     /// An argument that must be given.
     pub const fn required(name: &'static str, ty: ParameterType, help: &'static str) -> Self {
-        ParameterSpec { name, ty, default: DefaultValue::Required, help }
+        ParameterSpec { name: Cow::Borrowed(name), ty, default: DefaultValue::Required, help: Cow::Borrowed(help) }
     }
 
     /// An argument with a default.
     pub const fn optional(name: &'static str, ty: ParameterType, default: DefaultValue, help: &'static str) -> Self {
-        ParameterSpec { name, ty, default, help }
+        ParameterSpec { name: Cow::Borrowed(name), ty, default, help: Cow::Borrowed(help) }
     }
 }
 
 /// A checked value.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ArgumentValue {
     /// A whole number.
     Int(i64),
@@ -164,6 +173,8 @@ pub enum ArgumentValue {
     Bool(bool),
     /// One of the words of a choice.
     Word(&'static str),
+    /// A text.
+    Text(String),
 }
 
 impl fmt::Display for ArgumentValue {
@@ -173,6 +184,7 @@ impl fmt::Display for ArgumentValue {
             ArgumentValue::Float(value) => write!(f, "{value}"),
             ArgumentValue::Bool(value) => write!(f, "{value}"),
             ArgumentValue::Word(word) => f.write_str(word),
+            ArgumentValue::Text(text) => write!(f, "{text:?}"),
         }
     }
 }
@@ -207,7 +219,7 @@ impl From<&'static str> for ArgumentValue {
 /// fail; a strategy that reads what it did not declare finds out in its first test.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Arguments {
-    values: IndexMap<&'static str, (ArgumentValue, Option<Span>)>,
+    values: IndexMap<Cow<'static, str>, (ArgumentValue, Option<Span>)>,
 }
 
 impl Arguments {
@@ -222,41 +234,41 @@ impl Arguments {
                 DefaultValue::Bool(value) => ArgumentValue::Bool(value),
                 DefaultValue::Word(word) => ArgumentValue::Word(word),
             };
-            arguments.values.insert(spec.name, (value, None));
+            arguments.values.insert(spec.name.clone(), (value, None));
         }
         arguments
     }
 
     /// The same arguments with one set, for building them by hand: `Arguments::defaults(specs).with("k", 2)`.
     #[must_use]
-    pub fn with(mut self, name: &'static str, value: impl Into<ArgumentValue>) -> Self {
-        self.values.insert(name, (value.into(), None));
+    pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<ArgumentValue>) -> Self {
+        self.values.insert(name.into(), (value.into(), None));
         self
     }
 
-    pub(crate) fn set(&mut self, name: &'static str, value: ArgumentValue, span: Span) {
+    pub(crate) fn set(&mut self, name: Cow<'static, str>, value: ArgumentValue, span: Span) {
         self.values.insert(name, (value, Some(span)));
     }
 
     /// The value of an argument, if it has one.
-    pub fn get(&self, name: &str) -> Option<ArgumentValue> {
-        self.values.get(name).map(|&(value, _)| value)
+    pub fn get(&self, name: &str) -> Option<&ArgumentValue> {
+        self.values.get(name).map(|(value, _)| value)
     }
 
     /// Where the argument's value was written; `None` for a default.
     pub fn span(&self, name: &str) -> Option<Span> {
-        self.values.get(name).and_then(|&(_, span)| span)
+        self.values.get(name).and_then(|(_, span)| *span)
     }
 
     /// Names and values in the order of declaration.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, ArgumentValue)> {
-        self.values.iter().map(|(&name, &(value, _))| (name, value))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &ArgumentValue)> {
+        self.values.iter().map(|(name, (value, _))| (name.as_ref(), value))
     }
 
     /// A whole number.
     pub fn int(&self, name: &str) -> i64 {
         match self.get(name) {
-            Some(ArgumentValue::Int(value)) => value,
+            Some(ArgumentValue::Int(value)) => *value,
             _ => 0,
         }
     }
@@ -269,15 +281,15 @@ impl Arguments {
     /// A number.
     pub fn float(&self, name: &str) -> f64 {
         match self.get(name) {
-            Some(ArgumentValue::Float(value)) => value,
-            Some(ArgumentValue::Int(value)) => value as f64,
+            Some(ArgumentValue::Float(value)) => *value,
+            Some(ArgumentValue::Int(value)) => *value as f64,
             _ => 0.0,
         }
     }
 
     /// `true` or `false`.
     pub fn bool(&self, name: &str) -> bool {
-        self.get(name) == Some(ArgumentValue::Bool(true))
+        matches!(self.get(name), Some(ArgumentValue::Bool(true)))
     }
 
     /// One of the words of a choice.
@@ -285,6 +297,14 @@ impl Arguments {
         match self.get(name) {
             Some(ArgumentValue::Word(word)) => word,
             _ => "",
+        }
+    }
+
+    /// A text; `None` if the argument has none.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.get(name) {
+            Some(ArgumentValue::Text(text)) => Some(text),
+            _ => None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Sizes and costs of layers, for the table that compiling prints.
 
+use crate::emit::Declared;
 use crate::model::{Activation, Layer, LayerKind, Mlp, Moe};
 
 /// One layer of a lowered model.
@@ -17,52 +18,59 @@ pub struct LayerInfo {
     pub flops: usize,
 }
 
-/// The row of a layer whose parameters have the given names and numbers of elements.
-pub(crate) fn layer_info(
+/// The row of a layer that declared `parameters`; routers multiply each token with `router` weights of it.
+pub(crate) fn layer_info<'a>(
     layer: &Layer,
     path: String,
-    parameters: &[(&str, usize)],
+    parameters: impl Iterator<Item = &'a Declared>,
+    router: f64,
     time: usize,
     vocab: usize,
 ) -> LayerInfo {
-    let total: usize = parameters.iter().map(|(_, n)| n).sum();
-    let (mut active, mut flops) = (total, flops(layer, time, vocab));
-    if let LayerKind::Moe(moe) = &layer.kind {
-        let (experts, shared) = (format!("{path}.experts."), format!("{path}.shared."));
-        let count = |prefix: &str| -> usize {
-            parameters.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum()
-        };
-        let (routed, shared) = (count(&experts), count(&shared));
-        let router = total - routed - shared;
-        active = router + shared + routed / moe.experts.max(1) * moe.route.experts_per_token();
-        // A router multiplies a token with each of its weights once.
-        flops += 2 * router;
+    let (mut total, mut active) = (0, 0.0);
+    for declared in parameters {
+        total += declared.elements;
+        active += declared.elements as f64 * declared.share;
     }
-    LayerInfo { path, kind: layer.kind.name(), parameters: total, active, flops }
+    let flops = flops(layer, time, vocab) + 2.0 * router;
+    LayerInfo {
+        path,
+        kind: layer.kind.name(),
+        parameters: total,
+        active: active.round() as usize,
+        flops: flops.round() as usize,
+    }
 }
 
-fn sequence(layers: &[Layer], time: usize, vocab: usize) -> usize {
+fn sequence(layers: &[Layer], time: usize, vocab: usize) -> f64 {
     layers.iter().map(|layer| flops(layer, time, vocab)).sum()
 }
 
 /// Operations per token: products exactly, elementwise work by a few operations per element.
-fn flops(layer: &Layer, time: usize, vocab: usize) -> usize {
+fn flops(layer: &Layer, time: usize, vocab: usize) -> f64 {
     let (input, output) = (layer.input, layer.output);
-    match &layer.kind {
+    let counted = match &layer.kind {
+        LayerKind::Moe(moe) => return moe_flops(moe, time, vocab),
+        LayerKind::MixtureOfDepths(depths) => {
+            let kept = depths.tokens(time);
+            return kept as f64 / time.max(1) as f64 * (sequence(&depths.layers, kept, vocab) + 3.0 * input as f64);
+        }
+        LayerKind::Residual(layers) => return input as f64 + sequence(layers, time, vocab),
+        LayerKind::Block { layers, .. } => return sequence(layers, time, vocab),
         LayerKind::Embed { .. } => output,
         // Scores and weighted values over T/2 positions on average, and four square maps.
         LayerKind::Attention(_) => 8 * input * input + 2 * input * (time + 1),
         LayerKind::Mlp(mlp) => mlp_flops(mlp, input),
-        LayerKind::Moe(moe) => moe_flops(moe, time, vocab),
+        // Each hash meets a block of either map.
+        LayerKind::MultiHash(hash) => 4 * input * hash.hidden,
         LayerKind::LayerNorm { .. } => 8 * input,
         LayerKind::RmsNorm { .. } => 4 * input,
         LayerKind::Dropout { .. } => 0,
         LayerKind::Linear { .. } => 2 * input * output,
         LayerKind::Activation(_) => input,
-        LayerKind::Residual(layers) => input + sequence(layers, time, vocab),
-        LayerKind::Block { layers, .. } => sequence(layers, time, vocab),
         LayerKind::Unembed { .. } => 2 * input * vocab,
-    }
+    };
+    counted as f64
 }
 
 fn mlp_flops(mlp: &Mlp, width: usize) -> usize {
@@ -71,7 +79,7 @@ fn mlp_flops(mlp: &Mlp, width: usize) -> usize {
 }
 
 /// The experts that a token meets; the router is counted by its parameters.
-fn moe_flops(moe: &Moe, time: usize, vocab: usize) -> usize {
-    let routed = moe.route.experts_per_token() * sequence(&moe.expert, time, vocab);
-    routed + moe.shared * sequence(&moe.shared_expert, time, vocab)
+fn moe_flops(moe: &Moe, time: usize, vocab: usize) -> f64 {
+    let routed = moe.route.experts_per_token(moe.experts) * sequence(&moe.expert, time, vocab);
+    routed + moe.shared as f64 * sequence(&moe.shared_expert, time, vocab)
 }

@@ -3,10 +3,11 @@
 use std::mem;
 
 use indexmap::IndexMap;
-use moec_ir::{Builder, Init, Op, Tensor, TensorType, Value};
+use moec_ir::{Builder, Init, Op, TensorType, Value};
 
 use crate::recipe::InitScheme;
 use crate::router::Mode;
+use crate::state::StateInit;
 
 /// Where the noise of routing strategies comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -37,6 +38,17 @@ pub enum Role {
     Embedding,
     /// Starts at one value whatever the initialisation of the recipe, such as the gain of a norm.
     Constant(f64),
+    /// Starts uniform on `[-bound, bound)` whatever the initialisation of the recipe.
+    Uniform {
+        /// Half the width of the interval.
+        bound: f64,
+    },
+    /// A matrix that starts with orthogonal rows (or columns, if it has more rows) of length `gain`, whatever the
+    /// initialisation of the recipe.
+    Orthogonal {
+        /// Length of the vectors.
+        gain: f64,
+    },
 }
 
 impl InitScheme {
@@ -53,6 +65,8 @@ impl InitScheme {
         let extent = |n: usize| n.max(1) as f64;
         match (role, self) {
             (Role::Constant(value), _) => constant(value),
+            (Role::Uniform { bound }, _) => uniform(bound),
+            (Role::Orthogonal { gain }, _) => Init::Orthogonal { gain: gain.into() },
             (Role::Embedding, InitScheme::Normal { std }) => normal(*std),
             (Role::Embedding, _) => normal(1.0),
             (Role::Weight { fan_in, .. }, InitScheme::KaimingNormal) => normal((2.0 / extent(fan_in)).sqrt()),
@@ -68,14 +82,25 @@ impl InitScheme {
     }
 }
 
+/// A declared parameter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Declared {
+    pub(crate) init: Init,
+    pub(crate) elements: usize,
+    /// Share of the elements that one token makes use of, on average.
+    pub(crate) share: f64,
+}
+
 /// A graph builder that also keeps the initial values of what it declares.
 pub(crate) struct Emitter {
     pub(crate) builder: Builder,
     pub(crate) mode: Mode,
     pub(crate) noise: NoisePolicy,
-    /// Initial values and numbers of elements, by name.
-    pub(crate) parameters: IndexMap<String, (Init, usize)>,
-    pub(crate) states: IndexMap<String, Tensor>,
+    /// Parameters by name.
+    pub(crate) parameters: IndexMap<String, Declared>,
+    /// Share of the tokens that meet what is being built: k/E in an expert.
+    pub(crate) share: f64,
+    pub(crate) states: IndexMap<String, StateInit>,
     scheme: InitScheme,
     inputs: IndexMap<String, usize>,
 }
@@ -87,6 +112,7 @@ impl Emitter {
             mode,
             noise,
             parameters: IndexMap::new(),
+            share: 1.0,
             states: IndexMap::new(),
             scheme,
             inputs: IndexMap::new(),
@@ -111,12 +137,13 @@ impl Emitter {
         // The first declaration counts: a tied output layer reads the table that the embedding has declared.
         let path = self.builder.path(name);
         let elements = self.builder.ty(value).elements();
-        self.parameters.entry(path).or_insert_with(|| (self.scheme.init(role), elements));
+        let (init, share) = (self.scheme.init(role), self.share);
+        self.parameters.entry(path).or_insert(Declared { init, elements, share });
         value
     }
 
-    pub(crate) fn state(&mut self, name: &str, initial: Tensor) -> Value {
-        let value = self.builder.state(name, initial.ty());
+    pub(crate) fn state(&mut self, name: &str, ty: TensorType, initial: StateInit) -> Value {
+        let value = self.builder.state(name, ty);
         self.states.entry(self.builder.path(name)).or_insert(initial);
         value
     }
@@ -128,8 +155,20 @@ impl Emitter {
 
     /// As [`Self::linear`], with the parameters in the current scope.
     pub(crate) fn linear_here(&mut self, x: Value, input: usize, output: usize, bias: bool) -> Value {
-        let weight = self.parameter("weight", [output, input], Role::Weight { fan_in: input, fan_out: output });
-        let bias = bias.then(|| self.parameter("bias", [output], Role::Bias { fan_in: input }));
+        let weight = Role::Weight { fan_in: input, fan_out: output };
+        self.linear_of(x, (input, output), weight, bias.then_some(Role::Bias { fan_in: input }))
+    }
+
+    /// As [`Self::linear_here`], with roles for the weight and, if there is one, the bias.
+    pub(crate) fn linear_of(
+        &mut self,
+        x: Value,
+        (input, output): (usize, usize),
+        weight: Role,
+        bias: Option<Role>,
+    ) -> Value {
+        let weight = self.parameter("weight", [output, input], weight);
+        let bias = bias.map(|role| self.parameter("bias", [output], role));
         self.builder.linear(x, weight, bias)
     }
 

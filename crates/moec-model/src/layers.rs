@@ -1,6 +1,7 @@
 //! The layers of the language: names, arguments and help in one table.
 
 use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
+use crate::model::CapacityOrder;
 
 /// A layer of the language.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +115,55 @@ pub const LAYERS: &[LayerSpec] = &[
         ],
     },
     LayerSpec {
+        name: "multi_hash",
+        summary: "a feed-forward layer whose weights are put together from blocks that hashes of the token choose",
+        parameters: &[
+            ParameterSpec::required("hidden", ParameterType::Int(WIDTH), "width between the maps"),
+            ParameterSpec::required(
+                "buckets",
+                ParameterType::Int(Interval::closed(1.0, 65_536.0)),
+                "weights that each hash chooses from",
+            ),
+            ParameterSpec::optional(
+                "hashes",
+                ParameterType::Int(Interval::closed(1.0, 1_024.0)),
+                DefaultValue::Int(2),
+                "number of hashes; divides both widths",
+            ),
+            ParameterSpec::optional(
+                "activation",
+                ParameterType::Choice(&["relu", "gelu", "silu"]),
+                DefaultValue::Word("relu"),
+                "function between the maps",
+            ),
+            DROPOUT,
+            ParameterSpec::optional(
+                "seed",
+                ParameterType::Int(Interval::at_least(0.0)),
+                DefaultValue::Int(0),
+                "seed of the hash tables",
+            ),
+        ],
+    },
+    LayerSpec {
+        name: "mixture_of_depths",
+        summary: "layers that only some tokens of a sequence go through: `mixture_of_depths { .. }`",
+        parameters: &[
+            ParameterSpec::optional(
+                "capacity",
+                ParameterType::Float(Interval::above_up_to(0.0, 1.0)),
+                DefaultValue::Float(0.125),
+                "share of the tokens of a sequence that go through in training",
+            ),
+            ParameterSpec::optional(
+                "predictor",
+                ParameterType::Float(Interval::at_least(0.0)),
+                DefaultValue::Float(1.0),
+                "weight of the loss of the predictor that decides when sampling",
+            ),
+        ],
+    },
+    LayerSpec {
         name: "layer_norm",
         summary: "layer normalisation with a trained gain and shift",
         parameters: &[epsilon(1e-5, "added to the variance")],
@@ -160,15 +210,33 @@ pub(crate) const CAPACITY: &[ParameterSpec] = &[
         "multiple of the even share of tokens",
     ),
     ParameterSpec::optional(
+        "evaluation_factor",
+        ParameterType::Float(Interval::at_least(0.0)),
+        DefaultValue::Absent("as factor"),
+        "the same in evaluation and sampling; 0 for no bound",
+    ),
+    ParameterSpec::optional(
         "minimum",
         ParameterType::Int(Interval::at_least(1.0)),
-        DefaultValue::Int(1),
+        DefaultValue::Int(4),
         "least number of tokens",
+    ),
+    ParameterSpec::optional(
+        "order",
+        ParameterType::Choice(CapacityOrder::WORDS),
+        DefaultValue::Word("token"),
+        "who comes first: tokens in order, first choices, or choices with large weights",
     ),
     ParameterSpec::optional(
         "overflow",
         ParameterType::Choice(&["drop"]),
         DefaultValue::Word("drop"),
         "what happens to tokens beyond it",
+    ),
+    ParameterSpec::optional(
+        "renormalise",
+        ParameterType::Choice(&["before", "after"]),
+        DefaultValue::Word("before"),
+        "weights are left as the router gave them, or scaled up again after a drop",
     ),
 ];

@@ -14,29 +14,26 @@
 //! struct SigmoidTop1;
 //!
 //! impl RoutingStrategy for SigmoidTop1 {
-//!     fn name(&self) -> &'static str {
+//!     fn name(&self) -> &str {
 //!         "sigmoid_top_1"
 //!     }
-//!     fn summary(&self) -> &'static str {
+//!     fn summary(&self) -> &str {
 //!         "the expert with the largest score, weighted by the sigmoid of the score"
 //!     }
 //!     fn parameters(&self) -> &[ParameterSpec] {
 //!         &[]
 //!     }
-//!     fn references(&self) -> &[&'static str] {
+//!     fn references(&self) -> &[&str] {
 //!         &[]
 //!     }
-//!     fn experts_per_token(&self, _: &Arguments) -> usize {
-//!         1
+//!     fn equations(&self) -> &str {
+//!         "l = x Wᵀ, e = the largest of l, w = sigmoid(l_e)"
+//!     }
+//!     fn experts_per_token(&self, _: &Arguments, _experts: usize) -> f64 {
+//!         1.0
 //!     }
 //!     fn traits(&self, _: &Arguments) -> Traits {
-//!         Traits {
-//!             reads: Reads { activations: true, ..Reads::default() },
-//!             compares: Compares::None,
-//!             random: Randomness::Never,
-//!             provides: &[Quantity::Logits],
-//!             learns_from_task: true,
-//!         }
+//!         Traits { provides: &[Quantity::Logits], ..Traits::default() }
 //!     }
 //!     fn lower(&self, context: &mut RoutingContext<'_>, _: &Arguments) -> Routing {
 //!         let logits = context.linear("router", context.tokens(), context.experts(), false);
@@ -65,6 +62,7 @@
 //!     loss: true,
 //!     noise: NoisePolicy::Generated,
 //!     init: checked.recipe.init,
+//!     routes: false,
 //! };
 //! let lowered = lower(&model, &options)?;
 //! assert!(lowered.graph.output("aux.moe.z").is_some());
@@ -84,6 +82,7 @@ mod registry;
 mod resolved;
 mod router;
 mod routers;
+mod state;
 
 pub use argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 pub use check::{CheckOptions, Checked, SettingForm, SettingSpec, check, train_settings};
@@ -93,14 +92,15 @@ pub use layers::{LAYERS, LayerSpec};
 pub use losses::{BalanceLoss, LossContext};
 pub use lower::{LowerError, LowerOptions, Lowered, MoeLayerInfo, lower, lower_layer};
 pub use model::{
-    Activation, Attention, Capacity, Causality, Layer, LayerKind, Mlp, Model, Moe, Number, Positions, Route, Vocab,
-    WeightedLoss,
+    Activation, Attention, Capacity, CapacityOrder, Causality, Layer, LayerKind, MixtureOfDepths, Mlp, Model, Moe,
+    MultiHash, Number, Positions, Route, Vocab, WeightedLoss,
 };
 pub use recipe::{AdamW, DataSource, Evaluate, InitScheme, Recipe, Schedule};
 pub use registry::Registry;
 pub use resolved::{ResolvedLayer, ResolvedModel, ResolvedRecipe, ResolvedValue};
 pub use router::{
-    Assignment, Compares, Mode, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext, RoutingStrategy,
-    Traits,
+    Assignment, AuxiliaryLoss, Compares, Mode, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext,
+    RoutingStrategy, Traits, Verdict,
 };
-pub use routers::{NoisyTopK, SoftmaxTopK};
+pub use routers::{Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, SoftMoe, SoftmaxTopK, Switch};
+pub use state::{StateInit, StateSource, TrainingText};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use moec_ir::{Binary, Builder, Unary, Value};
 
-use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
+use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::router::{Assignment, NoisyScores, Quantity, Routing};
 
 /// An auxiliary loss that a `moe` layer adds to the task's loss with a weight.
@@ -22,8 +22,10 @@ pub struct BalanceLoss {
     pub needs: &'static [Quantity],
     /// The weight that it has unless the file gives one.
     pub weight: f64,
+    /// Its arguments beside `weight`.
+    pub parameters: &'static [ParameterSpec],
     /// Builds the scalar, without its weight.
-    pub lower: fn(&mut LossContext<'_>) -> Value,
+    pub lower: fn(&mut LossContext<'_>, &Arguments) -> Value,
 }
 
 impl fmt::Debug for BalanceLoss {
@@ -33,28 +35,55 @@ impl fmt::Debug for BalanceLoss {
 }
 
 impl BalanceLoss {
-    /// The arguments of the loss: its weight.
-    pub fn parameters(&self) -> [ParameterSpec; 1] {
-        [ParameterSpec::optional(
+    /// All arguments of the loss: its weight, and its own.
+    pub fn all_parameters(&self) -> Vec<ParameterSpec> {
+        let weight = ParameterSpec::optional(
             "weight",
             ParameterType::Float(Interval::at_least(0.0)),
             DefaultValue::Float(self.weight),
             "factor of the loss in the training objective",
-        )]
+        );
+        [weight].into_iter().chain(self.parameters.iter().cloned()).collect()
     }
 }
 
+/// How what an inner router says about a row is seen from the layer that its `moe` is inside of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rescale {
+    /// The experts of both levels that the inner experts of each row are, i32 `[R, E2]`; -1 for a row without a token.
+    pub(crate) columns: Value,
+    /// Weight of the row in the outer mixture, `[R, 1]`.
+    pub(crate) weight: Value,
+    /// 1 for a row with a token, else 0, `[R, 1]`.
+    pub(crate) valid: Value,
+}
+
 /// What a balance loss is built from. Quantities that several losses need are built once.
+///
+/// In a `moe` inside an expert, E counts the experts of both levels, the rows are those sent to the outer experts, and
+/// the gates are the products of both levels (Shazeer et al. 2017, appendix B).
 pub struct LossContext<'a> {
     builder: &'a mut Builder,
     routing: Routing,
+    chosen: Value,
+    weights: Value,
     experts: usize,
+    rescale: Option<Rescale>,
+    time: Option<usize>,
     gates: Option<Value>,
+    probabilities: Option<Value>,
 }
 
 impl<'a> LossContext<'a> {
-    pub(crate) fn new(builder: &'a mut Builder, routing: Routing, experts: usize) -> Self {
-        LossContext { builder, routing, experts, gates: None }
+    pub(crate) fn new(
+        builder: &'a mut Builder,
+        routing: Routing,
+        (chosen, weights): (Value, Value),
+        experts: usize,
+        rescale: Option<Rescale>,
+        time: Option<usize>,
+    ) -> Self {
+        LossContext { builder, routing, chosen, weights, experts, rescale, time, gates: None, probabilities: None }
     }
 
     /// The graph builder.
@@ -67,9 +96,29 @@ impl<'a> LossContext<'a> {
         self.experts
     }
 
-    /// The routing, before experts that are over capacity drop tokens.
-    pub fn routing(&self) -> Routing {
-        self.routing
+    /// The experts of each token, i32 `[N, K]`, -1 for none, before experts that are over capacity drop tokens.
+    pub fn chosen(&self) -> Value {
+        self.chosen
+    }
+
+    /// What the strategy returned.
+    pub fn routing(&self) -> &Routing {
+        &self.routing
+    }
+
+    /// Length of the sequences that the tokens form; `None` in a `moe` inside an expert, whose rows form none.
+    pub fn time(&self) -> Option<usize> {
+        self.time
+    }
+
+    /// Number of tokens, N.
+    pub fn tokens(&self) -> usize {
+        self.builder.ty(self.chosen).shape.first().copied().unwrap_or(0)
+    }
+
+    /// Number of columns of the choice, K.
+    pub fn experts_per_token(&self) -> usize {
+        self.builder.ty(self.chosen).shape.last().copied().unwrap_or(0)
     }
 
     /// Gates as a matrix, `[N, E]`: the weight of each chosen expert, 0 elsewhere.
@@ -77,31 +126,67 @@ impl<'a> LossContext<'a> {
         if let Some(gates) = self.gates {
             return gates;
         }
-        let Assignment::TokenChoice { experts, weights } = self.routing.assignment;
-        let gates = self.builder.scatter_last(weights, experts, self.experts);
+        let mut weights = self.weights;
+        if let Some(rescale) = self.rescale {
+            let shape = self.builder.shape(weights);
+            let outer = self.builder.broadcast(rescale.weight, shape);
+            weights = self.builder.mul(weights, outer);
+        }
+        let gates = self.builder.scatter_last(weights, self.chosen, self.experts);
         self.gates = Some(gates);
         gates
     }
 
     /// Number of tokens that chose each expert, `[E]`; a constant to the gradient.
     pub fn counts(&mut self) -> Value {
-        let Assignment::TokenChoice { experts, .. } = self.routing.assignment;
-        self.builder.count(experts, self.experts)
+        self.builder.count(self.chosen, self.experts)
     }
 
-    /// Number of choices, N*K.
-    pub fn slots(&self) -> usize {
-        let Assignment::TokenChoice { experts, .. } = self.routing.assignment;
-        self.builder.ty(experts).elements()
+    /// Share of all choices that each expert has, `[E]`; a constant to the gradient. Sums to 1.
+    pub fn shares(&mut self) -> Value {
+        let counts = self.counts();
+        self.shares_of(counts, self.chosen)
     }
 
-    /// Number of experts per token, K.
-    pub fn experts_per_token(&self) -> usize {
-        let Assignment::TokenChoice { experts, .. } = self.routing.assignment;
-        self.builder.ty(experts).shape.last().copied().unwrap_or(0)
+    /// `counts [E]` of the choices `chosen` as shares.
+    fn shares_of(&mut self, counts: Value, chosen: Value) -> Value {
+        let b = &mut *self.builder;
+        let every = matches!(self.routing.assignment, Assignment::TokenChoice { .. }) && self.rescale.is_none();
+        if every {
+            // The number of choices is known.
+            let slots = b.ty(chosen).elements().max(1);
+            return b.scale(counts, 1.0 / slots as f64);
+        }
+        let total = b.sum_all(counts);
+        let one = b.fill(1.0, []);
+        let total = b.binary(Binary::Max, total, one);
+        b.div(counts, total)
     }
 
-    /// Scores without noise, `[N, E]`; the gates for a router that promised scores and gave none.
+    /// A quantity of each of the router's own experts as one of all experts of the layer, `[N, E]`.
+    pub fn per_expert(&mut self, quantity: Value) -> Value {
+        match self.rescale {
+            Some(rescale) => self.builder.scatter_last(quantity, rescale.columns, self.experts),
+            None => quantity,
+        }
+    }
+
+    /// Mean over the tokens of a quantity `[N, M]`, which gives `[M]`. Rows without a token do not count.
+    pub fn mean_over_tokens(&mut self, quantity: Value) -> Value {
+        let Some(rescale) = self.rescale else { return self.builder.mean(quantity, &[0]) };
+        let b = &mut *self.builder;
+        let shape = b.shape(quantity);
+        let valid = b.broadcast(rescale.valid, shape);
+        let quantity = b.mul(quantity, valid);
+        let sum = b.sum(quantity, &[0]);
+        let count = b.sum_all(rescale.valid);
+        let one = b.fill(1.0, []);
+        let count = b.binary(Binary::Max, count, one);
+        b.div(sum, count)
+    }
+
+    /// Scores of the router's own experts without noise, `[N, E]`; the gates for a router that promised scores and gave
+    /// none.
     pub fn logits(&mut self) -> Value {
         match self.routing.logits {
             Some(logits) => logits,
@@ -111,12 +196,18 @@ impl<'a> LossContext<'a> {
 
     /// Probabilities over all experts, `[N, E]`: the router's, or else the softmax of its scores.
     pub fn probabilities(&mut self) -> Value {
-        if let Some(probabilities) = self.routing.probabilities {
+        if let Some(probabilities) = self.probabilities {
             return probabilities;
         }
-        let logits = self.logits();
-        let probabilities = self.builder.softmax(logits);
-        self.routing.probabilities = Some(probabilities);
+        let own = match self.routing.probabilities {
+            Some(probabilities) => probabilities,
+            None => {
+                let logits = self.logits();
+                self.builder.softmax(logits)
+            }
+        };
+        let probabilities = self.per_expert(own);
+        self.probabilities = Some(probabilities);
         probabilities
     }
 
@@ -134,14 +225,22 @@ impl<'a> LossContext<'a> {
     }
 }
 
+const CHOICES: ParameterSpec = ParameterSpec::optional(
+    "choices",
+    ParameterType::Choice(&["all", "first"]),
+    DefaultValue::Word("all"),
+    "count all choices of a token, or only its first one (GShard)",
+);
+
 /// The losses that are always there.
-pub(crate) const LOSSES: [BalanceLoss; 4] = [
+pub(crate) const LOSSES: [BalanceLoss; 5] = [
     BalanceLoss {
         name: "importance",
         summary: "squared coefficient of variation of the experts' summed gate weights",
         references: &["Shazeer et al. 2017, arXiv 1701.06538, equation 7"],
         needs: &[],
         weight: 1e-2,
+        parameters: &[],
         lower: importance,
     },
     BalanceLoss {
@@ -150,14 +249,19 @@ pub(crate) const LOSSES: [BalanceLoss; 4] = [
         references: &["Shazeer et al. 2017, arXiv 1701.06538, equations 8 to 11"],
         needs: &[Quantity::NoisyScores],
         weight: 1e-2,
+        parameters: &[],
         lower: load,
     },
     BalanceLoss {
         name: "switch",
         summary: "number of experts times the sum of share of tokens times mean probability; 1 is perfect balance",
-        references: &["Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6"],
+        references: &[
+            "Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6",
+            "Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1 (choices: first)",
+        ],
         needs: &[Quantity::Probabilities],
         weight: 1e-2,
+        parameters: &[CHOICES],
         lower: switch,
     },
     BalanceLoss {
@@ -166,12 +270,22 @@ pub(crate) const LOSSES: [BalanceLoss; 4] = [
         references: &["Zoph et al. 2022, ST-MoE, arXiv 2202.08906, equation 5"],
         needs: &[Quantity::Logits],
         weight: 1e-3,
+        parameters: &[],
         lower: z,
+    },
+    BalanceLoss {
+        name: "sequence",
+        summary: "the switch loss within each sequence, with probabilities that sum to 1, averaged over the sequences",
+        references: &["DeepSeek-AI 2024, DeepSeek-V3, arXiv 2412.19437, equations 17 to 20"],
+        needs: &[Quantity::Probabilities],
+        weight: 1e-4,
+        parameters: &[],
+        lower: sequence,
     },
 ];
 
 /// `CV(sum_n gates[n, :])^2`
-fn importance(context: &mut LossContext<'_>) -> Value {
+fn importance(context: &mut LossContext<'_>, _: &Arguments) -> Value {
     let gates = context.gates();
     let importance = context.builder().sum(gates, &[0]);
     context.cv_squared(importance)
@@ -183,10 +297,11 @@ fn importance(context: &mut LossContext<'_>) -> Value {
 /// threshold and deviation.
 ///
 /// Without noise, or with all experts chosen, `P` is 0 or 1: the load is the count of tokens and has no gradient.
-fn load(context: &mut LossContext<'_>) -> Value {
-    let (k, experts) = (context.experts_per_token(), context.experts());
+fn load(context: &mut LossContext<'_>, _: &Arguments) -> Value {
+    let k = context.experts_per_token();
+    let own = |context: &LossContext<'_>, v: Value| context.builder.ty(v).shape.last().copied().unwrap_or(0);
     let load = match (context.routing().noisy, context.routing().logits) {
-        (Some(NoisyScores { scores, std }), Some(clean)) if k < experts => {
+        (Some(NoisyScores { scores, std }), Some(clean)) if k < own(context, scores) => {
             let b = context.builder();
             let shape = b.shape(scores);
             let above = kth_largest(b, scores, k + 1);
@@ -200,7 +315,8 @@ fn load(context: &mut LossContext<'_>) -> Value {
             let std = b.binary(Binary::Max, std, least);
             let quotient = b.div(margin, std);
             let probability = b.unary(Unary::NormalCdf, quotient);
-            b.sum(probability, &[0])
+            let probability = context.per_expert(probability);
+            context.builder().sum(probability, &[0])
         }
         _ => context.counts(),
     };
@@ -216,23 +332,69 @@ fn kth_largest(b: &mut Builder, x: Value, k: usize) -> Value {
 }
 
 /// `E * sum_e f_e * P_e`: `f` the share of choices, counted before capacity and constant to the gradient, `P` the mean
-/// probability. Dividing by N*K keeps 1 as the value at perfect balance for every k.
-fn switch(context: &mut LossContext<'_>) -> Value {
-    let (experts, slots) = (context.experts(), context.slots().max(1));
-    let counts = context.counts();
+/// probability. As shares sum to 1, the value at perfect balance is 1 for every k.
+fn switch(context: &mut LossContext<'_>, arguments: &Arguments) -> Value {
+    let experts = context.experts();
+    let shares = if arguments.word("choices") == "first" && context.experts_per_token() > 1 {
+        let (tokens, chosen) = (context.tokens(), context.chosen());
+        let b = context.builder();
+        let index = b.to_float(chosen);
+        let column = b.ramp(1, 0);
+        let column = b.broadcast(column, [tokens, 1]);
+        let first = b.gather_last(index, column);
+        let first = b.to_index(first, experts);
+        let counts = b.count(first, experts);
+        context.shares_of(counts, first)
+    } else {
+        context.shares()
+    };
     let probabilities = context.probabilities();
+    let mean = context.mean_over_tokens(probabilities);
     let b = context.builder();
-    let mean = b.mean(probabilities, &[0]);
-    let product = b.mul(counts, mean);
+    let product = b.mul(shares, mean);
     let sum = b.sum_all(product);
-    b.scale(sum, experts as f64 / slots as f64)
+    b.scale(sum, experts as f64)
 }
 
 /// `mean_n (ln sum_e e^l)^2`
-fn z(context: &mut LossContext<'_>) -> Value {
+fn z(context: &mut LossContext<'_>, _: &Arguments) -> Value {
     let logits = context.logits();
     let b = context.builder();
     let lse = b.log_sum_exp(logits);
     let square = b.mul(lse, lse);
-    b.mean_all(square)
+    let rows = b.ty(square).elements();
+    let square = b.reshape(square, [rows, 1]);
+    let mean = context.mean_over_tokens(square);
+    context.builder().sum_all(mean)
+}
+
+/// `mean_sequences sum_e f_e P_e` with `f_e = E / (K T) * count_e` within the sequence, constant to the gradient, and
+/// `P_e` the mean over the sequence of the probabilities divided by their sum. In a `moe` inside an expert all rows count
+/// as one sequence.
+fn sequence(context: &mut LossContext<'_>, _: &Arguments) -> Value {
+    let (experts, tokens, k) = (context.experts(), context.tokens(), context.experts_per_token());
+    let time = context.time().unwrap_or(tokens).max(1);
+    let batch = tokens / time;
+    let (chosen, probabilities) = (context.chosen(), context.probabilities());
+    let b = context.builder();
+    let ones = b.fill(1.0, [tokens, k]);
+    let hot = b.scatter_last(ones, chosen, experts);
+    let hot = b.reshape(hot, [batch, time, experts]);
+    let counts = b.sum(hot, &[1]);
+    let total = b.sum(counts, &[1]);
+    let one = b.fill(1.0, []);
+    let total = b.binary(Binary::Max, total, one);
+    let total = b.broadcast_last(total, experts);
+    let share = b.div(counts, total);
+    let sum = b.sum(probabilities, &[1]);
+    // Sigmoids may all be 0.
+    let tiny = b.fill(1e-20, []);
+    let sum = b.binary(Binary::Max, sum, tiny);
+    let sum = b.broadcast_last(sum, experts);
+    let normal = b.div(probabilities, sum);
+    let normal = b.reshape(normal, [batch, time, experts]);
+    let mean = b.mean(normal, &[1]);
+    let product = b.mul(share, mean);
+    let total = b.sum_all(product);
+    b.scale(total, experts as f64 / batch.max(1) as f64)
 }

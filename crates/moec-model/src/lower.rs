@@ -4,22 +4,23 @@
 //! expert instead, with one set of parameters per expert: the same function lowers a layer in both settings, which
 //! differ in how a linear map and a norm are built ([`Rows`]).
 
+mod mixture_of_depths;
+mod moe;
+mod multi_hash;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 
-use moec_ir::{
-    AttentionAttrs, Binary, Builder, CapacityPriority, DType, Graph, GraphError, Init, Op, Origin, Tensor, TensorType,
-    Unary, Value,
-};
+use moec_ir::{AttentionAttrs, Binary, Builder, Graph, GraphError, Init, Op, Origin, TensorType, Unary, Value};
 use moec_syntax::Span;
 
 use crate::cost::{self, LayerInfo};
 use crate::emit::{Emitter, NoisePolicy, Role};
-use crate::losses::LossContext;
-use crate::model::{Activation, Attention, Layer, LayerKind, Mlp, Model, Moe, Positions};
+use crate::model::{Activation, Attention, Layer, LayerKind, Mlp, Model, Positions};
 use crate::recipe::InitScheme;
-use crate::router::{Assignment, Mode, Routing, RoutingContext};
+use crate::router::{Gather, Mode, Source};
+use crate::state::StateInit;
 
 /// What a model is lowered for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,6 +37,10 @@ pub struct LowerOptions {
     pub noise: NoisePolicy,
     /// How parameters start.
     pub init: InitScheme,
+    /// Adds what every router decided as outputs, for looking at and replaying routes: `experts.PATH` i32 `[N, K]`
+    /// (before capacity), `kept.PATH` i32 `[N, K]` (after it), `weights.PATH` `[N, K]`, and `gates.PATH` `[N, E]`, the
+    /// weights as a matrix with 0 where nothing was sent.
+    pub routes: bool,
 }
 
 /// A lowered model.
@@ -46,7 +51,7 @@ pub struct Lowered {
     /// Parameters with their initial values, in order of declaration.
     pub parameters: Vec<(String, Init)>,
     /// States of routers with their initial values.
-    pub states: Vec<(String, Tensor)>,
+    pub states: Vec<(String, StateInit)>,
     /// The `moe` layers in order.
     pub moe_layers: Vec<MoeLayerInfo>,
     /// The layers in order, with their sizes and costs.
@@ -70,10 +75,10 @@ impl Lowered {
 pub struct MoeLayerInfo {
     /// Its path, by which outputs are named: `load.PATH`, `dropped.PATH`, `entropy.PATH`, `balance.PATH`.
     pub path: String,
-    /// Number of experts, E.
+    /// Number of experts, E; in a `moe` inside an expert the product of both levels.
     pub experts: usize,
-    /// Experts per token, K.
-    pub experts_per_token: usize,
+    /// Experts that work on a token of the layer, on average.
+    pub experts_per_token: f64,
     /// Experts that every token goes to.
     pub shared: usize,
     /// Name of the routing strategy.
@@ -144,16 +149,13 @@ pub fn lower(model: &Model, options: &LowerOptions) -> Result<Lowered, LowerErro
 /// Lowers one layer on its own, for looking at and testing a layer or a routing strategy.
 ///
 /// Inputs: `x` `[N, C]`, `tokens` i32 `[N]` with N = batch * `time`, and `rng` or noise as in [`lower`]. Output: `y`
-/// `[N, C']`. For a `moe` layer, with a loss in the options, also the outputs of [`lower`] that name its path (`moe`),
-/// and what the router decided: `experts.PATH` i32 `[N, K]`, `weights.PATH` `[N, K]`, and `gates.PATH` `[N, E]`, the
-/// weights as a matrix with 0 where nothing was sent or an expert was over capacity.
+/// `[N, C']`. For a `moe` layer, with a loss in the options, also the outputs of [`lower`] that name its path (`moe`).
 ///
 /// # Errors
 /// As [`lower`].
 pub fn lower_layer(layer: &Layer, options: &LowerOptions, time: usize) -> Result<Lowered, LowerError> {
     let tokens = token_count(options, time)?;
     let mut lowering = Lowering::new(options, time, tokens);
-    lowering.expose_routing = options.loss;
     let x = lowering.b().input("x", TensorType::f32([tokens, layer.input]));
     let y = lowering.layer(layer, x, Rows::Tokens);
     lowering.b().output("y", y);
@@ -182,6 +184,9 @@ enum Rows {
 struct Lowering {
     emitter: Emitter,
     options: LowerOptions,
+    /// Length of the sequences of the batch.
+    sequence_length: usize,
+    /// Length of the sequences that attention sees: shorter where only some tokens go through a layer.
     time: usize,
     token_ids: Value,
     /// How often each layer name occurred, per open scope.
@@ -193,8 +198,12 @@ struct Lowering {
     error: Option<LowerError>,
     /// How many `moe` layers are open; the table of layers counts what is inside one as its.
     inside_moe: usize,
-    /// Whether what routers decide becomes outputs.
-    expose_routing: bool,
+    /// What has been taken from the tokens of the batch: the rows of experts, the tokens that go through a layer.
+    gathers: Vec<Gather>,
+    /// Chosen experts and weights `[N, K]` of the `moe` layers that are open, outermost first.
+    outer_choices: Vec<(Value, Value)>,
+    /// Weights that routers multiply with each token of the layer being built.
+    router_weights: f64,
 }
 
 impl Lowering {
@@ -204,6 +213,7 @@ impl Lowering {
         Lowering {
             emitter,
             options: *options,
+            sequence_length: time,
             time,
             token_ids,
             taken: vec![BTreeMap::new()],
@@ -212,7 +222,9 @@ impl Lowering {
             objective: Vec::new(),
             error: None,
             inside_moe: 0,
-            expose_routing: false,
+            gathers: Vec::new(),
+            outer_choices: Vec::new(),
+            router_weights: 0.0,
         }
     }
 
@@ -245,7 +257,7 @@ impl Lowering {
         }
         Ok(Lowered {
             graph,
-            parameters: parameters.into_iter().map(|(name, (init, _))| (name, init)).collect(),
+            parameters: parameters.into_iter().map(|(name, declared)| (name, declared.init)).collect(),
             states: states.into_iter().collect(),
             moe_layers: self.moe_layers,
             layers: self.layers,
@@ -312,9 +324,9 @@ impl Lowering {
 
     /// Adds a row to the table of layers. Parameters declared since `before` are the layer's.
     fn record(&mut self, layer: &Layer, path: String, before: usize) {
-        let declared = self.emitter.parameters.iter().skip(before);
-        let parameters: Vec<(&str, usize)> = declared.map(|(name, &(_, n))| (name.as_str(), n)).collect();
-        self.layers.push(cost::layer_info(layer, path, &parameters, self.time, self.options.vocab));
+        let declared = self.emitter.parameters.values().skip(before);
+        let router = mem::take(&mut self.router_weights);
+        self.layers.push(cost::layer_info(layer, path, declared, router, self.time, self.options.vocab));
     }
 
     /// Lowers a layer that has no layers of its own, or opens scopes for them itself.
@@ -324,7 +336,9 @@ impl Lowering {
             LayerKind::Embed { positions } => self.embed(layer.output, *positions),
             LayerKind::Attention(attention) => self.attention(attention, width, x),
             LayerKind::Mlp(mlp) => self.mlp(mlp, width, x, rows),
-            LayerKind::Moe(moe) => self.moe(moe, layer.span, x),
+            LayerKind::Moe(moe) => self.moe(moe, layer.span, x, rows),
+            LayerKind::MixtureOfDepths(depths) => self.mixture_of_depths(depths, x),
+            LayerKind::MultiHash(hash) => self.multi_hash(hash, width, x),
             LayerKind::LayerNorm { epsilon } => self.layer_norm(*epsilon, width, x, rows),
             LayerKind::RmsNorm { epsilon } => self.rms_norm(*epsilon, width, x, rows),
             LayerKind::Dropout { rate } => self.dropout(x, *rate),
@@ -360,7 +374,14 @@ impl Lowering {
         if attention.rotary {
             // The base of the paper.
             let base = 10_000.0.into();
-            qkv = self.b().op(Op::Rotary { heads, time, base, inverse: false, positions: false }, &[qkv]);
+            let mut operands = vec![qkv];
+            // Rows that were taken from a sequence keep their positions in it.
+            let positions = !self.gathers.is_empty();
+            if positions {
+                let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers };
+                operands.push(source.positions(&mut self.emitter.builder));
+            }
+            qkv = self.b().op(Op::Rotary { heads, time, base, inverse: false, positions }, &operands);
         }
         let dropout = if self.training() { attention.dropout } else { 0.0 };
         let (key, rng) = if dropout > 0.0 { (self.b().fresh_key(), Some(self.emitter.rng())) } else { (0, None) };
@@ -485,128 +506,5 @@ impl Lowering {
     fn token_table(&mut self) -> Option<Value> {
         let graph = self.emitter.builder.graph();
         graph.find("embed.token.weight").map(|id| graph.value(id))
-    }
-
-    fn moe(&mut self, moe: &Moe, span: Span, x: Value) -> Value {
-        let path = self.b().path("");
-        let tokens = self.b().shape(x).first().copied().unwrap_or(0);
-        let (token_ids, time) = (self.token_ids, self.time);
-        let mut context =
-            RoutingContext { emitter: &mut self.emitter, tokens: x, token_ids, experts: moe.experts, time };
-        let routing = moe.route.strategy.lower(&mut context, &moe.route.arguments);
-        let Assignment::TokenChoice { experts: chosen, weights } = routing.assignment;
-        let k = match self.choice_shape(chosen, weights, tokens) {
-            Ok(k) => k,
-            Err(message) => {
-                let strategy = moe.route.strategy.name().to_string();
-                self.error.get_or_insert(LowerError::Routing { strategy, message, span: moe.route_span });
-                return x;
-            }
-        };
-        let experts = moe.experts;
-        let capacity = moe.capacity.map(|capacity| capacity.tokens(tokens, k, experts));
-        let b = self.b();
-        let (kept, rows) = match capacity {
-            Some(capacity) => {
-                let kept = b.limit_capacity(chosen, weights, experts, capacity, CapacityPriority::Token);
-                (kept, experts.saturating_mul(capacity).min(tokens * k))
-            }
-            None => (chosen, tokens * k),
-        };
-        let offsets = b.op(Op::SortByExpert { experts, rows }, &[kept]);
-        let (order, positions) = (offsets.result(1), offsets.result(2));
-        let rows = b.op(Op::Dispatch { weighted: false }, &[x, order, positions]);
-        self.inside_moe += 1;
-        let y = self.opened("experts", |l| l.sequence(&moe.expert, rows, Rows::Experts { experts, offsets }));
-        let mut z = self.b().op(Op::Combine { weighted: true }, &[y, order, positions, weights]);
-        for copy in 0..moe.shared {
-            let scope = if moe.shared == 1 { "shared".to_string() } else { format!("shared.{copy}") };
-            let y = self.opened(&scope, |l| l.sequence(&moe.shared_expert, x, Rows::Tokens));
-            z = self.b().add(z, y);
-        }
-        self.inside_moe -= 1;
-        if self.options.loss {
-            self.balance_losses(moe, &path, routing);
-            self.balance_metrics(&path, experts, kept, weights, capacity.is_some());
-            if self.expose_routing {
-                let b = self.b();
-                let gates = b.scatter_last(weights, kept, experts);
-                b.output(format!("experts.{path}"), chosen);
-                b.output(format!("weights.{path}"), weights);
-                b.output(format!("gates.{path}"), gates);
-            }
-        }
-        self.moe_layers.push(MoeLayerInfo {
-            path,
-            experts,
-            experts_per_token: k,
-            shared: moe.shared,
-            strategy: moe.route.strategy.name().to_string(),
-            capacity,
-            losses: moe.balance.iter().map(|l| (l.loss.name.to_string(), l.weight)).collect(),
-            span,
-        });
-        z
-    }
-
-    /// Checks what a strategy returned; gives K.
-    fn choice_shape(&mut self, chosen: Value, weights: Value, tokens: usize) -> Result<usize, String> {
-        let (chosen, weights) = (self.b().ty(chosen).clone(), self.b().ty(weights).clone());
-        let k = match (chosen.dtype, chosen.shape.as_slice()) {
-            (DType::I32, &[n, k]) if n == tokens && k > 0 => k,
-            _ => return Err(format!("chose experts as {chosen}, not as i32[{tokens}, K]")),
-        };
-        if weights != TensorType::f32([tokens, k]) {
-            return Err(format!("gave weights of type {weights}, not f32[{tokens}, {k}]"));
-        }
-        Ok(k)
-    }
-
-    fn balance_losses(&mut self, moe: &Moe, path: &str, routing: Routing) {
-        let mut context = LossContext::new(&mut self.emitter.builder, routing, moe.experts);
-        for balance in &moe.balance {
-            let value = (balance.loss.lower)(&mut context);
-            context.builder().output(format!("aux.{path}.{}", balance.loss.name), value);
-            self.objective.push((value, balance.weight));
-        }
-    }
-
-    fn balance_metrics(&mut self, path: &str, experts: usize, kept: Value, weights: Value, limited: bool) {
-        let b = self.b();
-        let slots = b.ty(kept).elements().max(1) as f64;
-        let load = b.count(kept, experts);
-        b.output(format!("load.{path}"), load);
-
-        let rows = b.sum_all(load);
-        let dropped = if limited {
-            let share = b.scale(rows, -1.0 / slots);
-            b.add_scalar(share, 1.0)
-        } else {
-            b.fill(0.0, [])
-        };
-        b.output(format!("dropped.{path}"), dropped);
-
-        // A token with all weights 0 has entropy 0.
-        let tiny = b.fill(1e-30, []);
-        let k = b.shape(weights).last().copied().unwrap_or(1);
-        let total = b.sum(weights, &[1]);
-        let total = b.binary(Binary::Max, total, tiny);
-        let total = b.broadcast_last(total, k);
-        let p = b.div(weights, total);
-        let guarded = b.binary(Binary::Max, p, tiny);
-        let log = b.unary(Unary::Log, guarded);
-        let terms = b.mul(p, log);
-        let tokens = (slots / k as f64).max(1.0);
-        let sum = b.sum_all(terms);
-        let entropy = b.scale(sum, -1.0 / tokens);
-        b.output(format!("entropy.{path}"), entropy);
-
-        let one = b.fill(1.0, []);
-        let rows = b.binary(Binary::Max, rows, one);
-        let share = b.div(load, rows);
-        let squares = b.mul(share, share);
-        let sum = b.sum_all(squares);
-        let balance = b.scale(sum, experts as f64);
-        b.output(format!("balance.{path}"), balance);
     }
 }

@@ -7,7 +7,7 @@ use moec_syntax::Span;
 
 use crate::argument::Arguments;
 use crate::losses::BalanceLoss;
-use crate::router::RoutingStrategy;
+use crate::router::{Mode, RoutingStrategy};
 
 /// A checked model. Its layers start with `embed`, end with `unembed`, and fit each other.
 #[derive(Clone, Debug)]
@@ -70,6 +70,8 @@ pub enum Causality {
     /// Nothing within a sequence, but experts share their capacity among the sequences of a batch, so that a token
     /// can be dropped in training and not while sampling.
     BatchDependent,
+    /// Training decides by looking at later tokens, evaluation and sampling follow another rule that does not.
+    SamplesDifferently,
     /// Everything: a router compares a token with later ones, and the file allows it.
     LooksAhead,
 }
@@ -81,6 +83,9 @@ impl fmt::Display for Causality {
             Causality::BatchDependent => {
                 "causal; which tokens are over capacity depends on the other sequences of the batch, so sampling can \
                  differ from training"
+            }
+            Causality::SamplesDifferently => {
+                "causal with another rule when sampling: training compares tokens with later ones to route them"
             }
             Causality::LooksAhead => "not causal: a router compares tokens with later ones",
         })
@@ -114,6 +119,10 @@ pub enum LayerKind {
     Mlp(Mlp),
     /// A mixture of experts.
     Moe(Box<Moe>),
+    /// Layers that only some tokens of a sequence go through.
+    MixtureOfDepths(Box<MixtureOfDepths>),
+    /// A feed-forward layer whose weights are put together from blocks that several hashes of the token choose.
+    MultiHash(MultiHash),
     /// Layer normalisation.
     LayerNorm {
         /// Added to the variance.
@@ -162,6 +171,8 @@ impl LayerKind {
             LayerKind::Attention(_) => "attention",
             LayerKind::Mlp(_) => "mlp",
             LayerKind::Moe(_) => "moe",
+            LayerKind::MixtureOfDepths(_) => "mixture_of_depths",
+            LayerKind::MultiHash(_) => "multi_hash",
             LayerKind::LayerNorm { .. } => "layer_norm",
             LayerKind::RmsNorm { .. } => "rms_norm",
             LayerKind::Dropout { .. } => "dropout",
@@ -269,9 +280,9 @@ pub struct Route {
 }
 
 impl Route {
-    /// Number of experts per token, K.
-    pub fn experts_per_token(&self) -> usize {
-        self.strategy.experts_per_token(&self.arguments)
+    /// Number of E experts that work on a token, on average.
+    pub fn experts_per_token(&self, experts: usize) -> f64 {
+        self.strategy.experts_per_token(&self.arguments, experts)
     }
 }
 
@@ -288,30 +299,116 @@ impl fmt::Display for Route {
     }
 }
 
-/// A balance loss with its weight in the objective.
-#[derive(Clone, Copy, Debug)]
+/// A balance loss with its arguments.
+#[derive(Clone, Debug)]
 pub struct WeightedLoss {
     /// The loss.
     pub loss: BalanceLoss,
-    /// Its weight.
-    pub weight: f64,
+    /// Its arguments; `weight` is its factor in the objective.
+    pub arguments: Arguments,
 }
 
-/// A bound on the tokens that an expert accepts; what is over it is dropped, first come, first served.
+impl WeightedLoss {
+    /// Its factor in the objective.
+    pub fn weight(&self) -> f64 {
+        self.arguments.float("weight")
+    }
+}
+
+/// A bound on the tokens that an expert accepts; what is over it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Capacity {
-    /// Multiple of the even share N*K/E.
+    /// Multiple of the even share N*K/E in a training step.
     pub factor: f64,
+    /// The same in evaluation and sampling; 0 for no bound.
+    pub evaluation_factor: f64,
     /// Least bound.
     pub minimum: usize,
+    /// Who comes first.
+    pub order: CapacityOrder,
+    /// Whether the weights that are left to a token are scaled to the sum of all it had.
+    pub renormalise: bool,
+}
+
+/// Which choices an expert with a bounded capacity accepts first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CapacityOrder {
+    /// In the order of the tokens (makeMoE).
+    Token,
+    /// All first choices before all second ones (Lepikhin et al. 2020, arXiv 2006.16668).
+    Choice,
+    /// As `Choice`, and tokens with larger weights first (Riquelme et al. 2021, arXiv 2106.05974).
+    Probability,
+}
+
+impl CapacityOrder {
+    /// The words of the language, in the order of the variants.
+    pub const WORDS: &'static [&'static str] = &["token", "choice", "probability"];
+
+    /// The word of the language.
+    pub fn word(self) -> &'static str {
+        match self {
+            CapacityOrder::Token => "token",
+            CapacityOrder::Choice => "choice",
+            CapacityOrder::Probability => "probability",
+        }
+    }
+
+    /// The order of that name.
+    pub fn from_word(word: &str) -> Self {
+        match word {
+            "choice" => CapacityOrder::Choice,
+            "probability" => CapacityOrder::Probability,
+            _ => CapacityOrder::Token,
+        }
+    }
 }
 
 impl Capacity {
-    /// Tokens that an expert accepts, P: `max(minimum, int(N*K/E * factor))` and never 0. makeMoE has no minimum,
-    /// which switches the layer off for short inputs.
-    pub fn tokens(&self, tokens: usize, k: usize, experts: usize) -> usize {
+    /// Tokens that an expert accepts, P: `max(minimum, int(N*K/E * factor))` and never 0; `None` for no bound. makeMoE
+    /// has no minimum, which switches the layer off for short inputs.
+    pub fn tokens(&self, mode: Mode, tokens: usize, k: usize, experts: usize) -> Option<usize> {
+        let factor = match mode {
+            Mode::Train => self.factor,
+            Mode::Evaluate => self.evaluation_factor,
+        };
         let share = (tokens as f64 * k as f64) / experts.max(1) as f64;
         // Saturates, as a float cast does.
-        ((share * self.factor) as usize).max(self.minimum).max(1)
+        (factor > 0.0).then(|| ((share * factor) as usize).max(self.minimum).max(1))
     }
+}
+
+/// Layers that only the tokens with the largest scores go through (Raposo et al. 2024, arXiv 2404.02258).
+#[derive(Clone, Debug)]
+pub struct MixtureOfDepths {
+    /// Share of the tokens of a sequence that go through in training.
+    pub capacity: f64,
+    /// Factor of the predictor's loss in the objective.
+    pub weight: f64,
+    /// The layers.
+    pub layers: Vec<Layer>,
+}
+
+impl MixtureOfDepths {
+    /// Tokens of a sequence of `time` that go through in training, at least 1.
+    pub fn tokens(&self, time: usize) -> usize {
+        ((time as f64 * self.capacity).ceil() as usize).clamp(1, time.max(1))
+    }
+}
+
+/// The feed-forward layer of MultiHash (Roller et al. 2021, arXiv 2106.04426).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MultiHash {
+    /// Width between the two maps, F.
+    pub hidden: usize,
+    /// Weight blocks that each hash chooses from.
+    pub buckets: usize,
+    /// Number of hashes: the maps are split into as many blocks.
+    pub hashes: usize,
+    /// Function between the maps.
+    pub activation: Activation,
+    /// Dropout rate of the output.
+    pub dropout: f64,
+    /// Seed of the hash tables.
+    pub seed: usize,
 }

@@ -6,12 +6,14 @@ use indexmap::IndexMap;
 
 use crate::losses::{BalanceLoss, LOSSES};
 use crate::router::RoutingStrategy;
-use crate::routers::{NoisyTopK, SoftmaxTopK};
+use crate::routers::{
+    Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, SoftMoe, SoftmaxTopK, Switch,
+};
 
 /// The routing strategies and balance losses that a file can name.
 #[derive(Clone)]
 pub struct Registry {
-    routers: IndexMap<&'static str, Arc<dyn RoutingStrategy>>,
+    routers: IndexMap<String, Arc<dyn RoutingStrategy>>,
     losses: IndexMap<&'static str, BalanceLoss>,
 }
 
@@ -19,7 +21,17 @@ impl Registry {
     /// The built-in strategies and losses.
     pub fn with_builtins() -> Self {
         let mut registry = Registry { routers: IndexMap::new(), losses: IndexMap::new() };
-        registry = registry.router(SoftmaxTopK).router(NoisyTopK);
+        registry = registry
+            .router(SoftmaxTopK)
+            .router(NoisyTopK)
+            .router(Switch)
+            .router(GShard)
+            .router(SigmoidTopK)
+            .router(DSelectK)
+            .router(Hash)
+            .router(Base)
+            .router(ExpertChoice)
+            .router(SoftMoe);
         for loss in LOSSES {
             registry = registry.loss(loss);
         }
@@ -29,7 +41,7 @@ impl Registry {
     /// Adds a strategy; one of the same name is replaced.
     #[must_use]
     pub fn router(mut self, strategy: impl RoutingStrategy + 'static) -> Self {
-        self.routers.insert(strategy.name(), Arc::new(strategy));
+        self.routers.insert(strategy.name().to_string(), Arc::new(strategy));
         self
     }
 

@@ -92,13 +92,14 @@ impl From<&str> for ResolvedValue {
     }
 }
 
-impl From<ArgumentValue> for ResolvedValue {
-    fn from(value: ArgumentValue) -> Self {
+impl From<&ArgumentValue> for ResolvedValue {
+    fn from(value: &ArgumentValue) -> Self {
         match value {
-            ArgumentValue::Int(n) => ResolvedValue::Int(n),
-            ArgumentValue::Float(x) => ResolvedValue::Float(x),
-            ArgumentValue::Bool(b) => ResolvedValue::Bool(b),
-            ArgumentValue::Word(word) => word.into(),
+            ArgumentValue::Int(n) => ResolvedValue::Int(*n),
+            ArgumentValue::Float(x) => ResolvedValue::Float(*x),
+            ArgumentValue::Bool(b) => ResolvedValue::Bool(*b),
+            ArgumentValue::Word(word) => (*word).into(),
+            ArgumentValue::Text(text) => text.as_str().into(),
         }
     }
 }
@@ -131,6 +132,7 @@ impl Model {
             causality: match self.causality {
                 Causality::Causal => "causal",
                 Causality::BatchDependent => "batch_dependent",
+                Causality::SamplesDifferently => "samples_differently",
                 Causality::LooksAhead => "looks_ahead",
             },
             bindings: self.bindings.iter().map(|(name, value)| (name.clone(), (*value).into())).collect(),
@@ -177,6 +179,19 @@ fn layer(layer: &Layer) -> ResolvedLayer {
             name = format!("blocks.{index}");
             map([("layers", ResolvedValue::Layers(layers(inner)))])
         }
+        LayerKind::MixtureOfDepths(m) => map([
+            ("capacity", m.capacity.into()),
+            ("weight", m.weight.into()),
+            ("layers", ResolvedValue::Layers(layers(&m.layers))),
+        ]),
+        LayerKind::MultiHash(m) => map([
+            ("hidden", m.hidden.into()),
+            ("buckets", m.buckets.into()),
+            ("hashes", m.hashes.into()),
+            ("activation", m.activation.name().into()),
+            ("dropout", m.dropout.into()),
+            ("seed", m.seed.into()),
+        ]),
         LayerKind::Unembed { tied, bias } => map([("tied", (*tied).into()), ("bias", (*bias).into())]),
     };
     ResolvedLayer { layer: name, arguments }
@@ -186,7 +201,9 @@ fn moe(moe: &Moe) -> BTreeMap<String, ResolvedValue> {
     let mut route = map([("router", moe.route.strategy.name().into())]);
     route.extend(moe.route.arguments.iter().map(|(name, value)| (name.to_string(), value.into())));
     let balance = moe.balance.iter().map(|balance| {
-        ResolvedValue::Map(map([("loss", balance.loss.name.into()), ("weight", balance.weight.into())]))
+        let mut loss = map([("loss", balance.loss.name.into())]);
+        loss.extend(balance.arguments.iter().map(|(name, value)| (name.to_string(), value.into())));
+        ResolvedValue::Map(loss)
     });
     let mut arguments = map([
         ("experts", moe.experts.into()),
@@ -199,7 +216,13 @@ fn moe(moe: &Moe) -> BTreeMap<String, ResolvedValue> {
         arguments.insert("shared_expert".into(), ResolvedValue::Layers(layers(&moe.shared_expert)));
     }
     if let Some(capacity) = moe.capacity {
-        let capacity = map([("factor", capacity.factor.into()), ("minimum", capacity.minimum.into())]);
+        let capacity = map([
+            ("factor", capacity.factor.into()),
+            ("evaluation_factor", capacity.evaluation_factor.into()),
+            ("minimum", capacity.minimum.into()),
+            ("order", capacity.order.word().into()),
+            ("renormalise", if capacity.renormalise { "after" } else { "before" }.into()),
+        ]);
         arguments.insert("capacity".into(), ResolvedValue::Map(capacity));
     }
     arguments

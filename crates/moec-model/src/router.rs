@@ -8,6 +8,7 @@ use moec_ir::{Builder, Op, Tensor, TensorType, Value};
 
 use crate::argument::{Arguments, ParameterSpec};
 use crate::emit::{Emitter, NoisePolicy, Role};
+use crate::state::{StateInit, StateSource};
 
 /// What a function of the program is for. Dropout and training noise exist only in [`Mode::Train`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,44 +71,106 @@ pub enum Quantity {
 pub struct Traits {
     /// What it looks at.
     pub reads: Reads,
-    /// Which tokens it compares.
+    /// Which tokens it compares in a training step.
     pub compares: Compares,
+    /// Which tokens it compares in evaluation and sampling.
+    pub compares_when_sampling: Compares,
     /// When it is random.
     pub random: Randomness,
     /// What it provides for balance losses.
     pub provides: &'static [Quantity],
-    /// Whether the gradient of the task's loss reaches its parameters.
+    /// Whether the gradient of the task's loss has a way to its parameters; `true` for one that has none.
     pub learns_from_task: bool,
+}
+
+impl Default for Traits {
+    /// A strategy that reads the activations, looks at every token on its own, and is not random.
+    fn default() -> Self {
+        Traits {
+            reads: Reads { activations: true, ..Reads::default() },
+            compares: Compares::None,
+            compares_when_sampling: Compares::None,
+            random: Randomness::Never,
+            provides: &[],
+            learns_from_task: true,
+        }
+    }
+}
+
+/// What the declared comparisons mean for a language model, which predicts a token from those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// No token is influenced by later ones.
+    Causal,
+    /// Training looks at later tokens to decide, sampling follows another rule that does not.
+    SamplesDifferently,
+    /// Later tokens influence earlier ones.
+    LooksAhead,
+}
+
+impl Verdict {
+    /// The verdict in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Verdict::Causal => "causal",
+            Verdict::SamplesDifferently => "causal with another rule when sampling",
+            Verdict::LooksAhead => "not causal",
+        }
+    }
+}
+
+impl Traits {
+    /// What follows from the tokens that it compares.
+    pub fn verdict(&self) -> Verdict {
+        if self.compares_when_sampling > Compares::EarlierTokens {
+            Verdict::LooksAhead
+        } else if self.compares > Compares::EarlierTokens {
+            Verdict::SamplesDifferently
+        } else {
+            Verdict::Causal
+        }
+    }
 }
 
 /// A way to send tokens to experts.
 pub trait RoutingStrategy: Send + Sync {
     /// Name in the file, such as `noisy_top_k`.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     /// One line on what it does.
-    fn summary(&self) -> &'static str;
+    fn summary(&self) -> &str;
 
     /// The arguments it takes. A strategy that chooses experts for tokens declares how many as `k`.
     fn parameters(&self) -> &[ParameterSpec];
 
     /// Papers and code it follows.
-    fn references(&self) -> &[&'static str];
+    fn references(&self) -> &[&str];
+
+    /// Its equations with shapes, and what it costs, in lines of plain text.
+    fn equations(&self) -> &str;
+
+    /// Whether the arguments go together and suit the number of experts, E.
+    ///
+    /// # Errors
+    /// What is wrong, as the end of a sentence that begins with the strategy's name.
+    fn check(&self, _arguments: &Arguments, _experts: usize) -> Result<(), String> {
+        Ok(())
+    }
 
     /// What it declares about itself.
     fn traits(&self, arguments: &Arguments) -> Traits;
 
-    /// How many experts a token goes to, K; the argument `k` unless the strategy says otherwise.
-    fn experts_per_token(&self, arguments: &Arguments) -> usize {
-        arguments.size("k")
+    /// How many of E experts work on a token, on average: what tables of cost and active parameters count with. The
+    /// argument `k` unless the strategy says otherwise.
+    fn experts_per_token(&self, arguments: &Arguments, _experts: usize) -> f64 {
+        arguments.size("k") as f64
     }
 
     /// Builds the graph that routes the tokens. The scope of the `moe` layer is open, so names are relative to it.
     fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing;
 }
 
-/// Which tokens go to which experts. Dense gates (any number of experts a token) and expert choice (tokens an expert)
-/// become further variants with the strategies that need them.
+/// Which tokens go to which experts: the shapes that the rest of the compiler executes sparsely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Assignment {
@@ -117,6 +180,26 @@ pub enum Assignment {
         experts: Value,
         /// Their weights, `[N, K]`.
         weights: Value,
+    },
+    /// Every token goes to all experts whose gate is not exactly 0.
+    DenseGates {
+        /// The gates, `[N, E]`.
+        gates: Value,
+    },
+    /// Every expert chooses P tokens.
+    ExpertChoice {
+        /// The chosen tokens, i32 `[E, P]`; -1 for none.
+        tokens: Value,
+        /// Their weights, `[E, P]`.
+        weights: Value,
+    },
+    /// Every expert works on P mixtures of the tokens of a sequence (soft mixture of experts). Slot `e*P + p` is the
+    /// p-th of expert e.
+    Slots {
+        /// Share of each token of a sequence in a slot, `[N, E*P]`.
+        dispatch: Value,
+        /// Share of each slot in the output of a token, `[N, E*P]`.
+        combine: Value,
     },
 }
 
@@ -129,8 +212,19 @@ pub struct NoisyScores {
     pub std: Value,
 }
 
+/// A loss that a strategy adds to the training objective by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuxiliaryLoss {
+    /// Its name, under which it is logged.
+    pub name: String,
+    /// The scalar, without its weight.
+    pub value: Value,
+    /// Its factor in the objective.
+    pub weight: f64,
+}
+
 /// What a strategy returns: the assignment, and the quantities that balance losses are computed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Routing {
     /// Which tokens go where.
     pub assignment: Assignment,
@@ -140,29 +234,108 @@ pub struct Routing {
     pub probabilities: Option<Value>,
     /// Present when noise was drawn in this function.
     pub noisy: Option<NoisyScores>,
+    /// Losses of the strategy itself; they count in training only.
+    pub auxiliary: Vec<AuxiliaryLoss>,
 }
 
 impl Routing {
+    /// An assignment without further quantities.
+    pub fn new(assignment: Assignment) -> Self {
+        Routing { assignment, logits: None, probabilities: None, noisy: None, auxiliary: Vec::new() }
+    }
+
     /// An assignment of K experts to every token, without further quantities.
     pub fn token_choice(experts: Value, weights: Value) -> Self {
-        Routing {
-            assignment: Assignment::TokenChoice { experts, weights },
-            logits: None,
-            probabilities: None,
-            noisy: None,
-        }
+        Self::new(Assignment::TokenChoice { experts, weights })
     }
+}
+
+/// How rows were taken from tokens: row r is token `order[r] / K`.
+#[derive(Clone, Copy)]
+pub(crate) struct Gather {
+    /// i32 `[R]`, -1 for a row without a token.
+    pub(crate) order: Value,
+    /// i32 `[N, K]`
+    pub(crate) positions: Value,
+}
+
+impl Gather {
+    /// What the rows have of a quantity `v` i32 `[N]` that is at least -1; -1 for a row without a token.
+    pub(crate) fn apply(self, b: &mut Builder, v: Value) -> Value {
+        let tokens = b.ty(v).elements();
+        let v = b.to_float(v);
+        // Rows without a token become 0, which is then -1.
+        let v = b.add_scalar(v, 1.0);
+        let v = b.reshape(v, [tokens, 1]);
+        let rows = b.op(Op::Dispatch { weighted: false }, &[v, self.order, self.positions]);
+        let rows = b.add_scalar(rows, -1.0);
+        let count = b.ty(rows).elements();
+        let rows = b.reshape(rows, [count]);
+        // Whole numbers are exact in f32 up to here.
+        b.to_index(rows, 1 << 24)
+    }
+}
+
+/// Where the tokens of a layer come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// Token numbers of the batch, i32 `[N]`.
+    pub(crate) ids: Value,
+    /// Length of the sequences of the batch, T.
+    pub(crate) time: usize,
+    /// What has been taken from the batch since, outermost first.
+    pub(crate) gathers: &'a [Gather],
+}
+
+impl Source<'_> {
+    fn rows(&self, b: &mut Builder, tokens: Value) -> Value {
+        self.gathers.iter().fold(tokens, |v, gather| gather.apply(b, v))
+    }
+
+    /// Token numbers of the rows.
+    pub(crate) fn ids(&self, b: &mut Builder) -> Value {
+        self.rows(b, self.ids)
+    }
+
+    /// Numbers of the tokens before those of the rows.
+    pub(crate) fn previous(&self, b: &mut Builder) -> Value {
+        let previous = b.previous(self.ids, self.time);
+        self.rows(b, previous)
+    }
+
+    /// Positions of the rows in the sequences of the batch.
+    pub(crate) fn positions(&self, b: &mut Builder) -> Value {
+        let tokens = b.ty(self.ids).elements();
+        let positions = b.ramp(self.time, 1);
+        let positions = b.broadcast(positions, [tokens / self.time.max(1), self.time]);
+        let positions = b.reshape(positions, [tokens]);
+        self.rows(b, positions)
+    }
+}
+
+/// The rows of an outer expert that the tokens of a nested `moe` layer are.
+#[derive(Clone, Copy)]
+pub(crate) struct Nested {
+    /// Number of outer experts.
+    pub(crate) experts: usize,
+    /// Offsets of the rows of each outer expert, i32 `[experts + 1]`.
+    pub(crate) offsets: Value,
 }
 
 /// What a strategy builds with: the tokens, the number of experts, and the ways to declare parameters and state.
 ///
-/// Shapes use the fixed letters: N tokens, C channels, E experts.
+/// Shapes use the fixed letters: N tokens, C channels, E experts. In a `moe` inside an expert the tokens are the rows
+/// that were sent to the outer experts, sorted by expert, and a linear map has weights of its own for each of those.
 pub struct RoutingContext<'a> {
     pub(crate) emitter: &'a mut Emitter,
     pub(crate) tokens: Value,
-    pub(crate) token_ids: Value,
+    pub(crate) source: Source<'a>,
     pub(crate) experts: usize,
     pub(crate) time: usize,
+    pub(crate) vocab: usize,
+    pub(crate) nested: Option<Nested>,
+    /// What the strategy asked for that cannot be had.
+    pub(crate) refused: Option<&'static str>,
 }
 
 impl RoutingContext<'_> {
@@ -178,8 +351,18 @@ impl RoutingContext<'_> {
     }
 
     /// Numbers of the tokens in the vocabulary, i32 `[N]`.
-    pub fn token_ids(&self) -> Value {
-        self.token_ids
+    pub fn token_ids(&mut self) -> Value {
+        self.source.ids(&mut self.emitter.builder)
+    }
+
+    /// Number of the token before each token, i32 `[N]`; -1 for the first of a sequence.
+    pub fn previous_ids(&mut self) -> Value {
+        self.source.previous(&mut self.emitter.builder)
+    }
+
+    /// Position of each token in its sequence, i32 `[N]`.
+    pub fn positions(&mut self) -> Value {
+        self.source.positions(&mut self.emitter.builder)
     }
 
     /// Number of experts, E.
@@ -187,9 +370,14 @@ impl RoutingContext<'_> {
         self.experts
     }
 
-    /// Number of tokens of a sequence, T; token `n` has position `n % T`.
+    /// Number of tokens of a sequence, T.
     pub fn time(&self) -> usize {
         self.time
+    }
+
+    /// Size of the vocabulary, V.
+    pub fn vocab(&self) -> usize {
+        self.vocab
     }
 
     /// Number of tokens, N.
@@ -210,21 +398,46 @@ impl RoutingContext<'_> {
     /// `x [N, I] -> [N, output]` with the parameters `NAME.weight [output, I]` and, if asked, `NAME.bias [output]`.
     pub fn linear(&mut self, name: &str, x: Value, output: usize, bias: bool) -> Value {
         let input = self.emitter.builder.ty(x).shape.last().copied().unwrap_or(0);
-        self.emitter.linear(name, x, input, output, bias)
+        match self.nested {
+            None => self.emitter.linear(name, x, input, output, bias),
+            Some(Nested { experts, offsets }) => {
+                self.emitter.scoped(name, |e| e.grouped_linear_here(x, (experts, offsets), input, output, bias))
+            }
+        }
+    }
+
+    /// As [`Self::linear`], with initial values of its own for the weight and, if there is one, the bias.
+    pub fn linear_with(&mut self, name: &str, x: Value, output: usize, weight: Role, bias: Option<Role>) -> Value {
+        if self.nested.is_some() {
+            self.refused = Some("has a linear map with initial values of its own, which an expert cannot hold");
+        }
+        let input = self.emitter.builder.ty(x).shape.last().copied().unwrap_or(0);
+        self.emitter.scoped(name, |e| e.linear_of(x, (input, output), weight, bias))
     }
 
     /// A trained tensor.
     pub fn parameter(&mut self, name: &str, shape: impl Into<Vec<usize>>, role: Role) -> Value {
+        if self.nested.is_some() {
+            self.refused = Some("has a parameter that is not a linear map, which an expert cannot hold");
+        }
         self.emitter.parameter(name, shape, role)
     }
 
     /// A tensor that is kept between steps and in checkpoints and is not trained by gradient.
     pub fn state(&mut self, name: &str, initial: Tensor) -> Value {
-        self.emitter.state(name, initial)
+        self.emitter.state(name, initial.ty(), StateInit::Tensor(initial))
+    }
+
+    /// As [`Self::state`], with initial values that are computed from the training text.
+    pub fn state_from_text(&mut self, name: &str, source: StateSource) -> Value {
+        self.emitter.state(name, source.ty().clone(), StateInit::Text(source))
     }
 
     /// Declares the value that a state takes after a training step; evaluation never changes state.
     pub fn update_state(&mut self, name: &str, value: Value) {
+        if self.nested.is_some() {
+            self.refused = Some("changes a state, which an expert cannot hold");
+        }
         if self.emitter.mode == Mode::Train {
             let path = self.emitter.builder.path(name);
             self.emitter.builder.update(path, value);
@@ -234,22 +447,37 @@ impl RoutingContext<'_> {
     /// Standard normal noise. Under [`NoisePolicy::Injected`] it is an input named `noise` within the scope of the
     /// layer (`noise_2` for the second call, and so on), so that a run can be replayed.
     pub fn normal(&mut self, shape: impl Into<Vec<usize>>) -> Value {
-        let shape = shape.into();
+        self.random("noise", shape.into(), |key, shape| Op::RandomNormal { key, shape })
+    }
+
+    /// Numbers uniform on [0, 1); injected as `uniform`, as [`Self::normal`].
+    pub fn uniform(&mut self, shape: impl Into<Vec<usize>>) -> Value {
+        self.random("uniform", shape.into(), |key, shape| Op::RandomUniform { key, shape })
+    }
+
+    fn random(&mut self, name: &str, shape: Vec<usize>, op: impl FnOnce(u32, Vec<usize>) -> Op) -> Value {
         match self.emitter.noise {
             NoisePolicy::Generated => {
                 let rng = self.rng();
                 let key = self.emitter.builder.fresh_key();
-                self.emitter.builder.op(Op::RandomNormal { key, shape }, &[rng])
+                self.emitter.builder.op(op(key, shape), &[rng])
             }
             NoisePolicy::Injected => {
-                let name = self.emitter.fresh_input("noise");
+                let name = self.emitter.fresh_input(name);
                 self.emitter.builder.input(&name, TensorType::f32(shape))
             }
         }
     }
 
-    /// State of the random number generator, i32 `[4]`, for random operations other than [`Self::normal`].
+    /// State of the random number generator, i32 `[4]`, for random operations other than [`Self::normal`] and
+    /// [`Self::uniform`].
     pub fn rng(&mut self) -> Value {
         self.emitter.rng()
+    }
+
+    /// A choice of one column for each row, i32 `[N, 1]`, from `indices` i32 `[N]`.
+    pub fn as_column(&mut self, indices: Value) -> Value {
+        let n = self.token_count();
+        self.emitter.builder.reshape(indices, [n, 1])
     }
 }

@@ -1,7 +1,24 @@
-//! The built-in routing strategies, one file each.
+//! The built-in routing strategies, one file each. They use the same trait as an outside crate.
 
+mod base;
+mod dselect_k;
+mod expert_choice;
+mod gshard;
+mod hash;
 mod noisy_top_k;
+mod sigmoid_top_k;
+mod soft_moe;
 mod softmax_top_k;
+mod switch;
 
+pub use base::Base;
+pub use dselect_k::DSelectK;
+pub use expert_choice::ExpertChoice;
+pub use gshard::GShard;
+pub use hash::Hash;
+pub(crate) use hash::drawn_bucket;
 pub use noisy_top_k::NoisyTopK;
+pub use sigmoid_top_k::SigmoidTopK;
+pub use soft_moe::SoftMoe;
 pub use softmax_top_k::SoftmaxTopK;
+pub use switch::Switch;

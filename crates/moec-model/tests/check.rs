@@ -6,45 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use moec_model::{
-    Arguments, CheckOptions, Checked, Compares, ParameterSpec, Registry, Routing, RoutingContext, RoutingStrategy,
-    SoftmaxTopK, Traits, check,
-};
+use moec_model::{CheckOptions, Checked, Registry, check};
 use moec_syntax::{Code, SourceFile, parse};
-
-/// A strategy that compares the tokens of a batch, which none of the built-in ones does.
-struct BatchTopK;
-
-impl RoutingStrategy for BatchTopK {
-    fn name(&self) -> &'static str {
-        "batch_top_k"
-    }
-
-    fn summary(&self) -> &'static str {
-        "looks at the whole batch"
-    }
-
-    fn parameters(&self) -> &[ParameterSpec] {
-        const K: &[ParameterSpec] = &[ParameterSpec::required(
-            "k",
-            moec_model::ParameterType::Int(moec_model::Interval::at_least(1.0)),
-            "experts per token",
-        )];
-        K
-    }
-
-    fn references(&self) -> &[&'static str] {
-        &[]
-    }
-
-    fn traits(&self, arguments: &Arguments) -> Traits {
-        Traits { compares: Compares::Batch, ..SoftmaxTopK.traits(arguments) }
-    }
-
-    fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
-        SoftmaxTopK.lower(context, arguments)
-    }
-}
 
 fn run(name: &str, text: &str) -> (SourceFile, Checked) {
     let source = SourceFile::new(name, text);
@@ -55,8 +18,7 @@ fn run(name: &str, text: &str) -> (SourceFile, Checked) {
     let first = text.lines().next().unwrap_or("");
     let overrides = first.strip_prefix("// overrides: ").unwrap_or("").split_whitespace().map(str::to_string);
     let options = CheckOptions { overrides: overrides.collect(), ..CheckOptions::default() };
-    let registry = Registry::with_builtins().router(BatchTopK);
-    let checked = check(&source, &file, &registry, &options);
+    let checked = check(&source, &file, &Registry::with_builtins(), &options);
     (source, checked)
 }
 
@@ -99,7 +61,7 @@ fn every_code_has_a_case() {
 
 #[test]
 fn lookahead_can_be_allowed() {
-    let text = "model m { context 4 vocab 5 embed(width: 4) moe(experts: 2 * mlp(hidden: 4), route: batch_top_k(k: 1, ), \
+    let text = "model m { context 4 vocab 5 embed(width: 4) moe(experts: 2 * mlp(hidden: 4), route: expert_choice, \
                 balance: [switch], allow: lookahead) unembed }";
     let (_, checked) = run("allowed", text);
     assert_eq!(checked.diagnostics, []);

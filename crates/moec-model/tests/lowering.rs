@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use moec_ir::{DType, Data, Graph, Op, Stage, Tensor, TensorType, evaluate, random, verify};
 use moec_model::{
-    CheckOptions, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry, check,
-    lower, lower_layer,
+    Capacity, CapacityOrder, CheckOptions, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode, Model,
+    NoisePolicy, Registry, check, lower, lower_layer,
 };
 use moec_syntax::{SourceFile, parse};
 
@@ -30,7 +30,15 @@ fn layers(width: usize, body: &str) -> Vec<Layer> {
 }
 
 fn options(mode: Mode, batch: usize) -> LowerOptions {
-    LowerOptions { mode, batch, vocab: 7, loss: true, noise: NoisePolicy::Generated, init: InitScheme::KaimingNormal }
+    LowerOptions {
+        mode,
+        batch,
+        vocab: 7,
+        loss: true,
+        noise: NoisePolicy::Generated,
+        init: InitScheme::KaimingNormal,
+        routes: false,
+    }
 }
 
 /// Standard normal numbers that depend on the name only.
@@ -76,7 +84,7 @@ fn experts_equal_dense_layers(expert: &str) {
         width,
         &format!("moe(experts: {experts} * {{ {expert} }}, shared: 1 * {{ {expert} }}, route: softmax_top_k(k: 2))"),
     )[0];
-    let lowered = lower_layer(moe, &options(Mode::Evaluate, 1), tokens).unwrap();
+    let lowered = lower_layer(moe, &LowerOptions { routes: true, ..options(Mode::Evaluate, 1) }, tokens).unwrap();
     verified(&lowered);
     let values = bindings(&lowered.graph);
     let result = evaluate(&lowered.graph, &values).unwrap();
@@ -186,7 +194,7 @@ fn every_graph_verifies_and_evaluates_in_both_modes() {
             }
             let load: f64 = result.outputs[&format!("load.{}", moe.path)].to_f64().iter().sum();
             let dropped = result.outputs[&format!("dropped.{}", moe.path)].item().unwrap();
-            let slots = (2 * model.context * moe.experts_per_token) as f64;
+            let slots = (2 * model.context * moe.experts_per_token as usize) as f64;
             assert!((load + dropped * slots - slots).abs() < 1e-9);
             assert!(result.outputs[&format!("balance.{}", moe.path)].item().unwrap() >= 1.0 - 1e-12);
         }
@@ -240,8 +248,10 @@ fn capacity_is_never_zero() {
         (24, 2, 8, 0.5, 4, 4),
         (0, 1, 1, 1e300, 1, 1),
     ] {
-        let capacity = moec_model::Capacity { factor, minimum };
-        assert_eq!(capacity.tokens(tokens, k, experts), expected);
+        let capacity =
+            Capacity { factor, evaluation_factor: 0.0, minimum, order: CapacityOrder::Token, renormalise: false };
+        assert_eq!(capacity.tokens(Mode::Train, tokens, k, experts), Some(expected));
+        assert_eq!(capacity.tokens(Mode::Evaluate, tokens, k, experts), None);
     }
 }
 
@@ -253,4 +263,13 @@ fn sizes_that_cannot_be_are_refused() {
         assert!(lower(&model, &options).is_err(), "batch {batch}, vocabulary {vocab}");
     }
     assert!(matches!(model.layers[0].kind, LayerKind::Embed { .. }));
+}
+
+#[test]
+fn evaluation_draws_no_noise_unless_asked() {
+    for (arguments, random) in [("k: 2", false), ("k: 2, noise_at_evaluation: true", true)] {
+        let moe = &layers(6, &format!("moe(experts: 3 * mlp(hidden: 4), route: noisy_top_k({arguments}))"))[0];
+        let lowered = lower_layer(moe, &options(Mode::Evaluate, 1), 5).unwrap();
+        assert_eq!(lowered.graph.find("rng").is_some(), random, "{arguments}");
+    }
 }

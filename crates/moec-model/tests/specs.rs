@@ -31,6 +31,7 @@ fn lowered(model: &Model, mode: Mode) -> Lowered {
         loss: true,
         noise: NoisePolicy::Generated,
         init: InitScheme::KaimingNormal,
+        routes: false,
     };
     lower(model, &options).unwrap()
 }

@@ -55,8 +55,34 @@ fn draw(seed: u64, name: &str, init: Init, ty: &TensorType) -> Tensor {
         Init::Constant(value) => vec![value.get() as f32; ty.elements()],
         Init::Normal { std } => elements.map(|i| (std.get() * stream.normal(i)) as f32).collect(),
         Init::Uniform { bound } => elements.map(|i| (bound.get() * (2.0 * stream.uniform(i) - 1.0)) as f32).collect(),
+        Init::Orthogonal { gain } => {
+            let columns = ty.shape.last().copied().unwrap_or(1).max(1);
+            let drawn = elements.map(|i| stream.normal(i)).collect();
+            orthogonal(drawn, columns).into_iter().map(|x| (gain.get() * x) as f32).collect()
+        }
     };
     Tensor::new(ty.shape.clone(), Data::F32(values)).unwrap_or_else(|| zeros(ty))
+}
+
+/// Unit vectors from a matrix of `columns` columns by the Gram-Schmidt process: the rows, or the columns if there are
+/// more rows.
+fn orthogonal(mut values: Vec<f64>, columns: usize) -> Vec<f64> {
+    let rows = values.len() / columns;
+    // Vector v, element i of the matrix.
+    let (count, length) = (rows.min(columns), rows.max(columns));
+    let at = |v: usize, i: usize| if rows <= columns { v * columns + i } else { i * columns + v };
+    for v in 0..count {
+        // Twice, because what one pass leaves behind is of the size of its rounding errors.
+        for _ in 0..2 {
+            for u in 0..v {
+                let overlap: f64 = (0..length).map(|i| values[at(v, i)] * values[at(u, i)]).sum();
+                (0..length).for_each(|i| values[at(v, i)] -= overlap * values[at(u, i)]);
+            }
+        }
+        let norm = (0..length).map(|i| values[at(v, i)].powi(2)).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+        (0..length).for_each(|i| values[at(v, i)] /= norm);
+    }
+    values
 }
 
 /// Zeros as a device holds them.
@@ -89,6 +115,28 @@ mod tests {
         let variance = uniform.iter().map(|x| x * x).sum::<f64>() / uniform.len() as f64;
         assert!((variance * 12.0 - 1.0).abs() < 0.02, "{variance}");
         assert!(draw(1, "w", Init::Constant(1.0.into()), &ty).to_f64().iter().all(|&x| x == 1.0));
+    }
+
+    #[test]
+    fn orthogonal_matrices_have_orthogonal_vectors() {
+        for (rows, columns) in [(1, 1), (3, 7), (7, 3), (8, 8)] {
+            let ty = TensorType::f32([rows, columns]);
+            let m = draw(3, "w", Init::Orthogonal { gain: 0.1.into() }, &ty).to_f64();
+            let vector = |v: usize| -> Vec<f64> {
+                if rows <= columns {
+                    m[v * columns..(v + 1) * columns].to_vec()
+                } else {
+                    (0..rows).map(|i| m[i * columns + v]).collect()
+                }
+            };
+            for v in 0..rows.min(columns) {
+                for u in 0..=v {
+                    let product: f64 = vector(v).iter().zip(vector(u)).map(|(a, b)| a * b).sum();
+                    let expected = if u == v { 0.01 } else { 0.0 };
+                    assert!((product - expected).abs() < 1e-8, "{rows}x{columns}: {product}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -755,6 +755,17 @@ Right:
 
     moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 "#;
+    ArgumentsConflict = "E0508", "arguments of a router do not go together", r#"
+Each argument is right by itself, but the router cannot do what they ask for together. The message says which.
+
+Wrong:
+
+    hash(by: bigram, table: clustered, from: "runs/dense")   // clusters are made of single tokens
+
+Right:
+
+    hash(by: bigram, table: balanced)
+"#;
     // The training recipe and overrides.
     UnknownSetting = "E0601", "there is no setting of this name", r#"
 The settings of `train` are `data`, `split`, `batch`, `steps`, `seed`, `optimizer`, `schedule`, `clip`, `init`,

@@ -151,7 +151,7 @@ pub fn lower(
         Function::Evaluate => (Mode::Evaluate, recipe.batch, true),
         Function::Logits => (Mode::Evaluate, 1, false),
     };
-    moec_model::lower(model, &LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init })
+    moec_model::lower(model, &LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, routes: false })
 }
 
 /// The forward graph with everything that the function needs beside it: gradients and optimiser for a training step.

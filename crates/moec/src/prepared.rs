@@ -4,11 +4,12 @@ use crate::args::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled};
 use crate::{cmd, devices, resolved, sources};
-use moec_model::{DataSource, Registry, Vocab as ModelVocab};
+use moec_ir::{Data, Tensor};
+use moec_model::{DataSource, Registry, StateInit, TrainingText, Vocab as ModelVocab};
 use moec_plan::Session;
 use moec_runtime::{
-    Checkpoint, CheckpointError, Corpus, DataError, EvaluateError, Executable, ExecutableError, MakeMoeError, Manifest,
-    Parts, RunError, SampleError, TensorFileError, TrainError, Vocab,
+    Checkpoint, CheckpointError, Corpus, DataError, Dataset, EvaluateError, Executable, ExecutableError, MakeMoeError,
+    Manifest, Parts, RunError, SampleError, Split, TensorFileError, TrainError, Vocab,
 };
 use moec_syntax::SourceFile;
 use serde::{Deserialize, Serialize};
@@ -110,6 +111,41 @@ pub(crate) fn corpus(data: &str) -> Result<Corpus, Failure> {
         "synthetic" => Ok(Corpus::synthetic(CORPUS_SEED)),
         path => Ok(Corpus::from_path(Path::new(path))?),
     }
+}
+
+/// The first values of routers' states; tables are computed from the part of the text that is trained on.
+pub(crate) fn initial_states(
+    states: &[(String, StateInit)],
+    dataset: &Dataset,
+) -> Result<Vec<(String, Tensor)>, Failure> {
+    let embeddings = |run: &str| token_vectors(Path::new(run), dataset.vocab());
+    let vocab = dataset.vocab().len();
+    let text = TrainingText { tokens: dataset.tokens(Split::Train), vocab, embeddings: &embeddings };
+    let resolve = |(name, init): &(String, StateInit)| match init.resolve(&text) {
+        Ok(tensor) => Ok((name.clone(), tensor)),
+        Err(message) => Err(Failure::new(Exit::Data, format!("`{name}` cannot be made: {message}"))),
+    };
+    states.iter().map(resolve).collect()
+}
+
+/// The token vectors of a trained run, `[V, C]` in the order of `vocab`.
+fn token_vectors(run: &Path, vocab: &Vocab) -> Result<Tensor, String> {
+    const TABLE: &str = "embed.token.weight";
+    let (_, folder) = locate(run).map_err(|e| e.to_string())?;
+    let manifest = moec_runtime::read_manifest(&folder).map_err(|e| e.to_string())?;
+    let trained = manifest.vocab().ok_or_else(|| format!("{}: the vocabulary is damaged", folder.display()))?;
+    let tensors = moec_runtime::read_tensors(&folder.join("model.safetensors")).map_err(|e| e.to_string())?;
+    let table = tensors.get(TABLE).ok_or_else(|| format!("{} has no token vectors", folder.display()))?;
+    let width = table.shape().last().copied().unwrap_or(1);
+    let values = table.to_f32();
+    let rows = (0..vocab.len() as i32).map(|token| {
+        let character = vocab.character(token).unwrap_or_default();
+        let row = trained.id(character).and_then(|id| usize::try_from(id).ok());
+        row.and_then(|row| values.chunks(width).nth(row))
+            .ok_or_else(|| format!("{} was trained on a text without {character:?}", folder.display()))
+    });
+    let rows = rows.collect::<Result<Vec<_>, String>>()?.concat();
+    Tensor::new(vec![vocab.len(), width], Data::F32(rows)).ok_or_else(|| "the token vectors are damaged".to_string())
 }
 
 /// A run on disk with its checkpoint, compiled again.

@@ -3,6 +3,7 @@
 
 use crate::exit::{Exit, Failure};
 use crate::pipeline::Compiled;
+use crate::prepared;
 use moec_model::{Recipe, Schedule as RecipeSchedule};
 use moec_runtime::{Dataset, Decay, Executable, RunFolder, Schedule, TrainConfig};
 use std::sync::Arc;
@@ -45,7 +46,8 @@ pub(crate) fn begin(
         return Ok(step);
     }
     let lowered = &compiled.lowered;
-    moec_runtime::initialise(executable, config.seed, &lowered.parameters, &lowered.states)?;
+    let states = prepared::initial_states(&lowered.states, dataset)?;
+    moec_runtime::initialise(executable, config.seed, &lowered.parameters, &states)?;
     Ok(0)
 }
 

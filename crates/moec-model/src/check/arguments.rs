@@ -1,5 +1,6 @@
 //! The one way arguments are checked, for layers, routers, losses, optimizers and settings alike.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
@@ -15,7 +16,7 @@ pub(super) struct Resolved<'e> {
     /// Values, with defaults for what was not given.
     pub(super) arguments: Arguments,
     /// Arguments that the layer itself reads.
-    pub(super) forms: IndexMap<&'static str, &'e ast::Expr>,
+    pub(super) forms: IndexMap<Cow<'static, str>, &'e ast::Expr>,
     /// Whether there was a fault.
     pub(super) failed: bool,
 }
@@ -41,7 +42,7 @@ impl<'a> Checker<'a> {
         scope: Scope,
     ) -> Resolved<'e> {
         let mut resolved = Resolved { arguments: Arguments::defaults(specs), forms: IndexMap::new(), failed: false };
-        let mut given: IndexMap<&'static str, Span> = IndexMap::new();
+        let mut given: IndexMap<Cow<'static, str>, Span> = IndexMap::new();
         for argument in list {
             let Some(spec) = self.parameter(owner, specs, argument, &given, list) else {
                 self.mark_read(&argument.value, scope);
@@ -49,7 +50,7 @@ impl<'a> Checker<'a> {
                 continue;
             };
             let span = argument.name.as_ref().map_or(argument.span, |name| name.span);
-            if let Some(&first) = given.get(spec.name) {
+            if let Some(&first) = given.get(&spec.name) {
                 self.mark_read(&argument.value, scope);
                 self.report(
                     Diagnostic::new(Code::DuplicateArgument, format!("argument `{}` is given twice", spec.name))
@@ -60,24 +61,24 @@ impl<'a> Checker<'a> {
                 resolved.failed = true;
                 continue;
             }
-            given.insert(spec.name, span);
+            given.insert(spec.name.clone(), span);
             if let ParameterType::Form(_) = spec.ty {
-                resolved.forms.insert(spec.name, &argument.value);
+                resolved.forms.insert(spec.name.clone(), &argument.value);
                 continue;
             }
             match self.value(owner, spec, &argument.value, scope) {
-                Some(value) => resolved.arguments.set(spec.name, value, argument.value.span),
+                Some(value) => resolved.arguments.set(spec.name.clone(), value, argument.value.span),
                 None => resolved.failed = true,
             }
         }
         let missing: Vec<&ParameterSpec> = specs
             .iter()
-            .filter(|spec| spec.default == DefaultValue::Required && !given.contains_key(spec.name))
+            .filter(|spec| spec.default == DefaultValue::Required && !given.contains_key(&spec.name))
             .collect();
         // A misspelt or unnamed argument is probably the missing one; its own message is enough.
         let explained = resolved.failed && list.len() > given.len();
         if !missing.is_empty() && !explained {
-            let names = listed(missing.iter().map(|spec| spec.name));
+            let names = listed(missing.iter().map(|spec| spec.name.as_ref()));
             let mut d = Diagnostic::new(Code::MissingArgument, format!("`{}` needs {names}", owner.name))
                 .primary(owner.span, format!("this {} has no {names}", owner.kind));
             for spec in missing {
@@ -95,7 +96,7 @@ impl<'a> Checker<'a> {
         owner: Owner<'_>,
         specs: &'s [ParameterSpec],
         argument: &ast::Argument,
-        given: &IndexMap<&'static str, Span>,
+        given: &IndexMap<Cow<'static, str>, Span>,
         list: &[ast::Argument],
     ) -> Option<&'s ParameterSpec> {
         let find = |name: &str| specs.iter().find(|spec| spec.name == name);
@@ -115,12 +116,12 @@ impl<'a> Checker<'a> {
         }
         let message = format!("{} `{}` has no argument `{name}`", owner.kind, owner.name);
         let mut d = Diagnostic::new(Code::UnknownArgument, message).primary(name.span, "unknown argument");
-        if let Some(near) = did_you_mean(&name.name, specs.iter().map(|spec| spec.name)) {
+        if let Some(near) = did_you_mean(&name.name, specs.iter().map(|spec| spec.name.as_ref())) {
             d = d.help(format!("did you mean `{near}`?")).patch(name.span, near, "use the name that it has");
         }
         d = match specs {
             [] => d.note(format!("`{}` takes no arguments", owner.name)),
-            _ => d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name)))),
+            _ => d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name.as_ref())))),
         };
         self.report(d);
         None
@@ -131,14 +132,14 @@ impl<'a> Checker<'a> {
         owner: Owner<'_>,
         specs: &[ParameterSpec],
         argument: &ast::Argument,
-        given: &IndexMap<&'static str, Span>,
+        given: &IndexMap<Cow<'static, str>, Span>,
         list: &[ast::Argument],
     ) {
         let mut d = Diagnostic::new(Code::PositionalArgument, format!("an argument of `{}` has no name", owner.name))
             .primary(argument.span, "expected `name: value`");
         let named: BTreeSet<&str> = list.iter().filter_map(|a| a.name.as_ref().map(|n| n.name.as_str())).collect();
         let free: Vec<&ParameterSpec> =
-            specs.iter().filter(|s| !given.contains_key(s.name) && !named.contains(s.name)).collect();
+            specs.iter().filter(|s| !given.contains_key(&s.name) && !named.contains(s.name.as_ref())).collect();
         let required: Vec<&&ParameterSpec> = free.iter().filter(|s| s.default == DefaultValue::Required).collect();
         let unnamed = list.iter().filter(|a| a.name.is_none()).count();
         // `attention(heads)` with a `let heads` means the argument of that name.
@@ -147,15 +148,17 @@ impl<'a> Checker<'a> {
             _ => None,
         };
         let meant = match (same, required.as_slice(), free.as_slice()) {
-            (Some(spec), _, _) => Some(spec.name),
-            (None, [only], _) if unnamed == 1 => Some(only.name),
-            (None, [], [only]) if unnamed == 1 => Some(only.name),
+            (Some(spec), _, _) => Some(&spec.name),
+            (None, [only], _) if unnamed == 1 => Some(&only.name),
+            (None, [], [only]) if unnamed == 1 => Some(&only.name),
             _ => None,
         };
         d = match (meant, specs) {
             (_, []) => d.note(format!("`{}` takes no arguments", owner.name)),
             (Some(name), _) => d.patch(Span::at(argument.span.start), format!("{name}: "), "name the argument"),
-            (None, _) => d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name)))),
+            (None, _) => {
+                d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name.as_ref()))))
+            }
         };
         self.report(d);
     }
@@ -178,6 +181,9 @@ impl<'a> Checker<'a> {
         }
         if let Some(words) = choice {
             return self.word(owner, spec, words, expr).map(ArgumentValue::Word);
+        }
+        if let (ParameterType::Text, ExprKind::String(text)) = (spec.ty, &expr.kind) {
+            return Some(ArgumentValue::Text(text.clone()));
         }
         // A string, a list or a layer is a wrong type here, not something that cannot be computed.
         let not_a_number =
@@ -203,7 +209,7 @@ impl<'a> Checker<'a> {
             && !range.contains(x)
         {
             // No expert selected is a misunderstanding of its own.
-            let code = match (owner.kind, spec.name, number) {
+            let code = match (owner.kind, spec.name.as_ref(), number) {
                 ("router", "k", Number::Int(0)) => Code::TopKZero,
                 _ => Code::OutOfRange,
             };
@@ -251,6 +257,7 @@ impl<'a> Checker<'a> {
             ParameterType::Float(_) => "a number".to_string(),
             ParameterType::Bool => "`true` or `false`".to_string(),
             ParameterType::Choice(words) => any_of(words),
+            ParameterType::Text => "a text in quotes".to_string(),
             ParameterType::Form(form) => format!("`{form}`"),
         };
         let d = Diagnostic::new(
@@ -280,7 +287,7 @@ pub(super) fn any_of(words: &[&str]) -> String {
 fn article(ty: &str) -> String {
     match ty.chars().next() {
         Some('i') => format!("an {ty}"),
-        Some('n') => format!("a {ty}"),
+        Some('n' | 't') if !ty.starts_with("true") => format!("a {ty}"),
         _ => format!("written `{ty}`"),
     }
 }

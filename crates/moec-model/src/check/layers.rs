@@ -7,7 +7,10 @@ use super::arguments::Owner;
 use super::{Checker, ModelState, Scope, duplicate, listed};
 use crate::argument::{Arguments, Interval, ParameterSpec, ParameterType};
 use crate::layers::LAYERS;
-use crate::model::{Activation, Attention, Layer, LayerKind, Mlp, Model, Number, Positions, Vocab};
+use crate::model::{
+    Activation, Attention, Causality, Layer, LayerKind, MixtureOfDepths, Mlp, Model, MultiHash, Number, Positions,
+    Vocab,
+};
 
 /// Most repetitions of one `repeat`.
 const MAX_REPEAT: i64 = 10_000;
@@ -482,6 +485,8 @@ impl<'a> Checker<'a> {
             "residual" => self.residual(call, scope, place, flow),
             "attention" => self.attention(call, &resolved.arguments, place, input),
             "moe" => self.moe(call, &resolved, scope, place, input),
+            "mixture_of_depths" => self.mixture_of_depths(call, &resolved.arguments, scope, place, flow),
+            "multi_hash" => self.multi_hash(call, &resolved.arguments, place, input),
             "linear" => {
                 let width = resolved.arguments.size("width");
                 if let Some(input) = input {
@@ -511,13 +516,15 @@ impl<'a> Checker<'a> {
         layers.push(Layer { kind, span: call.span, input, output: flow.width().unwrap_or(0) });
     }
 
-    /// `residual` has layers of its own, other layers do not.
+    /// `residual` and `mixture_of_depths` have layers of their own, other layers do not.
     fn body_of(&mut self, call: Written<'_, 'a>) {
         let name = call.name;
-        match (call.body, name.name == "residual") {
+        match (call.body, matches!(name.name.as_str(), "residual" | "mixture_of_depths")) {
             (None, true) => {
-                let d = Diagnostic::new(Code::MissingBody, "`residual` has no layers")
-                    .primary(name.span, "expected layers in braces: `residual { layer_norm  mlp(hidden: 512) }`");
+                let d = Diagnostic::new(Code::MissingBody, format!("`{name}` has no layers")).primary(
+                    name.span,
+                    format!("expected layers in braces: `{name} {{ layer_norm  mlp(hidden: 512) }}`"),
+                );
                 self.report(d);
             }
             (Some(body), false) => {
@@ -651,6 +658,33 @@ impl<'a> Checker<'a> {
     }
 
     fn residual(&mut self, call: Written<'_, 'a>, scope: Scope, place: Place, flow: &mut Flow) -> Option<LayerKind> {
+        Some(LayerKind::Residual(self.wrapped(call, scope, place, flow)))
+    }
+
+    fn mixture_of_depths(
+        &mut self,
+        call: Written<'_, 'a>,
+        arguments: &Arguments,
+        scope: Scope,
+        place: Place,
+        flow: &mut Flow,
+    ) -> Option<LayerKind> {
+        if place.expert {
+            let d = Diagnostic::new(Code::ExpertNotTokenwise, "an expert cannot contain `mixture_of_depths`")
+                .primary(call.name.span, "this layer compares the tokens of a sequence")
+                .note("an expert is given the tokens routed to it, in no sequence")
+                .help("put it around the `moe`");
+            self.report(d);
+            return None;
+        }
+        self.model.causality = self.model.causality.max(Causality::SamplesDifferently);
+        let layers = self.wrapped(call, scope, place, flow);
+        let (capacity, weight) = (arguments.float("capacity"), arguments.float("predictor"));
+        Some(LayerKind::MixtureOfDepths(Box::new(MixtureOfDepths { capacity, weight, layers })))
+    }
+
+    /// The layers of one that adds what they compute to what they are given, so that they must keep the width.
+    fn wrapped(&mut self, call: Written<'_, 'a>, scope: Scope, place: Place, flow: &mut Flow) -> Vec<Layer> {
         let before = *flow;
         let mut layers = Vec::new();
         let place = Place { own: false, top: false, trunk: false, ..place };
@@ -660,14 +694,60 @@ impl<'a> Checker<'a> {
         if let (Some(input), Some(output)) = (before.width(), flow.width())
             && input != output
         {
-            let message = format!("the layers of this `residual` turn width {input} into {output}");
+            let message = format!("the layers of this `{}` turn width {input} into {output}", call.name);
             let d = Diagnostic::new(Code::WidthMismatch, message)
                 .primary(call.name.span, format!("what is added must have width {input}"));
             let d = with_culprit(d, &layers).help(format!("end with `linear(width: {input})`"));
             self.report(d);
         }
         *flow = before;
-        Some(LayerKind::Residual(layers))
+        layers
+    }
+
+    fn multi_hash(
+        &mut self,
+        call: Written<'_, 'a>,
+        arguments: &Arguments,
+        place: Place,
+        input: Option<usize>,
+    ) -> Option<LayerKind> {
+        if place.expert {
+            let d = Diagnostic::new(Code::ExpertNotTokenwise, "an expert cannot contain `multi_hash`")
+                .primary(call.name.span, "this layer chooses its weights by token, as a router does")
+                .help("use it in place of the `moe`");
+            self.report(d);
+            return None;
+        }
+        let activation = match arguments.word("activation") {
+            "gelu" => Activation::Gelu,
+            "silu" => Activation::Silu,
+            _ => Activation::Relu,
+        };
+        let hash = MultiHash {
+            hidden: arguments.size("hidden"),
+            buckets: arguments.size("buckets"),
+            hashes: arguments.size("hashes"),
+            activation,
+            dropout: arguments.float("dropout"),
+            seed: arguments.size("seed"),
+        };
+        let input = input?;
+        for (what, width) in [("width of the model", input), ("hidden width", hash.hidden)] {
+            if hash.hashes == 0 || !width.is_multiple_of(hash.hashes) {
+                let message = format!("{} hashes do not divide the {what}, {width}", hash.hashes);
+                let d = Diagnostic::new(Code::WidthMismatch, message)
+                    .primary(
+                        arguments.span("hashes").unwrap_or(call.name.span),
+                        format!("expected a divisor of {width}"),
+                    )
+                    .note("each hash chooses the weights of an equal block of channels");
+                self.report(d);
+                return None;
+            }
+        }
+        self.count(&[hash.buckets, input, hash.hidden], call.name.span);
+        self.count(&[hash.buckets, input, hash.hidden], call.name.span);
+        Some(LayerKind::MultiHash(hash))
     }
 
     fn attention(

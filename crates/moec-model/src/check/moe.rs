@@ -8,8 +8,8 @@ use super::values::describe;
 use super::{Checker, Scope, listed};
 use crate::argument::Arguments;
 use crate::layers::CAPACITY;
-use crate::model::{Capacity, Causality, Layer, LayerKind, Moe, Number, Route, WeightedLoss};
-use crate::router::{Compares, Quantity, Traits};
+use crate::model::{Capacity, CapacityOrder, Causality, Layer, LayerKind, Moe, Number, Route, WeightedLoss};
+use crate::router::{Compares, Quantity, Traits, Verdict};
 
 /// Most experts of a layer.
 const MAX_EXPERTS: i64 = 65_536;
@@ -51,29 +51,27 @@ impl<'a> Checker<'a> {
         place: Place,
         input: Option<usize>,
     ) -> Option<LayerKind> {
-        if place.expert {
-            let d = Diagnostic::new(Code::NotInThisVersion, "an expert cannot contain a `moe` yet")
-                .primary(call.name.span, "hierarchical experts are not supported in this version")
-                .help("multiply the numbers of experts of the two levels into one `moe`");
-            self.report(d);
-            return None;
-        }
         let errors = self.error_count();
         let form = |name: &str| resolved.forms.get(name).copied();
         let experts = form("experts").and_then(|e| self.copies("experts", e, scope, input));
         let shared = form("shared").map(|e| self.copies("shared", e, scope, input));
         let route = form("route").and_then(|e| self.route(e, scope));
         let balance = form("balance").map(|e| self.balance(e, scope, route.as_ref())).unwrap_or_default();
-        let capacity = form("capacity").and_then(|e| self.capacity(e, scope));
+        let capacity = form("capacity").and_then(|e| Some((self.capacity(e, scope)?, e.span)));
         let route_span = form("route").map_or(call.name.span, |e| e.span);
         if let (Some(experts), Some(route)) = (&experts, &route)
             && let Some(count) = experts.count
         {
             self.enough_experts(count, experts.span, route, route_span);
+            self.arguments_agree(count, route, route_span);
         }
         if let Some(route) = &route {
             let traits = route.strategy.traits(&route.arguments);
-            self.causality(route, traits, route_span, resolved.arguments.get("allow").is_some(), capacity.is_some());
+            let allowed = resolved.arguments.get("allow").is_some();
+            self.causality(route, traits, route_span, allowed, capacity);
+            if place.expert {
+                self.nested(route, traits, route_span);
+            }
             // With faults in `balance`, what was meant is unknown.
             if !traits.learns_from_task && form("balance").is_none() {
                 self.no_task_gradient(route, route_span);
@@ -94,7 +92,7 @@ impl<'a> Checker<'a> {
             shared_expert,
             route: route?,
             balance,
-            capacity,
+            capacity: capacity.map(|(capacity, _)| capacity),
             route_span,
         })))
     }
@@ -231,9 +229,18 @@ impl<'a> Checker<'a> {
         (!resolved.failed).then_some(route)
     }
 
+    /// What the strategy itself says about its arguments.
+    fn arguments_agree(&mut self, experts: usize, route: &Route, span: Span) {
+        if let Err(message) = route.strategy.check(&route.arguments, experts) {
+            let d = Diagnostic::new(Code::ArgumentsConflict, format!("`{}` {message}", route.strategy.name()))
+                .primary(span, "these arguments do not go together");
+            self.report(d);
+        }
+    }
+
     fn enough_experts(&mut self, experts: usize, experts_span: Span, route: &Route, route_span: Span) {
-        let k = route.experts_per_token();
-        if k <= experts {
+        let k = route.experts_per_token(experts);
+        if k <= experts as f64 {
             return;
         }
         let at = route.arguments.span("k").unwrap_or(route_span);
@@ -294,7 +301,7 @@ impl<'a> Checker<'a> {
             return None;
         };
         let owner = Owner { name: call.name, kind: "loss", span: call.name_span };
-        let resolved = self.arguments(owner, &loss.parameters(), call.arguments, scope);
+        let resolved = self.arguments(owner, &loss.all_parameters(), call.arguments, scope);
         if let Some(route) = route {
             let provided = route.strategy.traits(&route.arguments).provides;
             let lacking: Vec<Quantity> = loss.needs.iter().copied().filter(|q| !provided.contains(q)).collect();
@@ -303,7 +310,7 @@ impl<'a> Checker<'a> {
                 return None;
             }
         }
-        (!resolved.failed).then(|| WeightedLoss { loss, weight: resolved.arguments.float("weight") })
+        (!resolved.failed).then_some(WeightedLoss { loss, arguments: resolved.arguments })
     }
 
     fn unsupported(&mut self, loss: &str, span: Span, route: &Route, lacking: Quantity, needs: &[Quantity]) {
@@ -338,35 +345,82 @@ impl<'a> Checker<'a> {
         };
         let owner = Owner { name: "capacity", kind: "setting", span: call.name_span };
         let resolved = self.arguments(owner, CAPACITY, call.arguments, scope);
-        let (factor, minimum) = (resolved.arguments.float("factor"), resolved.arguments.size("minimum"));
-        (!resolved.failed).then_some(Capacity { factor, minimum })
+        let arguments = &resolved.arguments;
+        let factor = arguments.float("factor");
+        let evaluation_factor = match arguments.get("evaluation_factor") {
+            Some(_) => arguments.float("evaluation_factor"),
+            None => factor,
+        };
+        let minimum = arguments.size("minimum");
+        let order = CapacityOrder::from_word(arguments.word("order"));
+        let renormalise = arguments.word("renormalise") == "after";
+        (!resolved.failed).then_some(Capacity { factor, evaluation_factor, minimum, order, renormalise })
     }
 
-    /// Whether later tokens can reach earlier ones, from what the router declares.
-    fn causality(&mut self, route: &Route, traits: Traits, span: Span, allowed: bool, limited: bool) {
-        let verdict = match traits.compares {
-            Compares::Sequence | Compares::Batch => Causality::LooksAhead,
+    /// Whether later tokens can reach earlier ones, from what the router declares and how capacity is shared out.
+    fn causality(
+        &mut self,
+        route: &Route,
+        traits: Traits,
+        span: Span,
+        allowed: bool,
+        capacity: Option<(Capacity, Span)>,
+    ) {
+        let in_order = |c: &Capacity| c.order == CapacityOrder::Token;
+        let bound = capacity.filter(|(c, _)| c.evaluation_factor > 0.0);
+        let verdict = match (traits.verdict(), capacity) {
+            (Verdict::LooksAhead, _) => Causality::LooksAhead,
+            (_, Some((c, _))) if !in_order(&c) && bound.is_some() => Causality::LooksAhead,
+            (Verdict::SamplesDifferently, _) => Causality::SamplesDifferently,
+            (Verdict::Causal, Some((c, _))) if !in_order(&c) => Causality::SamplesDifferently,
             // Tokens are kept in order, so within a sequence only earlier ones matter.
-            Compares::None | Compares::EarlierTokens if limited => Causality::BatchDependent,
-            Compares::None | Compares::EarlierTokens => Causality::Causal,
+            (Verdict::Causal, Some(_)) => Causality::BatchDependent,
+            (Verdict::Causal, None) => Causality::Causal,
         };
         self.model.causality = self.model.causality.max(verdict);
         if verdict != Causality::LooksAhead || allowed {
             return;
         }
-        let whole = if traits.compares == Compares::Batch { "batch" } else { "sequence" };
+        const WHY: &str =
+            "a language model predicts a token from those before it; what leaks back is not there when sampling";
+        if traits.verdict() != Verdict::LooksAhead
+            && let Some((capacity, at)) = bound
+        {
+            let word = capacity.order.word();
+            let d = Diagnostic::new(Code::NotCausal, format!("capacity in the order `{word}` looks at later tokens"))
+                .primary(at, "a choice can be dropped because of tokens behind it")
+                .note(WHY)
+                .help("use `order: token`, or `evaluation_factor: 0` for no bound in evaluation and sampling")
+                .help("to study it anyway, add `allow: lookahead` to the `moe`");
+            self.report(d);
+            return;
+        }
+        let whole = if traits.compares_when_sampling == Compares::Batch { "batch" } else { "sequence" };
         let causal: Vec<&str> = self
             .registry
             .routers()
-            .filter(|r| r.traits(&Arguments::defaults(r.parameters())).compares <= Compares::EarlierTokens)
+            .filter(|r| r.traits(&Arguments::defaults(r.parameters())).verdict() != Verdict::LooksAhead)
             .map(|r| r.name())
             .collect();
         let name = route.strategy.name();
         let d = Diagnostic::new(Code::NotCausal, format!("the router `{name}` lets a token see later ones"))
             .primary(span, format!("compares each token with the whole {whole}"))
-            .note("a language model predicts a token from those before it; what leaks back is not there when sampling")
+            .note(WHY)
             .help(format!("causal routers: {}", listed(causal)))
             .help("to study it anyway, add `allow: lookahead` to the `moe`");
+        self.report(d);
+    }
+
+    /// In an expert the rows form no sequence, so a router there must look at each on its own.
+    fn nested(&mut self, route: &Route, traits: Traits, span: Span) {
+        if traits.compares == Compares::None && traits.compares_when_sampling == Compares::None {
+            return;
+        }
+        let name = route.strategy.name();
+        let d = Diagnostic::new(Code::ExpertNotTokenwise, format!("the router `{name}` cannot stand in an expert"))
+            .primary(span, "compares tokens with each other")
+            .note("an expert is given the tokens routed to it, in no sequence")
+            .help("use a router that looks at each token on its own, such as `softmax_top_k`");
         self.report(d);
     }
 

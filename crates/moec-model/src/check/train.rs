@@ -517,7 +517,7 @@ mod tests {
         assert_eq!(value("seed"), recipe.seed as f64);
         let defaults = |name: &str| {
             let spec = train_settings().iter().find(|spec| spec.name == name).unwrap();
-            let specs: Vec<ParameterSpec> = spec.form.parameters().copied().collect();
+            let specs: Vec<ParameterSpec> = spec.form.parameters().cloned().collect();
             Arguments::defaults(&specs)
         };
         assert_eq!(defaults("evaluate").int("every"), recipe.evaluate.every as i64);
@@ -525,7 +525,7 @@ mod tests {
         assert_eq!(defaults("checkpoint").int("every"), recipe.checkpoint_every as i64);
         assert_eq!(defaults("log").int("every"), recipe.log_every as i64);
         let adamw = defaults("optimizer");
-        assert_eq!(adamw.get("lr"), Some(ArgumentValue::Float(recipe.optimizer.lr)));
+        assert_eq!(adamw.get("lr"), Some(&ArgumentValue::Float(recipe.optimizer.lr)));
         assert_eq!(adamw.float("beta2"), recipe.optimizer.beta2);
         assert_eq!(adamw.float("weight_decay"), recipe.optimizer.weight_decay);
     }

@@ -3,9 +3,7 @@
 use moec_ir::Unary;
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
-use crate::router::{
-    Compares, Mode, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext, RoutingStrategy, Traits,
-};
+use crate::router::{Mode, NoisyScores, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 /// Top-k of scores with trained Gaussian noise: `h = c + z * s` with `c = x Wᵀ + b`, `s = softplus(x W_nᵀ + b_n) +
 /// epsilon` and `z` standard normal; the weights are the softmax over the k largest `h` (equations 3 to 5 of the
@@ -33,11 +31,11 @@ const PARAMETERS: &[ParameterSpec] = &[
 ];
 
 impl RoutingStrategy for NoisyTopK {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "noisy_top_k"
     }
 
-    fn summary(&self) -> &'static str {
+    fn summary(&self) -> &str {
         "top-k of scores with trained Gaussian noise, which spreads the load and makes it differentiable"
     }
 
@@ -45,20 +43,29 @@ impl RoutingStrategy for NoisyTopK {
         PARAMETERS
     }
 
-    fn references(&self) -> &[&'static str] {
+    fn references(&self) -> &[&str] {
         &[
             "Shazeer et al. 2017, Outrageously Large Neural Networks, arXiv 1701.06538",
             "makeMoE (epsilon: 0, noise_at_evaluation: true)",
         ]
     }
 
+    fn equations(&self) -> &str {
+        "c = x Wᵀ + b                                  scores without noise, [N, E]
+s = softplus(x W_nᵀ + b_n) + epsilon          deviation of the noise, [N, E]
+h = c + z * s,  z standard normal             in training; h = c in evaluation
+I = the k largest of h                        ties to the lower index
+w = softmax of h over I                       weights, sum 1
+Parameters: router.weight [E, C], router.bias [E], noise.weight [E, C], noise.bias [E].
+Cost: two products [N, C] x [C, E]. W_n learns through the chosen experts and through the `load` loss."
+    }
+
     fn traits(&self, arguments: &Arguments) -> Traits {
         Traits {
-            reads: Reads { activations: true, ..Reads::default() },
-            compares: Compares::None,
             random: if arguments.bool("noise_at_evaluation") { Randomness::Always } else { Randomness::Training },
             provides: &[Quantity::Logits, Quantity::Probabilities, Quantity::NoisyScores],
             learns_from_task: arguments.size("k") > 1,
+            ..Traits::default()
         }
     }
 

@@ -1,7 +1,7 @@
 //! Top-k of linear scores, weighted by a softmax.
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
-use crate::router::{Compares, Quantity, Randomness, Reads, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::router::{Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
 
 /// The k experts with the largest scores `l = x Wᵀ + b`.
 ///
@@ -23,11 +23,11 @@ const PARAMETERS: &[ParameterSpec] = &[
 ];
 
 impl RoutingStrategy for SoftmaxTopK {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "softmax_top_k"
     }
 
-    fn summary(&self) -> &'static str {
+    fn summary(&self) -> &str {
         "the k experts with the largest scores, weighted by a softmax"
     }
 
@@ -35,21 +35,29 @@ impl RoutingStrategy for SoftmaxTopK {
         PARAMETERS
     }
 
-    fn references(&self) -> &[&'static str] {
+    fn references(&self) -> &[&str] {
         &[
             "Jiang et al. 2024, Mixtral of Experts, arXiv 2401.04088 (normalize: selected)",
             "Fedus et al. 2021, Switch Transformers, arXiv 2101.03961 (k: 1, normalize: all)",
         ]
     }
 
+    fn equations(&self) -> &str {
+        "l = x Wᵀ + b                                  scores, [N, E]
+I = the k largest of l                        ties to the lower index
+normalize: selected   w = softmax of l over I, sum 1; scores outside I get no gradient
+normalize: all        w = softmax(l) at I, sum below 1; every score gets a gradient
+Parameters: router.weight [E, C], router.bias [E].
+Cost: one product [N, C] x [C, E]. With k = 1 and `selected` the weight is the constant 1 and the task
+does not train the router."
+    }
+
     fn traits(&self, arguments: &Arguments) -> Traits {
         Traits {
-            reads: Reads { activations: true, ..Reads::default() },
-            compares: Compares::None,
-            random: Randomness::Never,
             provides: &[Quantity::Logits, Quantity::Probabilities],
             // The softmax over a single score is the constant 1.
             learns_from_task: arguments.size("k") > 1 || arguments.word("normalize") == "all",
+            ..Traits::default()
         }
     }
 

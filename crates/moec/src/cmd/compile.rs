@@ -318,7 +318,7 @@ fn distinct_moe(compiled: &Compiled) -> Vec<String> {
         let line = format!(
             "{}: {} of {} experts{shared} by {}; {capacity}; {losses}",
             generic_path(&moe.path),
-            moe.experts_per_token,
+            (moe.experts_per_token * 100.0).round() / 100.0,
             moe.experts,
             moe.strategy
         );

@@ -5,7 +5,7 @@ use crate::console::Console;
 use crate::exit::{Exit, Failure};
 use crate::prepared::{self, Request, Spec};
 use moec_model::Registry;
-use moec_runtime::{Identity, RunFolder, RunTexts};
+use moec_runtime::{Dataset, Identity, RunFolder, RunTexts};
 
 /// Runs the command: the run begins at step 0 with the imported parameters, ready to be sampled, evaluated or trained
 /// further.
@@ -22,7 +22,9 @@ pub fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<
     let heads = moec_runtime::attention_heads(program);
     let mut tensors = moec_runtime::import_makemoe(&theirs, &program.states, heads)?;
     let seed = spec.checked.recipe.seed;
-    for (name, tensor) in moec_runtime::initial_tensors(seed, &program.states, &[], &compiled.lowered.states) {
+    let dataset = Dataset::new(&corpus, vocab.clone(), spec.checked.recipe.split)?;
+    let states = prepared::initial_states(&compiled.lowered.states, &dataset)?;
+    for (name, tensor) in moec_runtime::initial_tensors(seed, &program.states, &[], &states) {
         tensors.entry(name).or_insert(tensor);
     }
     let request = Request { model: args.model.clone(), set: args.set.clone(), data: args.data.clone() };
