@@ -40,6 +40,7 @@ mod plan;
 mod plan_listing;
 mod planner;
 mod report;
+mod routes;
 mod schedule;
 
 pub use autodiff::{Wrt, differentiate};
@@ -52,3 +53,4 @@ pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, Stat
 pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, StepListing, listing};
 pub use planner::plan;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport, memory_report};
+pub use routes::{ROUTE_PREFIX, freeze_routes, record_routes, routes};

@@ -8,7 +8,7 @@ mod cse;
 mod dce;
 mod fold_const;
 mod fuse_elementwise;
-mod rebuild;
+pub(crate) mod rebuild;
 #[cfg(test)]
 mod tests;
 
