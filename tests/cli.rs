@@ -54,7 +54,9 @@ fn text(path: &Path, content: impl AsRef<[u8]>) -> String {
 fn every_command_has_help_with_examples() {
     let help = expect(&["--help"], 0).out;
     assert!(help.contains("Exit codes:"), "{help}");
-    for command in ["check", "fmt", "explain", "compile", "train", "compare", "sample", "eval", "import", "export"] {
+    for command in
+        ["check", "fmt", "explain", "compile", "train", "compare", "sample", "eval", "gradcheck", "import", "export"]
+    {
         assert!(help.contains(command), "{command} is not listed");
         let own = expect(&[command, "--help"], 0).out;
         assert!(own.contains("Examples:"), "{command}: {own}");
@@ -493,6 +495,34 @@ fn a_comparison_goes_on_where_it_was_interrupted() {
     }
     let ran = expect(&arguments(&stopped).each_ref().map(|s| s.as_str()), 0);
     assert_eq!(losses(&ran.out), expected);
+}
+
+#[test]
+fn gradients_are_checked() {
+    let lab = Lab::new();
+    let ran = expect(&["gradcheck", &lab.spec], 0);
+    assert!(ran.out.contains("context 4 instead of 8") && ran.out.contains("parameters agree"), "{}", ran.out);
+    assert!(ran.out.contains("blocks.1.moe.noise.weight"), "{}", ran.out);
+    assert_eq!(expect(&["gradcheck", &lab.spec], 0).out, ran.out);
+
+    // Every element, and a router that the objective does not reach: the softmax over one score is 1.
+    let constant =
+        SMALL.replace("noisy_top_k(k: 2, epsilon: 0)", "softmax_top_k(k: 1)").replace("repeat 2", "repeat 1");
+    let constant = text(&lab.folder.path().join("constant.moe"), constant);
+    let arguments = ["gradcheck", &constant, "--all", "-s", "width=6", "--data", &lab.data, "--json"];
+    let json: serde_json::Value = serde_json::from_str(&expect(&arguments, 0).out).unwrap();
+    assert_eq!(json["ok"], true);
+    for row in json["parameters"].as_array().unwrap() {
+        assert_eq!(row["checked"], row["elements"]);
+        let is_router = row["name"].as_str().unwrap().contains("router");
+        assert_eq!(row["result"], if is_router { "not_reached" } else { "ok" }, "{row}");
+    }
+
+    // No difference is exact: without a tolerance the check fails.
+    let ran = expect(&["gradcheck", &lab.spec, "--atol", "0", "--rtol", "0"], 1);
+    assert!(ran.out.contains("WRONG"), "{}", ran.out);
+    expect(&["gradcheck", &lab.spec, "--eps", "0"], 2);
+    expect(&["gradcheck", &lab.spec, "--all", "--samples", "3"], 2);
 }
 
 #[allow(dead_code, reason = "its `main` is for running it as an example")]

@@ -80,6 +80,15 @@ batches. The same command goes on where it stopped, and does not repeat what is 
   moec eval runs/tiny --split val
   moec eval runs/tiny --data other.txt --split all --json")]
     Eval(EvalArgs),
+    /// Check the gradient of every parameter by central differences in 64 bits, with the routes frozen.
+    #[command(after_help = "Examples:
+  moec gradcheck specs/tiny.moe
+  moec gradcheck mine.moe --samples 10 --seed 3
+  moec gradcheck mine.moe --all -s width=8 --context 3 --json
+
+The objective is that of a training step: the task's loss and the weighted balance losses, with dropout and noise drawn
+once. Exit code 1 if a gradient is wrong.")]
+    Gradcheck(GradcheckArgs),
     /// Make a run from a makeMoE state dictionary saved as safetensors.
     #[command(after_help = "Examples:
   moec import makemoe.safetensors --spec specs/noisy_top2.moe --data shakespeare.txt --out runs/imported")]
@@ -387,6 +396,54 @@ pub struct EvalArgs {
     /// Where to run.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     pub device: DeviceName,
+}
+
+/// `moec gradcheck`
+#[derive(Debug, Args)]
+pub struct GradcheckArgs {
+    /// The file.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+
+    /// Elements checked of each parameter: the one with the largest gradient, and others chosen by the seed.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub samples: u64,
+
+    /// Check every element; for small models.
+    #[arg(long, conflicts_with = "samples")]
+    pub all: bool,
+
+    /// Sequences of the batch, at most those of the file.
+    #[arg(long, value_name = "B", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    pub batch: u64,
+
+    /// Characters of a sequence, at most the file's context.
+    #[arg(long, value_name = "T", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    pub context: u64,
+
+    /// Seed of the parameters, of everything random, and of the choice of elements.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Step of the differences.
+    #[arg(long, default_value_t = 1e-6)]
+    pub eps: f64,
+
+    /// Error that is always allowed.
+    #[arg(long, default_value_t = 1e-5)]
+    pub atol: f64,
+
+    /// Error that is allowed relative to the difference quotient.
+    #[arg(long, default_value_t = 1e-3)]
+    pub rtol: f64,
+
+    /// A text file, a known data set, or `synthetic`, from which the batch is taken.
+    #[arg(long, value_name = "FILE", default_value = "synthetic")]
+    pub data: String,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `moec import`

@@ -72,6 +72,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, &console)),
         Command::Sample(args) => (MessageFormat::Full, cmd::sample::run(args, registry, &console)),
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, &console)),
+        Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),
         Command::Export(args) => (MessageFormat::Full, cmd::export::run(args, registry, &console)),
     };

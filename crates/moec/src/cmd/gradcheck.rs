@@ -1,0 +1,413 @@
+//! `moec gradcheck`: the gradient of every parameter against central differences.
+//!
+//! The graph is the forward pass of a training step with its choices given as inputs ([`moec_plan::freeze_routes`]): with
+//! them free, a step across the border between two experts would make the objective jump. Everything is computed by the
+//! reference evaluator in 64 bits.
+
+use crate::args::GradcheckArgs;
+use crate::console::Console;
+use crate::exit::{Exit, Failure};
+use crate::pipeline::{self, CompileError, Function};
+use crate::prepared::{self, Spec};
+use crate::units::grouped;
+use indicatif::ProgressBar;
+use moec_ir::{Data, EvalError, Graph, Tensor, evaluate, random};
+use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
+use moec_plan::{Probe, ROUTE_PREFIX, Wrt};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Parameters start as in training and are moved by noise of this deviation, so that nothing sits exactly on a kink, as
+/// a zero bias before a relu does.
+const JITTER: f64 = 0.02;
+
+/// Streams of random numbers outside the graph; the graph's own count from 1.
+const JITTER_KEY: u32 = 0xffff_0001;
+const CHOICE_KEY: u32 = 0xffff_0002;
+const TOKEN_KEY: u32 = 0xffff_0003;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the file or the data is wrong, or the model is too large to be evaluated.
+pub fn run(args: &GradcheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    for (what, value) in [("--eps", args.eps), ("--atol", args.atol), ("--rtol", args.rtol)] {
+        if !(value.is_finite() && value >= 0.0) || (what == "--eps" && value == 0.0) {
+            return Err(Failure::new(Exit::Usage, format!("{what} must be a positive number")));
+        }
+    }
+    let mut spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &args.spec.set)?;
+    console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
+    let shortened = shorten(&mut spec, args);
+    let problem = Problem::of(&spec, args)?;
+    let report = problem.check(&spec, args, shortened, console)?;
+    if args.json {
+        let json = serde_json::to_value(&report);
+        console.json(&json.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the report: {e}")))?)?;
+    } else {
+        console.write(&report.table())?;
+    }
+    Ok(if report.ok { Exit::Success } else { Exit::Failure })
+}
+
+/// Takes a smaller batch of shorter sequences, and says what was changed.
+fn shorten(spec: &mut Spec, args: &GradcheckArgs) -> Vec<String> {
+    let mut changed = Vec::new();
+    let mut at_most = |what: &str, value: &mut usize, most: u64| {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        if *value > most {
+            changed.push(format!("{what} {most} instead of {value}"));
+            *value = most;
+        }
+    };
+    at_most("context", &mut spec.checked.model.context, args.context);
+    at_most("batch", &mut spec.checked.recipe.batch, args.batch);
+    changed
+}
+
+/// The objective with its gradient at a point.
+struct Problem {
+    /// The forward graph with frozen routes.
+    forward: Graph,
+    bindings: BTreeMap<String, Tensor>,
+    parameters: Vec<Gradient>,
+}
+
+/// The gradient of a parameter as the compiler derives it.
+struct Gradient {
+    name: String,
+    shape: Vec<usize>,
+    elements: Vec<f64>,
+}
+
+impl Problem {
+    fn of(spec: &Spec, args: &GradcheckArgs) -> Result<Self, Failure> {
+        let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
+        let failed = |e: CompileError| e.into_failure(&spec.source);
+        let (vocab, tokens, targets) = batch(args, spec)?;
+        let lowered = pipeline::lower(model, recipe, vocab, Function::TrainStep, NoisePolicy::Generated);
+        let lowered = lowered.map_err(|e| failed(e.into()))?;
+        let mut bindings = point(&lowered, args.seed).map_err(|e| failed(e.into()))?;
+        bindings.insert("tokens".into(), Tensor::ints(tokens));
+        bindings.insert("targets".into(), Tensor::ints(targets));
+        bindings.insert("rng".into(), Tensor::ints(random::state(args.seed, 0)));
+
+        let recorded = evaluate(&moec_plan::record_routes(&lowered.graph), &bindings).map_err(not_evaluated)?;
+        bindings.extend(recorded.outputs.into_iter().filter(|(name, _)| name.starts_with(ROUTE_PREFIX)));
+        let forward = moec_plan::freeze_routes(&lowered.graph).map_err(|e| failed(e.into()))?;
+        let derived =
+            moec_plan::differentiate(&forward, "objective", &Wrt::Parameters).map_err(|e| failed(e.into()))?;
+        let mut gradients = evaluate(&derived, &bindings).map_err(not_evaluated)?.outputs;
+        let parameters = lowered.parameters.iter().filter_map(|(name, _)| {
+            let gradient = gradients.remove(&format!("grad.{name}"))?;
+            Some(Gradient { name: name.clone(), shape: gradient.shape().to_vec(), elements: gradient.to_f64() })
+        });
+        let parameters = parameters.collect();
+        Ok(Self { forward, bindings, parameters })
+    }
+
+    fn check(
+        &self,
+        spec: &Spec,
+        args: &GradcheckArgs,
+        shortened: Vec<String>,
+        console: &Console,
+    ) -> Result<Report, Failure> {
+        let probe = Probe::new(&self.forward, "objective", &self.bindings).map_err(not_evaluated)?;
+        let chosen: Vec<Vec<usize>> =
+            self.parameters.iter().enumerate().map(|(i, g)| choose(g, i as u64, args)).collect();
+        let jobs: Vec<(usize, usize)> =
+            chosen.iter().enumerate().flat_map(|(p, elements)| elements.iter().map(move |&e| (p, e))).collect();
+        let tolerance = Tolerance { eps: args.eps, atol: args.atol, rtol: args.rtol };
+        let errors = in_parallel(&jobs, console, |&(p, element)| {
+            let gradient = &self.parameters[p];
+            tolerance.check(&probe, &gradient.name, element, gradient.elements[element])
+        })
+        .map_err(not_evaluated)?;
+
+        let mut rows: Vec<Row> = self.parameters.iter().map(Row::new).collect();
+        for (&(p, _), checked) in jobs.iter().zip(errors) {
+            rows[p].add(checked);
+        }
+        let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
+        Ok(Report {
+            schema: "moec.gradcheck/1",
+            model: model.name.clone(),
+            batch: recipe.batch,
+            context: model.context,
+            shortened,
+            objective: probe.objective(),
+            seed: args.seed,
+            eps: args.eps,
+            atol: args.atol,
+            rtol: args.rtol,
+            ok: rows.iter().all(|r| r.result != Outcome::Wrong),
+            parameters: rows,
+        })
+    }
+}
+
+fn not_evaluated(error: EvalError) -> Failure {
+    let failure = Failure::new(Exit::Failure, format!("the objective cannot be evaluated: {error}"));
+    match error {
+        EvalError::TooLarge { .. } => failure.help("make the model smaller (-s width=16) or the batch (--batch 1)"),
+        _ => failure,
+    }
+}
+
+/// The size of the vocabulary, and a batch spread over the text with its targets.
+fn batch(args: &GradcheckArgs, spec: &Spec) -> Result<(usize, Vec<i32>, Vec<i32>), Failure> {
+    let (rows, time) = (spec.checked.recipe.batch, spec.checked.model.context);
+    let (vocab, text) = match spec.checked.model.vocab {
+        Vocab::Characters => {
+            let corpus = prepared::corpus(&args.data)?;
+            let vocab = corpus.vocab()?;
+            let text = vocab.encode(corpus.text()).map_err(|e| Failure::new(Exit::Data, e.to_string()))?;
+            (vocab.len(), text)
+        }
+        // Any tokens serve where the text has other characters.
+        Vocab::Size(size) => {
+            let keys = random::keys(random::state(args.seed, 0), TOKEN_KEY);
+            let count = rows.saturating_mul(time).saturating_add(1) as u32;
+            (size, (0..count).map(|i| (u64::from(random::bits(keys, i)) * size as u64 >> 32) as i32).collect())
+        }
+    };
+    let Some(last) = text.len().checked_sub(time + 1) else {
+        let message = format!("the text has {} characters; a context of {time} needs {}", text.len(), time + 1);
+        return Err(Failure::new(Exit::Data, message).help("give a longer text, or a smaller --context"));
+    };
+    let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+    for row in 0..rows {
+        let start = if rows > 1 { (row as u128 * last as u128 / (rows - 1) as u128) as usize } else { 0 };
+        tokens.extend_from_slice(&text[start..start + time]);
+        targets.extend_from_slice(&text[start + 1..start + time + 1]);
+    }
+    Ok((vocab, tokens, targets))
+}
+
+/// Parameters and states as a training begins, the parameters moved a little.
+fn point(lowered: &Lowered, seed: u64) -> Result<BTreeMap<String, Tensor>, moec_plan::PlanError> {
+    let program = moec_plan::plan(&[("forward".to_string(), &lowered.graph)])?;
+    let mut tensors = moec_runtime::initial_tensors(seed, &program.states, &lowered.parameters, &lowered.states);
+    for (i, (name, _)) in lowered.parameters.iter().enumerate() {
+        let Some(tensor) = tensors.get_mut(name) else { continue };
+        let keys = random::keys(random::state(seed, i as u64), JITTER_KEY);
+        let moved = tensor.to_f64().into_iter().zip(0u32..).map(|(x, n)| x + JITTER * random::normal_at(keys, n));
+        if let Some(moved) = Tensor::new(tensor.shape().to_vec(), Data::F64(moved.collect())) {
+            *tensor = moved;
+        }
+    }
+    Ok(tensors)
+}
+
+/// The elements of a parameter to check: that with the largest gradient, then by turns any, and one whose gradient is
+/// not zero, since most rows of an embedding and the weights of an idle expert have none in a small batch.
+fn choose(gradient: &Gradient, index: u64, args: &GradcheckArgs) -> Vec<usize> {
+    let count = gradient.elements.len();
+    let samples = usize::try_from(args.samples).unwrap_or(usize::MAX);
+    if args.all || count <= samples {
+        return (0..count).collect();
+    }
+    let keys = random::keys(random::state(args.seed, index), CHOICE_KEY);
+    let below = |draw: usize, n: usize| (u64::from(random::bits(keys, draw as u32)) * n as u64 >> 32) as usize;
+    let nonzero: Vec<usize> = (0..count).filter(|&e| gradient.elements[e] != 0.0).collect();
+    let largest = (0..count).max_by(|&a, &b| gradient.elements[a].abs().total_cmp(&gradient.elements[b].abs()));
+    let mut chosen: BTreeSet<usize> = largest.into_iter().collect();
+    for draw in 0.. {
+        if chosen.len() >= samples || draw > 8 * samples {
+            break;
+        }
+        let from_nonzero = draw % 2 == 0 && !nonzero.is_empty();
+        chosen.insert(if from_nonzero { nonzero[below(draw, nonzero.len())] } else { below(draw, count) });
+    }
+    chosen.into_iter().collect()
+}
+
+struct Tolerance {
+    eps: f64,
+    atol: f64,
+    rtol: f64,
+}
+
+/// What the check of one element found.
+#[derive(Clone, Copy, Debug)]
+struct Checked {
+    error: f64,
+    ok: bool,
+}
+
+impl Tolerance {
+    /// Compares a derivative with the central difference. One that does not agree is tried again with steps ten times
+    /// smaller and larger: a kink within the step then goes away, a wrong gradient does not.
+    fn check(&self, probe: &Probe<'_>, name: &str, element: usize, derivative: f64) -> Result<Checked, EvalError> {
+        let mut best = Checked { error: f64::INFINITY, ok: false };
+        for h in [self.eps, self.eps / 10.0, self.eps * 10.0] {
+            let difference = probe.central_difference(name, element, h)?;
+            let error = (derivative - difference).abs();
+            // Not a number is never within the tolerance.
+            let ok = error <= self.atol + self.rtol * difference.abs();
+            if ok || error < best.error {
+                best = Checked { error, ok };
+            }
+            if ok {
+                break;
+            }
+        }
+        Ok(best)
+    }
+}
+
+/// Maps jobs on all processors; the results are in the order of the jobs.
+fn in_parallel<J: Sync, T: Send>(
+    jobs: &[J],
+    console: &Console,
+    work: impl Fn(&J) -> Result<T, EvalError> + Sync,
+) -> Result<Vec<T>, EvalError> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, jobs.len().max(1));
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let take = |tell: &mut dyn FnMut(usize)| -> Result<Vec<(usize, T)>, EvalError> {
+        let mut found = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = jobs.get(i) else { return Ok(found) };
+            found.push((i, work(job)?));
+            tell(done.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+    };
+    let bar = console.is_interactive().then(|| ProgressBar::new(jobs.len() as u64));
+    let mut tenths = 0;
+    let mut tell = |n: usize| match &bar {
+        Some(bar) => bar.set_position(n as u64),
+        // A line for every tenth part of a long check.
+        None if jobs.len() >= 500 && n * 10 / jobs.len() > tenths => {
+            tenths = n * 10 / jobs.len();
+            console.note(format!("{} of {} elements", grouped(n as u64), grouped(jobs.len() as u64)));
+        }
+        None => {}
+    };
+    let parts = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(|| take(&mut |_| {}))).collect();
+        let mut parts = vec![take(&mut tell)];
+        for other in others {
+            parts.push(other.join().unwrap_or_else(|fault| std::panic::resume_unwind(fault)));
+        }
+        parts
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let mut found: Vec<(usize, T)> = Vec::with_capacity(jobs.len());
+    for part in parts {
+        found.extend(part?);
+    }
+    found.sort_by_key(|(i, _)| *i);
+    Ok(found.into_iter().map(|(_, result)| result).collect())
+}
+
+/// What was found about a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    /// The gradient agrees.
+    Ok,
+    /// It agrees and is zero everywhere: nothing that the objective reads is reached from this parameter.
+    NotReached,
+    /// It does not agree.
+    Wrong,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    shape: Vec<usize>,
+    elements: usize,
+    checked: usize,
+    /// Largest difference between the gradient and the central differences; `None` if it is not a number.
+    largest_error: Option<f64>,
+    largest_gradient: f64,
+    result: Outcome,
+}
+
+impl Row {
+    fn new(gradient: &Gradient) -> Self {
+        let largest = gradient.elements.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let is_zero = gradient.elements.iter().all(|&x| x == 0.0);
+        Row {
+            name: gradient.name.clone(),
+            shape: gradient.shape.clone(),
+            elements: gradient.elements.len(),
+            checked: 0,
+            largest_error: Some(0.0),
+            largest_gradient: largest,
+            result: if is_zero { Outcome::NotReached } else { Outcome::Ok },
+        }
+    }
+
+    fn add(&mut self, checked: Checked) {
+        self.checked += 1;
+        self.largest_error = self.largest_error.filter(|_| checked.error.is_finite()).map(|e| e.max(checked.error));
+        if !checked.ok {
+            self.result = Outcome::Wrong;
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    model: String,
+    batch: usize,
+    context: usize,
+    shortened: Vec<String>,
+    objective: f64,
+    seed: u64,
+    eps: f64,
+    atol: f64,
+    rtol: f64,
+    ok: bool,
+    parameters: Vec<Row>,
+}
+
+impl Report {
+    fn table(&self) -> String {
+        let shortened =
+            if self.shortened.is_empty() { String::new() } else { format!(" ({})", self.shortened.join(", ")) };
+        let mut text = format!(
+            "gradients of {} against central differences: {} x {} tokens{shortened}, routes frozen, step {:e}, allowed \
+             {:e} + {:e} |d|\n\n",
+            self.model, self.batch, self.context, self.eps, self.atol, self.rtol
+        );
+        let width = self.parameters.iter().map(|r| r.name.len()).max().unwrap_or(0).max("parameter".len());
+        text.push_str(&format!(
+            "{:<width$}  {:>10}  {:>8}  {:>10}  {:>10}\n",
+            "parameter", "elements", "checked", "gradient", "error"
+        ));
+        for row in &self.parameters {
+            let error = row.largest_error.map_or("not finite".to_string(), |e| format!("{e:.1e}"));
+            let result = match row.result {
+                Outcome::Ok => "ok",
+                Outcome::NotReached => "not reached by the gradient",
+                Outcome::Wrong => "WRONG",
+            };
+            text.push_str(&format!(
+                "{:<width$}  {:>10}  {:>8}  {:>10}  {error:>10}  {result}\n",
+                row.name,
+                grouped(row.elements as u64),
+                grouped(row.checked as u64),
+                format!("{:.1e}", row.largest_gradient)
+            ));
+        }
+        let count = |outcome| self.parameters.iter().filter(|r| r.result == outcome).count();
+        let wrong = count(Outcome::Wrong);
+        let not_reached = match count(Outcome::NotReached) {
+            0 => String::new(),
+            n => format!(", {n} of them not reached by the gradient"),
+        };
+        text.push_str(&match wrong {
+            0 => format!("\nall {} parameters agree{not_reached}\n", self.parameters.len()),
+            n => format!("\n{n} of {} parameters are WRONG{not_reached}\n", self.parameters.len()),
+        });
+        text
+    }
+}
