@@ -170,7 +170,7 @@ fn batch(args: &GradcheckArgs, spec: &Spec) -> Result<(usize, Vec<i32>, Vec<i32>
         Vocab::Size(size) => {
             let keys = random::keys(random::state(args.seed, 0), TOKEN_KEY);
             let count = rows.saturating_mul(time).saturating_add(1) as u32;
-            (size, (0..count).map(|i| (u64::from(random::bits(keys, i)) * size as u64 >> 32) as i32).collect())
+            (size, (0..count).map(|i| below(random::bits(keys, i), size) as i32).collect())
         }
     };
     let Some(last) = text.len().checked_sub(time + 1) else {
@@ -184,6 +184,11 @@ fn batch(args: &GradcheckArgs, spec: &Spec) -> Result<(usize, Vec<i32>, Vec<i32>
         targets.extend_from_slice(&text[start + 1..start + time + 1]);
     }
     Ok((vocab, tokens, targets))
+}
+
+/// Random bits as a number on `0..n`.
+fn below(bits: u32, n: usize) -> usize {
+    ((u64::from(bits) * n as u64) >> 32) as usize
 }
 
 /// Parameters and states as a training begins, the parameters moved a little.
@@ -210,7 +215,7 @@ fn choose(gradient: &Gradient, index: u64, args: &GradcheckArgs) -> Vec<usize> {
         return (0..count).collect();
     }
     let keys = random::keys(random::state(args.seed, index), CHOICE_KEY);
-    let below = |draw: usize, n: usize| (u64::from(random::bits(keys, draw as u32)) * n as u64 >> 32) as usize;
+    let draw_below = |draw: usize, n: usize| below(random::bits(keys, draw as u32), n);
     let nonzero: Vec<usize> = (0..count).filter(|&e| gradient.elements[e] != 0.0).collect();
     let largest = (0..count).max_by(|&a, &b| gradient.elements[a].abs().total_cmp(&gradient.elements[b].abs()));
     let mut chosen: BTreeSet<usize> = largest.into_iter().collect();
@@ -219,7 +224,7 @@ fn choose(gradient: &Gradient, index: u64, args: &GradcheckArgs) -> Vec<usize> {
             break;
         }
         let from_nonzero = draw % 2 == 0 && !nonzero.is_empty();
-        chosen.insert(if from_nonzero { nonzero[below(draw, nonzero.len())] } else { below(draw, count) });
+        chosen.insert(if from_nonzero { nonzero[draw_below(draw, nonzero.len())] } else { draw_below(draw, count) });
     }
     chosen.into_iter().collect()
 }
