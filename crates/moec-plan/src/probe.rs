@@ -53,7 +53,7 @@ impl<'a> Probe<'a> {
     }
 
     /// The objective with `by` added to one element of a parameter, float input or float state; NaN if there is no such
-    /// element.
+    /// element. What goes through a `stop_gradient` keeps its value, as the gradient takes it to.
     ///
     /// # Errors
     /// When a node cannot be evaluated.
@@ -68,7 +68,8 @@ impl<'a> Probe<'a> {
         let mut moved: BTreeMap<NodeId, Vec<Tensor>> = BTreeMap::from([(source, vec![tensor])]);
         for id in self.graph.ids().skip(source.index() + 1).filter(|id| self.needed[id.index()]) {
             let operands = self.graph.operands(id);
-            if !operands.iter().any(|v| moved.contains_key(&v.node)) {
+            let node = self.graph.node(id);
+            if node.op == Op::StopGradient || !operands.iter().any(|v| moved.contains_key(&v.node)) {
                 continue;
             }
             let find = |v: &Value| match moved.get(&v.node) {
@@ -76,7 +77,6 @@ impl<'a> Probe<'a> {
                 None => self.tensor(*v),
             };
             let tensors: Vec<&Tensor> = operands.iter().map(find).collect();
-            let node = self.graph.node(id);
             let results = evaluate_op(&node.op, &tensors);
             let failed = |error| EvalError::Node { node: node.name.clone(), error: Box::new(error) };
             moved.insert(id, results.map_err(failed)?);
@@ -119,7 +119,10 @@ mod tests {
         let (xw, square) = (b.mul(x, w), b.mul(unused, unused));
         let cube = b.mul(xw, xw);
         let cube = b.mul(cube, xw);
+        let kept = b.stop_gradient(w);
         let loss = b.sum_all(cube);
+        let more = b.sum_all(kept);
+        let loss = b.add(loss, more);
         b.output("loss", loss);
         b.output("square", square);
         let graph = b.finish().unwrap();
@@ -129,13 +132,13 @@ mod tests {
             ("unused".to_string(), Tensor::floats([1.0, 1.0])),
         ]);
         let probe = Probe::new(&graph, "loss", &bindings).unwrap();
-        assert_eq!(probe.objective(), 8.0 - 8.0 + 8.0);
-        // d/dw (x w)^3 = 3 x (x w)^2
+        assert_eq!(probe.objective(), 8.0 - 8.0 + 8.0 + 7.0);
+        // d/dw (x w)^3 = 3 x (x w)^2; the sum of w is taken for a constant.
         for (i, expected) in [12.0, -24.0, 6.0].into_iter().enumerate() {
             let found = probe.central_difference("w", i, 1e-6).unwrap();
             assert!((found - expected).abs() < 1e-6, "{i}: {found}");
         }
-        assert_eq!(probe.nudged("w", 0, 1.0).unwrap(), 27.0 - 8.0 + 8.0);
+        assert_eq!(probe.nudged("w", 0, 1.0).unwrap(), 27.0 - 8.0 + 8.0 + 7.0);
         assert_eq!(probe.central_difference("unused", 0, 1e-6).unwrap(), 0.0);
         assert!(probe.nudged("w", 3, 1.0).unwrap().is_nan() && probe.nudged("none", 0, 1.0).unwrap().is_nan());
         assert!(matches!(Probe::new(&graph, "none", &bindings), Err(EvalError::Dangling { .. })));

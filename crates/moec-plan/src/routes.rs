@@ -16,7 +16,7 @@ pub const ROUTE_PREFIX: &str = "route.";
 fn choice(op: &Op) -> Option<u8> {
     match op {
         Op::TopK { .. } => Some(1),
-        Op::LimitCapacity { .. } => Some(0),
+        Op::ToIndex { .. } | Op::LimitCapacity { .. } | Op::BalancedAssignment => Some(0),
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
-use moec_ir::{Builder, Data, Graph, Op, Stage, Tensor, TensorType, evaluate, random, verify};
+use moec_ir::{Builder, CapacityPriority, Data, Graph, Op, Stage, Tensor, TensorType, evaluate, random, verify};
 use moec_plan::{Wrt, differentiate, freeze_routes, record_routes, routes};
 use std::collections::BTreeMap;
 
@@ -21,12 +21,20 @@ fn router() -> Graph {
     let scores = b.add(clean, noise);
     let (top, chosen) = b.top_k(scores, 2);
     let weights = b.softmax(top);
-    let kept = b.op(Op::LimitCapacity { experts: E, capacity: 2 }, &[chosen]);
-    let offsets = b.op(Op::SortByExpert { experts: E }, &[kept]);
+    let kept = b
+        .op(Op::LimitCapacity { experts: E, capacity: 2, priority: CapacityPriority::Probability }, &[chosen, weights]);
+    let offsets = b.op(Op::SortByExpert { experts: E, rows: 2 * N }, &[kept]);
     let (order, positions) = (offsets.result(1), offsets.result(2));
     let rows = b.op(Op::Dispatch { weighted: false }, &[x, order, positions]);
     let y = b.op(Op::Combine { weighted: true }, &[rows, order, positions, weights]);
     let gates = b.scatter_last(weights, kept, E);
+    // A balanced assignment, and a choice that is computed.
+    let balanced = b.op(Op::BalancedAssignment, &[scores]);
+    let all = b.gather_last(scores, balanced);
+    let half = b.add_scalar(all, 2.5);
+    let half = b.to_index(half, E);
+    let load = b.count(half, E);
+    b.output("load", load);
     // Only the values of this selection are read.
     let (threshold, _) = b.top_k(scores, 3);
     let squares = b.mul(threshold, threshold);
@@ -55,7 +63,10 @@ fn bindings(seed: u64) -> BTreeMap<String, Tensor> {
 #[test]
 fn every_choice_is_recorded_under_its_node() {
     let names: Vec<String> = routes(&router()).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["route.top_k", "route.limit_capacity", "route.top_k_2"]);
+    assert_eq!(
+        names,
+        ["route.top_k", "route.limit_capacity", "route.balanced_assignment", "route.to_index", "route.top_k_2"]
+    );
     let recorded = record_routes(&router());
     assert_eq!(verify(&recorded, Stage::Forward), Ok(()));
     assert_eq!(recorded.ty(recorded.output("route.top_k_2").unwrap()), &TensorType::i32([N, 3]));
@@ -78,9 +89,9 @@ fn recorded_routes_give_the_same_bits() {
     values.extend(found.iter().filter(|(name, _)| name.starts_with("route.")).map(|(n, t)| (n.clone(), t.clone())));
     let frozen = freeze_routes(&router()).unwrap();
     assert_eq!(verify(&frozen, Stage::Forward), Ok(()));
-    assert!(frozen.ids().all(|id| !matches!(frozen.node(id).op, Op::TopK { .. } | Op::LimitCapacity { .. })));
+    assert!(routes(&frozen).is_empty());
     let again = evaluate(&frozen, &values).unwrap().outputs;
-    for name in ["y", "gates", "objective"] {
+    for name in ["y", "gates", "load", "objective"] {
         assert_eq!(again[name], found[name], "{name}");
     }
 

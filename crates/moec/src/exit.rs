@@ -44,7 +44,7 @@ pub enum Failure {
     /// Messages that point into a source.
     Source {
         /// The source they point into.
-        source: SourceFile,
+        source: Box<SourceFile>,
         /// The messages.
         diagnostics: Vec<Diagnostic>,
         /// What kind of end it is.
@@ -62,6 +62,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// A failure with messages that point into a source.
+    pub fn source(source: SourceFile, diagnostics: Vec<Diagnostic>, exit: Exit) -> Self {
+        Failure::Source { source: Box::new(source), diagnostics, exit }
+    }
+
     /// A failure with a sentence.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Failure::Message { message: message.into(), help: Vec::new(), exit }

@@ -134,7 +134,7 @@ impl CompileError {
         if let Some(span) = span {
             diagnostic = diagnostic.primary(span, "built here");
         }
-        Failure::Source { source: source.clone(), diagnostics: vec![diagnostic], exit: Exit::Usage }
+        Failure::source(source.clone(), vec![diagnostic], Exit::Usage)
     }
 }
 

@@ -74,7 +74,7 @@ impl Spec {
     ) -> Result<Self, Failure> {
         match pipeline::check(&source, registry, model, set) {
             Ok(checked) => Ok(Self { source, checked }),
-            Err(diagnostics) => Err(Failure::Source { source, diagnostics, exit: Exit::Usage }),
+            Err(diagnostics) => Err(Failure::source(source, diagnostics, Exit::Usage)),
         }
     }
 

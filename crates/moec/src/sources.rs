@@ -31,9 +31,6 @@ pub(crate) fn read(path: &Path) -> Result<SourceFile, Failure> {
 /// # Errors
 /// When they are too many or not UTF-8.
 pub(crate) fn from_bytes(name: &str, bytes: &[u8]) -> Result<SourceFile, Failure> {
-    SourceFile::from_bytes(name, bytes).map_err(|diagnostic| Failure::Source {
-        source: SourceFile::new(name, ""),
-        diagnostics: vec![diagnostic],
-        exit: Exit::Usage,
-    })
+    SourceFile::from_bytes(name, bytes)
+        .map_err(|diagnostic| Failure::source(SourceFile::new(name, ""), vec![diagnostic], Exit::Usage))
 }

@@ -69,7 +69,7 @@ pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result
 }
 
 fn of_source(source: &SourceFile, diagnostics: Vec<moec_syntax::Diagnostic>) -> Failure {
-    Failure::Source { source: source.clone(), diagnostics, exit: Exit::Usage }
+    Failure::source(source.clone(), diagnostics, Exit::Usage)
 }
 
 /// To the file that `-o` names, or to standard output.
@@ -153,7 +153,7 @@ fn too_large(memory: &MemoryReport, needed: u64, available: u64, device: DeviceN
         }
     }
     diagnostic = diagnostic.help("reduce the width, the number of experts or layers, or the batch");
-    Failure::Source { source: source.clone(), diagnostics: vec![diagnostic], exit: Exit::Device }
+    Failure::source(source.clone(), vec![diagnostic], Exit::Device)
 }
 
 fn report_times(compiled: &Compiled, console: &Console) {

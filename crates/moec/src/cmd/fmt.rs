@@ -17,11 +17,7 @@ pub fn run(args: &FmtArgs, console: &Console) -> Result<Exit, Failure> {
     for path in &args.files {
         let from_stdin = path == Path::new("-");
         let source = if from_stdin { standard_input()? } else { sources::read(path)? };
-        let formatted = moec_syntax::format(&source).map_err(|diagnostics| Failure::Source {
-            source: source.clone(),
-            diagnostics,
-            exit: Exit::Usage,
-        })?;
+        let formatted = moec_syntax::format(&source).map_err(|d| Failure::source(source.clone(), d, Exit::Usage))?;
         let changed = formatted != source.text();
         if args.check {
             if changed {
