@@ -37,7 +37,8 @@ pub(crate) fn train_and_sample() -> Result<String, Box<dyn std::error::Error>> {
 
     let mut session = Interpreter.prepare(&compiled.program)?;
     let mut model = Executable::new(&compiled.program, &mut *session, checked.model.context)?;
-    moec_runtime::initialise(&mut model, 1, &compiled.lowered.parameters, &compiled.lowered.states)?;
+    let states = moec::initial_states(&compiled.lowered.states, &data)?;
+    moec_runtime::initialise(&mut model, 1, &compiled.lowered.parameters, &states)?;
 
     let folder = tempfile::tempdir()?;
     let texts = RunTexts { spec: SPEC, resolved: "", plan: "" };

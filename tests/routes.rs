@@ -36,7 +36,7 @@ fn graph() -> (Graph, BTreeMap<String, Tensor>) {
     let lowered =
         pipeline::lower(&checked.model, &checked.recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated).unwrap();
     let program = plan(&[("forward".to_string(), &lowered.graph)]).unwrap();
-    let mut values = moec_runtime::initial_tensors(5, &program.states, &lowered.parameters, &lowered.states);
+    let mut values = moec_runtime::initial_tensors(5, &program.states, &lowered.parameters, &[]);
     values.insert("rng".into(), Tensor::ints(random::state(5, 1)));
     values.extend(text(0));
     (lowered.graph, values)

@@ -27,6 +27,7 @@ mod training;
 mod units;
 
 pub use moec_model::Registry;
+pub use prepared::initial_states;
 
 use args::{Cli, Command, MessageFormat};
 use clap::Parser;

@@ -114,7 +114,10 @@ pub(crate) fn corpus(data: &str) -> Result<Corpus, Failure> {
 }
 
 /// The first values of routers' states; tables are computed from the part of the text that is trained on.
-pub(crate) fn initial_states(
+///
+/// # Errors
+/// When a table cannot be computed from this text.
+pub fn initial_states(
     states: &[(String, StateInit)],
     dataset: &Dataset,
 ) -> Result<Vec<(String, Tensor)>, Failure> {

@@ -14,6 +14,7 @@ use indicatif::ProgressBar;
 use moec_ir::{Data, EvalError, Graph, Tensor, evaluate, random};
 use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
 use moec_plan::{Probe, ROUTE_PREFIX, Wrt};
+use moec_runtime::{Corpus, Dataset, Split};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -85,10 +86,12 @@ impl Problem {
     fn of(spec: &Spec, args: &GradcheckArgs) -> Result<Self, Failure> {
         let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
         let failed = |e: CompileError| e.into_failure(&spec.source);
-        let (vocab, tokens, targets) = batch(args, spec)?;
+        let dataset = text(args, model.vocab)?;
+        let vocab = dataset.vocab().len();
+        let (tokens, targets) = batch(dataset.windows(Split::Train, model.context)?, recipe.batch, model.context);
         let lowered = pipeline::lower(model, recipe, vocab, Function::TrainStep, NoisePolicy::Generated);
         let lowered = lowered.map_err(|e| failed(e.into()))?;
-        let mut bindings = point(&lowered, args.seed).map_err(|e| failed(e.into()))?;
+        let mut bindings = point(&lowered, &dataset, args.seed)?;
         bindings.insert("tokens".into(), Tensor::ints(tokens));
         bindings.insert("targets".into(), Tensor::ints(targets));
         bindings.insert("rng".into(), Tensor::ints(random::state(args.seed, 0)));
@@ -156,45 +159,45 @@ fn not_evaluated(error: EvalError) -> Failure {
     }
 }
 
-/// The size of the vocabulary, and a batch spread over the text with its targets.
-fn batch(args: &GradcheckArgs, spec: &Spec) -> Result<(usize, Vec<i32>, Vec<i32>), Failure> {
-    let (rows, time) = (spec.checked.recipe.batch, spec.checked.model.context);
-    let (vocab, text) = match spec.checked.model.vocab {
-        Vocab::Characters => {
-            let corpus = prepared::corpus(&args.data)?;
-            let vocab = corpus.vocab()?;
-            let text = vocab.encode(corpus.text()).map_err(|e| Failure::new(Exit::Data, e.to_string()))?;
-            (vocab.len(), text)
-        }
-        // Any tokens serve where the text has other characters.
-        Vocab::Size(size) => {
+/// The text that the batch is taken from, and that tables of routers are computed from.
+fn text(args: &GradcheckArgs, vocab: Vocab) -> Result<Dataset, Failure> {
+    let corpus = prepared::corpus(&args.data)?;
+    let characters = corpus.vocab()?;
+    let (corpus, characters) = match vocab {
+        // Any characters serve where the text has another number of them.
+        Vocab::Size(size) if size != characters.len() => {
             let keys = random::keys(random::state(args.seed, 0), TOKEN_KEY);
-            let count = rows.saturating_mul(time).saturating_add(1) as u32;
-            (size, (0..count).map(|i| below(random::bits(keys, i), size) as i32).collect())
+            let length = (4 * size).max(10_000) as u32;
+            let ids = (0..size).chain((0..length).map(|i| below(random::bits(keys, i), size)));
+            // The planes behind the first hold a million characters without a gap.
+            let text: String = ids.filter_map(|id| char::from_u32(0x1_0000 + id as u32)).collect();
+            let corpus = Corpus::from_bytes("random characters", text.into_bytes())?;
+            let vocab = corpus.vocab()?;
+            (corpus, vocab)
         }
+        _ => (corpus, characters),
     };
-    let Some(last) = text.len().checked_sub(time + 1) else {
-        let message = format!("the text has {} characters; a context of {time} needs {}", text.len(), time + 1);
-        return Err(Failure::new(Exit::Data, message).help("give a longer text, or a smaller --context"));
-    };
+    Ok(Dataset::new(&corpus, characters, 1.0)?)
+}
+
+/// A batch spread over the text, with its targets.
+fn batch(text: &[i32], rows: usize, time: usize) -> (Vec<i32>, Vec<i32>) {
+    let last = text.len().saturating_sub(time + 1);
     let (mut tokens, mut targets) = (Vec::new(), Vec::new());
     for row in 0..rows {
         let start = if rows > 1 { (row as u128 * last as u128 / (rows - 1) as u128) as usize } else { 0 };
         tokens.extend_from_slice(&text[start..start + time]);
         targets.extend_from_slice(&text[start + 1..start + time + 1]);
     }
-    Ok((vocab, tokens, targets))
-}
-
-/// Random bits as a number on `0..n`.
-fn below(bits: u32, n: usize) -> usize {
-    ((u64::from(bits) * n as u64) >> 32) as usize
+    (tokens, targets)
 }
 
 /// Parameters and states as a training begins, the parameters moved a little.
-fn point(lowered: &Lowered, seed: u64) -> Result<BTreeMap<String, Tensor>, moec_plan::PlanError> {
-    let program = moec_plan::plan(&[("forward".to_string(), &lowered.graph)])?;
-    let mut tensors = moec_runtime::initial_tensors(seed, &program.states, &lowered.parameters, &lowered.states);
+fn point(lowered: &Lowered, dataset: &Dataset, seed: u64) -> Result<BTreeMap<String, Tensor>, Failure> {
+    let program = moec_plan::plan(&[("forward".to_string(), &lowered.graph)]);
+    let declared = program.map_err(|e| Failure::new(Exit::Failure, e.to_string()))?.states;
+    let states = prepared::initial_states(&lowered.states, dataset)?;
+    let mut tensors = moec_runtime::initial_tensors(seed, &declared, &lowered.parameters, &states);
     for (i, (name, _)) in lowered.parameters.iter().enumerate() {
         let Some(tensor) = tensors.get_mut(name) else { continue };
         let keys = random::keys(random::state(seed, i as u64), JITTER_KEY);
@@ -204,6 +207,11 @@ fn point(lowered: &Lowered, seed: u64) -> Result<BTreeMap<String, Tensor>, moec_
         }
     }
     Ok(tensors)
+}
+
+/// Random bits as a number on `0..n`.
+fn below(bits: u32, n: usize) -> usize {
+    ((u64::from(bits) * n as u64) >> 32) as usize
 }
 
 /// The elements of a parameter to check: that with the largest gradient, then by turns any, and one whose gradient is
