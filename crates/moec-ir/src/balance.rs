@@ -7,7 +7,9 @@
 //! bidders to whom every place is worth nothing compete for the additional places, until all places are taken.
 //!
 //! At the end nobody would gain more than [`EPSILON`] by another place, so the sum of the scores is within `EPSILON` per
-//! bidder of the largest possible. Prices only rise, and nobody pays more than the range of the scores for one place
+//! bidder of the largest possible. What is left is gained by exchanges along cycles of experts, each of which passes one
+//! token on to the next ([`Exchange`]): a balanced assignment with no cycle that gains is one with the largest sum (the
+//! optimality condition of minimum cost flows, Klein 1967). Prices only rise, and nobody pays more than the range of the scores for one place
 //! while another is free, which bounds the number of bids; [`BIDS_PER_PLACE`] is far above that bound.
 
 /// What a bid adds beyond the lead, in units of the largest power of two that is not above the range of the scores.
@@ -17,6 +19,12 @@ const EPSILON: f64 = 1.0 / 128.0;
 /// Bids, for each place, after which the auction would be given up for an assignment in the order of tokens.
 const BIDS_PER_PLACE: usize = 1024;
 
+/// A step of an exchange counts if it gains more than this, in the units of [`EPSILON`].
+const TOLERANCE: f64 = 1.0 / 262_144.0;
+
+/// Exchanges, for each token, after which no further one is looked for.
+const EXCHANGES_PER_TOKEN: usize = 16;
+
 /// Scores count as within this distance of 0, so that their range is finite in 32 bits.
 const LARGEST: f64 = (1u128 << 125) as f64;
 
@@ -24,7 +32,7 @@ const LARGEST: f64 = (1u128 << 125) as f64;
 const NOBODY: usize = usize::MAX;
 
 /// The expert of each token, given `scores [N, E]` row by row: every expert gets `floor(N/E)` or `ceil(N/E)` tokens, and
-/// the sum of the scores is within `N * (max - min) / 64` of the largest possible. The same for the same scores; among
+/// the sum of the scores is the largest possible, but for rounding: within `N * (max - min) / 100_000`. The same for the same scores; among
 /// equal places the one of the lower expert is taken.
 ///
 /// All -1 if a score is NaN, or if `scores` is not whole rows of `experts`.
@@ -38,13 +46,25 @@ fn assignment(scores: &[f64], experts: usize, bids_per_place: usize) -> Vec<i32>
         return vec![-1; tokens];
     }
     let values = normalised(scores);
-    let mut auction = Auction::new(&values, tokens, experts);
+    let mut result = auctioned(&values, tokens, experts, bids_per_place);
+    let mut exchange = Exchange::new(&values, experts);
+    for _ in 0..tokens.saturating_mul(EXCHANGES_PER_TOKEN) {
+        if !exchange.improve(&mut result) {
+            break;
+        }
+    }
+    result.into_iter().map(|expert| expert as i32).collect()
+}
+
+/// The assignment that the auction ends with.
+fn auctioned(values: &[f64], tokens: usize, experts: usize, bids_per_place: usize) -> Vec<usize> {
+    let mut auction = Auction::new(values, tokens, experts);
     let mut left = auction.prices.len().saturating_mul(bids_per_place);
     for bidder in 0..tokens + auction.fillers() {
         let mut next = Some(bidder);
         while let Some(bidder) = next {
             if left == 0 {
-                return in_token_order(&values, tokens, experts);
+                return in_token_order(values, tokens, experts);
             }
             left -= 1;
             next = auction.bid(bidder);
@@ -150,13 +170,13 @@ impl<'a> Auction<'a> {
         }
     }
 
-    fn experts_of_tokens(&self) -> Vec<i32> {
-        let mut result = vec![-1; self.tokens];
+    fn experts_of_tokens(&self) -> Vec<usize> {
+        let mut result = vec![0; self.tokens];
         let common = self.experts * self.floor;
         for (place, &holder) in self.holders.iter().enumerate() {
             if let Some(expert) = result.get_mut(holder) {
                 let of = if place < common { place / self.floor } else { place - common };
-                *expert = of as i32;
+                *expert = of;
             }
         }
         result
@@ -165,7 +185,7 @@ impl<'a> Auction<'a> {
 
 /// Balanced, but not near the best sum: each token in turn takes the expert that it likes best of those that may accept
 /// one more.
-fn in_token_order(values: &[f64], tokens: usize, experts: usize) -> Vec<i32> {
+fn in_token_order(values: &[f64], tokens: usize, experts: usize) -> Vec<usize> {
     let (floor, mut additional) = (tokens / experts, tokens % experts);
     let mut loads = vec![0; experts];
     let mut result = Vec::with_capacity(tokens);
@@ -181,9 +201,95 @@ fn in_token_order(values: &[f64], tokens: usize, experts: usize) -> Vec<i32> {
             additional -= 1;
         }
         loads[chosen] += 1;
-        result.push(chosen as i32);
+        result.push(chosen);
     }
     result
+}
+
+/// Looks for cycles of experts along which passing one token each gains, by Bellman and Ford's longest walks from
+/// anywhere. An expert with fewer tokens than another can also take over its additional place, which gains nothing by
+/// itself.
+struct Exchange<'a> {
+    values: &'a [f64],
+    experts: usize,
+    /// Gain of the best walk known that ends at each expert.
+    gain: Vec<f64>,
+    /// The expert before each on its walk.
+    from: Vec<usize>,
+    /// The token that is passed on to it; [`NOBODY`] if an additional place moves.
+    token: Vec<usize>,
+    loads: Vec<usize>,
+}
+
+impl<'a> Exchange<'a> {
+    fn new(values: &'a [f64], experts: usize) -> Self {
+        Self {
+            values,
+            experts,
+            gain: vec![0.0; experts],
+            from: vec![0; experts],
+            token: vec![NOBODY; experts],
+            loads: vec![0; experts],
+        }
+    }
+
+    /// Makes the first exchange that gains; false if there is none.
+    fn improve(&mut self, assigned: &mut [usize]) -> bool {
+        self.gain.fill(0.0);
+        self.loads.fill(0);
+        assigned.iter().for_each(|&expert| self.loads[expert] += 1);
+        let floor = assigned.len() / self.experts;
+        let mut last = None;
+        // A walk that still grows after as many rounds as there are experts goes in a circle.
+        for _ in 0..=self.experts {
+            last = self.lengthen(assigned, floor);
+            if last.is_none() {
+                return false;
+            }
+        }
+        let Some(mut at) = last else { return false };
+        for _ in 0..self.experts {
+            at = self.from[at];
+        }
+        let start = at;
+        loop {
+            if let Some(expert) = assigned.get_mut(self.token[at]) {
+                *expert = at;
+            }
+            at = self.from[at];
+            if at == start {
+                return true;
+            }
+        }
+    }
+
+    /// Lengthens every walk by the steps that gain; gives the last expert whose walk did.
+    fn lengthen(&mut self, assigned: &[usize], floor: usize) -> Option<usize> {
+        let mut last = None;
+        for (token, &from) in assigned.iter().enumerate() {
+            let scores = &self.values[token * self.experts..(token + 1) * self.experts];
+            for to in 0..self.experts {
+                let gain = self.gain[from] + (scores[to] - scores[from]);
+                if to != from && gain > self.gain[to] + TOLERANCE {
+                    (self.gain[to], self.from[to], self.token[to]) = (gain, from, token);
+                    last = Some(to);
+                }
+            }
+        }
+        if assigned.len() == floor * self.experts {
+            return last;
+        }
+        for from in 0..self.experts {
+            for to in 0..self.experts {
+                let moves = self.loads[from] == floor && self.loads[to] > floor;
+                if moves && self.gain[from] > self.gain[to] + TOLERANCE {
+                    (self.gain[to], self.from[to], self.token[to]) = (self.gain[from], from, NOBODY);
+                    last = Some(to);
+                }
+            }
+        }
+        last
+    }
 }
 
 #[cfg(test)]

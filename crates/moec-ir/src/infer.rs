@@ -415,7 +415,7 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             c.arity(1)?;
             let (n, e) = c.float_matrix(0)?;
             c.require(e >= 1, || "there must be at least one expert".into())?;
-            c.require(n.saturating_add(e) <= MOST_BALANCED, || {
+            c.require(n.saturating_add(e.saturating_mul(3)) <= MOST_BALANCED, || {
                 format!("{n} tokens and {e} experts are more than {MOST_BALANCED} together")
             })?;
             vec![TensorType::i32([n, 1])]

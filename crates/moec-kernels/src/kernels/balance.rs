@@ -1,5 +1,5 @@
-//! Balanced assignment of tokens to experts: the auction that `moec_ir::balanced_assignment` describes, bid for bid, in
-//! 32 bits.
+//! Balanced assignment of tokens to experts: the auction and the exchanges that `moec_ir::balanced_assignment` describes,
+//! step for step, in 32 bits.
 //!
 //! One unit holds the whole auction, since each bid depends on the one before. Prices and holders of the places stand in
 //! scratch memory: first the `floor` places of each expert, a binary heap with the cheapest first, then one additional
@@ -23,6 +23,12 @@ const BIDS_PER_PLACE: u32 = 1024;
 
 /// Scores count as within this distance of 0: 2^125, so that the inverse of their range is a normal number.
 const LARGEST: f32 = 4.253_529_6e37;
+
+/// A step of an exchange counts if it gains more than this.
+const TOLERANCE: f32 = 1.0 / 262_144.0;
+
+/// Exchanges, for each token, after which no further one is looked for.
+const EXCHANGES_PER_TOKEN: u32 = 16;
 
 /// Extents of an auction.
 #[derive(CubeType, Clone, Copy)]
@@ -146,6 +152,96 @@ fn in_token_order(scores: &[f32], chosen: &mut [i32], loads: &mut [i32], lowest:
     }
 }
 
+/// Lengthens every walk by the steps that gain; gives the last expert whose walk did, or -1. `walks` holds for each
+/// expert the one before it, then the token passed on to it (-1 if an additional place moves), then the loads.
+#[cube]
+fn lengthen(
+    scores: &[f32],
+    chosen: &mut [i32],
+    gain: &mut [f32],
+    walks: &mut [i32],
+    lowest: f32,
+    scale: f32,
+    e: &Extents,
+) -> i32 {
+    let mut last = (-1i32).runtime();
+    for token in 0..e.tokens {
+        let from = chosen[token] as usize;
+        let own = value_of(scores, token * e.experts + from, lowest, scale);
+        for to in 0..e.experts {
+            let reached = gain[from] + (value_of(scores, token * e.experts + to, lowest, scale) - own);
+            if to != from && reached > gain[to] + TOLERANCE {
+                gain[to] = reached;
+                walks[to] = i32::cast_from(from);
+                walks[e.experts + to] = i32::cast_from(token);
+                last = i32::cast_from(to);
+            }
+        }
+    }
+    if e.tokens != e.floor * e.experts {
+        let floor = i32::cast_from(e.floor);
+        for from in 0..e.experts {
+            for to in 0..e.experts {
+                let moves = walks[2 * e.experts + from] == floor && walks[2 * e.experts + to] > floor;
+                if moves && gain[from] > gain[to] + TOLERANCE {
+                    gain[to] = gain[from];
+                    walks[to] = i32::cast_from(from);
+                    walks[e.experts + to] = -1i32;
+                    last = i32::cast_from(to);
+                }
+            }
+        }
+    }
+    last
+}
+
+/// Makes the first exchange of tokens along a cycle of experts that gains; false if there is none.
+#[cube]
+fn improve(
+    scores: &[f32],
+    chosen: &mut [i32],
+    gain: &mut [f32],
+    walks: &mut [i32],
+    lowest: f32,
+    scale: f32,
+    e: &Extents,
+) -> bool {
+    for expert in 0..e.experts {
+        gain[expert] = 0.0f32.runtime();
+        walks[expert] = 0i32;
+        walks[e.experts + expert] = -1i32;
+        walks[2 * e.experts + expert] = 0i32;
+    }
+    for token in 0..e.tokens {
+        let load = 2 * e.experts + chosen[token] as usize;
+        walks[load] = walks[load] + 1i32;
+    }
+    let mut last = 0i32.runtime();
+    let mut round = 0usize.runtime();
+    while round <= e.experts && last >= 0 {
+        last = lengthen(scores, chosen, gain, walks, lowest, scale, e);
+        round += 1;
+    }
+    let found = last >= 0;
+    if found {
+        let mut at = last as usize;
+        for _ in 0..e.experts {
+            at = walks[at] as usize;
+        }
+        let start = at;
+        let mut going = true.runtime();
+        while going {
+            let token = walks[e.experts + at];
+            if token >= 0 {
+                chosen[token as usize] = i32::cast_from(at);
+            }
+            at = walks[at] as usize;
+            going = at != start;
+        }
+    }
+    found
+}
+
 #[cube(launch_unchecked)]
 fn auction(
     scores: &[f32],
@@ -158,6 +254,7 @@ fn auction(
     places: usize,
     fillers: usize,
     limit: u32,
+    exchanges_at_most: u32,
 ) {
     if ABSOLUTE_POS == 0 {
         let e = Extents { tokens, experts, floor, places };
@@ -210,6 +307,18 @@ fn auction(
                     }
                 }
             }
+            // A device that cuts long loops short can leave tokens without an expert.
+            let mut assigned = 0usize.runtime();
+            for token in 0..tokens {
+                if chosen[token] >= 0 {
+                    assigned += 1;
+                }
+            }
+            let mut exchanges = select(assigned == tokens, exchanges_at_most, 0u32);
+            while exchanges > 0u32 {
+                let found = improve(scores, chosen, prices, holders, lowest, scale, &e);
+                exchanges = select(found, exchanges - 1u32, 0u32);
+            }
         }
     }
 }
@@ -221,12 +330,14 @@ pub(crate) fn launch(l: &Launcher, scores: Arg, chosen: Arg, tokens: usize, expe
     let places = experts * floor + additional;
     let fillers = if floor == 0 { 0 } else { places - tokens };
     let limit = u32::try_from(places).unwrap_or(u32::MAX).saturating_mul(BIDS_PER_PLACE);
+    let exchanges = u32::try_from(tokens).unwrap_or(u32::MAX).saturating_mul(EXCHANGES_PER_TOKEN);
     let [prices, holders] = l.scratch().halves();
     l.launch(
         1,
         || "balanced_assignment".to_string(),
-        // SAFETY: inference allows no more tokens and experts together than half of the scratch memory has elements, and
-        // there are no more places than that; holders are -1 or bidders, and only tokens index `chosen`.
+        // SAFETY: inference allows no more tokens and three times the experts together than half of the scratch memory has
+        // elements, and there are no more places and walks than that; holders are -1 or bidders, walks hold experts and
+        // tokens or -1, and only tokens index `chosen`, all of which have an expert when exchanges begin.
         |t| unsafe {
             let (scores, chosen) = (t.bind(scores, 1), t.bind(chosen, 1));
             let (prices, holders) = (t.bind(prices, 1), t.bind(holders, 1));
@@ -244,6 +355,7 @@ pub(crate) fn launch(l: &Launcher, scores: Arg, chosen: Arg, tokens: usize, expe
                 places,
                 fillers,
                 limit,
+                exchanges,
             );
         },
     );

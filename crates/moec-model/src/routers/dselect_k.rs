@@ -108,8 +108,7 @@ Cost: products [N, C] x [C, k (m + 1)]; all experts at first, those with a gate 
             None => b.fill(1.0, [rows * k, 1]),
             Some(selector) => {
                 let z = b.reshape(selector, [rows * k, bits]);
-                let step = smooth_step(b, z, gamma);
-                codes(b, step, rows * k, bits, experts)
+                codes(b, z, gamma, (rows * k, bits), experts)
             }
         };
         let mixture = b.softmax(mixture);
@@ -133,30 +132,31 @@ Cost: products [N, C] x [C, k (m + 1)]; all experts at first, those with a gate 
     }
 }
 
-/// `-2 t^3 / gamma^3 + 3 t / (2 gamma) + 1/2` between its ends, where it is 0 and 1 with slope 0.
-fn smooth_step(b: &mut Builder, z: Value, gamma: f64) -> Value {
-    let (low, high) = (b.fill(-gamma / 2.0, []), b.fill(gamma / 2.0, []));
-    let t = b.binary(Binary::Max, z, low);
-    let t = b.binary(Binary::Min, t, high);
-    let square = b.mul(t, t);
-    let cubic = b.scale(square, -2.0 / gamma.powi(3));
-    let slope = b.add_scalar(cubic, 1.5 / gamma);
-    let inner = b.mul(t, slope);
-    let value = b.add_scalar(inner, 0.5);
-    // At the ends the sum rounds to nearly 0 or 1; sparsity needs exactly that.
-    let shape = b.shape(z);
-    let below = b.binary(Binary::LessEqual, z, low);
-    let above = b.binary(Binary::LessEqual, high, z);
-    let (zero, one) = (b.fill(0.0, shape.clone()), b.fill(1.0, shape));
-    let value = b.select(below, zero, value);
-    b.select(above, one, value)
+/// `3 u^2 - 2 u^3` with `u = t / gamma + 1/2` held within 0 and 1: exactly 0 and 1 beyond the ends, with slope 0 there.
+/// In this form small values keep their relative precision, and so does the complement `1 - S(t) = S(-t)`.
+fn smooth_step(b: &mut Builder, t: Value, gamma: f64) -> Value {
+    let (zero, one) = (b.fill(0.0, []), b.fill(1.0, []));
+    let u = b.scale(t, 1.0 / gamma);
+    let u = b.add_scalar(u, 0.5);
+    let u = b.binary(Binary::Max, u, zero);
+    let u = b.binary(Binary::Min, u, one);
+    let square = b.mul(u, u);
+    let rest = b.scale(u, -2.0);
+    let rest = b.add_scalar(rest, 3.0);
+    b.mul(square, rest)
 }
 
-/// Products over the bits of every code below E, `[rows, E]`, from steps `[rows, bits]`: the outer product of
+/// Products over the bits of every code below E, `[rows, E]`, from the steps of `z [rows, bits]`: the outer product of
 /// `(1 - S, S)` over the bits, without a division, so that the gradient is exact at 0.
-fn codes(b: &mut Builder, step: Value, rows: usize, bits: usize, experts: usize) -> Value {
-    let pair = b.ramp(2, 1);
-    let pair = b.to_float(pair);
+fn codes(b: &mut Builder, z: Value, gamma: f64, (rows, bits): (usize, usize), experts: usize) -> Value {
+    let step = smooth_step(b, z, gamma);
+    let opposite = b.unary(Unary::Neg, z);
+    let complement = smooth_step(b, opposite, gamma);
+    let is_one = b.ramp(2, 1);
+    let is_one = b.to_float(is_one);
+    let is_one = b.broadcast(is_one, [rows, 2]);
+    let is_zero = b.scale(is_one, -1.0);
+    let is_zero = b.add_scalar(is_zero, 1.0);
     let mut codes = b.fill(1.0, [rows, 1]);
     for bit in 0..bits {
         let column = b.ramp(1, 0);
@@ -164,16 +164,13 @@ fn codes(b: &mut Builder, step: Value, rows: usize, bits: usize, experts: usize)
         let column = b.add_scalar(column, bit as f64);
         let column = b.to_index(column, bits);
         let column = b.broadcast(column, [rows, 1]);
-        let s = b.gather_last(step, column);
-        // (0, 1) picks S for a 1 and 1 - S for a 0: `1 - S + bit * (2 S - 1)`.
-        let s = b.broadcast(s, [rows, 2]);
-        let is_one = b.broadcast(pair, [rows, 2]);
-        let twice = b.scale(s, 2.0);
-        let difference = b.add_scalar(twice, -1.0);
-        let taken = b.mul(is_one, difference);
-        let rest = b.scale(s, -1.0);
-        let rest = b.add_scalar(rest, 1.0);
-        let factor = b.add(rest, taken);
+        let mut of_bit = |steps: Value, mask: Value| {
+            let s = b.gather_last(steps, column);
+            let s = b.broadcast(s, [rows, 2]);
+            b.mul(mask, s)
+        };
+        let (ones, zeros) = (of_bit(step, is_one), of_bit(complement, is_zero));
+        let factor = b.add(ones, zeros);
         let known = 1 << bit;
         let codes_so_far = b.reshape(codes, [rows, known, 1]);
         let codes_so_far = b.broadcast(codes_so_far, [rows, known, 2]);
