@@ -528,6 +528,43 @@ fn attention() {
 }
 
 #[test]
+fn attention_does_not_see_what_comes_later() {
+    // Infinite and missing numbers of one position show from there on only.
+    for (time, d, odd) in [(7, 4, 3), (33, 16, 32), (40, 8, 17), (24, 24, 9)] {
+        let attrs = AttentionAttrs { heads: 2, time, scale: 0.4.into(), dropout: 0.0.into(), key: 0 };
+        let c = 2 * d;
+        let (plain, dy) = (normal(&[time, 3 * c], 1), normal(&[time, c], 2));
+        for (part, value) in [(2, f32::INFINITY), (2, f32::NAN), (1, f32::NAN), (0, f32::NAN)] {
+            let mut elements = plain.to_f32();
+            elements[odd * 3 * c + part * c..][..c].fill(value);
+            let qkv = Tensor::new([time, 3 * c], Data::F32(elements)).unwrap();
+            for (name, backend) in backends() {
+                let what = format!("{name}: part {part} of position {odd} is {value}");
+                let before = |y: &Tensor| y.to_f32()[..odd * c].to_vec();
+                let clean = run(backend, &Op::Attention(attrs), &[&plain]);
+                let found = run(backend, &Op::Attention(attrs), &[&qkv]);
+                assert_eq!(before(&found[0]), before(&clean[0]), "{what}");
+                // Backwards, a later position has the gradients of its keys and values from later queries only.
+                if part == 0 {
+                    let mut dy = dy.to_f32();
+                    dy[odd * c..][..c].fill(value);
+                    let dy = Tensor::new([time, c], Data::F32(dy)).unwrap();
+                    let (clean, found) = [&plain, &qkv]
+                        .map(|x| run(backend, &Op::AttentionGrad(attrs), &[&dy, x, &clean[0], &clean[1]]).remove(0))
+                        .into();
+                    let after = |y: &Tensor| {
+                        let rows = y.to_f32()[(odd + 1) * 3 * c..].to_vec();
+                        rows.chunks(3 * c).flat_map(|row| row[c..].to_vec()).collect::<Vec<_>>()
+                    };
+                    assert!(after(&found).iter().all(|x| x.is_finite()), "{what}");
+                    assert_eq!(after(&found), after(&clean), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn wrong_use_is_an_error() {
     let Some((_, backend)) = backends().first() else { return };
     let op = Op::Unary(Unary::Neg);

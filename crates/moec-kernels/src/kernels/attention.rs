@@ -108,8 +108,8 @@ fn dot_products<W: Size>(
     }
 }
 
-/// For each query of the group from `first` on, stores `factor * sum_k scores[k] rows[k]` over the positions before
-/// `end`.
+/// For each query of the group from `first` on, stores `factor * sum_k scores[k] rows[k]` over the positions that it sees
+/// and that are before `end`. A position that it does not see is not read, since 0 times infinity is not 0.
 #[cube]
 fn times_rows<W: Size>(
     scores: &Array<Vector<f32, W>>,
@@ -131,7 +131,9 @@ fn times_rows<W: Size>(
     for panel in 0..comptime!(shape.width / w / nv) {
         for lane in range_stepped(0, w, tile) {
             let mut acc = Array::<Vector<f32, W>>::new(comptime!(tile * nv));
-            for k in 0..end {
+            // What the first query of the tile sees, all of them see.
+            let common = min(first + lane + 1, end);
+            for k in 0..common {
                 #[unroll]
                 for j in 0..nv {
                     let row = rows[rows_start + k * rows_step + panel * nv + j];
@@ -139,6 +141,19 @@ fn times_rows<W: Size>(
                     for i in 0..tile {
                         let score = Vector::<f32, W>::new(lanes[k * w + lane + i].extract(0usize));
                         acc[i * nv + j] = fma(score, row, acc[i * nv + j]);
+                    }
+                }
+            }
+            for k in common..min(first + lane + tile, end) {
+                #[unroll]
+                for j in 0..nv {
+                    let row = rows[rows_start + k * rows_step + panel * nv + j];
+                    #[unroll]
+                    for i in 0..tile {
+                        if k <= first + lane + i {
+                            let score = Vector::<f32, W>::new(lanes[k * w + lane + i].extract(0usize));
+                            acc[i * nv + j] = fma(score, row, acc[i * nv + j]);
+                        }
                     }
                 }
             }
@@ -157,8 +172,8 @@ fn times_rows<W: Size>(
     }
 }
 
-/// For each position before `end`, adds `sum_q scores[k][q] rows[q]` over the group of queries from `first` on to
-/// `out[k]`; positions from `first` on, which no earlier group has seen, are stored.
+/// For each position before `end`, adds `sum_q scores[k][q] rows[q]` over those of the group of queries from `first` on
+/// that see it to `out[k]`; positions from `first` on, which no earlier group has seen, are stored.
 #[cube]
 fn transposed_times_rows<W: Size>(
     scores: &Array<Vector<f32, W>>,
@@ -188,11 +203,31 @@ fn transposed_times_rows<W: Size>(
                     }
                 }
             }
-            for lane in 0..w {
-                let q = if comptime!(shape.time % w == 0) { first + lane } else { min(first + lane, shape.time - 1) };
+            let queries = if comptime!(shape.time % w == 0) { w.runtime() } else { min(w, shape.time - first) };
+            // The first query that sees the first position of the tile, and the first that sees all of them.
+            let mut some = 0usize.runtime();
+            let mut all = 0usize.runtime();
+            if k >= first {
+                some = k - first;
+                all = min(some + tile - 1, queries);
+            }
+            for lane in some..all {
                 #[unroll]
                 for j in 0..nv {
-                    let row = rows[rows_start + q * rows_step + panel * nv + j];
+                    let row = rows[rows_start + (first + lane) * rows_step + panel * nv + j];
+                    #[unroll]
+                    for i in 0..tile {
+                        if k + i <= first + lane {
+                            let score = Vector::<f32, W>::new(lanes[(k + i) * w + lane].extract(0usize));
+                            acc[i * nv + j] = fma(score, row, acc[i * nv + j]);
+                        }
+                    }
+                }
+            }
+            for lane in all..queries {
+                #[unroll]
+                for j in 0..nv {
+                    let row = rows[rows_start + (first + lane) * rows_step + panel * nv + j];
                     #[unroll]
                     for i in 0..tile {
                         let score = Vector::<f32, W>::new(lanes[(k + i) * w + lane].extract(0usize));
