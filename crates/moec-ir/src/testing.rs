@@ -162,7 +162,7 @@ impl Growth {
 
     /// Appends one operation, or a small group of them, chosen by the first byte.
     fn step(&mut self, [what, p, q, r]: [u8; 4]) {
-        match what % 20 {
+        match what % 23 {
             0 | 1 => self.unary(p, q),
             2 | 3 => self.binary(p, q, r),
             4 => self.select(p, q, r),
@@ -179,7 +179,10 @@ impl Growth {
             16 => self.mixture(p, q, r),
             17 => self.noise(p, q),
             18 => self.tokens(p, q),
-            _ => self.attention(p, q, r),
+            19 => self.attention(p, q, r),
+            20 => self.axes(p, q),
+            21 => self.segments(p, q, r),
+            _ => self.integers(p, q, r),
         }
     }
 
@@ -289,6 +292,21 @@ impl Growth {
         self.push(flat, bound);
         let back = self.b.reshape(flat, shape);
         self.push(back, bound);
+    }
+
+    /// Axes in another order, or a value that the gradient does not see.
+    fn axes(&mut self, p: u8, q: u8) {
+        let (x, bound) = self.pick(p);
+        let rank = self.b.ty(x).rank();
+        let y = if rank < 2 || rank > 4 || q & 3 == 0 {
+            self.b.stop_gradient(x)
+        } else {
+            let mut axes: Vec<usize> = (0..rank).collect();
+            axes.rotate_left(usize::from(q >> 2) % rank);
+            axes.swap(0, usize::from(q >> 5) % rank);
+            self.b.permute(x, &axes)
+        };
+        self.push(y, bound);
     }
 
     /// Something that equals its operand (or 0).
@@ -426,11 +444,14 @@ impl Growth {
         let logits = self.b.linear(x, router, None);
         let (top, mut chosen) = self.b.top_k(logits, k);
         let gates = self.b.softmax(top);
+        let mut kept = rows * k;
         if r & 8 == 8 {
             let capacity = rows.div_ceil(experts);
-            chosen = self.b.op(Op::LimitCapacity { experts, capacity, priority: CapacityPriority::Token }, &[chosen]);
+            let priority = CapacityPriority::ALL[usize::from(q >> 5) % CapacityPriority::ALL.len()];
+            chosen = self.b.limit_capacity(chosen, gates, experts, capacity, priority);
+            kept = kept.min(experts * capacity);
         }
-        let sorted = self.b.op(Op::SortByExpert { experts, rows: rows * k }, &[chosen]);
+        let sorted = self.b.op(Op::SortByExpert { experts, rows: kept }, &[chosen]);
         let (offsets, order, positions) = (sorted, sorted.result(1), sorted.result(2));
         let sent = self.b.op(
             Op::Dispatch { weighted: r & 16 == 16 },
@@ -452,6 +473,74 @@ impl Growth {
         self.push(y, bound * NORMAL * width as f64 + NORMAL);
         let load = self.b.count(chosen, experts);
         self.push(load, (rows * k) as f64);
+    }
+
+    /// A product over the rows of each of a few segments of equal length, and back.
+    fn segments(&mut self, p: u8, q: u8, r: u8) {
+        let picked = self.pick(p);
+        let (x, bound, rows, width) = self.matrix(picked);
+        let count = (1..=3).rev().find(|count| rows % count == 0).unwrap_or(1);
+        let slots = 1 + usize::from(q) % 4;
+        if rows * width * slots > 2000 {
+            return;
+        }
+        let router = self.parameter(&[slots, width]);
+        let logits = self.b.linear(x, router, None);
+        let weights = self.b.softmax(logits);
+        let offsets = self.b.ramp(count + 1, (rows / count) as i32);
+        let mixed = self.b.op(Op::GroupedMatMulWeightGrad, &[weights, x, offsets]);
+        let bound = bound * rows as f64;
+        self.push(mixed, bound);
+        if r & 1 == 1 && bound <= LARGEST {
+            let op = Op::GroupedMatMul { transpose_b: false, bias: false };
+            let y = self.b.op(op, &[weights, mixed, offsets]);
+            self.push(y, bound);
+        }
+    }
+
+    /// Indices from numbers and numbers from indices. What decides about an index is far from where it would change, or
+    /// exact.
+    fn integers(&mut self, p: u8, q: u8, r: u8) {
+        let picked = self.pick(p);
+        let (x, _, rows, size) = self.matrix(picked);
+        let (numbers, bound) = match q % 6 {
+            0 => {
+                let ramp = self.b.ramp(size, i32::from(r) - 100);
+                let wide = self.b.broadcast(ramp, [rows, size]);
+                (wide, 155.0 * size as f64)
+            }
+            1 => {
+                let shifted = self.b.add_scalar(x, 0.3718);
+                let index = self.b.to_index(shifted, 3);
+                let table = self.b.ramp(1 + usize::from(r) % 4, 5);
+                (self.b.lookup(index, table), 15.0)
+            }
+            2 => {
+                let ids = self.b.input("tokens", TensorType::i32([self.tokens]));
+                let time = if r & 1 == 0 { 1 } else { self.tokens };
+                (self.b.previous(ids, time), 11.0)
+            }
+            3 => {
+                let limit = self.b.fill(0.3718, []);
+                let below = self.b.binary(Binary::Less, x, limit);
+                (self.b.nonzero(below), size as f64)
+            }
+            4 => {
+                // Scores are whole numbers, so that the auction is exact.
+                let share = self.b.unary(Unary::Sigmoid, x);
+                let share = self.b.scale(share, 7.3);
+                let whole = self.b.to_index(share, 8);
+                let scores = self.b.to_float(whole);
+                (self.b.balanced_assignment(scores), size as f64)
+            }
+            _ => {
+                let share = self.b.unary(Unary::Sigmoid, x);
+                let (_, chosen) = self.b.top_k(share, 1 + usize::from(r) % size);
+                (chosen, size as f64)
+            }
+        };
+        let y = self.b.to_float(numbers);
+        self.push(y, bound);
     }
 
     fn noise(&mut self, p: u8, q: u8) {
@@ -511,7 +600,12 @@ impl Growth {
             qkv = self.b.unary(Unary::Tanh, qkv);
         }
         if r & 1 == 1 {
-            qkv = self.b.op(Op::Rotary { heads, time, base: 100.0.into(), inverse: false, positions: false }, &[qkv]);
+            let positions = r & 4 == 4;
+            let mut operands = vec![qkv];
+            if positions {
+                operands.push(self.b.ramp(rows, 3));
+            }
+            qkv = self.b.op(Op::Rotary { heads, time, base: 100.0.into(), inverse: false, positions }, &operands);
         }
         let dropout = if r & 2 == 2 { 0.25 } else { 0.0 };
         let key = if r & 2 == 2 { self.b.fresh_key() } else { 0 };

@@ -225,6 +225,15 @@ fn samples_reach_the_forward_operations() {
         "dispatch",
         "combine",
         "state",
+        "permute",
+        "stop_gradient",
+        "ramp",
+        "to_float",
+        "to_index",
+        "lookup",
+        "previous",
+        "balanced_assignment",
+        "grouped_matmul_weight_grad",
     ]) {
         assert!(seen.contains(op), "no sample has {op}");
     }

@@ -122,6 +122,10 @@ fn stages_are_legal_in_order() {
         format!("%x = input : f32[2, 6]\n%r = rotary(%x) {{heads = 1, time = 2, base = 10.0{inverse}}} : f32[2, 6]")
     };
     assert!(errors(Stage::Forward, &rotary("")).is_empty());
+    // Per segment of rows, this is as good a product as any.
+    let segments = "%x = input : f32[4, 2]\n%o = ramp {step = 2} : i32[3]\n\
+                    %w = grouped_matmul_weight_grad(%x, %x, %o) : f32[2, 2, 2]";
+    assert!(errors(Stage::Forward, segments).is_empty());
     assert_eq!(errors(Stage::Forward, &rotary(", inverse")).len(), 1);
 }
 

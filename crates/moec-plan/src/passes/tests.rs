@@ -87,6 +87,33 @@ fn canonicalise_drops_what_does_nothing() {
 }
 
 #[test]
+fn canonicalise_joins_permutations_and_lets_gradients_pass() {
+    becomes(
+        "canonicalise",
+        "%x = input : f32[2, 3, 5]
+         %a = stop_gradient(%x) : f32[2, 3, 5]
+         %b = permute(%a) {axes = [1, 2, 0]} : f32[3, 5, 2]
+         %c = permute(%b) {axes = [1, 0, 2]} : f32[5, 3, 2]
+         %d = permute(%b) {axes = [2, 0, 1]} : f32[2, 3, 5]
+         %e = neg(%d) : f32[2, 3, 5]
+         output c = %c
+         output e = %e",
+        "%x = input : f32[2, 3, 5]
+         %b = permute(%x) {axes = [1, 2, 0]} : f32[3, 5, 2]
+         %c = permute(%x) {axes = [2, 1, 0]} : f32[5, 3, 2]
+         %e = neg(%x) : f32[2, 3, 5]
+         output c = %c
+         output e = %e",
+    );
+    stays(
+        "canonicalise",
+        "%x = input : f32[3, 3]
+         %t = permute(%x) {axes = [1, 0]} : f32[3, 3]
+         output t = %t",
+    );
+}
+
+#[test]
 fn canonicalise_merges_factors_and_terms() {
     becomes(
         "canonicalise",
