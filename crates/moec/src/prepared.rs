@@ -117,10 +117,7 @@ pub(crate) fn corpus(data: &str) -> Result<Corpus, Failure> {
 ///
 /// # Errors
 /// When a table cannot be computed from this text.
-pub fn initial_states(
-    states: &[(String, StateInit)],
-    dataset: &Dataset,
-) -> Result<Vec<(String, Tensor)>, Failure> {
+pub fn initial_states(states: &[(String, StateInit)], dataset: &Dataset) -> Result<Vec<(String, Tensor)>, Failure> {
     let embeddings = |run: &str| token_vectors(Path::new(run), dataset.vocab());
     let vocab = dataset.vocab().len();
     let text = TrainingText { tokens: dataset.tokens(Split::Train), vocab, embeddings: &embeddings };

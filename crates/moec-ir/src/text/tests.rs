@@ -192,15 +192,15 @@ fn meaning_errors_say_what_was_expected() {
         ("%y = dropout(%x) {rate = high, key = 1} : f32[]", "column 26: `high` is not a number"),
         ("%y = matmul(%x, %x) {bias = 1} : f32[2, 2]", "column 29: attribute `bias` is a flag and has no value"),
         ("%y = sum(%x) {axes = 1} : f32[2]", "column 22: attribute `axes` is a list in brackets"),
-        ("%y = permute(%x) {axes = [0, 0]} : f32[2, 2]", "column 6: permute: axes [0, 0] are not each axis of f32[2, 4] once"),
+        (
+            "%y = permute(%x) {axes = [0, 0]} : f32[2, 2]",
+            "column 6: permute: axes [0, 0] are not each axis of f32[2, 4] once",
+        ),
         (
             "%y = limit_capacity(%x) {experts = 4, capacity = 1, priority = size} : i32[2, 4]",
             "column 64: `size` is not `token`, `choice` or `probability`",
         ),
-        (
-            "%y:3 = sort_by_expert(%x#1) {experts = 4} : i32[5], i32[9], i32[2, 4]",
-            "column 23: %x has no result 1",
-        ),
+        ("%y:3 = sort_by_expert(%x#1) {experts = 4} : i32[5], i32[9], i32[2, 4]", "column 23: %x has no result 1"),
         ("%y = ramp {step = 1000000000} : i32[4]", "column 6: ramp: 4 steps of 1000000000 leave the range of i32"),
         ("%y = input {name = y} : f32[2]", "column 20: a name is a string in quotes"),
         ("%y = fill {value = 0.0} : f32[999999999999, 999]", "column 27: f32[999999999999, 999] is too large"),
