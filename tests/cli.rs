@@ -525,6 +525,34 @@ fn gradients_are_checked() {
     expect(&["gradcheck", &lab.spec, "--all", "--samples", "3"], 2);
 }
 
+#[test]
+fn a_known_text_that_cannot_be_had_is_explained() {
+    let lab = Lab::new();
+    let named = text(&lab.folder.path().join("named.moe"), SMALL.replace("batch 3", "batch 3\n  data tinyshakespeare"));
+    // A port that was free a moment ago: nobody answers there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let train = |arguments: &[&str]| {
+        let mut command = moec();
+        command.env("MOEC_DATA_URL", format!("http://127.0.0.1:{port}")).env("MOEC_CACHE", lab.at("cache"));
+        for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+            command.env_remove(proxy);
+        }
+        let output = command.current_dir(lab.folder.path()).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let by_option = ["train", &lab.spec, "--data", "tinyshakespeare", "--out", "run"];
+    for arguments in [&["train", &named, "--out", "run"][..], &by_option] {
+        let (code, err) = train(arguments);
+        assert_eq!(code, Some(3), "{err}");
+        assert!(err.contains("downloading tinyshakespeare (1.12 MB) from http://127.0.0.1"), "{err}");
+        assert!(err.contains("cache/data/tinyshakespeare.txt") && err.contains("--data FILE"), "{err}");
+    }
+    // A file of that name comes first.
+    text(&lab.folder.path().join("tinyshakespeare"), "abc");
+    let (code, err) = train(&by_option);
+    assert!(code == Some(3) && !err.contains("downloading") && err.contains("has 2 characters"), "{err}");
+}
+
 #[allow(dead_code, reason = "its `main` is for running it as an example")]
 #[path = "../examples/hello.rs"]
 mod hello;

@@ -72,6 +72,7 @@
 mod argument;
 mod check;
 mod cost;
+mod data_sets;
 mod emit;
 mod layers;
 mod losses;
@@ -87,6 +88,7 @@ mod state;
 pub use argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 pub use check::{CheckOptions, Checked, SettingForm, SettingSpec, check, train_settings};
 pub use cost::LayerInfo;
+pub use data_sets::DataSet;
 pub use emit::{NoisePolicy, Role};
 pub use layers::{LAYERS, LayerSpec};
 pub use losses::{BalanceLoss, LossContext};

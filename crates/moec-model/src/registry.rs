@@ -4,23 +4,25 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+use crate::data_sets::{DATA_SETS, DataSet};
 use crate::losses::{BalanceLoss, LOSSES};
 use crate::router::RoutingStrategy;
 use crate::routers::{
     Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, SoftMoe, SoftmaxTopK, Switch,
 };
 
-/// The routing strategies and balance losses that a file can name.
+/// The routing strategies, balance losses and data sets that a file can name.
 #[derive(Clone)]
 pub struct Registry {
     routers: IndexMap<String, Arc<dyn RoutingStrategy>>,
     losses: IndexMap<&'static str, BalanceLoss>,
+    data_sets: IndexMap<&'static str, DataSet>,
 }
 
 impl Registry {
-    /// The built-in strategies and losses.
+    /// The built-in strategies, losses and data sets.
     pub fn with_builtins() -> Self {
-        let mut registry = Registry { routers: IndexMap::new(), losses: IndexMap::new() };
+        let mut registry = Registry { routers: IndexMap::new(), losses: IndexMap::new(), data_sets: IndexMap::new() };
         registry = registry
             .router(SoftmaxTopK)
             .router(NoisyTopK)
@@ -34,6 +36,9 @@ impl Registry {
             .router(SoftMoe);
         for loss in LOSSES {
             registry = registry.loss(loss);
+        }
+        for data_set in DATA_SETS {
+            registry = registry.data_set(data_set);
         }
         registry
     }
@@ -52,6 +57,13 @@ impl Registry {
         self
     }
 
+    /// Adds a data set; one of the same name is replaced.
+    #[must_use]
+    pub fn data_set(mut self, data_set: DataSet) -> Self {
+        self.data_sets.insert(data_set.name, data_set);
+        self
+    }
+
     /// The strategies in order of registration.
     pub fn routers(&self) -> impl Iterator<Item = &Arc<dyn RoutingStrategy>> {
         self.routers.values()
@@ -60,6 +72,16 @@ impl Registry {
     /// The losses in order of registration.
     pub fn losses(&self) -> impl Iterator<Item = &BalanceLoss> {
         self.losses.values()
+    }
+
+    /// The data sets in order of registration.
+    pub fn data_sets(&self) -> impl Iterator<Item = &DataSet> {
+        self.data_sets.values()
+    }
+
+    /// The data set of that name.
+    pub fn find_data_set(&self, name: &str) -> Option<&DataSet> {
+        self.data_sets.get(name)
     }
 
     /// The strategy of that name.

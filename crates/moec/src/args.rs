@@ -57,7 +57,7 @@ pub enum Command {
     /// Train a model.
     #[command(after_help = "Examples:
   moec train specs/tiny.moe
-  moec train specs/noisy_top2.moe --data shakespeare.txt --steps 5000 --out runs/shakespeare
+  moec train specs/noisy_top2.moe --data tinyshakespeare --steps 5000 --out runs/shakespeare
   moec train specs/noisy_top2.moe --out runs/shakespeare --resume
   moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64")]
     Train(TrainArgs),
@@ -91,7 +91,7 @@ once. Exit code 1 if a gradient is wrong.")]
     Gradcheck(GradcheckArgs),
     /// Make a run from a makeMoE state dictionary saved as safetensors.
     #[command(after_help = "Examples:
-  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data shakespeare.txt --out runs/imported")]
+  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data tinyshakespeare --out runs/imported")]
     Import(ImportArgs),
     /// Save a run's model under makeMoE's parameter names.
     #[command(after_help = "Examples:
@@ -252,7 +252,8 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub spec: SpecArgs,
 
-    /// A text file, or `synthetic` for the generated corpus. Overrides the file's `data`.
+    /// A text file, a known data set (`tinyshakespeare`), or `synthetic` for the generated corpus. Overrides the
+    /// file's `data`.
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
 
@@ -377,7 +378,7 @@ pub struct EvalArgs {
     /// A run folder, or one of its checkpoints.
     pub run: PathBuf,
 
-    /// A text file, or `synthetic` [default: the run's own data].
+    /// A text file, a known data set, or `synthetic` [default: the run's own data].
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
 
@@ -464,7 +465,8 @@ pub struct ImportArgs {
     #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
     pub set: Vec<String>,
 
-    /// The text whose distinct characters, in code-point order, are the vocabulary (or `synthetic`).
+    /// The text whose distinct characters, in code-point order, are the vocabulary (or a known data set, or
+    /// `synthetic`).
     #[arg(long, value_name = "FILE")]
     pub data: String,
 

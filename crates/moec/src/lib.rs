@@ -17,6 +17,7 @@ pub mod args;
 pub mod cmd;
 mod console;
 mod devices;
+mod downloads;
 pub mod exit;
 pub mod pipeline;
 mod prepared;

@@ -1,9 +1,10 @@
 //! From files to something that runs: what training, sampling, evaluation, import and export have in common.
 
 use crate::args::DeviceName;
+use crate::console::Console;
 use crate::exit::{Exit, Failure};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled};
-use crate::{cmd, devices, resolved, sources};
+use crate::{cmd, devices, downloads, resolved, sources};
 use moec_ir::{Data, Tensor};
 use moec_model::{DataSource, Registry, StateInit, TrainingText, Vocab as ModelVocab};
 use moec_plan::Session;
@@ -93,23 +94,31 @@ impl Spec {
         Ok(compiled)
     }
 
-    /// What the recipe trains on: `synthetic`, or a path, which is relative to the spec's folder.
-    pub(crate) fn data(&self, spec: &Path) -> String {
+    /// What the recipe trains on: `synthetic`, a path, which is relative to the spec's folder, or a known name, if there
+    /// is no such file.
+    pub(crate) fn data(&self, spec: &Path, registry: &Registry) -> String {
         match &self.checked.recipe.data {
             DataSource::Synthetic => "synthetic".to_string(),
             DataSource::Named(name) => {
-                let folder = spec.parent().unwrap_or(Path::new(""));
-                folder.join(name).display().to_string()
+                let path = spec.parent().unwrap_or(Path::new("")).join(name);
+                let is_known = registry.find_data_set(name).is_some() && !path.exists();
+                if is_known { name.clone() } else { path.display().to_string() }
             }
         }
     }
 }
 
-/// Reads a text, or generates the embedded one.
-pub(crate) fn corpus(data: &str) -> Result<Corpus, Failure> {
-    match data {
-        "synthetic" => Ok(Corpus::synthetic(CORPUS_SEED)),
-        path => Ok(Corpus::from_path(Path::new(path))?),
+/// Reads a text, downloads a known one if there is no such file, or generates the embedded one.
+pub(crate) fn corpus(data: &str, registry: &Registry, console: &Console) -> Result<Corpus, Failure> {
+    let path = Path::new(data);
+    match registry.find_data_set(data) {
+        _ if data == "synthetic" => Ok(Corpus::synthetic(CORPUS_SEED)),
+        Some(data_set) if !path.exists() => {
+            let path = downloads::fetch(data_set, console)?;
+            let content = std::fs::read(&path).map_err(|e| Failure::file("read", &path, &e))?;
+            Ok(Corpus::from_bytes(data, content)?)
+        }
+        _ => Ok(Corpus::from_path(path)?),
     }
 }
 
@@ -213,7 +222,7 @@ impl From<DataError> for Failure {
         let failure = Failure::new(Exit::Data, error.to_string());
         match error {
             DataError::NotFound { .. } => {
-                failure.help("give a UTF-8 text file, or `synthetic` for the generated corpus")
+                failure.help("give a UTF-8 text file, `tinyshakespeare`, or `synthetic` for the generated corpus")
             }
             DataError::TooShort { .. } => failure.help("give a longer text, or make `context` smaller (-s context=N)"),
             DataError::NotText { .. } => failure.help("convert the file to UTF-8, with `iconv` for example"),

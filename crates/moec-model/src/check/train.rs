@@ -1,5 +1,7 @@
 //! The recipe: the `train` block with its overrides.
 
+use std::iter;
+
 use indexmap::IndexMap;
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, TrainSetting, did_you_mean};
 
@@ -237,12 +239,17 @@ impl<'a> Checker<'a> {
             match &value.value.kind {
                 ExprKind::String(text) if !text.is_empty() => return Some(DataSource::Named(text.clone())),
                 ExprKind::Name(word) if word == "synthetic" => return Some(DataSource::Synthetic),
+                ExprKind::Name(word) if self.registry.find_data_set(word).is_some() => {
+                    return Some(DataSource::Named(word.clone()));
+                }
                 ExprKind::Name(word) => {
+                    let known = || iter::once("synthetic").chain(self.registry.data_sets().map(|d| d.name));
                     let mut d = Diagnostic::new(Code::UnknownValue, format!("`data` cannot be `{word}`"))
-                        .primary(value.value.span, "expected `synthetic`, or a name or path in quotes");
-                    d = match did_you_mean(word, ["synthetic"]) {
-                        Some(near) => d.patch(value.value.span, near, "use the generated text"),
-                        None => d.patch(value.value.span, format!("\"{word}\""), "put the name in quotes"),
+                        .primary(value.value.span, "expected `synthetic`, a known data set, or a path in quotes")
+                        .note(format!("the texts with a name are {}", listed(known())));
+                    d = match did_you_mean(word, known()) {
+                        Some(near) => d.patch(value.value.span, near, "use the text of this name"),
+                        None => d.patch(value.value.span, format!("\"{word}\""), "put the path in quotes"),
                     };
                     self.report(d);
                     return None;
@@ -250,7 +257,7 @@ impl<'a> Checker<'a> {
                 _ => {}
             }
         }
-        let d = Diagnostic::new(Code::WrongType, "`data` must be `synthetic`, or a name or path in quotes")
+        let d = Diagnostic::new(Code::WrongType, "`data` must be `synthetic`, a known data set, or a path in quotes")
             .primary(setting.span(), "expected `data synthetic` or `data \"corpus.txt\"`");
         self.report(d);
         None

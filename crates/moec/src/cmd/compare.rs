@@ -33,8 +33,8 @@ const RESULT_FILE: &str = "result.json";
 /// When a spec, the data, a run folder or the device is wrong, or the budgets of the specs differ.
 pub fn run(args: &CompareArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let entries = entries(args, registry, console)?;
-    let data = data(args, &entries)?;
-    let corpus = prepared::corpus(&data)?;
+    let data = data(args, &entries, registry)?;
+    let corpus = prepared::corpus(&data, registry, console)?;
     require_equal_budgets(&entries)?;
     let split = entries.first().map_or(0.9, |e| e.spec.checked.recipe.split);
     let dataset = Dataset::new(&corpus, corpus.vocab()?, split)?;
@@ -136,11 +136,11 @@ fn long_label(path: &Path, model: Option<&str>) -> String {
 }
 
 /// The text that all are trained on.
-fn data(args: &CompareArgs, entries: &[Entry]) -> Result<String, Failure> {
+fn data(args: &CompareArgs, entries: &[Entry], registry: &Registry) -> Result<String, Failure> {
     if let Some(data) = &args.data {
         return Ok(data.clone());
     }
-    let mut all: Vec<String> = entries.iter().map(|e| e.spec.data(&e.path)).collect();
+    let mut all: Vec<String> = entries.iter().map(|e| e.spec.data(&e.path, registry)).collect();
     all.dedup();
     match &all[..] {
         [data] => Ok(data.clone()),

@@ -17,7 +17,7 @@ use std::ops::ControlFlow;
 pub fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let run = Run::open(&args.run, registry, args.device)?;
     let data = args.data.as_deref().unwrap_or(&run.request.data);
-    let corpus = prepared::corpus(data)?;
+    let corpus = prepared::corpus(data, registry, console)?;
     let recipe = &run.spec.checked.recipe;
     let (split, fraction, name) = match args.split {
         SplitName::Train => (Split::Train, recipe.split, "train"),

@@ -41,7 +41,7 @@ pub fn run(args: &GradcheckArgs, registry: &Registry, console: &Console) -> Resu
     let mut spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &args.spec.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
     let shortened = shorten(&mut spec, args);
-    let problem = Problem::of(&spec, args)?;
+    let problem = Problem::of(&spec, args, registry, console)?;
     let report = problem.check(&spec, args, shortened, console)?;
     if args.json {
         let json = serde_json::to_value(&report);
@@ -83,10 +83,10 @@ struct Gradient {
 }
 
 impl Problem {
-    fn of(spec: &Spec, args: &GradcheckArgs) -> Result<Self, Failure> {
+    fn of(spec: &Spec, args: &GradcheckArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
         let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
         let failed = |e: CompileError| e.into_failure(&spec.source);
-        let dataset = text(args, model.vocab)?;
+        let dataset = text(args, model.vocab, registry, console)?;
         let vocab = dataset.vocab().len();
         let (tokens, targets) = batch(dataset.windows(Split::Train, model.context)?, recipe.batch, model.context);
         let lowered = pipeline::lower(model, recipe, vocab, Function::TrainStep, NoisePolicy::Generated);
@@ -160,8 +160,8 @@ fn not_evaluated(error: EvalError) -> Failure {
 }
 
 /// The text that the batch is taken from, and that tables of routers are computed from.
-fn text(args: &GradcheckArgs, vocab: Vocab) -> Result<Dataset, Failure> {
-    let corpus = prepared::corpus(&args.data)?;
+fn text(args: &GradcheckArgs, vocab: Vocab, registry: &Registry, console: &Console) -> Result<Dataset, Failure> {
+    let corpus = prepared::corpus(&args.data, registry, console)?;
     let characters = corpus.vocab()?;
     let (corpus, characters) = match vocab {
         // Any characters serve where the text has another number of them.

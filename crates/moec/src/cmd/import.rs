@@ -14,7 +14,7 @@ use moec_runtime::{Dataset, Identity, RunFolder, RunTexts};
 /// When the file, the spec, the data or the run folder is wrong.
 pub fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let spec = Spec::read(&args.spec, registry, args.model.as_deref(), &args.set)?;
-    let corpus = prepared::corpus(&args.data)?;
+    let corpus = prepared::corpus(&args.data, registry, console)?;
     let vocab = corpus.vocab()?;
     let compiled = spec.compile(&vocab, DeviceName::Cpu)?;
     let theirs = moec_runtime::read_tensors(&args.file)?;

@@ -22,11 +22,13 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     let (source, request, root) = if args.resume { resumed(args)? } else { begun(args)? };
     let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
-    let request =
-        Request { data: if request.data.is_empty() { spec.data(&args.spec.spec) } else { request.data }, ..request };
+    let request = Request {
+        data: if request.data.is_empty() { spec.data(&args.spec.spec, registry) } else { request.data },
+        ..request
+    };
 
     let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
-    let corpus = prepared::corpus(&request.data)?;
+    let corpus = prepared::corpus(&request.data, registry, console)?;
     let dataset = Dataset::new(&corpus, corpus.vocab()?, recipe.split)?;
     for split in [Split::Train, Split::Validation] {
         dataset.windows(split, model.context)?;

@@ -1,0 +1,165 @@
+//! Known data sets: downloaded once into a cache folder, and never used unless their hash is right.
+//!
+//! `MOEC_CACHE` names another cache folder, `MOEC_DATA_URL` another server with the same paths.
+
+use crate::console::Console;
+use crate::exit::{Exit, Failure};
+use crate::units::bytes;
+use etcetera::BaseStrategy;
+use moec_model::DataSet;
+use moec_runtime::sha256_hex;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The file of a data set in the cache, downloaded if it is not there or not what it should be.
+///
+/// # Errors
+/// When it cannot be downloaded, is not what it should be, or cannot be written.
+pub(crate) fn fetch(data_set: &DataSet, console: &Console) -> Result<PathBuf, Failure> {
+    let base = std::env::var("MOEC_DATA_URL").ok().filter(|url| !url.is_empty());
+    fetch_from(data_set, base.as_deref().unwrap_or(data_set.base), &cache_folder()?.join("data"), console)
+}
+
+fn fetch_from(data_set: &DataSet, base: &str, folder: &Path, console: &Console) -> Result<PathBuf, Failure> {
+    let path = folder.join(format!("{}.txt", data_set.name));
+    if let Ok(cached) = std::fs::read(&path) {
+        if is_right(data_set, &cached) {
+            return Ok(path);
+        }
+        console.note(format!("{} is damaged and is downloaded again", path.display()));
+    }
+    let url = format!("{}/{}", base.trim_end_matches('/'), data_set.path);
+    console.note(format!("downloading {} ({}) from {url}", data_set.name, bytes(data_set.bytes)));
+    let content = download(data_set, &url).map_err(|reason| instead(data_set, &path, &reason))?;
+    if !is_right(data_set, &content) {
+        let reason = format!(
+            "what {url} sent is not it: {} bytes with SHA-256 {}, not {} bytes with {}",
+            content.len(),
+            sha256_hex(&content),
+            data_set.bytes,
+            data_set.sha256
+        );
+        return Err(instead(data_set, &path, &reason));
+    }
+    std::fs::create_dir_all(folder).map_err(|e| Failure::file("make", folder, &e))?;
+    write_whole(folder, &path, &content).map_err(|e| Failure::file("write", &path, &e))?;
+    Ok(path)
+}
+
+/// A failure with what helps whoever has no network.
+fn instead(data_set: &DataSet, path: &Path, reason: &str) -> Failure {
+    Failure::new(Exit::Data, format!("{} cannot be downloaded: {reason}", data_set.name))
+        .help(format!("put the file at {}, or give it with --data FILE", path.display()))
+        .help("MOEC_DATA_URL names another server with the same paths; `--data synthetic` needs no download")
+}
+
+fn is_right(data_set: &DataSet, content: &[u8]) -> bool {
+    content.len() as u64 == data_set.bytes && sha256_hex(content) == data_set.sha256
+}
+
+fn download(data_set: &DataSet, url: &str) -> Result<Vec<u8>, String> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_connect(Some(Duration::from_secs(20)))
+        .timeout_global(Some(Duration::from_secs(300)))
+        .build()
+        .into();
+    let mut response = agent.get(url).call().map_err(|e| format!("{url}: {e}"))?;
+    let mut content = Vec::new();
+    // One byte more than there should be tells a file that is too large.
+    let mut body = response.body_mut().as_reader().take(data_set.bytes.saturating_add(1));
+    body.read_to_end(&mut content).map_err(|e| format!("{url}: {e}"))?;
+    Ok(content)
+}
+
+/// To a temporary name first: a file under its own name is always whole.
+fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+fn cache_folder() -> Result<PathBuf, Failure> {
+    if let Some(folder) = std::env::var_os("MOEC_CACHE").filter(|f| !f.is_empty()) {
+        return Ok(PathBuf::from(folder));
+    }
+    let strategy = etcetera::base_strategy::choose_native_strategy();
+    let strategy = strategy.map_err(|e| {
+        Failure::new(Exit::Failure, format!("there is no home folder: {e}")).help("name a cache folder with MOEC_CACHE")
+    })?;
+    Ok(strategy.cache_dir().join("moec"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Color;
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const TEXT: &str = "To be, or not to be";
+
+    /// A server that answers `/texts/hamlet.txt` with `content`, and counts its answers.
+    fn serve(content: &'static str) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let answers = Arc::new(AtomicUsize::new(0));
+        let counted = answers.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut request = String::new();
+                BufReader::new(&stream).read_line(&mut request).unwrap();
+                counted.fetch_add(1, Ordering::SeqCst);
+                let found = request.starts_with("GET /texts/hamlet.txt ");
+                let (status, body) = if found { ("200 OK", content) } else { ("404 Not Found", "") };
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                stream.write_all((head + body).as_bytes()).unwrap();
+            }
+        });
+        (base, answers)
+    }
+
+    fn hamlet(path: &'static str) -> DataSet {
+        let sha256 = Box::leak(sha256_hex(TEXT.as_bytes()).into_boxed_str());
+        DataSet { name: "hamlet", summary: "", base: "", path, bytes: TEXT.len() as u64, sha256 }
+    }
+
+    #[test]
+    fn a_text_is_downloaded_once_and_again_when_it_is_damaged() {
+        let (base, answers) = serve(TEXT);
+        let console = Console::new(Color::Never);
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join("not/there/yet");
+        let fetch = || fetch_from(&hamlet("texts/hamlet.txt"), &base, &folder, &console);
+        let path = fetch().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), TEXT);
+        assert_eq!(fetch().unwrap(), path);
+        assert_eq!(answers.load(Ordering::SeqCst), 1);
+        std::fs::write(&path, "To be").unwrap();
+        fetch().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), TEXT);
+        assert_eq!(answers.load(Ordering::SeqCst), 2);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn anything_else_is_refused_and_not_kept() {
+        let console = Console::new(Color::Never);
+        let cache = tempfile::tempdir().unwrap();
+        for content in ["To be, or not to bE", "To be", "To be, or not to be, that is the question"] {
+            let (base, _) = serve(content);
+            let failure = fetch_from(&hamlet("texts/hamlet.txt"), &base, cache.path(), &console).unwrap_err();
+            assert_eq!(failure.exit(), Exit::Data);
+            assert!(failure.to_string().contains("SHA-256"), "{failure}");
+        }
+        let (base, _) = serve(TEXT);
+        let failure = fetch_from(&hamlet("elsewhere.txt"), &base, cache.path(), &console).unwrap_err();
+        assert!(failure.to_string().contains("404"), "{failure}");
+        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+}
