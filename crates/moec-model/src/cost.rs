@@ -80,6 +80,6 @@ fn mlp_flops(mlp: &Mlp, width: usize) -> usize {
 
 /// The experts that a token meets; the router is counted by its parameters.
 fn moe_flops(moe: &Moe, time: usize, vocab: usize) -> f64 {
-    let routed = moe.route.experts_per_token(moe.experts) * sequence(&moe.expert, time, vocab);
+    let routed = moe.route.experts_per_token(moe.experts, time) * sequence(&moe.expert, time, vocab);
     routed + moe.shared as f64 * sequence(&moe.shared_expert, time, vocab)
 }

@@ -29,7 +29,7 @@
 //!     fn equations(&self) -> &str {
 //!         "l = x Wᵀ, e = the largest of l, w = sigmoid(l_e)"
 //!     }
-//!     fn experts_per_token(&self, _: &Arguments, _experts: usize) -> f64 {
+//!     fn experts_per_token(&self, _: &Arguments, _experts: usize, _time: usize) -> f64 {
 //!         1.0
 //!     }
 //!     fn traits(&self, _: &Arguments) -> Traits {

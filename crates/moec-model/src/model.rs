@@ -281,8 +281,8 @@ pub struct Route {
 
 impl Route {
     /// Number of E experts that work on a token, on average.
-    pub fn experts_per_token(&self, experts: usize) -> f64 {
-        self.strategy.experts_per_token(&self.arguments, experts)
+    pub fn experts_per_token(&self, experts: usize, time: usize) -> f64 {
+        self.strategy.experts_per_token(&self.arguments, experts, time)
     }
 }
 

@@ -160,9 +160,9 @@ pub trait RoutingStrategy: Send + Sync {
     /// What it declares about itself.
     fn traits(&self, arguments: &Arguments) -> Traits;
 
-    /// How many of E experts work on a token, on average: what tables of cost and active parameters count with. The
-    /// argument `k` unless the strategy says otherwise.
-    fn experts_per_token(&self, arguments: &Arguments, _experts: usize) -> f64 {
+    /// How many of E experts work on a token, on average over sequences of T tokens: what tables of cost and active
+    /// parameters count with. The argument `k` unless the strategy says otherwise.
+    fn experts_per_token(&self, arguments: &Arguments, _experts: usize, _time: usize) -> f64 {
         arguments.size("k") as f64
     }
 

@@ -239,8 +239,8 @@ impl<'a> Checker<'a> {
     }
 
     fn enough_experts(&mut self, experts: usize, experts_span: Span, route: &Route, route_span: Span) {
-        let k = route.experts_per_token(experts);
-        if k <= experts as f64 {
+        let k = route.arguments.size("k").max(1);
+        if k <= experts {
             return;
         }
         let at = route.arguments.span("k").unwrap_or(route_span);

@@ -44,7 +44,7 @@ impl Lowering {
                 return x;
             }
         };
-        let average = moe.route.experts_per_token(moe.experts);
+        let average = moe.route.experts_per_token(moe.experts, self.time);
         let own_losses: Vec<_> = routing.auxiliary.iter().map(|l| (l.name.clone(), l.weight)).collect();
         let (z, experts, capacity) = match (choice, routing.assignment) {
             (Some(choice), _) => {
@@ -251,7 +251,7 @@ impl Lowering {
         let [tokens, k] = [0, 1].map(|axis| self.b().shape(choice.chosen).get(axis).copied().unwrap_or(0));
         let mode = self.options.mode;
         // Dense gates have a column per expert, of which a token uses few.
-        let per_token = match moe.route.experts_per_token(moe.experts) {
+        let per_token = match average {
             average if average < k as f64 => average.ceil().max(1.0) as usize,
             _ => k,
         };

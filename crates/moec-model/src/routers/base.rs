@@ -40,7 +40,7 @@ Parameters: centroids [E, C], orthogonal rows of length 0.1 at first.
 Cost: one product [N, C] x [C, E], and an auction that runs on one unit of the device."
     }
 
-    fn experts_per_token(&self, _: &Arguments, _: usize) -> f64 {
+    fn experts_per_token(&self, _: &Arguments, _: usize, _: usize) -> f64 {
         1.0
     }
 

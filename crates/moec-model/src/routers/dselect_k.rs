@@ -71,7 +71,7 @@ selector.logits [k, m], mixture.logits [k].
 Cost: products [N, C] x [C, k (m + 1)]; all experts at first, those with a gate other than 0 later."
     }
 
-    fn experts_per_token(&self, arguments: &Arguments, experts: usize) -> f64 {
+    fn experts_per_token(&self, arguments: &Arguments, experts: usize, _: usize) -> f64 {
         // What it comes down to; in the beginning all experts work.
         arguments.size("k").min(experts) as f64
     }

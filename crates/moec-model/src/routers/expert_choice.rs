@@ -46,7 +46,7 @@ Parameters: router.weight [E, C].
 Cost: one product [N, C] x [C, E] and E searches among N tokens."
     }
 
-    fn experts_per_token(&self, arguments: &Arguments, experts: usize) -> f64 {
+    fn experts_per_token(&self, arguments: &Arguments, experts: usize, _: usize) -> f64 {
         arguments.float("capacity_factor").min(experts as f64)
     }
 

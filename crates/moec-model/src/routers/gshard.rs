@@ -50,7 +50,11 @@ Cost: one product [N, C] x [C, E]. The loss of the paper is `switch(choices: fir
 `capacity(order: choice, evaluation_factor: 0)`."
     }
 
-    fn experts_per_token(&self, _: &Arguments, _: usize) -> f64 {
+    fn check(&self, _: &Arguments, experts: usize) -> Result<(), String> {
+        if experts < 2 { Err("needs at least two experts".into()) } else { Ok(()) }
+    }
+
+    fn experts_per_token(&self, _: &Arguments, _: usize, _: usize) -> f64 {
         2.0
     }
 

@@ -90,7 +90,7 @@ Cost: a look-up. No key can be split, so max/mean load is at least E times the s
         }
     }
 
-    fn experts_per_token(&self, _: &Arguments, _: usize) -> f64 {
+    fn experts_per_token(&self, _: &Arguments, _: usize, _: usize) -> f64 {
         1.0
     }
 

@@ -44,8 +44,8 @@ Parameters: slots.weight [E P, C], scale [].
 Cost: three products [T, C] x [C, E P] a sequence; the experts work on E P rows a sequence."
     }
 
-    fn experts_per_token(&self, _: &Arguments, experts: usize) -> f64 {
-        experts as f64
+    fn experts_per_token(&self, arguments: &Arguments, experts: usize, time: usize) -> f64 {
+        (experts * arguments.size("slots")) as f64 / time.max(1) as f64
     }
 
     fn traits(&self, _: &Arguments) -> Traits {

@@ -46,7 +46,7 @@ Parameters: router.weight [E, C].
 Cost: one product [N, C] x [C, E]. Pair it with the `switch` loss: nothing else keeps the load even."
     }
 
-    fn experts_per_token(&self, _: &Arguments, _: usize) -> f64 {
+    fn experts_per_token(&self, _: &Arguments, _: usize, _: usize) -> f64 {
         1.0
     }
 

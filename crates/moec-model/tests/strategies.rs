@@ -1,0 +1,591 @@
+//! What the routing strategies promise, with the reference evaluator. Several tests are mistakes that other systems have
+//! made: noise in evaluation, jitter that reaches the experts, tables that are not saved, and so on.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod layers;
+
+use std::collections::BTreeMap;
+
+use layers::{bindings, layers, model, numbers, options};
+use moec_ir::{Builder, Data, Evaluation, Op, Tensor, TensorType, Unary, Value, evaluate, random};
+use moec_model::{LowerOptions, Lowered, Mode, NoisePolicy, StateInit, TrainingText, lower, lower_layer};
+
+const WIDTH: usize = 6;
+const TOKENS: usize = 10;
+
+/// A `moe` layer lowered with what its router decides as outputs, for two sequences of five tokens.
+fn lowered(moe: &str, mode: Mode) -> Lowered {
+    let layer = &layers(WIDTH, moe)[0];
+    lower_layer(layer, &LowerOptions { routes: true, ..options(mode, 2) }, TOKENS / 2).unwrap()
+}
+
+/// Numbers for everything; tables of routers are made from a text of the tokens 0 to 6.
+fn values(lowered: &Lowered) -> BTreeMap<String, Tensor> {
+    let mut values = bindings(&lowered.graph);
+    let tokens: Vec<i32> = (0..700).map(|i| if i % 3 == 0 { 2 } else { (i * i + i) % 7 }).collect();
+    let embeddings = |_: &str| Ok(numbers("vectors", &TensorType::f32([7, 4])));
+    let text = TrainingText { tokens: &tokens, vocab: 7, embeddings: &embeddings };
+    for (name, init) in &lowered.states {
+        values.insert(name.clone(), init.resolve(&text).unwrap());
+    }
+    values
+}
+
+fn run(lowered: &Lowered, values: &BTreeMap<String, Tensor>) -> Evaluation {
+    evaluate(&lowered.graph, values).unwrap()
+}
+
+fn evaluated(moe: &str, mode: Mode) -> Evaluation {
+    let lowered = lowered(moe, mode);
+    run(&lowered, &values(&lowered))
+}
+
+fn ints(evaluation: &Evaluation, name: &str) -> Vec<i32> {
+    evaluation.outputs[name].as_i32().unwrap().to_vec()
+}
+
+fn floats(evaluation: &Evaluation, name: &str) -> Vec<f64> {
+    evaluation.outputs[name].to_f64()
+}
+
+/// Result of the first node of a kind.
+fn first(lowered: &Lowered, wanted: impl Fn(&Op) -> bool) -> Option<Value> {
+    let graph = &lowered.graph;
+    graph.ids().find(|&id| wanted(&graph.node(id).op)).map(|id| graph.value(id))
+}
+
+/// The layer with one more output.
+fn observed(lowered: &Lowered, value: Value) -> Lowered {
+    let mut b = Builder::extend(lowered.graph.clone());
+    b.output("observed", value);
+    Lowered { graph: b.finish().unwrap(), ..lowered.clone() }
+}
+
+#[test]
+fn jitter_reaches_the_router_and_not_the_experts() {
+    let lowered = lowered("moe(experts: 4 * mlp(hidden: 5), route: switch(jitter: 0.9))", Mode::Train);
+    let dispatch = first(&lowered, |op| matches!(op, Op::Dispatch { .. })).unwrap();
+    let graph = &lowered.graph;
+    assert_eq!(graph.operands(dispatch.node)[0], graph.value(graph.find("x").unwrap()));
+    // The router sees something else.
+    let product = first(&lowered, |op| matches!(op, Op::MatMul { .. })).unwrap();
+    assert_ne!(graph.operands(product.node)[0], graph.operands(dispatch.node)[0]);
+}
+
+#[test]
+fn evaluation_is_deterministic_unless_noise_is_asked_for() {
+    for route in ["switch", "gshard", "noisy_top_k(k: 2)", "sigmoid_top_k(k: 2)", "base", "dselect_k(k: 2)", "hash"] {
+        let lowered = lowered(&format!("moe(experts: 4 * mlp(hidden: 5), route: {route})"), Mode::Evaluate);
+        assert!(lowered.graph.find("rng").is_none(), "{route}");
+    }
+}
+
+#[test]
+fn gshard_drops_its_second_expert_in_proportion_to_its_weight() {
+    let moe = "moe(experts: 4 * mlp(hidden: 5), route: gshard)";
+    let lowered = lowered(moe, Mode::Train);
+    let mut values = values(&lowered);
+    let (mut kept, mut expected, mut draws) = (0.0, 0.0, 0.0);
+    for step in 0..400 {
+        values.insert("rng".into(), Tensor::ints(random::state(9, step)));
+        let result = run(&lowered, &values);
+        let (chosen, weights) = (ints(&result, "experts.moe"), floats(&result, "weights.moe"));
+        for (slot, weight) in chosen.chunks(2).zip(weights.chunks(2)) {
+            assert!(slot[0] >= 0 && (weight[0] + weight[1] - 1.0).abs() < 1e-12);
+            kept += f64::from(u8::from(slot[1] >= 0));
+            expected += (2.0 * weight[1]).min(1.0);
+            draws += 1.0;
+        }
+    }
+    assert!((kept / draws - expected / draws).abs() < 0.02, "{kept} and {expected} of {draws}");
+    // In evaluation both are always used.
+    assert!(ints(&evaluated(moe, Mode::Evaluate), "experts.moe").iter().all(|&e| e >= 0));
+}
+
+#[test]
+fn one_expert_and_all_experts_work_with_every_router() {
+    for route in [
+        "softmax_top_k(k: 1, normalize: all)",
+        "noisy_top_k(k: 1, epsilon: 0)",
+        "switch",
+        "sigmoid_top_k(k: 1)",
+        "dselect_k(k: 1)",
+        "hash",
+        "hash(by: bigram)",
+        "base",
+        "expert_choice(capacity_factor: 50)",
+        "soft_moe(slots: 3)",
+    ] {
+        let moe = format!("moe(experts: 1 * mlp(hidden: 5), route: {route}, balance: [importance], allow: lookahead)");
+        let y = floats(&evaluated(&moe.replace("balance: [importance], ", ""), Mode::Train), "y");
+        assert!(y.iter().all(|v| v.is_finite()), "{route}");
+    }
+    for k in [2, 3] {
+        let result =
+            evaluated(&format!("moe(experts: {k} * mlp(hidden: 5), route: sigmoid_top_k(k: {k}))"), Mode::Train);
+        let weights = floats(&result, "weights.moe");
+        assert!(weights.chunks(k).all(|row| (row.iter().sum::<f64>() - 1.0).abs() < 1e-12));
+    }
+}
+
+#[test]
+fn a_huge_capacity_drops_nothing_and_a_small_one_is_kept_to() {
+    for order in ["token", "choice", "probability"] {
+        for (factor, bound) in [(100.0, usize::MAX), (0.5, 2)] {
+            let moe = format!(
+                "moe(experts: 5 * mlp(hidden: 5), route: softmax_top_k(k: 2), allow: lookahead,
+                     capacity: capacity(factor: {factor:?}, minimum: 1, order: {order}))"
+            );
+            let result = evaluated(&moe, Mode::Train);
+            let kept = ints(&result, "kept.moe");
+            for expert in 0..5 {
+                assert!(kept.iter().filter(|&&e| e == expert).count() <= bound, "{order}");
+            }
+            let dropped = floats(&result, "dropped.moe")[0];
+            let expected = kept.iter().filter(|&&e| e < 0).count() as f64 / kept.len() as f64;
+            assert!((dropped - expected).abs() < 1e-12, "{order}: {dropped} {expected}");
+            assert_eq!(bound == usize::MAX, expected == 0.0, "{order}");
+        }
+    }
+}
+
+#[test]
+fn what_is_left_after_a_drop_is_scaled_up_if_asked() {
+    let moe = |renormalise: &str| {
+        format!(
+            "moe(experts: 4 * mlp(hidden: 5), route: softmax_top_k(k: 2),
+                 capacity: capacity(factor: 0.6, minimum: 1, renormalise: {renormalise}))"
+        )
+    };
+    let (before, after) = (evaluated(&moe("before"), Mode::Train), evaluated(&moe("after"), Mode::Train));
+    assert_eq!(ints(&before, "kept.moe"), ints(&after, "kept.moe"));
+    let sums = |e: &Evaluation| floats(e, "gates.moe").chunks(4).map(|row| row.iter().sum()).collect::<Vec<f64>>();
+    let mut scaled = 0;
+    for (before, after) in sums(&before).into_iter().zip(sums(&after)) {
+        assert!(before <= 1.0 + 1e-12 && (after.abs() < 1e-12 || (after - 1.0).abs() < 1e-9), "{before} {after}");
+        scaled += usize::from(before > 0.0 && before < 0.999);
+    }
+    assert!(scaled > 0, "no token lost one of its two experts");
+}
+
+#[test]
+fn the_balance_bias_selects_and_does_not_weigh() {
+    let moe = "moe(experts: 4 * mlp(hidden: 5), route: sigmoid_top_k(k: 2, bias_rate: 0.25))";
+    let lowered = lowered(moe, Mode::Train);
+    let mut values = values(&lowered);
+    values.insert("moe.balance_bias".into(), Tensor::floats(vec![0.0; 4]));
+    let plain = run(&lowered, &values);
+    // The same shift of all biases changes nothing at all.
+    values.insert("moe.balance_bias".into(), Tensor::floats(vec![7.0; 4]));
+    let shifted = run(&lowered, &values);
+    assert_eq!(plain.outputs["experts.moe"], shifted.outputs["experts.moe"]);
+    assert_eq!(plain.outputs["weights.moe"], shifted.outputs["weights.moe"]);
+    // A large one draws every token, with the weights of the sigmoids.
+    values.insert("moe.balance_bias".into(), Tensor::floats(vec![0.0, 5.0, 0.0, 0.0]));
+    let drawn = run(&lowered, &values);
+    assert!(ints(&drawn, "experts.moe").chunks(2).all(|slot| slot[0] == 1));
+    assert!(floats(&drawn, "weights.moe").iter().all(|w| *w < 1.0));
+    // One update: up or down by the rate, less the mean of the changes.
+    let counts: Vec<f64> =
+        (0..4).map(|e| ints(&plain, "experts.moe").iter().filter(|&&x| x == e).count() as f64).collect();
+    let mean = counts.iter().sum::<f64>() / 4.0;
+    let change: Vec<f64> = counts.iter().map(|n| if *n == mean { 0.0 } else { 0.25 * (mean - n).signum() }).collect();
+    let drift = change.iter().sum::<f64>() / 4.0;
+    let expected: Vec<f64> = change.iter().map(|c| c - drift).collect();
+    let updated = plain.updates["moe.balance_bias"].to_f64();
+    assert!(updated.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-7), "{updated:?} {expected:?}");
+    assert!(evaluated(moe, Mode::Evaluate).updates.is_empty());
+}
+
+#[test]
+fn a_group_left_out_is_left_out_even_if_all_scores_are_negative() {
+    let moe = "moe(experts: 6 * mlp(hidden: 5), route: sigmoid_top_k(k: 2, groups: 3, groups_kept: 1))";
+    let lowered = lowered(moe, Mode::Evaluate);
+    let mut values = values(&lowered);
+    // All s + b below 0: with 0 in place of the groups left out, those would be chosen.
+    values.insert("moe.balance_bias".into(), Tensor::floats(vec![-3.0, -3.5, -4.0, -4.5, -5.0, -5.5]));
+    let chosen = ints(&run(&lowered, &values), "experts.moe");
+    assert!(chosen.chunks(2).all(|slot| slot.iter().all(|&e| (0..2).contains(&e))), "{chosen:?}");
+}
+
+#[test]
+fn selectors_become_exactly_sparse_and_never_divide_by_zero() {
+    let moe = "moe(experts: 6 * mlp(hidden: 5), route: dselect_k(k: 2, gating: static, gamma: 0.5))";
+    let lowered = lowered(moe, Mode::Train);
+    let mut values = values(&lowered);
+    let mut select = |codes: [[f64; 3]; 2]| {
+        let logits = Tensor::new([2, 3], Data::F64(codes.concat())).unwrap();
+        values.insert("moe.selector.logits".into(), logits);
+        run(&lowered, &values)
+    };
+    // Beyond gamma/2 on either side: codes 101 and 010, experts 5 and 2.
+    let result = select([[0.25, -0.3, 9.0], [-0.25, 1.0, -1.0]]);
+    for row in floats(&result, "gates.moe").chunks(6) {
+        assert_eq!([row[0], row[1], row[3], row[4]], [0.0; 4]);
+        assert!((row[2] + row[5] - 1.0).abs() < 1e-12);
+    }
+    let active = ints(&result, "experts.moe").iter().filter(|&&e| e >= 0).count();
+    assert_eq!(active, 2 * TOKENS, "only what is not 0 is computed");
+    // Code 111 is the expert 7 of 6.
+    let result = select([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]);
+    assert!(floats(&result, "aux.moe.unassigned_mass")[0].is_finite());
+    assert!(floats(&result, "gates.moe").iter().all(|&g| g == 0.0));
+    // In the middle of the step all experts share alike.
+    let result = select([[0.0; 3]; 2]);
+    assert!(floats(&result, "gates.moe").iter().all(|&g| (g - 0.125).abs() < 1e-12));
+}
+
+#[test]
+fn experts_choose_equally_many_tokens() {
+    let result = evaluated(
+        "moe(experts: 4 * mlp(hidden: 5), route: expert_choice(capacity_factor: 1.2), allow: lookahead)",
+        Mode::Train,
+    );
+    let chosen = ints(&result, "experts.moe");
+    for expert in 0..4 {
+        assert_eq!(chosen.iter().filter(|&&e| e == expert).count(), 3);
+    }
+    // A token that no expert chose gets nothing.
+    let y = floats(&result, "y");
+    let left = (0..TOKENS).filter(|n| chosen[4 * n..4 * n + 4].iter().all(|&e| e < 0)).collect::<Vec<_>>();
+    assert!(left.iter().all(|n| y[n * WIDTH..(n + 1) * WIDTH].iter().all(|&v| v == 0.0)));
+}
+
+#[test]
+fn base_assigns_evenly_in_training_and_to_the_nearest_in_evaluation() {
+    let moe = "moe(experts: 4 * mlp(hidden: 5), route: base)";
+    let chosen = ints(&evaluated(moe, Mode::Train), "experts.moe");
+    for expert in 0..4 {
+        assert!((2..=3).contains(&chosen.iter().filter(|&&e| e == expert).count()), "{chosen:?}");
+    }
+    // What the graph is for decides, not whether gradients are asked for.
+    assert!(first(&lowered(moe, Mode::Evaluate), |op| matches!(op, Op::BalancedAssignment)).is_none());
+}
+
+#[test]
+fn soft_slots_are_mixtures_of_their_own_sequence() {
+    let lowered = lowered("moe(experts: 2 * mlp(hidden: 5), route: soft_moe(slots: 2), allow: lookahead)", Mode::Train);
+    let mut values = values(&lowered);
+    let before = floats(&run(&lowered, &values), "y");
+    let mut x = values["x"].to_f64();
+    x[7 * WIDTH] += 1.0;
+    values.insert("x".into(), Tensor::new([TOKENS, WIDTH], Data::F64(x)).unwrap());
+    let after = floats(&run(&lowered, &values), "y");
+    let half = TOKENS / 2 * WIDTH;
+    assert_eq!(before[..half], after[..half], "the first sequence does not see the second");
+    assert!(before[half..].iter().zip(&after[half..]).all(|(a, b)| a != b));
+}
+
+// ---- hash ----
+
+#[test]
+fn tables_are_state_that_is_saved() {
+    let text = "model m { context 5  vocab 7  embed(width: 6)
+        repeat 2 { residual { moe(experts: 3 * mlp(hidden: 4), route: hash(by: bigram)) } }
+        residual { multi_hash(hidden: 4, buckets: 3) } unembed }";
+    let lowered = lower(&model(text), &options(Mode::Train, 2)).unwrap();
+    let names: Vec<&str> = lowered.states.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["blocks.0.moe.table", "blocks.1.moe.table", "multi_hash.table"]);
+    let made = values(&lowered);
+    assert_eq!(made["blocks.0.moe.table"], made["blocks.1.moe.table"], "the same table in every layer");
+    // Nothing of a hash layer is trained but the experts.
+    assert!(lowered.parameters.iter().all(|(name, _)| !name.contains("moe.") || name.contains(".experts.")));
+}
+
+/// Load of each expert over a text by the table of the layer.
+fn load(route: &str, experts: usize, tokens: &[i32], key: impl Fn(usize) -> usize) -> Vec<usize> {
+    let lowered = lowered(&format!("moe(experts: {experts} * mlp(hidden: 4), route: {route})"), Mode::Train);
+    let embeddings = |_: &str| Ok(numbers("vectors", &TensorType::f32([7, 4])));
+    let text = TrainingText { tokens, vocab: 7, embeddings: &embeddings };
+    let (_, init) = &lowered.states[0];
+    let table = init.resolve(&text).unwrap();
+    let mut load = vec![0; experts];
+    (1..tokens.len()).for_each(|i| load[table.as_i32().unwrap()[key(i)] as usize] += 1);
+    load
+}
+
+#[test]
+fn a_balanced_table_is_as_even_as_its_most_frequent_key_allows() {
+    let tokens: Vec<i32> = (0..10_000u64).map(|i| ((i * i * 7919 + i) % 64).isqrt() as i32 % 7).collect();
+    let experts = 4;
+    let uneven = |load: &[usize]| {
+        load.iter().max().copied().unwrap() as f64 * experts as f64 / load.iter().sum::<usize>() as f64
+    };
+    let mut counts = [0usize; 7];
+    tokens[1..].iter().for_each(|&t| counts[t as usize] += 1);
+    let bound = (experts * counts.iter().max().unwrap()) as f64 / (tokens.len() - 1) as f64;
+    let by_token = uneven(&load("hash", experts, &tokens, |i| tokens[i] as usize));
+    assert!(by_token >= bound.max(1.0) - 1e-9 && by_token < 1.1 * bound.max(1.0), "{by_token} {bound}");
+    let bigram = |i: usize| (tokens[i - 1] as usize + 1) * 7 + tokens[i] as usize;
+    let by_bigram = uneven(&load("hash(by: bigram)", experts, &tokens, bigram));
+    let drawn = uneven(&load("hash(table: random, seed: 3)", experts, &tokens, |i| tokens[i] as usize));
+    assert!(by_bigram <= 1.01 && by_token <= drawn, "{by_bigram} {by_token} {drawn}");
+    // A key more frequent than an even share is alone with its expert.
+    let skewed: Vec<i32> = (0..1000).map(|i| if i % 10 < 7 { 5 } else { i % 5 }).collect();
+    let load = load("hash", experts, &skewed, |i| skewed[i] as usize);
+    assert_eq!(load.iter().max().copied().unwrap(), skewed[1..].iter().filter(|&&t| t == 5).count());
+}
+
+#[test]
+fn clusters_hold_neighbours_together_and_dispersal_spreads_them() {
+    let table = |made: &str| {
+        let lowered = lowered(
+            &format!("moe(experts: 3 * mlp(hidden: 4), route: hash(table: {made}, from: \"run\", seed: 1))"),
+            Mode::Train,
+        );
+        // Three tight groups of two, two and three tokens.
+        let groups = [0.0, 0.0, 10.0, 10.0, -9.0, -9.0, -9.0];
+        let embeddings = |run: &str| {
+            assert_eq!(run, "run");
+            let rows = groups.iter().enumerate().flat_map(|(i, g)| [g + 0.01 * i as f64, -g]);
+            Ok(Tensor::new([7, 2], Data::F64(rows.collect())).unwrap())
+        };
+        let text = TrainingText { tokens: &[0], vocab: 7, embeddings: &embeddings };
+        let StateInit::Text(_) = &lowered.states[0].1 else { panic!("made from the text") };
+        lowered.states[0].1.resolve(&text).unwrap().as_i32().unwrap().to_vec()
+    };
+    let clustered = table("clustered");
+    let together = |a: usize, b: usize| clustered[a] == clustered[b];
+    assert!(together(0, 1) && together(2, 3) && together(4, 5) && together(5, 6), "{clustered:?}");
+    assert!(!together(0, 2) && !together(0, 4) && !together(2, 4), "{clustered:?}");
+    let dispersed = table("dispersed");
+    for group in [&[0, 1][..], &[2, 3], &[4, 5, 6]] {
+        let mut counts = [0; 3];
+        group.iter().for_each(|&token: &usize| counts[dispersed[token] as usize] += 1);
+        assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{dispersed:?}");
+    }
+}
+
+#[test]
+fn a_hash_of_one_layer_is_a_plain_hash_layer() {
+    let multi = lowered("multi_hash(hidden: 4, buckets: 3, hashes: 1)", Mode::Evaluate);
+    let plain = lowered("moe(experts: 3 * mlp(hidden: 4), route: hash)", Mode::Evaluate);
+    let mut values = values(&plain);
+    for (name, tensor) in values.clone() {
+        if let Some(rest) = name.strip_prefix("moe.experts.mlp.") {
+            values.insert(format!("multi_hash.{rest}"), tensor);
+        }
+    }
+    let table = values["moe.table"].clone().with_shape([1, 7]).unwrap();
+    values.insert("multi_hash.table".into(), table);
+    assert_eq!(floats(&run(&multi, &values), "y"), floats(&run(&plain, &values), "y"));
+}
+
+// ---- losses ----
+
+/// `P(n, e)` of the load loss is the probability that expert e is among the k largest when its noise is drawn again.
+#[test]
+fn the_load_is_the_probability_of_being_chosen_again() {
+    const DRAWS: u32 = 100_000;
+    let (experts, k) = (5, 2);
+    let layer = &layers(WIDTH, "moe(experts: 5 * mlp(hidden: 4), route: noisy_top_k(k: 2), balance: [load])")[0];
+    let options = LowerOptions { noise: NoisePolicy::Injected, ..options(Mode::Train, 1) };
+    let lowered = lower_layer(layer, &options, 3).unwrap();
+    let probability = first(&lowered, |op| *op == Op::Unary(Unary::NormalCdf)).unwrap();
+    let clean = lowered.graph.value(
+        lowered
+            .graph
+            .find("moe.router")
+            .unwrap_or_else(|| first(&lowered, |op| matches!(op, Op::MatMul { .. })).unwrap().node),
+    );
+    let values = bindings(&lowered.graph);
+    let p = floats(&run(&observed(&lowered, probability), &values), "observed");
+    let c = floats(&run(&observed(&lowered, clean), &values), "observed");
+    let softplus = first(&lowered, |op| *op == Op::Unary(Unary::Softplus)).unwrap();
+    let s: Vec<f64> =
+        floats(&run(&observed(&lowered, softplus), &values), "observed").iter().map(|s| s + 1e-2).collect();
+    let z = values["moe.noise"].to_f64();
+    let keys = random::keys(random::state(1, 2), 3);
+    for n in 0..3 {
+        let row = n * experts..(n + 1) * experts;
+        let noisy: Vec<f64> = row.clone().map(|i| c[i] + z[i] * s[i]).collect();
+        for e in 0..experts {
+            let at = n * experts + e;
+            let mut others: Vec<f64> = (0..experts).filter(|&j| j != e).map(|j| noisy[j]).collect();
+            others.sort_by(|a, b| b.total_cmp(a));
+            let threshold = others[k - 1];
+            let hits = (0..DRAWS).filter(|&i| c[at] + s[at] * random::normal_at(keys, i) > threshold).count();
+            let found = hits as f64 / f64::from(DRAWS);
+            assert!((p[at] - found).abs() < 5e-3, "P({n}, {e}) is {}, drawn {found}", p[at]);
+            assert!(p[at] > 0.0 && p[at] < 1.0);
+        }
+    }
+}
+
+#[test]
+fn the_switch_loss_is_one_at_perfect_balance_for_every_k() {
+    for k in [1, 2, 4] {
+        let moe = format!(
+            "moe(experts: 4 * mlp(hidden: 4), route: softmax_top_k(k: {k}, normalize: all), balance: [switch, sequence])"
+        );
+        let lowered = lowered(&moe, Mode::Train);
+        let mut values = values(&lowered);
+        // All scores equal: uniform probabilities, whatever the shares.
+        for name in ["moe.router.weight", "moe.router.bias"] {
+            let zeros = vec![0.0; values[name].to_f64().len()];
+            values.insert(name.into(), Tensor::new(values[name].shape().to_vec(), Data::F64(zeros)).unwrap());
+        }
+        let result = run(&lowered, &values);
+        assert!((floats(&result, "aux.moe.switch")[0] - 1.0).abs() < 1e-9, "k = {k}");
+        assert!((floats(&result, "aux.moe.sequence")[0] - 1.0).abs() < 1e-9, "k = {k}");
+        // Ties go to the lower index.
+        assert!(ints(&result, "experts.moe").chunks(k).all(|row| row.iter().enumerate().all(|(i, &e)| e == i as i32)));
+    }
+}
+
+#[test]
+fn every_layer_has_losses_of_its_own() {
+    let text = "model m { context 5  vocab 7  embed(width: 6)
+        repeat 2 { residual { moe(experts: 3 * mlp(hidden: 4), route: switch, balance: [switch, z]) } } unembed }";
+    let lowered = lower(&model(text), &options(Mode::Train, 2)).unwrap();
+    let result = run(&lowered, &bindings(&lowered.graph));
+    let one = |name: &str| floats(&result, name)[0];
+    let sum: f64 = ["aux.blocks.0.moe.switch", "aux.blocks.1.moe.switch"].map(|n| 0.01 * one(n)).iter().sum::<f64>()
+        + ["aux.blocks.0.moe.z", "aux.blocks.1.moe.z"].map(|n| 0.001 * one(n)).iter().sum::<f64>();
+    assert!((one("objective") - one("loss") - sum).abs() < 1e-12);
+    assert_ne!(one("aux.blocks.0.moe.switch"), one("aux.blocks.1.moe.switch"));
+}
+
+// ---- a moe inside an expert ----
+
+#[test]
+fn a_mixture_of_one_group_is_its_inner_mixture() {
+    let inner = "moe(experts: 3 * mlp(hidden: 4), route: softmax_top_k(k: 2), balance: [importance, switch, z])";
+    let nested =
+        lowered(&format!("moe(experts: 1 * {inner}, route: softmax_top_k(k: 1, normalize: all))"), Mode::Train);
+    let flat = lowered(inner, Mode::Train);
+    let mut values = values(&nested);
+    for (name, tensor) in bindings(&nested.graph) {
+        if let Some(rest) = name.strip_prefix("moe.experts.moe.") {
+            // Without the axis of the one group.
+            let shape = match rest.starts_with("router.") {
+                true => tensor.shape()[1..].to_vec(),
+                false => tensor.shape().to_vec(),
+            };
+            values.insert(format!("moe.{rest}"), tensor.with_shape(shape).unwrap());
+        }
+    }
+    let flat_values = {
+        let mut v = values.clone();
+        for name in ["weight", "bias"] {
+            let key = format!("moe.router.{name}");
+            let own = bindings(&nested.graph)[&format!("moe.experts.moe.router.{name}")].clone();
+            let shape = own.shape()[1..].to_vec();
+            v.insert(key, own.with_shape(shape).unwrap());
+        }
+        v
+    };
+    let nested_values = bindings(&nested.graph);
+    let (a, b) = (run(&nested, &nested_values), run(&flat, &flat_values));
+    let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
+    assert!(close(&floats(&a, "y"), &floats(&b, "y")));
+    for output in ["load", "entropy", "balance", "dropped"] {
+        let (inner, flat) = (format!("{output}.moe.experts.moe"), format!("{output}.moe"));
+        assert!(close(&floats(&a, &inner), &floats(&b, &flat)), "{output}");
+    }
+    for loss in ["importance", "switch", "z"] {
+        let (inner, flat) = (format!("aux.moe.experts.moe.{loss}"), format!("aux.moe.{loss}"));
+        assert!(close(&floats(&a, &inner), &floats(&b, &flat)), "{loss}");
+    }
+}
+
+#[test]
+fn dropped_rows_do_not_vote_in_the_inner_mixture() {
+    let moe = "moe(
+        experts: 3 * moe(experts: 2 * mlp(hidden: 4), route: softmax_top_k(k: 1, normalize: all), balance: [z, switch]),
+        route: softmax_top_k(k: 2),
+        capacity: capacity(factor: 0.5, minimum: 1),
+    )";
+    let lowered = lowered(moe, Mode::Train);
+    let result = run(&lowered, &values(&lowered));
+    let outer: f64 = floats(&result, "load.moe").iter().sum();
+    let inner: f64 = floats(&result, "load.moe.experts.moe").iter().sum();
+    assert!(outer < 2.0 * TOKENS as f64 && inner == outer, "{inner} {outer}");
+    // Each group's tokens stay in the group.
+    let per_group: Vec<f64> = floats(&result, "load.moe.experts.moe").chunks(2).map(|g| g.iter().sum()).collect();
+    assert_eq!(per_group, floats(&result, "load.moe"));
+}
+
+// ---- mixture of depths ----
+
+/// Two blocks of attention and a feed-forward layer, for two sequences of five tokens.
+fn depths(capacity: f64, positions: &str, mode: Mode) -> Lowered {
+    let body = format!(
+        "mixture_of_depths(capacity: {capacity:?}) {{ residual {{ attention(heads: 2) }} residual {{ mlp(hidden: 4) }} }}"
+    );
+    let text =
+        format!("model m {{ context 5  vocab 7  embed(width: {WIDTH}, positions: {positions})  {body}  unembed }}");
+    let layers = model(&text.replace("width: 6", "width: 8")).layers;
+    lower_layer(&layers[1], &options(mode, 2), TOKENS / 2).unwrap()
+}
+
+#[test]
+fn tokens_that_are_passed_over_are_not_touched() {
+    let lowered = depths(0.4, "none", Mode::Train);
+    let values = bindings(&lowered.graph);
+    let (x, y) = (values["x"].to_f64(), floats(&run(&lowered, &values), "y"));
+    for sequence in 0..2 {
+        let changed = (0..5).filter(|t| {
+            let row = (sequence * 5 + t) * 8..(sequence * 5 + t + 1) * 8;
+            x[row.clone()] != y[row]
+        });
+        // Two of five, not one: the comparison with the last score that goes through is not strict.
+        assert_eq!(changed.count(), 2);
+    }
+}
+
+#[test]
+fn everyone_through_with_score_one_is_the_plain_block() {
+    for positions in ["none", "rotary"] {
+        let lowered = depths(1.0, positions, Mode::Train);
+        let mut values = bindings(&lowered.graph);
+        // A column of ones and a weight that reads it: every score is 1.
+        let mut x = values["x"].to_f64();
+        (0..TOKENS).for_each(|n| x[n * 8] = 1.0);
+        values.insert("x".into(), Tensor::new([TOKENS, 8], Data::F64(x.clone())).unwrap());
+        let weight = (0..8).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
+        values.insert("mixture_of_depths.router.weight".into(), Tensor::new([1, 8], Data::F64(weight)).unwrap());
+        let y = floats(&run(&lowered, &values), "y");
+        let body = "residual { attention(heads: 2) } residual { mlp(hidden: 4) }";
+        let text =
+            format!("model m {{ context 5  vocab 7  embed(width: 8, positions: {positions})  {body}  unembed }}");
+        let mut input = values["x"].clone();
+        for layer in &model(&text).layers[1..3] {
+            let plain = lower_layer(layer, &options(Mode::Train, 2), TOKENS / 2).unwrap();
+            let mut own: BTreeMap<String, Tensor> = bindings(&plain.graph);
+            for (name, value) in own.iter_mut() {
+                if let Some(tensor) = values.get(&format!("mixture_of_depths.{name}")) {
+                    *value = tensor.clone();
+                }
+            }
+            own.insert("x".into(), input);
+            input = run(&plain, &own).outputs["y"].clone();
+        }
+        assert!(y.iter().zip(input.to_f64()).all(|(a, b)| (a - b).abs() < 1e-9), "{positions}");
+    }
+}
+
+/// Evaluation and training agree where the predictor takes whom the scores take, with original positions.
+#[test]
+fn the_predictor_gives_what_training_gives_for_the_same_tokens() {
+    for positions in ["none", "rotary"] {
+        let (train, evaluate) = (depths(0.4, positions, Mode::Train), depths(0.4, positions, Mode::Evaluate));
+        let mut values = bindings(&train.graph);
+        values.extend(bindings(&evaluate.graph));
+        // Scores 3, 2, 1, .. in an order of their own; the predictor says yes above 1.5.
+        let mut x = values["x"].to_f64();
+        for (n, score) in [1.0, 3.0, 0.5, 2.0, 0.0, 2.0, 0.5, 0.0, 1.0, 3.0].into_iter().enumerate() {
+            x[n * 8] = score;
+        }
+        values.insert("x".into(), Tensor::new([TOKENS, 8], Data::F64(x)).unwrap());
+        let weight: Vec<f64> = (0..8).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
+        for name in ["router", "predictor"] {
+            let tensor = Tensor::new([1, 8], Data::F64(weight.clone())).unwrap();
+            values.insert(format!("mixture_of_depths.{name}.weight"), tensor);
+        }
+        values.insert("mixture_of_depths.predictor.bias".into(), Tensor::floats([-1.5]));
+        let (a, b) = (floats(&run(&train, &values), "y"), floats(&run(&evaluate, &values), "y"));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-9), "{positions}");
+    }
+}
