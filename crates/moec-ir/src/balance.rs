@@ -6,11 +6,13 @@
 //! worth the same to a token and differ in price only. So that no expert ends below `floor(N/E)`, `E - N % E` further
 //! bidders to whom every place is worth nothing compete for the additional places, until all places are taken.
 //!
-//! At the end nobody would gain more than [`EPSILON`] by another place, so the sum of the scores is within `EPSILON` per
-//! bidder of the largest possible. What is left is gained by exchanges along cycles of experts, each of which passes one
-//! token on to the next ([`Exchange`]): a balanced assignment with no cycle that gains is one with the largest sum (the
-//! optimality condition of minimum cost flows, Klein 1967). Prices only rise, and nobody pays more than the range of the scores for one place
-//! while another is free, which bounds the number of bids; [`BIDS_PER_PLACE`] is far above that bound.
+//! Prices only rise, and nobody pays more than the range of the scores for one place while another is free, which bounds
+//! the number of bids; [`BIDS_PER_PLACE`] is far above that bound. At the end nobody would gain more than [`EPSILON`] by
+//! another place, so the sum of the scores is within `EPSILON` per bidder of the largest possible.
+//!
+//! What is left is gained by exchanges along cycles of experts, each of which passes one token on to the next
+//! ([`Exchange`]): a balanced assignment without a cycle that gains is one with the largest sum (the optimality condition
+//! of minimum cost flows, Klein 1967).
 
 /// What a bid adds beyond the lead, in units of the largest power of two that is not above the range of the scores.
 /// There are fewer than two bidders per token, so this is less than a 64th of the range per token.
@@ -32,8 +34,8 @@ const LARGEST: f64 = (1u128 << 125) as f64;
 const NOBODY: usize = usize::MAX;
 
 /// The expert of each token, given `scores [N, E]` row by row: every expert gets `floor(N/E)` or `ceil(N/E)` tokens, and
-/// the sum of the scores is the largest possible, but for rounding: within `N * (max - min) / 100_000`. The same for the same scores; among
-/// equal places the one of the lower expert is taken.
+/// the sum of the scores is the largest possible, but for rounding: within `N * (max - min) / 100_000`. The same for the
+/// same scores; among equal places the one of the lower expert is taken.
 ///
 /// All -1 if a score is NaN, or if `scores` is not whole rows of `experts`.
 pub fn balanced_assignment(scores: &[f64], experts: usize) -> Vec<i32> {
@@ -206,15 +208,15 @@ fn in_token_order(values: &[f64], tokens: usize, experts: usize) -> Vec<usize> {
     result
 }
 
-/// Looks for cycles of experts along which passing one token each gains, by Bellman and Ford's longest walks from
-/// anywhere. An expert with fewer tokens than another can also take over its additional place, which gains nothing by
-/// itself.
+/// Looks for cycles of experts along which passing one token each gains: Bellman and Ford's longest walks from anywhere,
+/// of which one that gains without end closes a cycle. An expert with fewer tokens than another can also take over its
+/// additional place, which gains nothing by itself.
 struct Exchange<'a> {
     values: &'a [f64],
     experts: usize,
     /// Gain of the best walk known that ends at each expert.
     gain: Vec<f64>,
-    /// The expert before each on its walk.
+    /// The expert before each on its walk; [`NOBODY`] where a walk starts.
     from: Vec<usize>,
     /// The token that is passed on to it; [`NOBODY`] if an additional place moves.
     token: Vec<usize>,
@@ -236,59 +238,69 @@ impl<'a> Exchange<'a> {
     /// Makes the first exchange that gains; false if there is none.
     fn improve(&mut self, assigned: &mut [usize]) -> bool {
         self.gain.fill(0.0);
+        self.from.fill(NOBODY);
         self.loads.fill(0);
         assigned.iter().for_each(|&expert| self.loads[expert] += 1);
-        let floor = assigned.len() / self.experts;
-        let mut last = None;
-        // A walk that still grows after as many rounds as there are experts goes in a circle.
+        // A walk that still grows after as many rounds as there are experts has met itself.
         for _ in 0..=self.experts {
-            last = self.lengthen(assigned, floor);
-            if last.is_none() {
+            if !self.lengthen(assigned) {
                 return false;
             }
-        }
-        let Some(mut at) = last else { return false };
-        for _ in 0..self.experts {
-            at = self.from[at];
-        }
-        let start = at;
-        loop {
-            if let Some(expert) = assigned.get_mut(self.token[at]) {
-                *expert = at;
-            }
-            at = self.from[at];
-            if at == start {
-                return true;
+            if let Some(start) = (0..self.experts).find(|&start| self.is_on_a_cycle(start)) {
+                let mut at = start;
+                loop {
+                    if let Some(expert) = assigned.get_mut(self.token[at]) {
+                        *expert = at;
+                    }
+                    at = self.from[at];
+                    if at == start {
+                        return true;
+                    }
+                }
             }
         }
+        false
     }
 
-    /// Lengthens every walk by the steps that gain; gives the last expert whose walk did.
-    fn lengthen(&mut self, assigned: &[usize], floor: usize) -> Option<usize> {
-        let mut last = None;
+    /// Whether the walk back from an expert meets it again.
+    fn is_on_a_cycle(&self, start: usize) -> bool {
+        let mut at = self.from[start];
+        for _ in 0..self.experts {
+            if at == start || at == NOBODY {
+                break;
+            }
+            at = self.from[at];
+        }
+        at == start
+    }
+
+    /// Lengthens every walk by the steps that gain; whether there were any.
+    fn lengthen(&mut self, assigned: &[usize]) -> bool {
+        let mut grown = false;
         for (token, &from) in assigned.iter().enumerate() {
             let scores = &self.values[token * self.experts..(token + 1) * self.experts];
             for to in 0..self.experts {
                 let gain = self.gain[from] + (scores[to] - scores[from]);
                 if to != from && gain > self.gain[to] + TOLERANCE {
                     (self.gain[to], self.from[to], self.token[to]) = (gain, from, token);
-                    last = Some(to);
+                    grown = true;
                 }
             }
         }
+        let floor = assigned.len() / self.experts;
         if assigned.len() == floor * self.experts {
-            return last;
+            return grown;
         }
         for from in 0..self.experts {
             for to in 0..self.experts {
                 let moves = self.loads[from] == floor && self.loads[to] > floor;
                 if moves && self.gain[from] > self.gain[to] + TOLERANCE {
                     (self.gain[to], self.from[to], self.token[to]) = (self.gain[from], from, NOBODY);
-                    last = Some(to);
+                    grown = true;
                 }
             }
         }
-        last
+        grown
     }
 }
 

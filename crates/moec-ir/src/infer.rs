@@ -37,8 +37,8 @@ fn product(extents: &[usize]) -> usize {
 /// Most axes of a permuted tensor.
 const MOST_PERMUTED: usize = 4;
 
-/// Most tokens and experts of a balanced assignment: its kernel keeps a price and an owner of every place in a buffer
-/// of fixed size.
+/// Most tokens and three times the experts of a balanced assignment together: its kernel keeps a price and a holder of
+/// every place, and three numbers of every expert, in a buffer of fixed size.
 const MOST_BALANCED: usize = 1 << 18;
 
 struct Check<'a> {
@@ -416,7 +416,7 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             let (n, e) = c.float_matrix(0)?;
             c.require(e >= 1, || "there must be at least one expert".into())?;
             c.require(n.saturating_add(e.saturating_mul(3)) <= MOST_BALANCED, || {
-                format!("{n} tokens and {e} experts are more than {MOST_BALANCED} together")
+                format!("{n} tokens and 3 times {e} experts are more than {MOST_BALANCED} together")
             })?;
             vec![TensorType::i32([n, 1])]
         }

@@ -415,8 +415,8 @@ pub enum Op {
         priority: CapacityPriority,
     },
     /// `(scores [N, E]) -> (experts i32[N, 1])`: one expert per token such that every expert has `floor(N/E)` or
-    /// `ceil(N/E)` tokens and the sum of the scores is within `N * (max - min) / 64` of the largest possible (BASE, Lewis
-    /// et al. 2021, arXiv 2103.16716); see [`crate::balanced_assignment`]. All -1 if a score is NaN.
+    /// `ceil(N/E)` tokens and the sum of the scores is the largest possible (BASE, Lewis et al. 2021, arXiv 2103.16716);
+    /// see [`crate::balanced_assignment`]. All -1 if a score is NaN.
     BalancedAssignment,
 
     // ---- dispatch and combine ----

@@ -152,19 +152,19 @@ fn in_token_order(scores: &[f32], chosen: &mut [i32], loads: &mut [i32], lowest:
     }
 }
 
-/// Lengthens every walk by the steps that gain; gives the last expert whose walk did, or -1. `walks` holds for each
-/// expert the one before it, then the token passed on to it (-1 if an additional place moves), then the loads.
+/// Lengthens every walk by the steps that gain; whether there were any. `walks` holds for each expert the one before it
+/// (-1 where a walk starts), then the token passed on to it (-1 if an additional place moves), then the loads.
 #[cube]
 fn lengthen(
     scores: &[f32],
-    chosen: &mut [i32],
+    chosen: &[i32],
     gain: &mut [f32],
     walks: &mut [i32],
     lowest: f32,
     scale: f32,
     e: &Extents,
-) -> i32 {
-    let mut last = (-1i32).runtime();
+) -> bool {
+    let mut grown = false.runtime();
     for token in 0..e.tokens {
         let from = chosen[token] as usize;
         let own = value_of(scores, token * e.experts + from, lowest, scale);
@@ -174,7 +174,7 @@ fn lengthen(
                 gain[to] = reached;
                 walks[to] = i32::cast_from(from);
                 walks[e.experts + to] = i32::cast_from(token);
-                last = i32::cast_from(to);
+                grown = true;
             }
         }
     }
@@ -187,12 +187,33 @@ fn lengthen(
                     gain[to] = gain[from];
                     walks[to] = i32::cast_from(from);
                     walks[e.experts + to] = -1i32;
-                    last = i32::cast_from(to);
+                    grown = true;
                 }
             }
         }
     }
-    last
+    grown
+}
+
+/// The first expert whose walk back meets it again, or -1.
+#[cube]
+fn find_cycle(walks: &[i32], experts: usize) -> i32 {
+    let mut found = (-1i32).runtime();
+    for expert in 0..experts {
+        if found < 0 {
+            let start = i32::cast_from(expert);
+            let mut at = walks[expert];
+            let mut steps = 0usize.runtime();
+            while at >= 0 && at != start && steps < experts {
+                at = walks[at as usize];
+                steps += 1;
+            }
+            if at == start {
+                found = start;
+            }
+        }
+    }
+    found
 }
 
 /// Makes the first exchange of tokens along a cycle of experts that gains; false if there is none.
@@ -208,38 +229,36 @@ fn improve(
 ) -> bool {
     for expert in 0..e.experts {
         gain[expert] = 0.0f32.runtime();
-        walks[expert] = 0i32;
-        walks[e.experts + expert] = -1i32;
+        walks[expert] = -1i32;
         walks[2 * e.experts + expert] = 0i32;
     }
     for token in 0..e.tokens {
         let load = 2 * e.experts + chosen[token] as usize;
         walks[load] = walks[load] + 1i32;
     }
-    let mut last = 0i32.runtime();
+    let mut start = (-1i32).runtime();
     let mut round = 0usize.runtime();
-    while round <= e.experts && last >= 0 {
-        last = lengthen(scores, chosen, gain, walks, lowest, scale, e);
-        round += 1;
-    }
-    let found = last >= 0;
-    if found {
-        let mut at = last as usize;
-        for _ in 0..e.experts {
-            at = walks[at] as usize;
+    while round <= e.experts && start < 0 {
+        if lengthen(scores, &*chosen, gain, walks, lowest, scale, e) {
+            start = find_cycle(&*walks, e.experts);
+            round += 1;
+        } else {
+            round = e.experts + 1;
         }
-        let start = at;
+    }
+    if start >= 0 {
+        let mut at = start;
         let mut going = true.runtime();
         while going {
-            let token = walks[e.experts + at];
+            let token = walks[e.experts + at as usize];
             if token >= 0 {
-                chosen[token as usize] = i32::cast_from(at);
+                chosen[token as usize] = at;
             }
-            at = walks[at] as usize;
+            at = walks[at as usize];
             going = at != start;
         }
     }
-    found
+    start >= 0
 }
 
 #[cube(launch_unchecked)]
