@@ -87,7 +87,7 @@ impl RoutingStrategy for Broken {
     }
 
     fn parameters(&self) -> &[ParameterSpec] {
-        const PARAMETERS: [ParameterSpec; 1] =
+        static PARAMETERS: [ParameterSpec; 1] =
             [ParameterSpec::required("k", ParameterType::Int(Interval::at_least(1.0)), "experts per token")];
         &PARAMETERS
     }

@@ -298,7 +298,7 @@ impl Growth {
     fn axes(&mut self, p: u8, q: u8) {
         let (x, bound) = self.pick(p);
         let rank = self.b.ty(x).rank();
-        let y = if rank < 2 || rank > 4 || q & 3 == 0 {
+        let y = if !(2..=4).contains(&rank) || q & 3 == 0 {
             self.b.stop_gradient(x)
         } else {
             let mut axes: Vec<usize> = (0..rank).collect();
