@@ -35,12 +35,13 @@
 //! | Stage | Made by | New in it |
 //! |---|---|---|
 //! | [`Stage::Forward`] | lowering | every operation not named below; updates of states |
-//! | [`Stage::Training`] | differentiation, optimiser | `*_grad`, `rotary {inverse}`, `sum_of_squares`, `adamw`; updates of parameters |
+//! | [`Stage::Training`] | differentiation, optimiser | `*_grad` but for `grouped_matmul_weight_grad`, `rotary {inverse}`, `sum_of_squares`, `adamw`; updates of parameters |
 //! | [`Stage::Optimized`] | passes | `fused` |
 //!
 //! # Not checked
-//! What depends on values: indices within their range, offsets that ascend, `order` and `positions` of a dispatch or
-//! combine from one and the same sort, numbers that are finite. The reference evaluator reports the first two.
+//! What depends on values: token ids and targets within the vocabulary, offsets that ascend, `order` and `positions` of a
+//! dispatch or combine from one and the same sort, numbers that are finite. The reference evaluator reports the first two.
+//! Indices of experts, slots and rows may be anything: those out of range are skipped.
 
 use crate::graph::Graph;
 use crate::ids::{NodeId, Origin, Value};
