@@ -54,9 +54,20 @@ fn text(path: &Path, content: impl AsRef<[u8]>) -> String {
 fn every_command_has_help_with_examples() {
     let help = expect(&["--help"], 0).out;
     assert!(help.contains("Exit codes:"), "{help}");
-    for command in
-        ["check", "fmt", "explain", "compile", "train", "compare", "sample", "eval", "gradcheck", "import", "export"]
-    {
+    for command in [
+        "check",
+        "fmt",
+        "explain",
+        "compile",
+        "train",
+        "compare",
+        "sample",
+        "eval",
+        "route",
+        "gradcheck",
+        "import",
+        "export",
+    ] {
         assert!(help.contains(command), "{command} is not listed");
         let own = expect(&[command, "--help"], 0).out;
         assert!(own.contains("Examples:"), "{command}: {own}");
@@ -551,6 +562,66 @@ fn a_known_text_that_cannot_be_had_is_explained() {
     text(&lab.folder.path().join("tinyshakespeare"), "abc");
     let (code, err) = train(&by_option);
     assert!(code == Some(3) && !err.contains("downloading") && err.contains("has 2 characters"), "{err}");
+}
+
+#[test]
+fn routes_are_recorded_compared_and_replayed() {
+    let lab = Lab::new();
+    let noisy = SMALL
+        .replace("k: 2, epsilon: 0)", "k: 2, noise_at_evaluation: true), capacity: capacity(factor: 0.5, minimum: 1)");
+    let noisy = text(&lab.folder.path().join("noisy.moe"), noisy);
+    let run = lab.at("run");
+    let on = ["--device", "interpreter"];
+    let train =
+        ["train", &noisy, "--data", &lab.data, "--out", &run, "--sample", "0", "-s", "train.checkpoint.every=6"];
+    expect(&[&train[..], &on].concat(), 0);
+
+    let said = "the lazy fox and";
+    let record = |more: &[&str]| expect(&[&["route", &run, "--text", said][..], &on, more].concat(), 0).out;
+    let late = record(&[]);
+    assert_eq!(record(&[]), late);
+    let lines: Vec<serde_json::Value> = late.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!((&lines[0]["kind"], &lines[0]["checkpoint"]), (&"run".into(), &12.into()));
+    assert_eq!(lines[0]["layers"].as_array().unwrap().len(), 2);
+    let windows: Vec<_> = lines.iter().filter(|l| l["kind"] == "window").collect();
+    assert_eq!(windows.len(), 2, "16 characters in windows of 8");
+    assert_eq!(windows[0]["noise"].as_object().unwrap().len(), 2);
+    let routes: Vec<_> = lines.iter().filter(|l| l["kind"] == "route").collect();
+    assert_eq!(routes.len(), 2 * said.len());
+    assert_eq!((&routes[4]["layer"], &routes[4]["position"]), (&"blocks.0.moe".into(), &4.into()));
+    assert_eq!(routes[4]["character"], "l");
+    for route in &routes {
+        let sum: f64 = route["weights"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-6 && route["experts"].as_array().unwrap().len() == 2, "{route}");
+    }
+    assert!(late.contains("\"dropped\":[true") && late.contains("\"dropped\":[false"));
+
+    let [early, late_file, edited] = ["early.jsonl", "late.jsonl", "edited.jsonl"].map(|n| lab.at(n));
+    record(&["--checkpoint", "6", "-o", &early]);
+    text(Path::new(&late_file), &late);
+    let json = expect(&["route", "--diff", &early, &late_file, "--json"], 0).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["layers"][0]["largest_weight_difference"].as_f64().unwrap() > 0.0);
+    let same = expect(&["route", "--diff", &early, &early], 0).out;
+    assert!(same.contains("blocks.1.moe") && same.contains("100.0 %") && !same.contains("0.0 %  5"), "{same}");
+
+    for file in [&early, &late_file] {
+        let replayed = expect(&[&["route", "--replay", file][..], &on].concat(), 0).out;
+        assert!(replayed.contains("agree to the bit"), "{replayed}");
+    }
+    // Another route for one character: the logits are others, and that is said.
+    let mut lines: Vec<String> = late.lines().map(str::to_string).collect();
+    let mut window: serde_json::Value = serde_json::from_str(&lines[1]).unwrap();
+    let route = &mut window["routes"]["blocks.0.moe.limit_capacity"]["data"];
+    route.as_array_mut().unwrap().reverse();
+    lines[1] = window.to_string();
+    text(Path::new(&edited), lines.join("\n"));
+    let replayed = expect(&[&["route", "--replay", &edited][..], &on].concat(), 1).out;
+    assert!(replayed.contains("DIFFER"), "{replayed}");
+    expect(&["route", &run, "--replay", &lab.data], 3);
+    expect(&["route", &run], 2);
+    expect(&["route", &run, "--text", "Ω"], 2);
+    expect(&["route", &run, "--text", "a", "--checkpoint", "7"], 3);
 }
 
 #[allow(dead_code, reason = "its `main` is for running it as an example")]

@@ -39,7 +39,9 @@ pub struct LowerOptions {
     pub init: InitScheme,
     /// Adds what every router decided as outputs, for looking at and replaying routes: `experts.PATH` i32 `[N, K]`
     /// (before capacity), `kept.PATH` i32 `[N, K]` (after it), `weights.PATH` `[N, K]`, and `gates.PATH` `[N, E]`, the
-    /// weights as a matrix with 0 where nothing was sent.
+    /// weights as a matrix with 0 where nothing was sent. Where a layer is given rows and not all tokens in order, inside
+    /// an expert for example, N is their number, and `rows.PATH` i32 `[N]` says which token each is (-1 for none). A
+    /// mixture of depths is a layer with one expert, a multi-hash one with an expert per hash and bucket.
     pub routes: bool,
 }
 

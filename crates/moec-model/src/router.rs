@@ -292,7 +292,14 @@ impl Source<'_> {
         self.gathers.iter().fold(tokens, |v, gather| gather.apply(b, v))
     }
 
-    /// Token numbers of the rows.
+    /// Which token of the batch each row is, i32; -1 for none.
+    pub(crate) fn tokens(&self, b: &mut Builder) -> Value {
+        let count = b.ty(self.ids).elements();
+        let tokens = b.ramp(count, 1);
+        self.rows(b, tokens)
+    }
+
+    /// Numbers of the rows' tokens in the vocabulary.
     pub(crate) fn ids(&self, b: &mut Builder) -> Value {
         self.rows(b, self.ids)
     }

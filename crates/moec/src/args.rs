@@ -80,6 +80,16 @@ batches. The same command goes on where it stopped, and does not repeat what is 
   moec eval runs/tiny --split val
   moec eval runs/tiny --data other.txt --split all --json")]
     Eval(EvalArgs),
+    /// Write which character a model sends to which experts, in which layer and with which weight.
+    #[command(after_help = "Examples:
+  moec route runs/tiny --text 'To be, or not to be' > routes.jsonl
+  moec route runs/tiny --text 'To be, or not to be' --checkpoint 100 -o early.jsonl
+  moec route --diff early.jsonl routes.jsonl
+  moec route --replay early.jsonl --device interpreter
+
+One JSON object a line: the run, then per window of the context what replays it (choices, noise, logits), then per layer
+and character the experts with their weights. Logits that a replay does not reproduce are exit code 1.")]
+    Route(RouteArgs),
     /// Check the gradient of every parameter by central differences in 64 bits, with the routes frozen.
     #[command(after_help = "Examples:
   moec gradcheck specs/tiny.moe
@@ -391,6 +401,47 @@ pub struct EvalArgs {
     pub batches: Option<u64>,
 
     /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+}
+
+/// `moec route`
+#[derive(Debug, Args)]
+pub struct RouteArgs {
+    /// A run folder, or one of its checkpoints.
+    #[arg(required_unless_present_any = ["diff", "replay"], conflicts_with = "diff")]
+    pub run: Option<PathBuf>,
+
+    /// The text that is routed, in windows of the model's context; the last one is filled up with the first character
+    /// of the vocabulary, which no router that is causal can see.
+    #[arg(long, required_unless_present_any = ["diff", "replay"], conflicts_with_all = ["diff", "replay"])]
+    pub text: Option<String>,
+
+    /// The checkpoint of this step [default: the newest].
+    #[arg(long, value_name = "STEP", conflicts_with_all = ["diff", "replay"])]
+    pub checkpoint: Option<u64>,
+
+    /// Seed of the noise, for routers that keep it on.
+    #[arg(long, default_value_t = 0, conflicts_with_all = ["diff", "replay"])]
+    pub seed: u64,
+
+    /// Compare two records: shares of equal choices, largest difference of weights.
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with = "replay")]
+    pub diff: Option<Vec<PathBuf>>,
+
+    /// Run the recorded text again with the recorded routes, and compare the logits.
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+
+    /// Write to a file instead of standard output.
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["diff", "replay"])]
+    pub output: Option<PathBuf>,
+
+    /// Print the result of --diff or --replay as JSON; a record is always JSON lines.
     #[arg(long)]
     pub json: bool,
 

@@ -23,6 +23,7 @@ pub mod pipeline;
 mod prepared;
 mod progress;
 pub mod resolved;
+mod routing_record;
 mod sources;
 mod training;
 mod units;
@@ -74,6 +75,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, &console)),
         Command::Sample(args) => (MessageFormat::Full, cmd::sample::run(args, registry, &console)),
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, &console)),
+        Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, &console)),
         Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),
         Command::Export(args) => (MessageFormat::Full, cmd::export::run(args, registry, &console)),

@@ -146,12 +146,22 @@ pub fn lower(
     function: Function,
     noise: NoisePolicy,
 ) -> Result<Lowered, LowerError> {
+    moec_model::lower(model, &lower_options(recipe, vocab, function, noise))
+}
+
+/// The forward graph of one sequence with what every router decides as outputs; see [`LowerOptions::routes`].
+pub fn lower_routes(model: &Model, recipe: &Recipe, vocab: usize) -> Result<Lowered, LowerError> {
+    let options = lower_options(recipe, vocab, Function::Logits, NoisePolicy::Generated);
+    moec_model::lower(model, &LowerOptions { routes: true, ..options })
+}
+
+fn lower_options(recipe: &Recipe, vocab: usize, function: Function, noise: NoisePolicy) -> LowerOptions {
     let (mode, batch, loss) = match function {
         Function::TrainStep => (Mode::Train, recipe.batch, true),
         Function::Evaluate => (Mode::Evaluate, recipe.batch, true),
         Function::Logits => (Mode::Evaluate, 1, false),
     };
-    moec_model::lower(model, &LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, routes: false })
+    LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, routes: false }
 }
 
 /// The forward graph with everything that the function needs beside it: gradients and optimiser for a training step.

@@ -46,6 +46,14 @@ impl Lowering {
                 b.binary(Binary::Less, zero, predicted)
             }
         };
+        if self.options.routes {
+            let path = self.b().path("");
+            let b = self.b();
+            let none = b.add_scalar(through, -1.0);
+            let through = b.to_index(none, 1);
+            self.expose(&path, 1, (through, score), (through, score));
+        }
+        let b = self.b();
         // In training whoever goes through is gathered. In evaluation their number is not known, so whole sequences are
         // reordered: those who go through first, the others behind them, where causal attention does not see them.
         let (slots, sorted, rows_time) = match mode {

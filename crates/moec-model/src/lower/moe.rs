@@ -57,20 +57,13 @@ impl Lowering {
                     self.balance(moe, &path, routing, choice, &experts);
                     self.balance_metrics(&path, experts.count, choice, kept, &experts.rescale);
                 }
-                if self.options.routes {
-                    let b = self.b();
-                    let gates = b.scatter_last(kept.weights, kept.chosen, experts.count);
-                    b.output(format!("experts.{path}"), choice.chosen);
-                    b.output(format!("kept.{path}"), kept.chosen);
-                    b.output(format!("weights.{path}"), choice.weights);
-                    b.output(format!("gates.{path}"), gates);
-                }
+                self.expose(&path, experts.count, (choice.chosen, choice.weights), (kept.chosen, kept.weights));
                 (z, experts.count, capacity)
             }
             (None, Assignment::Slots { dispatch, combine }) => {
                 let z = self.soft(moe, x, dispatch, combine, average);
-                if self.options.loss {
-                    self.slot_metrics(&path, moe.experts, combine);
+                if self.options.loss || self.options.routes {
+                    self.slot_outputs(&path, moe.experts, combine);
                 }
                 (z, moe.experts, None)
             }
@@ -402,17 +395,46 @@ impl Lowering {
         b.output(format!("balance.{path}"), balance);
     }
 
-    /// The outputs of a layer whose experts all work on equally many slots.
-    fn slot_metrics(&mut self, path: &str, experts: usize, combine: Value) {
+    /// Outputs of what a layer decided, where they are asked for: see [`super::LowerOptions::routes`].
+    pub(super) fn expose(&mut self, path: &str, experts: usize, choice: (Value, Value), kept: (Value, Value)) {
+        if !self.options.routes {
+            return;
+        }
+        let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers };
+        let b = &mut self.emitter.builder;
+        if !self.gathers.is_empty() {
+            let rows = source.tokens(b);
+            b.output(format!("rows.{path}"), rows);
+        }
+        let gates = b.scatter_last(kept.1, kept.0, experts);
+        b.output(format!("experts.{path}"), choice.0);
+        b.output(format!("kept.{path}"), kept.0);
+        b.output(format!("weights.{path}"), choice.1);
+        b.output(format!("gates.{path}"), gates);
+    }
+
+    /// The outputs of a layer whose experts all work on equally many slots: a token goes to every expert, with the
+    /// weight of all slots of the expert in what the token gets.
+    fn slot_outputs(&mut self, path: &str, experts: usize, combine: Value) {
         let time = self.time;
         let b = self.b();
         let [tokens, slots] = [0, 1].map(|axis| b.shape(combine).get(axis).copied().unwrap_or(1));
+        let shares = b.reshape(combine, [tokens, experts, slots / experts]);
+        let shares = b.sum(shares, &[2]);
+        if self.options.routes {
+            let b = self.b();
+            let every = b.ramp(experts, 1);
+            let every = b.broadcast(every, [tokens, experts]);
+            self.expose(path, experts, (every, shares), (every, shares));
+        }
+        if !self.options.loss {
+            return;
+        }
+        let b = self.b();
         let load = b.fill((tokens / time.max(1) * (slots / experts)) as f64, [experts]);
         b.output(format!("load.{path}"), load);
         let none = b.fill(0.0, []);
         b.output(format!("dropped.{path}"), none);
-        let shares = b.reshape(combine, [tokens, experts, slots / experts]);
-        let shares = b.sum(shares, &[2]);
         let terms = entropy_terms(b, shares);
         let sum = b.sum_all(terms);
         let entropy = b.scale(sum, -1.0 / tokens.max(1) as f64);

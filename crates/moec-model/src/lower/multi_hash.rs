@@ -39,6 +39,12 @@ impl Lowering {
         let block = b.add(bucket, blocks);
         let experts = hashes * buckets;
         let block = b.to_index(block, experts);
+        if self.options.routes {
+            let ones = b.fill(1.0, [tokens, hashes]);
+            let path = b.path("");
+            self.expose(&path, experts, (block, ones), (block, ones));
+        }
+        let b = self.b();
         let offsets = b.op(Op::SortByExpert { experts, rows: tokens * hashes }, &[block]);
         let gather = Gather { order: offsets.result(1), positions: offsets.result(2) };
         let rows = Rows::Experts { experts, offsets };

@@ -9,5 +9,6 @@ pub mod export;
 pub mod fmt;
 pub mod gradcheck;
 pub mod import;
+pub mod route;
 pub mod sample;
 pub mod train;

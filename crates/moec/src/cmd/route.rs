@@ -1,0 +1,419 @@
+//! `moec route`: which character goes to which experts, in which layer and with which weight; and records of it compared
+//! and replayed.
+
+use crate::args::{DeviceName, RouteArgs};
+use crate::console::Console;
+use crate::devices;
+use crate::exit::{Exit, Failure};
+use crate::pipeline::{self, CompileError};
+use crate::prepared::Run;
+use crate::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
+use moec_ir::{Builder, Graph, Op, Tensor, random};
+use moec_model::{Lowered, Registry};
+use moec_plan::{OptimizeOptions, ROUTE_PREFIX, Session};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Largest difference of replayed logits, relative to the largest logit: what kernels and the reference may differ by.
+const TOLERANCE: f64 = 1e-3;
+
+/// What the outputs of random nodes begin with.
+const NOISE_PREFIX: &str = "random.";
+
+/// Runs the command.
+///
+/// # Errors
+/// When the run, the text or a record is wrong, or the device fails.
+pub fn run(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    match (&args.diff, &args.replay) {
+        (Some(files), _) => diff(files, args.json, console),
+        (_, Some(file)) => replay(args, file, registry, console),
+        _ => record(args, registry, console),
+    }
+}
+
+// ---- recording ----
+
+fn record(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    // clap has made sure that both are there.
+    let (run, text) = (args.run.clone().unwrap_or_default(), args.text.clone().unwrap_or_default());
+    let run = match args.checkpoint {
+        Some(step) => {
+            let folder = run.join("checkpoints").join(format!("step-{step:08}"));
+            if !folder.exists() {
+                let message = format!("{} has no checkpoint of step {step}", run.display());
+                return Err(Failure::new(Exit::Data, message).help("without --checkpoint the newest is taken"));
+            }
+            folder
+        }
+        None => run,
+    };
+    let run = Run::open(&run, registry, args.device)?;
+    let record = routed(&run, &text, args.seed, args.device)?;
+    let lines = record.to_lines().map_err(|e| Failure::new(Exit::Failure, format!("cannot write the record: {e}")))?;
+    match &args.output {
+        None => console.write(&lines)?,
+        Some(path) => {
+            std::fs::write(path, lines).map_err(|e| Failure::file("write", path, &e))?;
+            console.note(format!(
+                "wrote {} routes of {} layers to {}",
+                record.routes.len(),
+                record.header.layers.len(),
+                path.display()
+            ));
+        }
+    }
+    Ok(Exit::Success)
+}
+
+/// Routes a text with a run's model and records it.
+fn routed(run: &Run, text: &str, seed: u64, device: DeviceName) -> Result<Record, Failure> {
+    let windows = Windows::of(run, text)?;
+    let lowered = lowered(run)?;
+    let recorded = record_noise(moec_plan::record_routes(&lowered.graph)).map_err(|e| failed(run, e))?;
+    let layers = layers(&lowered);
+    let header = header(run, text, seed, device, &layers);
+    let mut record = Record { header, windows: Vec::new(), routes: Vec::new() };
+    let mut found = Vec::new();
+    execute(
+        run,
+        &recorded,
+        device,
+        windows.len(),
+        |window| windows.inputs(window, seed),
+        |window, outputs| {
+            record.windows.push(windows.recorded(window, seed, outputs));
+            found.push(windows.routes(window, &layers, outputs));
+            Ok(())
+        },
+    )?;
+    // By layer, then by position.
+    for layer in &layers {
+        let of_layer = found.iter().flatten().filter(|r| r.layer == layer.path);
+        record.routes.extend(of_layer.cloned());
+    }
+    Ok(record)
+}
+
+fn header(run: &Run, text: &str, seed: u64, device: DeviceName, layers: &[Layer]) -> Header {
+    Header {
+        schema: SCHEMA.to_string(),
+        run: run.root.display().to_string(),
+        checkpoint: run.checkpoint.manifest.step,
+        model_sha256: parameters_sha256(run),
+        model: run.spec.checked.model.name.clone(),
+        device: device.as_str().to_string(),
+        seed,
+        context: run.spec.checked.model.context,
+        text: text.to_string(),
+        layers: layers.to_vec(),
+    }
+}
+
+fn parameters_sha256(run: &Run) -> String {
+    let files = &run.checkpoint.manifest.files;
+    files.iter().find(|f| f.name == "model.safetensors").map(|f| f.sha256.clone()).unwrap_or_default()
+}
+
+fn failed(run: &Run, error: CompileError) -> Failure {
+    error.into_failure(&run.spec.source)
+}
+
+fn lowered(run: &Run) -> Result<Lowered, Failure> {
+    let (model, recipe) = (&run.spec.checked.model, &run.spec.checked.recipe);
+    pipeline::lower_routes(model, recipe, run.vocab.len()).map_err(|e| failed(run, e.into()))
+}
+
+/// The graph with an output `random.NODE` for every random number that routers draw.
+fn record_noise(graph: Graph) -> Result<Graph, CompileError> {
+    let is_noise = |op: &Op| matches!(op, Op::RandomNormal { .. } | Op::RandomUniform { .. });
+    let drawn: Vec<_> = graph.ids().filter(|&id| is_noise(&graph.node(id).op)).collect();
+    let mut b = Builder::extend(graph);
+    for id in drawn {
+        let name = format!("{NOISE_PREFIX}{}", b.graph().node(id).name);
+        let value = b.graph().value(id);
+        b.output(name, value);
+    }
+    Ok(b.finish()?)
+}
+
+/// The layers that decide something, in the order of the model.
+fn layers(lowered: &Lowered) -> Vec<Layer> {
+    let strategy = |path: &str| {
+        let info = lowered.moe_layers.iter().find(|l| l.path == path);
+        // Layers that are no `moe` are called after their kind: `mixture_of_depths`, `multi_hash_2`.
+        let kind =
+            || path.rsplit('.').next().unwrap_or(path).trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
+        info.map_or_else(|| kind().to_string(), |l| l.strategy.clone())
+    };
+    let graph = &lowered.graph;
+    let mut layers: Vec<Layer> = graph
+        .outputs()
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix("gates.")?, *value)))
+        .map(|(path, gates)| Layer {
+            path: path.to_string(),
+            strategy: strategy(path),
+            experts: graph.ty(gates).shape.last().copied().unwrap_or(0),
+        })
+        .collect();
+    layers.sort_by_cached_key(|l| {
+        l.path.split('.').map(|p| (p.parse().unwrap_or(u64::MAX), p.to_string())).collect::<Vec<_>>()
+    });
+    layers
+}
+
+/// A text in windows of the context.
+struct Windows<'a> {
+    run: &'a Run,
+    characters: Vec<char>,
+    tokens: Vec<i32>,
+    context: usize,
+}
+
+impl<'a> Windows<'a> {
+    fn of(run: &'a Run, text: &str) -> Result<Self, Failure> {
+        let tokens = run.vocab.encode(text);
+        let tokens = tokens.map_err(|e| Failure::new(Exit::Usage, format!("the text cannot be read: {e}")))?;
+        if tokens.is_empty() {
+            return Err(Failure::new(Exit::Usage, "there is no text to route").help("give some with --text TEXT"));
+        }
+        let context = run.spec.checked.model.context.max(1);
+        Ok(Self { run, characters: text.chars().collect(), tokens, context })
+    }
+
+    fn len(&self) -> usize {
+        self.tokens.len().div_ceil(self.context)
+    }
+
+    /// The characters of a window, by number.
+    fn range(&self, window: usize) -> std::ops::Range<usize> {
+        let start = window * self.context;
+        start..self.tokens.len().min(start + self.context)
+    }
+
+    fn rng(&self, window: usize, seed: u64) -> [i32; 4] {
+        random::state(seed, window as u64)
+    }
+
+    fn inputs(&self, window: usize, seed: u64) -> BTreeMap<String, Tensor> {
+        let mut tokens = self.tokens[self.range(window)].to_vec();
+        tokens.resize(self.context, 0);
+        let rng = Tensor::ints(self.rng(window, seed));
+        BTreeMap::from([("tokens".to_string(), Tensor::ints(tokens)), ("rng".to_string(), rng)])
+    }
+
+    /// The logits of the window's own characters.
+    fn logits(&self, window: usize, outputs: &BTreeMap<String, Tensor>) -> Vec<f32> {
+        let mut logits = outputs.get("logits").map(Tensor::to_f32).unwrap_or_default();
+        logits.truncate(self.range(window).len() * self.run.vocab.len());
+        logits
+    }
+
+    fn recorded(&self, window: usize, seed: u64, outputs: &BTreeMap<String, Tensor>) -> Window {
+        let with_prefix = |prefix: &'static str| {
+            outputs.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?.to_string(), tensor)))
+        };
+        Window {
+            window,
+            rng: self.rng(window, seed),
+            routes: with_prefix(ROUTE_PREFIX).map(|(name, t)| (name, Array::<i32>::of(t))).collect(),
+            noise: with_prefix(NOISE_PREFIX).map(|(name, t)| (name, Array::<f32>::of(t))).collect(),
+            logits: self.logits(window, outputs),
+        }
+    }
+
+    /// Where the window's characters went in every layer.
+    fn routes(&self, window: usize, layers: &[Layer], outputs: &BTreeMap<String, Tensor>) -> Vec<Route> {
+        let mut routes = Vec::new();
+        for layer in layers {
+            let output = |what: &str| outputs.get(&format!("{what}.{}", layer.path));
+            let ints = |what: &str| output(what).and_then(Tensor::as_i32).unwrap_or_default();
+            let (experts, kept) = (ints("experts"), ints("kept"));
+            let (weights, gates) = (output("weights").map(Tensor::to_f32), output("gates").map(Tensor::to_f32));
+            let (weights, gates) = (weights.unwrap_or_default(), gates.unwrap_or_default());
+            let k = output("experts").and_then(|t| t.shape().last().copied()).unwrap_or(1).max(1);
+            // All tokens in order, unless a layer is given rows that say which tokens they are.
+            let count = (experts.len() / k) as i32;
+            let every: Vec<i32> = (0..count).collect();
+            let rows = if output("rows").is_some() { ints("rows") } else { &every };
+            let range = self.range(window);
+            let first = routes.len();
+            routes.extend(range.clone().map(|position| Route {
+                layer: layer.path.clone(),
+                position,
+                character: self.characters[position],
+                experts: Vec::new(),
+                weights: Vec::new(),
+                dropped: Vec::new(),
+            }));
+            for (row, &token) in rows.iter().enumerate() {
+                let Some(token) = usize::try_from(token).ok().filter(|t| *t < range.len()) else { continue };
+                let route: &mut Route = &mut routes[first + token];
+                for slot in row * k..(row + 1) * k {
+                    let Some(expert) = experts.get(slot).and_then(|&e| usize::try_from(e).ok()) else { continue };
+                    let dropped = kept.get(slot) == Some(&-1);
+                    // What a dropped choice would have weighed; what a kept one weighs after renormalisation.
+                    let weight = if dropped { weights.get(slot) } else { gates.get(row * layer.experts + expert) };
+                    route.experts.push(expert);
+                    route.weights.push(weight.copied().unwrap_or(0.0));
+                    route.dropped.push(dropped);
+                }
+            }
+        }
+        routes
+    }
+}
+
+/// Runs a graph window by window with the run's parameters and hands the outputs of each to `then`.
+fn execute(
+    run: &Run,
+    graph: &Graph,
+    device: DeviceName,
+    windows: usize,
+    inputs: impl Fn(usize) -> BTreeMap<String, Tensor>,
+    mut then: impl FnMut(usize, &BTreeMap<String, Tensor>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    const NAME: &str = "route";
+    let (graph, _) = moec_plan::optimize(graph, &OptimizeOptions::default()).map_err(|e| failed(run, e.into()))?;
+    let program = moec_plan::plan(&[(NAME.to_string(), &graph)]).map_err(|e| failed(run, e.into()))?;
+    let backend = devices::open(device)?;
+    let mut session: Box<dyn Session> = backend.prepare(&program)?;
+    for state in &program.states {
+        if let Some(tensor) = run.checkpoint.tensors.get(&state.name) {
+            session.write_state(&state.name, tensor)?;
+        }
+    }
+    let Some(plan) = program.plans.first() else { return Ok(()) };
+    for window in 0..windows {
+        let given = inputs(window);
+        let inputs: Vec<(&str, &Tensor)> = plan
+            .inputs
+            .iter()
+            .filter_map(|port| given.get(&port.name).map(|tensor| (port.name.as_str(), tensor)))
+            .collect();
+        session.run(NAME, &inputs)?;
+        let mut outputs = BTreeMap::new();
+        for port in &plan.outputs {
+            outputs.insert(port.name.clone(), session.output(NAME, &port.name)?);
+        }
+        then(window, &outputs)?;
+    }
+    Ok(())
+}
+
+// ---- replaying ----
+
+fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    let record = Record::read(file)?;
+    let header = &record.header;
+    let default = || PathBuf::from(&header.run).join("checkpoints").join(format!("step-{:08}", header.checkpoint));
+    let run = Run::open(&args.run.clone().unwrap_or_else(default), registry, args.device)?;
+    if parameters_sha256(&run) != header.model_sha256 {
+        let message = format!("{} is of other parameters than {}", file.display(), run.root.display());
+        let help = format!("give the checkpoint of step {} of the run that was recorded", header.checkpoint);
+        return Err(Failure::new(Exit::Data, message).help(help));
+    }
+    let windows = Windows::of(&run, &header.text)?;
+    let foreign = || Failure::new(Exit::Data, format!("{} does not hold the routes of this model", file.display()));
+    let frozen = moec_plan::freeze_routes(&lowered(&run)?.graph).map_err(|e| failed(&run, e.into()))?;
+    for id in frozen.ids() {
+        let Op::Input { name, ty } = &frozen.node(id).op else { continue };
+        let Some(route) = name.strip_prefix(ROUTE_PREFIX) else { continue };
+        let fits = |w: &Window| w.routes.get(route).and_then(Array::tensor).is_some_and(|t| t.ty() == *ty);
+        if record.windows.len() != windows.len() || !record.windows.iter().all(fits) {
+            return Err(foreign());
+        }
+    }
+    let inputs = |window: usize| {
+        let mut inputs = windows.inputs(window, header.seed);
+        for (name, array) in &record.windows[window].routes {
+            if let Some(tensor) = array.tensor() {
+                inputs.insert(format!("{ROUTE_PREFIX}{name}"), tensor);
+            }
+        }
+        inputs
+    };
+    let (mut largest, mut difference, mut compared) = (0.0f64, 0.0f64, 0);
+    execute(&run, &frozen, args.device, windows.len(), inputs, |window, outputs| {
+        let (found, expected) = (windows.logits(window, outputs), &record.windows[window].logits);
+        if found.len() != expected.len() {
+            return Err(foreign());
+        }
+        for (&a, &b) in found.iter().zip(expected) {
+            largest = largest.max(f64::from(b).abs());
+            let d = (f64::from(a) - f64::from(b)).abs();
+            // Not a number must not pass for agreement.
+            difference = if d.is_nan() { f64::INFINITY } else { difference.max(d) };
+        }
+        compared += found.len();
+        Ok(())
+    })?;
+    let agree = difference <= TOLERANCE * largest.max(1.0);
+    if args.json {
+        console.json(&json!({
+            "schema": "moec.route.replay/1",
+            "agree": agree,
+            "logits": compared,
+            "largest_difference": if difference.is_finite() { json!(difference) } else { json!(null) },
+            "largest_logit": largest,
+            "recorded_on": header.device,
+            "replayed_on": args.device.as_str(),
+        }))?;
+    } else {
+        let verdict = match (agree, difference) {
+            (true, 0.0) => "agree to the bit".to_string(),
+            (true, d) => format!("agree: the largest difference is {d:.1e}"),
+            (false, d) => format!("DIFFER: the largest difference is {d:.1e}"),
+        };
+        console.out(format!(
+            "{compared} logits of {} characters, recorded on {}, replayed on {}, {verdict}",
+            windows.tokens.len(),
+            header.device,
+            args.device.as_str()
+        ))?;
+    }
+    Ok(if agree { Exit::Success } else { Exit::Failure })
+}
+
+// ---- comparing ----
+
+fn diff(files: &[PathBuf], as_json: bool, console: &Console) -> Result<Exit, Failure> {
+    let [a, b] = files else { return Err(Failure::new(Exit::Usage, "--diff compares two records")) };
+    let (first, second) = (Record::read(a)?, Record::read(b)?);
+    let rows = routing_record::difference(&first, &second)?;
+    if as_json {
+        let layers = serde_json::to_value(&rows);
+        let layers = layers.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the difference: {e}")))?;
+        console.json(&json!({
+            "schema": "moec.route.diff/1",
+            "a": a.display().to_string(),
+            "b": b.display().to_string(),
+            "layers": layers,
+        }))?;
+        return Ok(Exit::Success);
+    }
+    let width = rows.iter().map(|r| r.layer.chars().count()).max().unwrap_or(0).max("all layers".len());
+    console.out(format!(
+        "{:<width$}  {:>10}  {:>12}  {:>12}  {:>17}",
+        "layer", "characters", "same first", "same experts", "weight difference"
+    ))?;
+    let line = |name: &str, characters: usize, first: f64, sets: f64, weight: f64| {
+        console.out(format!(
+            "{name:<width$}  {characters:>10}  {:>10.1} %  {:>10.1} %  {weight:>17.2e}",
+            100.0 * first,
+            100.0 * sets
+        ))
+    };
+    for r in &rows {
+        line(&r.layer, r.characters, r.equal_first, r.equal_sets, r.largest_weight_difference)?;
+    }
+    let characters: usize = rows.iter().map(|r| r.characters).sum();
+    let mean = |of: fn(&routing_record::LayerDifference) -> f64| {
+        rows.iter().map(|r| of(r) * r.characters as f64).sum::<f64>() / characters.max(1) as f64
+    };
+    let largest = rows.iter().map(|r| r.largest_weight_difference).fold(0.0, f64::max);
+    line("all layers", characters, mean(|r| r.equal_first), mean(|r| r.equal_sets), largest)?;
+    Ok(Exit::Success)
+}
