@@ -1,6 +1,6 @@
 //! The built-in routing strategies, one file each. They use the same trait as an outside crate.
 
-mod base;
+mod base_layer;
 mod dselect_k;
 mod expert_choice;
 mod gshard;
@@ -11,7 +11,7 @@ mod soft_moe;
 mod softmax_top_k;
 mod switch;
 
-pub use base::Base;
+pub use base_layer::Base;
 pub use dselect_k::DSelectK;
 pub use expert_choice::ExpertChoice;
 pub use gshard::GShard;
