@@ -633,3 +633,76 @@ fn the_example_trains_and_samples() {
     let text = hello::train_and_sample().unwrap();
     assert!(text.starts_with("one") && text.chars().count() == 63, "{text}");
 }
+
+/// A file that imports another one, which imports a third.
+fn importing(folder: &Path) -> String {
+    fs::create_dir(folder.join("lib")).unwrap();
+    let gate = "// Top-k of scores.\nrouter gate(k: int) {\n  let scores = linear(x, experts)\n  \
+                let top, chosen = top_k(scores, k)\n  return token_choice(experts: chosen, weights: softmax(top))\n}\n";
+    text(&folder.join("lib/gate.moe"), gate);
+    text(&folder.join("lib/parts.moe"), "import \"gate.moe\"\n\nblock expert { mlp(hidden: 6) }\n");
+    let main = "import \"lib/parts.moe\"\n\nmodel imported {\n  context 8\n  vocab   characters\n\n  embed(width: 8)\n  \
+                residual { layer_norm  moe(experts: 3 * expert, route: gate(k: 2)) }\n  unembed\n}\n\ntrain {\n  \
+                batch 2\n  steps 4\n  evaluate(every: 2, batches: 1)\n  checkpoint(every: 2)\n}\n";
+    text(&folder.join("main.moe"), main)
+}
+
+#[test]
+fn a_run_needs_no_imported_file_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let main = importing(folder.path());
+    let library = folder.path().join("lib").join("gate.moe").display().to_string();
+    assert!(expect(&["check", &main], 0).out.contains("model imported is sound"));
+    assert!(expect(&["check", &library], 0).out.contains("router gate is sound"));
+    expect(&["fmt", "--check", &main, &library], 0);
+    expect(&["compile", &main], 0);
+    let run = folder.path().join("run").display().to_string();
+    expect(&["train", &main, "--out", &run], 0);
+
+    // A changed file is another model; a missing one is not needed.
+    let kept = fs::read_to_string(&library).unwrap();
+    fs::write(&library, kept.replace("softmax(top)", "sigmoid(top)")).unwrap();
+    let ran = expect(&["train", &main, "--out", &run, "--resume", "--steps", "6"], 2);
+    assert!(ran.err.contains("gate.moe has changed since"), "{}", ran.err);
+    let full = folder.path().join("full").display().to_string();
+    fs::write(&library, kept).unwrap();
+    expect(&["train", &main, "--out", &full, "--steps", "6"], 0);
+    fs::remove_dir_all(folder.path().join("lib")).unwrap();
+    let spec = folder.path().join("run").join("spec.moe").display().to_string();
+    expect(&["train", &spec, "--out", &run, "--resume", "--steps", "6"], 0);
+    let model = |run: &str| fs::read(Path::new(run).join("checkpoints/step-00000006/model.safetensors")).unwrap();
+    assert_eq!(model(&run), model(&full));
+    expect(&["sample", &run], 0);
+    expect(&["eval", &run, "--batches", "1"], 0);
+}
+
+#[test]
+fn faults_in_imported_files_are_shown_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let main = importing(folder.path());
+    let library = folder.path().join("lib/gate.moe");
+    let kept = fs::read_to_string(&library).unwrap();
+    fs::write(&library, kept.replace("softmax(top)", "softmax(tpo)")).unwrap();
+    let ran = expect(&["check", &main, "--message-format", "short"], 2);
+    assert!(ran.err.contains("lib/gate.moe:5:56: error[E0206]: `tpo` is not defined"), "{}", ran.err);
+    let json = expect(&["check", &main, "--json"], 2).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let file = json["diagnostics"][0]["file"].as_str().unwrap();
+    assert!(file.ends_with("lib/gate.moe"), "{file}");
+    fs::remove_file(&library).unwrap();
+    let ran = expect(&["check", &main], 2);
+    assert!(ran.err.contains("lib/parts.moe:1:8") && ran.err.contains("there is no such file"), "{}", ran.err);
+    fs::write(&library, "import \"../main.moe\"").unwrap();
+    let ran = expect(&["check", &main], 2);
+    assert!(ran.err.contains("`main.moe` imports `lib/parts.moe` imports `lib/gate.moe`"), "{}", ran.err);
+}
+
+#[test]
+fn routers_of_the_language_have_right_gradients() {
+    let routers = root().join("examples").join("routers");
+    for name in ["noisy_gate.moe", "unbiased_gate.moe", "market.moe"] {
+        let file = routers.join(name).display().to_string();
+        let ran = expect(&["gradcheck", &file, "-s", "width=8", "--context", "3"], 0);
+        assert!(ran.out.contains("parameters agree"), "{name}: {}", ran.out);
+    }
+}

@@ -18,6 +18,7 @@ use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span, did_you_mean}
 use crate::model::{Causality, Model, Number, Positions};
 use crate::recipe::Recipe;
 use crate::registry::Registry;
+use crate::router_language;
 
 pub use train::{SettingForm, SettingSpec, train_settings};
 
@@ -41,7 +42,10 @@ pub struct Checked {
     pub model: Option<Model>,
     /// The recipe: that of the `train` block, with defaults for what it leaves out. All defaults if it has errors.
     pub recipe: Recipe,
-    /// Errors and warnings in the order of the source.
+    /// What the file can name: the strategies and losses that were passed in, and the routers that the file and its
+    /// imports define.
+    pub registry: Registry,
+    /// Errors and warnings in the order of the source, those in imported files at the end.
     pub diagnostics: Vec<Diagnostic>,
 }
 
@@ -52,27 +56,22 @@ impl Checked {
     }
 }
 
-/// Checks a parsed file. Every model in it is checked, and the recipe; the overrides apply to the chosen model.
+/// Checks a parsed file with what it imports. Every model and router in it is checked, and the recipe; the overrides
+/// apply to the chosen model. A model of the file itself goes before those that it imports.
 pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options: &CheckOptions) -> Checked {
-    let mut checker = Checker::new(source, registry);
+    let defined = router_language::define(source, file, registry);
+    let known = defined.routers.into_iter().fold(registry.clone(), Registry::strategy);
+    let mut checker = Checker::new(source, &known);
+    checker.faulty_routers = defined.faulty;
+    defined.diagnostics.into_iter().for_each(|d| checker.report(d));
     checker.read_overrides(&options.overrides);
     checker.define_blocks(file);
 
-    let models: Vec<&ast::Model> = file
-        .items
-        .iter()
-        .filter_map(|item| match item {
-            ast::Item::Model(model) => Some(model),
-            _ => None,
-        })
-        .collect();
-    for item in file.items.iter().chain(&file.imported) {
-        if let ast::Item::Router(router) = item {
-            let d = Diagnostic::new(Code::NotInThisVersion, "router definitions have no meaning yet");
-            checker.report(d.primary(router.name.span, "not supported in this version"));
-        }
-    }
-    let chosen = checker.choose(&models, options.model.as_deref());
+    let own = models_in(&file.items);
+    let imported = models_in(&file.imported);
+    let candidates = if own.is_empty() { imported.len() } else { own.len() };
+    let models: Vec<&ast::Model> = own.into_iter().chain(imported).collect();
+    let chosen = checker.choose(&models, candidates, options.model.as_deref());
     let mut result = None;
     for (i, model) in models.iter().enumerate() {
         let checked = checker.model(model, chosen == Some(i));
@@ -86,7 +85,16 @@ pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options
     let failed = checker.errors > 0;
     let mut diagnostics = checker.diagnostics;
     diagnostics.sort_by_key(|d| d.span().map_or(usize::MAX, |span| span.start));
-    Checked { model: result.filter(|_| !failed), recipe: recipe.filter(|_| !failed).unwrap_or_default(), diagnostics }
+    let (model, recipe) = (result.filter(|_| !failed), recipe.filter(|_| !failed).unwrap_or_default());
+    Checked { model, recipe, registry: known, diagnostics }
+}
+
+fn models_in(items: &[ast::Item]) -> Vec<&ast::Model> {
+    let models = items.iter().filter_map(|item| match item {
+        ast::Item::Model(model) => Some(model),
+        _ => None,
+    });
+    models.collect()
 }
 
 /// The names that are visible at some place, as positions in the checker's tables.
@@ -129,6 +137,8 @@ struct Checker<'a> {
     reported: BTreeSet<(Code, Option<Span>, String)>,
     bindings: Vec<Binding<'a>>,
     blocks: Vec<BlockDefinition<'a>>,
+    /// Routers whose definitions have faults.
+    faulty_routers: Vec<String>,
     overrides: Vec<Override>,
     /// Every `let` that was reached, by its span, with its name and whether it was read.
     lets: IndexMap<(usize, usize), (&'a str, bool)>,
@@ -201,6 +211,7 @@ impl<'a> Checker<'a> {
             reported: BTreeSet::new(),
             bindings: Vec::new(),
             blocks: Vec::new(),
+            faulty_routers: Vec::new(),
             overrides: Vec::new(),
             lets: IndexMap::new(),
             model: ModelState::default(),
@@ -227,7 +238,7 @@ impl<'a> Checker<'a> {
     /// Blocks of the file see each other, whatever their order.
     fn define_blocks(&mut self, file: &'a ast::File) {
         let mut names: IndexMap<&str, Span> = IndexMap::new();
-        for item in &file.items {
+        for item in file.items.iter().chain(&file.imported) {
             let ast::Item::Block(block) = item else { continue };
             if let Some(&first) = names.get(block.name.name.as_str()) {
                 self.report(duplicate("block", &block.name, first));
@@ -243,8 +254,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Which of the models is meant.
-    fn choose(&mut self, models: &[&'a ast::Model], wanted: Option<&str>) -> Option<usize> {
+    /// Which of the models is meant: one of the first `candidates`, unless another is `wanted` by its name.
+    fn choose(&mut self, models: &[&'a ast::Model], candidates: usize, wanted: Option<&str>) -> Option<usize> {
         let mut names: IndexMap<&str, Span> = IndexMap::new();
         for model in models {
             if let Some(&first) = names.get(model.name.name.as_str()) {
@@ -253,7 +264,7 @@ impl<'a> Checker<'a> {
                 names.insert(&model.name.name, model.name.span);
             }
         }
-        let list = || models.iter().map(|m| format!("`{}`", m.name)).collect::<Vec<_>>().join(", ");
+        let list = |count| models.iter().take(count).map(|m| format!("`{}`", m.name)).collect::<Vec<_>>().join(", ");
         match (models, wanted) {
             ([], _) => {
                 let message = format!("`{}` defines no model", self.source.name());
@@ -266,7 +277,7 @@ impl<'a> Checker<'a> {
                 let found = models.iter().position(|m| m.name.name == wanted);
                 if found.is_none() {
                     let mut d = Diagnostic::new(Code::NoModel, format!("there is no model named `{wanted}`"))
-                        .note(format!("the file defines {}", list()));
+                        .note(format!("the file defines {}", list(models.len())));
                     if let Some(near) = did_you_mean(wanted, models.iter().map(|m| m.name.name.as_str())) {
                         d = d.help(format!("did you mean `{near}`?"));
                     }
@@ -274,13 +285,15 @@ impl<'a> Checker<'a> {
                 }
                 found
             }
-            ([_], None) => Some(0),
+            (_, None) if candidates == 1 => Some(0),
             // Two of one name cannot be chosen between.
             (_, None) if names.len() < models.len() => None,
             (_, None) => {
-                let mut d =
-                    Diagnostic::new(Code::SeveralModels, format!("the file defines several models: {}", list()));
-                for model in models {
+                let mut d = Diagnostic::new(
+                    Code::SeveralModels,
+                    format!("the file defines several models: {}", list(candidates)),
+                );
+                for model in models.iter().take(candidates) {
                     d = d.secondary(model.name.span, "");
                 }
                 self.report(d.help(format!("choose one with `--model {}`", models[0].name)));

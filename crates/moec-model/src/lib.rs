@@ -70,6 +70,7 @@
 //! ```
 
 mod argument;
+mod arithmetic;
 mod check;
 mod cost;
 mod data_sets;
@@ -82,6 +83,7 @@ mod recipe;
 mod registry;
 mod resolved;
 mod router;
+mod router_language;
 mod routers;
 mod state;
 
@@ -104,5 +106,6 @@ pub use router::{
     Assignment, AuxiliaryLoss, Compares, Mode, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext,
     RoutingStrategy, Traits, Verdict,
 };
+pub use router_language::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
 pub use routers::{Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, SoftMoe, SoftmaxTopK, Switch};
 pub use state::{StateInit, StateSource, TrainingText};

@@ -1,5 +1,6 @@
 //! What the names in a file can mean: a value, so that a program or a test can build any environment.
 
+use std::fmt;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -45,8 +46,13 @@ impl Registry {
 
     /// Adds a strategy; one of the same name is replaced.
     #[must_use]
-    pub fn router(mut self, strategy: impl RoutingStrategy + 'static) -> Self {
-        self.routers.insert(strategy.name().to_string(), Arc::new(strategy));
+    pub fn router(self, strategy: impl RoutingStrategy + 'static) -> Self {
+        self.strategy(Arc::new(strategy))
+    }
+
+    /// As [`Self::router`], for a strategy that is shared.
+    pub(crate) fn strategy(mut self, strategy: Arc<dyn RoutingStrategy>) -> Self {
+        self.routers.insert(strategy.name().to_string(), strategy);
         self
     }
 
@@ -92,6 +98,15 @@ impl Registry {
     /// The loss of that name.
     pub fn find_loss(&self, name: &str) -> Option<&BalanceLoss> {
         self.losses.get(name)
+    }
+}
+
+impl fmt::Debug for Registry {
+    /// The names in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let routers: Vec<&String> = self.routers.keys().collect();
+        let losses: Vec<&&str> = self.losses.keys().collect();
+        f.debug_struct("Registry").field("routers", &routers).field("losses", &losses).finish()
     }
 }
 

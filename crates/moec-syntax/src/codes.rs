@@ -1,7 +1,7 @@
 //! Every diagnostic code: one table with the summary and the long explanation that `moec explain` prints.
 //!
 //! E01 is syntax, E02 names and arguments, E03 types and values, E04 shapes and structure, E05 routing, E06 the recipe
-//! and overrides, E07 resources; W is a warning about the same subjects. A published number keeps its meaning.
+//! and overrides, E07 resources, E08 routers in the language; W is a warning about the same subjects. A published number keeps its meaning.
 
 use std::fmt;
 use std::str::FromStr;
@@ -170,19 +170,6 @@ Wrong:
 Right:
 
     let repeats = 4
-"#;
-    NotInThisVersion = "E0111", "a part of the language that this version does not have", r#"
-An expert cannot contain a `moe` yet. Two levels of experts can often be written as one, with the product of their
-numbers.
-
-Wrong:
-
-    block inner { moe(experts: 4 * mlp(hidden: 64), route: softmax_top_k(k: 1, normalize: all)) }
-    moe(experts: 4 * inner, route: softmax_top_k(k: 2))
-
-Right:
-
-    moe(experts: 16 * mlp(hidden: 64), route: softmax_top_k(k: 2))
 "#;
     TooDeep = "E0112", "nesting is too deep", r#"
 Brackets may nest 128 deep, and an expression may be 256 operations high. No model that a person writes comes near;
@@ -910,6 +897,120 @@ Right:
 
     b.linear(x, weight, None)    // x is [N, 128], the weight [8, 128]
 "#;
+    // Routers in the language.
+    NameTaken = "E0801", "a name in a router definition is taken", r#"
+A router must not be called like one that is built in, a loss of a router not like a balance loss, and no tensor of a
+router like a part of the `moe` layer. Otherwise it would be unclear which one a model or a line of the log means.
+
+Wrong:
+
+    router noisy_top_k(k: int) { ... }
+
+Right:
+
+    router quiet_top_k(k: int) { ... }
+"#;
+    UnknownFunction = "E0802", "no function has this name", r#"
+A router calls the functions of the language, such as `linear`, `softmax` and `top_k`; the language reference lists
+them. There are no others, and a router cannot call another one.
+
+Wrong:
+
+    let weights = soft_max(top)
+
+Right:
+
+    let weights = softmax(top)
+"#;
+    FunctionArguments = "E0803", "a function is given other arguments than it takes", r#"
+The values that a function works on stand in order, without names; what it can be told beyond that has names. The
+message shows how the function is written.
+
+Wrong:
+
+    let top, chosen = top_k(scores)
+    let total = sum(scores, experts)
+
+Right:
+
+    let top, chosen = top_k(scores, k)
+    let total = sum(scores, over: experts)
+"#;
+    WrongKind = "E0804", "a value is of a kind that cannot stand here", r#"
+A router computes with numbers that are known at compile time (`k`, `experts`), with tensors that are computed for
+every batch (`x`, `linear(x, experts)`), and with indices (the second result of `top_k`). Extents and conditions of
+`if` are known at compile time; indices become tensors with `float(..)`.
+
+Wrong:
+
+    let gates = if scores > 0 { scores } else { zeros() }
+
+Right:
+
+    let gates = select(scores > 0, scores, 0.0)
+"#;
+    ShapeMismatch = "E0805", "shapes do not fit each other", r#"
+Tensors are combined element by element. Each is repeated along the axis that it lacks, so a number for every token, a
+vector over experts and a single number fit anything; but the k choices of a token and the experts are different axes.
+
+Wrong:
+
+    let top, chosen = top_k(scores, k)
+    let weights = top * scores
+
+Right:
+
+    let top, chosen = top_k(scores, k)
+    let weights = top * gather(scores, chosen)
+"#;
+    ReturnForm = "E0806", "a router does not end with one `return` of an assignment", r#"
+The last statement of a router, and only that, is `return token_choice(..)` (the experts of each token with their
+weights) or `return dense_gates(..)` (a weight for every expert). What depends on the mode is chosen inside.
+
+Wrong:
+
+    return softmax(top)
+
+Right:
+
+    return token_choice(experts: chosen, weights: softmax(top))
+"#;
+    StateForm = "E0807", "a state is declared or updated in a way that cannot be", r#"
+A `state` is a tensor that is kept from step to step: it starts from constants, and has no axis of tokens, which differ
+from batch to batch. `update` gives it a value of the same shape after a training step, at most once.
+
+Wrong:
+
+    state load = count(chosen)
+
+Right:
+
+    state load = zeros(experts)
+    update load = 0.9 * load + 0.1 * count(chosen)
+"#;
+    LossForm = "E0808", "a loss of a router is not a single number", r#"
+`aux` adds a number to the training objective, so what is computed for every token or expert must be reduced.
+
+Wrong:
+
+    aux spread(weight: 0.01) = count(chosen)
+
+Right:
+
+    aux spread(weight: 0.01) = experts * sum(mean(p, over: tokens) * count(chosen)) / (tokens * k)
+"#;
+    UnnamedTensor = "E0809", "what a router trains has no name", r#"
+The tensors of a `linear` or a `parameter` are saved under the name of the `let` that it is bound to. Inside a larger
+expression it needs a name of its own, of letters, digits and `_`.
+
+Wrong:
+
+    let scores = sigmoid(linear(x, experts))
+
+Right:
+
+    let scores = sigmoid(linear(x, experts, name: "scores"))
+"#;
     // Warnings.
     UnusedLet = "W0201", "a binding is never used", r#"
 Nothing reads this `let`. Perhaps a number was meant to be computed from it.
@@ -946,6 +1047,18 @@ Wrong:
 Right:
 
     route: softmax_top_k(k: 1, normalize: all)
+"#;
+    IntegerDivision = "W0801", "a division of integers drops the fraction", r#"
+Two integers give an integer, also in a router: `1 / experts` is 0 for more than one expert. Where the fraction
+matters, one side must be a float.
+
+Wrong:
+
+    let share = 1 / experts
+
+Right:
+
+    let share = 1.0 / experts
 "#;
 }
 

@@ -20,6 +20,8 @@ const MAX_IMPORTS: usize = 64;
 pub(crate) struct Imports {
     /// Whether anyone has tried to read them.
     asked: bool,
+    /// Path of the source itself from its folder, where an import could mean it.
+    own: Option<String>,
     files: Vec<Imported>,
 }
 
@@ -34,14 +36,18 @@ struct Imported {
 }
 
 impl Imports {
-    /// Reads what `source` imports, and what that imports.
-    pub(crate) fn read(source: &SourceFile, mut read: impl FnMut(&str) -> Result<Vec<u8>, String>) -> Self {
-        let mut imports = Imports { asked: true, files: Vec::new() };
+    /// Reads what `source` imports, and what that imports. `own` is the path of the source itself.
+    pub(crate) fn read(
+        source: &SourceFile,
+        own: Option<String>,
+        mut read: impl FnMut(&str) -> Result<Vec<u8>, String>,
+    ) -> Self {
+        let mut imports = Imports { asked: true, own, files: Vec::new() };
         let mut base = source.text().len() + 1;
         let mut wanted: Vec<String> = paths_in(source).iter().filter_map(|path| join("", path)).collect();
         wanted.reverse();
         while let Some(path) = wanted.pop() {
-            if path == own_path(source) || imports.find(&path).is_some() {
+            if imports.own.as_ref() == Some(&path) || imports.find(&path).is_some() {
                 continue;
             }
             let file = if imports.files.len() == MAX_IMPORTS {
@@ -87,7 +93,7 @@ pub(crate) fn parse_all(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
     let mut joined = Joined { source, done: BTreeSet::new(), open: Vec::new(), items: Vec::new(), faults: Vec::new() };
     match parse_alone(source, 0) {
         Ok(items) => {
-            joined.follow(&items, &own_path(source));
+            joined.follow(&items, source.imports().own.as_deref().unwrap_or_default());
             if joined.faults.is_empty() {
                 return Ok(File { items, imported: joined.items });
             }
@@ -198,7 +204,7 @@ fn paths_in(source: &SourceFile) -> Vec<String> {
 }
 
 /// The path of a source from its own folder: its name without folders.
-fn own_path(source: &SourceFile) -> String {
+pub(crate) fn own_path(source: &SourceFile) -> String {
     source.name().rsplit(['/', '\\']).next().unwrap_or("").to_owned()
 }
 
@@ -312,6 +318,18 @@ mod tests {
         assert_eq!(faults("import \"a/\"", &[]), ["specs/main.moe:1:8: error[E0119]: an import names a file"]);
         let alone = SourceFile::new("a.moe", "import \"b.moe\"");
         assert_eq!(parse(&alone).unwrap_err()[0].message, "`b.moe` cannot be imported here");
+    }
+
+    #[test]
+    fn a_copy_is_read_from_copies() {
+        let original =
+            source("import \"spec.moe\"", &[("spec.moe", "import \"b.moe\""), ("b.moe", "block b { relu }")]);
+        let kept = original.imported().map(|(path, file)| (path.to_owned(), file.text().to_owned())).collect();
+        // Under this name the import would be the file itself.
+        let copy = SourceFile::new("run/spec.moe", original.text()).with_kept_imports(&kept);
+        assert_eq!(parse(&copy).unwrap(), parse(&original).unwrap());
+        let lost = SourceFile::new("run/spec.moe", original.text()).with_kept_imports(&BTreeMap::new());
+        assert_eq!(parse(&lost).unwrap_err()[0].code, Code::CannotImport);
     }
 
     #[test]

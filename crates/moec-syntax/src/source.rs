@@ -1,10 +1,11 @@
 //! A source text with its name, and the two ways to point into it: byte spans and line/column positions.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::codes::Code;
 use crate::diag::Diagnostic;
-use crate::import::Imports;
+use crate::import::{self, Imports};
 
 /// The largest source that is parsed, in bytes. A model description of a megabyte is a mistake (usually a data file
 /// given in place of a model), and saying so at once is kinder than a thousand syntax errors.
@@ -142,7 +143,20 @@ impl SourceFile {
     /// why it cannot. Nothing fails here: parsing reports what could not be read, at the import.
     #[must_use]
     pub fn with_imports(mut self, read: impl FnMut(&str) -> Result<Vec<u8>, String>) -> Self {
-        self.imports = Imports::read(&self, read);
+        let own = import::own_path(&self);
+        self.imports = Imports::read(&self, Some(own), read);
+        self
+    }
+
+    /// As [`Self::with_imports`], for a copy of a source that lies elsewhere, with copies of what it imports: their
+    /// texts by the paths that [`Self::imported`] gave.
+    #[must_use]
+    pub fn with_kept_imports(mut self, kept: &BTreeMap<String, String>) -> Self {
+        let read = |path: &str| match kept.get(path) {
+            Some(text) => Ok(text.clone().into_bytes()),
+            None => Err("it was not kept".to_owned()),
+        };
+        self.imports = Imports::read(&self, None, read);
         self
     }
 

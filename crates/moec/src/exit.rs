@@ -38,6 +38,18 @@ pub const EXIT_CODES: &str = "Exit codes:
   101  a fault in moec itself
   130, 143  interrupted, and saved";
 
+/// What the system says about a file, in our words where they are plainer.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_string(),
+        std::io::ErrorKind::IsADirectory => "it is a folder".to_string(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_string(),
+        std::io::ErrorKind::StorageFull => "the disk is full".to_string(),
+        std::io::ErrorKind::AlreadyExists => "it exists already".to_string(),
+        _ => error.to_string(),
+    }
+}
+
 /// Why a command ended without doing what it was asked.
 #[derive(Debug)]
 pub enum Failure {
@@ -83,14 +95,7 @@ impl Failure {
 
     /// A file that could not be read or written.
     pub fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
-        let reason = match error.kind() {
-            std::io::ErrorKind::NotFound => "there is no such file".to_string(),
-            std::io::ErrorKind::IsADirectory => "it is a folder".to_string(),
-            std::io::ErrorKind::PermissionDenied => "permission denied".to_string(),
-            std::io::ErrorKind::StorageFull => "the disk is full".to_string(),
-            std::io::ErrorKind::AlreadyExists => "it exists already".to_string(),
-            _ => error.to_string(),
-        };
+        let reason = reason(error);
         Failure::new(Exit::Failure, format!("cannot {what} {}: {reason}", path.display()))
     }
 

@@ -48,6 +48,8 @@ pub struct Checked {
     pub model: Model,
     /// How it is trained.
     pub recipe: Recipe,
+    /// What the file can name, with the routers that it defines.
+    pub registry: Registry,
     /// Warnings.
     pub warnings: Vec<Diagnostic>,
 }
@@ -67,7 +69,10 @@ pub fn check(
     let checked = moec_model::check(source, &file, registry, &options);
     let failed = checked.diagnostics.iter().any(|d| d.severity == Severity::Error);
     match checked.model {
-        Some(model) if !failed => Ok(Checked { model, recipe: checked.recipe, warnings: checked.diagnostics }),
+        Some(model) if !failed => {
+            let (recipe, registry) = (checked.recipe, checked.registry);
+            Ok(Checked { model, recipe, registry, warnings: checked.diagnostics })
+        }
         _ => Err(checked.diagnostics),
     }
 }

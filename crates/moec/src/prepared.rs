@@ -14,6 +14,7 @@ use moec_runtime::{
 };
 use moec_syntax::SourceFile;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Seed of the embedded corpus: the same text whatever the seed of a run.
@@ -30,6 +31,10 @@ pub(crate) struct Request {
     pub(crate) set: Vec<String>,
     /// `synthetic` or the path of a text.
     pub(crate) data: String,
+    /// The texts that the spec imports, directly or not, by their paths from its folder: with them the run can be
+    /// loaded when the files are gone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) imports: BTreeMap<String, String>,
 }
 
 /// The request with the resolved model and recipe below it, as a run keeps them.
@@ -52,6 +57,12 @@ pub(crate) fn read_request(root: &Path) -> Result<Request, Failure> {
         Failure::new(Exit::Data, format!("{} cannot be read: {e}", root.join("resolved.yaml").display()))
     })?;
     Ok(head.request)
+}
+
+/// The spec that a run keeps, with what it imports.
+pub(crate) fn kept_source(root: &Path, request: &Request) -> Result<SourceFile, Failure> {
+    let (name, text) = (root.join("spec.moe").display().to_string(), moec_runtime::read_spec(root)?);
+    Ok(SourceFile::new(name, text).with_kept_imports(&request.imports))
 }
 
 /// A checked spec with its source.
@@ -172,8 +183,7 @@ impl Run {
     pub(crate) fn open(path: &Path, registry: &Registry, device: DeviceName) -> Result<Self, Failure> {
         let (root, folder) = locate(path)?;
         let request = read_request(&root)?;
-        let source = SourceFile::new(root.join("spec.moe").display().to_string(), moec_runtime::read_spec(&root)?);
-        let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
+        let spec = Spec::check(kept_source(&root, &request)?, registry, request.model.as_deref(), &request.set)?;
         let manifest = moec_runtime::read_manifest(&folder)?;
         let vocab = vocabulary(&manifest, &folder)?;
         let compiled = spec.compile(&vocab, device)?;

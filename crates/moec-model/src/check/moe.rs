@@ -213,6 +213,11 @@ impl<'a> Checker<'a> {
             return None;
         };
         let Some(strategy) = self.registry.find_router(call.name).cloned() else {
+            if self.faulty_routers.iter().any(|name| name == call.name) {
+                // What is wrong with it has been said at its definition.
+                call.arguments.iter().for_each(|a| self.mark_read(&a.value, scope));
+                return None;
+            }
             let names: Vec<&str> = self.registry.routers().map(|r| r.name()).collect();
             let message = format!("there is no router named `{}`", call.name);
             let mut d = Diagnostic::new(Code::UnknownRouter, message).primary(call.name_span, "unknown router");
@@ -240,7 +245,8 @@ impl<'a> Checker<'a> {
 
     fn enough_experts(&mut self, experts: usize, experts_span: Span, route: &Route, route_span: Span) {
         let k = route.arguments.size("k").max(1);
-        if k <= experts {
+        // A router of the file can call something else `k`.
+        if k <= experts || route.experts_per_token(experts, 1) <= experts as f64 {
             return;
         }
         let at = route.arguments.span("k").unwrap_or(route_span);
@@ -426,12 +432,18 @@ impl<'a> Checker<'a> {
 
     fn no_task_gradient(&mut self, route: &Route, span: Span) {
         let takes_all = route.strategy.parameters().iter().any(|spec| spec.name == "normalize");
-        let d = Diagnostic::new(Code::ZeroTaskGradient, "the router learns nothing from the task")
-            .primary(span, "with one expert a token the weight is always 1, and its gradient 0");
-        let d = if takes_all {
-            d.help("use `normalize: all`, a larger `k`, or a balance loss")
+        let d = Diagnostic::new(Code::ZeroTaskGradient, "the router learns nothing from the task");
+        // Any number of experts but one shows whether a token goes to a single one.
+        let single = route.experts_per_token(2, 2) <= 1.0;
+        let d = if single {
+            d.primary(span, "with one expert a token the weight is always 1, and its gradient 0")
         } else {
-            d.help("use a larger `k`, or add a balance loss")
+            d.primary(span, "no weight depends on what it trains, except through indices or `stop_gradient`")
+        };
+        let d = match (takes_all, single) {
+            (true, _) => d.help("use `normalize: all`, a larger `k`, or a balance loss"),
+            (false, true) => d.help("use a larger `k`, or add a balance loss"),
+            (false, false) => d.help("let the weights depend on the scores, or add a balance loss"),
         };
         self.report(d);
     }

@@ -3,23 +3,16 @@
 use moec_syntax::{self as ast, BinaryOperator as B, Code, Diagnostic, ExprKind, Span, UnaryOperator, did_you_mean};
 
 use super::{Checker, Scope, names_in, names_in_body};
+use crate::arithmetic::NoResult;
 use crate::model::Number;
 
 impl Number {
     /// What it is, in words.
-    pub(super) fn kind(self) -> &'static str {
+    pub(crate) fn kind(self) -> &'static str {
         match self {
             Number::Int(_) => "an integer",
             Number::Float(_) => "a float",
             Number::Bool(_) => "a boolean",
-        }
-    }
-
-    fn float(self) -> Option<f64> {
-        match self {
-            Number::Int(value) => Some(value as f64),
-            Number::Float(value) => Some(value),
-            Number::Bool(_) => None,
         }
     }
 }
@@ -99,11 +92,10 @@ impl<'a> Checker<'a> {
     fn unary(&mut self, operator: UnaryOperator, operand: &ast::Expr, span: Span, scope: Scope) -> Option<Number> {
         let value = self.number(operand, scope)?;
         match (operator, value) {
-            (UnaryOperator::Negate, Number::Int(n)) => match n.checked_neg() {
-                Some(n) => Some(Number::Int(n)),
-                None => self.overflow(span),
+            (UnaryOperator::Negate, Number::Int(_) | Number::Float(_)) => match value.negated() {
+                Ok(value) => Some(value),
+                Err(_) => self.overflow(span),
             },
-            (UnaryOperator::Negate, Number::Float(x)) => Some(Number::Float(-x)),
             (UnaryOperator::Not, Number::Bool(b)) => Some(Number::Bool(!b)),
             (UnaryOperator::Negate, Number::Bool(_)) => self.operand("-", "a number", operand.span, value),
             (UnaryOperator::Not, _) => self.operand("!", "a boolean", operand.span, value),
@@ -130,58 +122,19 @@ impl<'a> Checker<'a> {
         // Both sides are looked at, so that faults in both are reported.
         let (a, b) = (self.number(left, scope), self.number(right, scope));
         let (a, b) = (a?, b?);
-        if let (Number::Bool(a), Number::Bool(b), B::Equal | B::NotEqual) = (a, b, operator) {
-            return Some(Number::Bool((a == b) == (operator == B::Equal)));
-        }
-        for (value, side) in [(a, left), (b, right)] {
-            if matches!(value, Number::Bool(_)) {
-                return self.operand(symbol, "a number", side.span, value);
+        if !matches!((a, b, operator), (Number::Bool(_), Number::Bool(_), B::Equal | B::NotEqual)) {
+            for (value, side) in [(a, left), (b, right)] {
+                if matches!(value, Number::Bool(_)) {
+                    return self.operand(symbol, "a number", side.span, value);
+                }
             }
         }
-        if let (Number::Int(a), Number::Int(b)) = (a, b) {
-            return self.integers(operator, a, b, right.span, span);
+        match Number::combined(operator, a, b) {
+            Ok(value) => Some(value),
+            Err(NoResult::DivisionByZero) => self.division_by_zero(right.span),
+            Err(NoResult::TooLarge) => self.overflow(span),
+            Err(NoResult::WrongKind) => self.operand(symbol, "a number", right.span, b),
         }
-        self.floats(operator, a.float()?, b.float()?, right.span, span)
-    }
-
-    fn integers(&mut self, operator: B, a: i64, b: i64, right: Span, span: Span) -> Option<Number> {
-        if b == 0 && matches!(operator, B::Divide | B::Remainder) {
-            return self.division_by_zero(right);
-        }
-        let result = match operator {
-            B::Add => a.checked_add(b),
-            B::Subtract => a.checked_sub(b),
-            B::Multiply => a.checked_mul(b),
-            B::Divide => a.checked_div(b),
-            B::Remainder => a.checked_rem(b),
-            B::Equal | B::NotEqual | B::Less | B::LessEqual | B::Greater | B::GreaterEqual => {
-                return Some(Number::Bool(holds(operator, a.cmp(&b))));
-            }
-            B::And | B::Or => None,
-        };
-        match result {
-            Some(value) => Some(Number::Int(value)),
-            None => self.overflow(span),
-        }
-    }
-
-    fn floats(&mut self, operator: B, a: f64, b: f64, right: Span, span: Span) -> Option<Number> {
-        if b == 0.0 && matches!(operator, B::Divide | B::Remainder) {
-            return self.division_by_zero(right);
-        }
-        let result = match operator {
-            B::Add => a + b,
-            B::Subtract => a - b,
-            B::Multiply => a * b,
-            B::Divide => a / b,
-            B::Remainder => a % b,
-            B::Equal | B::NotEqual | B::Less | B::LessEqual | B::Greater | B::GreaterEqual => {
-                return Some(Number::Bool(holds(operator, a.total_cmp(&b))));
-            }
-            B::And | B::Or => return None,
-        };
-        // Zeros of both signs are equal, and so they should print and compare.
-        if result.is_finite() { Some(Number::Float(result + 0.0)) } else { self.overflow(span) }
     }
 
     /// The branch of an `if` that holds; the names of the others count as read.
@@ -263,17 +216,5 @@ impl<'a> Checker<'a> {
             .note("integers have 64 bits, and floats must stay finite");
         self.report(d);
         None
-    }
-}
-
-fn holds(operator: B, order: std::cmp::Ordering) -> bool {
-    match operator {
-        B::Equal => order.is_eq(),
-        B::NotEqual => order.is_ne(),
-        B::Less => order.is_lt(),
-        B::LessEqual => order.is_le(),
-        B::Greater => order.is_gt(),
-        B::GreaterEqual => order.is_ge(),
-        B::Or | B::And | B::Add | B::Subtract | B::Multiply | B::Divide | B::Remainder => false,
     }
 }

@@ -5,7 +5,7 @@ use crate::console::Console;
 use crate::exit::{Exit, Failure};
 use crate::{pipeline, sources};
 use moec_model::Registry;
-use moec_syntax::{Diagnostic, Severity, SourceFile};
+use moec_syntax::{Code, Diagnostic, Item, Severity, SourceFile};
 
 /// Runs the command.
 ///
@@ -14,6 +14,11 @@ use moec_syntax::{Diagnostic, Severity, SourceFile};
 pub fn run(args: &CheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let source = sources::read(&args.spec.spec)?;
     let result = pipeline::check(&source, registry, args.spec.model.as_deref(), &args.spec.set);
+    if let Err(diagnostics) = &result
+        && let Some(routers) = library(&source, diagnostics)
+    {
+        return sound_library(args, &source, diagnostics, &routers, console);
+    }
     let (diagnostics, name) = match &result {
         Ok(checked) => (&checked.warnings, Some(checked.model.name.as_str())),
         Err(diagnostics) => (diagnostics, None),
@@ -34,6 +39,48 @@ pub fn run(args: &CheckArgs, registry: &Registry, console: &Console) -> Result<E
         }
     }
     Ok(if result.is_ok() { Exit::Success } else { Exit::Usage })
+}
+
+/// The routers of a file that defines no model, if that is all that is wrong with it: it is there to be imported.
+fn library(source: &SourceFile, diagnostics: &[Diagnostic]) -> Option<Vec<String>> {
+    if diagnostics.iter().any(|d| d.is_error() && d.code != Code::NoModel) {
+        return None;
+    }
+    let file = moec_syntax::parse(source).ok()?;
+    if file.items.iter().chain(&file.imported).any(|item| matches!(item, Item::Model(_))) {
+        return None;
+    }
+    let names: Vec<String> = (file.items.iter())
+        .filter_map(|item| match item {
+            Item::Router(router) => Some(router.name.name.clone()),
+            _ => None,
+        })
+        .collect();
+    (!names.is_empty()).then_some(names)
+}
+
+fn sound_library(
+    args: &CheckArgs,
+    source: &SourceFile,
+    diagnostics: &[Diagnostic],
+    routers: &[String],
+    console: &Console,
+) -> Result<Exit, Failure> {
+    let warnings: Vec<Diagnostic> = diagnostics.iter().filter(|d| !d.is_error()).cloned().collect();
+    if args.json {
+        let rendered: Vec<_> = warnings.iter().map(|d| d.to_rendered(source)).collect();
+        let found = serde_json::json!({
+            "schema": "moec.check/1", "ok": true, "model": null, "routers": routers, "diagnostics": rendered,
+        });
+        console.json(&found)?;
+        return Ok(Exit::Success);
+    }
+    console.diagnostics(source, &warnings, args.spec.message_format);
+    let (noun, verb) = if routers.len() == 1 { ("router", "is") } else { ("routers", "are") };
+    let names = routers.join(", ");
+    let warnings = count(warnings.len(), "warning", ", with ");
+    console.out(format!("{}: {noun} {names} {verb} sound{warnings}; it defines no model", source.name()))?;
+    Ok(Exit::Success)
 }
 
 fn report(source: &SourceFile, diagnostics: &[Diagnostic], model: Option<&str>) -> serde_json::Value {

@@ -2,19 +2,18 @@
 
 use crate::args::CompareArgs;
 use crate::console::Console;
-use crate::devices;
 use crate::exit::{Exit, Failure};
 use crate::pipeline::Compiled;
 use crate::prepared::{self, Request, Spec};
 use crate::progress::Progress;
 use crate::training::{self, Signals};
 use crate::units::{duration, grouped};
+use crate::{devices, sources};
 use moec_model::Registry;
 use moec_plan::Backend;
 use moec_runtime::{
     Corpus, Dataset, Executable, LayerBalance, Metric, Outcome, RunFolder, RunTexts, Split, TrainConfig, TrainError,
 };
-use moec_syntax::SourceFile;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -220,7 +219,8 @@ impl Bench<'_> {
         let mut set = self.args.set.clone();
         set.push(format!("train.steps={}", entry.spec.checked.recipe.steps));
         set.push(format!("train.seed={seed}"));
-        Request { model: entry.model.clone(), set, data: self.data.to_string() }
+        let imports = sources::imported(&entry.spec.source);
+        Request { model: entry.model.clone(), set, data: self.data.to_string(), imports }
     }
 
     /// The result of a run that is finished; `None` if there is something left to do.
@@ -258,8 +258,7 @@ impl Bench<'_> {
     ) -> Result<Option<RunResult>, Failure> {
         let root = self.root(entry, seed);
         let request = self.request(entry, seed);
-        let source = SourceFile::new(entry.spec.source.name(), entry.spec.source.text());
-        let spec = Spec::check(source, self.registry, request.model.as_deref(), &request.set)?;
+        let spec = Spec::check(entry.spec.source.clone(), self.registry, request.model.as_deref(), &request.set)?;
         let recipe = &spec.checked.recipe;
         let config = TrainConfig {
             // Twenty reports are enough for a median; one checkpoint for going on.

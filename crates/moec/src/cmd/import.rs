@@ -4,6 +4,7 @@ use crate::args::{DeviceName, ImportArgs};
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
 use crate::prepared::{self, Request, Spec};
+use crate::sources;
 use moec_model::Registry;
 use moec_runtime::{Dataset, Identity, RunFolder, RunTexts};
 
@@ -27,7 +28,8 @@ pub fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<
     for (name, tensor) in moec_runtime::initial_tensors(seed, &program.states, &[], &states) {
         tensors.entry(name).or_insert(tensor);
     }
-    let request = Request { model: args.model.clone(), set: args.set.clone(), data: args.data.clone() };
+    let imports = sources::imported(&spec.source);
+    let request = Request { model: args.model.clone(), set: args.set.clone(), data: args.data.clone(), imports };
     let resolved = prepared::resolved_text(&request, &spec.checked)?;
     let folder = RunFolder::create(&args.out, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: "" })?;
     let identity = Identity {

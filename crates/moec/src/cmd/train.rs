@@ -71,8 +71,9 @@ fn begun(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Fai
     let mut set = args.spec.set.clone();
     set.extend(args.steps.map(|n| format!("train.steps={n}")));
     set.extend(args.seed.map(|n| format!("train.seed={n}")));
-    let request = Request { model: args.spec.model.clone(), set, data: args.data.clone().unwrap_or_default() };
-    Ok((sources::read(&args.spec.spec)?, request, args.out.clone()))
+    let source = sources::read(&args.spec.spec)?;
+    let (model, data, imports) = (args.spec.model.clone(), args.data.clone(), sources::imported(&source));
+    Ok((source, Request { model, set, data: data.unwrap_or_default(), imports }, args.out.clone()))
 }
 
 /// The spec and the request of the run that is continued. Only the number of steps may change.
@@ -87,6 +88,14 @@ fn resumed(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), F
         let message = format!("{} is not the spec that {} was begun with", given.name(), root.display());
         let kept = root.join("spec.moe").display().to_string();
         return Err(Failure::new(Exit::Usage, message).help(format!("continue with {kept}, or start another run")));
+    }
+    // Files that are gone do not matter: the run has its copies.
+    if let Some((path, file)) =
+        given.imported().find(|(path, file)| request.imports.get(*path).is_some_and(|kept| kept != file.text()))
+    {
+        let message = format!("{} has changed since {} was begun", file.name(), root.display());
+        let advice = format!("the run keeps its own copy of {path}; continue with {}", root.join("spec.moe").display());
+        return Err(Failure::new(Exit::Usage, message).help(advice));
     }
     let changed = |what: &str| {
         Failure::new(Exit::Usage, format!("a run keeps the {what} that it was begun with"))
@@ -108,7 +117,8 @@ fn resumed(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), F
         request.set.retain(|s| !s.starts_with("train.steps="));
         request.set.push(format!("train.steps={steps}"));
     }
-    Ok((given, request, Some(root)))
+    let source = SourceFile::new(given.name(), text).with_kept_imports(&request.imports);
+    Ok((source, request, Some(root)))
 }
 
 /// `runs/NAME`, or `runs/NAME-2` and so on: the first that does not exist.

@@ -1,0 +1,353 @@
+//! Routers written in the language: `router NAME(parameters) { .. }`.
+//!
+//! A definition goes three ways. [`check`] turns its syntax tree into a [`program`](program::Program), once, whatever
+//! arguments it will be given; [`emit`] builds the graph for particular arguments; [`derive`] finds out what the
+//! compiler must know about it, such as which tokens it compares. Together they are a [`RoutingStrategy`] like any
+//! other: nothing behind this module knows where a router came from.
+
+mod check;
+mod derive;
+mod emit;
+mod functions;
+mod kinds;
+mod program;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span};
+
+use crate::argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
+use crate::arithmetic::NoResult;
+use crate::model::Number;
+use crate::registry::Registry;
+use crate::router::{Compares, Mode, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+
+use derive::Derived;
+use program::{Action, Expr, Node, Num, Program, Situation};
+
+pub use functions::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
+
+/// The routers that a file and its imports define.
+pub(crate) struct Defined {
+    /// Those without faults.
+    pub(crate) routers: Vec<Arc<dyn RoutingStrategy>>,
+    /// Names of those with faults, whose uses need no further message.
+    pub(crate) faulty: Vec<String>,
+    pub(crate) diagnostics: Vec<Diagnostic>,
+}
+
+/// Checks every router that a file and its imports define.
+pub(crate) fn define(source: &SourceFile, file: &ast::File, registry: &Registry) -> Defined {
+    let mut defined = Defined { routers: Vec::new(), faulty: Vec::new(), diagnostics: Vec::new() };
+    let losses: Vec<&str> = registry.losses().map(|loss| loss.name).collect();
+    let mut names: IndexMap<&str, Span> = IndexMap::new();
+    for item in file.items.iter().chain(&file.imported) {
+        let ast::Item::Router(router) = item else { continue };
+        let name = &router.name;
+        let mut taken = None;
+        if registry.find_router(&name.name).is_some() {
+            let d = Diagnostic::new(Code::NameTaken, format!("there is a router named `{name}` already"))
+                .primary(name.span, "this name is taken")
+                .note("`moec routers` lists the routers that are built in");
+            taken = Some(d.help("choose another name, so that it is clear which one a model means"));
+        } else if let Some(&first) = names.get(name.name.as_str()) {
+            let d = Diagnostic::new(Code::DuplicateDefinition, format!("router `{name}` is defined twice"))
+                .primary(name.span, "defined again here")
+                .secondary(first, "first defined here");
+            taken = Some(d.help("give one of them another name"));
+        }
+        names.entry(&name.name).or_insert(name.span);
+        let free = taken.is_none();
+        defined.diagnostics.extend(taken);
+        let program = check::check(router, &losses, &mut |diagnostic| defined.diagnostics.push(diagnostic));
+        match program {
+            Some(program) if free => defined.routers.push(Arc::new(LanguageRouter::new(source, router, program))),
+            _ if free => defined.faulty.push(name.name.clone()),
+            _ => {}
+        }
+    }
+    defined
+}
+
+/// A router written in the language.
+struct LanguageRouter {
+    name: String,
+    summary: String,
+    equations: String,
+    parameters: Vec<ParameterSpec>,
+    program: Program,
+}
+
+/// What stands for the width where it is not known: large and with many divisors.
+const SOME_WIDTH: usize = 5040;
+
+/// What stands for the number of tokens where it is not known.
+const SOME_TOKENS: usize = 64;
+
+impl LanguageRouter {
+    fn new(source: &SourceFile, router: &ast::Router, program: Program) -> Self {
+        let parameters = router.parameters().iter().map(|parameter| specification(source, parameter)).collect();
+        let tree = ast::File { items: vec![ast::Item::Router(router.clone())], imported: Vec::new() };
+        let summary = comment_above(source, router.span);
+        let summary = summary.unwrap_or_else(|| format!("defined in {}", source.locate(router.span).0.name()));
+        let equations = equations(&program, tree.to_string().trim_end());
+        LanguageRouter { name: router.name.name.clone(), summary, equations, parameters, program }
+    }
+
+    fn situation(&self, arguments: &Arguments, sizes: [usize; 3], training: bool) -> Situation {
+        let value = |name: &str| match arguments.get(name) {
+            Some(ArgumentValue::Int(value)) => Number::Int(*value),
+            Some(ArgumentValue::Float(value)) => Number::Float(*value),
+            Some(ArgumentValue::Bool(value)) => Number::Bool(*value),
+            // Required and not given: asked for what it is like without arguments.
+            _ => Number::Int(2),
+        };
+        let values = self.program.parameters.iter().map(|name| value(name)).collect();
+        Situation::new(&self.program, values, sizes, training)
+    }
+
+    fn derived(&self, arguments: &Arguments, experts: usize, training: bool) -> Derived {
+        derive::derive(&self.program, &self.situation(arguments, [experts, SOME_WIDTH, SOME_TOKENS], training))
+    }
+}
+
+impl RoutingStrategy for LanguageRouter {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn summary(&self) -> &str {
+        &self.summary
+    }
+
+    fn parameters(&self) -> &[ParameterSpec] {
+        &self.parameters
+    }
+
+    fn references(&self) -> &[&str] {
+        &[]
+    }
+
+    fn equations(&self) -> &str {
+        &self.equations
+    }
+
+    fn check(&self, arguments: &Arguments, experts: usize) -> Result<(), String> {
+        // More choices than experts have a message of their own where they are called `k`.
+        let known = self.derived(arguments, experts, false).experts_per_token;
+        let all_chosen = arguments.size("k") > experts && known.is_some_and(|k| k > experts);
+        for training in [true, false] {
+            let situation = self.situation(arguments, [experts, SOME_WIDTH, SOME_TOKENS], training);
+            for step in &self.program.steps {
+                match &step.action {
+                    Action::Number { value, .. } => sound(value, &situation)?,
+                    Action::TopK { x, k, .. } => {
+                        expressions_sound(x, &situation)?;
+                        if !all_chosen {
+                            choices_sound(x, k, &situation)?;
+                        }
+                    }
+                    Action::Tensor { value, .. } | Action::Update { value, .. } => {
+                        expressions_sound(value, &situation)?;
+                    }
+                    Action::Aux { weight, value, .. } => {
+                        sound(weight, &situation)?;
+                        expressions_sound(value, &situation)?;
+                    }
+                    Action::State { at } => {
+                        let state = &self.program.states[*at];
+                        sound(&state.start, &situation)?;
+                        state.columns.iter().try_for_each(|columns| extent_sound(columns, &situation))?;
+                    }
+                }
+            }
+            for expr in self.program.returned.expressions(true) {
+                expressions_sound(expr, &situation)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn traits(&self, arguments: &Arguments) -> Traits {
+        // What depends on the number of experts does so only for a single one.
+        let experts = SOME_TOKENS;
+        let (training, sampling) = (self.derived(arguments, experts, true), self.derived(arguments, experts, false));
+        let compares = |derived: &Derived| if derived.assignment.mixes { Compares::Batch } else { Compares::None };
+        let random = match (training.assignment.random, sampling.assignment.random) {
+            (_, true) => Randomness::Always,
+            (true, false) => Randomness::Training,
+            (false, false) => Randomness::Never,
+        };
+        let mut reads = training.assignment.reads;
+        reads.activations |= sampling.assignment.reads.activations;
+        reads.token_ids |= sampling.assignment.reads.token_ids;
+        reads.positions |= sampling.assignment.reads.positions;
+        let returned = &self.program.returned;
+        let noisy = training.noisy.is_some_and(|noisy| noisy.random);
+        let (logits, probabilities) = (returned.logits.is_some(), returned.probabilities.is_some());
+        Traits {
+            reads,
+            compares: compares(&training),
+            compares_when_sampling: compares(&sampling),
+            random,
+            provides: provided(logits, probabilities, noisy),
+            learns_from_task: training.weights.learns || training.own_loss || !training.trained,
+        }
+    }
+
+    fn experts_per_token(&self, arguments: &Arguments, experts: usize, _time: usize) -> f64 {
+        let known = self.derived(arguments, experts, false).experts_per_token;
+        known.unwrap_or(experts) as f64
+    }
+
+    fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
+        let sizes = [context.experts(), context.width(), context.token_count()];
+        let training = context.mode() == Mode::Train;
+        let situation = self.situation(arguments, sizes, training);
+        let noisy = derive::derive(&self.program, &situation).noisy.is_some_and(|noisy| noisy.random);
+        emit::emit(&self.program, &situation, noisy, context)
+    }
+}
+
+/// What balance losses can be computed from.
+fn provided(logits: bool, probabilities: bool, noisy: bool) -> &'static [Quantity] {
+    use Quantity::{Logits, NoisyScores, Probabilities};
+    match (logits, probabilities, noisy) {
+        // Probabilities can be made of scores; the noise is of use only next to scores without it.
+        (true, _, true) => &[Logits, Probabilities, NoisyScores],
+        (true, _, false) => &[Logits, Probabilities],
+        (false, true, _) => &[Probabilities],
+        (false, false, _) => &[],
+    }
+}
+
+/// A declared parameter as arguments are checked against it.
+fn specification(source: &SourceFile, parameter: &ast::Parameter) -> ParameterSpec {
+    let ty = match parameter.ty.name.as_str() {
+        "int" => ParameterType::Int(Interval::ANY),
+        "float" => ParameterType::Float(Interval::ANY),
+        _ => ParameterType::Bool,
+    };
+    let default = match check::default_value(parameter) {
+        Some(Number::Int(value)) => DefaultValue::Int(value),
+        Some(Number::Float(value)) => DefaultValue::Float(value),
+        Some(Number::Bool(value)) => DefaultValue::Bool(value),
+        None => DefaultValue::Required,
+    };
+    let help = comment_behind(source, parameter.span).unwrap_or_else(|| "a parameter of this router".to_owned());
+    ParameterSpec { name: Cow::Owned(parameter.name.name.clone()), ty, default, help: Cow::Owned(help) }
+}
+
+/// The first sentence of the comment that stands directly above.
+fn comment_above(source: &SourceFile, span: Span) -> Option<String> {
+    let (file, span) = source.locate(span);
+    let lines: Vec<&str> = file.text().get(..span.start)?.lines().rev().collect();
+    let comment = lines.iter().map_while(|line| line.trim().strip_prefix("//"));
+    let mut comment: Vec<&str> = comment.map(str::trim).collect();
+    comment.reverse();
+    let text = comment.join(" ");
+    let sentence = text.split_once(". ").map_or(text.as_str(), |(first, _)| first).trim_end_matches('.');
+    (!sentence.is_empty()).then(|| sentence.to_owned())
+}
+
+/// The comment behind, on the same line.
+fn comment_behind(source: &SourceFile, span: Span) -> Option<String> {
+    let (file, span) = source.locate(span);
+    let line = file.text().get(span.end..)?.lines().next()?;
+    let comment = line.trim_start_matches([',', ' ', '\t', ')', '{']).strip_prefix("//")?.trim();
+    (!comment.is_empty()).then(|| comment.to_owned())
+}
+
+/// The definition with what it keeps.
+fn equations(program: &Program, definition: &str) -> String {
+    let mut trained = Vec::new();
+    let mut note = |expr: &Expr| {
+        each(expr, &mut |expr| match &expr.node {
+            Node::Linear { name, bias, .. } => {
+                trained.push(format!("{name}.weight"));
+                trained.extend(bias.is_some().then(|| format!("{name}.bias, if asked for")));
+            }
+            Node::Parameter { name, .. } => trained.push(name.clone()),
+            _ => {}
+        });
+    };
+    for step in &program.steps {
+        match &step.action {
+            Action::Number { .. } | Action::State { .. } => {}
+            Action::Tensor { value, .. } | Action::Update { value, .. } | Action::Aux { value, .. } => note(value),
+            Action::TopK { x, .. } => note(x),
+        }
+    }
+    let states: Vec<&str> = program.states.iter().map(|state| state.name.as_str()).collect();
+    let list = |words: &[String]| if words.is_empty() { "none".to_owned() } else { words.join(", ") };
+    let states: Vec<String> = states.into_iter().map(str::to_owned).collect();
+    format!("{definition}\nParameters: {}. State: {}.", list(&trained), list(&states))
+}
+
+/// Calls `f` for an expression and everything inside, whatever the conditions.
+fn each<'e>(expr: &'e Expr, f: &mut impl FnMut(&'e Expr)) {
+    f(expr);
+    match &expr.node {
+        Node::If(branches, otherwise) => {
+            branches.iter().for_each(|(_, value)| each(value, f));
+            each(otherwise, f);
+        }
+        _ => expr.inner(|_| false).into_iter().for_each(|inner| each(inner, f)),
+    }
+}
+
+/// Whether a number can be computed.
+fn sound(num: &Num, situation: &Situation) -> Result<(), String> {
+    match situation.number(num) {
+        Ok(_) => Ok(()),
+        Err(fault) => Err(match fault.reason {
+            NoResult::DivisionByZero => "divides by 0 with these arguments".to_owned(),
+            NoResult::TooLarge => "computes a number that is too large or none with these arguments".to_owned(),
+            NoResult::WrongKind => "cannot be computed with these arguments".to_owned(),
+        }),
+    }
+}
+
+/// Whether a number can be an extent.
+fn extent_sound(num: &Num, situation: &Situation) -> Result<(), String> {
+    sound(num, situation)?;
+    match situation.number(num) {
+        Ok(Number::Int(value)) if value < 1 => Err(format!("would have a tensor of {value} columns")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a row has as many elements as are to be chosen from it.
+fn choices_sound(x: &Expr, k: &Num, situation: &Situation) -> Result<(), String> {
+    extent_sound(k, situation)?;
+    let columns = match &x.kind {
+        kinds::Kind::Tensor(kinds::Shape { columns: Some(columns), .. }) => situation.columns(columns),
+        _ => return Ok(()),
+    };
+    let k = situation.size(k);
+    if k > columns { Err(format!("chooses {k} of {columns}")) } else { Ok(()) }
+}
+
+/// Whether everything in an expression that is computed has a value.
+fn expressions_sound(expr: &Expr, situation: &Situation) -> Result<(), String> {
+    match &expr.node {
+        Node::Number(number) => sound(number, situation)?,
+        Node::Linear { width, bias, .. } => {
+            extent_sound(width, situation)?;
+            bias.iter().try_for_each(|bias| sound(bias, situation))?;
+        }
+        Node::Parameter { columns, start, .. } => {
+            sound(start, situation)?;
+            columns.iter().try_for_each(|columns| extent_sound(columns, situation))?;
+        }
+        Node::Noise { columns, .. } => extent_sound(columns, situation)?,
+        Node::Filled { columns, .. } => columns.iter().try_for_each(|columns| extent_sound(columns, situation))?,
+        Node::KeepTopK(x, k) => choices_sound(x, k, situation)?,
+        Node::If(branches, _) => branches.iter().try_for_each(|(condition, _)| sound(condition, situation))?,
+        _ => {}
+    }
+    let inner = expr.inner(|condition| situation.holds(condition));
+    inner.into_iter().try_for_each(|inner| expressions_sound(inner, situation))
+}

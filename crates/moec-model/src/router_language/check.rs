@@ -1,0 +1,1430 @@
+//! From the syntax tree of a router to its program, with every fault reported at its place.
+//!
+//! The check is done once for a definition, whatever arguments it will be given: shapes are made of names. What is
+//! wrong with particular arguments (more choices than experts) is found where the router is used.
+
+use indexmap::IndexMap;
+use moec_ir::{Binary, Unary};
+use moec_syntax::{
+    self as ast, BinaryOperator as B, Code, Diagnostic, ExprKind, RouterStatement, Span, UnaryOperator, did_you_mean,
+};
+
+use super::functions::{self, ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
+use super::kinds::{Columns, Extent, Kind, Of, Shape};
+use super::program::{Action, Assigned, Expr, Node, Num, NumNode, Over, Program, Reduction, Returned, State, Step};
+use crate::model::Number;
+
+/// Names that mean something in every router, and what.
+const BUILT_IN: [(&str, &str); 8] = [
+    ("x", "the activations, [tokens, width]"),
+    ("experts", "the number of experts"),
+    ("tokens", "the number of tokens"),
+    ("width", "the number of channels"),
+    ("training", "whether this is a training step"),
+    ("token_ids", "the numbers of the tokens in the vocabulary, [tokens]"),
+    ("previous_ids", "the numbers of the tokens before, [tokens]; -1 for the first of a sequence"),
+    ("position", "the position of each token in its sequence, [tokens]"),
+];
+
+/// Names of parts of the `moe` layer, which a trained tensor must not take.
+const PARTS_OF_MOE: [&str; 2] = ["experts", "shared"];
+
+/// The types that a parameter can have.
+pub(super) const TYPES: [&str; 3] = ["int", "float", "bool"];
+
+/// Checks a definition; `None` if it has faults.
+pub(super) fn check(router: &ast::Router, losses: &[&str], report: &mut dyn FnMut(Diagnostic)) -> Option<Program> {
+    let mut checker = Checker {
+        router,
+        losses,
+        report,
+        faulty: false,
+        names: IndexMap::new(),
+        tensors: IndexMap::new(),
+        parameters: Vec::new(),
+        states: Vec::new(),
+        spelt: IndexMap::new(),
+        updated: IndexMap::new(),
+        aux: IndexMap::new(),
+        steps: Vec::new(),
+        number_slots: 0,
+        tensor_slots: 0,
+    };
+    checker.parameters();
+    let returned = checker.statements();
+    if checker.faulty {
+        return None;
+    }
+    checker.unused();
+    let Checker { parameters, states, spelt, steps, number_slots, tensor_slots, .. } = checker;
+    Some(Program { parameters, states, spelt, steps, number_slots, tensor_slots, returned: returned? })
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+enum Meaning {
+    Number(NumNode, Kind),
+    Slot(usize, Kind),
+    State(usize, Shape),
+    /// A fault made it unknown; that has been reported.
+    Unknown,
+}
+
+struct Bound {
+    meaning: Meaning,
+    span: Span,
+    used: bool,
+}
+
+struct Checker<'a, 'r> {
+    router: &'a ast::Router,
+    /// Names of the balance losses, which a loss of the router must not take.
+    losses: &'a [&'a str],
+    report: &'r mut dyn FnMut(Diagnostic),
+    /// Whether there is an error.
+    faulty: bool,
+    names: IndexMap<&'a str, Bound>,
+    /// Names of trained tensors and states, with where they were given.
+    tensors: IndexMap<String, Span>,
+    parameters: Vec<String>,
+    states: Vec<State>,
+    spelt: IndexMap<String, Num>,
+    updated: IndexMap<&'a str, Span>,
+    aux: IndexMap<&'a str, Span>,
+    steps: Vec<Step>,
+    number_slots: usize,
+    tensor_slots: usize,
+}
+
+/// The arguments of a call, found by name or place.
+struct Given<'a> {
+    function: &'static RouterFunction,
+    call: &'a ast::Call,
+    values: IndexMap<&'static str, &'a ast::Expr>,
+}
+
+impl<'a> Given<'a> {
+    fn get(&self, name: &str) -> Option<&'a ast::Expr> {
+        self.values.get(name).copied()
+    }
+}
+
+impl<'a> Checker<'a, '_> {
+    /// Reports an error.
+    fn fault<T>(&mut self, diagnostic: Diagnostic) -> Option<T> {
+        self.faulty = true;
+        (self.report)(diagnostic);
+        None
+    }
+
+    // Names.
+
+    fn bind(&mut self, name: &'a ast::Ident, meaning: Meaning) {
+        if name.name == "_" {
+            return;
+        }
+        if let Some((_, what)) = BUILT_IN.iter().find(|(known, _)| *known == name.name) {
+            let message = format!("`{name}` has a meaning in every router");
+            let d = Diagnostic::new(Code::DuplicateDefinition, message).primary(name.span, "cannot be given another");
+            self.fault::<()>(d.note(format!("`{name}`: {what}")));
+            return;
+        }
+        if let Some(first) = self.names.get(name.name.as_str()) {
+            let d = Diagnostic::new(Code::DuplicateDefinition, format!("`{name}` is defined twice"))
+                .primary(name.span, "defined again here")
+                .secondary(first.span, "first defined here")
+                .help("give one of them another name");
+            self.fault::<()>(d);
+            return;
+        }
+        self.names.insert(&name.name, Bound { meaning, span: name.span, used: false });
+    }
+
+    fn name(&mut self, name: &'a str, span: Span) -> Option<Expr> {
+        let number = |node, kind| Some(Expr { node: Node::Number(Num { node, span }), kind, span });
+        let tensor = |node, shape| Some(Expr { node, kind: Kind::Tensor(shape), span });
+        let index = |node, of| Some(Expr { node, kind: Kind::Index(Shape::tokens(), of), span });
+        match name {
+            "x" => {
+                return tensor(Node::Activations, Shape::rows(Columns::Features(Extent::named("width"))));
+            }
+            "experts" => return number(NumNode::Experts, Kind::Int(Extent::named("experts"))),
+            "width" => return number(NumNode::Width, Kind::Int(Extent::named("width"))),
+            "tokens" => return number(NumNode::Tokens, Kind::Float),
+            "training" => return number(NumNode::Training, Kind::Bool),
+            "token_ids" => return index(Node::TokenIds, Of::Vocabulary),
+            "previous_ids" => return index(Node::PreviousIds, Of::Vocabulary),
+            "position" => return index(Node::Position, Of::Positions),
+            _ => {}
+        }
+        if let Some(bound) = self.names.get_mut(name) {
+            bound.used = true;
+            return match bound.meaning.clone() {
+                Meaning::Number(node, kind) => number(node, kind),
+                Meaning::Slot(slot, kind) => Some(Expr { node: Node::Slot(slot), kind, span }),
+                Meaning::State(at, shape) => tensor(Node::State(at), shape),
+                Meaning::Unknown => None,
+            };
+        }
+        let mut d =
+            Diagnostic::new(Code::UnknownName, format!("`{name}` is not defined")).primary(span, "unknown name");
+        let later = self.router.statements.iter().filter(|s| s.span().start > span.end).find_map(|s| match s {
+            RouterStatement::Let(node) => node.names.iter().find(|n| n.name == name),
+            RouterStatement::State(node) => Some(&node.name).filter(|n| n.name == name),
+            _ => None,
+        });
+        if let Some(later) = later {
+            return self.fault(d.secondary(later.span, "defined here, after its use"));
+        }
+        if functions::find(name).is_some() {
+            let form = functions::find(name).map_or("", |f| f.form);
+            return self.fault(d.help(format!("the function is written `{form}`")));
+        }
+        let known: Vec<&str> = self.names.keys().copied().chain(BUILT_IN.map(|(name, _)| name)).collect();
+        d = match did_you_mean(name, known.iter().copied()) {
+            Some(near) => d.help(format!("did you mean `{near}`?")).patch(span, near, "use the name that is defined"),
+            None => d.note(format!("defined here: {}", listed(known.iter().copied()))),
+        };
+        self.fault(d)
+    }
+
+    /// Warns about names that nothing reads.
+    fn unused(&mut self) {
+        let unused: Vec<(&str, Span)> = (self.names.iter())
+            .filter(|(name, bound)| !bound.used && !name.starts_with('_') && !self.updated.contains_key(*name))
+            .map(|(name, bound)| (*name, bound.span))
+            .collect();
+        for (name, span) in unused {
+            let d = Diagnostic::new(Code::UnusedLet, format!("`{name}` is never used")).primary(span, "defined here");
+            (self.report)(d.help(format!("remove it, or name it `_{name}` to keep it")));
+        }
+    }
+
+    // Parameters and statements.
+
+    fn parameters(&mut self) {
+        let router = self.router;
+        for parameter in router.parameters() {
+            let kind = match parameter.ty.name.as_str() {
+                "int" => Some(Kind::Int(Extent::named(&parameter.name.name))),
+                "float" => Some(Kind::Float),
+                "bool" => Some(Kind::Bool),
+                other => {
+                    let d = Diagnostic::new(Code::UnknownValue, format!("a parameter cannot be `{other}`"))
+                        .primary(parameter.ty.span, "expected `int`, `float` or `bool`");
+                    let near = match other {
+                        "integer" | "usize" | "number" => Some("int"),
+                        "real" | "double" | "f32" | "f64" => Some("float"),
+                        _ => did_you_mean(other, TYPES),
+                    };
+                    match near {
+                        Some(near) => self.fault(d.patch(parameter.ty.span, near, "use a type that it can have")),
+                        None => self.fault(d),
+                    }
+                }
+            };
+            let at = self.parameters.len();
+            self.parameters.push(parameter.name.name.clone());
+            let meaning = kind.map_or(Meaning::Unknown, |kind| Meaning::Number(NumNode::Parameter(at), kind));
+            self.bind(&parameter.name, meaning);
+            if let Some(default) = &parameter.default {
+                self.default(parameter, default);
+            }
+        }
+    }
+
+    /// A default is a plain number of the parameter's type.
+    fn default(&mut self, parameter: &ast::Parameter, default: &ast::Expr) {
+        if default_value(parameter).is_some() || !TYPES.contains(&parameter.ty.name.as_str()) {
+            return;
+        }
+        let wanted = match parameter.ty.name.as_str() {
+            "int" => "an integer",
+            "float" => "a number",
+            _ => "`true` or `false`",
+        };
+        let message = format!("the default of `{}` must be {wanted}", parameter.name);
+        let d = Diagnostic::new(Code::WrongType, message).primary(default.span, format!("expected {wanted}"));
+        self.fault::<()>(d.note("a default is written out, as in `scale: float = 1.0`"));
+    }
+
+    fn statements(&mut self) -> Option<Returned> {
+        let router = self.router;
+        let mut returned = None;
+        let mut end: Option<Span> = None;
+        for statement in &router.statements {
+            if let Some(end) = end {
+                let d = Diagnostic::new(Code::ReturnForm, "a router ends with its `return`")
+                    .primary(statement.span(), "this comes after it")
+                    .secondary(end, "the end");
+                return self.fault(d);
+            }
+            let span = statement.span();
+            let action = match statement {
+                RouterStatement::Let(node) => self.binding(node),
+                RouterStatement::State(node) => {
+                    self.state(node);
+                    None
+                }
+                RouterStatement::Update(node) => self.update(node),
+                RouterStatement::Aux(node) => self.aux(node),
+                RouterStatement::Return(node) => {
+                    end = Some(span);
+                    returned = self.returned(node);
+                    None
+                }
+            };
+            self.steps.extend(action.map(|action| Step { action, span }));
+        }
+        if end.is_none() {
+            let d = Diagnostic::new(Code::ReturnForm, format!("router `{}` returns nothing", router.name))
+                .primary(router.name.span, "expected a `return` at the end of its body");
+            return self.fault(d.help("for example `return token_choice(experts: chosen, weights: softmax(top))`"));
+        }
+        returned
+    }
+
+    fn binding(&mut self, node: &'a ast::RouterLet) -> Option<Action> {
+        if let ExprKind::Call(call) = &node.value.kind
+            && call.name.name == "top_k"
+        {
+            return self.top_k(node, call);
+        }
+        let (first, rest) = node.names.split_first()?;
+        if let Some(second) = rest.first() {
+            let d = Diagnostic::new(Code::WrongKind, "only `top_k` gives two results")
+                .primary(second.span, "there is no second result")
+                .secondary(node.value.span, "this gives one");
+            self.fault::<()>(d);
+        }
+        let value = self.named_expression(&node.value, Some(first));
+        for name in rest {
+            self.bind(name, Meaning::Unknown);
+        }
+        let Some(value) = value else {
+            self.bind(first, Meaning::Unknown);
+            return None;
+        };
+        match value.node {
+            Node::Number(number) => {
+                let slot = self.number_slots;
+                self.number_slots += 1;
+                self.bind(first, Meaning::Number(NumNode::Slot(slot), value.kind));
+                Some(Action::Number { slot, value: number })
+            }
+            _ => {
+                let slot = self.tensor_slot();
+                self.bind(first, Meaning::Slot(slot, value.kind.clone()));
+                Some(Action::Tensor { slot, value })
+            }
+        }
+    }
+
+    fn tensor_slot(&mut self) -> usize {
+        self.tensor_slots += 1;
+        self.tensor_slots - 1
+    }
+
+    fn top_k(&mut self, node: &'a ast::RouterLet, call: &'a ast::Call) -> Option<Action> {
+        let parts = self.top_k_parts(call);
+        let (values, indices) = match &node.names[..] {
+            [values, indices] => (values, indices),
+            names => {
+                let message = format!("`top_k` gives two results, not {}", names.len());
+                let d = Diagnostic::new(Code::WrongKind, message)
+                    .primary(names[0].span.to(names[names.len() - 1].span), "expected two names: values and indices")
+                    .help("for example `let top, chosen = top_k(x, k)`, with `_` for a result that is not needed");
+                self.fault::<()>(d);
+                names.iter().for_each(|name| self.bind(name, Meaning::Unknown));
+                return None;
+            }
+        };
+        let Some((x, k, shape, of)) = parts else {
+            self.bind(values, Meaning::Unknown);
+            self.bind(indices, Meaning::Unknown);
+            return None;
+        };
+        let (value_slot, index_slot) = (self.tensor_slot(), self.tensor_slot());
+        self.bind(values, Meaning::Slot(value_slot, Kind::Tensor(shape.clone())));
+        self.bind(indices, Meaning::Slot(index_slot, Kind::Index(shape, of)));
+        Some(Action::TopK { values: value_slot, indices: index_slot, x, k })
+    }
+
+    fn top_k_parts(&mut self, call: &'a ast::Call) -> Option<(Expr, Num, Shape, Of)> {
+        let given = self.given(functions::find("top_k")?, call)?;
+        let (x, k) = (self.row(&given, "x"), self.extent(&given, "k"));
+        let ((x, columns), (k, extent)) = (x?, k?);
+        Some((x, k, Shape::rows(Columns::Choices(extent)), Of::Columns(columns)))
+    }
+
+    fn state(&mut self, node: &'a ast::Let) {
+        let value = self.expression(&node.value);
+        self.take_name(&node.name.name, node.name.span);
+        let Some(value) = value else {
+            self.bind(&node.name, Meaning::Unknown);
+            return;
+        };
+        let shape = match &value.kind {
+            Kind::Tensor(shape) => shape.clone(),
+            Kind::Int(_) | Kind::Float => Shape::SCALAR,
+            Kind::Bool | Kind::Index(..) => {
+                let d = Diagnostic::new(Code::StateForm, format!("the state `{}` must hold numbers", node.name));
+                self.fault::<()>(d.primary(node.value.span, format!("this is {}", value.kind)));
+                self.bind(&node.name, Meaning::Unknown);
+                return;
+            }
+        };
+        self.bind(&node.name, Meaning::State(self.states.len(), shape.clone()));
+        if shape.tokens {
+            let message = format!("the state `{}` has a number for every token", node.name);
+            let d = Diagnostic::new(Code::StateForm, message).primary(node.value.span, format!("this is {shape}"));
+            self.fault::<()>(
+                d.note("a state is kept from batch to batch, and the tokens of the next batch are others"),
+            );
+        }
+        let start = uniform(&value);
+        let columns = shape.columns.as_ref().and_then(|_| columns_of(&value));
+        match start {
+            Some(start) => {
+                self.steps.push(Step { action: Action::State { at: self.states.len() }, span: node.span });
+                self.states.push(State { name: node.name.name.clone(), columns, start });
+            }
+            None => {
+                let message = format!("the state `{}` must start from constants", node.name);
+                let d =
+                    Diagnostic::new(Code::StateForm, message).primary(node.value.span, "this is computed from others");
+                self.fault::<()>(d.help("for example `zeros(experts)`, `0.5 * ones(experts)` or `0.0`"));
+            }
+        }
+    }
+
+    fn update(&mut self, node: &'a ast::Let) -> Option<Action> {
+        let value = self.expression(&node.value);
+        let name = &node.name;
+        let target = self.names.get(name.name.as_str()).map(|bound| (bound.meaning.clone(), bound.span));
+        let (at, shape) = match target {
+            Some((Meaning::State(at, shape), _)) => (at, shape),
+            Some((Meaning::Unknown, _)) => return None,
+            Some((_, span)) => {
+                let d = Diagnostic::new(Code::StateForm, format!("`{name}` is no state"))
+                    .primary(name.span, "only a state can be updated")
+                    .secondary(span, "defined here");
+                return self.fault(d);
+            }
+            None => {
+                let states = self.names.iter().filter(|(_, bound)| matches!(bound.meaning, Meaning::State(..)));
+                let states: Vec<&str> = states.map(|(name, _)| *name).collect();
+                let d = Diagnostic::new(Code::StateForm, format!("there is no state named `{name}`"))
+                    .primary(name.span, "unknown state");
+                return match (did_you_mean(&name.name, states.iter().copied()), states.is_empty()) {
+                    (Some(near), _) => self.fault(d.patch(name.span, near, "use the name that it has")),
+                    (None, true) => self.fault(d.help(format!("declare it: `state {name} = zeros(experts)`"))),
+                    (None, false) => self.fault(d.note(format!("the states are {}", listed(states)))),
+                };
+            }
+        };
+        if let Some(first) = self.updated.insert(&name.name, name.span) {
+            let d = Diagnostic::new(Code::StateForm, format!("`{name}` is updated twice"))
+                .primary(name.span, "updated again here")
+                .secondary(first, "first updated here");
+            return self.fault(d);
+        }
+        let value = self.tensor(value?, "an update")?;
+        self.fits(&value, &shape, &format!("the state `{name}`"))?;
+        Some(Action::Update { state: at, value })
+    }
+
+    fn aux(&mut self, node: &'a ast::Aux) -> Option<Action> {
+        let name = &node.name;
+        let value = self.expression(&node.value);
+        let mut weight = Some(Num { node: NumNode::Constant(Number::Float(1.0)), span: name.span });
+        for argument in node.arguments.iter().flat_map(|arguments| &arguments.list) {
+            if argument.name.as_ref().is_some_and(|given| given.name == "weight") {
+                weight = self.number(&argument.value);
+                continue;
+            }
+            let d = Diagnostic::new(Code::UnknownArgument, "a loss takes nothing but its `weight`");
+            let d = d.primary(argument.span, "unknown argument").help(format!("write `aux {name}(weight: 0.01) = ..`"));
+            self.fault::<()>(d);
+        }
+        if let Some(&first) = self.aux.get(name.name.as_str()) {
+            let d = Diagnostic::new(Code::DuplicateDefinition, format!("loss `{name}` is defined twice"))
+                .primary(name.span, "defined again here")
+                .secondary(first, "first defined here");
+            self.fault::<()>(d.help("give one of them another name"));
+        }
+        self.aux.insert(&name.name, name.span);
+        if self.losses.contains(&name.name.as_str()) {
+            let d = Diagnostic::new(Code::NameTaken, format!("`{name}` is a balance loss of its own"))
+                .primary(name.span, "this name is taken")
+                .help("give the loss of the router another name");
+            self.fault::<()>(d);
+        }
+        let value = self.tensor(value?, "a loss")?;
+        if let Kind::Tensor(shape) = &value.kind
+            && !shape.is_scalar()
+        {
+            let d = Diagnostic::new(Code::LossForm, format!("the loss `{name}` must be a single number"))
+                .primary(value.span, format!("this is {shape}"));
+            return self.fault(d.help("reduce it with `mean(..)` or `sum(..)`"));
+        }
+        Some(Action::Aux { name: name.name.clone(), weight: weight?, value })
+    }
+
+    // The result.
+
+    fn returned(&mut self, node: &'a ast::Return) -> Option<Returned> {
+        let forms = || ROUTER_RESULTS.iter().map(|result| format!("`return {}`", result.form)).collect::<Vec<_>>();
+        let call = match &node.value.kind {
+            ExprKind::Call(call) => call,
+            other => {
+                let d = Diagnostic::new(Code::ReturnForm, "a router returns an assignment of tokens to experts")
+                    .primary(node.value.span, "this is none");
+                let d = match other {
+                    ExprKind::If { .. } => {
+                        d.help("choose between the values inside, as in `weights: if training { a } else { b }`")
+                    }
+                    _ => d,
+                };
+                return self.fault(d.help(format!("write {}", forms().join(" or "))));
+            }
+        };
+        let Some(function) = functions::find_result(&call.name.name) else {
+            let name = &call.name;
+            let mut d = Diagnostic::new(Code::ReturnForm, format!("a router cannot return `{name}`"))
+                .primary(name.span, "no assignment of tokens to experts");
+            if let Some(near) = did_you_mean(&name.name, ROUTER_RESULTS.iter().map(|result| result.name)) {
+                d = d.patch(name.span, near, "use the name that it has");
+            }
+            return self.fault(d.help(format!("write {}", forms().join(" or "))));
+        };
+        let given = self.given(function, call)?;
+        let all = Shape::rows(Columns::Experts);
+        let assignment = if function.name == "token_choice" {
+            let experts = given.get("experts").and_then(|e| self.expression(e));
+            let weights = given.get("weights").and_then(|e| self.expression(e));
+            for name in ["experts", "weights"] {
+                if given.get(name).is_none() {
+                    let d = Diagnostic::new(Code::MissingArgument, format!("`token_choice` needs `{name}`"))
+                        .primary(call.name.span, format!("expected `{name}: ..`"));
+                    self.fault::<()>(d.note(format!("it is written `{}`", function.form)));
+                }
+            }
+            self.token_choice(experts, weights)
+        } else {
+            let gates = given.get("gates").and_then(|e| self.expression(e));
+            gates.and_then(|gates| self.tensor(gates, "`gates`")).and_then(|gates| {
+                self.fits(&gates, &all, "`gates`")?;
+                Some(Assigned::DenseGates { gates: Box::new(gates) })
+            })
+        };
+        let mut rows = |name: &str| {
+            given.get(name).map(|expr| {
+                let value = self.expression(expr)?;
+                let value = self.tensor(value, &format!("`{name}`"))?;
+                self.fits(&value, &all, &format!("`{name}`"))?;
+                Some(value)
+            })
+        };
+        let (logits, probabilities) = (rows("logits"), rows("probabilities"));
+        let (noisy, std) = (rows("noisy"), rows("std"));
+        for (have, lack, name, other) in [(&noisy, &std, "noisy", "std"), (&std, &noisy, "std", "noisy")] {
+            if have.is_some() && lack.is_none() {
+                let d = Diagnostic::new(Code::MissingArgument, format!("`{name}` stands together with `{other}`"))
+                    .primary(given.get(name).map_or(call.span, |e| e.span), format!("there is no `{other}`"));
+                self.fault::<()>(
+                    d.note("the `load` loss needs the noisy scores and the standard deviation of the noise"),
+                );
+            }
+        }
+        // Present and faulty is not the same as absent.
+        let (logits, probabilities) =
+            (logits.map_or(Some(None), |v| v.map(Some)), probabilities.map_or(Some(None), |v| v.map(Some)));
+        let noisy = match (noisy, std) {
+            (Some(noisy), Some(std)) => Some((noisy?, std?)),
+            _ => None,
+        };
+        Some(Returned {
+            assignment: assignment?,
+            logits: logits?,
+            probabilities: probabilities?,
+            noisy,
+            span: node.span,
+        })
+    }
+
+    fn token_choice(&mut self, experts: Option<Expr>, weights: Option<Expr>) -> Option<Assigned> {
+        let experts = experts?;
+        let shape = match &experts.kind {
+            Kind::Index(shape, Of::Columns(Columns::Experts)) if shape.tokens => shape.clone(),
+            kind => {
+                let d = Diagnostic::new(Code::WrongKind, "`experts` must be indices of experts for every token")
+                    .primary(experts.span, format!("this is {kind}"))
+                    .help("for example the second result of `let top, chosen = top_k(scores, k)`");
+                return self.fault(d);
+            }
+        };
+        let weights = weights?;
+        let weights = self.tensor(weights, "`weights`")?;
+        self.fits(&weights, &shape, "`weights`")?;
+        Some(Assigned::TokenChoice { experts: Box::new(experts), weights: Box::new(weights) })
+    }
+
+    // Calls.
+
+    /// Matches the arguments of a call with what the function takes.
+    fn given(&mut self, function: &'static RouterFunction, call: &'a ast::Call) -> Option<Given<'a>> {
+        let mut given = Given { function, call, values: IndexMap::new() };
+        let written = format!("it is written `{}`: {}", function.form, function.summary);
+        let mut places = function.places.iter();
+        let mut failed = false;
+        for argument in call.arguments() {
+            let name = match &argument.name {
+                Some(name) => {
+                    let mut known = function.places.iter().chain(function.named);
+                    let Some(found) = known.find(|known| **known == name.name) else {
+                        let message = format!("`{}` has no argument `{name}`", function.name);
+                        let mut d =
+                            Diagnostic::new(Code::FunctionArguments, message).primary(name.span, "unknown argument");
+                        let known = function.places.iter().chain(function.named).copied();
+                        if let Some(near) = did_you_mean(&name.name, known) {
+                            d = d.patch(name.span, near, "use the name that it has");
+                        }
+                        failed = true;
+                        self.fault::<()>(d.note(written.clone()));
+                        continue;
+                    };
+                    *found
+                }
+                None => match places.find(|place| !given.values.contains_key(*place)) {
+                    Some(place) => *place,
+                    None => {
+                        let message = match function.places.len() {
+                            0 => format!("the arguments of `{}` have names", function.name),
+                            1 => format!("`{}` takes one value", function.name),
+                            most => format!("`{}` takes at most {most} values", function.name),
+                        };
+                        let d = Diagnostic::new(Code::FunctionArguments, message);
+                        failed = true;
+                        self.fault::<()>(d.primary(argument.span, "one too many").note(written.clone()));
+                        continue;
+                    }
+                },
+            };
+            if given.values.insert(name, &argument.value).is_some() {
+                let d = Diagnostic::new(Code::DuplicateArgument, format!("argument `{name}` is given twice"));
+                failed = true;
+                self.fault::<()>(d.primary(argument.span, "given again here"));
+            }
+        }
+        let missing = function.places.iter().take(function.required).find(|place| !given.values.contains_key(*place));
+        if let (Some(missing), false) = (missing, failed) {
+            let d = Diagnostic::new(Code::FunctionArguments, format!("`{}` needs `{missing}`", function.name));
+            self.fault::<()>(d.primary(call.span, format!("there is no `{missing}`")).note(written));
+            failed = true;
+        }
+        if failed {
+            // What is inside may have faults of its own.
+            let values: Vec<&ast::Expr> = given.values.values().copied().collect();
+            let words = ["over", "name"];
+            for (name, value) in given.values.keys().copied().collect::<Vec<_>>().into_iter().zip(values) {
+                if !words.contains(&name) {
+                    self.expression(value);
+                }
+            }
+            return None;
+        }
+        Some(given)
+    }
+
+    fn call(&mut self, call: &'a ast::Call, name: Option<&'a ast::Ident>) -> Option<Expr> {
+        let Some(function) = functions::find(&call.name.name) else {
+            let written = &call.name;
+            let mut d = Diagnostic::new(Code::UnknownFunction, format!("there is no function named `{written}`"))
+                .primary(written.span, "unknown function");
+            if functions::find_result(&written.name).is_some() {
+                d = d.help(format!("`{written}` stands behind `return`"));
+            } else if let Some(near) = did_you_mean(&written.name, ROUTER_FUNCTIONS.iter().map(|f| f.name)) {
+                d = d.help(format!("did you mean `{near}`?")).patch(written.span, near, "use the name that it has");
+            } else {
+                d = d.note(format!("the functions are {}", listed(ROUTER_FUNCTIONS.iter().map(|f| f.name))));
+            }
+            for argument in call.arguments() {
+                self.expression(&argument.value);
+            }
+            return self.fault(d);
+        };
+        let given = self.given(function, call)?;
+        if let Some(f) = elementwise(function.name) {
+            return self.unary(f, &given);
+        }
+        let span = call.span;
+        let tensor = |node, shape| Some(Expr { node, kind: Kind::Tensor(shape), span });
+        match function.name {
+            "linear" => self.linear(&given, name),
+            "parameter" => self.parameter(&given, name),
+            "zeros" | "ones" => self.filled(&given),
+            "normal" | "uniform" => {
+                let columns = match given.get("columns") {
+                    Some(_) => {
+                        let (columns, extent) = self.extent(&given, "columns")?;
+                        (columns, axis(extent))
+                    }
+                    None => (Num { node: NumNode::Experts, span }, Columns::Experts),
+                };
+                tensor(Node::Noise { normal: function.name == "normal", columns: columns.0 }, Shape::rows(columns.1))
+            }
+            "softmax" | "log_sum_exp" => {
+                let x = self.tensor_argument(&given, "x")?;
+                let (over, shape) = match given.get("over") {
+                    Some(_) => self.over(&given, &x)?,
+                    None => {
+                        let Kind::Tensor(Shape { tokens, columns: Some(_) }) = &x.kind else {
+                            let d = Diagnostic::new(Code::WrongKind, format!("`{}` works on rows", function.name))
+                                .primary(x.span, format!("this is {}", x.kind));
+                            return self.fault(d.help("to work on a number for every token, say `over: tokens`"));
+                        };
+                        (Over::Columns, Shape { tokens: *tokens, columns: None })
+                    }
+                };
+                match (function.name, x.kind.clone()) {
+                    ("softmax", Kind::Tensor(whole)) => tensor(Node::Softmax(Box::new(x), over), whole),
+                    _ => tensor(Node::LogSumExp(Box::new(x), over), shape),
+                }
+            }
+            "max" | "min" => match (given.get("y"), given.get("over")) {
+                (Some(_), None) => self.larger(&given),
+                (None, Some(_)) => self.reduction(&given),
+                _ => {
+                    let message = format!("`{0}` takes two values, or one and `over`", function.name);
+                    let d =
+                        Diagnostic::new(Code::FunctionArguments, message).primary(call.span, "cannot be told apart");
+                    self.fault(d.note(format!("it is written `{}`: {}", function.form, function.summary)))
+                }
+            },
+            "sum" | "mean" => self.reduction(&given),
+            "select" => {
+                let parts = ["condition", "a", "b"].map(|name| self.tensor_argument(&given, name));
+                let [Some(condition), Some(a), Some(b)] = parts else { return None };
+                let shape = self.joined(&a, &b, "select", span)?;
+                let shape = match &condition.kind {
+                    Kind::Tensor(other) => match shape.joined(other) {
+                        Some(shape) => shape,
+                        None => return self.mismatch("select", span, (&condition, other), (&a, &shape)),
+                    },
+                    _ => shape,
+                };
+                tensor(Node::Select(Box::new(condition), Box::new(a), Box::new(b)), shape)
+            }
+            "top_k" => {
+                let d = Diagnostic::new(Code::WrongKind, "`top_k` gives two results, which need names")
+                    .primary(span, "cannot stand inside an expression");
+                self.fault(d.help("for example `let top, chosen = top_k(x, k)`"))
+            }
+            "keep_top_k" => {
+                let (x, k) = (self.row(&given, "x"), self.extent(&given, "k"));
+                let ((x, columns), (k, _)) = (x?, k?);
+                tensor(Node::KeepTopK(Box::new(x), k), Shape::rows(columns))
+            }
+            "gather" => {
+                let (x, indices) = (self.tensor_argument(&given, "x"), self.index_argument(&given, "indices"));
+                let (x, (indices, shape, of)) = (x?, indices?);
+                let Kind::Tensor(Shape { columns: Some(columns), .. }) = &x.kind else {
+                    let d = Diagnostic::new(Code::WrongKind, "`gather` takes elements out of rows");
+                    return self.fault(d.primary(x.span, format!("this is {}", x.kind)));
+                };
+                if of != Of::Columns(columns.clone()) {
+                    let d = Diagnostic::new(Code::ShapeMismatch, "these indices do not belong to these rows")
+                        .primary(indices.span, format!("indices of {of}"))
+                        .secondary(x.span, format!("this is {}", x.kind));
+                    return self.fault(d);
+                }
+                tensor(Node::Gather(Box::new(x), Box::new(indices)), shape)
+            }
+            "scatter" => {
+                let (values, indices) = (self.tensor_argument(&given, "values"), self.expert_argument(&given));
+                let (values, (indices, shape)) = (values?, indices?);
+                self.fits(&values, &shape, "`values`")?;
+                tensor(Node::Scatter(Box::new(values), Box::new(indices)), Shape::rows(Columns::Experts))
+            }
+            "count" => {
+                let (indices, _) = self.expert_argument(&given)?;
+                let shape = Shape { tokens: false, columns: Some(Columns::Experts) };
+                tensor(Node::Count(Box::new(indices)), shape)
+            }
+            "stop_gradient" => {
+                let x = self.tensor_argument(&given, "x")?;
+                let kind = x.kind.clone();
+                Some(Expr { node: Node::StopGradient(Box::new(x)), kind, span })
+            }
+            "float" => {
+                let (x, shape, _) = self.index_argument(&given, "x")?;
+                tensor(Node::ToFloat(Box::new(x)), shape)
+            }
+            "index" => {
+                let x = self.tensor_argument(&given, "x")?;
+                let Kind::Tensor(shape) = x.kind.clone() else { return None };
+                let kind = Kind::Index(shape, Of::Columns(Columns::Experts));
+                Some(Expr { node: Node::ToExpert(Box::new(x)), kind, span })
+            }
+            _ => None,
+        }
+    }
+
+    /// A function of one operand, element by element.
+    fn unary(&mut self, f: Unary, given: &Given<'a>) -> Option<Expr> {
+        let span = given.call.span;
+        let x = self.expression(given.get("x")?)?;
+        match (&x.node, &x.kind) {
+            (Node::Number(number), Kind::Int(_) | Kind::Float) if f != Unary::NormalCdf => {
+                let node = NumNode::Unary(f, Box::new(number.clone()));
+                Some(Expr { node: Node::Number(Num { node, span }), kind: Kind::Float, span })
+            }
+            _ => {
+                let x = self.tensor(x, &format!("`{}`", given.function.name))?;
+                let kind = x.kind.clone();
+                Some(Expr { node: Node::Unary(f, Box::new(x)), kind, span })
+            }
+        }
+    }
+
+    fn larger(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let span = given.call.span;
+        let max = given.function.name == "max";
+        let parts = ["x", "y"].map(|name| given.get(name).and_then(|e| self.expression(e)));
+        let [Some(a), Some(b)] = parts else { return None };
+        if let (Node::Number(x), Node::Number(y)) = (&a.node, &b.node)
+            && ![&a.kind, &b.kind].iter().any(|kind| **kind == Kind::Bool)
+        {
+            let (x, y) = (Box::new(x.clone()), Box::new(y.clone()));
+            let node = if max { NumNode::Larger(x, y) } else { NumNode::Smaller(x, y) };
+            let number = Num { node, span };
+            let kind = match (&a.kind, &b.kind) {
+                (Kind::Int(_), Kind::Int(_)) => Kind::Int(self.spelt(text_of(given.call), &number)),
+                _ => Kind::Float,
+            };
+            return Some(Expr { node: Node::Number(number), kind, span });
+        }
+        let what = format!("`{}`", given.function.name);
+        let (a, b) = (self.tensor(a, &what), self.tensor(b, &what));
+        let (a, b) = (a?, b?);
+        let shape = self.joined(&a, &b, given.function.name, span)?;
+        let f = if max { Binary::Max } else { Binary::Min };
+        Some(Expr { node: Node::Binary(f, Box::new(a), Box::new(b)), kind: Kind::Tensor(shape), span })
+    }
+
+    fn linear(&mut self, given: &Given<'a>, name: Option<&'a ast::Ident>) -> Option<Expr> {
+        let name = self.tensor_name(given, name);
+        let bias = given.get("bias").map(|bias| self.boolean(bias));
+        let (x, width) = (self.row(given, "x"), self.extent(given, "width"));
+        let ((x, _), (width, extent)) = (x?, width?);
+        let bias = match bias {
+            Some(bias) => Some(bias?),
+            None => None,
+        };
+        let kind = Kind::Tensor(Shape::rows(axis(extent)));
+        Some(Expr { node: Node::Linear { name: name?, x: Box::new(x), width, bias }, kind, span: given.call.span })
+    }
+
+    fn parameter(&mut self, given: &Given<'a>, name: Option<&'a ast::Ident>) -> Option<Expr> {
+        let name = self.tensor_name(given, name);
+        let start = match given.get("start") {
+            Some(start) => self.number(start)?,
+            None => Num { node: NumNode::Constant(Number::Float(0.0)), span: given.call.span },
+        };
+        let (columns, shape) = match given.get("width") {
+            Some(_) => {
+                let (columns, extent) = self.extent(given, "width")?;
+                (Some(columns), Shape { tokens: false, columns: Some(axis(extent)) })
+            }
+            None => (None, Shape::SCALAR),
+        };
+        let node = Node::Parameter { name: name?, columns, start };
+        Some(Expr { node, kind: Kind::Tensor(shape), span: given.call.span })
+    }
+
+    /// The name of a trained tensor: the argument `name`, or else that of the `let`.
+    fn tensor_name(&mut self, given: &Given<'a>, bound: Option<&'a ast::Ident>) -> Option<String> {
+        let (name, span) = match (given.get("name"), bound) {
+            (Some(expr), _) => {
+                let ExprKind::String(name) = &expr.kind else {
+                    let d = Diagnostic::new(Code::WrongType, "the name of a trained tensor stands in quotes");
+                    return self.fault(d.primary(expr.span, "expected text, as in `name: \"router\"`"));
+                };
+                let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                if name.is_empty() || !name.chars().all(plain) {
+                    let d = Diagnostic::new(Code::UnnamedTensor, format!("{name:?} cannot name a trained tensor"));
+                    return self.fault(d.primary(expr.span, "expected letters, digits and `_`"));
+                }
+                (name.clone(), expr.span)
+            }
+            (None, Some(name)) if name.name != "_" => (name.name.clone(), name.span),
+            (None, _) => {
+                let function = given.function.name;
+                let d = Diagnostic::new(Code::UnnamedTensor, format!("what `{function}` trains has no name"))
+                    .primary(given.call.name.span, "its tensors are called after the `let` it is bound to")
+                    .help(format!("bind it, as in `let scores = {}`", given.function.form))
+                    .help("or give the name: `name: \"scores\"`");
+                return self.fault(d);
+            }
+        };
+        self.take_name(&name, span);
+        Some(name)
+    }
+
+    /// Reports a name of a trained tensor or a state that is taken.
+    fn take_name(&mut self, name: &str, span: Span) {
+        if PARTS_OF_MOE.contains(&name) {
+            let d = Diagnostic::new(Code::NameTaken, format!("no tensor of a router can be named `{name}`"))
+                .primary(span, "this name is taken")
+                .note(format!("the `{name}` of the `moe` have it"));
+            self.fault::<()>(d);
+        } else if let Some(&first) = self.tensors.get(name) {
+            let d = Diagnostic::new(Code::DuplicateDefinition, format!("two tensors are named `{name}`"))
+                .primary(span, "named again here")
+                .secondary(first, "first named here");
+            self.fault::<()>(d.help("give one of them another name with `name: \"..\"`"));
+        } else {
+            self.tensors.insert(name.to_owned(), span);
+        }
+    }
+
+    /// `zeros()`, `zeros(experts)`, `zeros(tokens, k)`
+    fn filled(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let is_tokens =
+            |expr: Option<&ast::Expr>| matches!(expr.map(|e| &e.kind), Some(ExprKind::Name(name)) if name == "tokens");
+        let (first, second) = (given.get("first"), given.get("second"));
+        let tokens = is_tokens(first);
+        if let (false, Some(extra)) = (tokens, second) {
+            let message = format!("rows are written `{}(tokens, n)`", given.function.name);
+            let d = Diagnostic::new(Code::FunctionArguments, message);
+            return self
+                .fault(d.primary(first.map_or(extra.span, |e| e.span), "expected `tokens` in front of the columns"));
+        }
+        let columns = match (tokens, first, second) {
+            (true, _, Some(_)) => Some(self.extent(given, "second")?),
+            (false, Some(_), _) => Some(self.extent(given, "first")?),
+            _ => None,
+        };
+        let (columns, axis) = match columns {
+            // A number of its own counts choices here: `ones(tokens, k)` are weights.
+            Some((columns, extent)) => {
+                let axis = if extent == Extent::named("experts") {
+                    Columns::Experts
+                } else if extent == Extent::named("width") {
+                    Columns::Features(extent)
+                } else {
+                    Columns::Choices(extent)
+                };
+                (Some(columns), Some(axis))
+            }
+            None => (None, None),
+        };
+        let value = if given.function.name == "ones" { 1.0 } else { 0.0 };
+        let kind = Kind::Tensor(Shape { tokens, columns: axis });
+        Some(Expr { node: Node::Filled { value, tokens, columns }, kind, span: given.call.span })
+    }
+
+    fn reduction(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let x = self.tensor_argument(given, "x")?;
+        let reduction = match given.function.name {
+            "sum" => Reduction::Sum,
+            "mean" => Reduction::Mean,
+            "max" => Reduction::Max,
+            _ => Reduction::Min,
+        };
+        let (over, shape) = match given.get("over") {
+            Some(_) => self.over(given, &x)?,
+            None => (Over::All, Shape::SCALAR),
+        };
+        let node = Node::Reduce(reduction, Box::new(x), over);
+        Some(Expr { node, kind: Kind::Tensor(shape), span: given.call.span })
+    }
+
+    /// The axis that `over` names, and the shape without it.
+    fn over(&mut self, given: &Given<'a>, x: &Expr) -> Option<(Over, Shape)> {
+        let expr = given.get("over")?;
+        let Kind::Tensor(shape) = &x.kind else { return None };
+        let words = ["tokens", "experts", "width"];
+        let word = match &expr.kind {
+            ExprKind::Name(word) if words.contains(&word.as_str()) => word.as_str(),
+            _ => {
+                let mut d = Diagnostic::new(Code::UnknownValue, "`over` names an axis")
+                    .primary(expr.span, "expected `tokens`, `experts` or `width`");
+                if let ExprKind::Name(word) = &expr.kind
+                    && let Some(near) = did_you_mean(word, words)
+                {
+                    d = d.patch(expr.span, near, "use the name that it has");
+                }
+                return self.fault(d);
+            }
+        };
+        let there = match (word, &shape.columns) {
+            ("tokens", _) => shape.tokens,
+            ("experts", columns) => matches!(columns, Some(Columns::Experts | Columns::Choices(_))),
+            (_, columns) => matches!(columns, Some(Columns::Features(_))),
+        };
+        if !there {
+            let d = Diagnostic::new(Code::ShapeMismatch, format!("there is no axis `{word}` to go over"))
+                .primary(expr.span, "no such axis")
+                .secondary(x.span, format!("this is {shape}"));
+            let columns = match &shape.columns {
+                Some(Columns::Features(_)) => Some("width"),
+                Some(_) => Some("experts"),
+                None => None,
+            };
+            return self.fault(match columns {
+                Some(columns) if word != "tokens" => d.help(format!("its last axis is called `{columns}`")),
+                _ => d,
+            });
+        }
+        Some(match word {
+            "tokens" => (Over::Tokens, Shape { tokens: false, columns: shape.columns.clone() }),
+            _ => (Over::Columns, Shape { tokens: shape.tokens, columns: None }),
+        })
+    }
+
+    // Arguments of a kind.
+
+    /// A tensor with rows: [tokens, columns].
+    fn row(&mut self, given: &Given<'a>, name: &str) -> Option<(Expr, Columns)> {
+        let x = self.tensor_argument(given, name)?;
+        match &x.kind {
+            Kind::Tensor(Shape { tokens: true, columns: Some(columns) }) => {
+                let columns = columns.clone();
+                Some((x, columns))
+            }
+            kind => {
+                let d = Diagnostic::new(
+                    Code::ShapeMismatch,
+                    format!("`{}` works on a row for every token", given.function.name),
+                )
+                .primary(x.span, format!("this is {kind}, not [tokens, ..]"));
+                self.fault(d)
+            }
+        }
+    }
+
+    fn tensor_argument(&mut self, given: &Given<'a>, name: &str) -> Option<Expr> {
+        let value = self.expression(given.get(name)?)?;
+        self.tensor(value, &format!("`{}`", given.function.name))
+    }
+
+    fn index_argument(&mut self, given: &Given<'a>, name: &str) -> Option<(Expr, Shape, Of)> {
+        let value = self.expression(given.get(name)?)?;
+        match value.kind.clone() {
+            Kind::Index(shape, of) => Some((value, shape, of)),
+            kind => {
+                let message = format!("`{}` takes indices", given.function.name);
+                let d = Diagnostic::new(Code::WrongKind, message).primary(value.span, format!("this is {kind}"));
+                self.fault(d.help("for example the second result of `let top, chosen = top_k(x, k)`"))
+            }
+        }
+    }
+
+    /// Indices of experts for every token.
+    fn expert_argument(&mut self, given: &Given<'a>) -> Option<(Expr, Shape)> {
+        let (indices, shape, of) = self.index_argument(given, "indices")?;
+        if of != Of::Columns(Columns::Experts) || !shape.tokens {
+            let message = format!("`{}` takes indices of experts", given.function.name);
+            let d = Diagnostic::new(Code::WrongKind, message);
+            return self.fault(d.primary(indices.span, format!("this is {}", indices.kind)));
+        }
+        Some((indices, shape))
+    }
+
+    /// A whole number that is known when the router is used.
+    fn extent(&mut self, given: &Given<'a>, name: &str) -> Option<(Num, Extent)> {
+        let value = self.expression(given.get(name)?)?;
+        match (value.node, value.kind) {
+            (Node::Number(number), Kind::Int(extent)) => {
+                if let Some(known) = extent.known()
+                    && known < 1
+                {
+                    let message = format!("`{}` cannot have {known} columns", given.function.name);
+                    let d = Diagnostic::new(Code::OutOfRange, message).primary(value.span, "expected 1 or more");
+                    return self.fault(d);
+                }
+                Some((number, extent))
+            }
+            (_, kind) => {
+                let message = format!("`{name}` of `{}` must be an integer", given.function.name);
+                let d = Diagnostic::new(Code::WrongKind, message).primary(value.span, format!("this is {kind}"));
+                self.fault(match kind {
+                    Kind::Tensor(_) => d.note("the shapes of tensors are known before anything is computed"),
+                    _ => d,
+                })
+            }
+        }
+    }
+
+    /// A number that is known when the router is used.
+    fn number(&mut self, expr: &'a ast::Expr) -> Option<Num> {
+        let value = self.expression(expr)?;
+        match (value.node, value.kind) {
+            (Node::Number(number), Kind::Int(_) | Kind::Float) => Some(number),
+            (_, kind) => {
+                let d = Diagnostic::new(Code::WrongKind, "this must be a number that is known at compile time");
+                self.fault(d.primary(expr.span, format!("this is {kind}")))
+            }
+        }
+    }
+
+    fn boolean(&mut self, expr: &'a ast::Expr) -> Option<Num> {
+        let value = self.expression(expr)?;
+        match (value.node, value.kind) {
+            (Node::Number(number), Kind::Bool) => Some(number),
+            (_, kind) => {
+                let d = Diagnostic::new(Code::WrongKind, "this must be a boolean that is known at compile time")
+                    .primary(expr.span, format!("this is {kind}"));
+                self.fault(match kind {
+                    Kind::Tensor(_) => d.help("`select(condition, a, b)` chooses element by element"),
+                    _ => d,
+                })
+            }
+        }
+    }
+
+    /// The value as a tensor: a number becomes one, indices and booleans do not.
+    fn tensor(&mut self, value: Expr, what: &str) -> Option<Expr> {
+        match value.kind {
+            Kind::Tensor(_) => Some(value),
+            Kind::Int(_) | Kind::Float => Some(Expr { kind: Kind::Tensor(Shape::SCALAR), ..value }),
+            Kind::Bool | Kind::Index(..) => {
+                let d = Diagnostic::new(Code::WrongKind, format!("{what} takes numbers"))
+                    .primary(value.span, format!("this is {}", value.kind));
+                let d = match value.kind {
+                    Kind::Bool => d.help("`if condition { 1.0 } else { 0.0 }` makes a number of it"),
+                    _ => d.help("`float(..)` makes numbers of indices"),
+                };
+                self.fault(d)
+            }
+        }
+    }
+
+    /// Whether a tensor can be repeated to a shape.
+    fn fits(&mut self, value: &Expr, shape: &Shape, what: &str) -> Option<()> {
+        let Kind::Tensor(own) = &value.kind else { return None };
+        if own.joined(shape).as_ref() == Some(shape) {
+            return Some(());
+        }
+        let d = Diagnostic::new(Code::ShapeMismatch, format!("{what} must be {shape}, not {own}"));
+        self.fault(d.primary(value.span, format!("this is {own}")))
+    }
+
+    /// The shape of two tensors combined element by element.
+    fn joined(&mut self, a: &Expr, b: &Expr, symbol: &str, span: Span) -> Option<Shape> {
+        let (Kind::Tensor(left), Kind::Tensor(right)) = (&a.kind, &b.kind) else { return None };
+        match left.joined(right) {
+            Some(shape) => Some(shape),
+            None => self.mismatch(symbol, span, (a, left), (b, right)),
+        }
+    }
+
+    fn mismatch<T>(
+        &mut self,
+        symbol: &str,
+        span: Span,
+        (a, left): (&Expr, &Shape),
+        (b, right): (&Expr, &Shape),
+    ) -> Option<T> {
+        let mut d = Diagnostic::new(Code::ShapeMismatch, format!("`{symbol}` cannot combine {left} with {right}"))
+            .primary(span, "these do not fit each other")
+            .secondary(a.span, format!("{left}"))
+            .secondary(b.span, format!("{right}"));
+        let both = [&left.columns, &right.columns];
+        if both.contains(&&Some(Columns::Experts)) && both.iter().any(|c| matches!(c, Some(Columns::Choices(_)))) {
+            d = d.help("`gather(x, chosen)` takes the chosen experts out of [tokens, experts]");
+        }
+        self.fault(d)
+    }
+
+    // Expressions.
+
+    fn expression(&mut self, expr: &'a ast::Expr) -> Option<Expr> {
+        self.named_expression(expr, None)
+    }
+
+    /// `name` is the `let` that the expression is bound to.
+    fn named_expression(&mut self, expr: &'a ast::Expr, name: Option<&'a ast::Ident>) -> Option<Expr> {
+        let span = expr.span;
+        let constant = |value, kind| {
+            let node = NumNode::Constant(value);
+            Some(Expr { node: Node::Number(Num { node, span }), kind, span })
+        };
+        match &expr.kind {
+            ExprKind::Int(value) => constant(Number::Int(*value), Kind::Int(Extent::constant(*value))),
+            ExprKind::Float(value) => constant(Number::Float(*value), Kind::Float),
+            ExprKind::Bool(value) => constant(Number::Bool(*value), Kind::Bool),
+            ExprKind::Name(name) => self.name(name, span),
+            ExprKind::Call(call) => self.call(call, name),
+            ExprKind::Unary { operator, operand } => self.prefix(operator.value, operand, expr),
+            ExprKind::Binary { operator, left, right } => {
+                let sides = (self.expression(left), self.expression(right));
+                let (a, b) = (sides.0?, sides.1?);
+                self.binary(operator.value, operator.span, a, b, expr)
+            }
+            ExprKind::If { branches, otherwise } => self.choice(branches, otherwise, expr),
+            ExprKind::String(_) | ExprKind::List(_) | ExprKind::Sequence(_) => {
+                let what = match &expr.kind {
+                    ExprKind::String(_) => "text",
+                    ExprKind::List(_) => "a list",
+                    _ => "a layer sequence",
+                };
+                let d = Diagnostic::new(Code::WrongKind, format!("{what} cannot be computed with"));
+                self.fault(d.primary(span, "expected a number or a tensor"))
+            }
+        }
+    }
+
+    fn prefix(&mut self, operator: UnaryOperator, operand: &'a ast::Expr, expr: &'a ast::Expr) -> Option<Expr> {
+        let (value, span) = (self.expression(operand)?, expr.span);
+        let number = |node, kind| Some(Expr { node: Node::Number(Num { node, span }), kind, span });
+        match (operator, value.node, value.kind) {
+            (UnaryOperator::Not, Node::Number(x), Kind::Bool) => number(NumNode::Opposite(Box::new(x)), Kind::Bool),
+            (UnaryOperator::Negate, Node::Number(x), Kind::Int(extent)) => {
+                let negated = Num { node: NumNode::Negated(Box::new(x)), span };
+                let extent = Extent::constant(0).plus(-1, &extent);
+                let extent = extent.unwrap_or_else(|| self.spelt(expr.to_string(), &negated));
+                number(negated.node, Kind::Int(extent))
+            }
+            (UnaryOperator::Negate, Node::Number(x), Kind::Float) => number(NumNode::Negated(Box::new(x)), Kind::Float),
+            (UnaryOperator::Negate, node, kind) => {
+                let value = self.tensor(Expr { node, kind, span: value.span }, "`-`")?;
+                let kind = value.kind.clone();
+                Some(Expr { node: Node::Unary(Unary::Neg, Box::new(value)), kind, span })
+            }
+            (UnaryOperator::Not, _, kind) => {
+                let d = Diagnostic::new(Code::WrongKind, "`!` takes a boolean that is known at compile time")
+                    .primary(value.span, format!("this is {kind}"));
+                self.fault(match kind {
+                    Kind::Tensor(_) => d.help("comparisons give 1 and 0: write `1 - condition`"),
+                    _ => d,
+                })
+            }
+        }
+    }
+
+    fn binary(&mut self, operator: B, at: Span, a: Expr, b: Expr, expr: &'a ast::Expr) -> Option<Expr> {
+        let span = expr.span;
+        let symbol = operator.symbol();
+        if let (Node::Number(x), Node::Number(y)) = (&a.node, &b.node) {
+            let node = NumNode::Binary(operator, Box::new(x.clone()), Box::new(y.clone()));
+            let number = Num { node, span };
+            let kind = self.number_kind(operator, at, (&a, &b), &number, expr)?;
+            return Some(Expr { node: Node::Number(number), kind, span });
+        }
+        if matches!(operator, B::And | B::Or) {
+            let side = if matches!(a.node, Node::Number(_)) { &b } else { &a };
+            let d =
+                Diagnostic::new(Code::WrongKind, format!("`{symbol}` takes booleans that are known at compile time"))
+                    .primary(side.span, format!("this is {}", side.kind));
+            let instead = if operator == B::And { "a * b" } else { "max(a, b)" };
+            return self.fault(d.help(format!("comparisons give 1 and 0: write `{instead}`")));
+        }
+        let what = format!("`{symbol}`");
+        let (a, b) = (self.tensor(a, &what), self.tensor(b, &what));
+        let (a, b) = (a?, b?);
+        let shape = self.joined(&a, &b, symbol, at)?;
+        let kind = Kind::Tensor(shape);
+        let combined = |f, a: Expr, b: Expr| Node::Binary(f, Box::new(a), Box::new(b));
+        let node = match operator {
+            B::Add => combined(Binary::Add, a, b),
+            B::Subtract => combined(Binary::Sub, a, b),
+            B::Multiply => combined(Binary::Mul, a, b),
+            B::Divide => combined(Binary::Div, a, b),
+            B::Remainder => Node::Remainder(Box::new(a), Box::new(b)),
+            B::Less => combined(Binary::Less, a, b),
+            B::LessEqual => combined(Binary::LessEqual, a, b),
+            B::Greater => combined(Binary::Less, b, a),
+            B::GreaterEqual => combined(Binary::LessEqual, b, a),
+            B::Equal => combined(Binary::Equal, a, b),
+            B::NotEqual => {
+                let equal = Expr { node: combined(Binary::Equal, a, b), kind: kind.clone(), span };
+                Node::Not(Box::new(equal))
+            }
+            B::And | B::Or => return None,
+        };
+        Some(Expr { node, kind, span })
+    }
+
+    /// The kind of a combination of two numbers.
+    fn number_kind(
+        &mut self,
+        operator: B,
+        at: Span,
+        (a, b): (&Expr, &Expr),
+        number: &Num,
+        expr: &'a ast::Expr,
+    ) -> Option<Kind> {
+        let logical = matches!(operator, B::And | B::Or);
+        let equality = matches!(operator, B::Equal | B::NotEqual);
+        let both_bool = a.kind == Kind::Bool && b.kind == Kind::Bool;
+        for side in [a, b] {
+            let is_bool = side.kind == Kind::Bool;
+            if is_bool != logical && !(equality && both_bool) {
+                let wanted = if logical { "booleans" } else { "numbers" };
+                let d = Diagnostic::new(Code::WrongKind, format!("`{}` takes {wanted}", operator.symbol()));
+                return self.fault(d.primary(side.span, format!("this is {}", side.kind)));
+            }
+        }
+        if logical || operator.is_comparison() {
+            return Some(Kind::Bool);
+        }
+        let (Kind::Int(left), Kind::Int(right)) = (&a.kind, &b.kind) else { return Some(Kind::Float) };
+        let extent = match operator {
+            B::Add => left.plus(1, right),
+            B::Subtract => left.plus(-1, right),
+            B::Multiply => left.times(right),
+            _ => None,
+        };
+        if operator == B::Divide && left.known().is_some() && right.known().is_none() {
+            let d = Diagnostic::new(Code::IntegerDivision, "a division of integers drops the fraction")
+                .primary(at, format!("both sides of this are integers, so `{expr}` is mostly 0"));
+            let text = format!("{}.0", left.known().unwrap_or(0));
+            (self.report)(d.patch(a.span, text, "to keep the fraction, divide a float"));
+        }
+        Some(Kind::Int(extent.unwrap_or_else(|| self.spelt(expr.to_string(), number))))
+    }
+
+    /// An extent that is spelt as it was written.
+    fn spelt(&mut self, text: String, number: &Num) -> Extent {
+        self.spelt.insert(text.clone(), number.clone());
+        Extent::named(text)
+    }
+
+    fn choice(
+        &mut self,
+        branches: &'a [ast::Branch<ast::Expr>],
+        otherwise: &'a ast::Expr,
+        expr: &'a ast::Expr,
+    ) -> Option<Expr> {
+        let span = expr.span;
+        let mut conditions = Vec::new();
+        let mut values = Vec::new();
+        for branch in branches {
+            conditions.push(self.boolean(&branch.condition));
+            values.push(self.expression(&branch.then));
+        }
+        values.push(self.expression(otherwise));
+        let conditions: Vec<Num> = conditions.into_iter().collect::<Option<_>>()?;
+        let mut values: Vec<Expr> = values.into_iter().collect::<Option<_>>()?;
+        if values.iter().all(|value| matches!(value.node, Node::Number(_))) {
+            return self.number_choice(conditions, values, expr);
+        }
+        // A number among tensors is one.
+        if values.iter().any(|value| matches!(value.kind, Kind::Tensor(_))) {
+            values = values.into_iter().map(|value| self.tensor(value, "this `if`")).collect::<Option<_>>()?;
+        }
+        let last = values.pop()?;
+        if let Some(other) = values.iter().find(|value| value.kind != last.kind) {
+            let d = Diagnostic::new(Code::ShapeMismatch, "the branches of an `if` give different things")
+                .primary(span, "must be the same whatever the condition")
+                .secondary(other.span, format!("this is {}", other.kind))
+                .secondary(last.span, format!("this is {}", last.kind));
+            return self.fault(d);
+        }
+        let kind = last.kind.clone();
+        let branches = conditions.into_iter().zip(values).collect();
+        Some(Expr { node: Node::If(branches, Box::new(last)), kind, span })
+    }
+
+    fn number_choice(&mut self, conditions: Vec<Num>, values: Vec<Expr>, expr: &'a ast::Expr) -> Option<Expr> {
+        let span = expr.span;
+        let first = values.first()?;
+        if let Some(other) = values.iter().find(|value| (value.kind == Kind::Bool) != (first.kind == Kind::Bool)) {
+            let d = Diagnostic::new(Code::WrongKind, "the branches of an `if` give different things")
+                .primary(span, "must be the same whatever the condition")
+                .secondary(first.span, format!("this is {}", first.kind))
+                .secondary(other.span, format!("this is {}", other.kind));
+            return self.fault(d);
+        }
+        let same = values.iter().all(|value| value.kind == first.kind).then(|| first.kind.clone());
+        let whole = values.iter().all(|value| matches!(value.kind, Kind::Int(_)));
+        let numbers = values.into_iter().filter_map(|value| match value.node {
+            Node::Number(number) => Some(number),
+            _ => None,
+        });
+        let mut numbers: Vec<Num> = numbers.collect();
+        let last = numbers.pop()?;
+        let number = Num { node: NumNode::If(conditions.into_iter().zip(numbers).collect(), Box::new(last)), span };
+        let kind = match same {
+            Some(kind) => kind,
+            None if whole => Kind::Int(self.spelt(expr.to_string(), &number)),
+            None => Kind::Float,
+        };
+        Some(Expr { node: Node::Number(number), kind, span })
+    }
+}
+
+/// The default of a parameter, if it has one of its type.
+pub(super) fn default_value(parameter: &ast::Parameter) -> Option<Number> {
+    let default = parameter.default.as_ref()?;
+    let (negative, literal) = match &default.kind {
+        ExprKind::Unary { operator, operand } if operator.value == UnaryOperator::Negate => (true, &operand.kind),
+        kind => (false, kind),
+    };
+    let sign = if negative { -1.0 } else { 1.0 };
+    match (parameter.ty.name.as_str(), literal) {
+        ("int", ExprKind::Int(value)) => Some(Number::Int(if negative { -value } else { *value })),
+        ("float", ExprKind::Int(value)) => Some(Number::Float(sign * *value as f64)),
+        ("float", ExprKind::Float(value)) => Some(Number::Float(sign * value)),
+        ("bool", ExprKind::Bool(value)) if !negative => Some(Number::Bool(*value)),
+        _ => None,
+    }
+}
+
+fn elementwise(name: &str) -> Option<Unary> {
+    Unary::ALL.into_iter().find(|f| f.mnemonic() == name && !matches!(f, Unary::Neg | Unary::Recip))
+}
+
+/// The axis of that many columns.
+fn axis(extent: Extent) -> Columns {
+    if extent == Extent::named("experts") { Columns::Experts } else { Columns::Features(extent) }
+}
+
+fn text_of(call: &ast::Call) -> String {
+    let kind = ExprKind::Call(call.clone());
+    ast::Expr { kind, span: call.span }.to_string()
+}
+
+/// The number that every element of a constant expression has, as an expression.
+fn uniform(value: &Expr) -> Option<Num> {
+    let span = value.span;
+    let node = match &value.node {
+        Node::Number(number) => return Some(number.clone()),
+        Node::Filled { value, .. } => NumNode::Constant(Number::Float(*value)),
+        Node::Unary(Unary::Neg, x) => NumNode::Negated(Box::new(uniform(x)?)),
+        Node::Unary(f, x) if *f != Unary::NormalCdf => NumNode::Unary(*f, Box::new(uniform(x)?)),
+        Node::Binary(f, a, b) => {
+            let operator = match f {
+                Binary::Add => B::Add,
+                Binary::Sub => B::Subtract,
+                Binary::Mul => B::Multiply,
+                Binary::Div => B::Divide,
+                _ => return None,
+            };
+            NumNode::Binary(operator, Box::new(uniform(a)?), Box::new(uniform(b)?))
+        }
+        _ => return None,
+    };
+    Some(Num { node, span })
+}
+
+/// The number of columns of a constant expression.
+fn columns_of(value: &Expr) -> Option<Num> {
+    match &value.node {
+        Node::Filled { columns, .. } => columns.clone(),
+        _ => value.inner(|_| false).into_iter().find_map(columns_of),
+    }
+}
+
+/// `a`, `b` and `c`
+fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => "nothing".to_string(),
+    }
+}

@@ -1,0 +1,238 @@
+//! What a router is like, derived from its expressions: what it reads, which tokens it compares, when it is random, what
+//! balance losses can be computed from, and whether it learns from the task.
+
+use moec_ir::Unary;
+
+use super::kinds::{Kind, Shape};
+use super::program::{Action, Assigned, Expr, Node, Over, Program, Reduction, Situation};
+use crate::router::Reads;
+
+/// What is known about a value, whatever the numbers in it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Facts {
+    pub(super) reads: Reads,
+    /// A token's part of it depends on other tokens of the batch.
+    pub(super) mixes: bool,
+    pub(super) random: bool,
+    /// It changes with trained tensors of the router, and the gradient says so.
+    pub(super) learns: bool,
+    /// In a row over experts, how many are above the lowest, or else not 0; `None` if that is not known.
+    few: Option<Few>,
+}
+
+/// Rows of which only a few entries count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Few {
+    /// How many.
+    count: usize,
+    /// Whether the others are 0, rather than far below every score.
+    zero: bool,
+}
+
+const NOTHING: Facts = Facts {
+    reads: Reads { activations: false, token_ids: false, positions: false },
+    mixes: false,
+    random: false,
+    learns: false,
+    few: None,
+};
+
+/// What is known about the parts of a result.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Derived {
+    /// Which experts a token goes to, and with what weight.
+    pub(super) assignment: Facts,
+    /// The weights alone: the gradient goes through these.
+    pub(super) weights: Facts,
+    /// The noisy scores, if there are any.
+    pub(super) noisy: Option<Facts>,
+    /// Whether a loss of the router itself reaches its trained tensors.
+    pub(super) own_loss: bool,
+    /// Experts of a token, where that is known.
+    pub(super) experts_per_token: Option<usize>,
+    /// Whether there are trained tensors at all.
+    pub(super) trained: bool,
+}
+
+/// Derives everything for a situation.
+pub(super) fn derive(program: &Program, situation: &Situation) -> Derived {
+    let mut walk = Walk { situation, slots: vec![NOTHING; program.tensor_slots], trained: false };
+    let mut own_loss = false;
+    for step in &program.steps {
+        match &step.action {
+            Action::Number { .. } | Action::State { .. } => {}
+            Action::Tensor { slot, value } => walk.slots[*slot] = walk.facts(value),
+            Action::TopK { values, indices, x, .. } => {
+                let facts = Facts { few: None, ..walk.facts(x) };
+                walk.slots[*values] = facts;
+                walk.slots[*indices] = Facts { learns: false, ..facts };
+            }
+            Action::Update { value, .. } => {
+                walk.facts(value);
+            }
+            Action::Aux { value, .. } => own_loss |= walk.facts(value).learns,
+        }
+    }
+    let returned = &program.returned;
+    let (assignment, weights, experts_per_token) = match &returned.assignment {
+        Assigned::TokenChoice { experts, weights } => {
+            let chosen = walk.facts(experts);
+            let weights = walk.facts(weights);
+            (chosen.with(weights), weights, walk.columns(experts))
+        }
+        Assigned::DenseGates { gates } => {
+            let gates = walk.facts(gates);
+            (gates, gates, gates.few.filter(|few| few.zero).map(|few| few.count))
+        }
+    };
+    let noisy = returned.noisy.as_ref().map(|(scores, _)| walk.facts(scores));
+    Derived { assignment, weights, noisy, own_loss, experts_per_token, trained: walk.trained }
+}
+
+impl Facts {
+    /// What is known about a combination of both.
+    fn with(self, other: Facts) -> Facts {
+        Facts {
+            reads: Reads {
+                activations: self.reads.activations || other.reads.activations,
+                token_ids: self.reads.token_ids || other.reads.token_ids,
+                positions: self.reads.positions || other.reads.positions,
+            },
+            mixes: self.mixes || other.mixes,
+            random: self.random || other.random,
+            learns: self.learns || other.learns,
+            few: None,
+        }
+    }
+
+    fn constant(self) -> Facts {
+        Facts { learns: false, ..self }
+    }
+}
+
+struct Walk<'a> {
+    situation: &'a Situation,
+    slots: Vec<Facts>,
+    trained: bool,
+}
+
+impl Walk<'_> {
+    fn facts(&mut self, expr: &Expr) -> Facts {
+        let situation = self.situation;
+        let inner: Vec<Facts> =
+            expr.inner(|condition| situation.holds(condition)).into_iter().map(|e| self.facts(e)).collect();
+        let first = inner.first().copied().unwrap_or(NOTHING);
+        let all = inner.iter().copied().reduce(Facts::with).unwrap_or(NOTHING);
+        let reading = |reads| Facts { reads, ..NOTHING };
+        match &expr.node {
+            Node::Number(_) | Node::State(_) | Node::Filled { .. } => NOTHING,
+            Node::Slot(slot) => self.slots[*slot],
+            Node::Activations => reading(Reads { activations: true, ..Reads::default() }),
+            Node::TokenIds | Node::PreviousIds => reading(Reads { token_ids: true, ..Reads::default() }),
+            Node::Position => reading(Reads { positions: true, ..Reads::default() }),
+            Node::Linear { .. } => {
+                self.trained = true;
+                Facts { learns: true, few: None, ..first }
+            }
+            Node::Parameter { .. } => {
+                self.trained = true;
+                Facts { learns: true, ..NOTHING }
+            }
+            Node::Noise { .. } => Facts { random: true, ..NOTHING },
+            Node::Unary(f, _) => {
+                let few = match f {
+                    // 0 stays 0, and what is far below every score becomes 0.
+                    Unary::Relu => first.few.map(|few| Few { zero: true, ..few }),
+                    Unary::Abs | Unary::Sqrt | Unary::Sign | Unary::Neg | Unary::Tanh => {
+                        first.few.filter(|few| few.zero)
+                    }
+                    Unary::Exp | Unary::Sigmoid | Unary::Softplus | Unary::NormalCdf => {
+                        first.few.filter(|few| !few.zero).map(|few| Few { zero: true, ..few })
+                    }
+                    Unary::Log | Unary::Recip => None,
+                };
+                Facts { few, learns: first.learns && *f != Unary::Sign, ..first }
+            }
+            Node::Binary(f, a, b) => {
+                use moec_ir::Binary as F;
+                let second = inner.get(1).copied().unwrap_or(NOTHING);
+                let zeros = |facts: Facts| facts.few.filter(|few| few.zero);
+                let few = match f {
+                    F::Mul => match (zeros(first), zeros(second)) {
+                        (Some(a), Some(b)) if a.count > b.count => Some(b),
+                        (a, b) => a.or(b),
+                    },
+                    F::Div => zeros(first),
+                    _ => None,
+                };
+                let learns = match f {
+                    F::Less | F::LessEqual | F::Equal => false,
+                    // What one number is of its own sum is 1, whatever it is.
+                    F::Div if self.single(a) && is_sum_of(b, a) => false,
+                    _ => all.learns,
+                };
+                Facts { few, learns, ..all }
+            }
+            Node::Remainder(..) => all,
+            Node::Not(_) | Node::ToFloat(_) | Node::ToExpert(_) => all.constant(),
+            Node::Select(..) => {
+                let (a, b) = (inner.get(1).copied().unwrap_or(NOTHING), inner.get(2).copied().unwrap_or(NOTHING));
+                Facts { learns: a.learns || b.learns, ..all }
+            }
+            Node::Softmax(x, over) => {
+                let few =
+                    first.few.filter(|few| !few.zero && *over == Over::Columns).map(|few| Few { zero: true, ..few });
+                // The softmax of one number, or of one that is far above the others, is 1.
+                let one = self.single(x) || few.is_some_and(|few| few.count == 1);
+                let learns = first.learns && !(*over == Over::Columns && one);
+                Facts { few, learns, mixes: first.mixes || *over == Over::Tokens, ..first }
+            }
+            Node::LogSumExp(_, over) => Facts { few: None, mixes: first.mixes || *over == Over::Tokens, ..first },
+            Node::KeepTopK(_, k) => Facts { few: Some(Few { count: situation.size(k), zero: false }), ..first },
+            Node::Gather(..) => Facts { learns: first.learns, ..all },
+            Node::Scatter(_, indices) => {
+                let few = self.columns(indices).map(|count| Few { count, zero: true });
+                Facts { few, learns: first.learns, ..all }
+            }
+            Node::Count(_) => Facts { mixes: true, few: None, ..first.constant() },
+            // Extremes pass the gradient on to the element that they are.
+            Node::Reduce(_, x, over) => {
+                let over_tokens = match over {
+                    Over::Tokens => true,
+                    Over::Columns => false,
+                    Over::All => matches!(&x.kind, Kind::Tensor(Shape { tokens: true, .. })),
+                };
+                Facts { few: None, mixes: first.mixes || over_tokens, ..first }
+            }
+            Node::StopGradient(_) => first.constant(),
+            Node::If(..) => first,
+        }
+    }
+
+    /// The number of columns of indices, where that is known.
+    fn columns(&self, indices: &Expr) -> Option<usize> {
+        match &indices.kind {
+            Kind::Index(shape, _) | Kind::Tensor(shape) => {
+                Some(shape.columns.as_ref().map_or(1, |columns| self.situation.columns(columns)))
+            }
+            Kind::Int(_) | Kind::Float | Kind::Bool => None,
+        }
+    }
+
+    /// Whether each row of an expression is one number.
+    fn single(&self, expr: &Expr) -> bool {
+        self.columns(expr) == Some(1)
+    }
+}
+
+/// Whether `expr` is the sum of each row of `x`, perhaps with a number added against a division by 0.
+fn is_sum_of(expr: &Expr, x: &Expr) -> bool {
+    match &expr.node {
+        Node::Reduce(Reduction::Sum, summed, Over::Columns) => **summed == *x,
+        Node::Binary(moec_ir::Binary::Add | moec_ir::Binary::Max, a, b) => {
+            let (a_number, b_number) = (matches!(a.node, Node::Number(_)), matches!(b.node, Node::Number(_)));
+            (b_number && is_sum_of(a, x)) || (a_number && is_sum_of(b, x))
+        }
+        _ => false,
+    }
+}

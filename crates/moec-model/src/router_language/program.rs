@@ -1,0 +1,408 @@
+//! A checked router: every name resolved, every kind known. What is left open are its arguments, the number of experts,
+//! the batch, and whether it trains.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+use moec_ir::{Binary, Unary};
+use moec_syntax::{BinaryOperator, Span};
+
+use super::kinds::{Columns, Extent, Kind};
+use crate::arithmetic::NoResult;
+use crate::model::Number;
+
+/// A checked router.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    /// Names of the parameters, in order.
+    pub(super) parameters: Vec<String>,
+    pub(super) states: Vec<State>,
+    /// The numbers in extents that have no name of their own, by how they are spelt there.
+    pub(super) spelt: IndexMap<String, Num>,
+    /// In source order.
+    pub(super) steps: Vec<Step>,
+    /// How many numbers and tensors have names.
+    pub(super) number_slots: usize,
+    pub(super) tensor_slots: usize,
+    pub(super) returned: Returned,
+}
+
+/// A tensor that is kept between steps.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub(super) name: String,
+    /// Number of columns; `None` for a single number.
+    pub(super) columns: Option<Num>,
+    /// What every element of it starts from.
+    pub(super) start: Num,
+}
+
+/// A statement but `return`.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) action: Action,
+    pub(super) span: Span,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Action {
+    /// `let` of a number.
+    Number { slot: usize, value: Num },
+    /// `let` of anything else.
+    Tensor { slot: usize, value: Expr },
+    /// `let values, indices = top_k(x, k)`
+    TopK { values: usize, indices: usize, x: Expr, k: Num },
+    /// Where a state is declared.
+    State { at: usize },
+    /// The value of a state after a training step.
+    Update { state: usize, value: Expr },
+    /// A loss with its weight.
+    Aux { name: String, weight: Num, value: Expr },
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Returned {
+    pub(super) assignment: Assigned,
+    pub(super) logits: Option<Expr>,
+    pub(super) probabilities: Option<Expr>,
+    /// Noisy scores and the standard deviation of their noise.
+    pub(super) noisy: Option<(Expr, Expr)>,
+    pub(super) span: Span,
+}
+
+impl Returned {
+    /// Every expression in it; the noisy scores only if they are asked for.
+    pub(super) fn expressions(&self, noisy: bool) -> Vec<&Expr> {
+        let mut expressions: Vec<&Expr> = match &self.assignment {
+            Assigned::TokenChoice { experts, weights } => vec![experts, weights],
+            Assigned::DenseGates { gates } => vec![gates],
+        };
+        expressions.extend(self.logits.iter().chain(&self.probabilities));
+        expressions.extend(self.noisy.iter().filter(|_| noisy).flat_map(|(scores, std)| [scores, std]));
+        expressions
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Assigned {
+    TokenChoice { experts: Box<Expr>, weights: Box<Expr> },
+    DenseGates { gates: Box<Expr> },
+}
+
+/// An expression with what it stands for.
+#[derive(Clone, Debug)]
+pub(super) struct Expr {
+    pub(super) node: Node,
+    pub(super) kind: Kind,
+    pub(super) span: Span,
+}
+
+/// Equal if they compute the same: spans do not count.
+impl PartialEq for Expr {
+    fn eq(&self, other: &Self) -> bool {
+        self.node == other.node
+    }
+}
+
+/// An axis that is reduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Over {
+    Tokens,
+    Columns,
+    All,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reduction {
+    Sum,
+    Mean,
+    Max,
+    Min,
+}
+
+/// What an expression computes. A number is a scalar tensor where a tensor is wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Node {
+    Number(Num),
+    /// A `let`.
+    Slot(usize),
+    State(usize),
+    /// The activations.
+    Activations,
+    TokenIds,
+    PreviousIds,
+    Position,
+    Linear {
+        name: String,
+        x: Box<Expr>,
+        width: Num,
+        bias: Option<Num>,
+    },
+    Parameter {
+        name: String,
+        columns: Option<Num>,
+        start: Num,
+    },
+    /// Standard normal, or uniform on [0, 1): a row of numbers for each token.
+    Noise {
+        normal: bool,
+        columns: Num,
+    },
+    /// One number everywhere.
+    Filled {
+        value: f64,
+        tokens: bool,
+        columns: Option<Num>,
+    },
+    Unary(Unary, Box<Expr>),
+    Binary(Binary, Box<Expr>, Box<Expr>),
+    /// `1 - a`: what a comparison is turned into by `!=`.
+    Not(Box<Expr>),
+    Remainder(Box<Expr>, Box<Expr>),
+    Select(Box<Expr>, Box<Expr>, Box<Expr>),
+    Softmax(Box<Expr>, Over),
+    LogSumExp(Box<Expr>, Over),
+    /// All but the k largest of a row become a number far below every score.
+    KeepTopK(Box<Expr>, Num),
+    Gather(Box<Expr>, Box<Expr>),
+    /// A row over all experts from values at the indices of experts.
+    Scatter(Box<Expr>, Box<Expr>),
+    /// How often each expert occurs.
+    Count(Box<Expr>),
+    Reduce(Reduction, Box<Expr>, Over),
+    StopGradient(Box<Expr>),
+    ToFloat(Box<Expr>),
+    /// Whole parts as numbers of experts.
+    ToExpert(Box<Expr>),
+    /// The value of the first branch whose condition holds.
+    If(Vec<(Num, Expr)>, Box<Expr>),
+}
+
+impl Expr {
+    /// The expressions directly inside, of those branches only that `chosen` holds to.
+    pub(super) fn inner(&self, chosen: impl Fn(&Num) -> bool) -> Vec<&Expr> {
+        match &self.node {
+            Node::Number(_)
+            | Node::Slot(_)
+            | Node::State(_)
+            | Node::Activations
+            | Node::TokenIds
+            | Node::PreviousIds
+            | Node::Position
+            | Node::Parameter { .. }
+            | Node::Noise { .. }
+            | Node::Filled { .. } => Vec::new(),
+            Node::Linear { x, .. }
+            | Node::Unary(_, x)
+            | Node::Not(x)
+            | Node::Softmax(x, _)
+            | Node::LogSumExp(x, _)
+            | Node::KeepTopK(x, _)
+            | Node::Count(x)
+            | Node::Reduce(_, x, _)
+            | Node::StopGradient(x)
+            | Node::ToFloat(x)
+            | Node::ToExpert(x) => vec![x],
+            Node::Binary(_, a, b) | Node::Remainder(a, b) | Node::Gather(a, b) | Node::Scatter(a, b) => vec![a, b],
+            Node::Select(condition, a, b) => vec![condition, a, b],
+            Node::If(branches, otherwise) => {
+                let found = branches.iter().find(|(condition, _)| chosen(condition));
+                vec![found.map_or(&**otherwise, |(_, value)| value)]
+            }
+        }
+    }
+}
+
+/// A number that is known when the router is used.
+#[derive(Clone, Debug)]
+pub(super) struct Num {
+    pub(super) node: NumNode,
+    pub(super) span: Span,
+}
+
+/// Equal if they compute the same: spans do not count.
+impl PartialEq for Num {
+    fn eq(&self, other: &Self) -> bool {
+        self.node == other.node
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum NumNode {
+    Constant(Number),
+    Parameter(usize),
+    /// A `let`.
+    Slot(usize),
+    /// E
+    Experts,
+    /// C
+    Width,
+    /// N, a float: what depends on the batch is never the extent of a tensor that is kept.
+    Tokens,
+    Training,
+    Negated(Box<Num>),
+    Opposite(Box<Num>),
+    Unary(Unary, Box<Num>),
+    Larger(Box<Num>, Box<Num>),
+    Smaller(Box<Num>, Box<Num>),
+    Binary(BinaryOperator, Box<Num>, Box<Num>),
+    If(Vec<(Num, Num)>, Box<Num>),
+}
+
+/// Why a number has no value for the arguments given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NumFault {
+    pub(super) reason: NoResult,
+    pub(super) span: Span,
+}
+
+/// Everything that was open: numbers can be computed.
+#[derive(Clone, Debug)]
+pub(super) struct Situation {
+    /// Values of the parameters, in order.
+    pub(super) arguments: Vec<Number>,
+    pub(super) experts: usize,
+    pub(super) width: usize,
+    pub(super) tokens: usize,
+    pub(super) training: bool,
+    /// Values of the numbers that have names; of those only that were computed so far.
+    slots: Vec<Option<Result<Number, NumFault>>>,
+    /// What the names in extents stand for.
+    names: BTreeMap<String, i64>,
+}
+
+impl Situation {
+    pub(super) fn new(
+        program: &Program,
+        arguments: Vec<Number>,
+        [experts, width, tokens]: [usize; 3],
+        training: bool,
+    ) -> Self {
+        let slots = vec![None; program.number_slots];
+        let names = BTreeMap::new();
+        let mut situation = Situation { arguments, experts, width, tokens, training, slots, names };
+        for step in &program.steps {
+            if let Action::Number { slot, value } = &step.action {
+                let value = situation.number(value);
+                situation.slots[*slot] = Some(value);
+            }
+        }
+        let whole = |number| if let Number::Int(value) = number { Some(value) } else { None };
+        let given = program.parameters.iter().zip(&situation.arguments);
+        let mut names: BTreeMap<String, i64> =
+            given.filter_map(|(name, value)| Some((name.clone(), whole(*value)?))).collect();
+        let spelt = program.spelt.iter();
+        names.extend(spelt.filter_map(|(text, num)| Some((text.clone(), whole(situation.number(num).ok()?)?))));
+        names.extend(
+            [("experts", experts), ("width", width)].map(|(name, n)| (name.into(), n.try_into().unwrap_or(i64::MAX))),
+        );
+        situation.names = names;
+        situation
+    }
+
+    /// How many columns that is; 0 where it is no number of columns, which checking a use has ruled out.
+    pub(super) fn extent(&self, extent: &Extent) -> usize {
+        let value = extent.value(|name| self.names.get(name).copied());
+        value.and_then(|value| usize::try_from(value).ok()).unwrap_or(0)
+    }
+
+    /// # Errors
+    /// A division by zero, or a result that no number can hold.
+    pub(super) fn number(&self, num: &Num) -> Result<Number, NumFault> {
+        let fault = |reason| NumFault { reason, span: num.span };
+        match &num.node {
+            NumNode::Constant(value) => Ok(*value),
+            NumNode::Parameter(at) => self.arguments.get(*at).copied().ok_or(fault(NoResult::WrongKind)),
+            NumNode::Slot(at) => self.slots.get(*at).copied().flatten().unwrap_or(Err(fault(NoResult::WrongKind))),
+            NumNode::Experts => Ok(whole(self.experts)),
+            NumNode::Width => Ok(whole(self.width)),
+            NumNode::Tokens => Ok(Number::Float(self.tokens as f64)),
+            NumNode::Training => Ok(Number::Bool(self.training)),
+            NumNode::Negated(x) => self.number(x)?.negated().map_err(fault),
+            NumNode::Opposite(x) => match self.number(x)? {
+                Number::Bool(value) => Ok(Number::Bool(!value)),
+                _ => Err(fault(NoResult::WrongKind)),
+            },
+            NumNode::Unary(f, x) => {
+                let value = self.number(x)?.float().and_then(|x| applied(*f, x)).filter(|y| y.is_finite());
+                value.map(Number::Float).ok_or(fault(NoResult::TooLarge))
+            }
+            NumNode::Larger(a, b) | NumNode::Smaller(a, b) => {
+                let (a, b) = (self.number(a)?, self.number(b)?);
+                let less = Number::combined(BinaryOperator::Less, a, b).map_err(fault)?;
+                let larger = matches!(num.node, NumNode::Larger(..));
+                Ok(if (less == Number::Bool(true)) == larger { b } else { a })
+            }
+            NumNode::Binary(operator, a, b) => {
+                let left = self.number(a)?;
+                // The right side may rely on the left one, as in `k != 0 && 8 / k > 1`.
+                match (operator, left) {
+                    (BinaryOperator::And, Number::Bool(false)) | (BinaryOperator::Or, Number::Bool(true)) => Ok(left),
+                    _ => Number::combined(*operator, left, self.number(b)?).map_err(fault),
+                }
+            }
+            NumNode::If(branches, otherwise) => {
+                for (condition, value) in branches {
+                    if self.number(condition)? == Number::Bool(true) {
+                        return self.number(value);
+                    }
+                }
+                self.number(otherwise)
+            }
+        }
+    }
+
+    /// The number as a float; NaN where there is none, which checking a use has ruled out but for what depends on the
+    /// batch.
+    pub(super) fn float(&self, num: &Num) -> f64 {
+        self.number(num).ok().and_then(Number::float).unwrap_or(f64::NAN)
+    }
+
+    /// The number as an extent; 0 where it is none, which checking a use has ruled out.
+    pub(super) fn size(&self, num: &Num) -> usize {
+        match self.number(num) {
+            Ok(Number::Int(value)) => usize::try_from(value).unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// How many columns an axis has.
+    pub(super) fn columns(&self, columns: &Columns) -> usize {
+        match columns {
+            Columns::Experts => self.experts,
+            Columns::Choices(extent) | Columns::Features(extent) => self.extent(extent),
+        }
+    }
+
+    pub(super) fn holds(&self, num: &Num) -> bool {
+        self.number(num) == Ok(Number::Bool(true))
+    }
+}
+
+fn whole(value: usize) -> Number {
+    Number::Int(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+/// The functions that numbers can be given to.
+pub(super) fn applied(f: Unary, x: f64) -> Option<f64> {
+    Some(match f {
+        Unary::Neg => -x,
+        Unary::Exp => x.exp(),
+        Unary::Log => x.ln(),
+        Unary::Sqrt => x.sqrt(),
+        Unary::Recip => 1.0 / x,
+        Unary::Abs => x.abs(),
+        Unary::Sign => {
+            if x == 0.0 {
+                0.0
+            } else {
+                x.signum()
+            }
+        }
+        Unary::Tanh => x.tanh(),
+        Unary::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Unary::Relu => x.max(0.0),
+        Unary::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
+        Unary::NormalCdf => return None,
+    })
+}

@@ -1,0 +1,364 @@
+//! Routers written in the language: those in `examples/routers`, and small ones for every rule.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use moec_ir::{Data, Evaluation, Stage, Tensor, evaluate, print, verify};
+use moec_model::{
+    Arguments, Causality, CheckOptions, Checked, Compares, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode,
+    Model, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy,
+    Traits, Verdict, check, lower, lower_layer,
+};
+use moec_syntax::{SourceFile, format, parse};
+
+fn example(name: &str) -> SourceFile {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/routers").join(name);
+    SourceFile::new(name, std::fs::read_to_string(path).unwrap())
+}
+
+fn checked(source: &SourceFile) -> Checked {
+    let shown = |d: &moec_syntax::Diagnostic| d.render(source, false);
+    let file = parse(source).unwrap_or_else(|faults| panic!("{}", shown(&faults[0])));
+    let checked = check(source, &file, &Registry::with_builtins(), &CheckOptions::default());
+    let messages: Vec<String> = checked.diagnostics.iter().map(shown).collect();
+    assert!(messages.is_empty(), "{}", messages.join("\n"));
+    checked
+}
+
+fn options(mode: Mode) -> LowerOptions {
+    LowerOptions {
+        mode,
+        batch: 3,
+        vocab: 19,
+        loss: true,
+        noise: NoisePolicy::Generated,
+        init: InitScheme::KaimingNormal,
+        routes: true,
+    }
+}
+
+/// The example's model, with the route as written and with another in its place.
+fn both(name: &str, route: &str, other: &str) -> (Model, Model) {
+    let source = example(name);
+    let text = source.text();
+    assert_eq!(text.matches(route).count(), 1, "{name}");
+    let ours = checked(&source).model.unwrap();
+    // Without its definition, so that only the built-in one is there to be used.
+    let model = &text[text.find("\nmodel ").unwrap()..];
+    let theirs = checked(&SourceFile::new(name, model.replace(route, other))).model.unwrap();
+    (ours, theirs)
+}
+
+#[test]
+fn examples_are_in_the_canonical_layout_and_sound() {
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/routers")).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        if !name.ends_with(".moe") {
+            continue;
+        }
+        let source = example(&name);
+        assert_eq!(format(&source).unwrap(), source.text(), "{name}");
+        let model = checked(&source).model.unwrap();
+        assert_eq!(model.causality, Causality::Causal, "{name}");
+        for mode in [Mode::Train, Mode::Evaluate] {
+            lower(&model, &options(mode)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_written_in_the_language_lowers_like_the_built_in() {
+    for (name, route, other) in [
+        ("noisy_gate.moe", "route:   noisy_gate(k: 2)", "route: noisy_top_k(k: 2)"),
+        ("unbiased_gate.moe", "route: unbiased_gate(k: 2)", "route: sigmoid_top_k(k: 2)"),
+    ] {
+        let (ours, theirs) = both(name, route, other);
+        for mode in [Mode::Train, Mode::Evaluate] {
+            let (a, b) = (lower(&ours, &options(mode)).unwrap(), lower(&theirs, &options(mode)).unwrap());
+            assert_eq!(print(&a.graph), print(&b.graph), "{name} {mode:?}");
+            assert_eq!(a.parameters, b.parameters, "{name}");
+        }
+    }
+}
+
+/// A file of one `moe` layer with a router called `r`.
+fn layer(router: &str, arguments: &str, experts: usize, more: &str) -> Layer {
+    let text = format!(
+        "{router}\nmodel m {{ context 4  vocab 9  embed(width: 5, positions: none)\n  \
+         moe(experts: {experts} * mlp(hidden: 3), route: r{arguments}{more})\n  unembed }}"
+    );
+    let layers = checked(&SourceFile::new("router.moe", text)).model.unwrap().layers;
+    layers.into_iter().find(|layer| matches!(layer.kind, LayerKind::Moe(_))).unwrap()
+}
+
+fn traits(router: &str, arguments: &str) -> Traits {
+    let layer = layer(router, arguments, 4, ", allow: lookahead, balance: [importance]");
+    let LayerKind::Moe(moe) = layer.kind else { panic!("no moe") };
+    moe.route.strategy.traits(&moe.route.arguments)
+}
+
+/// Numbers that look random and are the same on every machine.
+fn numbers(count: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as f64) / f64::from(1u32 << 31) * 2.0 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn floats(shape: &[usize], seed: u64) -> Tensor {
+    Tensor::new(shape.to_vec(), Data::F64(numbers(shape.iter().product(), seed))).unwrap()
+}
+
+/// Lowers and evaluates a layer for `batch * 4` tokens, every parameter and input made up.
+fn run(layer: &Layer, mode: Mode, batch: usize) -> (Lowered, Evaluation, BTreeMap<String, Tensor>) {
+    let options = LowerOptions { batch, noise: NoisePolicy::Injected, ..options(mode) };
+    let lowered = lower_layer(layer, &options, 4).unwrap();
+    verify(&lowered.graph, Stage::Forward).unwrap();
+    let mut bindings = BTreeMap::new();
+    for id in lowered.graph.ids() {
+        let node = lowered.graph.node(id);
+        let ty = &node.results[0];
+        match &node.op {
+            moec_ir::Op::Input { name, .. } if ty.dtype == moec_ir::DType::I32 => {
+                let ids = (0..ty.elements()).map(|i| (i * 7 % 9) as i32).collect();
+                bindings.insert(name.clone(), Tensor::new(ty.shape.clone(), Data::I32(ids)).unwrap());
+            }
+            moec_ir::Op::Input { name, .. } | moec_ir::Op::Parameter { name, .. } => {
+                let seed = name.bytes().fold(7, |h: u64, b| h.wrapping_mul(31).wrapping_add(b.into()));
+                bindings.insert(name.clone(), floats(&ty.shape, seed));
+            }
+            _ => {}
+        }
+    }
+    for (name, init) in &lowered.states {
+        let moec_model::StateInit::Tensor(tensor) = init else { panic!("{name} is made of text") };
+        bindings.insert(name.clone(), tensor.clone());
+    }
+    let evaluation = evaluate(&lowered.graph, &bindings).unwrap();
+    (lowered, evaluation, bindings)
+}
+
+#[test]
+fn the_reference_shows_a_router_that_is_sound_and_names_every_function() {
+    let readme = include_str!("../../../grammar/README.md");
+    let start = readme.find("// Top-k of sigmoids;").unwrap();
+    let text = &readme[start..start + readme[start..].find("```").unwrap()];
+    assert_eq!(format(&SourceFile::new("readme", text)).unwrap(), text);
+    let strategy = {
+        let text = text.replace("fair_top_k", "r");
+        let LayerKind::Moe(moe) = layer(&text, "(k: 2)", 4, "").kind else { panic!("no moe") };
+        moe.route.strategy
+    };
+    assert_eq!(strategy.summary(), "Top-k of sigmoids; a bias that only selects keeps the experts equally busy");
+    for function in ROUTER_FUNCTIONS.iter().chain(ROUTER_RESULTS) {
+        assert!(readme.contains(&format!("`{}", function.name)), "{} is not in the reference", function.name);
+    }
+}
+
+#[test]
+fn traits_follow_from_the_expressions() {
+    let top = "let l = linear(x, experts) let v, c = top_k(l, k)";
+    let router = |body: &str| format!("router r(k: int) {{ {body} }}");
+    let softmax = router(&format!("{top} return token_choice(experts: c, weights: softmax(v), logits: l)"));
+    let plain = Traits { provides: &[Quantity::Logits, Quantity::Probabilities], ..Traits::default() };
+    assert_eq!(traits(&softmax, "(k: 2)"), plain);
+    // The softmax of one score, and what one number is of its own sum, are 1.
+    assert!(!traits(&softmax, "(k: 1)").learns_from_task);
+    let chosen = "let l = linear(x, experts) let _, c = top_k(l, k)";
+    let share = router(&format!(
+        "{chosen} let s = gather(sigmoid(l), c) return token_choice(experts: c, weights: s / (1e-20 + sum(s, over: experts)))"
+    ));
+    assert!(traits(&share, "(k: 2)").learns_from_task && !traits(&share, "(k: 1)").learns_from_task);
+    let constant = router(&format!("{top} return token_choice(experts: c, weights: stop_gradient(v))"));
+    assert!(!traits(&constant, "(k: 2)").learns_from_task);
+    let own = router(&format!("{top} aux spread = mean(l) return token_choice(experts: c, weights: stop_gradient(v))"));
+    assert!(traits(&own, "(k: 2)").learns_from_task);
+
+    // Counting changes later steps; subtracting the mean changes this one.
+    let later = router(&format!(
+        "state n = zeros(experts) {top} update n = n + count(c) return token_choice(experts: c, weights: v - gather(l - n, c))"
+    ));
+    assert_eq!(traits(&later, "(k: 2)").verdict(), Verdict::Causal);
+    let centred = "let l = linear(x, experts) let m = l - mean(l, over: tokens) let v, c = top_k(m, k)";
+    let centred = router(&format!("{centred} return token_choice(experts: c, weights: softmax(v))"));
+    assert_eq!(
+        (traits(&centred, "(k: 2)").compares, traits(&centred, "(k: 2)").verdict()),
+        (Compares::Batch, Verdict::LooksAhead)
+    );
+    let in_training = "let l = linear(x, experts) let m = if training { softmax(l, over: tokens) } else { l } \
+                       let v, c = top_k(m, k)";
+    let in_training = router(&format!("{in_training} return token_choice(experts: c, weights: softmax(v))"));
+    assert_eq!(traits(&in_training, "(k: 2)").verdict(), Verdict::SamplesDifferently);
+
+    let noisy = |when: &str| {
+        router(&format!(
+            "let l = linear(x, experts) let h = if {when} {{ l + normal() }} else {{ l }} let v, c = top_k(h, k) \
+             return token_choice(experts: c, weights: softmax(v), logits: l, noisy: h, std: 1.0)"
+        ))
+    };
+    let all = &[Quantity::Logits, Quantity::Probabilities, Quantity::NoisyScores];
+    let training = traits(&noisy("training"), "(k: 2)");
+    assert_eq!((training.random, training.provides), (Randomness::Training, all.as_slice()));
+    assert_eq!(traits(&noisy("true"), "(k: 2)").random, Randomness::Always);
+    let never = traits(&noisy("false"), "(k: 2)");
+    assert_eq!((never.random, never.provides.len()), (Randomness::Never, 2));
+
+    let hash =
+        router("return token_choice(experts: index((float(token_ids) + k * float(position)) % experts), weights: 1.0)");
+    let hash = traits(&hash, "(k: 2)");
+    assert_eq!(hash.reads, Reads { activations: false, token_ids: true, positions: true });
+    assert!(hash.learns_from_task, "there is nothing to learn");
+}
+
+#[test]
+fn experts_per_token_are_known_where_the_expressions_say_so() {
+    let experts_of = |body: &str| {
+        let router = format!("router r(k: int) {{ let l = linear(x, experts) {body} }}");
+        let layer = layer(&router, "(k: 3)", 7, ", balance: [importance]");
+        let LayerKind::Moe(moe) = layer.kind else { panic!("no moe") };
+        moe.route.experts_per_token(7, 4)
+    };
+    for (body, expected) in [
+        ("let v, c = top_k(l, k) return token_choice(experts: c, weights: softmax(v))", 3.0),
+        ("let v, c = top_k(l, k - 1) return token_choice(experts: c, weights: softmax(v))", 2.0),
+        ("return token_choice(experts: index(sum(l, over: experts) + k), weights: 1.0)", 1.0),
+        ("return dense_gates(softmax(keep_top_k(l, k)))", 3.0),
+        ("return dense_gates(2.0 * softmax(keep_top_k(l, k)) * sigmoid(l))", 3.0),
+        ("let v, c = top_k(l, 2 * k / 3) return dense_gates(scatter(softmax(v), c))", 2.0),
+        ("return dense_gates(softmax(l * k))", 7.0),
+        ("return dense_gates(keep_top_k(l, k))", 7.0),
+    ] {
+        assert_eq!(experts_of(body), expected, "{body}");
+    }
+}
+
+/// Every function against plain Rust, on sizes that divide nothing.
+#[test]
+fn functions_compute_what_they_say() {
+    let (tokens, experts, k) = (12, 7, 3);
+    let evaluate = |expression: &str| -> (Vec<f64>, Vec<f64>) {
+        // What is asked about is the loss; the scores come out as logits' loss z of nothing else.
+        let router = format!(
+            "router r(k: int) {{ let l = linear(x, experts, bias: true) let v, c = top_k(l, k) let p = softmax(l) \
+             aux asked = {expression} return dense_gates(l + 0.0 * sum(v, over: experts) * count(c) * p, logits: l) }}"
+        );
+        let layer = layer(&router, &format!("(k: {k})"), experts, ", balance: [z], allow: lookahead");
+        let (_, evaluation, bindings) = run(&layer, Mode::Train, tokens / 4);
+        let (x, w, b) = (bindings["x"].to_f64(), bindings["moe.l.weight"].to_f64(), bindings["moe.l.bias"].to_f64());
+        let score = |n: usize, e: usize| b[e] + (0..5).map(|i| x[n * 5 + i] * w[e * 5 + i]).sum::<f64>();
+        let scores = (0..tokens).flat_map(|n| (0..experts).map(move |e| (n, e))).map(|(n, e)| score(n, e)).collect();
+        (evaluation.outputs["aux.moe.asked"].to_f64(), scores)
+    };
+    let row = |l: &[f64], n: usize| l[n * experts..(n + 1) * experts].to_vec();
+    let sorted = |mut row: Vec<f64>| {
+        row.sort_by(|a, b| b.total_cmp(a));
+        row
+    };
+    let lse = |values: &[f64]| values.iter().map(|v| v.exp()).sum::<f64>().ln();
+    type Expected<'a> = Box<dyn Fn(&[f64]) -> f64 + 'a>;
+    let each_row = |f: &'static dyn Fn(Vec<f64>) -> f64| -> Expected<'_> {
+        Box::new(move |l: &[f64]| (0..tokens).map(|n| f(row(l, n))).sum::<f64>() / tokens as f64)
+    };
+    let cases: Vec<(&str, Expected<'_>)> = vec![
+        ("mean(max(l, over: experts))", each_row(&|r| r.into_iter().fold(f64::MIN, f64::max))),
+        ("mean(min(l, over: experts))", each_row(&|r| r.into_iter().fold(f64::MAX, f64::min))),
+        ("mean(sum(l, over: experts))", each_row(&|r| r.into_iter().sum())),
+        ("mean(mean(l * l, over: experts))", each_row(&|r| r.iter().map(|v| v * v).sum::<f64>() / 7.0)),
+        ("mean(log_sum_exp(l))", each_row(&|r| r.iter().map(|v| v.exp()).sum::<f64>().ln())),
+        (
+            "mean(sum(select(l > 0, l, -1.0), over: experts))",
+            each_row(&|r| r.iter().map(|&v| if v > 0.0 { v } else { -1.0 }).sum()),
+        ),
+        (
+            "mean(sum((l <= 0.5) - (l != l), over: experts))",
+            each_row(&|r| r.iter().filter(|v| **v <= 0.5).count() as f64),
+        ),
+        (
+            "mean(sum(max(l, 0) - relu(l) + min(l, 0), over: experts))",
+            each_row(&|r| r.iter().map(|v| v.min(0.0)).sum()),
+        ),
+        (
+            "mean(sum(v, over: experts))",
+            Box::new(|l| (0..tokens).map(|n| sorted(row(l, n))[..k].iter().sum::<f64>()).sum::<f64>() / tokens as f64),
+        ),
+        (
+            "mean(sum(gather(-l, c) + v, over: experts)) + mean(sum(scatter(v, c), over: experts))",
+            Box::new(|l| (0..tokens).map(|n| sorted(row(l, n))[..k].iter().sum::<f64>()).sum::<f64>() / tokens as f64),
+        ),
+        (
+            "mean(log_sum_exp(keep_top_k(l, k)))",
+            Box::new(|l| (0..tokens).map(|n| lse(&sorted(row(l, n))[..k])).sum::<f64>() / tokens as f64),
+        ),
+        (
+            "mean(log_sum_exp(l, over: tokens)) + mean(max(l, over: tokens))",
+            Box::new(|l| {
+                let columns = (0..experts).map(|e| (0..tokens).map(|n| l[n * experts + e]).collect::<Vec<_>>());
+                columns.map(|c| lse(&c) + c.iter().copied().fold(f64::MIN, f64::max)).sum::<f64>() / experts as f64
+            }),
+        ),
+        // Columns of a softmax over tokens sum to 1, and so do rows of one over experts.
+        ("sum(softmax(l, over: tokens)) + sum(p) / tokens", Box::new(|_| experts as f64 + 1.0)),
+        ("sum(count(c))", Box::new(|_| (tokens * k) as f64)),
+        ("mean(float(position)) + mean(float(index(float(position) % 2.0)))", Box::new(|_| 1.5 + 0.5)),
+        (
+            "mean(mean(l, over: experts) * ones(experts)) - mean(l) + width + sqrt(width * 5) - max(k, 4)",
+            Box::new(|_| 6.0),
+        ),
+        ("mean(zeros(tokens, k) + 2) * mean(ones()) + mean(v * 0 + mean(l, over: experts) * 0)", Box::new(|_| 2.0)),
+        ("mean(normal(4) * 0 + 1) + mean(select(uniform() < 9, 1, 0))", Box::new(|_| 2.0)),
+    ];
+    for (expression, expected) in cases {
+        let (ours, scores) = evaluate(expression);
+        let expected = expected(&scores);
+        assert!((ours[0] - expected).abs() < 1e-9 * (1.0 + expected.abs()), "{expression}: {} and {expected}", ours[0]);
+    }
+}
+
+#[test]
+fn a_state_changes_in_training_only_and_by_its_rule() {
+    let router = "router r(k: int, u: float) {
+      state bias = 0.25 * ones(experts)
+      state steps = 0.0
+      let l = linear(x, experts)
+      let _, c = top_k(l + bias, k)
+      update bias = bias + u * sign(mean(count(c)) - count(c))
+      update steps = steps + 1.0
+      return token_choice(experts: c, weights: gather(l, c))
+    }";
+    for (experts, k) in [(1, 1), (3, 2), (7, 7)] {
+        let layer = layer(router, &format!("(k: {k}, u: 0.5)"), experts, ", balance: [importance]");
+        let (lowered, training, _) = run(&layer, Mode::Train, 2);
+        let load = training.outputs["load.moe"].to_f64();
+        let mean = load.iter().sum::<f64>() / experts as f64;
+        let step = |n: &f64| if *n == mean { 0.0 } else { 0.5 * (mean - n).signum() };
+        let expected: Vec<f64> = load.iter().map(|n| 0.25 + step(n)).collect();
+        assert_eq!(training.updates["moe.bias"].to_f64(), expected);
+        assert_eq!(training.updates["moe.steps"].to_f64(), [1.0]);
+        assert_eq!(lowered.states.len(), 2);
+        let (evaluating, evaluation, _) = run(&layer, Mode::Evaluate, 1);
+        assert!(evaluation.updates.is_empty() && evaluating.graph.updates().is_empty());
+        // What only updates need is not built.
+        assert!(!print(&evaluating.graph).contains("sign("));
+    }
+}
+
+#[test]
+fn arguments_that_cannot_be_are_refused_where_they_are_given() {
+    let strategy = |text: &str| -> std::sync::Arc<dyn RoutingStrategy> {
+        let LayerKind::Moe(moe) = layer(text, "(k: 1)", 4, "").kind else { panic!("no moe") };
+        moe.route.strategy
+    };
+    let r = strategy(
+        "router r(k: int, of: int = 2) { let h = linear(x, of, name: \"h\") let v, c = top_k(linear(h, experts, name: \"l\"), k) \
+         return token_choice(experts: c, weights: v / k) }",
+    );
+    let with = |k: i64, of: i64| Arguments::defaults(r.parameters()).with("k", k).with("of", of);
+    assert_eq!(r.check(&with(4, 2), 4), Ok(()));
+    assert_eq!(r.check(&with(2, 0), 4), Err("would have a tensor of 0 columns".to_string()));
+    assert_eq!(r.check(&with(0, 1), 4), Err("would have a tensor of 0 columns".to_string()));
+    assert_eq!(r.experts_per_token(&with(9, 2), 4, 4), 9.0);
+}

@@ -1,0 +1,188 @@
+//! Routers written in the language, end to end: those of `examples/routers` that are also built in have the same graphs
+//! and give the same bits, and the one that exists nowhere else trains, with the right gradients.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use moec::pipeline::{self, Checked, CompileOptions, Compiled, Function};
+use moec_ir::{Data, Graph, Tensor, evaluate, print, random};
+use moec_kernels::{CubeBackend, Device};
+use moec_model::{NoisePolicy, Registry, StateInit};
+use moec_plan::{
+    Backend, Interpreter, OptimizeOptions, ROUTE_PREFIX, Wrt, differentiate, freeze_routes, optimize, plan,
+    record_routes,
+};
+use moec_syntax::SourceFile;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const VOCAB: usize = 11;
+
+fn example(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/routers").join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// Small enough for the interpreter.
+fn checked(name: &str, text: &str) -> Checked {
+    let source = SourceFile::new(name, text);
+    let set = ["width=8", "context=5", "train.batch=3", "train.optimizer.lr=0.01"].map(str::to_string);
+    pipeline::check(&source, &Registry::with_builtins(), None, &set)
+        .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()))
+}
+
+/// The example, and its model with the built-in router in place of the example's own.
+fn both(name: &str, own: &str, built_in: &str) -> [Checked; 2] {
+    let text = example(name);
+    let model = text[text.find("\nmodel ").unwrap()..].replace(own, built_in);
+    assert!(!model.contains(own), "{name}");
+    [checked(name, &text), checked(name, &model)]
+}
+
+const PAIRS: [(&str, &str, &str); 2] =
+    [("noisy_gate.moe", "noisy_gate", "noisy_top_k"), ("unbiased_gate.moe", "unbiased_gate", "sigmoid_top_k")];
+
+fn batch(step: i32) -> [(String, Tensor); 2] {
+    let ids = |by: i32| Tensor::ints((0..15).map(|i| (step + i * i + by) % VOCAB as i32).collect::<Vec<_>>());
+    [("tokens".into(), ids(0)), ("targets".into(), ids(1))]
+}
+
+fn compiled(checked: &Checked) -> Compiled {
+    pipeline::compile(&checked.model, &checked.recipe, VOCAB, &CompileOptions::default()).unwrap()
+}
+
+fn starts(compiled: &Compiled) -> BTreeMap<String, Tensor> {
+    let states = compiled.lowered.states.iter().map(|(name, init)| match init {
+        StateInit::Tensor(tensor) => (name.clone(), tensor.clone()),
+        StateInit::Text(_) => panic!("{name} is made of text"),
+    });
+    let states: Vec<_> = states.collect();
+    moec_runtime::initial_tensors(7, &compiled.program.states, &compiled.lowered.parameters, &states)
+}
+
+/// What training steps give: the outputs of each, and at the end everything that is kept.
+fn train(
+    backend: &dyn Backend,
+    compiled: &Compiled,
+    steps: i32,
+) -> (Vec<BTreeMap<String, Tensor>>, BTreeMap<String, Tensor>) {
+    let mut session = backend.prepare(&compiled.program).unwrap();
+    for (name, tensor) in starts(compiled) {
+        session.write_state(&name, &tensor).unwrap();
+    }
+    let name = Function::TrainStep.name();
+    let plan = compiled.program.plans.iter().find(|p| p.name == name).unwrap();
+    let mut outputs = Vec::new();
+    for step in 1..=steps {
+        let mut values = BTreeMap::from(batch(step));
+        values.insert("rng".into(), Tensor::ints(random::state(7, step as u64)));
+        let corrections = [0.01, 1.0 - 0.9f32.powi(step), 1.0 - 0.999f32.powi(step)];
+        values.insert("hyper".into(), Tensor::floats(corrections.to_vec()));
+        let inputs: Vec<_> = plan.inputs.iter().map(|p| (p.name.as_str(), &values[&p.name])).collect();
+        session.run(name, &inputs).unwrap();
+        outputs.push(plan.outputs.iter().map(|p| (p.name.clone(), session.output(name, &p.name).unwrap())).collect());
+    }
+    let states = compiled.program.states.iter();
+    (outputs, states.map(|s| (s.name.clone(), session.read_state(&s.name).unwrap())).collect())
+}
+
+#[test]
+fn graphs_are_those_of_the_built_in_routers() {
+    for (name, own, built_in) in PAIRS {
+        let [ours, theirs] = both(name, own, built_in);
+        for function in Function::ALL {
+            let graph = |checked: &Checked| -> Graph {
+                let (model, recipe) = (&checked.model, &checked.recipe);
+                let lowered = pipeline::lower(model, recipe, VOCAB, function, NoisePolicy::Generated).unwrap();
+                let complete = pipeline::complete(&lowered.graph, recipe, function).unwrap();
+                let options = OptimizeOptions { after: Some("canonicalise".into()), ..OptimizeOptions::default() };
+                optimize(&complete, &options).unwrap().0
+            };
+            assert_eq!(print(&graph(&ours)), print(&graph(&theirs)), "{name} {}", function.name());
+        }
+    }
+}
+
+fn same_bits(backend: &dyn Backend) {
+    for (name, own, built_in) in PAIRS {
+        let [ours, theirs] = both(name, own, built_in).map(|checked| train(backend, &compiled(&checked), 2));
+        assert_eq!(ours, theirs, "{name} on {}", backend.name());
+        let (first, last) = (ours.0[0]["loss"].item().unwrap(), ours.0[1]["loss"].item().unwrap());
+        assert!(first.is_finite() && first != last, "{name}: {first} {last}");
+        if own == "unbiased_gate" {
+            let bias = ours.1["blocks.0.moe.balance_bias"].to_f64();
+            assert!(bias.iter().any(|b| *b != 0.0) && bias.iter().sum::<f64>().abs() < 1e-6, "{bias:?}");
+        }
+    }
+}
+
+#[test]
+fn results_are_those_of_the_built_in_routers_to_the_bit_on_the_interpreter() {
+    same_bits(&Interpreter);
+}
+
+#[test]
+fn results_are_those_of_the_built_in_routers_to_the_bit_on_the_cpu() {
+    same_bits(&CubeBackend::open(Device::Cpu).unwrap());
+}
+
+#[test]
+fn a_router_that_exists_nowhere_else_trains() {
+    let market = checked("market.moe", &example("market.moe"));
+    let compiled = compiled(&market);
+    let backend = CubeBackend::open(Device::Cpu).unwrap();
+    let (outputs, states) = train(&backend, &compiled, 12);
+    let objective = |at: usize| outputs[at]["objective"].item().unwrap();
+    assert!(objective(11) < objective(0), "{} and {}", objective(0), objective(11));
+    for block in ["blocks.0.moe", "blocks.1.moe"] {
+        assert!(outputs[11][&format!("aux.{block}.uneven")].item().unwrap().is_finite());
+        // Shares of a whole: the mean income stays that of the even share.
+        let income = states[&format!("{block}.income")].to_f64();
+        assert!((income.iter().sum::<f64>() / 4.0 - 1.0).abs() < 1e-5, "{income:?}");
+        assert!(income.iter().any(|i| (i - 1.0).abs() > 1e-4), "{income:?}");
+        // Two of four experts have a gate that is not 0.
+        let load: f64 = outputs[11][&format!("load.{block}")].to_f64().iter().sum();
+        assert_eq!(load, 30.0);
+        assert_ne!(states[&format!("{block}.sharpness")].to_f64(), [1.0; 4]);
+    }
+}
+
+#[test]
+fn its_gradients_agree_with_central_differences() {
+    let market = checked("market.moe", &example("market.moe"));
+    let lowered = pipeline::lower(&market.model, &market.recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated);
+    let graph = lowered.unwrap().graph;
+    let mut values = starts(&compiled(&market));
+    values.extend(batch(1));
+    values.insert("rng".into(), Tensor::ints(random::state(7, 1)));
+    // An uneven past, so that prices differ.
+    let income = Tensor::floats(vec![0.7, 1.6, 0.5, 1.2]);
+    values.extend(["blocks.0.moe.income", "blocks.1.moe.income"].map(|name| (name.to_string(), income.clone())));
+    let recorded = evaluate(&record_routes(&graph), &values).unwrap().outputs;
+    values.extend(recorded.into_iter().filter(|(name, _)| name.starts_with(ROUTE_PREFIX)));
+    let frozen = freeze_routes(&graph).unwrap();
+    let found = evaluate(&differentiate(&frozen, "objective", &Wrt::Parameters).unwrap(), &values).unwrap().outputs;
+    let objective = |name: &str, element: usize, by: f64| {
+        let mut values = values.clone();
+        let mut elements = values[name].to_f64();
+        elements[element] += by;
+        let shape = values[name].shape().to_vec();
+        values.insert(name.into(), Tensor::new(shape, Data::F64(elements)).unwrap());
+        evaluate(&frozen, &values).unwrap().outputs["objective"].item().unwrap()
+    };
+    for name in ["bids.weight", "bids.bias", "sharpness", "experts.mlp.up.weight"].map(|n| format!("blocks.1.moe.{n}"))
+    {
+        let gradient = found[&format!("grad.{name}")].to_f64();
+        assert!(gradient.iter().any(|g| g.abs() > 1e-4), "{name} gets no gradient");
+        for element in (0..gradient.len()).step_by(gradient.len().div_ceil(8)) {
+            let difference = (objective(&name, element, 1e-6) - objective(&name, element, -1e-6)) / 2e-6;
+            let error = (gradient[element] - difference).abs();
+            assert!(
+                error <= 1e-7 + 1e-5 * difference.abs(),
+                "{name}[{element}]: {} and {difference}",
+                gradient[element]
+            );
+        }
+    }
+    // The plan of the frozen graph fits too.
+    plan(&[("frozen".to_string(), &frozen)]).unwrap();
+}
