@@ -115,6 +115,29 @@ impl RoutingStrategy for Broken {
     }
 }
 
+/// What each strategy builds: the training pass of one narrow block of its spec.
+#[test]
+fn strategies_as_graphs() {
+    let mut seen = 0;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../specs/routers");
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.retain(|p| p.extension().is_some_and(|e| e == "moe"));
+    paths.sort();
+    for path in paths {
+        let source = source(&path);
+        let overrides = ["width=16", "depth=1", "context=4", "train.batch=2"].map(str::to_string);
+        let checked = pipeline::check(&source, &Registry::with_builtins(), None, &overrides).unwrap();
+        let noise = NoisePolicy::Generated;
+        let lowered = pipeline::lower(&checked.model, &checked.recipe, 9, Function::TrainStep, noise).unwrap();
+        let name = format!("routers.{}", source.name().trim_end_matches(".moe"));
+        insta::with_settings!({ description => format!("specs/routers/{}", source.name()), omit_expression => true, prepend_module_to_snapshot => false }, {
+            insta::assert_snapshot!(name, moec_ir::print(&lowered.graph));
+        });
+        seen += 1;
+    }
+    assert!(seen >= 19);
+}
+
 #[test]
 fn messages_that_no_text_can_cause() {
     let mut rendered = Vec::new();
