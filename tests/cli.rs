@@ -58,6 +58,7 @@ fn every_command_has_help_with_examples() {
         "check",
         "fmt",
         "explain",
+        "routers",
         "compile",
         "train",
         "compare",
@@ -178,6 +179,38 @@ fn codes_are_explained() {
     assert!(list.lines().count() > 30);
     assert!(expect(&["explain", "e0201"], 0).out.contains("Wrong"));
     expect(&["explain", "E9999"], 2);
+}
+
+#[test]
+fn routers_and_losses_are_listed_and_explained() {
+    let list = expect(&["routers"], 0).out;
+    let json: serde_json::Value = serde_json::from_str(&expect(&["routers", "--json"], 0).out).unwrap();
+    let all = expect(&["explain"], 0).out;
+    let registry = moec::Registry::with_builtins();
+    let routers = json["routers"].as_array().unwrap();
+    assert_eq!(routers.len(), registry.routers().count());
+    for (strategy, row) in registry.routers().zip(routers) {
+        let name = strategy.name();
+        assert!(list.contains(&format!("{name}  (built in; ")) && all.contains(&format!("{name}  router")), "{name}");
+        assert_eq!(row["name"], name);
+        assert_eq!(row["parameters"].as_array().unwrap().len(), strategy.parameters().len(), "{name}");
+        assert!(!row["references"].as_array().unwrap().is_empty(), "{name}");
+        let explained = expect(&["explain", name], 0).out;
+        let first = strategy.equations().lines().next().unwrap();
+        assert!(explained.contains(first) && explained.contains("Verdict"), "{name}: {explained}");
+    }
+    let verdict = |name: &str| routers.iter().find(|r| r["name"] == name).unwrap()["verdict"].as_str().unwrap();
+    assert_eq!(verdict("noisy_top_k"), "causal");
+    assert_eq!(verdict("base"), "causal with another rule when sampling");
+    assert_eq!(verdict("expert_choice"), "not causal");
+    for loss in registry.losses() {
+        assert!(expect(&["explain", loss.name], 0).out.contains(loss.summary), "{}", loss.name);
+    }
+    let both = expect(&["explain", "switch"], 0).out;
+    assert!(both.contains("router.weight") && both.contains("a balance loss"), "{both}");
+    let near = expect(&["explain", "noisy_topk"], 2).err;
+    assert!(near.contains("did you mean noisy_top_k"), "{near}");
+    expect(&["routers", "--spec", "missing.moe"], 2);
 }
 
 #[test]

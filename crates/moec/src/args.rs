@@ -42,11 +42,22 @@ pub enum Command {
   moec fmt --check my.moe    say whether it is in canonical layout (exit code 1 if not)
   moec fmt - < my.moe        format standard input to standard output")]
     Fmt(FmtArgs),
-    /// Explain a message code.
+    /// Explain a message code, a routing strategy or a balance loss.
     #[command(after_help = "Examples:
   moec explain E0203
-  moec explain               list all codes")]
+  moec explain noisy_top_k           equations with shapes, parameters, cost, references
+  moec explain importance
+  moec explain mine --spec my.moe    a router that a file defines
+  moec explain                       list everything that can be explained")]
     Explain(ExplainArgs),
+    /// List the routing strategies and balance losses that a file can name.
+    #[command(after_help = "Examples:
+  moec routers
+  moec routers --spec my.moe         with those that the file defines
+  moec routers --json
+
+`moec explain NAME` prints the equations of one.")]
+    Routers(RoutersArgs),
     /// Compile a model and print its sizes, layers, kernels and memory on one screen.
     #[command(after_help = "Examples:
   moec compile specs/noisy_top2.moe
@@ -166,8 +177,24 @@ pub struct FmtArgs {
 /// `moec explain`
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// A code such as E0203; without one, all codes are listed.
-    pub code: Option<String>,
+    /// A code such as E0203, a routing strategy or a balance loss; without a name, everything is listed.
+    pub name: Option<String>,
+
+    /// A `.moe` file whose own routers are known too.
+    #[arg(long, value_name = "FILE")]
+    pub spec: Option<PathBuf>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `moec routers`
+#[derive(Debug, Args)]
+pub struct RoutersArgs {
+    /// A `.moe` file whose own routers are listed too.
+    #[arg(long, value_name = "FILE")]
+    pub spec: Option<PathBuf>,
 
     /// Print JSON.
     #[arg(long)]

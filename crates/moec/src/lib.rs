@@ -22,6 +22,7 @@ pub mod exit;
 pub mod pipeline;
 mod prepared;
 mod progress;
+mod reference;
 pub mod resolved;
 mod routing_record;
 mod sources;
@@ -80,7 +81,8 @@ fn dispatch(registry: &Registry) -> ExitCode {
     let (format, result) = match &cli.command {
         Command::Check(args) => (args.spec.message_format, cmd::check::run(args, registry, &console)),
         Command::Fmt(args) => (MessageFormat::Full, cmd::fmt::run(args, &console)),
-        Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, &console)),
+        Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, &console)),
+        Command::Routers(args) => (MessageFormat::Full, cmd::routers::run(args, registry, &console)),
         Command::Compile(args) => (args.spec.message_format, cmd::compile::run(args, registry, &console)),
         Command::Train(args) => (args.spec.message_format, cmd::train::run(args, registry, &console)),
         Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, &console)),

@@ -1,45 +1,80 @@
-//! `moec explain`: what a message code means.
+//! `moec explain`: what a message code, a routing strategy or a balance loss means.
 
 use crate::args::ExplainArgs;
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
-use moec_syntax::{Code, did_you_mean};
+use crate::reference::{self, Entry};
+use moec_model::Registry;
+use moec_syntax::Code;
+use serde_json::{Value, json};
 
 /// Runs the command.
 ///
 /// # Errors
-/// When there is no such code.
-pub fn run(args: &ExplainArgs, console: &Console) -> Result<Exit, Failure> {
-    let Some(number) = &args.code else {
-        if args.json {
-            let rows: Vec<_> = Code::ALL.iter().map(|c| entry(*c)).collect();
-            console.json(&serde_json::Value::Array(rows))?;
-        } else {
-            for code in Code::ALL {
-                console.out(format!("{}  {}", code.number(), code.summary()))?;
-            }
-        }
+/// When the name stands for nothing.
+pub fn run(args: &ExplainArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    let entries = reference::strategies(registry, args.spec.as_deref())?;
+    let Some(name) = &args.name else {
+        list(args, registry, &entries, console)?;
         return Ok(Exit::Success);
     };
-    let upper = number.to_uppercase();
-    let Ok(code) = upper.parse::<Code>() else {
-        let failure = Failure::new(Exit::Usage, format!("there is no message code {number}"));
-        return Err(match did_you_mean(&upper, Code::ALL.iter().map(|c| c.number())) {
-            Some(near) => failure.help(format!("did you mean {near}?")),
-            None => failure.help("`moec explain` lists all codes"),
-        });
-    };
-    if args.json {
-        console.json(&entry(code))?;
-    } else {
-        console.out(code.explain())?;
+    // A router and a loss can have the same name: both are explained.
+    let (mut texts, mut values): (Vec<String>, Vec<Value>) = (Vec::new(), Vec::new());
+    if let Ok(code) = name.to_uppercase().parse::<Code>() {
+        texts.push(code.explain() + "\n");
+        values.push(code_json(code));
+    }
+    if let Some(entry) = entries.iter().find(|e| e.strategy.name() == name) {
+        texts.push(entry.full());
+        values.push(entry.json());
+    }
+    if let Some(loss) = registry.find_loss(name) {
+        texts.push(reference::loss_full(loss, registry));
+        values.push(reference::loss_json(loss));
+    }
+    if texts.is_empty() {
+        return Err(not_found(name, registry, &entries));
+    }
+    match (args.json, &values[..]) {
+        (true, [value]) => console.json(value)?,
+        (true, _) => console.json(&Value::Array(values))?,
+        (false, _) => console.write(&texts.join("\n\n"))?,
     }
     Ok(Exit::Success)
 }
 
-fn entry(code: Code) -> serde_json::Value {
-    serde_json::json!({
+fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Console) -> Result<(), Failure> {
+    if args.json {
+        let codes = Code::ALL.iter().map(|c| code_json(*c));
+        let routers = entries.iter().map(Entry::json);
+        let losses = registry.losses().map(reference::loss_json);
+        return console.json(&Value::Array(codes.chain(routers).chain(losses).collect()));
+    }
+    for code in Code::ALL {
+        console.out(format!("{}  {}", code.number(), code.summary()))?;
+    }
+    for entry in entries {
+        console.out(format!("{}  router: {}", entry.strategy.name(), entry.strategy.summary()))?;
+    }
+    for loss in registry.losses() {
+        console.out(format!("{}  balance loss: {}", loss.name, loss.summary))?;
+    }
+    Ok(())
+}
+
+fn not_found(name: &str, registry: &Registry, entries: &[Entry]) -> Failure {
+    let is_code = |text: &str| text.len() > 1 && text[1..].bytes().all(|b| b.is_ascii_digit());
+    let upper = name.to_uppercase();
+    let codes = Code::ALL.iter().map(|c| c.number().to_string());
+    let names = entries.iter().map(|e| e.strategy.name().to_string());
+    let known: Vec<String> = codes.chain(names).chain(registry.losses().map(|l| l.name.to_string())).collect();
+    reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, &known)
+}
+
+fn code_json(code: Code) -> Value {
+    json!({
         "schema": "moec.explain/1",
+        "kind": "code",
         "code": code.number(),
         "severity": code.severity().to_string(),
         "summary": code.summary(),

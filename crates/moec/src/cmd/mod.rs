@@ -10,5 +10,6 @@ pub mod fmt;
 pub mod gradcheck;
 pub mod import;
 pub mod route;
+pub mod routers;
 pub mod sample;
 pub mod train;

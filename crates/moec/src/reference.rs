@@ -1,0 +1,263 @@
+//! The reference of routing strategies and balance losses, as text and as JSON, from what they declare.
+
+use crate::exit::{Exit, Failure};
+use crate::prepared::Spec;
+use moec_model::{
+    Arguments, BalanceLoss, Compares, DefaultValue, Layer, LayerKind, ParameterSpec, Quantity, Randomness, Reads,
+    Registry, RoutingStrategy, Traits,
+};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where a strategy comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It is always there.
+    BuiltIn,
+    /// Another crate registered it.
+    Plugin,
+    /// A `.moe` file defines it.
+    File,
+}
+
+impl Origin {
+    fn word(self) -> &'static str {
+        match self {
+            Origin::BuiltIn => "built in",
+            Origin::Plugin => "plugin",
+            Origin::File => "in the file",
+        }
+    }
+}
+
+/// A strategy with its origin.
+pub(crate) struct Entry {
+    pub(crate) strategy: Arc<dyn RoutingStrategy>,
+    pub(crate) origin: Origin,
+}
+
+/// All strategies of the registry, and those that a file defines.
+///
+/// # Errors
+/// When the file is wrong.
+pub(crate) fn strategies(registry: &Registry, spec: Option<&Path>) -> Result<Vec<Entry>, Failure> {
+    let built_in = Registry::with_builtins();
+    let mut entries: Vec<Entry> = registry
+        .routers()
+        .map(|strategy| {
+            let is_built_in = built_in.find_router(strategy.name()).is_some();
+            let origin = if is_built_in { Origin::BuiltIn } else { Origin::Plugin };
+            Entry { strategy: strategy.clone(), origin }
+        })
+        .collect();
+    if let Some(path) = spec {
+        let spec = Spec::read(path, registry, None, &[])?;
+        own_strategies(&spec.checked.model.layers, &mut entries);
+    }
+    Ok(entries)
+}
+
+/// Adds the strategies of `moe` layers that are not known yet.
+fn own_strategies(layers: &[Layer], entries: &mut Vec<Entry>) {
+    for layer in layers {
+        match &layer.kind {
+            LayerKind::Residual(layers) | LayerKind::Block { layers, .. } => own_strategies(layers, entries),
+            LayerKind::MixtureOfDepths(depths) => own_strategies(&depths.layers, entries),
+            LayerKind::Moe(moe) => {
+                let strategy = &moe.route.strategy;
+                if !entries.iter().any(|e| e.strategy.name() == strategy.name()) {
+                    entries.push(Entry { strategy: strategy.clone(), origin: Origin::File });
+                }
+                own_strategies(&moe.expert, entries);
+                own_strategies(&moe.shared_expert, entries);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Entry {
+    fn traits(&self) -> Traits {
+        // Of required arguments, which have no default, none decides about what is declared.
+        self.strategy.traits(&Arguments::defaults(self.strategy.parameters()))
+    }
+
+    /// Name, origin, verdict and parameters.
+    pub(crate) fn brief(&self) -> String {
+        let s = &self.strategy;
+        let mut text = format!("{}  ({}; {})\n", s.name(), self.origin.word(), self.traits().verdict().text());
+        text.push_str(&format!("  {}\n", s.summary()));
+        text.push_str(&parameter_lines(s.parameters()));
+        for reference in s.references() {
+            text.push_str(&format!("  {reference}\n"));
+        }
+        text
+    }
+
+    /// Everything that is known about the strategy.
+    pub(crate) fn full(&self) -> String {
+        let (s, traits) = (&self.strategy, self.traits());
+        let mut text = format!("{}: {}\n\n", s.name(), s.summary());
+        for line in s.equations().lines() {
+            text.push_str(&format!("    {line}\n"));
+        }
+        text.push_str("\nParameters\n");
+        match s.parameters() {
+            [] => text.push_str("  none\n"),
+            parameters => text.push_str(&parameter_lines(parameters)),
+        }
+        let sampling = match (traits.compares, traits.compares_when_sampling) {
+            (training, sampling) if training == sampling => compares(training).to_string(),
+            (training, sampling) => format!("{}; when sampling: {}", compares(training), compares(sampling)),
+        };
+        let provides: Vec<&str> = traits.provides.iter().map(|q| quantity(*q)).collect();
+        let provides = if provides.is_empty() { "the assignment only".to_string() } else { provides.join(", ") };
+        text.push_str(&format!(
+            "\nVerdict   {} with default arguments\nCompares  {sampling}\nReads     {}\nRandom    {}\nProvides  {provides}\nOrigin    {}\n",
+            traits.verdict().text(),
+            reads(traits.reads).join(", "),
+            random(traits.random),
+            self.origin.word()
+        ));
+        text.push_str(&reference_lines(s.references()));
+        text
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let (s, traits) = (&self.strategy, self.traits());
+        json!({
+            "kind": "router",
+            "name": s.name(),
+            "summary": s.summary(),
+            "origin": self.origin.word(),
+            "verdict": traits.verdict().text(),
+            "compares": compares(traits.compares),
+            "compares_when_sampling": compares(traits.compares_when_sampling),
+            "reads": reads(traits.reads),
+            "random": random(traits.random),
+            "provides": traits.provides.iter().map(|q| quantity(*q)).collect::<Vec<_>>(),
+            "parameters": parameters_json(s.parameters()),
+            "equations": s.equations(),
+            "references": s.references(),
+        })
+    }
+}
+
+/// Name, summary and parameters of a balance loss.
+pub(crate) fn loss_brief(loss: &BalanceLoss) -> String {
+    format!("{}\n  {}\n{}", loss.name, loss.summary, parameter_lines(&loss.all_parameters()))
+}
+
+/// Everything that is known about a balance loss.
+pub(crate) fn loss_full(loss: &BalanceLoss, registry: &Registry) -> String {
+    let needs: Vec<&str> = loss.needs.iter().map(|q| quantity(*q)).collect();
+    let needs = if needs.is_empty() { "the assignment only".to_string() } else { needs.join(", ") };
+    let fits: Vec<&str> = registry
+        .routers()
+        .filter(|r| {
+            let traits = r.traits(&Arguments::defaults(r.parameters()));
+            loss.needs.iter().all(|q| traits.provides.contains(q))
+        })
+        .map(|r| r.name())
+        .collect();
+    let mut text = format!("{}, a balance loss: {}\n\nParameters\n", loss.name, loss.summary);
+    text.push_str(&parameter_lines(&loss.all_parameters()));
+    text.push_str(&format!("\nNeeds     {needs}\nRouters   {}\n", fits.join(", ")));
+    text.push_str(&reference_lines(loss.references));
+    text
+}
+
+pub(crate) fn loss_json(loss: &BalanceLoss) -> Value {
+    json!({
+        "kind": "loss",
+        "name": loss.name,
+        "summary": loss.summary,
+        "needs": loss.needs.iter().map(|q| quantity(*q)).collect::<Vec<_>>(),
+        "parameters": parameters_json(&loss.all_parameters()),
+        "references": loss.references,
+    })
+}
+
+fn reference_lines(references: &[&str]) -> String {
+    if references.is_empty() {
+        return String::new();
+    }
+    let lines: Vec<String> = references.iter().map(|r| format!("  {r}\n")).collect();
+    format!("\nReferences\n{}", lines.concat())
+}
+
+/// `  k        integer, at least 1   required   experts per token`
+fn parameter_lines(parameters: &[ParameterSpec]) -> String {
+    let default = |p: &ParameterSpec| match p.default {
+        DefaultValue::Required => "required".to_string(),
+        ref other => format!("default {other}"),
+    };
+    let width = |of: &dyn Fn(&ParameterSpec) -> usize| parameters.iter().map(of).max().unwrap_or(0);
+    let names = width(&|p| p.name.chars().count());
+    let types = width(&|p| p.ty.to_string().chars().count());
+    let defaults = width(&|p| default(p).chars().count());
+    let line = |p: &ParameterSpec| {
+        format!("  {:<names$}  {:<types$}  {:<defaults$}  {}\n", p.name, p.ty.to_string(), default(p), p.help)
+    };
+    parameters.iter().map(line).collect()
+}
+
+fn parameters_json(parameters: &[ParameterSpec]) -> Vec<Value> {
+    let entry = |p: &ParameterSpec| {
+        let default = match p.default {
+            DefaultValue::Required | DefaultValue::Absent(_) => Value::Null,
+            DefaultValue::Int(value) => json!(value),
+            DefaultValue::Float(value) => json!(value),
+            DefaultValue::Bool(value) => json!(value),
+            DefaultValue::Word(word) => json!(word),
+        };
+        json!({
+            "name": p.name,
+            "type": p.ty.to_string(),
+            "required": p.default == DefaultValue::Required,
+            "default": default,
+            "help": p.help,
+        })
+    };
+    parameters.iter().map(entry).collect()
+}
+
+fn compares(compares: Compares) -> &'static str {
+    match compares {
+        Compares::None => "no tokens",
+        Compares::EarlierTokens => "earlier tokens of the sequence",
+        Compares::Sequence => "all tokens of the sequence",
+        Compares::Batch => "all tokens of the batch",
+    }
+}
+
+fn random(random: Randomness) -> &'static str {
+    match random {
+        Randomness::Never => "never",
+        Randomness::Training => "in training",
+        Randomness::Always => "always",
+    }
+}
+
+fn reads(reads: Reads) -> Vec<&'static str> {
+    let all = [(reads.activations, "activations"), (reads.token_ids, "token ids"), (reads.positions, "positions")];
+    all.into_iter().filter_map(|(is_read, what)| is_read.then_some(what)).collect()
+}
+
+fn quantity(quantity: Quantity) -> &'static str {
+    match quantity {
+        Quantity::Logits => "logits",
+        Quantity::Probabilities => "probabilities",
+        Quantity::NoisyScores => "noisy scores",
+    }
+}
+
+/// A failure for a name that stands for nothing.
+pub(crate) fn unknown(name: &str, known: &[String]) -> Failure {
+    let failure = Failure::new(Exit::Usage, format!("there is no message code, router or balance loss {name}"));
+    match moec_syntax::did_you_mean(name, known.iter().map(String::as_str)) {
+        Some(near) => failure.help(format!("did you mean {near}?")),
+        None => failure.help("`moec explain` lists everything that can be explained"),
+    }
+}
