@@ -210,6 +210,24 @@ fn routers_and_losses_are_listed_and_explained() {
     assert!(both.contains("router.weight") && both.contains("a balance loss"), "{both}");
     let near = expect(&["explain", "noisy_topk"], 2).err;
     assert!(near.contains("did you mean noisy_top_k"), "{near}");
+
+    // The routers of a file, also where it holds no model, one, or several.
+    let gate = root().join("examples/routers/noisy_gate.moe").display().to_string();
+    let list = expect(&["routers", "--spec", &gate], 0).out;
+    assert!(list.contains("noisy_gate  (in the file; causal)") && list.contains("noisy_top_k  (built in"), "{list}");
+    let explained = expect(&["explain", "noisy_gate", "--spec", &gate], 0).out;
+    assert!(explained.contains("experts per token") && explained.contains("let top, chosen"), "{explained}");
+    expect(&["explain", "noisy_gate"], 2);
+    let folder = tempfile::tempdir().unwrap();
+    let content = fs::read_to_string(&gate).unwrap();
+    let alone = content.split("model noisy").next().unwrap();
+    let twice = format!("{content}\n{}", SMALL.split("train {").next().unwrap());
+    for (name, content) in [("alone.moe", alone), ("twice.moe", &twice)] {
+        let file = text(&folder.path().join(name), content);
+        assert!(expect(&["routers", "--spec", &file], 0).out.contains("noisy_gate  (in the file"), "{name}");
+    }
+    let wrong = text(&folder.path().join("wrong.moe"), content.replace("softplus(raw)", "softplux(raw)"));
+    assert!(expect(&["routers", "--spec", &wrong], 2).err.contains("softplus"));
     expect(&["routers", "--spec", "missing.moe"], 2);
 }
 
@@ -475,6 +493,20 @@ fn specs_are_compared_and_finished_runs_are_not_repeated() {
     assert!(!ran.err.contains("step 12/12"), "{}", ran.err);
     assert_eq!(serde_json::from_str::<serde_json::Value>(&ran.out).unwrap()["windows"], 6);
     assert!(before == lab.files(&format!("{out}/small/seed-1"), 12));
+
+    // A run that diverges is a result too, and does not stop the others.
+    let diverging = ["compare", &lab.spec, &top1, "--out", &lab.at("far"), "-s", "train.optimizer.lr=1e300", "--json"];
+    for _ in 0..2 {
+        let ran = expect(&[&diverging[..], &common].concat(), 5);
+        let json: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!(
+            (&json["specs"][1]["diverged"], &json["specs"][1]["loss_nats"]),
+            (&1.into(), &().into()),
+            "{}",
+            ran.err
+        );
+        assert!(ran.err.contains("diverged at step"), "{}", ran.err);
+    }
 
     // What cannot be compared is refused before anything is trained.
     let ran = compare(&["--steps", "13"], 2);

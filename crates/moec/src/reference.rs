@@ -1,11 +1,12 @@
 //! The reference of routing strategies and balance losses, as text and as JSON, from what they declare.
 
 use crate::exit::{Exit, Failure};
-use crate::prepared::Spec;
+use crate::sources;
 use moec_model::{
-    Arguments, BalanceLoss, Compares, DefaultValue, Layer, LayerKind, ParameterSpec, Quantity, Randomness, Reads,
-    Registry, RoutingStrategy, Traits,
+    Arguments, BalanceLoss, CheckOptions, Compares, DefaultValue, ParameterSpec, Quantity, Randomness, Reads, Registry,
+    RoutingStrategy, Traits,
 };
+use moec_syntax::Code;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -52,29 +53,22 @@ pub(crate) fn strategies(registry: &Registry, spec: Option<&Path>) -> Result<Vec
         })
         .collect();
     if let Some(path) = spec {
-        let spec = Spec::read(path, registry, None, &[])?;
-        own_strategies(&spec.checked.model.layers, &mut entries);
+        let known = with_file(registry, path)?;
+        let own = known.routers().filter(|strategy| registry.find_router(strategy.name()).is_none());
+        entries.extend(own.map(|strategy| Entry { strategy: strategy.clone(), origin: Origin::File }));
     }
     Ok(entries)
 }
 
-/// Adds the strategies of `moe` layers that are not known yet.
-fn own_strategies(layers: &[Layer], entries: &mut Vec<Entry>) {
-    for layer in layers {
-        match &layer.kind {
-            LayerKind::Residual(layers) | LayerKind::Block { layers, .. } => own_strategies(layers, entries),
-            LayerKind::MixtureOfDepths(depths) => own_strategies(&depths.layers, entries),
-            LayerKind::Moe(moe) => {
-                let strategy = &moe.route.strategy;
-                if !entries.iter().any(|e| e.strategy.name() == strategy.name()) {
-                    entries.push(Entry { strategy: strategy.clone(), origin: Origin::File });
-                }
-                own_strategies(&moe.expert, entries);
-                own_strategies(&moe.shared_expert, entries);
-            }
-            _ => {}
-        }
-    }
+/// The registry with the routers that a file and its imports define. The file may hold any number of models.
+fn with_file(registry: &Registry, path: &Path) -> Result<Registry, Failure> {
+    let source = sources::read(path)?;
+    let wrong = |diagnostics| Failure::source(source.clone(), diagnostics, Exit::Usage);
+    let file = moec_syntax::parse(&source).map_err(wrong)?;
+    let checked = moec_model::check(&source, &file, registry, &CheckOptions::default());
+    let mut errors = checked.diagnostics;
+    errors.retain(|d| d.is_error() && !matches!(d.code, Code::NoModel | Code::SeveralModels));
+    if errors.is_empty() { Ok(checked.registry) } else { Err(wrong(errors)) }
 }
 
 impl Entry {
