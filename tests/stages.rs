@@ -42,7 +42,7 @@ fn specs_at_every_stage() {
     paths.sort();
     for path in paths {
         let source = source(&path);
-        let Checked { model, recipe, warnings } = checked(&source);
+        let Checked { model, recipe, warnings, .. } = checked(&source);
         assert!(warnings.is_empty(), "{}", source.name());
         snapshot("model", &source, &resolved::yaml(&model, &recipe));
         let lower = |function| pipeline::lower(&model, &recipe, VOCAB, function, NoisePolicy::Generated).unwrap().graph;
