@@ -749,7 +749,7 @@ fn faults_in_imported_files_are_shown_there() {
     let kept = fs::read_to_string(&library).unwrap();
     fs::write(&library, kept.replace("softmax(top)", "softmax(tpo)")).unwrap();
     let ran = expect(&["check", &main, "--message-format", "short"], 2);
-    assert!(ran.err.contains("lib/gate.moe:5:56: error[E0206]: `tpo` is not defined"), "{}", ran.err);
+    assert!(ran.err.contains("lib/gate.moe:5:57: error[E0206]: `tpo` is not defined"), "{}", ran.err);
     let json = expect(&["check", &main, "--json"], 2).out;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let file = json["diagnostics"][0]["file"].as_str().unwrap();

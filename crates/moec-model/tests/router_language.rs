@@ -362,3 +362,60 @@ fn arguments_that_cannot_be_are_refused_where_they_are_given() {
     assert_eq!(r.check(&with(0, 1), 4), Err("would have a tensor of 0 columns".to_string()));
     assert_eq!(r.experts_per_token(&with(9, 2), 4, 4), 9.0);
 }
+
+/// Words of a text with the blanks between them.
+fn words(text: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let mut rest = text;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    while let Some(first) = rest.chars().next() {
+        let end = if is_name(first) { rest.find(|c| !is_name(c)).unwrap_or(rest.len()) } else { first.len_utf8() };
+        let (word, behind) = rest.split_at(end);
+        words.push(word);
+        rest = behind;
+    }
+    words
+}
+
+/// Whatever stands in the place of a word, checking answers without a panic, and what it accepts can be lowered.
+#[test]
+fn what_is_accepted_can_be_built() {
+    let everything = include_str!("../../../tests/check/ok_router.moe");
+    let text = everything.replace("route: everything(k: 1, wide: false)", "route: by_position");
+    let model = text.find("model m").unwrap();
+    let (routers, model) = text.split_at(model);
+    let replacements = [
+        "x", "k", "experts", "tokens", "width", "training", "wide", "1", "0", "2.5", "h", "p", "seen", "steps",
+        "chosen", "picked", "scores", "shift", "scale", "position", "hidden", "many", "linear", "softmax", "count",
+        "max", "sum", "gather", "float", "index", "normal", "zeros", "+", "/", "%", "==", "&&", "(", ")", ",", ":",
+        "=", "-", "let", "",
+    ];
+    let words = words(routers);
+    let (mut accepted, mut refused) = (0, 0);
+    for (at, word) in words.iter().enumerate() {
+        if word.trim().is_empty() {
+            continue;
+        }
+        // A fifth of the pairs, each word and each replacement many times.
+        for replacement in replacements.iter().skip(at % 5).step_by(5) {
+            let changed = [words[..at].concat(), replacement.to_string(), words[at + 1..].concat(), model.to_string()];
+            let source = SourceFile::new("changed.moe", changed.concat());
+            let Ok(file) = parse(&source) else { continue };
+            let checked = check(&source, &file, &Registry::with_builtins(), &CheckOptions::default());
+            for diagnostic in &checked.diagnostics {
+                assert!(diagnostic.render_short(&source).starts_with("changed.moe:"), "{diagnostic:?}");
+            }
+            let Some(model) = checked.model else {
+                refused += 1;
+                continue;
+            };
+            accepted += 1;
+            for mode in [Mode::Train, Mode::Evaluate] {
+                let options = LowerOptions { vocab: 5, ..options(mode) };
+                let lowered = lower(&model, &options).unwrap_or_else(|e| panic!("{e}\n{}", source.text()));
+                verify(&lowered.graph, Stage::Forward).unwrap_or_else(|e| panic!("{e:?}\n{}", source.text()));
+            }
+        }
+    }
+    assert!(accepted > 50 && refused > 500, "{accepted} {refused}");
+}
