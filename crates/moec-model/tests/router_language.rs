@@ -363,6 +363,45 @@ fn arguments_that_cannot_be_are_refused_where_they_are_given() {
     assert_eq!(r.experts_per_token(&with(9, 2), 4, 4), 9.0);
 }
 
+/// The verdict that is derived is what happens when later tokens change.
+#[test]
+fn verdicts_hold_when_later_tokens_change() {
+    let gate = "let v, c = top_k(s, k) return token_choice(experts: c, weights: v)";
+    let cases = [
+        ("let s = softmax(linear(x, experts, name: \"l\"))", Verdict::Causal),
+        (
+            "state n = ones(experts) let l = linear(x, experts) let s = sigmoid(l) / n update n = sum(s, over: tokens)",
+            Verdict::Causal,
+        ),
+        ("let l = linear(x, experts) let s = softmax(l, over: tokens)", Verdict::LooksAhead),
+        ("let l = linear(x, experts) let s = l - max(l, over: tokens)", Verdict::LooksAhead),
+        ("let l = linear(x, experts) let s = l * mean(sum(l * l, over: experts), over: tokens)", Verdict::LooksAhead),
+        (
+            "let l = linear(x, experts) let s = if training { l / log_sum_exp(l, over: tokens) } else { sigmoid(l) }",
+            Verdict::SamplesDifferently,
+        ),
+    ];
+    for (scores, verdict) in cases {
+        let router = format!("router r(k: int) {{ {scores} {gate} }}");
+        assert_eq!(traits(&router, "(k: 2)").verdict(), verdict, "{scores}");
+        let layer = layer(&router, "(k: 2)", 5, ", allow: lookahead, balance: [importance]");
+        for mode in [Mode::Train, Mode::Evaluate] {
+            let (lowered, evaluation, mut bindings) = run(&layer, mode, 1);
+            let mut x = bindings["x"].to_f64();
+            x[3 * 5..].iter_mut().for_each(|v| *v += 0.75);
+            bindings.insert("x".into(), Tensor::new(vec![4, 5], Data::F64(x)).unwrap());
+            let before = |evaluation: &Evaluation| evaluation.outputs["y"].to_f64()[..3 * 5].to_vec();
+            let moved = before(&evaluation) != before(&evaluate(&lowered.graph, &bindings).unwrap());
+            let expected = match verdict {
+                Verdict::Causal => false,
+                Verdict::SamplesDifferently => mode == Mode::Train,
+                Verdict::LooksAhead => true,
+            };
+            assert_eq!(moved, expected, "{scores} {mode:?}");
+        }
+    }
+}
+
 /// Words of a text with the blanks between them.
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
