@@ -25,7 +25,8 @@ use crate::registry::Registry;
 use crate::router::{Compares, Mode, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 use derive::Derived;
-use program::{Action, Expr, Node, Num, Program, Situation};
+use kinds::{Columns, Kind, Shape};
+use program::{Action, Expr, Node, Num, NumNode, Program, Situation};
 
 pub use functions::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
 
@@ -260,16 +261,24 @@ fn comment_behind(source: &SourceFile, span: Span) -> Option<String> {
     (!comment.is_empty()).then(|| comment.to_owned())
 }
 
-/// The definition with what it keeps.
+/// The definition, what it trains and keeps, and the products that it costs.
 fn equations(program: &Program, definition: &str) -> String {
-    let mut trained = Vec::new();
+    let (mut trained, mut products) = (Vec::new(), Vec::new());
     let mut note = |expr: &Expr| {
-        each(expr, &mut |expr| match &expr.node {
-            Node::Linear { name, bias, .. } => {
-                trained.push(format!("{name}.weight"));
-                trained.extend(bias.is_some().then(|| format!("{name}.bias, if asked for")));
+        each(expr, &mut |expr| match (&expr.node, columns(&expr.kind)) {
+            (Node::Linear { name, x, bias, .. }, Some(output)) => {
+                let input = columns(&x.kind).map(ToString::to_string).unwrap_or_default();
+                trained.push(format!("{name}.weight [{output}, {input}]"));
+                match bias.as_ref().map(|bias| &bias.node) {
+                    None | Some(NumNode::Constant(Number::Bool(false))) => {}
+                    Some(NumNode::Constant(_)) => trained.push(format!("{name}.bias [{output}]")),
+                    Some(_) => trained.push(format!("{name}.bias [{output}] if it is asked for")),
+                }
+                products.push(format!("[tokens, {input}] x [{input}, {output}]"));
             }
-            Node::Parameter { name, .. } => trained.push(name.clone()),
+            (Node::Parameter { name, .. }, output) => {
+                trained.push(format!("{name} [{}]", output.map(ToString::to_string).unwrap_or_default()));
+            }
             _ => {}
         });
     };
@@ -280,10 +289,19 @@ fn equations(program: &Program, definition: &str) -> String {
             Action::TopK { x, .. } => note(x),
         }
     }
-    let states: Vec<&str> = program.states.iter().map(|state| state.name.as_str()).collect();
+    program.returned.expressions(true).into_iter().for_each(note);
+    let states: Vec<String> = program.states.iter().map(|state| format!("{} {}", state.name, state.shape)).collect();
     let list = |words: &[String]| if words.is_empty() { "none".to_owned() } else { words.join(", ") };
-    let states: Vec<String> = states.into_iter().map(str::to_owned).collect();
-    format!("{definition}\nParameters: {}. State: {}.", list(&trained), list(&states))
+    let (trained, states, products) = (list(&trained), list(&states), list(&products));
+    format!("{definition}\nParameters: {trained}. State: {states}.\nCost in products: {products}.")
+}
+
+/// The last axis of a tensor.
+fn columns(kind: &Kind) -> Option<&Columns> {
+    match kind {
+        Kind::Tensor(shape) | Kind::Index(shape, _) => shape.columns.as_ref(),
+        Kind::Int(_) | Kind::Float | Kind::Bool => None,
+    }
 }
 
 /// Calls `f` for an expression and everything inside, whatever the conditions.
@@ -323,7 +341,7 @@ fn extent_sound(num: &Num, situation: &Situation) -> Result<(), String> {
 fn choices_sound(x: &Expr, k: &Num, situation: &Situation) -> Result<(), String> {
     extent_sound(k, situation)?;
     let columns = match &x.kind {
-        kinds::Kind::Tensor(kinds::Shape { columns: Some(columns), .. }) => situation.columns(columns),
+        Kind::Tensor(Shape { columns: Some(columns), .. }) => situation.columns(columns),
         _ => return Ok(()),
     };
     let k = situation.size(k);

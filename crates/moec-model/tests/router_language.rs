@@ -154,6 +154,9 @@ fn the_reference_shows_a_router_that_is_sound_and_names_every_function() {
         moe.route.strategy
     };
     assert_eq!(strategy.summary(), "Top-k of sigmoids; a bias that only selects keeps the experts equally busy");
+    let kept = "\nParameters: scores.weight [experts, width]. State: bias [experts].\n\
+                Cost in products: [tokens, width] x [width, experts].";
+    assert!(strategy.equations().ends_with(kept), "{}", strategy.equations());
     for function in ROUTER_FUNCTIONS.iter().chain(ROUTER_RESULTS) {
         assert!(readme.contains(&format!("`{}", function.name)), "{} is not in the reference", function.name);
     }

@@ -387,7 +387,7 @@ impl<'a> Checker<'a, '_> {
         match start {
             Some(start) => {
                 self.steps.push(Step { action: Action::State { at: self.states.len() }, span: node.span });
-                self.states.push(State { name: node.name.name.clone(), columns, start });
+                self.states.push(State { name: node.name.name.clone(), shape, columns, start });
             }
             None => {
                 let message = format!("the state `{}` must start from constants", node.name);

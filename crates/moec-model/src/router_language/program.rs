@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use moec_ir::{Binary, Unary};
 use moec_syntax::{BinaryOperator, Span};
 
-use super::kinds::{Columns, Extent, Kind};
+use super::kinds::{Columns, Extent, Kind, Shape};
 use crate::arithmetic::NoResult;
 use crate::model::Number;
 
@@ -31,6 +31,7 @@ pub(super) struct Program {
 #[derive(Clone, Debug)]
 pub(super) struct State {
     pub(super) name: String,
+    pub(super) shape: Shape,
     /// Number of columns; `None` for a single number.
     pub(super) columns: Option<Num>,
     /// What every element of it starts from.
