@@ -67,11 +67,12 @@ pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options
     checker.read_overrides(&options.overrides);
     checker.define_blocks(file);
 
-    let own = models_in(&file.items);
-    let imported = models_in(&file.imported);
-    let candidates = if own.is_empty() { imported.len() } else { own.len() };
-    let models: Vec<&ast::Model> = own.into_iter().chain(imported).collect();
-    let chosen = checker.choose(&models, candidates, options.model.as_deref());
+    let found = file.all_items().filter_map(|(item, import)| match item {
+        ast::Item::Model(model) => Some((model, import)),
+        _ => None,
+    });
+    let (models, imports): (Vec<&ast::Model>, Vec<Option<Span>>) = found.unzip();
+    let chosen = checker.choose(&models, &imports, options.model.as_deref());
     let mut result = None;
     for (i, model) in models.iter().enumerate() {
         let checked = checker.model(model, chosen == Some(i));
@@ -87,14 +88,6 @@ pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options
     diagnostics.sort_by_key(|d| d.span().map_or(usize::MAX, |span| span.start));
     let (model, recipe) = (result.filter(|_| !failed), recipe.filter(|_| !failed).unwrap_or_default());
     Checked { model, recipe, registry: known, diagnostics }
-}
-
-fn models_in(items: &[ast::Item]) -> Vec<&ast::Model> {
-    let models = items.iter().filter_map(|item| match item {
-        ast::Item::Model(model) => Some(model),
-        _ => None,
-    });
-    models.collect()
 }
 
 /// The names that are visible at some place, as positions in the checker's tables.
@@ -238,10 +231,10 @@ impl<'a> Checker<'a> {
     /// Blocks of the file see each other, whatever their order.
     fn define_blocks(&mut self, file: &'a ast::File) {
         let mut names: IndexMap<&str, Span> = IndexMap::new();
-        for item in file.items.iter().chain(&file.imported) {
+        for (item, import) in file.all_items() {
             let ast::Item::Block(block) = item else { continue };
             if let Some(&first) = names.get(block.name.name.as_str()) {
-                self.report(duplicate("block", &block.name, first));
+                self.report(router_language::through(duplicate("block", &block.name, first), import));
                 continue;
             }
             names.insert(&block.name.name, block.name.span);
@@ -254,12 +247,14 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Which of the models is meant: one of the first `candidates`, unless another is `wanted` by its name.
-    fn choose(&mut self, models: &[&'a ast::Model], candidates: usize, wanted: Option<&str>) -> Option<usize> {
+    /// Which of the models is meant: one that is not imported if there are such, unless another is `wanted` by its name.
+    fn choose(&mut self, models: &[&'a ast::Model], imports: &[Option<Span>], wanted: Option<&str>) -> Option<usize> {
+        let own = imports.iter().filter(|import| import.is_none()).count();
+        let candidates = if own > 0 { own } else { models.len() };
         let mut names: IndexMap<&str, Span> = IndexMap::new();
-        for model in models {
+        for (model, &import) in models.iter().zip(imports) {
             if let Some(&first) = names.get(model.name.name.as_str()) {
-                self.report(duplicate("model", &model.name, first));
+                self.report(router_language::through(duplicate("model", &model.name, first), import));
             } else {
                 names.insert(&model.name.name, model.name.span);
             }

@@ -44,7 +44,7 @@ pub(crate) fn define(source: &SourceFile, file: &ast::File, registry: &Registry)
     let mut defined = Defined { routers: Vec::new(), faulty: Vec::new(), diagnostics: Vec::new() };
     let losses: Vec<&str> = registry.losses().map(|loss| loss.name).collect();
     let mut names: IndexMap<&str, Span> = IndexMap::new();
-    for item in file.items.iter().chain(&file.imported) {
+    for (item, import) in file.all_items() {
         let ast::Item::Router(router) = item else { continue };
         let name = &router.name;
         let mut taken = None;
@@ -61,7 +61,7 @@ pub(crate) fn define(source: &SourceFile, file: &ast::File, registry: &Registry)
         }
         names.entry(&name.name).or_insert(name.span);
         let free = taken.is_none();
-        defined.diagnostics.extend(taken);
+        defined.diagnostics.extend(taken.map(|d| through(d, import)));
         let program = check::check(router, &losses, &mut |diagnostic| defined.diagnostics.push(diagnostic));
         match program {
             Some(program) if free => defined.routers.push(Arc::new(LanguageRouter::new(source, router, program))),
@@ -70,6 +70,14 @@ pub(crate) fn define(source: &SourceFile, file: &ast::File, registry: &Registry)
         }
     }
     defined
+}
+
+/// A message about something that an import brought points at the import too.
+pub(crate) fn through(d: Diagnostic, import: Option<Span>) -> Diagnostic {
+    match import {
+        Some(import) => d.secondary(import, "imported here"),
+        None => d,
+    }
 }
 
 /// A router written in the language.

@@ -366,6 +366,26 @@ fn arguments_that_cannot_be_are_refused_where_they_are_given() {
     assert_eq!(r.experts_per_token(&with(9, 2), 4, 4), 9.0);
 }
 
+#[test]
+fn names_that_an_import_brings_twice_are_shown_in_both_files() {
+    let library = "block part { relu }\nrouter r { return dense_gates(ones(experts)) }\nrouter noisy_top_k { return \
+                   dense_gates(ones(experts)) }\nmodel m { }";
+    let main = "import \"lib.moe\"\nblock part { gelu }\nrouter r { return dense_gates(ones(experts)) }\n\
+                model m { context 2 vocab 3 embed(width: 2) moe(experts: 2 * mlp(hidden: 2), route: r) unembed }";
+    let source = SourceFile::new("main.moe", main).with_imports(|_| Ok(library.as_bytes().to_vec()));
+    let file = parse(&source).unwrap();
+    let checked = check(&source, &file, &Registry::with_builtins(), &CheckOptions::default());
+    let shown: Vec<String> = checked.diagnostics.iter().map(|d| d.render(&source, false)).collect();
+    for name in ["block `part`", "router `r`", "model `m`"] {
+        let fault = shown.iter().find(|s| s.contains(&format!("{name} is defined twice"))).unwrap();
+        for part in [" --> lib.moe:", "defined again here", " ::: main.moe:", "first defined here", "imported here"] {
+            assert!(fault.contains(part), "{part}: {fault}");
+        }
+    }
+    let taken = shown.iter().find(|s| s.contains("there is a router named `noisy_top_k` already")).unwrap();
+    assert!(taken.contains("lib.moe:3:8") && taken.contains("imported here"), "{taken}");
+}
+
 /// The verdict that is derived is what happens when later tokens change.
 #[test]
 fn verdicts_hold_when_later_tokens_change() {

@@ -39,7 +39,24 @@ pub struct File {
     /// The items in source order.
     pub items: Vec<Item>,
     /// What its imports bring: the models, blocks and routers of the imported files, and of those that these import.
-    pub imported: Vec<Item>,
+    pub imported: Vec<Imported>,
+}
+
+impl File {
+    /// The items of the file, then those that its imports bring, each with the import of the file that brought it.
+    pub fn all_items(&self) -> impl Iterator<Item = (&Item, Option<Span>)> {
+        let imported = self.imported.iter().map(|imported| (&imported.item, Some(imported.import)));
+        self.items.iter().map(|item| (item, None)).chain(imported)
+    }
+}
+
+/// An item of another file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imported {
+    /// The item.
+    pub item: Item,
+    /// The path of the import that brought it, in the importing file.
+    pub import: Span,
 }
 
 /// What may stand at the top level of a file.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::ast::{File, Import, Item};
+use crate::ast::{File, Import, Imported as ImportedItem, Item};
 use crate::codes::Code;
 use crate::diag::Diagnostic;
 use crate::lex::{self, MAX_FAULTS, TokenKind};
@@ -90,7 +90,14 @@ impl Imports {
 
 /// Parses a source and everything that it imports.
 pub(crate) fn parse_all(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
-    let mut joined = Joined { source, done: BTreeSet::new(), open: Vec::new(), items: Vec::new(), faults: Vec::new() };
+    let mut joined = Joined {
+        source,
+        done: BTreeSet::new(),
+        open: Vec::new(),
+        import: Span::default(),
+        items: Vec::new(),
+        faults: Vec::new(),
+    };
     match parse_alone(source, 0) {
         Ok(items) => {
             joined.follow(&items, source.imports().own.as_deref().unwrap_or_default());
@@ -111,7 +118,9 @@ struct Joined<'a> {
     done: BTreeSet<String>,
     /// Paths that are being followed, outermost first.
     open: Vec<String>,
-    items: Vec<Item>,
+    /// The import of the source that is being followed.
+    import: Span,
+    items: Vec<ImportedItem>,
     faults: Vec<Diagnostic>,
 }
 
@@ -138,6 +147,9 @@ impl Joined<'_> {
                 continue;
             }
             seen.push((target.clone(), import.path_span));
+            if self.open.len() == 1 {
+                self.import = import.path_span;
+            }
             if let Some(at) = self.open.iter().position(|open| *open == target) {
                 self.circle(import, at);
             } else if self.done.insert(target.clone()) {
@@ -174,7 +186,8 @@ impl Joined<'_> {
             Ok(items) => {
                 self.follow(&items, path);
                 let brought = |item: &Item| matches!(item, Item::Model(_) | Item::Block(_) | Item::Router(_));
-                self.items.extend(items.into_iter().filter(brought));
+                let import = self.import;
+                self.items.extend(items.into_iter().filter(brought).map(|item| ImportedItem { item, import }));
             }
             Err(faults) => self.faults.extend(faults),
         }
@@ -287,11 +300,13 @@ mod tests {
         let source = source(main, &[("lib/a.moe", a), ("lib/b.moe", b), ("c.moe", "block c { relu }")]);
         let file = parse(&source).unwrap();
         assert_eq!(file.items.len(), 2);
-        let texts: Vec<&str> = file.imported.iter().map(|item| source.slice(item.span())).collect();
+        let texts: Vec<&str> = file.imported.iter().map(|brought| source.slice(brought.item.span())).collect();
+        let imports: Vec<Span> = file.imported.iter().map(|brought| brought.import).collect();
         // Each file once, what it needs before it; its recipe stays behind.
         assert_eq!(texts, ["block c { relu }", "block b { silu }", "block a { gelu }"]);
-        let (file, span) = source.locate(file.imported[1].span());
+        let (file, span) = source.locate(file.imported[1].item.span());
         assert_eq!((file.name(), span.start), ("specs/lib/b.moe", 18));
+        assert!(imports.iter().all(|import| source.slice(*import) == "\"lib/a.moe\""));
         assert_eq!(source.imported().map(|(path, _)| path).collect::<Vec<_>>(), ["lib/a.moe", "lib/b.moe", "c.moe"]);
     }
 

@@ -34,9 +34,9 @@ mod render;
 mod source;
 
 pub use ast::{
-    Argument, Arguments, Aux, BinaryOperator, Block, Body, Branch, Call, Expr, ExprKind, File, Ident, If, Import, Item,
-    Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterStatement, Setting, Spanned, Statement,
-    Train, TrainSetting, UnaryOperator,
+    Argument, Arguments, Aux, BinaryOperator, Block, Body, Branch, Call, Expr, ExprKind, File, Ident, If, Import,
+    Imported, Item, Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterStatement, Setting,
+    Spanned, Statement, Train, TrainSetting, UnaryOperator,
 };
 pub use codes::{Code, UnknownCode};
 pub use diag::{Diagnostic, Label, Patch, Severity, did_you_mean};

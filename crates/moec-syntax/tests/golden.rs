@@ -1,5 +1,5 @@
-//! Every file under `tests/syntax` against its snapshot. `err_*` holds rendered diagnostics, `tree_*` the syntax tree,
-//! anything else the canonical layout.
+//! Every file in `tests/syntax` against its snapshot. `err_*` holds rendered diagnostics, `tree_*` the syntax tree,
+//! anything else the canonical layout. `err_imported` is read with what it imports, all others stand alone.
 
 use moec_syntax::{Code, Diagnostic, SourceFile, Span, format, parse};
 
@@ -8,7 +8,13 @@ fn golden() {
     insta::glob!("../../../tests/syntax", "*.moe", |path| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let bytes = std::fs::read(path).unwrap();
-        let source = SourceFile::from_bytes(name.as_str(), &bytes).unwrap();
+        let mut source = SourceFile::from_bytes(name.as_str(), &bytes).unwrap();
+        if name.starts_with("err_imported") {
+            let folder = path.parent().unwrap();
+            source = source.with_imports(|import| {
+                std::fs::read(folder.join(import)).map_err(|_| "there is no such file".to_owned())
+            });
+        }
         let shown = if name.starts_with("err_") {
             let faults = parse(&source).unwrap_err();
             assert!(!faults.is_empty(), "{name}");

@@ -47,7 +47,7 @@ fn library(source: &SourceFile, diagnostics: &[Diagnostic]) -> Option<Vec<String
         return None;
     }
     let file = moec_syntax::parse(source).ok()?;
-    if file.items.iter().chain(&file.imported).any(|item| matches!(item, Item::Model(_))) {
+    if file.all_items().any(|(item, _)| matches!(item, Item::Model(_))) {
         return None;
     }
     let names: Vec<String> = (file.items.iter())
