@@ -159,6 +159,11 @@ fn messages_that_no_text_can_cause() {
     let error = pipeline::compile(&checked.model, &checked.recipe, 9, &CompileOptions::default()).unwrap_err();
     let Failure::Source { diagnostics, .. } = error.into_failure(&source) else { panic!("it points into the file") };
     rendered.extend(diagnostics.iter().map(|d| d.render(&source, false)));
+    // Two files that import each other.
+    let main = "import \"parts.moe\"\n";
+    let source = SourceFile::new("main.moe", main).with_imports(|_| Ok(b"import \"main.moe\"\n".to_vec()));
+    let found = moec_syntax::parse(&source).unwrap_err();
+    rendered.extend(found.iter().map(|d| d.render(&source, false)));
     insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
         insta::assert_snapshot!("messages", rendered.join("\n\n"));
     });
