@@ -126,8 +126,8 @@ impl std::error::Error for LowerError {}
 /// Lowers a model to a forward graph.
 ///
 /// Inputs: `tokens` i32 `[N]`; with a loss `targets` i32 `[N]`; `rng` i32 `[4]` if anything is random; with injected
-/// noise `PATH.noise` `[N, E]` per `moe` layer. Outputs: `logits` `[N, V]`; with a loss also `loss`, `objective`,
-/// `aux.PATH.NAME`, and per `moe` layer `load.PATH` `[E]` (tokens kept by each expert), `dropped.PATH` (share of the
+/// noise `PATH.noise` `[N, E]` per `moe` layer. Outputs: `logits` `[N, V]`; with a loss also `loss`, `objective` and
+/// `aux.PATH.NAME`; in evaluation with a loss, or with routes, per `moe` layer `load.PATH` `[E]` (tokens kept by each expert), `dropped.PATH` (share of the
 /// choices that were dropped), `entropy.PATH` (mean entropy of a token's gate weights in nats) and `balance.PATH`
 /// (number of experts times the sum of squared load shares, 1 at perfect balance).
 ///

@@ -126,7 +126,7 @@ fn later_tokens_do_not_reach_earlier_outputs() {
 fn every_graph_verifies_and_evaluates_in_both_modes() {
     let model = model(EVERYTHING);
     for mode in [Mode::Train, Mode::Evaluate] {
-        let lowered = lower(&model, &options(mode, 2)).unwrap();
+        let lowered = lower(&model, &LowerOptions { routes: true, ..options(mode, 2) }).unwrap();
         verified(&lowered);
         let result = evaluate(&lowered.graph, &bindings(&lowered.graph)).unwrap();
         for (name, value) in &result.outputs {

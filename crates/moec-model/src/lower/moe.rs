@@ -55,6 +55,8 @@ impl Lowering {
                 let (z, capacity, kept) = self.sparse(moe, x, choice, experts.count, average);
                 if self.options.loss {
                     self.balance(moe, &path, routing, choice, &experts);
+                }
+                if self.observed() {
                     self.balance_metrics(&path, experts.count, choice, kept, &experts.rescale);
                 }
                 self.expose(&path, experts.count, (choice.chosen, choice.weights), (kept.chosen, kept.weights));
@@ -346,6 +348,11 @@ impl Lowering {
                 self.objective.push((loss.value, loss.weight));
             }
         }
+    }
+
+    /// Whether anyone looks at the balance of the layers: a training step would compute it in vain.
+    fn observed(&self) -> bool {
+        self.options.loss && (self.options.mode == Mode::Evaluate || self.options.routes)
     }
 
     /// Outputs `load`, `dropped`, `entropy` and `balance` of the layer.
