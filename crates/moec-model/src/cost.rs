@@ -27,9 +27,9 @@ pub(crate) fn layer_info<'a>(
     time: usize,
     vocab: usize,
 ) -> LayerInfo {
-    let (mut total, mut active) = (0, 0.0);
+    let (mut total, mut active) = (0usize, 0.0);
     for declared in parameters {
-        total += declared.elements;
+        total = usize::saturating_add(total, declared.elements);
         active += declared.elements as f64 * declared.share;
     }
     let flops = flops(layer, time, vocab) + 2.0 * router;

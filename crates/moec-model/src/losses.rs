@@ -54,8 +54,19 @@ pub(crate) struct Rescale {
     pub(crate) columns: Value,
     /// Weight of the row in the outer mixture, `[R, 1]`.
     pub(crate) weight: Value,
-    /// 1 for a row with a token, else 0, `[R, 1]`.
-    pub(crate) valid: Value,
+}
+
+/// What the rows of a layer are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowKind {
+    /// In a `moe` inside an expert, how its experts are counted.
+    pub(crate) rescale: Option<Rescale>,
+    /// 1 for a row with a token that is worked on, else 0, `[N, 1]`; `None` if all are.
+    pub(crate) valid: Option<Value>,
+    /// Length of the sequences that the rows form, if they form any.
+    pub(crate) time: Option<usize>,
+    /// Experts per token, on average, that the router declares.
+    pub(crate) average: f64,
 }
 
 /// What a balance loss is built from. Quantities that several losses need are built once.
@@ -68,8 +79,7 @@ pub struct LossContext<'a> {
     chosen: Value,
     weights: Value,
     experts: usize,
-    rescale: Option<Rescale>,
-    time: Option<usize>,
+    rows: RowKind,
     gates: Option<Value>,
     probabilities: Option<Value>,
 }
@@ -80,10 +90,9 @@ impl<'a> LossContext<'a> {
         routing: Routing,
         (chosen, weights): (Value, Value),
         experts: usize,
-        rescale: Option<Rescale>,
-        time: Option<usize>,
+        rows: RowKind,
     ) -> Self {
-        LossContext { builder, routing, chosen, weights, experts, rescale, time, gates: None, probabilities: None }
+        LossContext { builder, routing, chosen, weights, experts, rows, gates: None, probabilities: None }
     }
 
     /// The graph builder.
@@ -108,7 +117,7 @@ impl<'a> LossContext<'a> {
 
     /// Length of the sequences that the tokens form; `None` in a `moe` inside an expert, whose rows form none.
     pub fn time(&self) -> Option<usize> {
-        self.time
+        self.rows.time
     }
 
     /// Number of tokens, N.
@@ -116,8 +125,16 @@ impl<'a> LossContext<'a> {
         self.builder.ty(self.chosen).shape.first().copied().unwrap_or(0)
     }
 
-    /// Number of columns of the choice, K.
+    /// Number of experts that a token chooses, K; where gates are dense, what the router declares, rounded up.
     pub fn experts_per_token(&self) -> usize {
+        match self.routing.assignment {
+            Assignment::TokenChoice { .. } => self.columns(),
+            _ => (self.rows.average.ceil() as usize).clamp(1, self.columns().max(1)),
+        }
+    }
+
+    /// Number of columns of the choice.
+    fn columns(&self) -> usize {
         self.builder.ty(self.chosen).shape.last().copied().unwrap_or(0)
     }
 
@@ -127,7 +144,7 @@ impl<'a> LossContext<'a> {
             return gates;
         }
         let mut weights = self.weights;
-        if let Some(rescale) = self.rescale {
+        if let Some(rescale) = self.rows.rescale {
             let shape = self.builder.shape(weights);
             let outer = self.builder.broadcast(rescale.weight, shape);
             weights = self.builder.mul(weights, outer);
@@ -142,21 +159,15 @@ impl<'a> LossContext<'a> {
         self.builder.count(self.chosen, self.experts)
     }
 
-    /// Share of all choices that each expert has, `[E]`; a constant to the gradient. Sums to 1.
+    /// Share of all choices that each expert has, `[E]`; a constant to the gradient. Sums to 1, if there is any choice.
     pub fn shares(&mut self) -> Value {
         let counts = self.counts();
-        self.shares_of(counts, self.chosen)
+        self.shares_of(counts)
     }
 
-    /// `counts [E]` of the choices `chosen` as shares.
-    fn shares_of(&mut self, counts: Value, chosen: Value) -> Value {
+    /// `counts [E]` as shares. How many choices there are is not known beforehand: a second expert may be left out.
+    fn shares_of(&mut self, counts: Value) -> Value {
         let b = &mut *self.builder;
-        let every = matches!(self.routing.assignment, Assignment::TokenChoice { .. }) && self.rescale.is_none();
-        if every {
-            // The number of choices is known.
-            let slots = b.ty(chosen).elements().max(1);
-            return b.scale(counts, 1.0 / slots as f64);
-        }
         let total = b.sum_all(counts);
         let one = b.fill(1.0, []);
         let total = b.binary(Binary::Max, total, one);
@@ -165,7 +176,7 @@ impl<'a> LossContext<'a> {
 
     /// A quantity of each of the router's own experts as one of all experts of the layer, `[N, E]`.
     pub fn per_expert(&mut self, quantity: Value) -> Value {
-        match self.rescale {
+        match self.rows.rescale {
             Some(rescale) => self.builder.scatter_last(quantity, rescale.columns, self.experts),
             None => quantity,
         }
@@ -173,20 +184,19 @@ impl<'a> LossContext<'a> {
 
     /// Mean over the tokens of a quantity `[N, M]`, which gives `[M]`. Rows without a token do not count.
     pub fn mean_over_tokens(&mut self, quantity: Value) -> Value {
-        let Some(rescale) = self.rescale else { return self.builder.mean(quantity, &[0]) };
+        let Some(valid) = self.rows.valid else { return self.builder.mean(quantity, &[0]) };
         let b = &mut *self.builder;
         let shape = b.shape(quantity);
-        let valid = b.broadcast(rescale.valid, shape);
-        let quantity = b.mul(quantity, valid);
+        let each = b.broadcast(valid, shape);
+        let quantity = b.mul(quantity, each);
         let sum = b.sum(quantity, &[0]);
-        let count = b.sum_all(rescale.valid);
+        let count = b.sum_all(valid);
         let one = b.fill(1.0, []);
         let count = b.binary(Binary::Max, count, one);
         b.div(sum, count)
     }
 
-    /// Scores of the router's own experts without noise, `[N, E]`; the gates for a router that promised scores and gave
-    /// none.
+    /// Scores of the router's own experts without noise, `[N, E]`; the gates for a router without scores.
     pub fn logits(&mut self) -> Value {
         match self.routing.logits {
             Some(logits) => logits,
@@ -194,13 +204,23 @@ impl<'a> LossContext<'a> {
         }
     }
 
-    /// Probabilities over all experts, `[N, E]`: the router's, or else the softmax of its scores.
+    /// Probabilities over all experts, `[N, E]`: the router's, divided by their sum (sigmoids do not sum to 1), or else the
+    /// softmax of its scores.
     pub fn probabilities(&mut self) -> Value {
         if let Some(probabilities) = self.probabilities {
             return probabilities;
         }
         let own = match self.routing.probabilities {
-            Some(probabilities) => probabilities,
+            Some(probabilities) => {
+                let b = &mut *self.builder;
+                let sum = b.sum(probabilities, &[1]);
+                // Sigmoids may all be 0.
+                let tiny = b.fill(1e-20, []);
+                let sum = b.binary(Binary::Max, sum, tiny);
+                let columns = b.shape(probabilities).last().copied().unwrap_or(1);
+                let sum = b.broadcast_last(sum, columns);
+                b.div(probabilities, sum)
+            }
             None => {
                 let logits = self.logits();
                 self.builder.softmax(logits)
@@ -335,16 +355,10 @@ fn kth_largest(b: &mut Builder, x: Value, k: usize) -> Value {
 /// probability. As shares sum to 1, the value at perfect balance is 1 for every k.
 fn switch(context: &mut LossContext<'_>, arguments: &Arguments) -> Value {
     let experts = context.experts();
-    let shares = if arguments.word("choices") == "first" && context.experts_per_token() > 1 {
-        let (tokens, chosen) = (context.tokens(), context.chosen());
-        let b = context.builder();
-        let index = b.to_float(chosen);
-        let column = b.ramp(1, 0);
-        let column = b.broadcast(column, [tokens, 1]);
-        let first = b.gather_last(index, column);
-        let first = b.to_index(first, experts);
-        let counts = b.count(first, experts);
-        context.shares_of(counts, first)
+    let shares = if arguments.word("choices") == "first" && context.columns() > 1 {
+        let first = first_choices(context);
+        let counts = context.builder().count(first, experts);
+        context.shares_of(counts)
     } else {
         context.shares()
     };
@@ -354,6 +368,28 @@ fn switch(context: &mut LossContext<'_>, arguments: &Arguments) -> Value {
     let product = b.mul(shares, mean);
     let sum = b.sum_all(product);
     b.scale(sum, experts as f64)
+}
+
+/// The expert with the largest weight of each token, i32 `[N, 1]`; -1 where none has any.
+fn first_choices(context: &mut LossContext<'_>) -> Value {
+    let (tokens, experts, chosen) = (context.tokens(), context.experts(), context.chosen());
+    if let Assignment::TokenChoice { .. } = context.routing().assignment {
+        // They are in that order.
+        let b = context.builder();
+        let index = b.to_float(chosen);
+        let column = b.ramp(1, 0);
+        let column = b.broadcast(column, [tokens, 1]);
+        let first = b.gather_last(index, column);
+        return b.to_index(first, experts);
+    }
+    let gates = context.gates();
+    let b = context.builder();
+    let (largest, first) = b.top_k(gates, 1);
+    let (zero, none) = (b.fill(0.0, [tokens, 1]), b.fill(-1.0, [tokens, 1]));
+    let any = b.binary(Binary::Less, zero, largest);
+    let index = b.to_float(first);
+    let index = b.select(any, index, none);
+    b.to_index(index, experts)
 }
 
 /// `mean_n (ln sum_e e^l)^2`
@@ -372,12 +408,12 @@ fn z(context: &mut LossContext<'_>, _: &Arguments) -> Value {
 /// `P_e` the mean over the sequence of the probabilities divided by their sum. In a `moe` inside an expert all rows count
 /// as one sequence.
 fn sequence(context: &mut LossContext<'_>, _: &Arguments) -> Value {
-    let (experts, tokens, k) = (context.experts(), context.tokens(), context.experts_per_token());
+    let (experts, tokens, columns) = (context.experts(), context.tokens(), context.columns());
     let time = context.time().unwrap_or(tokens).max(1);
     let batch = tokens / time;
-    let (chosen, probabilities) = (context.chosen(), context.probabilities());
+    let (chosen, probabilities, valid) = (context.chosen(), context.probabilities(), context.rows.valid);
     let b = context.builder();
-    let ones = b.fill(1.0, [tokens, k]);
+    let ones = b.fill(1.0, [tokens, columns]);
     let hot = b.scatter_last(ones, chosen, experts);
     let hot = b.reshape(hot, [batch, time, experts]);
     let counts = b.sum(hot, &[1]);
@@ -386,14 +422,23 @@ fn sequence(context: &mut LossContext<'_>, _: &Arguments) -> Value {
     let total = b.binary(Binary::Max, total, one);
     let total = b.broadcast_last(total, experts);
     let share = b.div(counts, total);
-    let sum = b.sum(probabilities, &[1]);
-    // Sigmoids may all be 0.
-    let tiny = b.fill(1e-20, []);
-    let sum = b.binary(Binary::Max, sum, tiny);
-    let sum = b.broadcast_last(sum, experts);
-    let normal = b.div(probabilities, sum);
-    let normal = b.reshape(normal, [batch, time, experts]);
-    let mean = b.mean(normal, &[1]);
+    let mean = match valid {
+        None => {
+            let probabilities = b.reshape(probabilities, [batch, time, experts]);
+            b.mean(probabilities, &[1])
+        }
+        Some(valid) => {
+            let each = b.broadcast(valid, [tokens, experts]);
+            let probabilities = b.mul(probabilities, each);
+            let probabilities = b.reshape(probabilities, [batch, time, experts]);
+            let sum = b.sum(probabilities, &[1]);
+            let valid = b.reshape(valid, [batch, time]);
+            let count = b.sum(valid, &[1]);
+            let count = b.binary(Binary::Max, count, one);
+            let count = b.broadcast_last(count, experts);
+            b.div(sum, count)
+        }
+    };
     let product = b.mul(share, mean);
     let total = b.sum_all(product);
     b.scale(total, experts as f64 / batch.max(1) as f64)

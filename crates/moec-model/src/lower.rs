@@ -204,6 +204,8 @@ struct Lowering {
     gathers: Vec<Gather>,
     /// Chosen experts and weights `[N, K]` of the `moe` layers that are open, outermost first.
     outer_choices: Vec<(Value, Value)>,
+    /// 1 for the rows that the layers being built work on, else 0, `[N, 1]`; `None` if they work on all.
+    valid_rows: Option<Value>,
     /// Weights that routers multiply with each token of the layer being built.
     router_weights: f64,
 }
@@ -226,6 +228,7 @@ impl Lowering {
             inside_moe: 0,
             gathers: Vec::new(),
             outer_choices: Vec::new(),
+            valid_rows: None,
             router_weights: 0.0,
         }
     }

@@ -81,6 +81,11 @@ pub struct Traits {
     pub provides: &'static [Quantity],
     /// Whether the gradient of the task's loss has a way to its parameters; `true` for one that has none.
     pub learns_from_task: bool,
+    /// Whether it sends tokens to experts. One that mixes tokens instead has neither capacity nor balance losses.
+    pub selects: bool,
+    /// Whether it can stand in an expert, where it routes the rows of several outer experts: its parameters must then be
+    /// linear maps, of which each outer expert has its own, and it changes no state.
+    pub nests: bool,
 }
 
 impl Default for Traits {
@@ -93,6 +98,8 @@ impl Default for Traits {
             random: Randomness::Never,
             provides: &[],
             learns_from_task: true,
+            selects: true,
+            nests: true,
         }
     }
 }
@@ -342,7 +349,7 @@ pub struct RoutingContext<'a> {
     pub(crate) vocab: usize,
     pub(crate) nested: Option<Nested>,
     /// What the strategy asked for that cannot be had.
-    pub(crate) refused: Option<&'static str>,
+    pub(crate) refused: Option<String>,
 }
 
 impl RoutingContext<'_> {
@@ -377,9 +384,15 @@ impl RoutingContext<'_> {
         self.experts
     }
 
-    /// Number of tokens of a sequence, T.
+    /// Number of tokens of a sequence as the layer sees it: fewer than [`Self::context`] where only some tokens go
+    /// through.
     pub fn time(&self) -> usize {
         self.time
+    }
+
+    /// Number of positions, T: the length of the sequences of the batch, which [`Self::positions`] are below.
+    pub fn context(&self) -> usize {
+        self.source.time
     }
 
     /// Size of the vocabulary, V.
@@ -416,7 +429,7 @@ impl RoutingContext<'_> {
     /// As [`Self::linear`], with initial values of its own for the weight and, if there is one, the bias.
     pub fn linear_with(&mut self, name: &str, x: Value, output: usize, weight: Role, bias: Option<Role>) -> Value {
         if self.nested.is_some() {
-            self.refused = Some("has a linear map with initial values of its own, which an expert cannot hold");
+            self.refuse("has a linear map with initial values of its own, which an expert cannot hold");
         }
         let input = self.emitter.builder.ty(x).shape.last().copied().unwrap_or(0);
         self.emitter.scoped(name, |e| e.linear_of(x, (input, output), weight, bias))
@@ -425,7 +438,7 @@ impl RoutingContext<'_> {
     /// A trained tensor.
     pub fn parameter(&mut self, name: &str, shape: impl Into<Vec<usize>>, role: Role) -> Value {
         if self.nested.is_some() {
-            self.refused = Some("has a parameter that is not a linear map, which an expert cannot hold");
+            self.refuse("has a parameter that is not a linear map, which an expert cannot hold");
         }
         self.emitter.parameter(name, shape, role)
     }
@@ -443,7 +456,7 @@ impl RoutingContext<'_> {
     /// Declares the value that a state takes after a training step; evaluation never changes state.
     pub fn update_state(&mut self, name: &str, value: Value) {
         if self.nested.is_some() {
-            self.refused = Some("changes a state, which an expert cannot hold");
+            self.refuse("changes a state, which an expert cannot hold");
         }
         if self.emitter.mode == Mode::Train {
             let path = self.emitter.builder.path(name);
@@ -482,9 +495,8 @@ impl RoutingContext<'_> {
         self.emitter.rng()
     }
 
-    /// A choice of one column for each row, i32 `[N, 1]`, from `indices` i32 `[N]`.
-    pub fn as_column(&mut self, indices: Value) -> Value {
-        let n = self.token_count();
-        self.emitter.builder.reshape(indices, [n, 1])
+    /// Gives up: the layer is not built, and the user reads "the router NAME" and the message.
+    pub fn refuse(&mut self, message: impl Into<String>) {
+        self.refused.get_or_insert(message.into());
     }
 }

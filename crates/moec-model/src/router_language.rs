@@ -203,6 +203,8 @@ impl RoutingStrategy for LanguageRouter {
             random,
             provides: provided(logits, probabilities, noisy),
             learns_from_task: training.weights.learns || training.own_loss || !training.trained,
+            nests: !self.program.steps.iter().any(|step| matches!(step.action, Action::Update { .. })),
+            ..Traits::default()
         }
     }
 
@@ -336,11 +338,17 @@ fn sound(num: &Num, situation: &Situation) -> Result<(), String> {
     }
 }
 
+/// Most columns of a tensor of a router: as many experts as a layer can have.
+const MOST_COLUMNS: i64 = 65_536;
+
 /// Whether a number can be an extent.
 fn extent_sound(num: &Num, situation: &Situation) -> Result<(), String> {
     sound(num, situation)?;
     match situation.number(num) {
         Ok(Number::Int(value)) if value < 1 => Err(format!("would have a tensor of {value} columns")),
+        Ok(Number::Int(value)) if value > MOST_COLUMNS => {
+            Err(format!("would have a tensor of {value} columns, more than {MOST_COLUMNS}"))
+        }
         _ => Ok(()),
     }
 }

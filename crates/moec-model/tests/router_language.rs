@@ -22,7 +22,9 @@ fn checked(source: &SourceFile) -> Checked {
     let shown = |d: &moec_syntax::Diagnostic| d.render(source, false);
     let file = parse(source).unwrap_or_else(|faults| panic!("{}", shown(&faults[0])));
     let checked = check(source, &file, &Registry::with_builtins(), &CheckOptions::default());
-    let messages: Vec<String> = checked.diagnostics.iter().map(shown).collect();
+    // What a router of a test cannot learn is not its subject.
+    let others = checked.diagnostics.iter().filter(|d| d.code != moec_syntax::Code::ZeroTaskGradient);
+    let messages: Vec<String> = others.map(shown).collect();
     assert!(messages.is_empty(), "{}", messages.join("\n"));
     checked
 }

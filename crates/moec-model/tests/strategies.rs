@@ -170,6 +170,41 @@ fn what_is_left_after_a_drop_is_scaled_up_if_asked() {
 }
 
 #[test]
+fn weights_that_cancel_are_not_blown_up() {
+    // Gates 1 and -1 sum to 0, and nothing is dropped.
+    let text = "router signed() { let l = linear(x, experts)  return dense_gates(tanh(l)) }
+        model m { context 5  vocab 7  embed(width: 6)
+          moe(experts: 4 * mlp(hidden: 5), route: signed, capacity: capacity(factor: 8.0, renormalise: after))
+          unembed }";
+    let layer = &model(text).layers[1];
+    let lowered = lower_layer(layer, &LowerOptions { routes: true, ..options(Mode::Train, 2) }, TOKENS / 2).unwrap();
+    let result = run(&lowered, &values(&lowered));
+    let (weights, gates) = (floats(&result, "weights.moe"), floats(&result, "gates.moe"));
+    assert!(weights.iter().zip(&gates).all(|(a, b)| (a - b).abs() < 1e-12), "{weights:?} {gates:?}");
+}
+
+#[test]
+fn a_table_of_pairs_that_cannot_be_numbered_is_refused() {
+    let layer = &layers(WIDTH, "moe(experts: 3 * mlp(hidden: 4), route: hash(by: bigram))")[0];
+    let lower = |vocab| lower_layer(layer, &LowerOptions { vocab, ..options(Mode::Train, 1) }, 3);
+    assert!(lower(4095).is_ok());
+    let refused = lower(4096).unwrap_err().to_string();
+    assert!(refused.contains("pairs of 4096 tokens"), "{refused}");
+}
+
+#[test]
+fn positions_are_those_of_the_sequence_where_only_some_tokens_go_through() {
+    let body =
+        "mixture_of_depths(capacity: 0.4) { residual { moe(experts: 3 * mlp(hidden: 4), route: hash(by: position)) } }";
+    for mode in [Mode::Train, Mode::Evaluate] {
+        let lowered = lowered(body, mode);
+        assert_eq!(lowered.states.len(), 1);
+        assert_eq!(values(&lowered)["mixture_of_depths.moe.table"].shape(), [5]);
+        assert!(floats(&run(&lowered, &values(&lowered)), "y").iter().all(|v| v.is_finite()));
+    }
+}
+
+#[test]
 fn the_balance_bias_selects_and_does_not_weigh() {
     let moe = "moe(experts: 4 * mlp(hidden: 5), route: sigmoid_top_k(k: 2, bias_rate: 0.25))";
     let lowered = lowered(moe, Mode::Train);
@@ -377,7 +412,7 @@ fn a_hash_of_one_layer_is_a_plain_hash_layer() {
 /// `P(n, e)` of the load loss is the probability that expert e is among the k largest when its noise is drawn again.
 #[test]
 fn the_load_is_the_probability_of_being_chosen_again() {
-    const DRAWS: u32 = 100_000;
+    const DRAWS: u32 = 1_000_000;
     let (experts, k) = (5, 2);
     let layer = &layers(WIDTH, "moe(experts: 5 * mlp(hidden: 4), route: noisy_top_k(k: 2), balance: [load])")[0];
     let options = LowerOptions { noise: NoisePolicy::Injected, ..options(Mode::Train, 1) };
@@ -407,7 +442,7 @@ fn the_load_is_the_probability_of_being_chosen_again() {
             let threshold = others[k - 1];
             let hits = (0..DRAWS).filter(|&i| c[at] + s[at] * random::normal_at(keys, i) > threshold).count();
             let found = hits as f64 / f64::from(DRAWS);
-            assert!((p[at] - found).abs() < 5e-3, "P({n}, {e}) is {}, drawn {found}", p[at]);
+            assert!((p[at] - found).abs() < 1.5e-3, "P({n}, {e}) is {}, drawn {found}", p[at]);
             assert!(p[at] > 0.0 && p[at] < 1.0);
         }
     }
@@ -432,6 +467,37 @@ fn the_switch_loss_is_one_at_perfect_balance_for_every_k() {
         // Ties go to the lower index.
         assert!(ints(&result, "experts.moe").chunks(k).all(|row| row.iter().enumerate().all(|(i, &e)| e == i as i32)));
     }
+}
+
+#[test]
+fn sigmoids_count_as_shares_in_balance_losses() {
+    let moe = "moe(experts: 4 * mlp(hidden: 4), route: sigmoid_top_k(k: 2), balance: [switch, sequence])";
+    let lowered = lowered(moe, Mode::Train);
+    let mut values = values(&lowered);
+    let zeros = vec![0.0; 4 * WIDTH];
+    values.insert("moe.router.weight".into(), Tensor::new([4, WIDTH], Data::F64(zeros)).unwrap());
+    let result = run(&lowered, &values);
+    for loss in ["switch", "sequence"] {
+        assert!((floats(&result, &format!("aux.moe.{loss}"))[0] - 1.0).abs() < 1e-9, "{loss}");
+    }
+}
+
+#[test]
+fn first_choices_of_experts_that_choose_are_those_with_the_largest_weight() {
+    let moe = "moe(experts: 4 * mlp(hidden: 4), route: expert_choice, allow: lookahead,
+                   balance: [switch(choices: first)])";
+    let lowered = lowered(moe, Mode::Train);
+    let result = run(&lowered, &values(&lowered));
+    let gates = floats(&result, "gates.moe");
+    let mut counts = [0.0; 4];
+    for row in gates.chunks(4) {
+        let best = (0..4).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).unwrap();
+        counts[best] += f64::from(u8::from(row[best] > 0.0));
+    }
+    let total: f64 = counts.iter().sum();
+    assert!(total > 0.0 && total < gates.len() as f64);
+    let value = floats(&result, "aux.moe.switch")[0];
+    assert!(value.is_finite() && value > 0.0 && value <= 4.0, "{value}");
 }
 
 #[test]
@@ -493,7 +559,8 @@ fn a_mixture_of_one_group_is_its_inner_mixture() {
 #[test]
 fn dropped_rows_do_not_vote_in_the_inner_mixture() {
     let moe = "moe(
-        experts: 3 * moe(experts: 2 * mlp(hidden: 4), route: softmax_top_k(k: 1, normalize: all), balance: [z, switch]),
+        experts: 3 * moe(experts: 2 * mlp(hidden: 4), route: softmax_top_k(k: 1, normalize: all),
+                         balance: [z, switch, sequence]),
         route: softmax_top_k(k: 2),
         capacity: capacity(factor: 0.5, minimum: 1),
     )";
@@ -505,6 +572,63 @@ fn dropped_rows_do_not_vote_in_the_inner_mixture() {
     // Each group's tokens stay in the group.
     let per_group: Vec<f64> = floats(&result, "load.moe.experts.moe").chunks(2).map(|g| g.iter().sum()).collect();
     assert_eq!(per_group, floats(&result, "load.moe"));
+    // All rows count as one sequence, and those without a token not at all.
+    let loss = |name: &str| floats(&result, &format!("aux.moe.experts.moe.{name}"))[0];
+    assert!((loss("sequence") - loss("switch")).abs() < 1e-9, "{} {}", loss("sequence"), loss("switch"));
+}
+
+#[test]
+fn weights_of_three_levels_are_multiplied() {
+    let moe = "moe(
+        experts: 2 * moe(
+          experts: 2 * moe(experts: 2 * mlp(hidden: 4), route: softmax_top_k(k: 1, normalize: all), balance: [importance]),
+          route: softmax_top_k(k: 1, normalize: all)),
+        route: softmax_top_k(k: 1, normalize: all),
+    )";
+    let lowered = lowered(moe, Mode::Train);
+    let result = run(&lowered, &values(&lowered));
+    let names = ["moe", "moe.experts.moe", "moe.experts.moe.experts.moe"];
+    let weights: Vec<Vec<f64>> = names.iter().map(|name| floats(&result, &format!("weights.{name}"))).collect();
+    let leaves = ints(&result, "experts.moe.experts.moe.experts.moe");
+    // One choice a token at every level: rows at the second level are sorted by the first choice, at the third by both.
+    let sorted = |weights: &[f64], experts: &[i32]| {
+        let mut order: Vec<usize> = (0..experts.len()).collect();
+        order.sort_by_key(|&row| (experts[row], row));
+        order.into_iter().map(|row| weights[row]).collect::<Vec<f64>>()
+    };
+    let first = sorted(&weights[0], &ints(&result, "experts.moe"));
+    let both: Vec<f64> = first.iter().zip(&weights[1]).map(|(a, b)| a * b).collect();
+    let both = sorted(&both, &ints(&result, "experts.moe.experts.moe"));
+    let mut importance = [0.0; 8];
+    for ((outer, inner), &leaf) in both.iter().zip(&weights[2]).zip(&leaves) {
+        importance[leaf as usize] += outer * inner;
+    }
+    let mean = importance.iter().sum::<f64>() / 8.0;
+    let variance = importance.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 8.0;
+    let found = floats(&result, "aux.moe.experts.moe.experts.moe.importance")[0];
+    assert!((found - variance / (mean * mean + 1e-10)).abs() < 1e-9, "{found}");
+}
+
+#[test]
+fn a_moe_does_not_count_tokens_that_go_past_it() {
+    let body = "mixture_of_depths(capacity: 0.4) {
+        residual { moe(experts: 3 * mlp(hidden: 4), route: softmax_top_k(k: 2), balance: [switch],
+                       capacity: capacity(factor: 3.0)) } }";
+    let lowered = lowered(body, Mode::Evaluate);
+    let mut values = values(&lowered);
+    // Nobody but tokens 1, 4 and 7.
+    let mut x = values["x"].to_f64();
+    (0..TOKENS).for_each(|n| x[n * WIDTH] = if n % 3 == 1 { 5.0 } else { -5.0 });
+    values.insert("x".into(), Tensor::new([TOKENS, WIDTH], Data::F64(x)).unwrap());
+    let weight = (0..WIDTH).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
+    values.insert("mixture_of_depths.predictor.weight".into(), Tensor::new([1, WIDTH], Data::F64(weight)).unwrap());
+    values.insert("mixture_of_depths.predictor.bias".into(), Tensor::floats([0.0]));
+    let result = run(&lowered, &values);
+    let load: f64 = floats(&result, "load.mixture_of_depths.moe").iter().sum();
+    assert_eq!(load, 6.0);
+    assert!(floats(&result, "dropped.mixture_of_depths.moe")[0].abs() < 1e-12);
+    let routed = ints(&result, "experts.mixture_of_depths.moe");
+    assert_eq!(routed.chunks(2).filter(|slots| slots[0] >= 0).count(), 3);
 }
 
 // ---- mixture of depths ----

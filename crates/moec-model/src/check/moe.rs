@@ -9,7 +9,7 @@ use super::{Checker, Scope, listed};
 use crate::argument::Arguments;
 use crate::layers::CAPACITY;
 use crate::model::{Capacity, CapacityOrder, Causality, Layer, LayerKind, Moe, Number, Route, WeightedLoss};
-use crate::router::{Compares, Quantity, Traits, Verdict};
+use crate::router::{Compares, Quantity, Randomness, Traits, Verdict};
 
 /// Most experts of a layer.
 const MAX_EXPERTS: i64 = 65_536;
@@ -72,8 +72,19 @@ impl<'a> Checker<'a> {
             if place.expert {
                 self.nested(route, traits, route_span);
             }
+            let unused = [form("capacity").map(|e| ("capacity", e.span)), form("balance").map(|e| ("balance", e.span))];
+            for (argument, span) in unused.into_iter().flatten().filter(|_| !traits.selects) {
+                let name = route.strategy.name();
+                let d = Diagnostic::new(Code::ArgumentsConflict, format!("`{name}` has no use for `{argument}`"))
+                    .primary(span, "has no effect")
+                    .note("every expert works on mixtures of all tokens, so the load is even and nothing is dropped")
+                    .help(format!("remove `{argument}`"));
+                self.report(d);
+            }
             // With faults in `balance`, what was meant is unknown.
-            if !traits.learns_from_task && form("balance").is_none() {
+            let helps = |loss: &WeightedLoss| loss.loss.needs.iter().any(|need| traits.provides.contains(need));
+            let meant = form("balance").is_some() && balance.is_empty();
+            if !traits.learns_from_task && !meant && !balance.iter().any(helps) {
                 self.no_task_gradient(route, route_span);
             }
         }
@@ -419,13 +430,20 @@ impl<'a> Checker<'a> {
 
     /// In an expert the rows form no sequence, so a router there must look at each on its own.
     fn nested(&mut self, route: &Route, traits: Traits, span: Span) {
-        if traits.compares == Compares::None && traits.compares_when_sampling == Compares::None {
+        let compares = traits.compares != Compares::None || traits.compares_when_sampling != Compares::None;
+        let (why, note) = if compares {
+            ("compares tokens with each other", "an expert is given the tokens routed to it, in no sequence")
+        } else if traits.random == Randomness::Always {
+            ("is random in evaluation too", "what a row draws depends on which other tokens are routed with it")
+        } else if !traits.nests {
+            ("has parameters or state that an expert cannot hold", "each outer expert needs an inner router of its own")
+        } else {
             return;
-        }
+        };
         let name = route.strategy.name();
         let d = Diagnostic::new(Code::ExpertNotTokenwise, format!("the router `{name}` cannot stand in an expert"))
-            .primary(span, "compares tokens with each other")
-            .note("an expert is given the tokens routed to it, in no sequence")
+            .primary(span, why)
+            .note(note)
             .help("use a router that looks at each token on its own, such as `softmax_top_k`");
         self.report(d);
     }
@@ -441,9 +459,9 @@ impl<'a> Checker<'a> {
             d.primary(span, "no weight depends on what it trains, except through indices or `stop_gradient`")
         };
         let d = match (takes_all, single) {
-            (true, _) => d.help("use `normalize: all`, a larger `k`, or a balance loss"),
-            (false, true) => d.help("use a larger `k`, or add a balance loss"),
-            (false, false) => d.help("let the weights depend on the scores, or add a balance loss"),
+            (true, _) => d.help("use `normalize: all`, a larger `k`, or a loss of the scores, such as `switch` or `z`"),
+            (false, true) => d.help("use a larger `k`, or add a loss of the scores, such as `switch` or `z`"),
+            (false, false) => d.help("let the weights depend on the scores, or add a loss of the scores, such as `z`"),
         };
         self.report(d);
     }

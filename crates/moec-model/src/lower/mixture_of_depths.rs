@@ -56,10 +56,10 @@ impl Lowering {
         let b = self.b();
         // In training whoever goes through is gathered. In evaluation their number is not known, so whole sequences are
         // reordered: those who go through first, the others behind them, where causal attention does not see them.
-        let (slots, sorted, rows_time) = match mode {
+        let (slots, sorted, rows_time, through) = match mode {
             Mode::Train => {
                 let none = b.add_scalar(through, -1.0);
-                (b.to_index(none, 1), Op::SortByExpert { experts: 1, rows: batch * capacity }, capacity)
+                (b.to_index(none, 1), Op::SortByExpert { experts: 1, rows: batch * capacity }, capacity, through)
             }
             Mode::Evaluate => {
                 let sequence = b.ramp(batch, 2);
@@ -68,13 +68,22 @@ impl Lowering {
                 let sequence = b.reshape(sequence, [tokens, 1]);
                 let last = b.sub(sequence, through);
                 let last = b.add_scalar(last, 1.0);
-                (b.to_index(last, 2 * batch), Op::SortByExpert { experts: 2 * batch, rows: tokens }, time)
+                let slots = b.to_index(last, 2 * batch);
+                // From the index, which is what a recorded route keeps.
+                let index = b.to_float(slots);
+                let through = b.sub(sequence, index);
+                let through = b.add_scalar(through, 1.0);
+                (slots, Op::SortByExpert { experts: 2 * batch, rows: tokens }, time, through)
             }
         };
         let offsets = b.op(sorted, &[slots]);
         let (order, positions) = (offsets.result(1), offsets.result(2));
         let rows = b.op(Op::Dispatch { weighted: false }, &[x, order, positions]);
 
+        // Those behind are there, but nothing counts them.
+        let valid =
+            (mode == Mode::Evaluate).then(|| b.op(Op::Dispatch { weighted: false }, &[through, order, positions]));
+        let outer_valid = std::mem::replace(&mut self.valid_rows, valid);
         self.gathers.push(Gather { order, positions });
         self.inside_moe += 1;
         let outer = std::mem::replace(&mut self.time, rows_time);
@@ -83,6 +92,7 @@ impl Lowering {
         let block = self.sequence(&depths.layers, rows, Rows::Tokens);
         self.emitter.share = share;
         self.time = outer;
+        self.valid_rows = outer_valid;
         self.inside_moe -= 1;
         self.gathers.pop();
 

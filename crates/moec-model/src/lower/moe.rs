@@ -9,9 +9,9 @@ use moec_ir::{Binary, Builder, CapacityPriority, DType, Op, TensorType, Unary, V
 use moec_syntax::Span;
 
 use super::{LowerError, Lowering, MoeLayerInfo, Rows};
-use crate::losses::{LossContext, Rescale};
+use crate::losses::{LossContext, Rescale, RowKind};
 use crate::model::{CapacityOrder, Moe};
-use crate::router::{Assignment, Gather, Mode, Nested, Routing, RoutingContext, Source};
+use crate::router::{Assignment, AuxiliaryLoss, Gather, Mode, Nested, Quantity, Routing, RoutingContext, Source};
 
 /// A decision as rows and experts.
 #[derive(Clone, Copy)]
@@ -25,11 +25,14 @@ struct Choice {
 }
 
 /// The experts that a layer runs, and how they are counted.
+#[derive(Clone, Copy)]
 struct Experts {
     /// Number of experts; of both levels in a `moe` inside an expert.
     count: usize,
     /// How what the inner router says about its own experts is spread over those of both levels.
     rescale: Option<Rescale>,
+    /// 1 for a row with a token that is worked on, else 0, `[N, 1]`; `None` if all are.
+    valid: Option<Value>,
 }
 
 impl Lowering {
@@ -52,18 +55,21 @@ impl Lowering {
                 if let Assignment::TokenChoice { experts, .. } = &mut routing.assignment {
                     *experts = choice.chosen;
                 }
-                let (z, capacity, kept) = self.sparse(moe, x, choice, experts.count, average);
+                let (z, capacity, kept) = self.sparse(moe, x, choice, experts, average);
                 if self.options.loss {
-                    self.balance(moe, &path, routing, choice, &experts);
+                    self.balance(moe, &path, routing, choice, experts, average);
                 }
                 if self.observed() {
-                    self.balance_metrics(&path, experts.count, choice, kept, &experts.rescale);
+                    self.balance_metrics(&path, experts, choice, kept);
                 }
                 self.expose(&path, experts.count, (choice.chosen, choice.weights), (kept.chosen, kept.weights));
                 (z, experts.count, capacity)
             }
             (None, Assignment::Slots { dispatch, combine }) => {
                 let z = self.soft(moe, x, dispatch, combine, average);
+                if self.options.loss {
+                    self.own_losses(&path, routing.auxiliary);
+                }
                 if self.options.loss || self.options.routes {
                     self.slot_outputs(&path, moe.experts, combine);
                 }
@@ -109,8 +115,10 @@ impl Lowering {
             refused: None,
         };
         let routing = moe.route.strategy.lower(&mut context, &moe.route.arguments);
-        if let Some(message) = context.refused {
-            self.refuse(moe, message.to_string());
+        let refused = context.refused;
+        let refused = refused.or_else(|| broken_promise(moe, &routing).map(str::to_string));
+        if let Some(message) = refused {
+            self.refuse(moe, message);
             return None;
         }
         let declared = self.emitter.parameters.values().skip(before);
@@ -167,7 +175,7 @@ impl Lowering {
                     return Err(format!("gave slots of types {given} and {other}, not f32[{tokens}, {experts} * P]"));
                 }
                 if !self.gathers.is_empty() {
-                    return Err("mixes the tokens of a sequence, which cannot be done inside an expert".into());
+                    return Err("mixes the tokens of whole sequences, and only some tokens come here".into());
                 }
                 return Ok(None);
             }
@@ -192,10 +200,10 @@ impl Lowering {
     /// choices of the outermost layer are already that.
     fn leaves(&mut self, choice: Choice, inner: usize, rows: Rows) -> (Choice, Experts) {
         let (Rows::Experts { experts: outer, .. }, Some(&gather)) = (rows, self.gathers.last()) else {
-            return (choice, Experts { count: inner, rescale: None });
+            return self.worked_on(choice, inner);
         };
         let Some(&(outer_chosen, outer_weights)) = self.outer_choices.last() else {
-            return (choice, Experts { count: inner, rescale: None });
+            return self.worked_on(choice, inner);
         };
         let count = outer * inner;
         let b = &mut self.emitter.builder;
@@ -229,8 +237,24 @@ impl Lowering {
         let columns = leaf(b, every, inner);
         let zero = b.fill(0.0, [row_count, 1]);
         let valid = b.binary(Binary::LessEqual, zero, owner);
-        let rescale = Rescale { columns, weight, valid };
-        (Choice { chosen, ..choice }, Experts { count, rescale: Some(rescale) })
+        let rescale = Some(Rescale { columns, weight });
+        (Choice { chosen, ..choice }, Experts { count, rescale, valid: Some(valid) })
+    }
+
+    /// Leaves out the choices of tokens that this layer does not work on: where a predictor decides who goes through,
+    /// the others are there too.
+    fn worked_on(&mut self, choice: Choice, count: usize) -> (Choice, Experts) {
+        let Some(valid) = self.valid_rows else {
+            return (choice, Experts { count, rescale: None, valid: None });
+        };
+        let b = self.b();
+        let shape = b.shape(choice.chosen);
+        let index = b.to_float(choice.chosen);
+        let none = b.fill(-1.0, shape.clone());
+        let each = b.broadcast(valid, shape);
+        let index = b.select(each, index, none);
+        let chosen = b.to_index(index, count);
+        (Choice { chosen, ..choice }, Experts { count, rescale: None, valid: Some(valid) })
     }
 
     /// Sorts rows by expert, runs the experts, and sums per token. Returns also the bound on the tokens of an expert and
@@ -240,7 +264,7 @@ impl Lowering {
         moe: &Moe,
         x: Value,
         choice: Choice,
-        experts: usize,
+        Experts { count: experts, rescale, .. }: Experts,
         average: f64,
     ) -> (Value, Option<usize>, Choice) {
         let [tokens, k] = [0, 1].map(|axis| self.b().shape(choice.chosen).get(axis).copied().unwrap_or(0));
@@ -260,7 +284,16 @@ impl Lowering {
         let rows = self.b().op(Op::Dispatch { weighted: false }, &[x, order, positions]);
         self.inside_moe += 1;
         self.gathers.push(Gather { order, positions });
-        self.outer_choices.push((kept.chosen, kept.weights));
+        // What an expert contributes in the end is the product of the weights of all levels.
+        let weights = match rescale {
+            Some(rescale) => {
+                let b = self.b();
+                let outer = b.broadcast(rescale.weight, [tokens, k]);
+                b.mul(kept.weights, outer)
+            }
+            None => kept.weights,
+        };
+        self.outer_choices.push((kept.chosen, weights));
         let share = self.emitter.share;
         self.emitter.share = share * average / moe.experts as f64;
         let y = self.opened("experts", |l| l.sequence(&moe.expert, rows, Rows::Experts { experts, offsets }));
@@ -281,13 +314,13 @@ impl Lowering {
         order: CapacityOrder,
         renormalise: bool,
     ) -> Choice {
-        let (priority, operands) = match order {
-            CapacityOrder::Token => (CapacityPriority::Token, vec![choice.chosen]),
-            CapacityOrder::Choice => (CapacityPriority::Choice, vec![choice.chosen]),
-            CapacityOrder::Probability => (CapacityPriority::Probability, vec![choice.chosen, choice.weights]),
+        let priority = match order {
+            CapacityOrder::Token => CapacityPriority::Token,
+            CapacityOrder::Choice => CapacityPriority::Choice,
+            CapacityOrder::Probability => CapacityPriority::Probability,
         };
         let b = self.b();
-        let kept = b.op(Op::LimitCapacity { experts, capacity, priority }, &operands);
+        let kept = b.limit_capacity(choice.chosen, choice.weights, experts, capacity, priority);
         let bound = choice.bound.min(experts.saturating_mul(capacity));
         let weights = if renormalise { renormalised(b, kept, choice.weights) } else { choice.weights };
         Choice { chosen: kept, weights, bound }
@@ -330,19 +363,24 @@ impl Lowering {
     }
 
     /// Adds the balance losses of the layer and of its router to the objective.
-    fn balance(&mut self, moe: &Moe, path: &str, routing: Routing, choice: Choice, experts: &Experts) {
+    fn balance(&mut self, moe: &Moe, path: &str, routing: Routing, choice: Choice, experts: Experts, average: f64) {
         let own = routing.auxiliary.clone();
         // The sequences of the batch, where the rows are whole sequences.
         let time = experts.rescale.is_none().then_some(self.time);
+        let rows = RowKind { rescale: experts.rescale, valid: experts.valid, time, average };
         let builder = &mut self.emitter.builder;
-        let mut context =
-            LossContext::new(builder, routing, (choice.chosen, choice.weights), experts.count, experts.rescale, time);
+        let mut context = LossContext::new(builder, routing, (choice.chosen, choice.weights), experts.count, rows);
         for balance in &moe.balance {
             let value = (balance.loss.lower)(&mut context, &balance.arguments);
             context.builder().output(format!("aux.{path}.{}", balance.loss.name), value);
             self.objective.push((value, balance.weight()));
         }
-        for loss in own {
+        self.own_losses(path, own);
+    }
+
+    /// Adds the losses of the router itself.
+    fn own_losses(&mut self, path: &str, losses: Vec<AuxiliaryLoss>) {
+        for loss in losses {
             self.b().output(format!("aux.{path}.{}", loss.name), loss.value);
             if self.options.mode == Mode::Train {
                 self.objective.push((loss.value, loss.weight));
@@ -356,7 +394,8 @@ impl Lowering {
     }
 
     /// Outputs `load`, `dropped`, `entropy` and `balance` of the layer.
-    fn balance_metrics(&mut self, path: &str, experts: usize, choice: Choice, kept: Choice, rescale: &Option<Rescale>) {
+    fn balance_metrics(&mut self, path: &str, experts: Experts, choice: Choice, kept: Choice) {
+        let Experts { count: experts, valid, .. } = experts;
         let limited = kept.chosen != choice.chosen;
         let b = self.b();
         let load = b.count(kept.chosen, experts);
@@ -378,14 +417,14 @@ impl Lowering {
         let terms = entropy_terms(b, choice.weights);
         let tokens = b.shape(choice.weights).first().copied().unwrap_or(1);
         let sum = b.sum_all(terms);
-        let entropy = match rescale {
+        let entropy = match valid {
             // Rows without a token have no weights that count.
-            Some(rescale) => {
+            Some(valid) => {
                 let k = b.shape(terms).last().copied().unwrap_or(1);
-                let valid = b.broadcast(rescale.valid, [tokens, k]);
-                let terms = b.mul(terms, valid);
+                let each = b.broadcast(valid, [tokens, k]);
+                let terms = b.mul(terms, each);
                 let sum = b.sum_all(terms);
-                let count = b.sum_all(rescale.valid);
+                let count = b.sum_all(valid);
                 let count = b.binary(Binary::Max, count, one);
                 let mean = b.div(sum, count);
                 b.scale(mean, -1.0)
@@ -451,6 +490,17 @@ impl Lowering {
     }
 }
 
+/// What a strategy declares for balance losses and did not return.
+fn broken_promise(moe: &Moe, routing: &Routing) -> Option<&'static str> {
+    let promised = moe.route.strategy.traits(&moe.route.arguments).provides;
+    if promised.contains(&Quantity::Logits) && routing.logits.is_none() {
+        return Some("declares scores and returned none");
+    }
+    let probabilities = routing.probabilities.or(routing.logits);
+    (promised.contains(&Quantity::Probabilities) && probabilities.is_none())
+        .then_some("declares probabilities and returned neither them nor scores")
+}
+
 /// Exchanges the two outer axes of `x` seen as `shape`.
 fn swap_outer(b: &mut Builder, x: Value, shape: [usize; 3]) -> Value {
     let x = b.reshape(x, shape);
@@ -465,7 +515,12 @@ fn renormalised(b: &mut Builder, kept: Value, weights: Value) -> Value {
     let zero = b.fill(0.0, shape);
     let left = b.binary(Binary::LessEqual, zero, index);
     let rest = b.mul(weights, left);
-    let (before, after) = (b.sum(weights, &[1]), b.sum(rest, &[1]));
+    // Sums of absolute values: gates that may be negative could cancel to nothing.
+    let mut size = |values: Value| {
+        let values = b.unary(Unary::Abs, values);
+        b.sum(values, &[1])
+    };
+    let (before, after) = (size(weights), size(rest));
     // A token that has lost everything keeps 0.
     let tiny = b.fill(1e-20, []);
     let after = b.binary(Binary::Max, after, tiny);

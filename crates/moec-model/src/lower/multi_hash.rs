@@ -6,7 +6,7 @@
 
 use moec_ir::{DType, Data, Op, Tensor, TensorType, Value};
 
-use super::{Lowering, Rows};
+use super::{LowerError, Lowering, Rows};
 use crate::model::MultiHash;
 use crate::router::{Gather, Source};
 use crate::routers::drawn_bucket;
@@ -16,6 +16,12 @@ impl Lowering {
     pub(super) fn multi_hash(&mut self, hash: &MultiHash, width: usize, x: Value) -> Value {
         let (hashes, buckets, vocab) = (hash.hashes, hash.buckets, self.options.vocab);
         let tokens = self.b().shape(x).first().copied().unwrap_or(0);
+        // Entries and blocks are numbered in f32, which holds whole numbers up to here.
+        if hashes.saturating_mul(vocab.max(buckets)) > 1 << 24 {
+            let message = format!("{hashes} hashes of {vocab} tokens into {buckets} buckets are too many to number");
+            self.error.get_or_insert(LowerError::Size(message));
+            return x;
+        }
         let table = hash_tables(hash, vocab);
         let table = self.emitter.state("table", table.ty().clone(), StateInit::Text(table));
         let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers };

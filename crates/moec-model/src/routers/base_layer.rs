@@ -1,6 +1,6 @@
 //! BASE: balanced assignment of tokens to experts (Lewis et al. 2021).
 
-use moec_ir::{Op, Unary};
+use moec_ir::Unary;
 
 use crate::argument::{Arguments, ParameterSpec};
 use crate::emit::Role;
@@ -60,7 +60,7 @@ Cost: one product [N, C] x [C, E], and an auction that runs on one unit of the d
         let b = context.builder();
         let scores = b.linear(x, centroids, None);
         let chosen = match mode {
-            Mode::Train => b.op(Op::BalancedAssignment, &[scores]),
+            Mode::Train => b.balanced_assignment(scores),
             Mode::Evaluate => b.top_k(scores, 1).1,
         };
         let score = b.gather_last(scores, chosen);

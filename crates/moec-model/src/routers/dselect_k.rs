@@ -77,7 +77,7 @@ Cost: products [N, C] x [C, k (m + 1)]; all experts at first, those with a gate 
     }
 
     fn traits(&self, _: &Arguments) -> Traits {
-        Traits::default()
+        Traits { nests: false, ..Traits::default() }
     }
 
     fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {

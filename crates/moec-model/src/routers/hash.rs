@@ -43,7 +43,7 @@ const PARAMETERS: &[ParameterSpec] = &[
         "from",
         ParameterType::Text,
         DefaultValue::Absent("none"),
-        "folder of the run whose token vectors are clustered",
+        "folder of the run whose token vectors are clustered, from where moec is started",
     ),
 ];
 
@@ -106,11 +106,16 @@ Cost: a look-up. No key can be split, so max/mean load is at least E times the s
     }
 
     fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
-        let key = key(context, arguments.word("by"));
+        let by = arguments.word("by");
+        if by == "bigram" && (context.vocab() + 1).saturating_mul(context.vocab()) > MOST_KEYS {
+            let most = MOST_KEYS.isqrt() - 1;
+            context.refuse(format!("cannot tell the pairs of {} tokens apart, at most of {most}", context.vocab()));
+        }
+        let key = key(context, by);
         let source = table(
             context.experts(),
-            (context.vocab(), context.time()),
-            arguments.word("by"),
+            (context.vocab(), context.context()),
+            by,
             arguments.word("table"),
             arguments.size("seed"),
             arguments.text("from").map(str::to_string),
@@ -124,6 +129,9 @@ Cost: a look-up. No key can be split, so max/mean load is at least E times the s
         Routing::token_choice(chosen, weights)
     }
 }
+
+/// Most keys of a table: keys are computed in f32, which holds whole numbers up to here.
+const MOST_KEYS: usize = 1 << 24;
 
 /// Index into the table, i32 `[N]`.
 fn key(context: &mut RoutingContext<'_>, by: &str) -> Value {
@@ -144,7 +152,7 @@ fn key(context: &mut RoutingContext<'_>, by: &str) -> Value {
                     let row = b.scale(row, vocab as f64);
                     let ids = b.to_float(ids);
                     let pair = b.add(row, ids);
-                    b.to_index(pair, (vocab + 1) * vocab)
+                    b.to_index(pair, (vocab + 1).saturating_mul(vocab).min(MOST_KEYS))
                 }
             }
         }

@@ -89,6 +89,8 @@ Cost: one product [N, C] x [C, E]."
         Traits {
             provides: &[Quantity::Logits, Quantity::Probabilities],
             learns_from_task: arguments.size("k") > 1,
+            // Each outer expert would need a bias of its own.
+            nests: arguments.float("bias_rate") == 0.0,
             ..Traits::default()
         }
     }

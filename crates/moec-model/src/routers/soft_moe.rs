@@ -49,7 +49,12 @@ Cost: three products [T, C] x [C, E P] a sequence; the experts work on E P rows 
     }
 
     fn traits(&self, _: &Arguments) -> Traits {
-        Traits { compares: Compares::Sequence, compares_when_sampling: Compares::Sequence, ..Traits::default() }
+        Traits {
+            compares: Compares::Sequence,
+            compares_when_sampling: Compares::Sequence,
+            selects: false,
+            ..Traits::default()
+        }
     }
 
     fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
