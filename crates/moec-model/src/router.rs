@@ -168,9 +168,12 @@ pub trait RoutingStrategy: Send + Sync {
     fn traits(&self, arguments: &Arguments) -> Traits;
 
     /// How many of E experts work on a token, on average over sequences of T tokens: what tables of cost and active
-    /// parameters count with. The argument `k` unless the strategy says otherwise.
-    fn experts_per_token(&self, arguments: &Arguments, _experts: usize, _time: usize) -> f64 {
-        arguments.size("k") as f64
+    /// parameters count with. Unless the strategy says otherwise, the argument `k`, or all if there is none.
+    fn experts_per_token(&self, arguments: &Arguments, experts: usize, _time: usize) -> f64 {
+        match arguments.get("k") {
+            Some(_) => arguments.size("k") as f64,
+            None => experts as f64,
+        }
     }
 
     /// Builds the graph that routes the tokens. The scope of the `moe` layer is open, so names are relative to it.

@@ -36,7 +36,7 @@ pub enum Command {
   moec check specs/noisy_top2.moe
   moec check my.moe -s width=64 --message-format short")]
     Check(CheckArgs),
-    /// Print a `.moe` file in the one canonical layout.
+    /// Rewrite `.moe` files in the one canonical layout.
     #[command(after_help = "Examples:
   moec fmt my.moe            rewrite the file in place
   moec fmt --check my.moe    say whether it is in canonical layout (exit code 1 if not)

@@ -252,6 +252,8 @@ pub(crate) fn unknown(name: &str, known: &[String]) -> Failure {
     let failure = Failure::new(Exit::Usage, format!("there is no message code, router or balance loss {name}"));
     match moec_syntax::did_you_mean(name, known.iter().map(String::as_str)) {
         Some(near) => failure.help(format!("did you mean {near}?")),
-        None => failure.help("`moec explain` lists everything that can be explained"),
+        None => failure
+            .help("`moec explain` lists everything that can be explained")
+            .help("--spec FILE adds the routers that a file defines"),
     }
 }

@@ -1,6 +1,7 @@
 //! What every command that trains has in common: the recipe as the loop's configuration, the first or restored tensors,
 //! and signals.
 
+use crate::console::Console;
 use crate::exit::{Exit, Failure};
 use crate::pipeline::Compiled;
 use crate::prepared;
@@ -8,6 +9,7 @@ use moec_model::{Recipe, Schedule as RecipeSchedule};
 use moec_runtime::{Dataset, Decay, Executable, RunFolder, Schedule, TrainConfig};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// The recipe as the loop takes it.
 pub(crate) fn config(recipe: &Recipe) -> TrainConfig {
@@ -57,7 +59,11 @@ pub(crate) fn plan_text(compiled: &Compiled) -> Result<String, Failure> {
     serde_yaml::to_string(&listing).map_err(|e| Failure::new(Exit::Failure, format!("cannot write the plan: {e}")))
 }
 
-/// Ctrl-C and SIGTERM: the first asks the loop to stop and save, a second leaves at once.
+/// A second signal leaves at once, if it comes this long after the first: programs that stop others often send the same
+/// signal to a process and to its group, and that must not cost the checkpoint.
+const SECOND_THOUGHT: Duration = Duration::from_millis(700);
+
+/// SIGINT and SIGTERM: the first finishes the step and saves, a later one leaves at once with the last checkpoint intact.
 pub(crate) struct Signals {
     /// Set by the first signal.
     pub(crate) stop: Arc<AtomicBool>,
@@ -66,16 +72,31 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// Listens from here on.
-    pub(crate) fn listen() -> Result<Self, Failure> {
+    pub(crate) fn listen(console: Console) -> Result<Self, Failure> {
         use signal_hook::consts::{SIGINT, SIGTERM};
         let (stop, terminated) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let failed = |e: std::io::Error| Failure::new(Exit::Failure, format!("cannot listen for signals: {e}"));
-        for (signal, exit) in [(SIGINT, Exit::Interrupted), (SIGTERM, Exit::Terminated)] {
-            // Registered before the flag is, so that only a second signal finds the flag set.
-            signal_hook::flag::register_conditional_shutdown(signal, exit as i32, stop.clone()).map_err(failed)?;
-            signal_hook::flag::register(signal, stop.clone()).map_err(failed)?;
-        }
-        signal_hook::flag::register(SIGTERM, terminated.clone()).map_err(failed)?;
+        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
+        let (stopping, terminating) = (stop.clone(), terminated.clone());
+        let listen = move || {
+            let mut first: Option<Instant> = None;
+            for signal in signals.forever() {
+                match first {
+                    None => {
+                        first = Some(Instant::now());
+                        terminating.store(signal == SIGTERM, Ordering::Relaxed);
+                        stopping.store(true, Ordering::Relaxed);
+                        console.note("stopping after this step and saving; once more to leave without saving");
+                    }
+                    Some(first) if first.elapsed() >= SECOND_THOUGHT => {
+                        console.note("left without saving; the last checkpoint is intact");
+                        std::process::exit(Exit::Failure as i32);
+                    }
+                    Some(_) => {}
+                }
+            }
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(listen).map_err(failed)?;
         Ok(Self { stop, terminated })
     }
 

@@ -37,7 +37,7 @@ fn it_trains_and_samples() {
     let metrics = std::fs::read_to_string(Path::new(&run).join("metrics.jsonl")).unwrap();
     let losses: Vec<f64> = metrics
         .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64())
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss_nats"].as_f64())
         .collect();
     assert!(!losses.is_empty() && losses.iter().all(|loss| loss.is_finite()), "{metrics}");
 }

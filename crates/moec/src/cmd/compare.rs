@@ -46,7 +46,7 @@ pub fn run(args: &CompareArgs, registry: &Registry, console: &Console) -> Result
     }
     let bench = Bench { args, registry, console, corpus: &corpus, dataset: &dataset, data: &data };
     let backend = devices::open(args.device)?;
-    let signals = Signals::listen()?;
+    let signals = Signals::listen(*console)?;
 
     let all = entries.len() * args.seeds as usize;
     let (mut done, mut trained, begun) = (0, 0, Instant::now());

@@ -251,7 +251,9 @@ fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: us
         recipe.batch,
         model.context
     ));
-    line(format!("  vocabulary {vocab}; {}", model.causality));
+    // Without a text the number of its characters is not known.
+    let assumed = if model.vocab == Vocab::Characters { " characters, --vocab N for others" } else { "" };
+    line(format!("  vocabulary {vocab}{assumed}; {}", model.causality));
     line(String::new());
     line(format!("  {:<34} {:>12} {:>12} {:>14}", "layer", "parameters", "active", "FLOP per token"));
     for row in rows(&compiled.lowered.layers) {

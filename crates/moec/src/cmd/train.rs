@@ -54,7 +54,7 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
         return Ok(Exit::Success);
     }
 
-    let signals = Signals::listen()?;
+    let signals = Signals::listen(*console)?;
     let mut progress = Progress::new(*console);
     let summary =
         moec_runtime::train(&mut executable, &dataset, &folder, &config, start, &signals.stop, &mut progress)?;
