@@ -55,6 +55,9 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     }
 
     let signals = Signals::listen(*console)?;
+    if args.device != DeviceName::Interpreter {
+        console.note("compiling kernels; the first step takes some seconds");
+    }
     let mut progress = Progress::new(*console);
     let summary =
         moec_runtime::train(&mut executable, &dataset, &folder, &config, start, &signals.stop, &mut progress)?;
