@@ -1,7 +1,7 @@
 //! Routers written in the language: `router NAME(parameters) { .. }`.
 //!
 //! A definition goes three ways. [`check`] turns its syntax tree into a [`program`](program::Program), once, whatever
-//! arguments it will be given; [`emit`] builds the graph for particular arguments; [`derive`] finds out what the
+//! arguments it will be given; [`emit`] builds the graph for particular arguments; [`mod@derive`] finds out what the
 //! compiler must know about it, such as which tokens it compares. Together they are a [`RoutingStrategy`] like any
 //! other: nothing behind this module knows where a router came from.
 

@@ -1,0 +1,607 @@
+//! Calls in a router: what each function takes, and the shape of what it gives.
+
+use indexmap::IndexMap;
+use moec_ir::{Binary, Unary};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
+
+use super::super::functions::{self, ROUTER_FUNCTIONS, RouterFunction};
+use super::super::kinds::{Columns, Extent, Kind, Of, Shape};
+use super::super::program::{Expr, Node, Num, NumNode, Over, Reduction};
+use super::{Checker, PARTS_OF_MOE, listed};
+use crate::model::Number;
+
+/// The arguments of a call, found by name or place.
+pub(super) struct Given<'a> {
+    function: &'static RouterFunction,
+    call: &'a ast::Call,
+    values: IndexMap<&'static str, &'a ast::Expr>,
+}
+
+impl<'a> Given<'a> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a ast::Expr> {
+        self.values.get(name).copied()
+    }
+}
+
+impl<'a> Checker<'a, '_> {
+    /// Matches the arguments of a call with what the function takes.
+    pub(super) fn given(&mut self, function: &'static RouterFunction, call: &'a ast::Call) -> Option<Given<'a>> {
+        let mut given = Given { function, call, values: IndexMap::new() };
+        let written = format!("it is written `{}`: {}", function.form, function.summary);
+        let mut places = function.places.iter();
+        let mut failed = false;
+        for argument in call.arguments() {
+            let name = match &argument.name {
+                Some(name) => {
+                    let mut known = function.places.iter().chain(function.named);
+                    let Some(found) = known.find(|known| **known == name.name) else {
+                        let message = format!("`{}` has no argument `{name}`", function.name);
+                        let mut d =
+                            Diagnostic::new(Code::FunctionArguments, message).primary(name.span, "unknown argument");
+                        let known = function.places.iter().chain(function.named).copied();
+                        if let Some(near) = did_you_mean(&name.name, known) {
+                            d = d.patch(name.span, near, "use the name that it has");
+                        }
+                        failed = true;
+                        self.fault::<()>(d.note(written.clone()));
+                        continue;
+                    };
+                    *found
+                }
+                None => match places.find(|place| !given.values.contains_key(*place)) {
+                    Some(place) => *place,
+                    None => {
+                        let message = match function.places.len() {
+                            0 => format!("the arguments of `{}` have names", function.name),
+                            1 => format!("`{}` takes one value", function.name),
+                            most => format!("`{}` takes at most {most} values", function.name),
+                        };
+                        let d = Diagnostic::new(Code::FunctionArguments, message);
+                        failed = true;
+                        self.fault::<()>(d.primary(argument.span, "one too many").note(written.clone()));
+                        continue;
+                    }
+                },
+            };
+            if given.values.insert(name, &argument.value).is_some() {
+                let d = Diagnostic::new(Code::DuplicateArgument, format!("argument `{name}` is given twice"));
+                failed = true;
+                self.fault::<()>(d.primary(argument.span, "given again here"));
+            }
+        }
+        let missing = function.places.iter().take(function.required).find(|place| !given.values.contains_key(*place));
+        if let (Some(missing), false) = (missing, failed) {
+            let d = Diagnostic::new(Code::FunctionArguments, format!("`{}` needs `{missing}`", function.name));
+            self.fault::<()>(d.primary(call.span, format!("there is no `{missing}`")).note(written));
+            failed = true;
+        }
+        if failed {
+            // What is inside may have faults of its own.
+            let values: Vec<&ast::Expr> = given.values.values().copied().collect();
+            let words = ["over", "name"];
+            for (name, value) in given.values.keys().copied().collect::<Vec<_>>().into_iter().zip(values) {
+                if !words.contains(&name) {
+                    self.expression(value);
+                }
+            }
+            return None;
+        }
+        Some(given)
+    }
+
+    pub(super) fn call(&mut self, call: &'a ast::Call, name: Option<&'a ast::Ident>) -> Option<Expr> {
+        let Some(function) = functions::find(&call.name.name) else {
+            let written = &call.name;
+            let mut d = Diagnostic::new(Code::UnknownFunction, format!("there is no function named `{written}`"))
+                .primary(written.span, "unknown function");
+            if functions::find_result(&written.name).is_some() {
+                d = d.help(format!("`{written}` stands behind `return`"));
+            } else if let Some(near) = did_you_mean(&written.name, ROUTER_FUNCTIONS.iter().map(|f| f.name)) {
+                d = d.help(format!("did you mean `{near}`?")).patch(written.span, near, "use the name that it has");
+            } else {
+                d = d.note(format!("the functions are {}", listed(ROUTER_FUNCTIONS.iter().map(|f| f.name))));
+            }
+            for argument in call.arguments() {
+                self.expression(&argument.value);
+            }
+            return self.fault(d);
+        };
+        let given = self.given(function, call)?;
+        if let Some(f) = elementwise(function.name) {
+            return self.unary(f, &given);
+        }
+        let span = call.span;
+        let tensor = |node, shape| Some(Expr { node, kind: Kind::Tensor(shape), span });
+        match function.name {
+            "linear" => self.linear(&given, name),
+            "parameter" => self.parameter(&given, name),
+            "zeros" | "ones" => self.filled(&given),
+            "normal" | "uniform" => {
+                let columns = match given.get("columns") {
+                    Some(_) => {
+                        let (columns, extent) = self.extent(&given, "columns")?;
+                        (columns, axis(extent))
+                    }
+                    None => (Num { node: NumNode::Experts, span }, Columns::Experts),
+                };
+                tensor(Node::Noise { normal: function.name == "normal", columns: columns.0 }, Shape::rows(columns.1))
+            }
+            "softmax" | "log_sum_exp" => {
+                let x = self.tensor_argument(&given, "x")?;
+                let (over, shape) = match given.get("over") {
+                    Some(_) => self.over(&given, &x)?,
+                    None => {
+                        let Kind::Tensor(Shape { tokens, columns: Some(_) }) = &x.kind else {
+                            let d = Diagnostic::new(Code::WrongKind, format!("`{}` works on rows", function.name))
+                                .primary(x.span, format!("this is {}", x.kind));
+                            return self.fault(d.help("to work on a number for every token, say `over: tokens`"));
+                        };
+                        (Over::Columns, Shape { tokens: *tokens, columns: None })
+                    }
+                };
+                match (function.name, x.kind.clone()) {
+                    ("softmax", Kind::Tensor(whole)) => tensor(Node::Softmax(Box::new(x), over), whole),
+                    _ => tensor(Node::LogSumExp(Box::new(x), over), shape),
+                }
+            }
+            "max" | "min" => match (given.get("y"), given.get("over")) {
+                (Some(_), None) => self.larger(&given),
+                (None, Some(_)) => self.reduction(&given),
+                _ => {
+                    let message = format!("`{0}` takes two values, or one and `over`", function.name);
+                    let d =
+                        Diagnostic::new(Code::FunctionArguments, message).primary(call.span, "cannot be told apart");
+                    self.fault(d.note(format!("it is written `{}`: {}", function.form, function.summary)))
+                }
+            },
+            "sum" | "mean" => self.reduction(&given),
+            "select" => {
+                let parts = ["condition", "a", "b"].map(|name| self.tensor_argument(&given, name));
+                let [Some(condition), Some(a), Some(b)] = parts else { return None };
+                let shape = self.joined(&a, &b, "select", span)?;
+                let shape = match &condition.kind {
+                    Kind::Tensor(other) => match shape.joined(other) {
+                        Some(shape) => shape,
+                        None => return self.mismatch("select", span, (&condition, other), (&a, &shape)),
+                    },
+                    _ => shape,
+                };
+                tensor(Node::Select(Box::new(condition), Box::new(a), Box::new(b)), shape)
+            }
+            "top_k" => {
+                let d = Diagnostic::new(Code::WrongKind, "`top_k` gives two results, which need names")
+                    .primary(span, "cannot stand inside an expression");
+                self.fault(d.help("for example `let top, chosen = top_k(x, k)`"))
+            }
+            "keep_top_k" => {
+                let (x, k) = (self.row(&given, "x"), self.extent(&given, "k"));
+                let ((x, columns), (k, _)) = (x?, k?);
+                tensor(Node::KeepTopK(Box::new(x), k), Shape::rows(columns))
+            }
+            "gather" => {
+                let (x, indices) = (self.tensor_argument(&given, "x"), self.index_argument(&given, "indices"));
+                let (x, (indices, shape, of)) = (x?, indices?);
+                let Kind::Tensor(Shape { columns: Some(columns), .. }) = &x.kind else {
+                    let d = Diagnostic::new(Code::WrongKind, "`gather` takes elements out of rows");
+                    return self.fault(d.primary(x.span, format!("this is {}", x.kind)));
+                };
+                if of != Of::Columns(columns.clone()) {
+                    let d = Diagnostic::new(Code::ShapeMismatch, "these indices do not belong to these rows")
+                        .primary(indices.span, format!("indices of {of}"))
+                        .secondary(x.span, format!("this is {}", x.kind));
+                    return self.fault(d);
+                }
+                tensor(Node::Gather(Box::new(x), Box::new(indices)), shape)
+            }
+            "scatter" => {
+                let (values, indices) = (self.tensor_argument(&given, "values"), self.expert_argument(&given));
+                let (values, (indices, shape)) = (values?, indices?);
+                self.fits(&values, &shape, "`values`")?;
+                tensor(Node::Scatter(Box::new(values), Box::new(indices)), Shape::rows(Columns::Experts))
+            }
+            "count" => {
+                let (indices, _) = self.expert_argument(&given)?;
+                let shape = Shape { tokens: false, columns: Some(Columns::Experts) };
+                tensor(Node::Count(Box::new(indices)), shape)
+            }
+            "stop_gradient" => {
+                let x = self.tensor_argument(&given, "x")?;
+                let kind = x.kind.clone();
+                Some(Expr { node: Node::StopGradient(Box::new(x)), kind, span })
+            }
+            "float" => {
+                let (x, shape, _) = self.index_argument(&given, "x")?;
+                tensor(Node::ToFloat(Box::new(x)), shape)
+            }
+            "index" => {
+                let x = self.tensor_argument(&given, "x")?;
+                let Kind::Tensor(shape) = x.kind.clone() else { return None };
+                let kind = Kind::Index(shape, Of::Columns(Columns::Experts));
+                Some(Expr { node: Node::ToExpert(Box::new(x)), kind, span })
+            }
+            _ => None,
+        }
+    }
+
+    /// A function of one operand, element by element.
+    fn unary(&mut self, f: Unary, given: &Given<'a>) -> Option<Expr> {
+        let span = given.call.span;
+        let x = self.expression(given.get("x")?)?;
+        match (&x.node, &x.kind) {
+            (Node::Number(number), Kind::Int(_) | Kind::Float) if f != Unary::NormalCdf => {
+                let node = NumNode::Unary(f, Box::new(number.clone()));
+                Some(Expr { node: Node::Number(Num { node, span }), kind: Kind::Float, span })
+            }
+            _ => {
+                let x = self.tensor(x, &format!("`{}`", given.function.name))?;
+                let kind = x.kind.clone();
+                Some(Expr { node: Node::Unary(f, Box::new(x)), kind, span })
+            }
+        }
+    }
+
+    fn larger(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let span = given.call.span;
+        let max = given.function.name == "max";
+        let parts = ["x", "y"].map(|name| given.get(name).and_then(|e| self.expression(e)));
+        let [Some(a), Some(b)] = parts else { return None };
+        if let (Node::Number(x), Node::Number(y)) = (&a.node, &b.node)
+            && ![&a.kind, &b.kind].iter().any(|kind| **kind == Kind::Bool)
+        {
+            let (x, y) = (Box::new(x.clone()), Box::new(y.clone()));
+            let node = if max { NumNode::Larger(x, y) } else { NumNode::Smaller(x, y) };
+            let number = Num { node, span };
+            let kind = match (&a.kind, &b.kind) {
+                (Kind::Int(_), Kind::Int(_)) => Kind::Int(self.spelt(text_of(given.call), &number)),
+                _ => Kind::Float,
+            };
+            return Some(Expr { node: Node::Number(number), kind, span });
+        }
+        let what = format!("`{}`", given.function.name);
+        let (a, b) = (self.tensor(a, &what), self.tensor(b, &what));
+        let (a, b) = (a?, b?);
+        let shape = self.joined(&a, &b, given.function.name, span)?;
+        let f = if max { Binary::Max } else { Binary::Min };
+        Some(Expr { node: Node::Binary(f, Box::new(a), Box::new(b)), kind: Kind::Tensor(shape), span })
+    }
+
+    fn linear(&mut self, given: &Given<'a>, name: Option<&'a ast::Ident>) -> Option<Expr> {
+        let name = self.tensor_name(given, name);
+        let bias = given.get("bias").map(|bias| self.boolean(bias));
+        let (x, width) = (self.row(given, "x"), self.extent(given, "width"));
+        let ((x, _), (width, extent)) = (x?, width?);
+        let bias = match bias {
+            Some(bias) => Some(bias?),
+            None => None,
+        };
+        let kind = Kind::Tensor(Shape::rows(axis(extent)));
+        Some(Expr { node: Node::Linear { name: name?, x: Box::new(x), width, bias }, kind, span: given.call.span })
+    }
+
+    fn parameter(&mut self, given: &Given<'a>, name: Option<&'a ast::Ident>) -> Option<Expr> {
+        let name = self.tensor_name(given, name);
+        let start = match given.get("start") {
+            Some(start) => self.number(start)?,
+            None => Num { node: NumNode::Constant(Number::Float(0.0)), span: given.call.span },
+        };
+        let (columns, shape) = match given.get("width") {
+            Some(_) => {
+                let (columns, extent) = self.extent(given, "width")?;
+                (Some(columns), Shape { tokens: false, columns: Some(axis(extent)) })
+            }
+            None => (None, Shape::SCALAR),
+        };
+        let node = Node::Parameter { name: name?, columns, start };
+        Some(Expr { node, kind: Kind::Tensor(shape), span: given.call.span })
+    }
+
+    /// The name of a trained tensor: the argument `name`, or else that of the `let`.
+    fn tensor_name(&mut self, given: &Given<'a>, bound: Option<&'a ast::Ident>) -> Option<String> {
+        let (name, span) = match (given.get("name"), bound) {
+            (Some(expr), _) => {
+                let ExprKind::String(name) = &expr.kind else {
+                    let d = Diagnostic::new(Code::WrongType, "the name of a trained tensor stands in quotes");
+                    return self.fault(d.primary(expr.span, "expected text, as in `name: \"router\"`"));
+                };
+                let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                if name.is_empty() || !name.chars().all(plain) {
+                    let d = Diagnostic::new(Code::UnnamedTensor, format!("{name:?} cannot name a trained tensor"));
+                    return self.fault(d.primary(expr.span, "expected letters, digits and `_`"));
+                }
+                (name.clone(), expr.span)
+            }
+            (None, Some(name)) if name.name != "_" => (name.name.clone(), name.span),
+            (None, _) => {
+                let function = given.function.name;
+                let d = Diagnostic::new(Code::UnnamedTensor, format!("what `{function}` trains has no name"))
+                    .primary(given.call.name.span, "its tensors are called after the `let` it is bound to")
+                    .help(format!("bind it, as in `let scores = {}`", given.function.form))
+                    .help("or give the name: `name: \"scores\"`");
+                return self.fault(d);
+            }
+        };
+        self.take_name(&name, span);
+        Some(name)
+    }
+
+    /// Reports a name of a trained tensor or a state that is taken.
+    pub(super) fn take_name(&mut self, name: &str, span: Span) {
+        if PARTS_OF_MOE.contains(&name) {
+            let d = Diagnostic::new(Code::NameTaken, format!("no tensor of a router can be named `{name}`"))
+                .primary(span, "this name is taken")
+                .note(format!("the `{name}` of the `moe` have it"));
+            self.fault::<()>(d);
+        } else if let Some(&first) = self.tensors.get(name) {
+            let d = Diagnostic::new(Code::DuplicateDefinition, format!("two tensors are named `{name}`"))
+                .primary(span, "named again here")
+                .secondary(first, "first named here");
+            self.fault::<()>(d.help("give one of them another name with `name: \"..\"`"));
+        } else {
+            self.tensors.insert(name.to_owned(), span);
+        }
+    }
+
+    /// `zeros()`, `zeros(experts)`, `zeros(tokens, k)`
+    fn filled(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let is_tokens =
+            |expr: Option<&ast::Expr>| matches!(expr.map(|e| &e.kind), Some(ExprKind::Name(name)) if name == "tokens");
+        let (first, second) = (given.get("first"), given.get("second"));
+        let tokens = is_tokens(first);
+        if let (false, Some(extra)) = (tokens, second) {
+            let message = format!("rows are written `{}(tokens, n)`", given.function.name);
+            let d = Diagnostic::new(Code::FunctionArguments, message);
+            return self
+                .fault(d.primary(first.map_or(extra.span, |e| e.span), "expected `tokens` in front of the columns"));
+        }
+        let columns = match (tokens, first, second) {
+            (true, _, Some(_)) => Some(self.extent(given, "second")?),
+            (false, Some(_), _) => Some(self.extent(given, "first")?),
+            _ => None,
+        };
+        let (columns, axis) = match columns {
+            // A number of its own counts choices here: `ones(tokens, k)` are weights.
+            Some((columns, extent)) => {
+                let axis = if extent == Extent::named("experts") {
+                    Columns::Experts
+                } else if extent == Extent::named("width") {
+                    Columns::Features(extent)
+                } else {
+                    Columns::Choices(extent)
+                };
+                (Some(columns), Some(axis))
+            }
+            None => (None, None),
+        };
+        let value = if given.function.name == "ones" { 1.0 } else { 0.0 };
+        let kind = Kind::Tensor(Shape { tokens, columns: axis });
+        Some(Expr { node: Node::Filled { value, tokens, columns }, kind, span: given.call.span })
+    }
+
+    fn reduction(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let x = self.tensor_argument(given, "x")?;
+        let reduction = match given.function.name {
+            "sum" => Reduction::Sum,
+            "mean" => Reduction::Mean,
+            "max" => Reduction::Max,
+            _ => Reduction::Min,
+        };
+        let (over, shape) = match given.get("over") {
+            Some(_) => self.over(given, &x)?,
+            None => (Over::All, Shape::SCALAR),
+        };
+        let node = Node::Reduce(reduction, Box::new(x), over);
+        Some(Expr { node, kind: Kind::Tensor(shape), span: given.call.span })
+    }
+
+    /// The axis that `over` names, and the shape without it.
+    fn over(&mut self, given: &Given<'a>, x: &Expr) -> Option<(Over, Shape)> {
+        let expr = given.get("over")?;
+        let Kind::Tensor(shape) = &x.kind else { return None };
+        let words = ["tokens", "experts", "width"];
+        let word = match &expr.kind {
+            ExprKind::Name(word) if words.contains(&word.as_str()) => word.as_str(),
+            _ => {
+                let mut d = Diagnostic::new(Code::UnknownValue, "`over` names an axis")
+                    .primary(expr.span, "expected `tokens`, `experts` or `width`");
+                if let ExprKind::Name(word) = &expr.kind
+                    && let Some(near) = did_you_mean(word, words)
+                {
+                    d = d.patch(expr.span, near, "use the name that it has");
+                }
+                return self.fault(d);
+            }
+        };
+        let there = match (word, &shape.columns) {
+            ("tokens", _) => shape.tokens,
+            ("experts", columns) => matches!(columns, Some(Columns::Experts | Columns::Choices(_))),
+            (_, columns) => matches!(columns, Some(Columns::Features(_))),
+        };
+        if !there {
+            let d = Diagnostic::new(Code::ShapeMismatch, format!("there is no axis `{word}` to go over"))
+                .primary(expr.span, "no such axis")
+                .secondary(x.span, format!("this is {shape}"));
+            let columns = match &shape.columns {
+                Some(Columns::Features(_)) => Some("width"),
+                Some(_) => Some("experts"),
+                None => None,
+            };
+            return self.fault(match columns {
+                Some(columns) if word != "tokens" => d.help(format!("its last axis is called `{columns}`")),
+                _ => d,
+            });
+        }
+        Some(match word {
+            "tokens" => (Over::Tokens, Shape { tokens: false, columns: shape.columns.clone() }),
+            _ => (Over::Columns, Shape { tokens: shape.tokens, columns: None }),
+        })
+    }
+
+    // Arguments of a kind.
+
+    /// A tensor with rows: [tokens, columns].
+    pub(super) fn row(&mut self, given: &Given<'a>, name: &str) -> Option<(Expr, Columns)> {
+        let x = self.tensor_argument(given, name)?;
+        match &x.kind {
+            Kind::Tensor(Shape { tokens: true, columns: Some(columns) }) => {
+                let columns = columns.clone();
+                Some((x, columns))
+            }
+            kind => {
+                let d = Diagnostic::new(
+                    Code::ShapeMismatch,
+                    format!("`{}` works on a row for every token", given.function.name),
+                )
+                .primary(x.span, format!("this is {kind}, not [tokens, ..]"));
+                self.fault(d)
+            }
+        }
+    }
+
+    fn tensor_argument(&mut self, given: &Given<'a>, name: &str) -> Option<Expr> {
+        let value = self.expression(given.get(name)?)?;
+        self.tensor(value, &format!("`{}`", given.function.name))
+    }
+
+    fn index_argument(&mut self, given: &Given<'a>, name: &str) -> Option<(Expr, Shape, Of)> {
+        let value = self.expression(given.get(name)?)?;
+        match value.kind.clone() {
+            Kind::Index(shape, of) => Some((value, shape, of)),
+            kind => {
+                let message = format!("`{}` takes indices", given.function.name);
+                let d = Diagnostic::new(Code::WrongKind, message).primary(value.span, format!("this is {kind}"));
+                self.fault(d.help("for example the second result of `let top, chosen = top_k(x, k)`"))
+            }
+        }
+    }
+
+    /// Indices of experts for every token.
+    fn expert_argument(&mut self, given: &Given<'a>) -> Option<(Expr, Shape)> {
+        let (indices, shape, of) = self.index_argument(given, "indices")?;
+        if of != Of::Columns(Columns::Experts) || !shape.tokens {
+            let message = format!("`{}` takes indices of experts", given.function.name);
+            let d = Diagnostic::new(Code::WrongKind, message);
+            return self.fault(d.primary(indices.span, format!("this is {}", indices.kind)));
+        }
+        Some((indices, shape))
+    }
+
+    /// A whole number that is known when the router is used.
+    pub(super) fn extent(&mut self, given: &Given<'a>, name: &str) -> Option<(Num, Extent)> {
+        let value = self.expression(given.get(name)?)?;
+        match (value.node, value.kind) {
+            (Node::Number(number), Kind::Int(extent)) => {
+                if let Some(known) = extent.known()
+                    && known < 1
+                {
+                    let message = format!("`{}` cannot have {known} columns", given.function.name);
+                    let d = Diagnostic::new(Code::OutOfRange, message).primary(value.span, "expected 1 or more");
+                    return self.fault(d);
+                }
+                Some((number, extent))
+            }
+            (_, kind) => {
+                let message = format!("`{name}` of `{}` must be an integer", given.function.name);
+                let d = Diagnostic::new(Code::WrongKind, message).primary(value.span, format!("this is {kind}"));
+                self.fault(match kind {
+                    Kind::Tensor(_) => d.note("the shapes of tensors are known before anything is computed"),
+                    _ => d,
+                })
+            }
+        }
+    }
+
+    /// A number that is known when the router is used.
+    pub(super) fn number(&mut self, expr: &'a ast::Expr) -> Option<Num> {
+        let value = self.expression(expr)?;
+        match (value.node, value.kind) {
+            (Node::Number(number), Kind::Int(_) | Kind::Float) => Some(number),
+            (_, kind) => {
+                let d = Diagnostic::new(Code::WrongKind, "this must be a number that is known at compile time");
+                self.fault(d.primary(expr.span, format!("this is {kind}")))
+            }
+        }
+    }
+
+    pub(super) fn boolean(&mut self, expr: &'a ast::Expr) -> Option<Num> {
+        let value = self.expression(expr)?;
+        match (value.node, value.kind) {
+            (Node::Number(number), Kind::Bool) => Some(number),
+            (_, kind) => {
+                let d = Diagnostic::new(Code::WrongKind, "this must be a boolean that is known at compile time")
+                    .primary(expr.span, format!("this is {kind}"));
+                self.fault(match kind {
+                    Kind::Tensor(_) => d.help("`select(condition, a, b)` chooses element by element"),
+                    _ => d,
+                })
+            }
+        }
+    }
+
+    /// The value as a tensor: a number becomes one, indices and booleans do not.
+    pub(super) fn tensor(&mut self, value: Expr, what: &str) -> Option<Expr> {
+        match value.kind {
+            Kind::Tensor(_) => Some(value),
+            Kind::Int(_) | Kind::Float => Some(Expr { kind: Kind::Tensor(Shape::SCALAR), ..value }),
+            Kind::Bool | Kind::Index(..) => {
+                let d = Diagnostic::new(Code::WrongKind, format!("{what} takes numbers"))
+                    .primary(value.span, format!("this is {}", value.kind));
+                let d = match value.kind {
+                    Kind::Bool => d.help("`if condition { 1.0 } else { 0.0 }` makes a number of it"),
+                    _ => d.help("`float(..)` makes numbers of indices"),
+                };
+                self.fault(d)
+            }
+        }
+    }
+
+    /// Whether a tensor can be repeated to a shape.
+    pub(super) fn fits(&mut self, value: &Expr, shape: &Shape, what: &str) -> Option<()> {
+        let Kind::Tensor(own) = &value.kind else { return None };
+        if own.joined(shape).as_ref() == Some(shape) {
+            return Some(());
+        }
+        let d = Diagnostic::new(Code::ShapeMismatch, format!("{what} must be {shape}, not {own}"));
+        self.fault(d.primary(value.span, format!("this is {own}")))
+    }
+
+    /// The shape of two tensors combined element by element.
+    pub(super) fn joined(&mut self, a: &Expr, b: &Expr, symbol: &str, span: Span) -> Option<Shape> {
+        let (Kind::Tensor(left), Kind::Tensor(right)) = (&a.kind, &b.kind) else { return None };
+        match left.joined(right) {
+            Some(shape) => Some(shape),
+            None => self.mismatch(symbol, span, (a, left), (b, right)),
+        }
+    }
+
+    fn mismatch<T>(
+        &mut self,
+        symbol: &str,
+        span: Span,
+        (a, left): (&Expr, &Shape),
+        (b, right): (&Expr, &Shape),
+    ) -> Option<T> {
+        let mut d = Diagnostic::new(Code::ShapeMismatch, format!("`{symbol}` cannot combine {left} with {right}"))
+            .primary(span, "these do not fit each other")
+            .secondary(a.span, format!("{left}"))
+            .secondary(b.span, format!("{right}"));
+        let both = [&left.columns, &right.columns];
+        if both.contains(&&Some(Columns::Experts)) && both.iter().any(|c| matches!(c, Some(Columns::Choices(_)))) {
+            d = d.help("`gather(x, chosen)` takes the chosen experts out of [tokens, experts]");
+        }
+        self.fault(d)
+    }
+}
+
+fn elementwise(name: &str) -> Option<Unary> {
+    Unary::ALL.into_iter().find(|f| f.mnemonic() == name && !matches!(f, Unary::Neg | Unary::Recip))
+}
+
+/// The axis of that many columns.
+fn axis(extent: Extent) -> Columns {
+    if extent == Extent::named("experts") { Columns::Experts } else { Columns::Features(extent) }
+}
+
+fn text_of(call: &ast::Call) -> String {
+    let kind = ExprKind::Call(call.clone());
+    ast::Expr { kind, span: call.span }.to_string()
+}
