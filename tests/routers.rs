@@ -139,9 +139,6 @@ fn a_router_that_exists_nowhere_else_trains() {
         let income = states[&format!("{block}.income")].to_f64();
         assert!((income.iter().sum::<f64>() / 4.0 - 1.0).abs() < 1e-5, "{income:?}");
         assert!(income.iter().any(|i| (i - 1.0).abs() > 1e-4), "{income:?}");
-        // Two of four experts have a gate that is not 0.
-        let load: f64 = outputs[11][&format!("load.{block}")].to_f64().iter().sum();
-        assert_eq!(load, 30.0);
         assert_ne!(states[&format!("{block}.sharpness")].to_f64(), [1.0; 4]);
     }
 }

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use moec::pipeline::{self, Function};
+use moec::pipeline;
 use moec_ir::{Graph, Tensor, random};
 use moec_kernels::{CubeBackend, Device};
-use moec_model::{NoisePolicy, Registry};
+use moec_model::{LowerOptions, Mode, NoisePolicy, Registry};
 use moec_plan::{Backend, Interpreter, OptimizeOptions, ROUTE_PREFIX, freeze_routes, optimize, plan, record_routes};
 use moec_syntax::SourceFile;
 use std::collections::BTreeMap;
@@ -33,8 +33,16 @@ fn graph() -> (Graph, BTreeMap<String, Tensor>) {
     let source = SourceFile::new("m.moe", SPEC);
     let checked = pipeline::check(&source, &Registry::with_builtins(), None, &[])
         .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()));
-    let lowered =
-        pipeline::lower(&checked.model, &checked.recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated).unwrap();
+    let options = LowerOptions {
+        mode: Mode::Train,
+        batch: checked.recipe.batch,
+        vocab: VOCAB,
+        loss: true,
+        noise: NoisePolicy::Generated,
+        init: checked.recipe.init,
+        routes: true,
+    };
+    let lowered = moec_model::lower(&checked.model, &options).unwrap();
     let program = plan(&[("forward".to_string(), &lowered.graph)]).unwrap();
     let mut values = moec_runtime::initial_tensors(5, &program.states, &lowered.parameters, &[]);
     values.insert("rng".into(), Tensor::ints(random::state(5, 1)));
