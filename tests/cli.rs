@@ -424,7 +424,9 @@ fn ctrl_c_saves_and_the_run_goes_on_to_the_same_bits() {
     // The first progress line says that the loop is running and listening.
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
     lines.find(|l| l.as_ref().is_ok_and(|l| l.starts_with("step"))).unwrap().unwrap();
-    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    // Twice at once, as some programs do that stop a process and its group: that is one wish to stop.
+    let pid = child.id().to_string();
+    let killed = std::process::Command::new("kill").args(["-INT", &pid, &pid]).status().unwrap();
     assert!(killed.success());
     let rest: Vec<String> = lines.map_while(Result::ok).collect();
     let status = child.wait().unwrap();
