@@ -348,7 +348,7 @@ fn duplicate(what: &str, name: &ast::Ident, first: Span) -> Diagnostic {
 }
 
 /// `a`, `b` and `c`
-fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+pub(crate) fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
     let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
     match names.split_last() {
         Some((last, [])) => last.clone(),

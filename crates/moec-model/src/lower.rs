@@ -296,6 +296,17 @@ impl Lowering {
         result
     }
 
+    /// Runs `f` for layers inside another, which a share of the tokens meets: they are counted as part of it.
+    fn inside<T>(&mut self, share: f64, f: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.emitter.share;
+        self.emitter.share = outer * share;
+        self.inside_moe += 1;
+        let result = f(self);
+        self.inside_moe -= 1;
+        self.emitter.share = outer;
+        result
+    }
+
     fn sequence(&mut self, layers: &[Layer], x: Value, rows: Rows) -> Value {
         layers.iter().fold(x, |x, layer| self.layer(layer, x, rows))
     }

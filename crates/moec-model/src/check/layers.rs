@@ -718,16 +718,11 @@ impl<'a> Checker<'a> {
             self.report(d);
             return None;
         }
-        let activation = match arguments.word("activation") {
-            "gelu" => Activation::Gelu,
-            "silu" => Activation::Silu,
-            _ => Activation::Relu,
-        };
         let hash = MultiHash {
             hidden: arguments.size("hidden"),
             buckets: arguments.size("buckets"),
             hashes: arguments.size("hashes"),
-            activation,
+            activation: activation(arguments),
             dropout: arguments.float("dropout"),
             seed: arguments.size("seed"),
         };
@@ -842,14 +837,17 @@ pub(super) fn with_culprit(d: Diagnostic, layers: &[Layer]) -> Diagnostic {
 }
 
 fn mlp(arguments: &Arguments) -> Mlp {
-    let activation = match arguments.word("activation") {
+    let (dropout, bias) = (arguments.float("dropout"), arguments.bool("bias"));
+    Mlp { hidden: arguments.size("hidden"), activation: activation(arguments), dropout, bias }
+}
+
+fn activation(arguments: &Arguments) -> Activation {
+    match arguments.word("activation") {
         "gelu" => Activation::Gelu,
         "silu" => Activation::Silu,
         "swiglu" => Activation::Swiglu,
         _ => Activation::Relu,
-    };
-    let (dropout, bias) = (arguments.float("dropout"), arguments.bool("bias"));
-    Mlp { hidden: arguments.size("hidden"), activation, dropout, bias }
+    }
 }
 
 /// The nearest divisors of `n` below and above `near`.

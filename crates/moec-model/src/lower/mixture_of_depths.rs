@@ -85,15 +85,11 @@ impl Lowering {
             (mode == Mode::Evaluate).then(|| b.op(Op::Dispatch { weighted: false }, &[through, order, positions]));
         let outer_valid = std::mem::replace(&mut self.valid_rows, valid);
         self.gathers.push(Gather { order, positions });
-        self.inside_moe += 1;
         let outer = std::mem::replace(&mut self.time, rows_time);
-        let share = self.emitter.share;
-        self.emitter.share = share * capacity as f64 / time.max(1) as f64;
-        let block = self.sequence(&depths.layers, rows, Rows::Tokens);
-        self.emitter.share = share;
+        let share = capacity as f64 / time.max(1) as f64;
+        let block = self.inside(share, |l| l.sequence(&depths.layers, rows, Rows::Tokens));
         self.time = outer;
         self.valid_rows = outer_valid;
-        self.inside_moe -= 1;
         self.gathers.pop();
 
         let b = self.b();

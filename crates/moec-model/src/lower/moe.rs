@@ -282,7 +282,6 @@ impl Lowering {
         let offsets = self.b().op(Op::SortByExpert { experts, rows: kept.bound }, &[kept.chosen]);
         let (order, positions) = (offsets.result(1), offsets.result(2));
         let rows = self.b().op(Op::Dispatch { weighted: false }, &[x, order, positions]);
-        self.inside_moe += 1;
         self.gathers.push(Gather { order, positions });
         // What an expert contributes in the end is the product of the weights of all levels.
         let weights = match rescale {
@@ -294,13 +293,9 @@ impl Lowering {
             None => kept.weights,
         };
         self.outer_choices.push((kept.chosen, weights));
-        let share = self.emitter.share;
-        self.emitter.share = share * average / moe.experts as f64;
-        let y = self.opened("experts", |l| l.sequence(&moe.expert, rows, Rows::Experts { experts, offsets }));
-        self.emitter.share = share;
+        let y = self.experts(moe, average, rows, Rows::Experts { experts, offsets });
         self.outer_choices.pop();
         self.gathers.pop();
-        self.inside_moe -= 1;
         let z = self.b().op(Op::Combine { weighted: true }, &[y, order, positions, kept.weights]);
         (z, capacity, kept)
     }
@@ -327,14 +322,19 @@ impl Lowering {
     }
 
     fn shared_experts(&mut self, moe: &Moe, x: Value, mut z: Value) -> Value {
-        self.inside_moe += 1;
         for copy in 0..moe.shared {
             let scope = if moe.shared == 1 { "shared".to_string() } else { format!("shared.{copy}") };
-            let y = self.opened(&scope, |l| l.sequence(&moe.shared_expert, x, Rows::Tokens));
+            let shared = |l: &mut Self| l.sequence(&moe.shared_expert, x, Rows::Tokens);
+            let y = self.inside(1.0, |l| l.opened(&scope, shared));
             z = self.b().add(z, y);
         }
-        self.inside_moe -= 1;
         z
+    }
+
+    /// The routed experts on rows that are sorted by expert.
+    fn experts(&mut self, moe: &Moe, average: f64, sorted: Value, rows: Rows) -> Value {
+        let share = average / moe.experts as f64;
+        self.inside(share, |l| l.opened("experts", |l| l.sequence(&moe.expert, sorted, rows)))
     }
 
     /// Every expert works on P mixtures of the tokens of each sequence: `slots = Dᵀ x`, `y = C experts(slots)`, both per
@@ -350,12 +350,7 @@ impl Lowering {
         let rows = swap_outer(b, mixtures, [batch, experts, per_expert * width]);
         let rows = b.reshape(rows, [experts * batch * per_expert, width]);
         let offsets = b.ramp(experts + 1, (batch * per_expert) as i32);
-        self.inside_moe += 1;
-        let share = self.emitter.share;
-        self.emitter.share = share * average / experts as f64;
-        let y = self.opened("experts", |l| l.sequence(&moe.expert, rows, Rows::Experts { experts, offsets }));
-        self.emitter.share = share;
-        self.inside_moe -= 1;
+        let y = self.experts(moe, average, rows, Rows::Experts { experts, offsets });
         let b = self.b();
         let y = swap_outer(b, y, [experts, batch, per_expert * width]);
         let y = b.reshape(y, [batch, slots, width]);

@@ -54,12 +54,11 @@ impl Lowering {
         let offsets = b.op(Op::SortByExpert { experts, rows: tokens * hashes }, &[block]);
         let gather = Gather { order: offsets.result(1), positions: offsets.result(2) };
         let rows = Rows::Experts { experts, offsets };
-        let share = self.emitter.share;
-        self.emitter.share = share / buckets as f64;
-        let v = self.hashed_map("up", x, gather, rows, (width, hash.hidden, hashes));
-        let v = self.activation(hash.activation, v);
-        let y = self.hashed_map("down", v, gather, rows, (hash.hidden, width, hashes));
-        self.emitter.share = share;
+        let y = self.inside(1.0 / buckets as f64, |l| {
+            let v = l.hashed_map("up", x, gather, rows, (width, hash.hidden, hashes));
+            let v = l.activation(hash.activation, v);
+            l.hashed_map("down", v, gather, rows, (hash.hidden, width, hashes))
+        });
         self.dropout(y, hash.dropout)
     }
 

@@ -14,6 +14,7 @@ use moec_syntax::{
 use super::functions::{self, ROUTER_RESULTS};
 use super::kinds::{Columns, Extent, Kind, Of, Shape};
 use super::program::{Action, Assigned, Expr, Node, Num, NumNode, Program, Returned, State, Step};
+use crate::check::listed;
 use crate::model::Number;
 
 /// Names that mean something in every router, and what.
@@ -822,15 +823,5 @@ fn columns_of(value: &Expr) -> Option<Num> {
     match &value.node {
         Node::Filled { columns, .. } => columns.clone(),
         _ => value.inner(|_| false).into_iter().find_map(columns_of),
-    }
-}
-
-/// `a`, `b` and `c`
-fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
-    match names.split_last() {
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
-        None => "nothing".to_string(),
     }
 }
