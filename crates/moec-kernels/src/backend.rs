@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -151,28 +152,31 @@ impl Backend for CubeBackend {
             let mut sizes: Vec<usize> = program.states.iter().map(|s| s.ty.bytes().max(4)).collect();
             sizes.extend([arena_bytes, scratch_bytes]);
             let allocations = self.client.memory_persistent_allocation(sizes, |sizes: Vec<usize>| {
-                sizes.into_iter().map(|bytes| self.client.empty(bytes)).collect::<Vec<_>>()
+                sizes.into_iter().map(|bytes| self.client.empty(bytes)).collect::<Arc<[_]>>()
             });
             let (arena, scratch) = (program.states.len(), program.states.len() + 1);
             let states: Vec<Arg> =
                 program.states.iter().enumerate().map(|(i, s)| Arg::new(i, 0, s.ty.elements())).collect();
             let plans = program.plans.iter().map(|plan| Prepared::new(plan, &states, arena)).collect();
             let scratch = Arg::new(scratch, 0, SCRATCH_ELEMENTS);
-            let launcher = Launcher::new(self.client.clone(), self.profile, allocations.clone(), scratch);
-            for state in states.iter().filter(|s| s.elements() > 0) {
-                fill::launch(&launcher, *state, 0.0);
-            }
-            self.client.flush().map_err(|error| self.failed(error.to_string()))?;
-            Ok(Box::new(CubeSession {
+            let session = CubeSession {
                 device: self.device,
+                profile: self.profile,
                 client: self.client.clone(),
-                launcher,
                 allocations,
+                scratch,
                 program: program.clone(),
                 states,
                 plans,
                 last: None,
-            }) as Box<dyn Session>)
+            };
+            session.launch(|launcher| {
+                for state in session.states.iter().filter(|s| s.elements() > 0) {
+                    fill::launch(launcher, *state, 0.0);
+                }
+            })?;
+            self.client.flush().map_err(|error| self.failed(error.to_string()))?;
+            Ok(Box::new(session) as Box<dyn Session>)
         })?
     }
 }
@@ -254,9 +258,10 @@ pub fn kernel_names(program: &Program, plan: &str, profile: &DeviceProfile) -> R
 
 struct CubeSession {
     device: Device,
+    profile: DeviceProfile,
     client: Client,
-    launcher: Launcher,
-    allocations: Vec<cubecl::server::Handle>,
+    allocations: Arc<[cubecl::server::Handle]>,
+    scratch: Arg,
     program: Program,
     states: Vec<Arg>,
     plans: Vec<Prepared>,
@@ -277,6 +282,15 @@ impl CubeSession {
 
     fn failed(&self, reason: impl Into<String>) -> BackendError {
         BackendError::Device { device: self.device.name().into(), reason: reason.into() }
+    }
+
+    /// Launches kernels from the device's own thread. From another thread each launch goes through a short queue, and
+    /// whoever finds it full spins for milliseconds on a core that the kernels need.
+    fn launch(&self, launches: impl FnOnce(&Launcher) + Send) -> Result<(), BackendError> {
+        let launched = self.client.exclusive(|| {
+            launches(&Launcher::new(self.client.clone(), self.profile, self.allocations.clone(), self.scratch));
+        });
+        launched.map_err(|error| self.failed(error.to_string()))
     }
 
     fn write(&self, arg: Arg, value: &Tensor) {
@@ -346,13 +360,12 @@ impl Session for CubeSession {
             for (buffer, value) in values {
                 self.write(prepared.buffers[buffer.index()], value);
             }
-            for (step, (operands, results)) in plan.steps.iter().zip(&prepared.steps) {
-                dispatch::step(&self.launcher, step, operands, results);
-            }
-        })?;
-        if let Some(reason) = self.launcher.take_failure() {
-            return Err(self.failed(reason));
-        }
+            self.launch(|launcher| {
+                for (step, (operands, results)) in plan.steps.iter().zip(&prepared.steps) {
+                    dispatch::step(launcher, step, operands, results);
+                }
+            })
+        })??;
         self.last = Some(index);
         Ok(())
     }

@@ -9,15 +9,12 @@
 
 #![allow(clippy::manual_div_ceil, reason = "the kernel language has no `div_ceil`")]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-
-/// Launches between two flushes. The CPU runtime's client thread spins for milliseconds on a core that the kernels need
-/// once 64 launches are queued; a flush every 32 costs nothing measurable.
-const FLUSH_EVERY: u32 = 32;
 
 /// Units of a cube on a graphics device.
 const GPU_CUBE: u32 = 64;
@@ -179,8 +176,8 @@ impl Target<'_> {
 
 /// Where launches go.
 enum Sink {
-    /// To a device. The error of the first flush that failed is kept for the end of the run.
-    Device { client: Client, allocations: Vec<Handle>, failure: RefCell<Option<String>> },
+    /// To a device.
+    Device { client: Client, allocations: Arc<[Handle]> },
     /// Into a list of kernel names.
     List(RefCell<Vec<String>>),
 }
@@ -189,21 +186,19 @@ enum Sink {
 pub(crate) struct Launcher {
     profile: DeviceProfile,
     scratch: Arg,
-    launches: Cell<u32>,
     sink: Sink,
 }
 
 impl Launcher {
     /// A launcher for a device. `scratch` has [`SCRATCH_ELEMENTS`] elements.
-    pub(crate) fn new(client: Client, profile: DeviceProfile, allocations: Vec<Handle>, scratch: Arg) -> Self {
-        let sink = Sink::Device { client, allocations, failure: RefCell::new(None) };
-        Self { profile, scratch, launches: Cell::new(0), sink }
+    pub(crate) fn new(client: Client, profile: DeviceProfile, allocations: Arc<[Handle]>, scratch: Arg) -> Self {
+        Self { profile, scratch, sink: Sink::Device { client, allocations } }
     }
 
     /// A launcher that lists the names of kernels and launches none.
     pub(crate) fn listing(profile: DeviceProfile) -> Self {
         let scratch = Arg::new(0, 0, SCRATCH_ELEMENTS);
-        Self { profile, scratch, launches: Cell::new(0), sink: Sink::List(RefCell::new(Vec::new())) }
+        Self { profile, scratch, sink: Sink::List(RefCell::new(Vec::new())) }
     }
 
     /// What kernels need to know about the device.
@@ -246,25 +241,10 @@ impl Launcher {
     pub(crate) fn launch(&self, items: usize, name: impl FnOnce() -> String, launch: impl FnOnce(&Target<'_>)) {
         match &self.sink {
             Sink::List(names) => names.borrow_mut().push(name()),
-            Sink::Device { client, allocations, failure } => {
+            Sink::Device { client, allocations } => {
                 let (cubes, units) = self.profile.grid(items);
                 launch(&Target { client, allocations, cubes, units });
-                let launches = self.launches.get() + 1;
-                self.launches.set(launches);
-                if launches.is_multiple_of(FLUSH_EVERY)
-                    && let Err(error) = client.flush()
-                {
-                    failure.borrow_mut().get_or_insert_with(|| error.to_string());
-                }
             }
-        }
-    }
-
-    /// What the device said when a launch failed, since the last call.
-    pub(crate) fn take_failure(&self) -> Option<String> {
-        match &self.sink {
-            Sink::Device { failure, .. } => failure.borrow_mut().take(),
-            Sink::List(_) => None,
         }
     }
 
