@@ -1,0 +1,84 @@
+"""Who takes part: every row of the table of steps, and how it is built and run."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+
+from . import build, places
+from .peers import Failed, Moec, Peer, environment
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its title, and the greatest share of this row's time that moec's step may take."""
+
+    title: str
+    goal: float | None
+
+
+ROWS = {
+    "moec": Row("moec", None),
+    "limits": Row("the machine's limit", 1.5),
+    "compiled": Row("PyTorch, written for speed, torch.compile", 0.33),
+    "fast": Row("PyTorch, written for speed, eager", 0.30),
+    "plain": Row("PyTorch, as makeMoE", 0.20),
+    "burn": Row("burn, flex", 0.20),
+    "candle": Row("candle", 0.20),
+}
+
+
+class Builder:
+    """Builds what is asked for, once."""
+
+    def __init__(self, moec, profile, python):
+        self.given_moec = moec
+        self.profile = profile
+        self.given_python = python
+
+    @cache
+    def moec(self):
+        """The program `moec`."""
+        return self.given_moec or build.moec(self.profile)
+
+    @cache
+    def python(self):
+        """A Python with PyTorch, in which both models have been seen to compute the same."""
+        python = build.python(self.given_python)
+        command = [str(python), str(places.BENCHMARKS / "pytorch" / "peer.py"), "check"]
+        checked = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+        if checked.returncode != 0:
+            raise Failed(f"PyTorch's models do not agree: {checked.stderr.strip().splitlines()[-1:]}")
+        return python
+
+    def participant(self, name):
+        """A process that is not started yet."""
+        if name == "moec":
+            return Moec("moec", self.moec(), places.SPEC)
+        if name == "limits":
+            return Limits("limits", [build.rust("limits", "machine-limits")])
+        if name in ("burn", "candle"):
+            return Peer(name, [build.rust(name, f"peer-{name}"), places.TEXT])
+        return Peer(name, [self.python(), places.BENCHMARKS / "pytorch" / "peer.py", name, places.TEXT])
+
+    def plan(self, spec, overrides=()):
+        """What `moec compile` says of a model: parameters, operations of a step, planned memory."""
+        options = [part for setting in overrides for part in ("--set", setting)]
+        answer = subprocess.run(
+            [str(self.moec()), "compile", str(spec), "--json", *options],
+            cwd=places.REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if answer.returncode != 0:
+            raise Failed(f"moec compile {spec.name}: {answer.stderr.strip()}")
+        return json.loads(answer.stdout)
+
+
+class Limits(Peer):
+    """The machine itself: a step is one measurement of its multiply-adds and of its memory."""
+
+    def steps(self, count):
+        """So many measurements, and none dropped: there is no cache to warm."""
+        return self.ask(f"go {count}", count)
