@@ -1,6 +1,7 @@
 """Who takes part: every row of the table of steps, and how it is built and run."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,8 @@ class Builder:
             return Limits("limits", [build.rust("limits", "machine-limits")])
         if name in ("burn", "candle"):
             return Peer(name, [build.rust(name, f"peer-{name}"), places.TEXT])
+        if name == "compiled":
+            shutil.rmtree(places.INDUCTOR, ignore_errors=True)  # its first step is measured, too
         return Peer(name, [self.python(), places.BENCHMARKS / "pytorch" / "peer.py", name, places.TEXT])
 
     def plan(self, spec, overrides=()):

@@ -21,7 +21,7 @@ def environment():
     return os.environ | {
         "OMP_NUM_THREADS": CORES,
         "RAYON_NUM_THREADS": CORES,
-        "TORCHINDUCTOR_CACHE_DIR": str(places.TARGET / "inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(places.INDUCTOR),
     }
 
 

@@ -8,6 +8,7 @@ TARGET = BENCHMARKS / "target"
 RESULTS = TARGET / "results.json"
 LOGS = TARGET / "logs"
 RUNS = TARGET / "runs"
+INDUCTOR = TARGET / "inductor"  # what torch.compile keeps
 TEXT = TARGET / "text.txt"
 SPEC = REPOSITORY / "specs" / "noisy_top2.moe"
 GROWTH_SPEC = BENCHMARKS / "growth" / "grow.moe"

@@ -152,11 +152,12 @@ class FastMixture(nn.Module):
         y = self.dropout(y) * gates.index_select(0, order).unsqueeze(1)
         return torch.zeros_like(flat).index_add(0, rows, y).view_as(x)
 
-    # The lengths differ in every step: torch.compile would specialise on them, compile anew, and give up.
-    @torch.compiler.disable
     def segments(self, sorted_tokens, counts):
         """Every expert on its segment of the tokens sorted by expert."""
-        parts = sorted_tokens.split(counts.tolist())
+        lengths = counts.tolist()
+        for length in lengths:
+            torch._check(length >= 0)
+        parts = sorted_tokens.split(lengths)
         return torch.cat([expert(part) for expert, part in zip(self.experts, parts)])
 
 

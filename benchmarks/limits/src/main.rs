@@ -5,7 +5,6 @@
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-const THREADS: usize = 2;
 /// Multiply-adds of one accumulator in one measurement.
 const ROUNDS: u64 = 4_000_000;
 /// Elements of each of the triad's three arrays, over all threads: well beyond the caches.
@@ -69,18 +68,18 @@ fn portable() -> u64 {
 }
 
 /// GFLOP/s of all threads together.
-fn peak() -> f64 {
+fn peak(threads: usize) -> f64 {
     let begun = Instant::now();
     let operations: u64 = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(multiply_add)).collect();
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(multiply_add)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or(0)).sum()
     });
     operations as f64 / begun.elapsed().as_secs_f64() * 1e-9
 }
 
 /// GB/s of `a = b + s * c` over all threads; the line of `a` that is read before it is written does not count.
-fn triad(a: &mut [f32], b: &[f32], c: &[f32]) -> f64 {
-    let part = a.len().div_ceil(THREADS);
+fn triad(threads: usize, a: &mut [f32], b: &[f32], c: &[f32]) -> f64 {
+    let part = a.len().div_ceil(threads);
     let begun = Instant::now();
     std::thread::scope(|scope| {
         for ((a, b), c) in a.chunks_mut(part).zip(b.chunks(part)).zip(c.chunks(part)) {
@@ -97,7 +96,8 @@ fn triad(a: &mut [f32], b: &[f32], c: &[f32]) -> f64 {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut a, b, c) = (vec![0.0; TRIAD], vec![1.0; TRIAD], vec![2.0; TRIAD]);
     let mut out = std::io::stdout().lock();
-    triad(&mut a, &b, &c);
+    let threads = std::thread::available_parallelism()?.get();
+    triad(threads, &mut a, &b, &c);
     writeln!(out, r#"{{"ready":true}}"#)?;
     out.flush()?;
     let mut step = 0;
@@ -106,7 +106,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let count: usize = line.strip_prefix("go ").ok_or("expected `go N`")?.trim().parse()?;
         for _ in 0..count {
             let begun = Instant::now();
-            let (gflops, gbs) = (peak(), triad(&mut a, &b, &c));
+            let (gflops, gbs) = (peak(threads), triad(threads, &mut a, &b, &c));
             let ms = begun.elapsed().as_secs_f64() * 1e3;
             step += 1;
             writeln!(out, r#"{{"step":{step},"ms":{ms:.4},"gflops":{gflops:.3},"gbs":{gbs:.3}}}"#)?;
