@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from . import build, places
-from .peers import Failed, Moec, Peer, environment
+from .peers import Failed, Peer, environment
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ ROWS = {
     "burn": Row("burn, flex", 0.20),
     "candle": Row("candle", 0.20),
 }
+
+
+def settings(overrides):
+    """Overrides as options of moec."""
+    return [part for override in overrides for part in ("--set", override)]
 
 
 class Builder:
@@ -55,7 +60,7 @@ class Builder:
     def participant(self, name):
         """A process that is not started yet."""
         if name == "moec":
-            return Moec("moec", self.moec(), places.SPEC)
+            return self.model("moec", places.SPEC)
         if name == "limits":
             return Limits("limits", [build.rust("limits", "machine-limits")])
         if name in ("burn", "candle"):
@@ -64,18 +69,30 @@ class Builder:
             shutil.rmtree(places.INDUCTOR, ignore_errors=True)  # its first step is measured, too
         return Peer(name, [self.python(), places.BENCHMARKS / "pytorch" / "peer.py", name, places.TEXT])
 
+    def model(self, name, spec, overrides=()):
+        """A process in which moec trains a model when asked to."""
+        return Peer(name, [self.moec(), "bench", spec, "--serve", "--data", places.TEXT, *settings(overrides)])
+
     def plan(self, spec, overrides=()):
         """What `moec compile` says of a model: parameters, operations of a step, planned memory."""
-        options = [part for setting in overrides for part in ("--set", setting)]
+        return self.ask("compile", spec, *settings(overrides))
+
+    def bench(self, spec, steps, overrides=()):
+        """What `moec bench` measures of a model, above all where the time of a step goes."""
+        return self.ask("bench", spec, "--data", places.TEXT, "--steps", steps, *settings(overrides))
+
+    def ask(self, verb, spec, *options):
+        """The JSON that a command of moec prints about a model."""
         answer = subprocess.run(
-            [str(self.moec()), "compile", str(spec), "--json", *options],
+            [str(part) for part in (self.moec(), verb, spec, "--json", *options)],
             cwd=places.REPOSITORY,
+            env=environment(),
             capture_output=True,
             text=True,
             check=False,
         )
         if answer.returncode != 0:
-            raise Failed(f"moec compile {spec.name}: {answer.stderr.strip()}")
+            raise Failed(f"moec {verb} {spec.name}: {answer.stderr.strip()}")
         return json.loads(answer.stdout)
 
 

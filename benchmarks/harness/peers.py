@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -34,6 +33,7 @@ class Peer:
     def __init__(self, name, command):
         self.name = name
         self.command = [str(part) for part in command]
+        self.process = None
 
     def start(self):
         """Starts the process and waits for its first step; `ready_s` is the time from the command to its end."""
@@ -52,16 +52,13 @@ class Peer:
         )
         log.close()
         try:
-            self.ready = self.wait_until_ready()
+            ready = self.read()
         except BaseException:
             self.stop()
             raise
-        self.ready_s = time.monotonic() - begun
+        # A participant that makes more than a step before it is ready says itself when the first one was done.
+        self.ready_s = ready.get("first_step_s", time.monotonic() - begun)
         self.pause()
-
-    def wait_until_ready(self):
-        """What the process says when its first step is done."""
-        return self.read()
 
     def read(self):
         """The next line of JSON."""
@@ -89,7 +86,7 @@ class Peer:
 
     def signal(self, number):
         """Sends a signal to the process and its children."""
-        if self.process.poll() is None:
+        if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, number)
 
     def peak_mib(self):
@@ -104,54 +101,10 @@ class Peer:
         return None
 
     def stop(self):
-        """Ends the process."""
+        """Ends the process, if it was started."""
         self.signal(signal.SIGKILL)
-        self.process.wait()
-
-
-class Moec(Peer):
-    """moec's training step: `moec train`, read through the metrics of its run folder.
-
-    It has no requests: it is let run until as many steps as wanted are in the file.
-    """
-
-    def __init__(self, name, moec, spec, overrides=()):
-        self.run = places.RUNS / name
-        settings = ["train.log.every=1", "train.evaluate.every=1000000", "train.checkpoint.every=1000000", *overrides]
-        options = [part for setting in settings for part in ("--set", setting)]
-        files = ["--data", places.TEXT, "--out", self.run]
-        super().__init__(name, [moec, "train", spec, "--steps", "1000000", "--sample", "0", *files, *options])
-
-    def start(self):
-        """As for any participant, in a new run folder."""
-        shutil.rmtree(self.run, ignore_errors=True)
-        self.seen = 0
-        super().start()
-
-    def wait_until_ready(self):
-        """The line of the first step."""
-        return self.lines(1)[0]
-
-    def lines(self, count):
-        """The next so many lines of the metrics, as soon as they are there."""
-        while True:
-            path = self.run / "metrics.jsonl"
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            whole = [json.loads(line) for line in text.split("\n")[:-1]]
-            if len(whole) >= self.seen + count:
-                self.seen += count
-                return whole[self.seen - count : self.seen]
-            if self.process.poll() is not None:
-                raise Failed(f"{self.name} ended early; see its log")
-            time.sleep(0.01)
-
-    def steps(self, count):
-        """So many steps. The first one had begun before the last pause, and counts for nothing."""
-        self.seen = len((self.run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")) - 1
-        self.signal(signal.SIGCONT)
-        lines = self.lines(count + 1)[1:]
-        self.pause()
-        return [{"step": line["step"], "ms": line["step_ms"], "loss": line["loss_nats"]} for line in lines]
+        if self.process:
+            self.process.communicate()
 
 
 def interleave(participants, rounds, slice_steps):

@@ -1,4 +1,4 @@
-"""The parts of a measurement: training steps, sampling, cold start, growth. Each returns plain data and its table."""
+"""The parts of a measurement: training steps, kernels, sampling, cold start, growth. Each returns plain data and its table."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from statistics import median
 
 from . import places, ratios, table
 from .participants import ROWS
-from .peers import Failed, Moec, environment, interleave
+from .peers import Failed, environment, interleave
 
 WARM_UP = 8
 SLICE = 4
@@ -207,44 +207,77 @@ def cold(builder, names, rounds):
     return {"rows": data, "left_out": failed}, text
 
 
+def kernels(builder):
+    """Where the time of moec's step goes, as `moec bench` tells it."""
+    note("measuring: kernels")
+    data = builder.bench(places.SPEC, 30)
+    rows = []
+    for line in data["profile"]["phases"] + data["profile"]["kernels"]:
+        if line["kernel"] and line["share"] < 0.005:
+            continue
+        rows.append([
+            f"{line['phase']}: {line['kernel'] or 'all'}",
+            str(line["steps"]),
+            table.number(line["ms"]),
+            f"{100 * line['share']:.1f} %",
+            table.number(line["gflops_per_s"] or None),
+            table.number(line["gbytes_per_s"]),
+            "-" if line["of_limit"] is None else f"{100 * line['of_limit']:.0f} %",
+        ])  # fmt: skip
+    text = table.markdown(["kernel", "launches", "ms", "share", "GFLOP/s", "GB/s", "of its limit"], rows)
+    step = data["step"]
+    text += f"\n\n`moec bench`: {step['median_ms']:.0f} ms in the median, {step['best_ms']:.0f} ms at best"
+    if data["limits"]:
+        text += f"; {step['over_limit']:.2f} times the limit"
+    return data, text + ". Kernels below 0.5 % of the step are left out; above 100 %, data comes from caches."
+
+
 def growth(builder, rounds):
-    """Every configuration against the first one, interleaved: its time beside its operations and its memory."""
+    """Every configuration in turns with the first one: its time beside its work and its memory."""
 
     def work(plan):
         operations = plan["tokens_per_step"] * (plan["forward_flops_per_token"] + plan["backward_flops_per_token"])
         return operations, ratios.optimizer_traffic(plan["parameters"])
 
-    base_plan = builder.plan(places.GROWTH_SPEC)
-    base = Moec("growth-base", builder.moec(), places.GROWTH_SPEC)
-    base.start()
+    def without_optimizer(overrides=()):
+        phases = builder.bench(places.GROWTH_SPEC, 5, overrides)["profile"]["phases"]
+        return sum(line["share"] for line in phases if line["phase"] != "optimizer")
+
+    base_work, base_share = work(builder.plan(places.GROWTH_SPEC)), without_optimizer()
     rows, data, failed = [], {}, {}
+    always = [builder.model("growth-base", places.GROWTH_SPEC), builder.participant("limits")]
     try:
-        base.steps(WARM_UP)
+        for participant in always:
+            participant.start()
+        always[0].steps(WARM_UP)
         for title, overrides in GROWTH:
             note(f"measuring: growth, {title}")
-            grown = Moec("growth", builder.moec(), places.GROWTH_SPEC, overrides)
+            grown = builder.model("growth", places.GROWTH_SPEC, overrides)
             try:
                 plan = builder.plan(places.GROWTH_SPEC, overrides)
+                share = without_optimizer(overrides)
                 grown.start()
                 try:
                     grown.steps(2)
-                    answers = interleave([base, grown], rounds, 2)
+                    answers = interleave([always[0], grown, always[1]], rounds, 2)
                     peak = grown.peak_mib()
                 finally:
                     grown.stop()
             except Failed as reason:
                 failed[title] = str(reason)
-                rows.append([title, *["-"] * 7])
+                rows.append([title, *["-"] * 8])
                 continue
+            limits = [answer for part in answers.pop("limits") for answer in part]
+            machine = [median(answer[unit] for answer in limits) for unit in ("gflops", "gbs")]
             samples = {name: milliseconds(part) for name, part in answers.items()}
-            operations, traffic = work(plan)
-            base_operations, base_traffic = work(base_plan)
+            time_ratio = ratios.ratio_of_rounds(samples["growth"], samples["growth-base"])
             entry = ratios.summary(samples["growth"]) | {
                 "parameters": plan["parameters"],
-                "gflop": operations / 1e9,
-                "flop_ratio": operations / base_operations,
-                "traffic_ratio": traffic / base_traffic,
-                "time_ratio": ratios.ratio_of_rounds(samples["growth"], samples["growth-base"]),
+                "gflop": work(plan)[0] / 1e9,
+                "work_ratio": ratios.limit_ms(*work(plan), *machine) / ratios.limit_ms(*base_work, *machine),
+                "time_ratio": time_ratio,
+                "flop_ratio": work(plan)[0] / base_work[0],
+                "time_ratio_without_optimizer": time_ratio[0] * share / base_share,
                 "planned_mib": plan["memory"]["total_bytes"] / 2**20,
                 "peak_mib": peak,
             }
@@ -253,16 +286,18 @@ def growth(builder, rounds):
                 title,
                 table.number(entry["parameters"] / 1e6),
                 table.number(entry["gflop"]),
-                table.number(entry["flop_ratio"]),
-                table.number(entry["traffic_ratio"]),
+                table.number(entry["work_ratio"]),
                 times(entry["time_ratio"]),
+                table.number(entry["flop_ratio"]),
+                table.number(entry["time_ratio_without_optimizer"]),
                 table.number(entry["planned_mib"]),
                 table.number(entry["peak_mib"]),
             ])  # fmt: skip
     finally:
-        base.stop()
-    headings = ["growth", "M parameters", "GFLOP", "FLOP ratio", "traffic ratio", "time ratio", "planned MiB", "peak MiB"]
+        for participant in always:
+            participant.stop()
+    headings = ["growth", "M parameters", "GFLOP", "work", "time", "FLOP", "time but AdamW", "planned MiB", "peak MiB"]
     text = table.markdown(headings, rows)
-    text += "\n\nRatios are over the first configuration: 8 experts, top-2, context 32, 8 layers, width 128."
+    text += "\n\nWork, time and operations are multiples of those of 8 experts, top-2, context 32, 8 layers, width 128."
     text += "".join(f"\nLeft out: {title}: {reason}." for title, reason in failed.items())
     return {"rows": data, "left_out": failed}, text

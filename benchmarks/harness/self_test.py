@@ -51,8 +51,8 @@ class Tables(unittest.TestCase):
     """Tables are readable as they are."""
 
     def test_numbers_keep_three_digits(self):
-        shown = [table.number(value) for value in (1234.5, 123.4, 12.34, 1.234, 0.1234, 0.01234, 0, None)]
-        self.assertEqual(shown, ["1,234", "123", "12.3", "1.23", "0.123", "0.0123", "0", "-"])
+        shown = [table.number(value) for value in (1234.5, 123.4, 12.34, 1.234, 0.1234, 0.01, 0, None)]
+        self.assertEqual(shown, ["1,234", "123", "12.3", "1.23", "0.123", "0.0100", "0", "-"])
 
     def test_columns_are_aligned(self):
         lines = table.markdown(["name", "ms"], [["a", "1.00"], ["longer", "10.0"]]).splitlines()

@@ -10,7 +10,7 @@ def number(value, digits=3):
     whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
     if whole:
         return f"{value:,.{max(0, digits - whole)}f}"
-    return f"{value:.{digits}g}"
+    return f"{value:#.{digits}g}"
 
 
 def markdown(headings, rows):
