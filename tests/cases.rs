@@ -405,6 +405,24 @@ fn attention(cases: &mut Vec<Case>) {
             cases.push(c.finish(Op::AttentionGrad(attrs), &operands));
         }
     }
+    for (time, heads, d) in [(1, 1, 1), (7, 1, 3), (17, 2, 5), (33, 3, 8), (32, 4, 16)] {
+        // The first token, one in the middle, the last that fits, one that takes the place of the first, none, and a late
+        // one.
+        let positions = [0, time / 2, time - 1, time, 0, 5 * time + 2].map(|p| p as i32);
+        let positions = positions.into_iter().enumerate().map(|(i, p)| if i == 4 { -1 } else { p }).collect();
+        let mut c = CaseBuilder::new(format!("cached attention T={time} H={heads} D={d}"));
+        let qkv = c.normal("qkv", &[6, 3 * heads * d]);
+        let cache = c.b.state("cache.layer", TensorType::f32([6, time, 2 * heads * d]));
+        let values = (0..6 * time * 2 * heads * d).map(|_| c.draw.normal()).collect();
+        c.values.insert("cache.layer".into(), Tensor::new([6, time, 2 * heads * d], Data::F64(values)).unwrap());
+        let positions = c.ints("positions", &[6], positions);
+        let op = Op::CachedAttention { heads, scale: (d as f64).powf(-0.5).into() };
+        let y = c.b.op(op, &[qkv, cache, positions]);
+        c.b.output("y", y);
+        c.b.update("cache.layer", y.result(1));
+        c.differentiable.clear();
+        cases.push(c.end());
+    }
     for inverse in [false, true] {
         for positions in [false, true] {
             let mut c = CaseBuilder::new(format!("rotary inverse={inverse} positions={positions}"));
@@ -712,7 +730,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Number of kinds of operations, one more than the largest [`kind`].
-pub const KINDS: usize = 51;
+pub const KINDS: usize = 52;
 
 /// Number of an operation's kind. The match is exhaustive, so that an operation cannot be added without a case here.
 pub fn kind(op: &Op) -> usize {
@@ -768,5 +786,6 @@ pub fn kind(op: &Op) -> usize {
         Op::Lookup => 48,
         Op::Previous { .. } => 49,
         Op::BalancedAssignment => 50,
+        Op::CachedAttention { .. } => 51,
     }
 }

@@ -8,7 +8,7 @@
 use moec::pipeline::{self, Checked, CompileOptions, Function};
 use moec_ir::{Builder, Graph, Tensor, TensorType};
 use moec_kernels::{CubeBackend, Device};
-use moec_model::{InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode, NoisePolicy, Registry, lower_layer};
+use moec_model::{Form, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode, NoisePolicy, Registry, lower_layer};
 use moec_plan::{Backend, Interpreter, OptimizeOptions, Program, Session, Wrt, differentiate, optimize, plan};
 use moec_syntax::SourceFile;
 use moec_tests::compare::{assert_close, relative_error};
@@ -168,6 +168,7 @@ fn routing(backend: &dyn Backend, tolerance: Tolerance) {
             noise: NoisePolicy::Injected,
             init: InitScheme::KaimingNormal,
             routes: true,
+            form: Form::Sequences,
         };
         let lowered = lower_layer(&layer, &options, time).unwrap();
         let mut objectives: Vec<(String, String, Option<Tensor>)> =

@@ -5,7 +5,7 @@
 use moec::pipeline;
 use moec_ir::{Graph, Tensor, random};
 use moec_kernels::{CubeBackend, Device};
-use moec_model::{LowerOptions, Mode, NoisePolicy, Registry};
+use moec_model::{Form, LowerOptions, Mode, NoisePolicy, Registry};
 use moec_plan::{Backend, Interpreter, OptimizeOptions, ROUTE_PREFIX, freeze_routes, optimize, plan, record_routes};
 use moec_syntax::SourceFile;
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ fn graph() -> (Graph, BTreeMap<String, Tensor>) {
         noise: NoisePolicy::Generated,
         init: checked.recipe.init,
         routes: true,
+        form: Form::Sequences,
     };
     let lowered = moec_model::lower(&checked.model, &options).unwrap();
     let program = plan(&[("forward".to_string(), &lowered.graph)]).unwrap();

@@ -147,6 +147,11 @@ impl Builder {
         self.source(&path, op)
     }
 
+    /// As [`Self::state`], with a name that is taken as it is, without the scope.
+    pub fn state_as(&mut self, name: &str, ty: TensorType) -> Value {
+        self.source(name, Op::State { name: name.into(), ty })
+    }
+
     /// One node per input, parameter or state name.
     fn source(&mut self, path: &str, op: Op) -> Value {
         if let Some(id) = self.graph.find(path)

@@ -354,6 +354,7 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
 
         Op::Attention(attrs) => attention(attrs, x),
         Op::AttentionGrad(attrs) => f(attention_grad(attrs, x)),
+        Op::CachedAttention { heads, scale } => cached_attention(*heads, scale.get(), x),
         Op::Rotary { heads, time, base, inverse, positions } => {
             let position = |token: usize| if *positions { f64::from(x.i(1)[token]) } else { (token % time) as f64 };
             f(rotary(x, *heads, position, base.get(), *inverse))
@@ -910,6 +911,31 @@ fn attention(attrs: &AttentionAttrs, x: &Operands<'_>) -> Vec<Data> {
         }
     }
     vec![Data::F64(y), Data::F64(lse)]
+}
+
+fn cached_attention(heads: usize, scale: f64, x: &Operands<'_>) -> Vec<Data> {
+    let (qkv, mut cache, positions) = (x.f(0), x.f(1).into_owned(), x.i(2));
+    let width = x.matrix(0).1 / 3;
+    let time = cache.len() / (2 * width * positions.len()).max(1);
+    let at = Heads { width, head_width: width / heads };
+    let mut y = vec![0.0; positions.len() * width];
+    for (n, &position) in positions.iter().enumerate() {
+        let Ok(position) = usize::try_from(position) else { continue };
+        let row = |place: usize| (n * time + place) * 2 * width;
+        cache[row(position % time)..][..2 * width].copy_from_slice(&qkv[n * 3 * width + width..][..2 * width]);
+        for h in 0..heads {
+            let part = |place: usize, part: usize| &cache[row(place) + part * width + h * at.head_width..][..at.head_width];
+            let q = at.part(&qkv, 0, n, h);
+            let seen = (position + 1).min(time);
+            let scores: Vec<f64> = (0..seen).map(|place| scale * dot(q, part(place, 0))).collect();
+            let l = log_sum_exp(&scores);
+            let y = &mut y[n * width + h * at.head_width..][..at.head_width];
+            for (place, score) in scores.iter().enumerate() {
+                add_to(y, part(place, 1), (score - l).exp());
+            }
+        }
+    }
+    vec![Data::F64(y), Data::F64(cache)]
 }
 
 /// With `p` the probabilities, `d` the dropout factors and `s` the scores: `dv = (p d)ᵀ dy`, `dp = d * (dy vᵀ)`,

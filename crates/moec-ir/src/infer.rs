@@ -326,6 +326,17 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             }
             vec![c.ty(1).clone()]
         }
+        Op::CachedAttention { heads, .. } => {
+            c.arity(3)?;
+            let (n, width) = attention_qkv(&c, 0, *heads, 1)?;
+            let time = match c.float(1)? {
+                &[_, time, _] if time > 0 => time,
+                _ => return c.fail(format!("operand 1 must be [S, T, 2C], not {}", c.ty(1))),
+            };
+            c.is(1, &f32s(&[n, time, 2 * width]))?;
+            c.is(2, &TensorType::i32([n]))?;
+            vec![f32s(&[n, width]), c.ty(1).clone()]
+        }
         Op::Rotary { heads, time, positions, .. } => {
             c.arity(1 + usize::from(*positions))?;
             let (n, width) = attention_qkv(&c, 0, *heads, *time)?;

@@ -333,6 +333,17 @@ pub enum Op {
     Attention(AttentionAttrs),
     /// `(dy [N, C], qkv [N, 3C], y [N, C], lse [N, H]) -> (dqkv [N, 3C])`, generator state last iff dropout is above 0.
     AttentionGrad(AttentionAttrs),
+    /// `(qkv [S, 3C], cache [S, T, 2C], positions i32[S]) -> (y [S, C], cache [S, T, 2C])`: attention of the newest token
+    /// of each of S sequences over the keys and values of those before it, which are kept in the cache (a row holds the
+    /// keys of all heads, then the values). The token at position `p` is stored in row `p % T` of its sequence, and
+    /// attends to the rows `0 ..= min(p, T - 1)`, itself among them: the last T positions, whatever their order. A sequence
+    /// with a negative position is left alone; its result is 0.
+    CachedAttention {
+        /// Number of heads, H; channels as in [`AttentionAttrs`].
+        heads: usize,
+        /// Factor of the scores.
+        scale: Real,
+    },
     /// `(qkv [N, 3C]) -> (y [N, 3C])`, with an optional second operand `positions i32[N]`: rotary position embedding of
     /// queries and keys (Su et al. 2021, arXiv 2104.09864), pairs `(i, i + D/2)` of each head rotated by
     /// `position * base^(-2i/D)`; values pass unchanged. The position of row `n` is `n % time` unless it is given.
@@ -451,6 +462,18 @@ pub enum Op {
 }
 
 impl Op {
+    /// The operand that a result takes the place of, where the operation changes a tensor in place: on a device both
+    /// have the same storage.
+    pub fn in_place(&self, result: usize) -> Option<usize> {
+        match (self, result) {
+            (Op::AdamW(_), 0) => Some(0),
+            (Op::AdamW(_), 1) => Some(2),
+            (Op::AdamW(_), 2) => Some(3),
+            (Op::CachedAttention { .. }, 1) => Some(1),
+            _ => None,
+        }
+    }
+
     /// Name of the operation in the text form, without attributes.
     pub fn mnemonic(&self) -> &'static str {
         match self {
@@ -486,6 +509,7 @@ impl Op {
             Op::LogSumExp => "log_sum_exp",
             Op::Attention(_) => "attention",
             Op::AttentionGrad(_) => "attention_grad",
+            Op::CachedAttention { .. } => "cached_attention",
             Op::Rotary { .. } => "rotary",
             Op::Embed => "embed",
             Op::EmbedGrad { .. } => "embed_grad",

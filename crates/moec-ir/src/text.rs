@@ -164,6 +164,7 @@ pub fn attributes(node: &Node) -> Vec<String> {
         Op::GroupedMatMul { transpose_b, bias } => flags(&[("transpose_b", *transpose_b), ("bias", *bias)]),
         Op::LayerNorm { epsilon } | Op::RmsNorm { epsilon } => vec![pair("epsilon", epsilon)],
         Op::Attention(attrs) | Op::AttentionGrad(attrs) => attention(attrs),
+        Op::CachedAttention { heads, scale } => vec![pair("heads", heads), pair("scale", scale)],
         Op::Rotary { heads, time, base, inverse, positions } => {
             let mut list = vec![pair("heads", heads), pair("time", time), pair("base", base)];
             list.extend(flags(&[("inverse", *inverse), ("positions", *positions)]));

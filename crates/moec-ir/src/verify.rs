@@ -292,6 +292,7 @@ fn first_stage(op: &Op) -> Stage {
         | Op::Softmax
         | Op::LogSumExp
         | Op::Attention(_)
+        | Op::CachedAttention { .. }
         | Op::Rotary { inverse: false, .. }
         | Op::Embed
         | Op::CrossEntropy
@@ -425,6 +426,7 @@ impl<'g> Verifier<'g> {
             Op::LayerNorm { epsilon } | Op::RmsNorm { epsilon } => {
                 check("epsilon", *epsilon, small(*epsilon), "finite and not negative");
             }
+            Op::CachedAttention { scale, .. } => check("scale", *scale, scale.get().is_finite(), "finite"),
             Op::Rotary { base, .. } => {
                 check("base", *base, base.get().is_finite() && base.get() > 0.0, "finite and above 0");
             }
@@ -552,6 +554,7 @@ fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
         | Op::Softmax
         | Op::SoftmaxGrad
         | Op::LogSumExp
+        | Op::CachedAttention { .. }
         | Op::Rotary { .. }
         | Op::Embed
         | Op::EmbedGrad { .. }

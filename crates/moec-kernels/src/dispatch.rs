@@ -4,7 +4,7 @@ use moec_ir::{Access, CapacityPriority, DType, FusedProgram, Instr, Op, TensorTy
 use moec_plan::Step;
 
 use crate::kernels::{
-    adamw, attention, balance, copy, cross_entropy, embed, fill, fused, grouped_matmul, indices, matmul, norm, random,
+    adamw, attention, balance, cached_attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, indices, matmul, norm, random,
     reduce, rotary, routing, softmax, top_k,
 };
 use crate::launch::{Arg, Launcher};
@@ -152,6 +152,11 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let (tokens, channels) = x[0].matrix();
             let rng = x.get(4).map(|o| o.arg);
             attention::backward(l, a(0), a(1), a(2), a(3), rng, r(0), attrs, tokens, channels);
+        }
+        Op::CachedAttention { heads, scale } => {
+            let (time, (_, channels)) = (x[1].shape()[1], y[0].matrix());
+            let scale = scale.get() as f32;
+            cached_attention::launch(l, a(0), a(1), r(1), a(2), r(0), *heads, time, scale, channels);
         }
         Op::Rotary { heads, time, base, inverse, .. } => {
             let (tokens, channels3) = x[0].matrix();

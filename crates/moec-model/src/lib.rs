@@ -63,6 +63,7 @@
 //!     noise: NoisePolicy::Generated,
 //!     init: checked.recipe.init,
 //!     routes: false,
+//!     form: Form::Sequences,
 //! };
 //! let lowered = lower(&model, &options)?;
 //! assert!(lowered.graph.output("aux.moe.z").is_some());
@@ -74,6 +75,7 @@ mod arithmetic;
 mod check;
 mod cost;
 mod data_sets;
+mod decoding;
 mod emit;
 mod layers;
 mod losses;
@@ -91,10 +93,11 @@ pub use argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSp
 pub use check::{CheckOptions, Checked, SettingForm, SettingSpec, check, train_settings};
 pub use cost::LayerInfo;
 pub use data_sets::DataSet;
+pub use decoding::{Cache, Decoding, Obstacle, decoding};
 pub use emit::{NoisePolicy, Role};
 pub use layers::{LAYERS, LayerSpec};
 pub use losses::{BalanceLoss, LossContext};
-pub use lower::{LowerError, LowerOptions, Lowered, MoeLayerInfo, lower, lower_layer};
+pub use lower::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, lower, lower_layer};
 pub use model::{
     Activation, Attention, Capacity, CapacityOrder, Causality, Layer, LayerKind, MixtureOfDepths, Mlp, Model, Moe,
     MultiHash, Number, Positions, Route, Vocab, WeightedLoss,

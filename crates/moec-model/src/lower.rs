@@ -16,11 +16,24 @@ use moec_ir::{AttentionAttrs, Binary, Builder, Graph, GraphError, Init, Op, Orig
 use moec_syntax::Span;
 
 use crate::cost::{self, LayerInfo};
+use crate::decoding::{Cache, Obstacle, decoding, is_tokenwise};
 use crate::emit::{Emitter, NoisePolicy, Role};
 use crate::model::{Activation, Attention, Layer, LayerKind, Mlp, Model, Positions};
 use crate::recipe::InitScheme;
 use crate::router::{Gather, Mode, Source};
 use crate::state::StateInit;
+
+/// Which tokens a function is given, and which it scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Form {
+    /// B sequences of T tokens, all of them scored.
+    #[default]
+    Sequences,
+    /// B windows of T tokens, one of each scored: what is needed to write the next one.
+    Next,
+    /// One token of each of B sequences, from the keys and values of those before it, which are kept.
+    Decode,
+}
 
 /// What a model is lowered for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,6 +56,8 @@ pub struct LowerOptions {
     /// an expert for example, N is their number, and `rows.PATH` i32 `[N]` says which token each is (-1 for none). A
     /// mixture of depths is a layer with one expert, a multi-hash one with an expert per hash and bucket.
     pub routes: bool,
+    /// Which tokens it is given; the others than [`Form::Sequences`] are for evaluation without a loss.
+    pub form: Form,
 }
 
 /// A lowered model.
@@ -107,6 +122,8 @@ pub enum LowerError {
         /// Where the route was written.
         span: Span,
     },
+    /// The keys and values of earlier tokens are not all that a token depends on.
+    NotCached(Obstacle),
     /// A batch, vocabulary or context of 0, or so large that the number of tokens overflows.
     Size(String),
 }
@@ -116,6 +133,7 @@ impl fmt::Display for LowerError {
         match self {
             LowerError::Graph(error) => write!(f, "{error}"),
             LowerError::Routing { strategy, message, .. } => write!(f, "the router `{strategy}` {message}"),
+            LowerError::NotCached(obstacle) => write!(f, "no keys and values can be kept: {obstacle}"),
             LowerError::Size(message) => f.write_str(message),
         }
     }
@@ -131,10 +149,23 @@ impl std::error::Error for LowerError {}
 /// choices that were dropped), `entropy.PATH` (mean entropy of a token's gate weights in nats) and `balance.PATH`
 /// (number of experts times the sum of squared load shares, 1 at perfect balance).
 ///
+/// For [`Form::Next`] there is another input, `rows` i32 `[B]`, and `logits` `[B, V]` has the scores after those of the
+/// N tokens. For [`Form::Decode`] `tokens` is i32 `[B]`, and so are the inputs `positions`, counted from the first token
+/// of each sequence, and, if a router asks for it, `previous`, the token before (-1 for none); `logits` is `[B, V]`, and
+/// the attention layer of path `PATH` has the state `cache.PATH` `[B, T, 2C]`. A sequence with a negative position
+/// leaves its part of the states alone.
+///
 /// # Errors
-/// When a routing strategy misbehaves or a size in the options is 0 or absurd.
+/// When a routing strategy misbehaves, a size in the options is 0 or absurd, or [`Form::Decode`] is asked of a model
+/// that cannot do it (see [`crate::decoding()`]).
 pub fn lower(model: &Model, options: &LowerOptions) -> Result<Lowered, LowerError> {
-    let tokens = token_count(options, model.context)?;
+    let mut tokens = token_count(options, model.context)?;
+    if options.form == Form::Decode {
+        if let Cache::Never(obstacle) = decoding(model).cache {
+            return Err(LowerError::NotCached(obstacle));
+        }
+        tokens = options.batch;
+    }
     let mut lowering = Lowering::new(options, model.context, tokens);
     let logits = lowering.sequence(&model.layers, lowering.token_ids, Rows::Tokens);
     let b = lowering.b();
@@ -208,6 +239,8 @@ struct Lowering {
     valid_rows: Option<Value>,
     /// Weights that routers multiply with each token of the layer being built.
     router_weights: f64,
+    /// Whether the layers to be built end with one token of each window.
+    narrows: bool,
 }
 
 impl Lowering {
@@ -218,7 +251,7 @@ impl Lowering {
             emitter,
             options: *options,
             sequence_length: time,
-            time,
+            time: if options.form == Form::Decode { 1 } else { time },
             token_ids,
             taken: vec![BTreeMap::new()],
             moe_layers: Vec::new(),
@@ -230,6 +263,7 @@ impl Lowering {
             outer_choices: Vec::new(),
             valid_rows: None,
             router_weights: 0.0,
+            narrows: options.form == Form::Next,
         }
     }
 
@@ -239,6 +273,11 @@ impl Lowering {
 
     fn training(&self) -> bool {
         self.options.mode == Mode::Train
+    }
+
+    /// Whether the tokens are the newest of each sequence, without those before them.
+    fn newest(&self) -> bool {
+        self.options.form == Form::Decode
     }
 
     /// The output `objective`: the task's loss plus the weighted balance losses.
@@ -308,7 +347,24 @@ impl Lowering {
     }
 
     fn sequence(&mut self, layers: &[Layer], x: Value, rows: Rows) -> Value {
-        layers.iter().fold(x, |x, layer| self.layer(layer, x, rows))
+        // The last layer that needs more than the tokens that are asked for; what comes after it has only those.
+        let narrows = mem::take(&mut self.narrows);
+        let last = layers.iter().rposition(|layer| !is_tokenwise(layer)).filter(|_| narrows);
+        layers.iter().enumerate().fold(x, |x, (i, layer)| {
+            self.narrows = last == Some(i) && matches!(layer.kind, LayerKind::Block { .. });
+            let within = self.narrows;
+            let x = self.layer(layer, x, rows);
+            if last == Some(i) && !within { self.narrowed(x) } else { x }
+        })
+    }
+
+    /// One row of each window: those that the input `rows` names.
+    fn narrowed(&mut self, x: Value) -> Value {
+        self.time = 1;
+        let batch = self.options.batch;
+        let b = self.b();
+        let rows = b.input("rows", TensorType::i32([batch]));
+        b.op(Op::Embed, &[rows, x])
     }
 
     fn layer(&mut self, layer: &Layer, x: Value, rows: Rows) -> Value {
@@ -366,7 +422,8 @@ impl Lowering {
     }
 
     fn embed(&mut self, width: usize, positions: Positions) -> Value {
-        let (vocab, time, batch) = (self.options.vocab, self.time, self.options.batch);
+        let (vocab, time, batch) = (self.options.vocab, self.sequence_length, self.options.batch);
+        let newest = self.newest();
         let ids = self.token_ids;
         let table = self.emitter.parameter("token.weight", [vocab, width], Role::Embedding);
         let b = self.b();
@@ -375,8 +432,13 @@ impl Lowering {
             Positions::Learned => {
                 let table = self.emitter.parameter("position.weight", [time, width], Role::Embedding);
                 let b = self.b();
-                let positions = b.broadcast(table, [batch, time, width]);
-                let positions = b.reshape(positions, [batch * time, width]);
+                let positions = if newest {
+                    let places = b.input("positions", TensorType::i32([batch]));
+                    b.op(Op::Embed, &[places, table])
+                } else {
+                    let positions = b.broadcast(table, [batch, time, width]);
+                    b.reshape(positions, [batch * time, width])
+                };
                 b.add(tokens, positions)
             }
             Positions::Rotary | Positions::None => tokens,
@@ -392,12 +454,18 @@ impl Lowering {
             let base = 10_000.0.into();
             let mut operands = vec![qkv];
             // Rows that were taken from a sequence keep their positions in it.
-            let positions = !self.gathers.is_empty();
+            let positions = !self.gathers.is_empty() || self.newest();
             if positions {
-                let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers };
+                let newest = self.newest();
+                let source =
+                    Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest };
                 operands.push(source.positions(&mut self.emitter.builder));
             }
             qkv = self.b().op(Op::Rotary { heads, time, base, inverse: false, positions }, &operands);
+        }
+        if self.newest() {
+            let y = self.cached_attention(attention, width, qkv);
+            return self.emitter.linear("proj", y, width, width, true);
         }
         let dropout = if self.training() { attention.dropout } else { 0.0 };
         let (key, rng) = if dropout > 0.0 { (self.b().fresh_key(), Some(self.emitter.rng())) } else { (0, None) };
@@ -405,6 +473,19 @@ impl Lowering {
         let heads = self.b().attention(attrs, qkv, rng);
         let y = self.emitter.linear("proj", heads, width, width, true);
         self.dropout(y, attention.dropout)
+    }
+
+    /// Attention of the newest tokens over the keys and values that are kept from those before them.
+    fn cached_attention(&mut self, attention: &Attention, width: usize, qkv: Value) -> Value {
+        let (batch, time) = (self.options.batch, self.sequence_length);
+        let b = self.b();
+        let name = format!("cache.{}", b.path(""));
+        let cache = b.state_as(&name, TensorType::f32([batch, time, 2 * width]));
+        let positions = b.input("positions", TensorType::i32([batch]));
+        let op = Op::CachedAttention { heads: attention.heads, scale: attention.scale.into() };
+        let y = b.op(op, &[qkv, cache, positions]);
+        b.update(name, y.result(1));
+        y
     }
 
     fn mlp(&mut self, mlp: &Mlp, width: usize, x: Value, rows: Rows) -> Value {

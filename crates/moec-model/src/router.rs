@@ -35,6 +35,8 @@ pub struct Reads {
 pub enum Compares {
     /// Each token is routed on its own.
     None,
+    /// A token is routed with the number of the one before it: see [`RoutingContext::previous_ids`].
+    PreviousToken,
     /// A token is compared with earlier ones of its sequence.
     EarlierTokens,
     /// A token is compared with all tokens of its sequence.
@@ -291,10 +293,12 @@ impl Gather {
 pub(crate) struct Source<'a> {
     /// Token numbers of the batch, i32 `[N]`.
     pub(crate) ids: Value,
-    /// Length of the sequences of the batch, T.
+    /// Number of positions, T.
     pub(crate) time: usize,
     /// What has been taken from the batch since, outermost first.
     pub(crate) gathers: &'a [Gather],
+    /// Whether the batch is one token of each sequence, so that what a sequence would show is an input.
+    pub(crate) newest: bool,
 }
 
 impl Source<'_> {
@@ -316,16 +320,24 @@ impl Source<'_> {
 
     /// Numbers of the tokens before those of the rows.
     pub(crate) fn previous(&self, b: &mut Builder) -> Value {
-        let previous = b.previous(self.ids, self.time);
+        let previous = match self.newest {
+            true => b.input("previous", b.ty(self.ids).clone()),
+            false => b.previous(self.ids, self.time),
+        };
         self.rows(b, previous)
     }
 
     /// Positions of the rows in the sequences of the batch.
     pub(crate) fn positions(&self, b: &mut Builder) -> Value {
         let tokens = b.ty(self.ids).elements();
-        let positions = b.ramp(self.time, 1);
-        let positions = b.broadcast(positions, [tokens / self.time.max(1), self.time]);
-        let positions = b.reshape(positions, [tokens]);
+        let positions = match self.newest {
+            true => b.input("positions", b.ty(self.ids).clone()),
+            false => {
+                let positions = b.ramp(self.time, 1);
+                let positions = b.broadcast(positions, [tokens / self.time.max(1), self.time]);
+                b.reshape(positions, [tokens])
+            }
+        };
         self.rows(b, positions)
     }
 }
@@ -388,12 +400,12 @@ impl RoutingContext<'_> {
     }
 
     /// Number of tokens of a sequence as the layer sees it: fewer than [`Self::context`] where only some tokens go
-    /// through.
+    /// through, and 1 where a token is computed from the keys and values of those before it.
     pub fn time(&self) -> usize {
         self.time
     }
 
-    /// Number of positions, T: the length of the sequences of the batch, which [`Self::positions`] are below.
+    /// Number of positions, T, which [`Self::positions`] are below.
     pub fn context(&self) -> usize {
         self.source.time
     }

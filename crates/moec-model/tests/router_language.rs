@@ -7,7 +7,7 @@ use std::path::Path;
 
 use moec_ir::{Data, Evaluation, Stage, Tensor, evaluate, print, verify};
 use moec_model::{
-    Arguments, Causality, CheckOptions, Checked, Compares, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode,
+    Arguments, Causality, CheckOptions, Checked, Compares, Form, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode,
     Model, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy,
     Traits, Verdict, check, lower, lower_layer,
 };
@@ -38,6 +38,7 @@ fn options(mode: Mode) -> LowerOptions {
         noise: NoisePolicy::Generated,
         init: InitScheme::KaimingNormal,
         routes: true,
+        form: Form::Sequences,
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use moec_ir::Graph;
 use moec_model::{
-    Causality, CheckOptions, Checked, InitScheme, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry, check,
+    Causality, CheckOptions, Checked, Form, InitScheme, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry, check,
     lower,
 };
 use moec_syntax::{SourceFile, format, parse};
@@ -32,6 +32,7 @@ fn lowered(model: &Model, mode: Mode) -> Lowered {
         noise: NoisePolicy::Generated,
         init: InitScheme::KaimingNormal,
         routes: false,
+        form: Form::Sequences,
     };
     lower(model, &options).unwrap()
 }

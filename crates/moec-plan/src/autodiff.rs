@@ -424,8 +424,9 @@ impl Rule<'_> {
                 }
             }
 
-            // Parts of a backward pass, of an optimised graph or of the optimiser
+            // Parts of a backward pass, of an optimised graph, of the optimiser or of sampling
             Op::Fused(_)
+            | Op::CachedAttention { .. }
             | Op::LayerNormGrad
             | Op::RmsNormGrad
             | Op::SoftmaxGrad

@@ -52,7 +52,7 @@ pub use optimizer::{OptimizerConfig, add_optimizer};
 pub use passes::{OptimizeOptions, PASSES, Pass, PassReport, PassRun, optimize};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, StepListing, listing};
-pub use planner::plan;
+pub use planner::{declare_states, plan};
 pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport, memory_report};
 pub use routes::{ROUTE_PREFIX, freeze_routes, record_routes, routes};

@@ -43,7 +43,7 @@ pub struct Step {
     /// Name of the IR node.
     pub name: String,
     /// What to do. [`Op::Reshape`] means: copy the operand to the result. Results share no storage with operands, but
-    /// for [`Op::AdamW`], whose results are stored where its operands 0, 2 and 3 are.
+    /// for those of [`Op::in_place`], which are stored where their operands are.
     pub op: Op,
     /// Buffers that are read, in operand order.
     pub operands: Vec<BufferId>,
@@ -88,6 +88,8 @@ pub enum StateKind {
     Optimizer,
     /// Kept by a router: tables, balance biases.
     Router,
+    /// Keys and values of the tokens that a sequence has had, while it is written: no part of the model.
+    Cache,
 }
 
 impl StateKind {
@@ -97,6 +99,15 @@ impl StateKind {
             StateKind::Parameter => "parameter",
             StateKind::Optimizer => "optimizer",
             StateKind::Router => "router",
+            StateKind::Cache => "cache",
+        }
+    }
+
+    /// Whether it belongs to the trained model, rather than to its training or to what runs it.
+    pub fn of_model(self) -> bool {
+        match self {
+            StateKind::Parameter | StateKind::Router => true,
+            StateKind::Optimizer | StateKind::Cache => false,
         }
     }
 }

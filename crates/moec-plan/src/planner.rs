@@ -10,6 +10,9 @@ use moec_ir::{Graph, Op, TensorType};
 /// Prefix of the names of the optimiser's states.
 pub(crate) const OPTIMIZER_PREFIX: &str = "adamw.";
 
+/// Prefix of the names of caches: `cache.PATH` for the attention layer of that path.
+pub(crate) const CACHE_PREFIX: &str = "cache.";
+
 /// Plans the functions of a program, which share persistent tensors by name.
 ///
 /// Sizes saturate: a graph of absurd shapes has a plan (of absurd size), so that the caller can say what is too large
@@ -32,14 +35,18 @@ pub(crate) fn state_types(states: &[StateDecl]) -> IndexMap<String, TensorType> 
     states.iter().map(|s| (s.name.clone(), s.ty.clone())).collect()
 }
 
-/// The persistent tensors of all functions.
-pub(crate) fn declare_states(functions: &[(String, &Graph)]) -> Result<Vec<StateDecl>, PlanError> {
+/// The persistent tensors of all functions, in the order in which they are first named.
+///
+/// # Errors
+/// When functions disagree about one.
+pub fn declare_states(functions: &[(String, &Graph)]) -> Result<Vec<StateDecl>, PlanError> {
     let mut states: IndexMap<String, StateDecl> = IndexMap::new();
     for (_, graph) in functions {
         for id in graph.ids() {
             let (name, ty, kind) = match &graph.node(id).op {
                 Op::Parameter { name, ty } => (name, ty, StateKind::Parameter),
                 Op::State { name, ty } if name.starts_with(OPTIMIZER_PREFIX) => (name, ty, StateKind::Optimizer),
+                Op::State { name, ty } if name.starts_with(CACHE_PREFIX) => (name, ty, StateKind::Cache),
                 Op::State { name, ty } => (name, ty, StateKind::Router),
                 _ => continue,
             };

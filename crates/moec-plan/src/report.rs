@@ -22,6 +22,8 @@ pub enum MemoryKind {
     Optimizer,
     /// Persistent state of a router.
     Router,
+    /// Keys and values of a sequence that is being written.
+    Cache,
     /// Written by the caller or read by it.
     InputOutput,
     /// A value of the forward pass that the backward pass reads.
@@ -77,6 +79,8 @@ pub struct MemoryReport {
     pub optimizer_bytes: u64,
     /// Bytes of routers' states.
     pub router_bytes: u64,
+    /// Bytes of the keys and values that sampling keeps.
+    pub cache_bytes: u64,
     /// The arenas. Functions run one at a time, so the largest counts.
     pub functions: Vec<FunctionMemory>,
     /// The largest tensors of all functions, largest first.
@@ -87,7 +91,8 @@ impl MemoryReport {
     /// Bytes of the persistent tensors and the largest arena, saturating.
     pub fn total_bytes(&self) -> u64 {
         let arena = self.functions.iter().map(|f| f.arena_bytes).max().unwrap_or(0);
-        [self.optimizer_bytes, self.router_bytes, arena].iter().fold(self.parameter_bytes, |n, &b| n.saturating_add(b))
+        let rest = [self.optimizer_bytes, self.router_bytes, self.cache_bytes, arena];
+        rest.iter().fold(self.parameter_bytes, |n, &b| n.saturating_add(b))
     }
 }
 
@@ -108,6 +113,7 @@ pub fn memory_report(functions: &[(String, &Graph)]) -> Result<MemoryReport, Pla
             StateKind::Parameter => (&mut report.parameter_bytes, MemoryKind::Parameter),
             StateKind::Optimizer => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
             StateKind::Router => (&mut report.router_bytes, MemoryKind::Router),
+            StateKind::Cache => (&mut report.cache_bytes, MemoryKind::Cache),
         };
         *sum = sum.saturating_add(bytes);
         let origin = functions.iter().find_map(|(_, graph)| {

@@ -4,11 +4,12 @@
 //! not steps but further buffers on the region of their operand, persistent tensors included.
 //!
 //! # Updates
-//! A persistent tensor has its old value until its update. AdamW runs in place: its result buffers are the storage of
-//! the tensors that it updates, and every other reader of the old values is ordered before it. Another operation that
+//! A persistent tensor has its old value until its update. AdamW and attention over a cache run in place
+//! ([`Op::in_place`]): such a result is the storage of the tensor that it updates, and every other reader of the old
+//! value is ordered before it. Another operation that
 //! ends in an update writes the tensor directly if it does not read it and all its readers can run before. Everything
-//! else goes through a copy at the end. Where AdamW cannot run in place on a persistent tensor, its operand is copied
-//! to the result first, so that it always finds operand and result in the same place.
+//! else goes through a copy at the end. Where such an operation cannot run in place on a persistent tensor, its operand is
+//! copied to the result first, so that it always finds operand and result in the same place.
 //!
 //! # Copies
 //! A step whose operation is [`Op::Reshape`] copies its operand to its result; there are no other reshapes among steps.
@@ -90,9 +91,6 @@ enum Source {
     },
 }
 
-/// Operand of AdamW that result 0, 1, 2 replaces: the parameter and its two moments.
-const ADAMW_IN_PLACE: [usize; 3] = [0, 2, 3];
-
 /// Buffers and sources of the values of a graph while its tasks are collected.
 struct Collector<'a> {
     function: &'a str,
@@ -128,7 +126,7 @@ impl Tasks {
         }
         let rest = c.copy_sources_to_outputs();
         c.updates(states)?;
-        c.adamw_in_place();
+        c.in_place();
         c.outputs(&rest);
         Ok(c.out)
     }
@@ -453,9 +451,9 @@ impl Collector<'_> {
             .filter(|(_, b)| self.region_of(**b) == target)
             .map(|(position, _)| position)
             .collect();
-        let fits = match self.out.tasks[task].op {
-            Op::AdamW(_) => reads == [ADAMW_IN_PLACE[slot]],
-            _ => reads.is_empty(),
+        let fits = match self.out.tasks[task].op.in_place(slot) {
+            Some(operand) => reads == [operand],
+            None => reads.is_empty(),
         };
         let mut before = self.readers.get(&state).cloned().unwrap_or_default();
         before.remove(&task);
@@ -485,20 +483,18 @@ impl Collector<'_> {
         false
     }
 
-    /// Copies the operands of AdamW to its results where they are not already in the same place.
-    fn adamw_in_place(&mut self) {
+    /// Copies operands that are changed in place to their results where they are not already in the same place.
+    fn in_place(&mut self) {
         for task in 0..self.out.tasks.len() {
-            if !matches!(self.out.tasks[task].op, Op::AdamW(_)) {
-                continue;
-            }
-            for (slot, position) in ADAMW_IN_PLACE.into_iter().enumerate() {
+            for slot in 0..self.out.tasks[task].results.len() {
+                let Some(position) = self.out.tasks[task].op.in_place(slot) else { continue };
                 let (operand, result) = (self.out.tasks[task].operands[position], self.out.tasks[task].results[slot]);
                 if self.region_of(operand) == self.region_of(result) {
                     continue;
                 }
                 let name = format!("{}.operand", self.out.drafts[result.index()].name);
                 let origin = self.out.tasks[task].origin;
-                // The copy waits for whatever AdamW waited for; what waits for AdamW to read waits for the copy as well.
+                // The copy waits for whatever the operation waited for: its readers of the old value included.
                 let copy = self.copy(name, (operand, Source::Input), result, origin);
                 self.out.tasks[copy].after = self.out.tasks[task].after.clone();
                 self.out.tasks[copy].after.remove(&copy);

@@ -168,7 +168,7 @@ impl Manifest {
 pub fn fingerprint(states: &[StateDecl]) -> String {
     let mut lines: Vec<String> = states
         .iter()
-        .filter(|s| s.kind != StateKind::Optimizer)
+        .filter(|s| s.kind.of_model())
         .map(|s| format!("{} {} {:?}\n", s.name, s.ty, s.kind))
         .collect();
     lines.sort();
@@ -263,7 +263,7 @@ pub(crate) fn save(
     let path = checkpoints.join(folder_name(step));
     let shown = path.display().to_string();
     let (mut model, mut optimizer) = (BTreeMap::new(), BTreeMap::new());
-    for state in states {
+    for state in states.iter().filter(|s| s.kind != StateKind::Cache) {
         let tensor = match (tensors.get(&state.name), state.kind) {
             (Some(tensor), _) => tensor.clone(),
             (None, StateKind::Optimizer) => zeros(&state.ty),
@@ -416,8 +416,11 @@ pub fn load(folder: &Path, states: &[StateDecl], parts: Parts) -> Result<Checkpo
         if found != entry.bytes {
             return Err(CheckpointError::Truncated { path: shown, expected: entry.bytes, found });
         }
-        let expected: Vec<&StateDecl> =
-            states.iter().filter(|s| (s.kind == StateKind::Optimizer) == optimizer).collect();
+        let belongs = |kind: StateKind| match optimizer {
+            true => kind == StateKind::Optimizer,
+            false => kind.of_model(),
+        };
+        let expected: Vec<&StateDecl> = states.iter().filter(|s| belongs(s.kind)).collect();
         // The reference interpreter holds floats in 64 bits, twice what a device needs.
         let size = expected.iter().fold(0u64, |size, s| size.saturating_add(2 * s.ty.bytes() as u64));
         if entry.bytes > size.saturating_add(MAX_HEADER + 8) {

@@ -2,15 +2,22 @@
 
 use crate::batches::Windows;
 use moec_ir::{Data, Tensor, random};
-use moec_plan::{BackendError, Plan, Program, Session};
+use moec_plan::{BackendError, Plan, Program, Session, StateKind};
 use std::collections::BTreeMap;
 
 /// Function that makes one optimiser step.
 pub const TRAIN_STEP: &str = "train_step";
 /// Function that computes the loss of a batch without training.
 pub const EVALUATE: &str = "evaluate";
-/// Function that computes the logits of one window.
+/// Function that computes the logits of all tokens of one window.
 pub const LOGITS: &str = "logits";
+/// Function that computes the logits of one token of each of some windows.
+pub const NEXT: &str = "next";
+/// Function that computes the logits of the newest token of each of some sequences, from what it keeps of the others.
+pub const DECODE: &str = "decode";
+
+/// Inputs that a function may take.
+const INPUTS: [&str; 7] = ["tokens", "targets", "rng", "hyper", "rows", "positions", "previous"];
 
 /// Why a program could not be run.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -56,6 +63,16 @@ pub struct Executable<'a> {
     context: usize,
 }
 
+/// The newest token of a sequence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newest {
+    pub(crate) token: i32,
+    /// The token before it; -1 for none.
+    pub(crate) previous: i32,
+    /// Its position, counted from the first token that was given.
+    pub(crate) position: i32,
+}
+
 /// What a run is given besides its windows; a function takes what it declares.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Settings {
@@ -74,12 +91,12 @@ impl<'a> Executable<'a> {
     pub fn new(program: &'a Program, session: &'a mut dyn Session, context: usize) -> Result<Self, ExecutableError> {
         for plan in &program.plans {
             let function = plan.name.clone();
-            if let Some(input) = plan.inputs.iter().find(|i| !["tokens", "targets", "rng", "hyper"].contains(&&*i.name))
-            {
+            if let Some(input) = plan.inputs.iter().find(|i| !INPUTS.contains(&&*i.name)) {
                 return Err(ExecutableError::UnknownInput { function, input: input.name.clone() });
             }
             let tokens = tokens_of(plan);
-            if context == 0 || tokens == 0 || !tokens.is_multiple_of(context) {
+            let length = if plan.name == DECODE { 1 } else { context };
+            if context == 0 || tokens == 0 || !tokens.is_multiple_of(length) {
                 return Err(ExecutableError::Tokens { function, tokens, context });
             }
         }
@@ -96,21 +113,21 @@ impl<'a> Executable<'a> {
         self.program
     }
 
-    /// Windows that a function takes, B.
+    /// Windows or sequences that a function takes, B.
     ///
     /// # Errors
     /// When the program has no such function.
     pub fn rows(&self, function: &str) -> Result<usize, ExecutableError> {
-        Ok(tokens_of(self.plan(function)?) / self.context)
+        Ok(tokens_of(self.plan(function)?) / if function == DECODE { 1 } else { self.context })
     }
 
-    /// Reads all persistent tensors.
+    /// Reads all persistent tensors but caches, which are no part of the model.
     ///
     /// # Errors
     /// When the device fails.
     pub fn read_states(&mut self) -> Result<BTreeMap<String, Tensor>, ExecutableError> {
         let mut tensors = BTreeMap::new();
-        for state in &self.program.states {
+        for state in self.program.states.iter().filter(|s| s.kind != StateKind::Cache) {
             tensors.insert(state.name.clone(), self.session.read_state(&state.name)?);
         }
         Ok(tensors)
@@ -144,26 +161,51 @@ impl<'a> Executable<'a> {
 
     /// Runs a function; it may return before the device is done.
     pub(crate) fn run(&mut self, function: &str, windows: &Windows, settings: Settings) -> Result<(), ExecutableError> {
-        let plan = self.plan(function)?;
         let tokens = Tensor::ints(windows.tokens.as_slice());
         let targets = Tensor::ints(windows.targets.as_slice());
         let rng = Tensor::ints(settings.rng);
         let hyper = Tensor::floats(settings.hyper);
+        self.run_with(function, &[("tokens", tokens), ("targets", targets), ("rng", rng), ("hyper", hyper)])
+    }
+
+    /// Runs a function with those of the given inputs that it takes.
+    fn run_with(&mut self, function: &str, given: &[(&str, Tensor)]) -> Result<(), ExecutableError> {
+        let plan = self.plan(function)?;
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for port in &plan.inputs {
-            let tensor = match port.name.as_str() {
-                "tokens" => &tokens,
-                "targets" => &targets,
-                "rng" => &rng,
-                "hyper" => &hyper,
-                other => {
-                    let (function, input) = (function.to_string(), other.to_string());
-                    return Err(ExecutableError::UnknownInput { function, input });
-                }
-            };
-            inputs.push((port.name.as_str(), tensor));
+            let tensor = given.iter().find(|(name, _)| *name == port.name).map(|(_, tensor)| tensor);
+            let unknown =
+                || ExecutableError::UnknownInput { function: function.to_string(), input: port.name.clone() };
+            inputs.push((port.name.as_str(), tensor.ok_or_else(unknown)?));
         }
         Ok(self.session.run(function, &inputs)?)
+    }
+
+    /// The logits `[B, V]` after the last token of each of B windows of at most T tokens.
+    pub(crate) fn next(&mut self, windows: &[&[i32]], rng: [i32; 4]) -> Result<Vec<f64>, ExecutableError> {
+        let (mut tokens, mut rows) = (Vec::with_capacity(windows.len() * self.context), Vec::new());
+        for (i, window) in windows.iter().enumerate() {
+            tokens.extend_from_slice(window);
+            rows.push((i * self.context + window.len().max(1) - 1) as i32);
+            // Causality makes what is behind the window invisible to it.
+            tokens.resize((i + 1) * self.context, 0);
+        }
+        let given = [("tokens", Tensor::ints(tokens)), ("rows", Tensor::ints(rows)), ("rng", Tensor::ints(rng))];
+        self.run_with(NEXT, &given)?;
+        self.output(NEXT, "logits")
+    }
+
+    /// The logits `[B, V]` after the newest token of each of B sequences. The tokens before it have been given in order,
+    /// from position 0 on; the one before is -1 at position 0.
+    pub(crate) fn decode(&mut self, newest: &[Newest]) -> Result<Vec<f64>, ExecutableError> {
+        let column = |part: fn(&Newest) -> i32| Tensor::ints(newest.iter().map(part).collect::<Vec<_>>());
+        let given = [
+            ("tokens", column(|n| n.token)),
+            ("positions", column(|n| n.position)),
+            ("previous", column(|n| n.previous)),
+        ];
+        self.run_with(DECODE, &given)?;
+        self.output(DECODE, "logits")
     }
 
     /// An output of the last run.

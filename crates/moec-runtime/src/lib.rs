@@ -8,10 +8,11 @@
 //!    [`RunFolder::open`] and [`resume`] go on with one, to the same bits.
 //! 3. [`load_checkpoint`] gives the tensors back for [`sample()`], [`evaluate_split`] or [`export_makemoe`].
 //!
-//! A program has up to three functions: [`TRAIN_STEP`] (inputs `tokens`, `targets`, `hyper`, perhaps `rng`; output `loss`,
+//! A program has some of these functions: [`TRAIN_STEP`] (inputs `tokens`, `targets`, `hyper`, perhaps `rng`; output `loss`,
 //! perhaps `objective` and `grad_norm`), [`EVALUATE`] (inputs `tokens`, `targets`; outputs `loss` and per
-//! mixture-of-experts layer `load.PATH`, `dropped.PATH`, `entropy.PATH`, `balance.PATH`, `aux.PATH.NAME`) and [`LOGITS`]
-//! (one window; output `logits`).
+//! mixture-of-experts layer `load.PATH`, `dropped.PATH`, `entropy.PATH`, `balance.PATH`, `aux.PATH.NAME`), [`LOGITS`]
+//! (all tokens of one window; output `logits`), [`NEXT`] (one token of each of some windows: `tokens`, `rows`) and
+//! [`DECODE`] (the newest token of each of some sequences: `tokens`, `positions`, perhaps `previous`).
 //!
 //! Every random number is keyed by (seed, purpose, index), so nothing but the step is needed to go on where a run
 //! stopped.
@@ -40,12 +41,12 @@ pub use checkpoint::{
 };
 pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};
 pub use evaluate::{EvaluateError, SplitLoss, evaluate_split};
-pub use executable::{EVALUATE, Executable, ExecutableError, LOGITS, TRAIN_STEP};
+pub use executable::{DECODE, EVALUATE, Executable, ExecutableError, LOGITS, NEXT, TRAIN_STEP};
 pub use init::{initial_tensors, initialise};
 pub use makemoe::{MakeMoeError, attention_heads, export_makemoe, import_makemoe};
 pub use metrics::{Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};
 pub use run_folder::{RunError, RunFolder, RunTexts, latest_checkpoint, read_metrics, read_resolved, read_spec};
-pub use sample::{SampleConfig, SampleError, sample};
+pub use sample::{Kept, SampleConfig, SampleError, sample, sample_functions};
 pub use schedule_lr::{Decay, Schedule};
 pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
 pub use train::{Outcome, Reporter, Silent, Summary, TrainConfig, TrainError, resume, train};

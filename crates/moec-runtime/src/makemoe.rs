@@ -18,7 +18,7 @@
 //! PyTorch stores as well are left out on import.
 
 use moec_ir::{Data, Op, Tensor, TensorType};
-use moec_plan::{Program, StateDecl, StateKind};
+use moec_plan::{Program, StateDecl};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Why tensors cannot be translated.
@@ -92,7 +92,7 @@ pub fn import_makemoe(
 ) -> Result<BTreeMap<String, Tensor>, MakeMoeError> {
     let mut ours = BTreeMap::new();
     let mut used = BTreeSet::new();
-    for state in states.iter().filter(|s| s.kind != StateKind::Optimizer) {
+    for state in states.iter().filter(|s| s.kind.of_model()) {
         let mut elements = Vec::with_capacity(state.ty.elements());
         for piece in pieces(&state.name, &state.ty.shape, heads)? {
             let Some(tensor) = theirs.get(&piece.name) else {
@@ -130,7 +130,7 @@ pub fn export_makemoe(
     heads: Option<usize>,
 ) -> Result<BTreeMap<String, Tensor>, MakeMoeError> {
     let mut theirs = BTreeMap::new();
-    for state in states.iter().filter(|s| s.kind != StateKind::Optimizer) {
+    for state in states.iter().filter(|s| s.kind.of_model()) {
         let pieces = pieces(&state.name, &state.ty.shape, heads)?;
         let Some(tensor) = ours.get(&state.name) else {
             return Err(MakeMoeError::Missing { name: state.name.clone() });

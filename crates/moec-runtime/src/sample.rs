@@ -1,9 +1,16 @@
 //! Sampling text from a model.
+//!
+//! A text is continued in one of two ways. *Windowed*: every character is computed from the last T characters anew,
+//! whatever the model. *Decoded*: the program keeps keys and values of the tokens it has seen ([`Kept`] says how far that
+//! is right), and computes one token at a time.
+//!
+//! Several texts go through the device together, a row each. What is computed for a row does not depend on the other
+//! rows or their number, so a text is the same to the bit as it would be alone.
 
-use crate::executable::{Executable, ExecutableError, generator};
+use crate::executable::{DECODE, Executable, ExecutableError, NEXT, Newest, generator};
 use crate::streams::Purpose;
 use crate::vocab::{UnknownCharacters, Vocab};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// How the next character is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +31,42 @@ pub struct SampleConfig {
 impl Default for SampleConfig {
     fn default() -> Self {
         Self { temperature: 1.0, top_k: None, top_p: None, seed: 0, length: 500 }
+    }
+}
+
+/// What the program may keep of the tokens of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing: every character is computed from the whole window.
+    Nothing,
+    /// Keys and values of the first T tokens; from there on nothing.
+    FirstWindow,
+    /// Keys and values of the last T tokens, however long the text is. Those were computed from tokens before them, of
+    /// which some are no longer kept, so from the T-th character on a text is not the one of [`Kept::Nothing`].
+    LastWindow,
+}
+
+/// The functions that [`sample()`] runs to write `length` characters after a prompt of so many characters.
+pub fn sample_functions(kept: Kept, context: usize, prompt: usize, length: usize) -> Vec<&'static str> {
+    let first = prompt.max(1);
+    let last = first.saturating_add(length).saturating_sub(1);
+    let mut functions = Vec::new();
+    if length > 0 && is_decoded(kept, context, first, first) {
+        functions.push(DECODE);
+    }
+    if length > 0 && !is_decoded(kept, context, first, last) {
+        functions.push(NEXT);
+    }
+    functions
+}
+
+/// Whether the character after `tokens` tokens is decoded, in a text that began with `first`.
+fn is_decoded(kept: Kept, context: usize, first: usize, tokens: usize) -> bool {
+    match kept {
+        Kept::Nothing => false,
+        // A prompt that fills the window would be decoded token by token for a single character.
+        Kept::FirstWindow => first < context && tokens <= context,
+        Kept::LastWindow => true,
     }
 }
 
@@ -79,11 +122,12 @@ impl SampleConfig {
     }
 }
 
-/// Writes the continuation of a prompt, handing out every character as it comes until `emit` says to stop; the whole
-/// continuation is returned, without the prompt. An empty prompt begins as after a line break.
+/// Writes continuations of a prompt, one for each of `numbers`, handing out every character as it comes, with the number
+/// of its text, until `emit` says to stop; the continuations are returned, without the prompt. An empty prompt begins as
+/// after a line break.
 ///
-/// The model sees the last T characters. Choices are made in 64 bits on the host and depend on (seed, `number`,
-/// position) and the model only.
+/// As many texts are written at once as the program's functions take. The model sees the last T characters of the
+/// prompt. Choices are made in 64 bits on the host and depend on (seed, number, position) and the model only.
 ///
 /// # Errors
 /// When a setting is out of range, the prompt has unknown characters, the model has diverged, or the device fails.
@@ -91,39 +135,132 @@ pub fn sample(
     executable: &mut Executable<'_>,
     vocab: &Vocab,
     prompt: &str,
-    number: u64,
+    numbers: Range<u64>,
+    kept: Kept,
     config: &SampleConfig,
-    emit: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> Result<String, SampleError> {
+    emit: &mut dyn FnMut(u64, &str) -> ControlFlow<()>,
+) -> Result<Vec<String>, SampleError> {
     config.check()?;
-    let mut tokens = vocab.encode(prompt)?;
-    if tokens.is_empty() {
-        tokens.push(vocab.id('\n').unwrap_or(0));
+    let mut prompt = vocab.encode(prompt)?;
+    if prompt.is_empty() {
+        prompt.push(vocab.id('\n').unwrap_or(0));
     }
-    let context = executable.context();
-    let choices = Purpose::Sampling.stream(config.seed, number);
-    let noise = Purpose::EvaluationNoise.stream(config.seed, number);
-    let mut text = String::new();
-    for position in 0..config.length {
-        let window = &tokens[tokens.len().saturating_sub(context)..];
-        let rng = generator(config.seed, noise.bits64(position as u32));
-        let (logits, size) = executable.logits(window, rng)?;
-        if size != vocab.len() {
-            return Err(SampleError::Vocabulary { model: size, vocabulary: vocab.len() });
-        }
-        let row = &logits[(window.len() - 1) * size..window.len() * size];
-        if !row.iter().all(|x| x.is_finite()) {
-            return Err(SampleError::NotFinite);
-        }
-        let token = choose(&candidates(row, config), choices.uniform(position as u32));
-        tokens.push(token as i32);
-        let Some(character) = vocab.character(token as i32) else { continue };
-        text.push(character);
-        if emit(character.encode_utf8(&mut [0; 4])).is_break() {
+    let functions = sample_functions(kept, executable.context(), prompt.len(), config.length);
+    let mut together = u64::MAX;
+    for function in functions {
+        together = together.min(executable.rows(function)? as u64);
+    }
+    let mut texts = Vec::new();
+    let mut first = numbers.start;
+    while first < numbers.end {
+        let group = first..numbers.end.min(first.saturating_add(together));
+        first = group.end;
+        let (written, flow) = write(executable, vocab, &prompt, group, kept, config, emit)?;
+        texts.extend(written);
+        if flow.is_break() {
             break;
         }
     }
-    Ok(text)
+    Ok(texts)
+}
+
+/// A text that is being written.
+struct Text {
+    number: u64,
+    tokens: Vec<i32>,
+    /// What was written after the prompt.
+    written: String,
+}
+
+/// Writes texts that go through the device together.
+fn write(
+    executable: &mut Executable<'_>,
+    vocab: &Vocab,
+    prompt: &[i32],
+    numbers: Range<u64>,
+    kept: Kept,
+    config: &SampleConfig,
+    emit: &mut dyn FnMut(u64, &str) -> ControlFlow<()>,
+) -> Result<(Vec<String>, ControlFlow<()>), SampleError> {
+    let context = executable.context();
+    let new = |number| Text { number, tokens: prompt.to_vec(), written: String::new() };
+    let mut texts: Vec<Text> = numbers.map(new).collect();
+    // Of a long prompt the last T tokens are seen, as by a window.
+    let start = prompt.len().saturating_sub(context);
+    let mut decoded = start;
+    let mut flow = ControlFlow::Continue(());
+    for position in 0..config.length {
+        let count = prompt.len() + position;
+        let function = if is_decoded(kept, context, prompt.len(), count) { DECODE } else { NEXT };
+        let logits = if function == DECODE {
+            let mut logits = Vec::new();
+            for at in decoded..count {
+                logits = decode(executable, &texts, at, start)?;
+            }
+            decoded = count;
+            logits
+        } else {
+            next(executable, &texts, position, config.seed)?
+        };
+        let size = logits.len() / executable.rows(function)?;
+        if size != vocab.len() {
+            return Err(SampleError::Vocabulary { model: size, vocabulary: vocab.len() });
+        }
+        for (text, row) in texts.iter_mut().zip(logits.chunks(size)) {
+            if !row.iter().all(|x| x.is_finite()) {
+                return Err(SampleError::NotFinite);
+            }
+            let choices = Purpose::Sampling.stream(config.seed, text.number);
+            let token = choose(&candidates(row, config), choices.uniform(position as u32)) as i32;
+            text.tokens.push(token);
+            let Some(character) = vocab.character(token) else { continue };
+            text.written.push(character);
+            if emit(text.number, character.encode_utf8(&mut [0; 4])).is_break() {
+                flow = ControlFlow::Break(());
+            }
+        }
+        if flow.is_break() {
+            break;
+        }
+    }
+    Ok((texts.into_iter().map(|text| text.written).collect(), flow))
+}
+
+/// Logits after the token with number `at` of each text, the first that is seen being `start`.
+fn decode(
+    executable: &mut Executable<'_>,
+    texts: &[Text],
+    at: usize,
+    start: usize,
+) -> Result<Vec<f64>, ExecutableError> {
+    let newest = |text: &Text| Newest {
+        token: text.tokens[at],
+        previous: if at > start { text.tokens[at - 1] } else { -1 },
+        position: (at - start) as i32,
+    };
+    // Rows without a text of their own repeat the last one.
+    let rows = executable.rows(DECODE)?;
+    let newest: Vec<Newest> = (0..rows).map(|row| newest(&texts[row.min(texts.len() - 1)])).collect();
+    executable.decode(&newest)
+}
+
+/// Logits after the last token of each text, of which the last T are seen.
+fn next(
+    executable: &mut Executable<'_>,
+    texts: &[Text],
+    position: usize,
+    seed: u64,
+) -> Result<Vec<f64>, ExecutableError> {
+    let (context, rows) = (executable.context(), executable.rows(NEXT)?);
+    // Where noise is drawn in evaluation, a text goes through the device alone, with noise of its own.
+    let number = texts.first().map_or(0, |text| text.number);
+    let noise = Purpose::EvaluationNoise.stream(seed, number);
+    let windows = (0..rows).map(|row| {
+        let tokens = &texts[row.min(texts.len() - 1)].tokens;
+        &tokens[tokens.len().saturating_sub(context)..]
+    });
+    let windows: Vec<&[i32]> = windows.collect();
+    executable.next(&windows, generator(seed, noise.bits64(position as u32)))
 }
 
 /// The tokens that may come next with their probabilities (not normalised after cutting), most probable first, ties to

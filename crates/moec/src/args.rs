@@ -84,7 +84,9 @@ batches. The same command goes on where it stopped, and does not repeat what is 
     /// Write text with a trained model; the text goes to standard output, everything else to standard error.
     #[command(after_help = "Examples:
   moec sample runs/tiny
-  moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20 --seed 7")]
+  moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20 --seed 7
+  moec sample runs/tiny --samples 8 --length 200
+  moec sample runs/tiny --number 5 --decode windowed")]
     Sample(SampleArgs),
     /// Measure a trained model's mean cross-entropy on a text.
     #[command(after_help = "Examples:
@@ -227,7 +229,7 @@ pub struct CompileArgs {
     #[arg(long, value_enum)]
     pub emit: Option<Emit>,
 
-    /// The function to emit: train_step, evaluate or logits.
+    /// The function to emit: train_step, evaluate, logits, next or decode.
     #[arg(long, default_value = "train_step")]
     pub function: String,
 
@@ -393,9 +395,35 @@ pub struct SampleArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 
+    /// Number of texts. They are written together, and each is what it would be alone.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub samples: u64,
+
+    /// Number of the first text: with the seed it determines what is drawn.
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    pub number: u64,
+
+    /// How a character is computed from those before it.
+    #[arg(long, value_enum, default_value_t = DecodeMode::Auto)]
+    pub decode: DecodeMode,
+
     /// Where to run.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     pub device: DeviceName,
+}
+
+/// How a character is computed from those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DecodeMode {
+    /// From the keys and values of the characters before it, where the model allows it: with learned positions until the
+    /// context is full and from the whole window afterwards; with rotary positions or none throughout, with the keys and
+    /// values of the last T characters (the context). A key was computed when its character was written, from the T
+    /// characters up to it, so beyond T characters the text can differ from what `windowed` writes.
+    Auto,
+    /// As `auto`, but fails where it would compute the whole window.
+    Cached,
+    /// From the last T characters alone, computed anew for every character.
+    Windowed,
 }
 
 /// Which part of a text.

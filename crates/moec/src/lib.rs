@@ -25,6 +25,7 @@ mod progress;
 mod reference;
 pub mod resolved;
 mod routing_record;
+mod sampling;
 mod sources;
 mod training;
 mod units;

@@ -6,8 +6,8 @@
 
 use crate::exit::{Exit, Failure};
 use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
-use moec_model::{CheckOptions, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry};
-use moec_plan::{MemoryReport, OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, Wrt};
+use moec_model::{Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry};
+use moec_plan::{MemoryReport, OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, StateDecl, Wrt};
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,18 @@ pub enum Function {
     TrainStep,
     /// Loss and balance of one batch, without dropout and noise.
     Evaluate,
-    /// Scores of one sequence.
+    /// Scores of every token of one sequence.
     Logits,
+    /// Scores of one token of each of some windows.
+    Next,
+    /// Scores of the newest token of each of some sequences, from the keys and values of those before it.
+    Decode,
 }
 
 impl Function {
     /// All functions.
-    pub const ALL: [Function; 3] = [Function::TrainStep, Function::Evaluate, Function::Logits];
+    pub const ALL: [Function; 5] =
+        [Function::TrainStep, Function::Evaluate, Function::Logits, Function::Next, Function::Decode];
 
     /// Name of the plan.
     pub fn name(self) -> &'static str {
@@ -32,12 +37,20 @@ impl Function {
             Function::TrainStep => "train_step",
             Function::Evaluate => "evaluate",
             Function::Logits => "logits",
+            Function::Next => "next",
+            Function::Decode => "decode",
         }
     }
 
     /// The function of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|f| f.name() == name)
+    }
+
+    /// The functions that a model has: keys and values cannot be kept of all.
+    pub fn of(model: &Model) -> Vec<Self> {
+        let cached = !matches!(moec_model::decoding(model).cache, Cache::Never(_));
+        Self::ALL.into_iter().filter(|f| *f != Function::Decode || cached).collect()
     }
 }
 
@@ -78,18 +91,35 @@ pub fn check(
 }
 
 /// What [`compile`] is asked for beyond the model.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct CompileOptions {
+    /// The functions of the program; all that the model has if `None`.
+    pub functions: Option<Vec<Function>>,
+    /// Texts that are written at once: sequences of [`Function::Next`] and [`Function::Decode`].
+    pub samples: usize,
     /// Stop the optimiser of every function after this many rewrites.
     pub max_rewrites: Option<usize>,
     /// Whether noise of routers is drawn or given.
     pub noise: NoisePolicy,
 }
 
+impl Default for CompileOptions {
+    fn default() -> Self {
+        Self { functions: None, samples: 1, max_rewrites: None, noise: NoisePolicy::Generated }
+    }
+}
+
+impl CompileOptions {
+    /// Only these functions.
+    pub fn only(functions: impl Into<Vec<Function>>) -> Self {
+        Self { functions: Some(functions.into()), ..Self::default() }
+    }
+}
+
 /// A compiled model.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// The training step as it was lowered: parameters, states, layers.
+    /// The training step as it was lowered, whichever functions were asked for: parameters, states, layers.
     pub lowered: Lowered,
     /// The optimised graph of every function.
     pub graphs: Vec<(Function, Graph)>,
@@ -97,6 +127,8 @@ pub struct Compiled {
     pub reports: Vec<(Function, PassReport)>,
     /// The plans of all functions over shared persistent tensors.
     pub program: Program,
+    /// The persistent tensors of the model and of the program: what a checkpoint holds does not depend on the functions.
+    pub states: Vec<StateDecl>,
     /// Where the memory of the program goes.
     pub memory: MemoryReport,
     /// Time of every stage.
@@ -130,6 +162,7 @@ impl CompileError {
     pub fn into_failure(self, source: &SourceFile) -> Failure {
         let span = match &self {
             CompileError::Lower(LowerError::Routing { span, .. }) => Some(*span),
+            CompileError::Lower(LowerError::NotCached(obstacle)) => Some(obstacle.span),
             CompileError::Lower(LowerError::Graph(e)) | CompileError::Graph(e) => {
                 e.origin.map(|o| Span::new(o.start, o.end))
             }
@@ -143,7 +176,7 @@ impl CompileError {
     }
 }
 
-/// The forward graph of a function.
+/// The forward graph of a function; of one text where that is for sampling.
 pub fn lower(
     model: &Model,
     recipe: &Recipe,
@@ -151,22 +184,31 @@ pub fn lower(
     function: Function,
     noise: NoisePolicy,
 ) -> Result<Lowered, LowerError> {
-    moec_model::lower(model, &lower_options(recipe, vocab, function, noise))
+    moec_model::lower(model, &lower_options(recipe, vocab, function, noise, 1))
 }
 
 /// The forward graph of one sequence with what every router decides as outputs; see [`LowerOptions::routes`].
 pub fn lower_routes(model: &Model, recipe: &Recipe, vocab: usize) -> Result<Lowered, LowerError> {
-    let options = lower_options(recipe, vocab, Function::Logits, NoisePolicy::Generated);
+    let options = lower_options(recipe, vocab, Function::Logits, NoisePolicy::Generated, 1);
     moec_model::lower(model, &LowerOptions { routes: true, ..options })
 }
 
-fn lower_options(recipe: &Recipe, vocab: usize, function: Function, noise: NoisePolicy) -> LowerOptions {
-    let (mode, batch, loss) = match function {
-        Function::TrainStep => (Mode::Train, recipe.batch, true),
-        Function::Evaluate => (Mode::Evaluate, recipe.batch, true),
-        Function::Logits => (Mode::Evaluate, 1, false),
+fn lower_options(
+    recipe: &Recipe,
+    vocab: usize,
+    function: Function,
+    noise: NoisePolicy,
+    samples: usize,
+) -> LowerOptions {
+    let (mode, batch, form) = match function {
+        Function::TrainStep => (Mode::Train, recipe.batch, Form::Sequences),
+        Function::Evaluate => (Mode::Evaluate, recipe.batch, Form::Sequences),
+        Function::Logits => (Mode::Evaluate, 1, Form::Sequences),
+        Function::Next => (Mode::Evaluate, samples, Form::Next),
+        Function::Decode => (Mode::Evaluate, samples, Form::Decode),
     };
-    LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, routes: false }
+    let loss = matches!(function, Function::TrainStep | Function::Evaluate);
+    LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, routes: false, form }
 }
 
 /// The forward graph with everything that the function needs beside it: gradients and optimiser for a training step.
@@ -204,19 +246,24 @@ pub fn compile(
     options: &CompileOptions,
 ) -> Result<Compiled, CompileError> {
     let mut clock = Clock::start();
-    let mut lowered = Vec::new();
-    for function in Function::ALL {
-        lowered.push(lower(model, recipe, vocab, function, options.noise)?);
+    let functions = options.functions.clone().unwrap_or_else(|| Function::of(model));
+    let lowered = lower(model, recipe, vocab, Function::TrainStep, options.noise)?;
+    let mut forward = Vec::new();
+    for &function in &functions {
+        forward.push(match function {
+            Function::TrainStep => lowered.graph.clone(),
+            _ => moec_model::lower(model, &lower_options(recipe, vocab, function, options.noise, options.samples))?.graph,
+        });
     }
     clock.stage("lower");
     let mut completed = Vec::new();
-    for (function, lowered) in Function::ALL.into_iter().zip(&lowered) {
-        completed.push(complete(&lowered.graph, recipe, function)?);
+    for (&function, graph) in functions.iter().zip(&forward) {
+        completed.push(complete(graph, recipe, function)?);
     }
     clock.stage("differentiate");
     let (mut graphs, mut reports) = (Vec::new(), Vec::new());
     let optimize = OptimizeOptions { max_rewrites: options.max_rewrites, ..OptimizeOptions::default() };
-    for (function, graph) in Function::ALL.into_iter().zip(&completed) {
+    for (&function, graph) in functions.iter().zip(&completed) {
         let (graph, report) = moec_plan::optimize(graph, &optimize)?;
         graphs.push((function, graph));
         reports.push((function, report));
@@ -225,8 +272,11 @@ pub fn compile(
     let functions: Vec<(String, &Graph)> = graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
     let program = moec_plan::plan(&functions)?;
     let memory = moec_plan::memory_report(&functions)?;
+    let mut declaring = functions.clone();
+    declaring.push(("model".to_string(), &lowered.graph));
+    let states = moec_plan::declare_states(&declaring)?;
     clock.stage("plan");
-    Ok(Compiled { lowered: lowered.swap_remove(0), graphs, reports, program, memory, times: clock.times })
+    Ok(Compiled { lowered, graphs, reports, program, states, memory, times: clock.times })
 }
 
 fn check_stage(name: &'static str, graph: &Graph, stage: Stage) -> Result<(), CompileError> {

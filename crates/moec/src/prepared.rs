@@ -6,7 +6,7 @@ use crate::exit::{Exit, Failure};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled};
 use crate::{cmd, devices, downloads, resolved, sources};
 use moec_ir::{Data, Tensor};
-use moec_model::{DataSource, Registry, StateInit, TrainingText, Vocab as ModelVocab};
+use moec_model::{DataSource, Model, Registry, StateInit, TrainingText, Vocab as ModelVocab};
 use moec_plan::Session;
 use moec_runtime::{
     Checkpoint, CheckpointError, Corpus, DataError, Dataset, EvaluateError, Executable, ExecutableError, MakeMoeError,
@@ -91,7 +91,12 @@ impl Spec {
     }
 
     /// Compiles for a vocabulary and makes sure that the device can hold it.
-    pub(crate) fn compile(&self, vocab: &Vocab, device: DeviceName) -> Result<Compiled, Failure> {
+    pub(crate) fn compile(
+        &self,
+        vocab: &Vocab,
+        device: DeviceName,
+        options: &CompileOptions,
+    ) -> Result<Compiled, Failure> {
         if let ModelVocab::Size(size) = self.checked.model.vocab
             && size != vocab.len()
         {
@@ -99,7 +104,7 @@ impl Spec {
             return Err(Failure::new(Exit::Data, message).help("write `vocab characters` to take it from the text"));
         }
         let (model, recipe) = (&self.checked.model, &self.checked.recipe);
-        let compiled = pipeline::compile(model, recipe, vocab.len(), &CompileOptions::default())
+        let compiled = pipeline::compile(model, recipe, vocab.len(), options)
             .map_err(|e| e.into_failure(&self.source))?;
         cmd::compile::require_memory(&compiled.memory, device, &self.source)?;
         Ok(compiled)
@@ -179,15 +184,21 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Opens a run folder at its newest checkpoint, or one of its checkpoints.
-    pub(crate) fn open(path: &Path, registry: &Registry, device: DeviceName) -> Result<Self, Failure> {
+    /// Opens a run folder at its newest checkpoint, or one of its checkpoints. `options` says what is compiled.
+    pub(crate) fn open(
+        path: &Path,
+        registry: &Registry,
+        device: DeviceName,
+        options: impl FnOnce(&Model, &Vocab) -> Result<CompileOptions, Failure>,
+    ) -> Result<Self, Failure> {
         let (root, folder) = locate(path)?;
         let request = read_request(&root)?;
         let spec = Spec::check(kept_source(&root, &request)?, registry, request.model.as_deref(), &request.set)?;
         let manifest = moec_runtime::read_manifest(&folder)?;
         let vocab = vocabulary(&manifest, &folder)?;
-        let compiled = spec.compile(&vocab, device)?;
-        let checkpoint = moec_runtime::load_checkpoint(&folder, &compiled.program.states, Parts::Model)?;
+        let options = options(&spec.checked.model, &vocab)?;
+        let compiled = spec.compile(&vocab, device, &options)?;
+        let checkpoint = moec_runtime::load_checkpoint(&folder, &compiled.states, Parts::Model)?;
         Ok(Self { root, request, spec, vocab, compiled, checkpoint })
     }
 

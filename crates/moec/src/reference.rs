@@ -220,6 +220,7 @@ fn parameters_json(parameters: &[ParameterSpec]) -> Vec<Value> {
 fn compares(compares: Compares) -> &'static str {
     match compares {
         Compares::None => "no tokens",
+        Compares::PreviousToken => "the token before, by its number",
         Compares::EarlierTokens => "earlier tokens of the sequence",
         Compares::Sequence => "all tokens of the sequence",
         Compares::Batch => "all tokens of the batch",

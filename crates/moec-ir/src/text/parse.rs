@@ -431,6 +431,7 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "log_sum_exp" => Op::LogSumExp,
         "attention" => Op::Attention(attention(a)?),
         "attention_grad" => Op::AttentionGrad(attention(a)?),
+        "cached_attention" => Op::CachedAttention { heads: a.integer("heads")?, scale: a.real("scale")? },
         "rotary" => Op::Rotary {
             heads: a.integer("heads")?,
             time: a.integer("time")?,

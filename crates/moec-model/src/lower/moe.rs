@@ -104,10 +104,11 @@ impl Lowering {
             Rows::Tokens => None,
             Rows::Experts { experts, offsets } => Some(Nested { experts, offsets }),
         };
+        let newest = self.newest();
         let mut context = RoutingContext {
             emitter: &mut self.emitter,
             tokens: x,
-            source: Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers },
+            source: Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest },
             experts: moe.experts,
             time: self.time,
             vocab: self.options.vocab,
@@ -441,7 +442,7 @@ impl Lowering {
         if !self.options.routes {
             return;
         }
-        let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers };
+        let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest: self.newest() };
         let b = &mut self.emitter.builder;
         if !self.gathers.is_empty() {
             let rows = source.tokens(b);

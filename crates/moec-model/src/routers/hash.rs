@@ -96,11 +96,11 @@ Cost: a look-up. No key can be split, so max/mean load is at least E times the s
 
     fn traits(&self, arguments: &Arguments) -> Traits {
         let by = arguments.word("by");
-        let earlier = if matches!(by, "previous" | "bigram") { Compares::EarlierTokens } else { Compares::None };
+        let compares = if matches!(by, "previous" | "bigram") { Compares::PreviousToken } else { Compares::None };
         Traits {
             reads: Reads { activations: false, token_ids: by != "position", positions: by == "position" },
-            compares: earlier,
-            compares_when_sampling: earlier,
+            compares,
+            compares_when_sampling: compares,
             ..Traits::default()
         }
     }

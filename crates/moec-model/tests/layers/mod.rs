@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use moec_ir::{DType, Data, Graph, Op, Tensor, TensorType, random};
-use moec_model::{CheckOptions, InitScheme, Layer, LowerOptions, Mode, Model, NoisePolicy, Registry, check};
+use moec_model::{CheckOptions, Form, InitScheme, Layer, LowerOptions, Mode, Model, NoisePolicy, Registry, check};
 use moec_syntax::{SourceFile, parse};
 
 /// A model that must pass its checks.
@@ -34,6 +34,7 @@ pub(crate) fn options(mode: Mode, batch: usize) -> LowerOptions {
         noise: NoisePolicy::Generated,
         init: InitScheme::KaimingNormal,
         routes: false,
+        form: Form::Sequences,
     }
 }
 

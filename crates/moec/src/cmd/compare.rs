@@ -3,7 +3,7 @@
 use crate::args::CompareArgs;
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
-use crate::pipeline::Compiled;
+use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::prepared::{self, Request, Spec};
 use crate::progress::Progress;
 use crate::training::{self, Signals};
@@ -37,12 +37,13 @@ pub fn run(args: &CompareArgs, registry: &Registry, console: &Console) -> Result
     require_equal_budgets(&entries)?;
     let split = entries.first().map_or(0.9, |e| e.spec.checked.recipe.split);
     let dataset = Dataset::new(&corpus, corpus.vocab()?, split)?;
+    let options = CompileOptions::only([Function::TrainStep, Function::Evaluate, Function::Logits]);
     let mut compiled = Vec::new();
     for entry in &entries {
         for split in [Split::Train, Split::Validation] {
             dataset.windows(split, entry.spec.checked.model.context)?;
         }
-        compiled.push(entry.spec.compile(dataset.vocab(), args.device)?);
+        compiled.push(entry.spec.compile(dataset.vocab(), args.device, &options)?);
     }
     let bench = Bench { args, registry, console, corpus: &corpus, dataset: &dataset, data: &data };
     let backend = devices::open(args.device)?;

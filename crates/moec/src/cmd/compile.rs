@@ -46,7 +46,7 @@ pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result
         }
         Some(Emit::Ast | Emit::Plan) | None => {}
     }
-    let options = CompileOptions { max_rewrites: args.opt_steps, noise: NoisePolicy::Generated };
+    let options = CompileOptions { max_rewrites: args.opt_steps, ..CompileOptions::default() };
     let compiled =
         pipeline::compile(&checked.model, &checked.recipe, vocab, &options).map_err(|e| e.into_failure(&source))?;
     if args.time_passes {
@@ -365,6 +365,7 @@ fn as_json(checked: &Checked, compiled: &Compiled, vocab: usize) -> Value {
             "parameter_bytes": memory.parameter_bytes,
             "optimizer_bytes": memory.optimizer_bytes,
             "router_bytes": memory.router_bytes,
+            "cache_bytes": memory.cache_bytes,
             "functions": memory.functions,
         },
     })

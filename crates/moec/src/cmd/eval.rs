@@ -3,6 +3,7 @@
 use crate::args::{EvalArgs, SplitName};
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
+use crate::pipeline::{CompileOptions, Function};
 use crate::prepared::{self, Run};
 use crate::units::grouped;
 use moec_model::Registry;
@@ -15,7 +16,9 @@ use std::ops::ControlFlow;
 /// # Errors
 /// When the run or the data is wrong, or the device fails.
 pub fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let run = Run::open(&args.run, registry, args.device)?;
+    let run = Run::open(&args.run, registry, args.device, |_, _| {
+        Ok(CompileOptions::only([Function::Evaluate, Function::Logits]))
+    })?;
     let data = args.data.as_deref().unwrap_or(&run.request.data);
     let corpus = prepared::corpus(data, registry, console)?;
     let recipe = &run.spec.checked.recipe;

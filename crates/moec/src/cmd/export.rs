@@ -3,6 +3,7 @@
 use crate::args::{DeviceName, ExportArgs};
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
+use crate::pipeline::{CompileOptions, Function};
 use crate::prepared::Run;
 use moec_model::Registry;
 
@@ -15,10 +16,9 @@ pub fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> Result<
         let message = format!("{} exists already", args.output.display());
         return Err(Failure::new(Exit::Failure, message).help("--force replaces it"));
     }
-    let run = Run::open(&args.run, registry, DeviceName::Cpu)?;
-    let program = &run.compiled.program;
-    let heads = moec_runtime::attention_heads(program);
-    let tensors = moec_runtime::export_makemoe(&run.checkpoint.tensors, &program.states, heads)?;
+    let run = Run::open(&args.run, registry, DeviceName::Cpu, |_, _| Ok(CompileOptions::only([Function::Logits])))?;
+    let heads = moec_runtime::attention_heads(&run.compiled.program);
+    let tensors = moec_runtime::export_makemoe(&run.checkpoint.tensors, &run.compiled.states, heads)?;
     moec_runtime::write_tensors(&args.output, &tensors)?;
     console.note(format!("wrote {} tensors to {}", tensors.len(), args.output.display()));
     Ok(Exit::Success)

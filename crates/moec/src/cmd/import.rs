@@ -3,6 +3,7 @@
 use crate::args::{DeviceName, ImportArgs};
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
+use crate::pipeline::{CompileOptions, Function};
 use crate::prepared::{self, Request, Spec};
 use crate::sources;
 use moec_model::Registry;
@@ -17,7 +18,7 @@ pub fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<
     let spec = Spec::read(&args.spec, registry, args.model.as_deref(), &args.set)?;
     let corpus = prepared::corpus(&args.data, registry, console)?;
     let vocab = corpus.vocab()?;
-    let compiled = spec.compile(&vocab, DeviceName::Cpu)?;
+    let compiled = spec.compile(&vocab, DeviceName::Cpu, &CompileOptions::only([Function::TrainStep]))?;
     let theirs = moec_runtime::read_tensors(&args.file)?;
     let program = &compiled.program;
     let heads = moec_runtime::attention_heads(program);

@@ -5,7 +5,7 @@ use crate::args::{DeviceName, RouteArgs};
 use crate::console::Console;
 use crate::devices;
 use crate::exit::{Exit, Failure};
-use crate::pipeline::{self, CompileError};
+use crate::pipeline::{self, CompileError, CompileOptions};
 use crate::prepared::Run;
 use crate::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
 use moec_ir::{Builder, Graph, Op, Tensor, random};
@@ -49,7 +49,7 @@ fn record(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Ex
         }
         None => run,
     };
-    let run = Run::open(&run, registry, args.device)?;
+    let run = Run::open(&run, registry, args.device, |_, _| Ok(CompileOptions::only([])))?;
     let record = routed(&run, &text, args.seed, args.device)?;
     let lines = record.to_lines().map_err(|e| Failure::new(Exit::Failure, format!("cannot write the record: {e}")))?;
     match &args.output {
@@ -309,7 +309,7 @@ fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console)
     let record = Record::read(file)?;
     let header = &record.header;
     let default = || PathBuf::from(&header.run).join("checkpoints").join(format!("step-{:08}", header.checkpoint));
-    let run = Run::open(&args.run.clone().unwrap_or_else(default), registry, args.device)?;
+    let run = Run::open(&args.run.clone().unwrap_or_else(default), registry, args.device, |_, _| Ok(CompileOptions::only([])))?;
     if parameters_sha256(&run) != header.model_sha256 {
         let message = format!("{} is of other parameters than {}", file.display(), run.root.display());
         let help = format!("give the checkpoint of step {} of the run that was recorded", header.checkpoint);

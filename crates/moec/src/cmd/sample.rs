@@ -1,11 +1,14 @@
-//! `moec sample`: text from a trained model, streamed to standard output.
+//! `moec sample`: texts from a trained model, streamed to standard output.
 
 use crate::args::SampleArgs;
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
+use crate::pipeline::CompileOptions;
 use crate::prepared::Run;
+use crate::sampling::Sampling;
 use moec_model::Registry;
 use moec_runtime::SampleConfig;
+use std::ops::ControlFlow;
 
 /// Runs the command. The prompt is part of the text that is written.
 ///
@@ -20,13 +23,46 @@ pub fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> Result<
         length: args.length,
     };
     config.check()?;
-    let run = Run::open(&args.run, registry, args.device)?;
-    // An unknown character is found before the device is opened.
-    run.vocab.encode(&args.prompt).map_err(|e| Failure::new(Exit::Usage, format!("the prompt cannot be read: {e}")))?;
+    let mut sampling = None;
+    let run = Run::open(&args.run, registry, args.device, |model, vocab| {
+        // What is wrong with the prompt or the mode is found before anything is compiled.
+        let prompt = vocab.encode(&args.prompt);
+        let prompt = prompt.map_err(|e| Failure::new(Exit::Usage, format!("the prompt cannot be read: {e}")))?;
+        let chosen = Sampling::new(model, args.decode, args.samples, prompt.len(), args.length)?;
+        sampling = Some(chosen);
+        let samples = usize::try_from(chosen.together).unwrap_or(1);
+        Ok(CompileOptions { samples, ..CompileOptions::only(chosen.functions(model.context)) })
+    })?;
+    let Some(Sampling { kept, together, .. }) = sampling else { return Ok(Exit::Success) };
+    let end = args.number.saturating_add(args.samples);
     run.on_device(args.device, |executable| {
-        console.write(&args.prompt)?;
-        console.stream(|emit| Ok(moec_runtime::sample(executable, &run.vocab, &args.prompt, 0, &config, emit)?))?;
-        console.write("\n")
+        let mut first = args.number;
+        while first < end {
+            let group = first..end.min(first.saturating_add(together));
+            first = group.end;
+            // One text is shown as it is written; several would be mixed up.
+            let alone = group.end - group.start == 1;
+            let head = |number: u64| match args.samples {
+                1 => args.prompt.clone(),
+                _ => format!("--- sample {number} ---\n{}", args.prompt),
+            };
+            if alone {
+                console.write(&head(group.start))?;
+            }
+            let texts = console.stream(|emit| {
+                let mut show = |_: u64, text: &str| if alone { emit(text) } else { ControlFlow::Continue(()) };
+                let numbers = group.clone();
+                Ok(moec_runtime::sample(executable, &run.vocab, &args.prompt, numbers, kept, &config, &mut show)?)
+            })?;
+            for (number, text) in group.zip(texts) {
+                if !alone {
+                    console.write(&head(number))?;
+                    console.write(&text)?;
+                }
+                console.write("\n")?;
+            }
+        }
+        Ok(())
     })?;
     Ok(Exit::Success)
 }

@@ -1,16 +1,17 @@
 //! `moec train`: trains a model into a run folder, and shows a sample at the end.
 
-use crate::args::{DeviceName, TrainArgs};
+use crate::args::{DecodeMode, DeviceName, TrainArgs};
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
-use crate::pipeline::Compiled;
+use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::prepared::{self, Request, Spec};
 use crate::progress::Progress;
+use crate::sampling::Sampling;
 use crate::training::{self, Signals};
 use crate::units::{bytes, grouped};
 use crate::{devices, sources};
 use moec_model::Registry;
-use moec_runtime::{Corpus, Dataset, Executable, Outcome, RunFolder, RunTexts, SampleConfig, Split, Summary};
+use moec_runtime::{Corpus, Dataset, Executable, Kept, Outcome, RunFolder, RunTexts, SampleConfig, Split, Summary};
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
 
@@ -33,7 +34,10 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     for split in [Split::Train, Split::Validation] {
         dataset.windows(split, model.context)?;
     }
-    let compiled = spec.compile(dataset.vocab(), args.device)?;
+    let sampling = Sampling::new(model, DecodeMode::Auto, 1, 0, args.sample)?;
+    let mut functions = vec![Function::TrainStep, Function::Evaluate];
+    functions.extend(sampling.functions(model.context));
+    let compiled = spec.compile(dataset.vocab(), args.device, &CompileOptions::only(functions))?;
     let root = root.unwrap_or_else(|| free_folder(&model.name));
     introduce(&spec, &compiled, &corpus, &dataset, args.device, &root, console);
 
@@ -65,7 +69,10 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
         console.note(format!("interrupted and saved; continue with: {}", resume_command(args, &root)));
         return Ok(signals.exit());
     }
-    conclude(args, &root, &dataset, &folder, &summary, &mut executable, console)?;
+    if args.sample > 0 {
+        show_sample(args.sample, sampling.kept, &dataset, &folder, &summary, &mut executable, console)?;
+    }
+    console.note(format!("sample more with: moec sample {}", root.display()));
     Ok(Exit::Success)
 }
 
@@ -180,24 +187,23 @@ fn resume_command(args: &TrainArgs, root: &Path) -> String {
     format!("moec train {} --out {} --resume", args.spec.spec.display(), root.display())
 }
 
-/// A sample of the finished model, and what to do next.
-fn conclude(
-    args: &TrainArgs,
-    root: &Path,
+/// A sample of the finished model.
+fn show_sample(
+    length: usize,
+    kept: Kept,
     dataset: &Dataset,
     folder: &RunFolder,
     summary: &Summary,
     executable: &mut Executable<'_>,
     console: &Console,
 ) -> Result<(), Failure> {
-    if args.sample > 0 {
-        let config = SampleConfig { length: args.sample, ..SampleConfig::default() };
-        console.note("a sample:");
-        let text =
-            console.stream(|emit| Ok(moec_runtime::sample(executable, dataset.vocab(), "", 0, &config, emit)?))?;
-        console.write("\n")?;
-        folder.write_sample(&format!("step-{:08}.txt", summary.step), &text)?;
-    }
-    console.note(format!("sample more with: moec sample {}", root.display()));
+    let config = SampleConfig { length, ..SampleConfig::default() };
+    console.note("a sample:");
+    let texts = console.stream(|emit| {
+        let mut show = |_: u64, text: &str| emit(text);
+        Ok(moec_runtime::sample(executable, dataset.vocab(), "", 0..1, kept, &config, &mut show)?)
+    })?;
+    console.write("\n")?;
+    folder.write_sample(&format!("step-{:08}.txt", summary.step), &texts.concat())?;
     Ok(())
 }
