@@ -3,7 +3,9 @@
 use moec::Registry;
 use moec::pipeline::{self, CompileOptions};
 use moec_plan::{Backend, Interpreter};
-use moec_runtime::{Corpus, Dataset, Executable, RunFolder, RunTexts, SampleConfig, Schedule, Silent, TrainConfig};
+use moec_runtime::{
+    Corpus, Dataset, Executable, Kept, RunFolder, RunTexts, SampleConfig, Schedule, Silent, TrainConfig,
+};
 use moec_syntax::SourceFile;
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
@@ -58,6 +60,8 @@ pub(crate) fn train_and_sample() -> Result<String, Box<dyn std::error::Error>> {
     moec_runtime::train(&mut model, &data, &run, &config, 0, &AtomicBool::new(false), &mut Silent)?;
 
     let config = SampleConfig { length: 60, temperature: 0.5, ..SampleConfig::default() };
-    let text = moec_runtime::sample(&mut model, data.vocab(), "one", 0, &config, &mut |_| ControlFlow::Continue(()))?;
-    Ok(format!("one{text}"))
+    let mut each = |_: u64, _: &str| ControlFlow::Continue(());
+    // Learned positions: keys and values are kept until the context is full.
+    let texts = moec_runtime::sample(&mut model, data.vocab(), "one", 0..1, Kept::FirstWindow, &config, &mut each)?;
+    Ok(format!("one{}", texts.concat()))
 }

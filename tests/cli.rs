@@ -332,6 +332,15 @@ fn a_run_is_sampled_evaluated_and_exchanged_with_makemoe() {
     assert!(sample(&["--prompt", "the quick"]).starts_with("the quick"));
     assert_eq!(sample(&["--temperature", "0"]), sample(&["--temperature", "0", "--seed", "9"]));
     assert_eq!(sample(&["--top-k", "1"]), sample(&["--temperature", "0"]));
+    // Each of several texts is the one that it is alone, with the whole window or one character at a time.
+    let [second, third] = ["1", "2"].map(|number| sample(&["--number", number]));
+    let several = sample(&["--number", "1", "--samples", "2"]);
+    assert_eq!(several, format!("--- sample 1 ---\n{second}--- sample 2 ---\n{third}"));
+    let few = |mode| expect(&["sample", &run, "--length", "6", "--temperature", "0", "--decode", mode], 0).out;
+    assert_eq!(few("cached"), few("windowed"));
+    let refused = expect(&["sample", &run, "--length", "60", "--decode", "cached"], 2).err;
+    assert!(refused.contains("keys and values can be kept for the first"), "{refused}");
+    expect(&["sample", &run, "--samples", "0"], 2);
     expect(&["sample", &run, "--prompt", "Ω"], 2);
     expect(&["sample", &run, "--top-p", "1.5"], 2);
 

@@ -57,6 +57,8 @@ fn specs_at_every_stage() {
             let forward = lower(Function::TrainStep);
             let trained = pipeline::complete(&forward, &recipe, Function::TrainStep).unwrap();
             snapshot("train_step.differentiated", &source, &moec_ir::print(&trained));
+            snapshot("next.optimized", &source, &moec_ir::print(optimized(Function::Next)));
+            snapshot("decode.optimized", &source, &moec_ir::print(optimized(Function::Decode)));
             snapshot("train_step.optimized", &source, &moec_ir::print(optimized(Function::TrainStep)));
             let listing = moec_plan::listing(&compiled.program);
             snapshot("plan", &source, &serde_json::to_string_pretty(&listing).unwrap());

@@ -924,7 +924,8 @@ fn cached_attention(heads: usize, scale: f64, x: &Operands<'_>) -> Vec<Data> {
         let row = |place: usize| (n * time + place) * 2 * width;
         cache[row(position % time)..][..2 * width].copy_from_slice(&qkv[n * 3 * width + width..][..2 * width]);
         for h in 0..heads {
-            let part = |place: usize, part: usize| &cache[row(place) + part * width + h * at.head_width..][..at.head_width];
+            let part =
+                |place: usize, part: usize| &cache[row(place) + part * width + h * at.head_width..][..at.head_width];
             let q = at.part(&qkv, 0, n, h);
             let seen = (position + 1).min(time);
             let scores: Vec<f64> = (0..seen).map(|place| scale * dot(q, part(place, 0))).collect();

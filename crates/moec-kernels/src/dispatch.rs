@@ -4,8 +4,8 @@ use moec_ir::{Access, CapacityPriority, DType, FusedProgram, Instr, Op, TensorTy
 use moec_plan::Step;
 
 use crate::kernels::{
-    adamw, attention, balance, cached_attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, indices, matmul, norm, random,
-    reduce, rotary, routing, softmax, top_k,
+    adamw, attention, balance, cached_attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, indices,
+    matmul, norm, random, reduce, rotary, routing, softmax, top_k,
 };
 use crate::launch::{Arg, Launcher};
 

@@ -632,3 +632,64 @@ fn kernels_are_listed_without_a_device() {
     assert_eq!(names[0], ["layer_norm_grad w16", "layer_norm_param_grad w16", "sum_middle w16", "sum_middle w16"]);
     assert!(kernel_names(&program, "g", &DeviceProfile::gpu()).is_err());
 }
+
+#[test]
+fn attention_over_kept_keys_and_values() {
+    for (sequences, time, heads, d) in [(1, 1, 1, 1), (3, 7, 1, 3), (5, 17, 2, 6), (4, 33, 3, 16)] {
+        let c = heads * d;
+        let (qkv, cache) = (normal(&[sequences, 3 * c], 1), normal(&[sequences, time, 2 * c], 2));
+        // The first token, the last that fits, none, one that takes the place of the first, a late one.
+        let positions = [0, time as i32 - 1, -1, time as i32, 5 * time as i32 + 2];
+        let positions = Tensor::ints(positions[..sequences].to_vec());
+        check(&Op::CachedAttention { heads, scale: 0.4.into() }, &[&qkv, &cache, &positions], 1e-5);
+    }
+}
+
+/// Texts that are written together are what they would be alone, so a row must not show how many others there are.
+#[test]
+fn a_row_does_not_depend_on_the_other_rows() {
+    const ROWS: usize = 9;
+    for (name, backend) in backends() {
+        for (inner, outer) in [(33, 7), (16, 40), (128, 8)] {
+            let (x, bias) = (normal(&[ROWS, inner], 1), normal(&[outer], 3));
+            let (w, gain) = (normal(&[outer, inner], 2), normal(&[inner], 4));
+            let (experts, expert_bias) = (normal(&[3, outer, inner], 5), normal(&[3, outer], 6));
+            let linear = Op::MatMul { transpose_a: false, transpose_b: true, bias: true };
+            let grouped = Op::GroupedMatMul { transpose_b: true, bias: true };
+            let half_silu = |rows: usize| {
+                let instructions =
+                    vec![Instr::Load(0), Instr::Unary(Unary::Sigmoid, 0), Instr::Binary(Binary::Mul, 0, 1)];
+                Op::Fused(FusedProgram {
+                    shape: vec![rows, inner],
+                    accesses: vec![Access::Full],
+                    instructions,
+                    results: vec![2],
+                })
+            };
+            let offsets = Tensor::ints([0, 2, 2, ROWS as i32]);
+            let results = |x: &Tensor, offsets: &Tensor| {
+                let rows = x.shape()[0];
+                [
+                    run(backend, &linear, &[x, &w, &bias]),
+                    run(backend, &grouped, &[x, &experts, offsets, &expert_bias]),
+                    run(backend, &Op::LayerNorm { epsilon: 1e-5.into() }, &[x, &gain, &gain]),
+                    run(backend, &Op::RmsNorm { epsilon: 1e-5.into() }, &[x, &gain]),
+                    run(backend, &Op::Softmax, &[x]),
+                    run(backend, &Op::TopK { k: 2 }, &[x]),
+                    run(backend, &half_silu(rows), &[x]),
+                ]
+                .map(|mut all| all.remove(0).to_f32())
+            };
+            let together = results(&x, &offsets);
+            for row in [0, 1, 5, ROWS - 1] {
+                let own = Tensor::new([1, inner], Data::F32(x.to_f32()[row * inner..][..inner].to_vec())).unwrap();
+                let owner = usize::from(row >= 2) * 2;
+                let offsets = Tensor::ints([0, 1, 2, 3].map(|e| i32::from(e > owner)));
+                for (what, (found, all)) in results(&own, &offsets).iter().zip(&together).enumerate() {
+                    let columns = found.len();
+                    assert_eq!(found, &all[row * columns..][..columns], "{name}: operation {what}, row {row}");
+                }
+            }
+        }
+    }
+}

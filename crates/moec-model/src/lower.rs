@@ -457,8 +457,7 @@ impl Lowering {
             let positions = !self.gathers.is_empty() || self.newest();
             if positions {
                 let newest = self.newest();
-                let source =
-                    Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest };
+                let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest };
                 operands.push(source.positions(&mut self.emitter.builder));
             }
             qkv = self.b().op(Op::Rotary { heads, time, base, inverse: false, positions }, &operands);

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use moec_ir::{Data, Graph, Op, Stage, Tensor, evaluate, random, verify};
 use moec_model::{
-    Cache, CheckOptions, Form, InitScheme, LowerError, LowerOptions, Mode, Model, NoisePolicy, Registry, check, decoding,
-    lower,
+    Cache, CheckOptions, Form, InitScheme, LowerError, LowerOptions, Mode, Model, NoisePolicy, Registry, check,
+    decoding, lower,
 };
 use moec_syntax::{SourceFile, parse};
 

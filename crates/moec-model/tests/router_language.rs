@@ -7,8 +7,8 @@ use std::path::Path;
 
 use moec_ir::{Data, Evaluation, Stage, Tensor, evaluate, print, verify};
 use moec_model::{
-    Arguments, Causality, CheckOptions, Checked, Compares, Form, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode,
-    Model, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy,
+    Arguments, Causality, CheckOptions, Checked, Compares, Form, InitScheme, Layer, LayerKind, LowerOptions, Lowered,
+    Mode, Model, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy,
     Traits, Verdict, check, lower, lower_layer,
 };
 use moec_syntax::{SourceFile, format, parse};

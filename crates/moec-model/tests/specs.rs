@@ -6,8 +6,8 @@ use std::path::Path;
 
 use moec_ir::Graph;
 use moec_model::{
-    Causality, CheckOptions, Checked, Form, InitScheme, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry, check,
-    lower,
+    Causality, CheckOptions, Checked, Form, InitScheme, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry,
+    check, lower,
 };
 use moec_syntax::{SourceFile, format, parse};
 

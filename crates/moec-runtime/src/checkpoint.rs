@@ -166,11 +166,8 @@ impl Manifest {
 /// SHA-256 over name, type and kind of the parameters and router states, in order of name: equal for two programs that
 /// can exchange `model.safetensors`.
 pub fn fingerprint(states: &[StateDecl]) -> String {
-    let mut lines: Vec<String> = states
-        .iter()
-        .filter(|s| s.kind.of_model())
-        .map(|s| format!("{} {} {:?}\n", s.name, s.ty, s.kind))
-        .collect();
+    let mut lines: Vec<String> =
+        states.iter().filter(|s| s.kind.of_model()).map(|s| format!("{} {} {:?}\n", s.name, s.ty, s.kind)).collect();
     lines.sort();
     sha256_hex(lines.concat().as_bytes())
 }

@@ -174,8 +174,7 @@ impl<'a> Executable<'a> {
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for port in &plan.inputs {
             let tensor = given.iter().find(|(name, _)| *name == port.name).map(|(_, tensor)| tensor);
-            let unknown =
-                || ExecutableError::UnknownInput { function: function.to_string(), input: port.name.clone() };
+            let unknown = || ExecutableError::UnknownInput { function: function.to_string(), input: port.name.clone() };
             inputs.push((port.name.as_str(), tensor.ok_or_else(unknown)?));
         }
         Ok(self.session.run(function, &inputs)?)

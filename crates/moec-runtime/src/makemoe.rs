@@ -213,6 +213,7 @@ fn pieces(name: &str, shape: &[usize], heads: Option<usize>) -> Result<Vec<Piece
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moec_plan::StateKind;
 
     /// V, T, C, H, E, F of the model in these tests; layers are numbered past 9 to catch sorting by text.
     const SIZES: [usize; 6] = [5, 4, 6, 3, 2, 7];

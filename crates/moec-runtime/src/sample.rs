@@ -353,6 +353,20 @@ mod tests {
     }
 
     #[test]
+    fn functions_are_those_that_a_text_needs() {
+        let functions = |kept, prompt, length| sample_functions(kept, 8, prompt, length).join(" ");
+        assert_eq!(functions(Kept::Nothing, 0, 5), "next");
+        assert_eq!(functions(Kept::LastWindow, 30, 50), "decode");
+        // An empty prompt is a line break. The last character needs no scores after it.
+        assert_eq!(functions(Kept::FirstWindow, 0, 8), "decode");
+        assert_eq!(functions(Kept::FirstWindow, 0, 9), "decode next");
+        assert_eq!(functions(Kept::FirstWindow, 7, 2), "decode");
+        assert_eq!(functions(Kept::FirstWindow, 7, 3), "decode next");
+        assert_eq!(functions(Kept::FirstWindow, 8, 1), "next");
+        assert_eq!(functions(Kept::FirstWindow, 7, 0), "");
+    }
+
+    #[test]
     fn choices_follow_the_probabilities() {
         let candidates = [(7, 3.0), (2, 1.0)];
         assert_eq!([0.0, 0.74, 0.76, 1.0].map(|u| choose(&candidates, u)), [7, 7, 2, 2]);

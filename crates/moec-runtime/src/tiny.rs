@@ -8,6 +8,8 @@ use moec_plan::{Backend, Interpreter, OptimizerConfig, Program, Session, Wrt, ad
 
 pub(crate) const CONTEXT: usize = 5;
 pub(crate) const BATCH: usize = 3;
+/// Texts that are written at once.
+const TOGETHER: usize = 2;
 const WIDTH: usize = 7;
 const EXPERTS: usize = 3;
 const TEXT: &str = "the cat sat on the mat and the dog sat on the log. ";
@@ -27,7 +29,13 @@ fn forward(b: &mut Builder, vocab: usize, batch: usize, train: bool) -> moec_ir:
     let x = b.op(Op::Embed, &[tokens, table]);
     let x = b.reshape(x, [batch, CONTEXT, WIDTH]);
     let x = b.add(x, position);
-    let mut x = b.reshape(x, [n, WIDTH]);
+    let x = b.reshape(x, [n, WIDTH]);
+    mixture(b, x, vocab, train)
+}
+
+/// Logits [N, V] of tokens with their positions [N, W].
+fn mixture(b: &mut Builder, mut x: moec_ir::Value, vocab: usize, train: bool) -> moec_ir::Value {
+    let n = b.shape(x)[0];
     if train {
         let rng = b.input("rng", TensorType::i32([4]));
         x = b.dropout(x, 0.1, rng);
@@ -97,10 +105,28 @@ impl Tiny {
         let logits = forward(&mut b, vocab, 1, false);
         b.output("logits", logits);
         let logits = b.finish().unwrap();
+        let mut b = Builder::new();
+        let all = forward(&mut b, vocab, TOGETHER, false);
+        let rows = b.input("rows", TensorType::i32([TOGETHER]));
+        let last = b.op(Op::Embed, &[rows, all]);
+        b.output("logits", last);
+        let next = b.finish().unwrap();
+        // No token looks at others here, so there is nothing to keep of them.
+        let mut b = Builder::new();
+        let [tokens, positions] = ["tokens", "positions"].map(|name| b.input(name, TensorType::i32([TOGETHER])));
+        let table = b.parameter("embed.token.weight", [vocab, WIDTH]);
+        let places = b.parameter("embed.position.weight", [CONTEXT, WIDTH]);
+        let (x, place) = (b.op(Op::Embed, &[tokens, table]), b.op(Op::Embed, &[positions, places]));
+        let x = b.add(x, place);
+        let newest = mixture(&mut b, x, vocab, false);
+        b.output("logits", newest);
+        let decode = b.finish().unwrap();
         let program = plan(&[
             ("train_step".to_string(), &train),
             ("evaluate".to_string(), &evaluate),
             ("logits".to_string(), &logits),
+            ("next".to_string(), &next),
+            ("decode".to_string(), &decode),
         ])
         .unwrap();
         let normal = Init::Normal { std: 0.2.into() };

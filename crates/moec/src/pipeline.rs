@@ -6,7 +6,9 @@
 
 use crate::exit::{Exit, Failure};
 use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
-use moec_model::{Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry};
+use moec_model::{
+    Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry,
+};
 use moec_plan::{MemoryReport, OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, StateDecl, Wrt};
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
 use std::time::{Duration, Instant};
@@ -252,7 +254,9 @@ pub fn compile(
     for &function in &functions {
         forward.push(match function {
             Function::TrainStep => lowered.graph.clone(),
-            _ => moec_model::lower(model, &lower_options(recipe, vocab, function, options.noise, options.samples))?.graph,
+            _ => {
+                moec_model::lower(model, &lower_options(recipe, vocab, function, options.noise, options.samples))?.graph
+            }
         });
     }
     clock.stage("lower");

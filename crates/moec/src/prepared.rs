@@ -104,8 +104,8 @@ impl Spec {
             return Err(Failure::new(Exit::Data, message).help("write `vocab characters` to take it from the text"));
         }
         let (model, recipe) = (&self.checked.model, &self.checked.recipe);
-        let compiled = pipeline::compile(model, recipe, vocab.len(), options)
-            .map_err(|e| e.into_failure(&self.source))?;
+        let compiled =
+            pipeline::compile(model, recipe, vocab.len(), options).map_err(|e| e.into_failure(&self.source))?;
         cmd::compile::require_memory(&compiled.memory, device, &self.source)?;
         Ok(compiled)
     }

@@ -442,7 +442,8 @@ impl Lowering {
         if !self.options.routes {
             return;
         }
-        let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest: self.newest() };
+        let source =
+            Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest: self.newest() };
         let b = &mut self.emitter.builder;
         if !self.gathers.is_empty() {
             let rows = source.tokens(b);

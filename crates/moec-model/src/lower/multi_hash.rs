@@ -24,7 +24,8 @@ impl Lowering {
         }
         let table = hash_tables(hash, vocab);
         let table = self.emitter.state("table", table.ty().clone(), StateInit::Text(table));
-        let source = Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest: self.newest() };
+        let source =
+            Source { ids: self.token_ids, time: self.sequence_length, gathers: &self.gathers, newest: self.newest() };
         let b = &mut self.emitter.builder;
         let ids = source.ids(b);
         let ids = b.to_float(ids);

@@ -6,7 +6,7 @@ use crate::run_folder::{RunTexts, read_metrics};
 use crate::sample::log_probability;
 use crate::schedule_lr::Decay;
 use crate::tiny::{BATCH, CONTEXT, Tiny};
-use crate::{SampleConfig, SampleError, evaluate_split, initialise, sample};
+use crate::{Kept, SampleConfig, SampleError, evaluate_split, initialise, sample};
 use moec_ir::Tensor;
 use moec_plan::{BackendError, Session};
 use std::cell::Cell;
@@ -343,8 +343,11 @@ fn samples_repeat_and_obey_their_settings() {
     let mut executable = Executable::new(&tiny.program, &mut *session, CONTEXT).unwrap();
     executable.write_states(&checkpoint.tensors).unwrap();
     let vocab = tiny.data.vocab();
-    let mut draw = |prompt: &str, number, config: &SampleConfig| {
-        sample(&mut executable, vocab, prompt, number, config, &mut |_| ControlFlow::Continue(()))
+    let mut several = |prompt: &str, numbers, kept, config: &SampleConfig| {
+        sample(&mut executable, vocab, prompt, numbers, kept, config, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    };
+    let mut draw = |prompt: &str, number, config: &SampleConfig| -> Result<String, SampleError> {
+        Ok(several(prompt, number..number + 1, Kept::Nothing, config).remove(0))
     };
     let config = SampleConfig { length: 20, ..SampleConfig::default() };
     let text = draw("the cat sat", 0, &config).unwrap();
@@ -356,21 +359,40 @@ fn samples_repeat_and_obey_their_settings() {
     // Greedy and one candidate agree, whatever the seed; only the last T characters of the prompt count.
     let greedy = draw("at sat", 0, &SampleConfig { temperature: 0.0, ..config }).unwrap();
     assert_eq!(draw("the cat sat", 9, &SampleConfig { top_k: Some(1), seed: 4, ..config }).unwrap(), greedy);
+    // Each of several texts is the one that it is alone; a program writes two at once here.
+    let alone: Vec<String> = (3..8).map(|number| draw("on t", number, &config).unwrap()).collect();
+    assert_eq!(several("on t", 3..8, Kept::Nothing, &config), alone);
+    // Decoded while the window is not full, and windowed from there on.
+    for prompt in ["", "o", "on t", "on the mat"] {
+        for length in [0, 1, 2, 20] {
+            let config = SampleConfig { length, ..config };
+            let [kept, windowed] = [Kept::FirstWindow, Kept::Nothing].map(|kept| several(prompt, 0..3, kept, &config));
+            assert_eq!(kept, windowed, "{prompt:?} and {length} more");
+        }
+    }
     // A prompt shorter than the context is padded behind, where causality hides it.
     let (padded, _) = executable.logits(&[1, 2], [0; 4]).unwrap();
     let (filled, vocab_size) = executable.logits(&[1, 2, 3, 4, 5], [0; 4]).unwrap();
     assert_eq!(padded[..2 * vocab_size], filled[..2 * vocab_size]);
 
     let mut streamed = String::new();
-    let stopped = sample(&mut executable, vocab, "on the ", 0, &config, &mut |c| {
+    let stopped = sample(&mut executable, vocab, "on the ", 0..2, Kept::Nothing, &config, &mut |number, c| {
+        assert!(number < 2);
         streamed.push_str(c);
         if streamed.len() == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    assert_eq!((stopped.unwrap(), streamed.len()), (streamed.clone(), 4));
-    let error = sample(&mut executable, vocab, "Q", 0, &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    // Character by character, each of both texts in turn.
+    let [a, b] = <[String; 2]>::try_from(stopped.unwrap()).unwrap();
+    let turns: String = a.chars().zip(b.chars()).flat_map(|(a, b)| [a, b]).collect();
+    assert_eq!((turns, streamed.len()), (streamed.clone(), 4));
+    let error =
+        sample(&mut executable, vocab, "Q", 0..1, Kept::Nothing, &config, &mut |_, _| ControlFlow::Continue(()))
+            .unwrap_err();
     assert_eq!(error.to_string(), "the prompt cannot be read: the model's vocabulary lacks 'Q'");
     let other = crate::Vocab::of_text("abc");
-    let error = sample(&mut executable, &other, "a", 0, &config, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let error =
+        sample(&mut executable, &other, "a", 0..1, Kept::Nothing, &config, &mut |_, _| ControlFlow::Continue(()))
+            .unwrap_err();
     assert!(matches!(error, SampleError::Vocabulary { vocabulary: 3, .. }), "{error}");
 }
 

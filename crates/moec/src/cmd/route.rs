@@ -309,7 +309,9 @@ fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console)
     let record = Record::read(file)?;
     let header = &record.header;
     let default = || PathBuf::from(&header.run).join("checkpoints").join(format!("step-{:08}", header.checkpoint));
-    let run = Run::open(&args.run.clone().unwrap_or_else(default), registry, args.device, |_, _| Ok(CompileOptions::only([])))?;
+    let run = Run::open(&args.run.clone().unwrap_or_else(default), registry, args.device, |_, _| {
+        Ok(CompileOptions::only([]))
+    })?;
     if parameters_sha256(&run) != header.model_sha256 {
         let message = format!("{} is of other parameters than {}", file.display(), run.root.display());
         let help = format!("give the checkpoint of step {} of the run that was recorded", header.checkpoint);
