@@ -340,6 +340,10 @@ fn a_run_is_sampled_evaluated_and_exchanged_with_makemoe() {
     assert_eq!(few("cached"), few("windowed"));
     let refused = expect(&["sample", &run, "--length", "60", "--decode", "cached"], 2).err;
     assert!(refused.contains("keys and values can be kept for the first"), "{refused}");
+    let soft = SMALL.replace("noisy_top_k(k: 2, epsilon: 0)", "soft_moe, allow: lookahead");
+    fs::write(lab.at("soft.moe"), soft).unwrap();
+    let refused = expect(&["compile", &lab.at("soft.moe"), "--emit", "plan", "--function", "decode"], 2).err;
+    assert!(refused.contains("`soft_moe` compares each token with the whole sequence"), "{refused}");
     expect(&["sample", &run, "--samples", "0"], 2);
     expect(&["sample", &run, "--prompt", "Ω"], 2);
     expect(&["sample", &run, "--top-p", "1.5"], 2);

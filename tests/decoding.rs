@@ -111,7 +111,7 @@ fn one_token_at_a_time_gives_the_scores_of_the_whole_window() {
     let backend = CubeBackend::open(Device::Cpu).unwrap();
     let mut compared = 0;
     for (name, checked) in specs() {
-        let compiled = compiled(&checked, 2);
+        let compiled = compiled(&checked, 3);
         let mut session = session(&backend, &compiled);
         let session = &mut *session;
         let whole = |session: &mut dyn Session, number: usize| {
@@ -124,15 +124,15 @@ fn one_token_at_a_time_gives_the_scores_of_the_whole_window() {
                 assert!((a - b).abs() <= 2e-4 * scale, "{name}, {what}: {found:?} and {expected:?}");
             }
         };
-        let expected = [0, 1].map(|number| whole(session, number));
+        let expected = [0, 1, 2].map(|number| whole(session, number));
         // A batch with capacity or noise is another one than each sequence alone.
         if moec_model::decoding(&checked.model).together {
-            for (number, row) in next(session, &compiled, &[0, 1]).iter().enumerate() {
+            for (number, row) in next(session, &compiled, &[0, 1, 2]).iter().enumerate() {
                 close("next", row, &expected[number][TIME - 1 - number]);
             }
         }
         if compiled.program.plan("decode").is_some() {
-            for (found, expected) in decoded(session, &compiled, &[0, 1]).iter().zip(&expected) {
+            for (found, expected) in decoded(session, &compiled, &[0, 1, 2]).iter().zip(&expected) {
                 close("decode", &found.concat(), &expected.concat());
             }
             compared += 1;

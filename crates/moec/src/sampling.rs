@@ -10,14 +10,14 @@ use moec_runtime::Kept;
 const MOST_TOGETHER: u64 = 16;
 
 /// A way to write texts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sampling {
     /// What is kept of the tokens of a text.
     pub(crate) kept: Kept,
     /// Texts that are written at once.
     pub(crate) together: u64,
-    prompt: usize,
-    length: usize,
+    /// The functions that it runs.
+    pub(crate) functions: Vec<Function>,
 }
 
 impl Sampling {
@@ -33,41 +33,37 @@ impl Sampling {
         length: usize,
     ) -> Result<Self, Failure> {
         let decoding = moec_model::decoding(model);
-        let cached = mode == DecodeMode::Cached;
-        let kept = match decoding.cache {
+        let kept = match &decoding.cache {
             _ if mode == DecodeMode::Windowed => Kept::Nothing,
             Cache::Sliding => Kept::LastWindow,
-            Cache::UntilFull => {
-                let tokens = prompt.max(1).saturating_add(length).saturating_sub(1);
-                let beyond = tokens > model.context || prompt >= model.context;
-                if cached && length > 0 && beyond {
-                    let message = format!(
-                        "keys and values can be kept for the first {} characters only: what they hold depends on the \
-                         place in the window",
-                        model.context
-                    );
-                    let advice = format!("prompt and text are {} characters", prompt.saturating_add(length));
-                    return Err(Failure::new(Exit::Usage, message)
-                        .help(advice)
-                        .help("--decode auto goes on with the whole window from there"));
-                }
-                Kept::FirstWindow
-            }
-            Cache::Never(obstacle) => {
-                if cached {
-                    let message = format!("keys and values cannot be kept: {obstacle}");
-                    return Err(Failure::new(Exit::Usage, message).help("--decode windowed computes the whole window"));
-                }
-                Kept::Nothing
-            }
+            Cache::UntilFull => Kept::FirstWindow,
+            Cache::Never(_) => Kept::Nothing,
         };
+        let functions = moec_runtime::sample_functions(kept, model.context, prompt, length);
+        if mode == DecodeMode::Cached && functions.contains(&moec_runtime::NEXT) {
+            return Err(not_cached(&decoding.cache, model.context, prompt.saturating_add(length)));
+        }
+        let functions = functions.into_iter().filter_map(Function::from_name).collect();
         let together = if decoding.together { samples.clamp(1, MOST_TOGETHER) } else { 1 };
-        Ok(Self { kept, together, prompt, length })
+        Ok(Self { kept, together, functions })
     }
+}
 
-    /// The functions that it runs.
-    pub(crate) fn functions(&self, context: usize) -> Vec<Function> {
-        let names = moec_runtime::sample_functions(self.kept, context, self.prompt, self.length);
-        names.into_iter().filter_map(Function::from_name).collect()
+/// Why a text of so many characters, its prompt included, cannot be written from keys and values alone.
+fn not_cached(cache: &Cache, context: usize, characters: usize) -> Failure {
+    match cache {
+        Cache::Never(obstacle) => {
+            Failure::new(Exit::Usage, format!("keys and values cannot be kept: {}", obstacle.reason))
+                .help("--decode windowed computes the whole window for every character")
+        }
+        Cache::Sliding | Cache::UntilFull => {
+            let message = format!(
+                "keys and values can be kept for the first {context} characters only: what they hold depends on the \
+                 place in the window"
+            );
+            Failure::new(Exit::Usage, message)
+                .help(format!("prompt and text are {characters} characters together"))
+                .help("--decode auto goes on with the whole window from there")
+        }
     }
 }

@@ -46,7 +46,12 @@ pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result
         }
         Some(Emit::Ast | Emit::Plan) | None => {}
     }
-    let options = CompileOptions { max_rewrites: args.opt_steps, ..CompileOptions::default() };
+    let mut functions = Function::of(&checked.model);
+    if args.emit == Some(Emit::Plan) && !functions.contains(&function) {
+        // Fails with the reason.
+        functions.push(function);
+    }
+    let options = CompileOptions { max_rewrites: args.opt_steps, ..CompileOptions::only(functions) };
     let compiled =
         pipeline::compile(&checked.model, &checked.recipe, vocab, &options).map_err(|e| e.into_failure(&source))?;
     if args.time_passes {

@@ -29,9 +29,10 @@ pub fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> Result<
         let prompt = vocab.encode(&args.prompt);
         let prompt = prompt.map_err(|e| Failure::new(Exit::Usage, format!("the prompt cannot be read: {e}")))?;
         let chosen = Sampling::new(model, args.decode, args.samples, prompt.len(), args.length)?;
-        sampling = Some(chosen);
         let samples = usize::try_from(chosen.together).unwrap_or(1);
-        Ok(CompileOptions { samples, ..CompileOptions::only(chosen.functions(model.context)) })
+        let options = CompileOptions { samples, ..CompileOptions::only(chosen.functions.clone()) };
+        sampling = Some(chosen);
+        Ok(options)
     })?;
     let Some(Sampling { kept, together, .. }) = sampling else { return Ok(Exit::Success) };
     let end = args.number.saturating_add(args.samples);

@@ -36,7 +36,7 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     }
     let sampling = Sampling::new(model, DecodeMode::Auto, 1, 0, args.sample)?;
     let mut functions = vec![Function::TrainStep, Function::Evaluate];
-    functions.extend(sampling.functions(model.context));
+    functions.extend(&sampling.functions);
     let compiled = spec.compile(dataset.vocab(), args.device, &CompileOptions::only(functions))?;
     let root = root.unwrap_or_else(|| free_folder(&model.name));
     introduce(&spec, &compiled, &corpus, &dataset, args.device, &root, console);
