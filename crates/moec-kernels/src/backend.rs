@@ -7,6 +7,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -81,6 +82,16 @@ impl CubeBackend {
         let none = |reason: String| BackendError::NoDevice { device: device.name().into(), reason };
         let client = guarded(device, || client(device))?.map_err(none)?;
         Ok(Self { device, profile, client })
+    }
+
+    /// The runtime's client.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What kernels are shaped for.
+    pub(crate) fn profile(&self) -> &DeviceProfile {
+        &self.profile
     }
 
     fn failed(&self, reason: impl Into<String>) -> BackendError {
@@ -174,6 +185,7 @@ impl Backend for CubeBackend {
                 for state in session.states.iter().filter(|s| s.elements() > 0) {
                     fill::launch(launcher, *state, 0.0);
                 }
+                Ok(())
             })?;
             self.client.flush().map_err(|error| self.failed(error.to_string()))?;
             Ok(Box::new(session) as Box<dyn Session>)
@@ -284,13 +296,54 @@ impl CubeSession {
         BackendError::Device { device: self.device.name().into(), reason: reason.into() }
     }
 
+    /// Writes the inputs of a plan and hands each of its steps to `run`, on the device's thread.
+    fn execute(
+        &mut self,
+        plan: &str,
+        inputs: &[(&str, &Tensor)],
+        mut run: impl FnMut(&Client, &mut dyn FnMut()) -> Result<(), BackendError> + Send,
+    ) -> Result<(), BackendError> {
+        let index = self.plan_index(plan)?;
+        let plan = &self.program.plans[index];
+        if let Some((name, _)) = inputs.iter().find(|(name, _)| !plan.inputs.iter().any(|p| p.name == *name)) {
+            return Err(interface(format!("`{}` has no input `{name}`", plan.name)));
+        }
+        let mut values = Vec::new();
+        for port in &plan.inputs {
+            let ty = &plan.buffer(port.buffer).ty;
+            let (_, value) = inputs
+                .iter()
+                .find(|(name, _)| *name == port.name)
+                .ok_or_else(|| interface(format!("input `{}` of `{}` is not given", port.name, plan.name)))?;
+            if value.ty() != *ty {
+                return Err(interface(format!("input `{}` is {ty}, but the value given is {}", port.name, value.ty())));
+            }
+            values.push((port.buffer, *value));
+        }
+        self.last = None;
+        let prepared = &self.plans[index];
+        guarded(self.device, || {
+            for (buffer, value) in values {
+                self.write(prepared.buffers[buffer.index()], value);
+            }
+            self.launch(|launcher| {
+                for (step, (operands, results)) in plan.steps.iter().zip(&prepared.steps) {
+                    run(&self.client, &mut || dispatch::step(launcher, step, operands, results))?;
+                }
+                Ok(())
+            })
+        })??;
+        self.last = Some(index);
+        Ok(())
+    }
+
     /// Launches kernels from the device's own thread. From another thread each launch goes through a short queue, and
     /// whoever finds it full spins for milliseconds on a core that the kernels need.
-    fn launch(&self, launches: impl FnOnce(&Launcher) + Send) -> Result<(), BackendError> {
+    fn launch(&self, launches: impl FnOnce(&Launcher) -> Result<(), BackendError> + Send) -> Result<(), BackendError> {
         let launched = self.client.exclusive(|| {
-            launches(&Launcher::new(self.client.clone(), self.profile, self.allocations.clone(), self.scratch));
+            launches(&Launcher::new(self.client.clone(), self.profile, self.allocations.clone(), self.scratch))
         });
-        launched.map_err(|error| self.failed(error.to_string()))
+        launched.map_err(|error| self.failed(error.to_string()))?
     }
 
     fn write(&self, arg: Arg, value: &Tensor) {
@@ -337,37 +390,23 @@ impl Session for CubeSession {
     }
 
     fn run(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<(), BackendError> {
-        let index = self.plan_index(plan)?;
-        let plan = &self.program.plans[index];
-        if let Some((name, _)) = inputs.iter().find(|(name, _)| !plan.inputs.iter().any(|p| p.name == *name)) {
-            return Err(interface(format!("`{}` has no input `{name}`", plan.name)));
-        }
-        let mut values = Vec::new();
-        for port in &plan.inputs {
-            let ty = &plan.buffer(port.buffer).ty;
-            let (_, value) = inputs
-                .iter()
-                .find(|(name, _)| *name == port.name)
-                .ok_or_else(|| interface(format!("input `{}` of `{}` is not given", port.name, plan.name)))?;
-            if value.ty() != *ty {
-                return Err(interface(format!("input `{}` is {ty}, but the value given is {}", port.name, value.ty())));
-            }
-            values.push((port.buffer, *value));
-        }
-        self.last = None;
-        let prepared = &self.plans[index];
-        guarded(self.device, || {
-            for (buffer, value) in values {
-                self.write(prepared.buffers[buffer.index()], value);
-            }
-            self.launch(|launcher| {
-                for (step, (operands, results)) in plan.steps.iter().zip(&prepared.steps) {
-                    dispatch::step(launcher, step, operands, results);
-                }
-            })
-        })??;
-        self.last = Some(index);
-        Ok(())
+        self.execute(plan, inputs, |_, step| {
+            step();
+            Ok(())
+        })
+    }
+
+    fn run_timed(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<Vec<Duration>, BackendError> {
+        let (device, mut times) = (self.device, Vec::new());
+        self.execute(plan, inputs, |client, step| {
+            let begun = Instant::now();
+            step();
+            let waited = cubecl::future::block_on(client.sync());
+            waited.map_err(|error| BackendError::Device { device: device.name().into(), reason: error.to_string() })?;
+            times.push(begun.elapsed());
+            Ok(())
+        })?;
+        Ok(times)
     }
 
     fn output(&mut self, plan: &str, name: &str) -> Result<Tensor, BackendError> {

@@ -8,6 +8,7 @@ mod device;
 mod dispatch;
 mod kernels;
 mod launch;
+mod limits;
 #[cfg(test)]
 mod tests;
 
@@ -15,3 +16,4 @@ pub use backend::{CubeBackend, Device, available_memory, kernel_names};
 #[cfg(feature = "wgpu")]
 pub use device::{WgpuUnavailable, open_wgpu, wgpu_available};
 pub use launch::DeviceProfile;
+pub use limits::{Limits, Yardstick};

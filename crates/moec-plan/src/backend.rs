@@ -3,6 +3,7 @@
 
 use crate::plan::Program;
 use moec_ir::Tensor;
+use std::time::Duration;
 
 /// Why a backend could not do what it was asked.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -73,6 +74,13 @@ pub trait Session {
     /// # Errors
     /// When a name or type does not fit the plan or the device fails.
     fn run(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<(), BackendError>;
+
+    /// Runs a plan as [`Session::run`] does, to the same bits, but waits for the device after every step: how long each
+    /// took, in the plan's order.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_timed(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<Vec<Duration>, BackendError>;
 
     /// Reads an output of the last run of a plan, waiting for it. Valid until another plan runs.
     ///

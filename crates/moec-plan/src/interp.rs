@@ -7,6 +7,7 @@
 use crate::backend::{Backend, BackendError, Session};
 use crate::plan::{Buffer, Plan, Program, Storage};
 use moec_ir::{DType, Data, Tensor, evaluate_op};
+use std::time::{Duration, Instant};
 
 /// Name of the device.
 const NAME: &str = "interpreter";
@@ -132,8 +133,10 @@ impl InterpreterSession {
         Ok(())
     }
 
-    fn steps(&mut self, plan: &Plan) -> Result<(), BackendError> {
+    fn steps(&mut self, plan: &Plan) -> Result<Vec<Duration>, BackendError> {
+        let mut times = Vec::with_capacity(plan.steps.len());
         for step in &plan.steps {
+            let begun = Instant::now();
             let at = |e: BackendError| failed(format!("%{}: {e}", step.name));
             let operands =
                 step.operands.iter().map(|&b| self.read(plan.buffer(b))).collect::<Result<Vec<_>, _>>().map_err(at)?;
@@ -145,8 +148,9 @@ impl InterpreterSession {
             for (&b, value) in step.results.iter().zip(&results) {
                 self.write(plan.buffer(b), value).map_err(at)?;
             }
+            times.push(begun.elapsed());
         }
-        Ok(())
+        Ok(times)
     }
 }
 
@@ -169,6 +173,10 @@ impl Session for InterpreterSession {
     }
 
     fn run(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<(), BackendError> {
+        self.run_timed(plan, inputs).map(drop)
+    }
+
+    fn run_timed(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<Vec<Duration>, BackendError> {
         let index = self.plan_index(plan)?;
         let plan = self.program.plans[index].clone();
         for (name, _) in inputs {
@@ -190,9 +198,9 @@ impl Session for InterpreterSession {
             }
             self.write(buffer, value)?;
         }
-        self.steps(&plan)?;
+        let times = self.steps(&plan)?;
         self.last = Some(index);
-        Ok(())
+        Ok(times)
     }
 
     fn output(&mut self, plan: &str, name: &str) -> Result<Tensor, BackendError> {

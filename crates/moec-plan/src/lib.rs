@@ -43,6 +43,7 @@ mod probe;
 mod report;
 mod routes;
 mod schedule;
+mod work;
 
 pub use autodiff::{Wrt, differentiate};
 pub use backend::{Backend, BackendError, Session};
@@ -56,3 +57,4 @@ pub use planner::{declare_states, plan};
 pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport, memory_report};
 pub use routes::{ROUTE_PREFIX, freeze_routes, record_routes, routes};
+pub use work::{Phase, Work, kind, phase, work};

@@ -26,6 +26,7 @@ mod files;
 mod init;
 mod makemoe;
 mod metrics;
+mod profile;
 mod run_folder;
 mod sample;
 mod schedule_lr;
@@ -45,11 +46,12 @@ pub use executable::{DECODE, EVALUATE, Executable, ExecutableError, LOGITS, NEXT
 pub use init::{initial_tensors, initialise};
 pub use makemoe::{MakeMoeError, attention_heads, export_makemoe, import_makemoe};
 pub use metrics::{Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};
+pub use profile::{KernelRow, Profiled, Timings};
 pub use run_folder::{RunError, RunFolder, RunTexts, latest_checkpoint, read_metrics, read_resolved, read_spec};
 pub use sample::{Kept, SampleConfig, SampleError, sample, sample_functions};
 pub use schedule_lr::{Decay, Schedule};
 pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
-pub use train::{Outcome, Reporter, Silent, Summary, TrainConfig, TrainError, resume, train};
+pub use train::{Outcome, Reporter, Silent, Summary, TrainConfig, TrainError, resume, train, train_loss, train_step};
 pub use vocab::{UnknownCharacters, Vocab};
 
 #[cfg(test)]

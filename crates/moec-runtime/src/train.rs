@@ -178,8 +178,9 @@ pub fn train(
 ) -> Result<Summary, TrainError> {
     let context = executable.context();
     let rows = executable.rows(TRAIN_STEP)?;
-    let text = data.windows(Split::Train, context)?;
-    data.windows(Split::Validation, context)?;
+    for split in [Split::Train, Split::Validation] {
+        data.windows(split, context)?;
+    }
     let identity = identity(executable, data, run, config);
     let stopping = || stop.load(Ordering::Relaxed);
 
@@ -196,9 +197,7 @@ pub fn train(
     let mut saved = run.latest_checkpoint()?.filter(|(step, _)| *step == start);
     let mut step = start;
     while step < config.steps && !stopping() {
-        let windows = Windows::random(text, context, rows, Purpose::TrainingWindows.stream(config.seed, step), 0);
-        let hyper = config.schedule.hyper(step, config.steps, config.beta1, config.beta2);
-        executable.run(TRAIN_STEP, &windows, Settings { rng: generator(config.seed, step), hyper })?;
+        train_step(executable, data, config, step)?;
         step += 1;
         watch.stepped();
         reporter.stepped(step);
@@ -207,7 +206,7 @@ pub fn train(
         let (log, save) = (last || due(config.log_every, step), last || due(config.checkpoint_every, step));
         let evaluation_is_due = evaluation_due(config, step);
         if log || save || evaluation_is_due {
-            let loss = finite(step, "the training loss", executable.scalar(TRAIN_STEP, "loss")?)?;
+            let loss = finite(step, "the training loss", train_loss(executable)?)?;
             watch.pause();
             if log {
                 let metric = train_metric(executable, config, step, loss, watch.report_ms(), rows * context)?;
@@ -234,6 +233,32 @@ pub fn train(
     let summary = Summary { outcome, step, checkpoint, evaluation, step_ms, tokens_per_s };
     reporter.finished(&summary);
     Ok(summary)
+}
+
+/// Makes the optimiser step after `step` steps, with the batch, the noise and the learning rate that belong to it. It may
+/// return before the device is done.
+///
+/// # Errors
+/// When the text is shorter than a window or the device fails.
+pub fn train_step(
+    executable: &mut Executable<'_>,
+    data: &Dataset,
+    config: &TrainConfig,
+    step: u64,
+) -> Result<(), TrainError> {
+    let (context, rows) = (executable.context(), executable.rows(TRAIN_STEP)?);
+    let text = data.windows(Split::Train, context)?;
+    let windows = Windows::random(text, context, rows, Purpose::TrainingWindows.stream(config.seed, step), 0);
+    let hyper = config.schedule.hyper(step, config.steps, config.beta1, config.beta2);
+    Ok(executable.run(TRAIN_STEP, &windows, Settings { rng: generator(config.seed, step), hyper })?)
+}
+
+/// The loss of the last [`train_step`], waiting for it.
+///
+/// # Errors
+/// When the device fails.
+pub fn train_loss(executable: &mut Executable<'_>) -> Result<f64, TrainError> {
+    Ok(executable.scalar(TRAIN_STEP, "loss")?)
 }
 
 fn due(every: u64, step: u64) -> bool {

@@ -81,6 +81,15 @@ pub enum Command {
 Every spec is trained with the seeds 1 to K into DIR/SPEC/seed-N, an ordinary run. A seed gives every spec the same
 batches. The same command goes on where it stopped, and does not repeat what is finished.")]
     Compare(CompareArgs),
+    /// Measure how fast a model trains here, beside what this machine can do at most.
+    #[command(after_help = "Examples:
+  moec bench specs/noisy_top2.moe
+  moec bench specs/noisy_top2.moe --data tinyshakespeare --steps 100
+  moec bench mine.moe -s train.batch=64 --json
+
+The limits are measured between the steps: multiply-adds in registers, and a triad over memory. A step cannot be faster
+than its products at the one plus the optimiser's traffic at the other. Nothing is written.")]
+    Bench(BenchArgs),
     /// Write text with a trained model; the text goes to standard output, everything else to standard error.
     #[command(after_help = "Examples:
   moec sample runs/tiny
@@ -316,9 +325,44 @@ pub struct TrainArgs {
     #[arg(long, requires = "out")]
     pub resume: bool,
 
+    /// Time every kernel: a table at the end, and profile.json in the run folder for chrome://tracing or Perfetto.
+    /// The same bits, but slower, because every kernel is waited for.
+    #[arg(long)]
+    pub profile: bool,
+
     /// Characters of text to sample at the end; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub sample: usize,
+}
+
+/// `moec bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The file.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+
+    /// A text file, a known data set (`tinyshakespeare`), or `synthetic` for the generated corpus. Overrides the
+    /// file's `data`.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
+
+    /// Number of steps to time.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Make steps on request, to be measured in turn with other programs: each line `go N` on standard input makes N
+    /// steps and prints a JSON object for each.
+    #[arg(long, conflicts_with = "json")]
+    pub serve: bool,
 }
 
 /// `moec compare`

@@ -19,6 +19,7 @@ mod console;
 mod devices;
 mod downloads;
 pub mod exit;
+mod kernel_table;
 pub mod pipeline;
 mod prepared;
 mod progress;
@@ -87,6 +88,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Compile(args) => (args.spec.message_format, cmd::compile::run(args, registry, &console)),
         Command::Train(args) => (args.spec.message_format, cmd::train::run(args, registry, &console)),
         Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, &console)),
+        Command::Bench(args) => (args.spec.message_format, cmd::bench::run(args, registry, &console)),
         Command::Sample(args) => (MessageFormat::Full, cmd::sample::run(args, registry, &console)),
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, &console)),
         Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, &console)),

@@ -24,6 +24,7 @@ pub(crate) mod fused;
 pub(crate) mod grouped_matmul;
 pub(crate) mod indices;
 mod lanes;
+pub(crate) mod limits;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 mod order;

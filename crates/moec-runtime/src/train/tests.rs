@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::rc::Rc;
+use std::time::Duration;
 
 const CONFIG: TrainConfig = TrainConfig {
     steps: 24,
@@ -250,6 +251,9 @@ impl Session for Diverging {
             self.steps_left.set(self.steps_left.get().saturating_sub(1));
         }
         self.inner.run(plan, inputs)
+    }
+    fn run_timed(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<Vec<Duration>, BackendError> {
+        self.inner.run_timed(plan, inputs)
     }
     fn output(&mut self, plan: &str, name: &str) -> Result<Tensor, BackendError> {
         let tensor = self.inner.output(plan, name)?;

@@ -3,6 +3,7 @@
 use crate::args::{DecodeMode, DeviceName, TrainArgs};
 use crate::console::Console;
 use crate::exit::{Exit, Failure};
+use crate::kernel_table::KernelTable;
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::prepared::{self, Request, Spec};
 use crate::progress::Progress;
@@ -11,7 +12,10 @@ use crate::training::{self, Signals};
 use crate::units::{bytes, grouped};
 use crate::{devices, sources};
 use moec_model::Registry;
-use moec_runtime::{Corpus, Dataset, Executable, Kept, Outcome, RunFolder, RunTexts, SampleConfig, Split, Summary};
+use moec_runtime::{
+    Corpus, Dataset, Executable, Kept, Outcome, Profiled, RunFolder, RunTexts, SampleConfig, Split, Summary, TRAIN_STEP,
+    Timings,
+};
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
 
@@ -42,8 +46,11 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     introduce(&spec, &compiled, &corpus, &dataset, args.device, &root, console);
 
     let backend = devices::open(args.device)?;
-    let mut session = backend.prepare(&compiled.program)?;
-    let mut executable = Executable::new(&compiled.program, &mut *session, model.context)?;
+    let mut session = Profiled::new(backend.prepare(&compiled.program)?, TRAIN_STEP);
+    if !args.profile {
+        session.pause();
+    }
+    let mut executable = Executable::new(&compiled.program, &mut session, model.context)?;
     let config = training::config(recipe);
     let folder = if args.resume {
         RunFolder::open(&root)?
@@ -72,8 +79,27 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     if args.sample > 0 {
         show_sample(args.sample, sampling.kept, &dataset, &folder, &summary, &mut executable, console)?;
     }
+    if args.profile {
+        write_profile(&compiled, session.timings(), &root, console)?;
+    }
     console.note(format!("sample more with: moec sample {}", root.display()));
     Ok(Exit::Success)
+}
+
+/// The table of kernels, and the last steps as a trace in the run folder.
+fn write_profile(compiled: &Compiled, timings: &Timings, root: &Path, console: &Console) -> Result<(), Failure> {
+    let Some(plan) = compiled.program.plan(TRAIN_STEP) else { return Ok(()) };
+    console.note(format!(
+        "\nof {} steps after the first, which took {:.1} s with the compilation of its kernels:",
+        timings.runs,
+        timings.first.as_secs_f64()
+    ));
+    console.note(KernelTable::new(plan, timings, None).text());
+    let path = root.join("profile.json");
+    let trace = timings.chrome_trace(plan).to_string();
+    std::fs::write(&path, trace).map_err(|e| Failure::file("write", &path, &e))?;
+    console.note(format!("trace of the last steps: {}", path.display()));
+    Ok(())
 }
 
 /// The spec and the request of a new run.
