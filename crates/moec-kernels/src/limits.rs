@@ -18,7 +18,7 @@ const TRIAD_ELEMENTS: usize = 1 << 25;
 const UNITS: usize = 1 << 14;
 
 /// Rounds of multiply-adds of a unit: some milliseconds on a CPU.
-const ROUNDS: usize = 100_000;
+const ROUNDS: usize = 1_000_000;
 
 /// What a device can do at most, as measured.
 #[derive(Clone, Copy, Debug, PartialEq)]

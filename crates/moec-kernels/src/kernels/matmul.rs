@@ -33,11 +33,11 @@ pub(crate) struct Tiling {
 impl Tiling {
     /// The tiling for `m` rows and `n` columns on a machine with vector registers of that many lanes. The 16 registers
     /// of AVX2 hold 6 by 2 accumulators, two vectors of `b` and a broadcast element of `a`; the 32 of AVX-512 twice
-    /// that, where four vectors of `b` make the packed panel 32 KiB with half the block.
+    /// that, where four vectors of `b` make the packed panel 32 KiB with a quarter of the block.
     fn new(lanes: usize, m: usize, n: usize) -> Self {
         let (mut rows, vectors, block) = match lanes {
             _ if n <= lanes => (12, 1, 512),
-            16 => (6, 4, 256),
+            16 => (6, 4, 128),
             _ => (6, 2, 512),
         };
         while rows > m {
