@@ -295,6 +295,13 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             f((0..len).map(|i| if condition[i] != 0.0 { a[i] } else { b[i] }).collect())
         }
         Op::Fused(program) => fused(program, x),
+        Op::FusedProduct { product, program } => {
+            let split = product.product_operands().unwrap_or(0);
+            let (own, rest) = x.tensors.split_at(split.min(x.tensors.len()));
+            let made = evaluate_op(product, own)?;
+            let all: Vec<&Tensor> = made.iter().chain(rest.iter().copied()).collect();
+            fused(program, &Operands { tensors: &all, ..*x })
+        }
 
         Op::ToFloat => f(x.i(0).iter().map(|&i| f64::from(i)).collect()),
         // NaN is not at least 0.

@@ -1,6 +1,6 @@
 //! Types of the results of an operation from the types of its operands.
 
-use crate::op::{CapacityPriority, FusedProgram, Instr, Op};
+use crate::op::{Access, CapacityPriority, FusedProgram, Instr, Op};
 use crate::types::{DType, TensorType};
 
 /// Why an operation does not fit its operands.
@@ -204,6 +204,16 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             vec![a]
         }
         Op::Fused(program) => fused(&c, program)?,
+        Op::FusedProduct { product, program } => {
+            let operands = product.product_operands();
+            let split = operands.filter(|&n| n <= types.len() && program.accesses.first() == Some(&Access::Full));
+            let Some(split) = split else {
+                return c.fail("it must be a product with its operands, read in full by the program");
+            };
+            let made = infer(product, &types[..split])?;
+            let rest: Vec<&TensorType> = made.iter().chain(types[split..].iter().copied()).collect();
+            fused(&Check { op: op.mnemonic(), types: &rest }, program)?
+        }
         Op::Sum { axes } => {
             c.arity(1)?;
             let shape = c.float(0)?;
@@ -513,7 +523,6 @@ fn attention_qkv(c: &Check<'_>, i: usize, heads: usize, time: usize) -> Result<(
 }
 
 fn fused(c: &Check<'_>, p: &FusedProgram) -> Result<Vec<TensorType>, InferError> {
-    use crate::op::Access;
     c.arity(p.accesses.len() + usize::from(p.uses_random()))?;
     let total = product(&p.shape);
     for (i, access) in p.accesses.iter().enumerate() {

@@ -45,6 +45,7 @@
 //! | structure | `input` `parameter` `state` `fill` `ramp` `reshape` `broadcast` `permute` `stop_gradient` | forward |
 //! | elementwise | [`Unary`], [`Binary`], `select` | forward |
 //! | fused elementwise | `fused` (see [`FusedProgram`]) | optimized |
+//! | fused products | `fused_matmul`, `fused_grouped_matmul` | optimized |
 //! | indices | `to_float` `to_index` `lookup` `previous` | forward |
 //! | reduction | `sum`; `sum_of_squares` for clipping | forward; training |
 //! | linear | `matmul` `grouped_matmul` `grouped_matmul_weight_grad` `grouped_sum` | forward |

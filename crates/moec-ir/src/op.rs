@@ -249,6 +249,15 @@ pub enum Op {
     Select,
     /// Fused elementwise program; see [`FusedProgram`]. Only in the optimised stage.
     Fused(FusedProgram),
+    /// `(operands of the product.., further operands of the program..)`: a product whose elements go through an
+    /// elementwise program before they are stored. Operand 0 of the program is the product, read [`Access::Full`], and
+    /// is no operand of the operation. Only in the optimised stage.
+    FusedProduct {
+        /// [`Op::MatMul`] or [`Op::GroupedMatMul`].
+        product: Box<Op>,
+        /// What is done with it.
+        program: FusedProgram,
+    },
 
     // ---- indices ----
     /// `(x i32[s]) -> (y [s])`: the same numbers, exact below 2^24.
@@ -474,6 +483,15 @@ impl Op {
         }
     }
 
+    /// Number of operands, if this is a product that an elementwise program can follow.
+    pub fn product_operands(&self) -> Option<usize> {
+        match self {
+            Op::MatMul { bias, .. } => Some(2 + usize::from(*bias)),
+            Op::GroupedMatMul { bias, .. } => Some(3 + usize::from(*bias)),
+            _ => None,
+        }
+    }
+
     /// Name of the operation in the text form, without attributes.
     pub fn mnemonic(&self) -> &'static str {
         match self {
@@ -490,6 +508,10 @@ impl Op {
             Op::Binary(b) => b.mnemonic(),
             Op::Select => "select",
             Op::Fused(_) => "fused",
+            Op::FusedProduct { product, .. } => match **product {
+                Op::GroupedMatMul { .. } => "fused_grouped_matmul",
+                _ => "fused_matmul",
+            },
             Op::ToFloat => "to_float",
             Op::ToIndex { .. } => "to_index",
             Op::Lookup => "lookup",

@@ -139,13 +139,17 @@ fn quote(text: &str) -> String {
 
 /// Attributes of a node as they stand in braces, in their canonical order. Flags that are not set are left out.
 pub fn attributes(node: &Node) -> Vec<String> {
+    attributes_of(&node.op, &node.name)
+}
+
+fn attributes_of(op: &Op, node_name: &str) -> Vec<String> {
     let pair = |key: &str, value: &dyn Display| format!("{key} = {value}");
     let flags = |flags: &[(&str, bool)]| -> Vec<String> {
         flags.iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_string()).collect()
     };
-    match &node.op {
+    match op {
         Op::Input { name, .. } | Op::Parameter { name, .. } | Op::State { name, .. } => {
-            if *name == node.name {
+            if *name == node_name {
                 Vec::new()
             } else {
                 vec![pair("name", &quote(name))]
@@ -157,6 +161,11 @@ pub fn attributes(node: &Node) -> Vec<String> {
         Op::ToIndex { size } => vec![pair("size", size)],
         Op::Previous { time } => vec![pair("time", time)],
         Op::Fused(program) => fused(program),
+        Op::FusedProduct { product, program } => {
+            let mut list = attributes_of(product, "");
+            list.extend(fused(program));
+            list
+        }
         Op::Sum { axes } => vec![format!("axes = [{}]", join(axes))],
         Op::MatMul { transpose_a, transpose_b, bias } => {
             flags(&[("transpose_a", *transpose_a), ("transpose_b", *transpose_b), ("bias", *bias)])

@@ -91,17 +91,15 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             reduce::sum_of_squares(l, &operands, r(0));
         }
 
-        Op::MatMul { transpose_a, transpose_b, bias } => {
-            let ((m, n), (p, q)) = (y[0].matrix(), x[0].matrix());
-            let k = if *transpose_a { p } else { q };
-            matmul::launch(l, a(0), a(1), bias.then(|| a(2)), r(0), m, n, k, *transpose_a, *transpose_b);
-        }
-        Op::GroupedMatMul { transpose_b, bias } => {
-            let ((rows, inner), (_, outer)) = (x[0].matrix(), y[0].matrix());
-            let experts = a(2).elements() - 1;
-            let bias = bias.then(|| a(3));
-            let (x, w, offsets, y) = (a(0), a(1), a(2), r(0));
-            grouped_matmul::forward(l, x, w, offsets, bias, y, rows, experts, inner, outer, *transpose_b);
+        Op::MatMul { .. } | Op::GroupedMatMul { .. } => product(l, &step.op, x, &y[0], None),
+        Op::FusedProduct { product: op, program } => {
+            let (own, rest) = x.split_at(op.product_operands().unwrap_or(0));
+            let rest: Vec<Arg> = rest.iter().map(|o| o.arg).collect();
+            // Operand 0 of the program is the product.
+            let (floats, rng) = rest.split_at(program.accesses.len() - 1);
+            let more: Vec<Arg> = y[1..].iter().map(|o| o.arg).collect();
+            let after = matmul::After { program, floats, rng: rng.first().copied(), more: &more };
+            product(l, op, own, &y[0], Some(after));
         }
         Op::GroupedMatMulWeightGrad => {
             let ((rows, outer), (_, inner)) = (x[0].matrix(), x[1].matrix());
@@ -232,6 +230,40 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let scale = x.get(5).map(|o| o.arg);
             adamw::launch(l, [a(0), a(2), a(3)], a(1), a(4), scale, [r(0), r(1), r(2)], attrs);
         }
+    }
+}
+
+/// Launches a product, and the program that goes on with it.
+fn product(l: &Launcher, op: &Op, x: &[Operand], y: &Operand, after: Option<matmul::After<'_>>) {
+    let a = |i: usize| x[i].arg;
+    match op {
+        Op::MatMul { transpose_a, transpose_b, bias } => {
+            let ((p, q), (s, t)) = (x[0].matrix(), x[1].matrix());
+            let (m, k) = if *transpose_a { (q, p) } else { (p, q) };
+            let n = if *transpose_b { s } else { t };
+            matmul::launch(l, a(0), a(1), bias.then(|| a(2)), y.arg, m, n, k, *transpose_a, *transpose_b, after);
+        }
+        Op::GroupedMatMul { transpose_b, bias } => {
+            let (rows, inner) = x[0].matrix();
+            let (experts, outer) = (a(2).elements() - 1, y.arg.elements() / rows);
+            let (bias, offsets) = (bias.then(|| a(3)), a(2));
+            grouped_matmul::forward(
+                l,
+                a(0),
+                a(1),
+                offsets,
+                bias,
+                y.arg,
+                rows,
+                experts,
+                inner,
+                outer,
+                *transpose_b,
+                after,
+            );
+        }
+        // Inference lets nothing else be a product.
+        _ => {}
     }
 }
 

@@ -75,12 +75,20 @@ pub fn kind(plan: &Plan, step: &Step) -> String {
     let mnemonic = step.op.mnemonic();
     let (Some(x), Some(y)) = (step.operands.first(), step.results.first()) else { return mnemonic.to_string() };
     let (x, y) = (&plan.buffer(*x).ty, &plan.buffer(*y).ty);
-    match &step.op {
-        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::GroupedMatMulWeightGrad => {
+    match product_of(&step.op) {
+        op @ (Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::GroupedMatMulWeightGrad) => {
             let extents: Vec<String> = y.shape.iter().map(ToString::to_string).collect();
-            format!("{mnemonic} {} over {}", extents.join("x"), summed(&step.op, x))
+            format!("{mnemonic} {} over {}", extents.join("x"), summed(op, x))
         }
         _ => mnemonic.to_string(),
+    }
+}
+
+/// The product in an operation that goes on with it elementwise, otherwise the operation itself.
+fn product_of(op: &Op) -> &Op {
+    match op {
+        Op::FusedProduct { product, .. } => product,
+        op => op,
     }
 }
 
@@ -97,8 +105,8 @@ fn summed(op: &Op, x: &TensorType) -> usize {
 fn flops(op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
     let (Some(first), Some(result)) = (x.first(), y.first()) else { return 0.0 };
     let elements = result.elements() as f64;
-    match op {
-        Op::MatMul { .. } | Op::GroupedMatMul { .. } => 2.0 * elements * summed(op, first) as f64,
+    match product_of(op) {
+        op @ (Op::MatMul { .. } | Op::GroupedMatMul { .. }) => 2.0 * elements * summed(op, first) as f64,
         Op::GroupedMatMulWeightGrad => {
             // Every row meets one expert, so the experts' gradients together are one product.
             let outer: f64 = x.iter().take(2).map(|t| t.shape.last().copied().unwrap_or(1) as f64).product();

@@ -412,14 +412,14 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "lookup" => Op::Lookup,
         "previous" => Op::Previous { time: a.integer("time")? },
         "fused" => Op::Fused(fused(a, shape())?),
+        "fused_matmul" => Op::FusedProduct { product: Box::new(matmul(a)?), program: fused(a, shape())? },
+        "fused_grouped_matmul" => {
+            Op::FusedProduct { product: Box::new(grouped_matmul(a)?), program: fused(a, shape())? }
+        }
         "sum" => Op::Sum { axes: a.list("axes")?.iter().map(integer).collect::<Result<_, _>>()? },
         "sum_of_squares" => Op::SumOfSquares,
-        "matmul" => Op::MatMul {
-            transpose_a: a.flag("transpose_a")?,
-            transpose_b: a.flag("transpose_b")?,
-            bias: a.flag("bias")?,
-        },
-        "grouped_matmul" => Op::GroupedMatMul { transpose_b: a.flag("transpose_b")?, bias: a.flag("bias")? },
+        "matmul" => matmul(a)?,
+        "grouped_matmul" => grouped_matmul(a)?,
         "grouped_matmul_weight_grad" => Op::GroupedMatMulWeightGrad,
         "grouped_sum" => Op::GroupedSum,
         "layer_norm" => Op::LayerNorm { epsilon: a.real("epsilon")? },
@@ -510,6 +510,14 @@ fn attention(a: &mut Attributes<'_>) -> Result<AttentionAttrs, ParseError> {
         dropout: a.optional("dropout")?.map_or(Ok(Real::new(0.0)), |v| real(&v))?,
         key: a.optional("key")?.map_or(Ok(0), |v| integer(&v))?,
     })
+}
+
+fn matmul(a: &mut Attributes<'_>) -> Result<Op, ParseError> {
+    Ok(Op::MatMul { transpose_a: a.flag("transpose_a")?, transpose_b: a.flag("transpose_b")?, bias: a.flag("bias")? })
+}
+
+fn grouped_matmul(a: &mut Attributes<'_>) -> Result<Op, ParseError> {
+    Ok(Op::GroupedMatMul { transpose_b: a.flag("transpose_b")?, bias: a.flag("bias")? })
 }
 
 // ---- fused programs ----

@@ -12,13 +12,15 @@
 
 use super::lanes::lane_numbers;
 use super::random::{key_a, key_b, random_bits};
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, common_width, end_item, first_item, item_step};
 use cubecl::prelude::*;
 use moec_ir::{Access, Binary, FusedProgram, Instr, Unary, random};
 
 /// How an operand is read for result vector `i` of `n`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Load {
+    /// The element of the product that the program goes on with.
+    Product,
     /// Vector buffer `.0`, vector `i`.
     Full(usize),
     /// Vector buffer `.0`, vector `i % .1`.
@@ -43,11 +45,13 @@ enum Code {
 }
 
 /// A program as a comptime value.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Program {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Program {
     code: Vec<Code>,
-    results: Vec<usize>,
-    keys: usize,
+    /// Registers that are results.
+    pub(super) results: Vec<usize>,
+    /// Number of dropouts.
+    pub(super) keys: usize,
 }
 
 #[cube]
@@ -143,6 +147,85 @@ fn binary<W: Size>(a: Vector<f32, W>, b: Vector<f32, W>, #[comptime] f: Binary) 
     }
 }
 
+/// The two keys of every dropout of a program.
+#[cube]
+pub(super) fn dropout_keys<W: Size>(
+    rng: &Sequence<Box<[u32]>>,
+    keys: &Sequence<u32>,
+    keys_a: &mut Sequence<Vector<u32, W>>,
+    keys_b: &mut Sequence<Vector<u32, W>>,
+    #[comptime] count: usize,
+) {
+    #[unroll]
+    for j in 0..count {
+        let key = *keys.index(j);
+        let a = key_a::<W>(&rng[0], key);
+        let b = key_b::<W>(&rng[0], key, a);
+        keys_a.push(a);
+        keys_b.push(b);
+    }
+}
+
+/// Fills `r` with the registers of a program for result vector `i`. `product` is what [`Load::Product`] gives.
+#[cube]
+pub(super) fn evaluate<W: Size>(
+    i: usize,
+    product: Vector<f32, W>,
+    vectors: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars: &Sequence<Box<[f32]>>,
+    keys_a: &Sequence<Vector<u32, W>>,
+    keys_b: &Sequence<Vector<u32, W>>,
+    r: &mut Sequence<Vector<f32, W>>,
+    #[comptime] program: Program,
+) {
+    #[unroll]
+    for j in 0..comptime!(program.code.len()) {
+        let code = comptime!(program.code[j]);
+        match comptime!(code) {
+            Code::Load(Load::Product) => r.push(product),
+            Code::Load(Load::Full(buffer)) => {
+                let v = vectors[buffer][i];
+                r.push(v);
+            }
+            Code::Load(Load::Repeat(buffer, length)) => {
+                let v = vectors[buffer][i % length];
+                r.push(v);
+            }
+            Code::Load(Load::Stretch(buffer, inner)) => {
+                let v = Vector::<f32, W>::new(scalars[buffer][i / inner]);
+                r.push(v);
+            }
+            Code::Load(Load::Scalar(buffer)) => {
+                let v = Vector::<f32, W>::new(scalars[buffer][0]);
+                r.push(v);
+            }
+            Code::Const(bits) => {
+                let v = Vector::<f32, W>::new(comptime!(f32::from_bits(bits)).runtime());
+                r.push(v);
+            }
+            Code::Unary(f, a) => {
+                let v = unary::<W>(r[a], f);
+                r.push(v);
+            }
+            Code::Binary(f, a, b) => {
+                let v = binary::<W>(r[a], r[b], f);
+                r.push(v);
+            }
+            Code::Select(condition, a, b) => {
+                let v = select_many(r[condition].not_equal(&Vector::new(0.0f32)), r[a], r[b]);
+                r.push(v);
+            }
+            Code::Dropout(value, key, threshold, factor) => {
+                let counter = Vector::<u32, W>::new(u32::cast_from(i * W::value())) + lane_numbers::<W>();
+                let word = random_bits::<W>(keys_a[key], keys_b[key], counter);
+                let kept = r[value] * Vector::new(comptime!(f32::from_bits(factor)).runtime());
+                let v = select_many(word.less_than(&Vector::new(threshold)), Vector::new(0.0f32), kept);
+                r.push(v);
+            }
+        }
+    }
+}
+
 #[cube(launch_unchecked)]
 fn fused<W: Size>(
     vectors: &Sequence<Box<[Vector<f32, W>]>>,
@@ -156,62 +239,11 @@ fn fused<W: Size>(
 ) {
     let mut keys_a = Sequence::<Vector<u32, W>>::new();
     let mut keys_b = Sequence::<Vector<u32, W>>::new();
-    #[unroll]
-    for j in 0..comptime!(program.keys) {
-        let key = *keys.index(j);
-        let a = key_a::<W>(&rng[0], key);
-        let b = key_b::<W>(&rng[0], key, a);
-        keys_a.push(a);
-        keys_b.push(b);
-    }
-    let lanes = lane_numbers::<W>();
+    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(program.keys));
     for i in range_stepped(first_item(n, split), end_item(n, split), item_step(split)) {
         let mut r = Sequence::<Vector<f32, W>>::new();
-        #[unroll]
-        for j in 0..comptime!(program.code.len()) {
-            let code = comptime!(program.code[j]);
-            match comptime!(code) {
-                Code::Load(Load::Full(buffer)) => {
-                    let v = vectors[buffer][i];
-                    r.push(v);
-                }
-                Code::Load(Load::Repeat(buffer, length)) => {
-                    let v = vectors[buffer][i % length];
-                    r.push(v);
-                }
-                Code::Load(Load::Stretch(buffer, inner)) => {
-                    let v = Vector::<f32, W>::new(scalars[buffer][i / inner]);
-                    r.push(v);
-                }
-                Code::Load(Load::Scalar(buffer)) => {
-                    let v = Vector::<f32, W>::new(scalars[buffer][0]);
-                    r.push(v);
-                }
-                Code::Const(bits) => {
-                    let v = Vector::<f32, W>::new(comptime!(f32::from_bits(bits)).runtime());
-                    r.push(v);
-                }
-                Code::Unary(f, a) => {
-                    let v = unary::<W>(r[a], f);
-                    r.push(v);
-                }
-                Code::Binary(f, a, b) => {
-                    let v = binary::<W>(r[a], r[b], f);
-                    r.push(v);
-                }
-                Code::Select(condition, a, b) => {
-                    let v = select_many(r[condition].not_equal(&Vector::new(0.0f32)), r[a], r[b]);
-                    r.push(v);
-                }
-                Code::Dropout(value, key, threshold, factor) => {
-                    let counter = Vector::<u32, W>::new(u32::cast_from(i * W::value())) + lanes;
-                    let word = random_bits::<W>(keys_a[key], keys_b[key], counter);
-                    let kept = r[value] * Vector::new(comptime!(f32::from_bits(factor)).runtime());
-                    let v = select_many(word.less_than(&Vector::new(threshold)), Vector::new(0.0f32), kept);
-                    r.push(v);
-                }
-            }
-        }
+        let none = Vector::<f32, W>::new(0.0f32);
+        evaluate::<W>(i, none, vectors, scalars, &keys_a, &keys_b, &mut r, comptime!(program.clone()));
         #[unroll]
         for j in 0..comptime!(program.results.len()) {
             let register = comptime!(program.results[j]);
@@ -222,21 +254,41 @@ fn fused<W: Size>(
     }
 }
 
-/// Runs a fused program. `floats` are its operands without the generator state.
-pub(crate) fn launch(l: &Launcher, program: &FusedProgram, floats: &[Arg], rng: Option<Arg>, results: &[Arg]) {
-    let total: usize = program.shape.iter().product();
-    let mut extents = vec![total];
+/// A program with its operands as a launch binds them.
+#[derive(Default)]
+pub(super) struct Bound {
+    /// The program as a comptime value.
+    pub(super) program: Program,
+    /// Operands that are read as vectors.
+    pub(super) vectors: Vec<Arg>,
+    /// Operands of which one element is read for a whole vector.
+    pub(super) scalars: Vec<Arg>,
+    /// Keys of the dropouts.
+    pub(super) keys: Vec<u32>,
+}
+
+/// The widest vectors up to `most` that do not straddle a repetition of an operand.
+fn width(program: &FusedProgram, floats: &[Option<Arg>], most: usize) -> usize {
+    let mut extents = vec![program.shape.iter().product()];
     for (access, x) in program.accesses.iter().zip(floats) {
-        match access {
-            Access::Full | Access::Scalar => {}
-            Access::Repeat => extents.push(x.elements()),
-            Access::Stretch { inner } => extents.push(*inner),
+        match (access, x) {
+            (Access::Repeat, Some(x)) => extents.push(x.elements()),
+            (Access::Stretch { inner }, _) => extents.push(*inner),
+            _ => {}
         }
     }
-    let w = l.width(&extents);
+    common_width(most, &extents)
+}
 
+/// Binds a program for vectors of width `w`, which [`width`] allows. An operand that is `None` is the product that the
+/// program goes on with.
+fn bind(program: &FusedProgram, floats: &[Option<Arg>], w: usize) -> Bound {
     let (mut vectors, mut scalars, mut loads) = (Vec::new(), Vec::new(), Vec::new());
-    for (access, &x) in program.accesses.iter().zip(floats) {
+    for (access, x) in program.accesses.iter().zip(floats) {
+        let Some(x) = *x else {
+            loads.push(Load::Product);
+            continue;
+        };
         loads.push(match access {
             Access::Full => Load::Full(vectors.len()),
             Access::Repeat => Load::Repeat(vectors.len(), x.elements() / w),
@@ -265,7 +317,22 @@ pub(crate) fn launch(l: &Launcher, program: &FusedProgram, floats: &[Arg], rng: 
             }
         })
         .collect();
-    let program = Program { code, results: program.results.clone(), keys: keys.len() };
+    Bound { program: Program { code, results: program.results.clone(), keys: keys.len() }, vectors, scalars, keys }
+}
+
+/// Binds a program whose operand 0 is a product for vectors of exactly width `w`; `floats` are its other operands. `None`
+/// if a vector would straddle a repetition.
+pub(super) fn bind_after_product(program: &FusedProgram, floats: &[Arg], w: usize) -> Option<Bound> {
+    let floats: Vec<Option<Arg>> = std::iter::once(None).chain(floats.iter().copied().map(Some)).collect();
+    (width(program, &floats, w) == w).then(|| bind(program, &floats, w))
+}
+
+/// Runs a fused program. `floats` are its operands without the generator state.
+pub(crate) fn launch(l: &Launcher, program: &FusedProgram, floats: &[Arg], rng: Option<Arg>, results: &[Arg]) {
+    let floats: Vec<Option<Arg>> = floats.iter().copied().map(Some).collect();
+    let w = width(program, &floats, l.profile().elementwise_width());
+    let total: usize = program.shape.iter().product();
+    let Bound { program, vectors, scalars, keys } = bind(program, &floats, w);
 
     let (n, split) = (total / w, l.split());
     l.launch(

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::matmul::{Layout, Product, product, segment_end};
+use super::matmul::{After, Layout, Product, product, segment_end};
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
@@ -24,9 +24,11 @@ pub(crate) fn forward(
     inner: usize,
     outer: usize,
     transpose_b: bool,
+    after: Option<After<'_>>,
 ) {
     let layout = Layout { transpose_a: false, transpose_b };
-    product(l, &Product { layout, a: x, b: w, bias, offsets: Some(offsets), y, m: rows, n: outer, k: inner, experts });
+    let offsets = Some(offsets);
+    product(l, &Product { layout, a: x, b: w, bias, offsets, y, after, m: rows, n: outer, k: inner, experts });
 }
 
 /// `dw [experts, outer, inner]`: per expert `dyᵀ x` over its rows of `dy [rows, outer]` and `x [rows, inner]`; 0 for an
@@ -44,7 +46,8 @@ pub(crate) fn weight_grad(
 ) {
     let layout = Layout { transpose_a: true, transpose_b: false };
     let offsets = Some(offsets);
-    product(l, &Product { layout, a: dy, b: x, bias: None, offsets, y: dw, m: outer, n: inner, k: rows, experts });
+    let (bias, after) = (None, None);
+    product(l, &Product { layout, a: dy, b: x, bias, offsets, y: dw, after, m: outer, n: inner, k: rows, experts });
 }
 
 #[cube(launch_unchecked)]

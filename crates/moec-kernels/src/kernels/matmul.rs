@@ -14,8 +14,10 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
+use super::fused::{self, Bound, Program, dropout_keys, evaluate};
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
+use moec_ir::FusedProgram;
 
 /// How the CPU's kernel is blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,7 +59,7 @@ pub(crate) struct Layout {
 }
 
 /// Extents and operands of a product of `experts` pairs of matrices.
-pub(crate) struct Product {
+pub(crate) struct Product<'a> {
     /// How the operands are stored.
     pub(crate) layout: Layout,
     /// `[M, K]` (or `[K, M]`).
@@ -70,6 +72,8 @@ pub(crate) struct Product {
     pub(crate) offsets: Option<Arg>,
     /// `[M, N]`, one per expert if `a` is transposed and there are offsets.
     pub(crate) y: Arg,
+    /// What is done with the result on its way to `y`; not where `a` is transposed and there are offsets.
+    pub(crate) after: Option<After<'a>>,
     /// Rows of the result.
     pub(crate) m: usize,
     /// Columns of the result.
@@ -78,6 +82,19 @@ pub(crate) struct Product {
     pub(crate) k: usize,
     /// Number of experts; 1 without offsets.
     pub(crate) experts: usize,
+}
+
+/// An elementwise program that goes on with a product. Its operand 0 is the product and its first result is `y`.
+#[derive(Clone, Copy)]
+pub(crate) struct After<'a> {
+    /// The program.
+    pub(crate) program: &'a FusedProgram,
+    /// Its operands from the second on.
+    pub(crate) floats: &'a [Arg],
+    /// State of the generator, if it has dropouts.
+    pub(crate) rng: Option<Arg>,
+    /// Its results from the second on.
+    pub(crate) more: &'a [Arg],
 }
 
 /// Copies vectors of a row that starts at element `start`, from vector `first` on, to `out` from vector `to` on. Columns
@@ -107,6 +124,23 @@ fn load_row<W: Size, L: Size>(
     }
 }
 
+/// Stores the results of a program but for the first.
+#[cube]
+fn store_more<W: Size>(
+    more: &mut Sequence<Box<[Vector<f32, W>]>>,
+    r: &Sequence<Vector<f32, W>>,
+    at: usize,
+    #[comptime] after: Program,
+) {
+    #[unroll]
+    for j in 1..comptime!(after.results.len()) {
+        let register = comptime!(after.results[j]);
+        let value = r[register];
+        let result = more.index_mut(comptime!(j - 1));
+        result[at] = value;
+    }
+}
+
 /// Where a segment starts or ends, which is never beyond the last of `rows`, whatever the offsets hold.
 #[cube]
 pub(crate) fn segment_end(offsets: &[i32], e: usize, rows: usize) -> usize {
@@ -120,7 +154,12 @@ fn tiled<W: Size, L: Size>(
     b_vectors: &[Vector<f32, L>],
     bias: &[Vector<f32, L>],
     offsets: &[i32],
+    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars_after: &Sequence<Box<[f32]>>,
+    rng: &Sequence<Box<[u32]>>,
+    keys: &Sequence<u32>,
     y: &mut [Vector<f32, L>],
+    more: &mut Sequence<Box<[Vector<f32, W>]>>,
     m: usize,
     n: usize,
     k: usize,
@@ -130,6 +169,7 @@ fn tiled<W: Size, L: Size>(
     column_groups: usize,
     #[comptime] layout: Layout,
     #[comptime] tiling: Tiling,
+    #[comptime] after: Program,
 ) {
     let w = W::value();
     let mr = comptime!(tiling.rows);
@@ -144,6 +184,10 @@ fn tiled<W: Size, L: Size>(
     let (column_group, row_group) = (unit % column_groups, unit / column_groups);
     let p0 = panels * column_group / column_groups;
     let p1 = panels * (column_group + 1) / column_groups;
+    let goes_on = comptime!(!after.results.is_empty());
+    let mut keys_a = Sequence::<Vector<u32, W>>::new();
+    let mut keys_b = Sequence::<Vector<u32, W>>::new();
+    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
     let mut panel = Array::<Vector<f32, W>>::new(comptime!(kb * nv));
     let mut start = Array::<Vector<f32, W>>::new(nv);
     // A register tile on its way from and to memory.
@@ -252,7 +296,26 @@ fn tiled<W: Size, L: Size>(
                             let row = y0 + (top + i) * n;
                             if comptime!(w == stored) {
                                 for j in 0..min(nv, vectors - p * nv) {
-                                    y.with_vector_size_mut::<W>()[row / w + p * nv + j] = tile[i * nv + j];
+                                    let at = row / w + p * nv + j;
+                                    let mut value = tile[i * nv + j];
+                                    if comptime!(goes_on) {
+                                        if block + 1 == blocks {
+                                            let mut r = Sequence::<Vector<f32, W>>::new();
+                                            evaluate::<W>(
+                                                at,
+                                                value,
+                                                vectors_after,
+                                                scalars_after,
+                                                &keys_a,
+                                                &keys_b,
+                                                &mut r,
+                                                comptime!(after.clone()),
+                                            );
+                                            value = r[comptime!(after.results[0])];
+                                            store_more::<W>(more, &r, at, comptime!(after.clone()));
+                                        }
+                                    }
+                                    y.with_vector_size_mut::<W>()[at] = value;
                                 }
                             } else {
                                 let lanes = tile.with_vector_size::<Const<1>>();
@@ -278,7 +341,25 @@ fn tiled<W: Size, L: Size>(
             let c1 = min(p1 * nv * w / stored, columns);
             for row in tail + (m - tail) * row_group / row_groups..tail + (m - tail) * (row_group + 1) / row_groups {
                 for c in c0..c1 {
-                    y[row * columns + c] = Vector::new(0.0);
+                    let at = row * columns + c;
+                    if comptime!(goes_on) {
+                        let mut r = Sequence::<Vector<f32, W>>::new();
+                        let none = Vector::<f32, W>::new(0.0f32);
+                        evaluate::<W>(
+                            at,
+                            none,
+                            vectors_after,
+                            scalars_after,
+                            &keys_a,
+                            &keys_b,
+                            &mut r,
+                            comptime!(after.clone()),
+                        );
+                        y.with_vector_size_mut::<W>()[at] = r[comptime!(after.results[0])];
+                        store_more::<W>(more, &r, at, comptime!(after.clone()));
+                    } else {
+                        y[at] = Vector::new(0.0);
+                    }
                 }
             }
         }
@@ -351,7 +432,22 @@ fn column_groups(units: usize, panels: usize, tiles: usize) -> usize {
 }
 
 /// Launches a product.
-pub(crate) fn product(l: &Launcher, p: &Product) {
+pub(crate) fn product(l: &Launcher, p: &Product<'_>) {
+    let Some(after) = p.after else { return bare(l, p, None) };
+    let w = l.profile().matrix_width();
+    let bound =
+        (l.is_cpu() && p.n % w == 0).then(|| fused::bind_after_product(after.program, after.floats, w)).flatten();
+    if let Some(bound) = bound {
+        return bare(l, p, Some((bound, after)));
+    }
+    // The program finds the product where its own result belongs, and replaces it element by element.
+    bare(l, p, None);
+    let (floats, results) = ([&[p.y], after.floats].concat(), [&[p.y], after.more].concat());
+    fused::launch(l, after.program, &floats, after.rng, &results);
+}
+
+/// Launches the kernel of a product, with the program that goes on with it if that can be part of it.
+fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
     // An absent operand is never read: another buffer is bound in its place.
     let (bias, offsets) = (p.bias.unwrap_or(b), p.offsets.unwrap_or(a));
@@ -360,9 +456,19 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
         let w = l.profile().matrix_width();
         let tiling = Tiling::new(w, m, n);
         let aligned = if n % w == 0 { w } else { 1 };
+        let (bound, rng, more) = match after {
+            Some((bound, after)) => (bound, after.rng, after.more),
+            None => (Bound::default(), None, [].as_slice()),
+        };
+        let Bound { program, vectors, scalars, keys } = bound;
         l.launch(
             1,
-            || format!("matmul {layout:?} {tiling:?} w{aligned}"),
+            || {
+                format!(
+                    "matmul {layout:?} {tiling:?} w{aligned}{}",
+                    if program.results.is_empty() { String::new() } else { format!(" then {program:?}") }
+                )
+            },
             // SAFETY: columns and rows beyond the extents are neither read nor written, segments are cut off at `m` (or `k`).
             |t| unsafe {
                 let groups =
@@ -378,7 +484,12 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
                     t.bind(b, aligned),
                     t.bind(bias, aligned),
                     t.bind(offsets, 1),
+                    vectors.iter().map(|&x| t.bind(x, w)).collect(),
+                    scalars.iter().map(|&x| t.bind(x, 1)).collect(),
+                    rng.iter().map(|&x| t.bind(x, 1)).collect(),
+                    keys.iter().copied().collect(),
                     t.bind(y, aligned),
+                    more.iter().map(|&x| t.bind(x, w)).collect(),
                     m,
                     n,
                     k,
@@ -388,6 +499,7 @@ pub(crate) fn product(l: &Launcher, p: &Product) {
                     groups,
                     layout,
                     tiling,
+                    program.clone(),
                 );
             },
         );
@@ -433,7 +545,8 @@ pub(crate) fn launch(
     k: usize,
     transpose_a: bool,
     transpose_b: bool,
+    after: Option<After<'_>>,
 ) {
     let layout = Layout { transpose_a, transpose_b };
-    product(l, &Product { layout, a, b, bias, offsets: None, y, m, n, k, experts: 1 });
+    product(l, &Product { layout, a, b, bias, offsets: None, y, after, m, n, k, experts: 1 });
 }

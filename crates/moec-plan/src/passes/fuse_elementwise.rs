@@ -10,6 +10,10 @@
 //! program, so nothing is computed twice; it stays alone if joining would make the program wait for itself (a path from
 //! one member to another through a node outside), and across the border between forward and backward pass, where
 //! joining would run the backward part early and keep its result for long.
+//!
+//! A product whose result a program reads element by element is taken in too ([`Op::FusedProduct`]): the program then
+//! runs on what is still in registers, and what it makes superfluous (a layer before its activation, a row before its
+//! dropout) never reaches memory. A program takes in one product, none of whose operands it computes.
 
 use super::rebuild::{Rebuild, uniform};
 use super::{Rewrites, dce};
@@ -40,6 +44,11 @@ fn is_member(op: &Op) -> bool {
     matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Dropout { .. })
 }
 
+/// Whether a program can go on with what a node makes while it is in registers.
+fn is_product(op: &Op) -> bool {
+    op.product_operands().is_some()
+}
+
 /// How a member reads an operand.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Read {
@@ -61,6 +70,8 @@ struct Fusion<'a> {
 
 /// A program with what it reads and gives.
 struct Built {
+    /// The product that is its operand 0, and not among its operands.
+    product: Option<NodeId>,
     program: FusedProgram,
     operands: Vec<Value>,
     random: Option<Value>,
@@ -140,7 +151,8 @@ impl<'a> Fusion<'a> {
     fn take_in_producers(&mut self, id: NodeId, rewrites: &mut Rewrites) {
         for source in self.sources(id).into_iter().rev() {
             let producer = source.node;
-            if is_member(&self.graph.node(producer).op)
+            let op = &self.graph.node(producer).op;
+            if (is_member(op) || is_product(op))
                 && self.elements(producer) == self.elements(id)
                 && self.elements(id) > 0
                 && self.may_join(producer, id)
@@ -163,6 +175,12 @@ impl<'a> Fusion<'a> {
         let shared = !leaving.is_empty() || a.iter().any(|&m| self.named.contains(&self.graph.value(m)));
         let backward = |id: &NodeId| is_backward(&self.graph.node(*id).name);
         if shared && a.iter().any(|m| !backward(m)) && b.iter().any(backward) {
+            return false;
+        }
+        let mut products = joined.iter().filter(|&&m| is_product(&self.graph.node(m).op));
+        if let Some(&product) = products.next()
+            && (products.next().is_some() || self.graph.operands(product).iter().any(|v| joined.contains(&v.node)))
+        {
             return false;
         }
         !self.leads_to(leaving, b) && self.build(&joined).is_some_and(|p| within_bounds(&p))
@@ -207,7 +225,14 @@ impl<'a> Fusion<'a> {
         let mut constants: IndexMap<u64, usize> = IndexMap::new();
         let mut loads: IndexMap<(Value, Access), usize> = IndexMap::new();
         let mut random = None;
-        for &id in members {
+        let product = members.iter().copied().find(|&m| is_product(&self.graph.node(m).op));
+        if let Some(product) = product {
+            let value = self.graph.value(product);
+            loads.insert((value, Access::Full), 0);
+            registers.insert(value, 0);
+            instructions.push(Instr::Load(0));
+        }
+        for &id in members.iter().filter(|&&m| Some(m) != product) {
             let operands = self.graph.operands(id);
             let op = &self.graph.node(id).op;
             let floats = if let Op::Dropout { .. } = op { &operands[..1] } else { &operands[..] };
@@ -256,7 +281,8 @@ impl<'a> Fusion<'a> {
             instructions,
             results: results.iter().map(|v| registers[v]).collect(),
         };
-        Some(Built { program, operands: loads.keys().map(|&(v, _)| v).collect(), random, results })
+        let operands = loads.keys().skip(usize::from(product.is_some())).map(|&(v, _)| v).collect();
+        Some(Built { product, program, operands, random, results })
     }
 
     /// Groups that become programs: those of several members, and those of one that reads what need not be written.
@@ -321,8 +347,15 @@ impl<'a> Fusion<'a> {
     /// Appends a program, named after its last member.
     fn emit_program(&self, r: &mut Rebuild<'_>, members: &BTreeSet<NodeId>, built: &Built) -> Result<(), GraphError> {
         let Some(&last) = members.last() else { return Ok(()) };
-        let operands: Vec<Value> = built.operands.iter().chain(&built.random).map(|&v| r.value(v)).collect();
-        let fused = r.add_as(last, Op::Fused(built.program.clone()), &operands)?;
+        let mut operands = built.product.map(|p| self.graph.operands(p)).unwrap_or_default();
+        operands.extend(built.operands.iter().chain(&built.random));
+        let operands: Vec<Value> = operands.into_iter().map(|v| r.value(v)).collect();
+        let program = built.program.clone();
+        let op = match built.product {
+            Some(p) => Op::FusedProduct { product: Box::new(self.graph.node(p).op.clone()), program },
+            None => Op::Fused(program),
+        };
+        let fused = r.add_as(last, op, &operands)?;
         for (slot, &old) in built.results.iter().enumerate() {
             let mut new = Value { node: fused, slot: slot as u8 };
             let node = self.graph.node(old.node);
