@@ -266,6 +266,62 @@ fn elementwise(cases: &mut Vec<Case>) {
     }
 }
 
+/// Products whose result goes through a program with every access, and is a result itself. Sums are shorter and longer
+/// than a packed block, edges ragged and whole, and some rows belong to no expert.
+fn fused_products(cases: &mut Vec<Case>) {
+    let program = |m: usize, n: usize| FusedProgram {
+        shape: vec![m, n],
+        accesses: vec![Access::Full, Access::Full, Access::Repeat, Access::Stretch { inner: n }, Access::Scalar],
+        instructions: vec![
+            Instr::Load(0),
+            Instr::Unary(Unary::Relu, 0),
+            Instr::Load(2),
+            Instr::Binary(Binary::Add, 1, 2),
+            Instr::Load(3),
+            Instr::Binary(Binary::Mul, 3, 4),
+            Instr::Dropout { value: 5, rate: 0.3.into(), key: 9 },
+            Instr::Load(1),
+            Instr::Binary(Binary::Add, 6, 7),
+            Instr::Load(4),
+            Instr::Binary(Binary::Sub, 8, 9),
+        ],
+        results: vec![10, 0],
+    };
+    for (m, n, k) in [(1, 1, 1), (7, 3, 5), (33, 16, 17), (17, 48, 300), (16, 70, 33)] {
+        for (transpose_a, transpose_b, bias) in [(false, true, true), (false, false, false), (true, false, false)] {
+            let mut c = CaseBuilder::new(format!("fused matmul {m}x{n} over {k} {transpose_a} {transpose_b}"));
+            let mut operands = vec![c.normal("a", &if transpose_a { [k, m] } else { [m, k] })];
+            operands.push(c.normal("b", &if transpose_b { [n, k] } else { [k, n] }));
+            operands.extend(bias.then(|| c.normal("bias", &[n])));
+            operands.extend([c.normal("x", &[m, n]), c.normal("columns", &[n]), c.normal("rows", &[m])]);
+            operands.extend([c.normal("scalar", &[]), c.rng()]);
+            let product = Box::new(Op::MatMul { transpose_a, transpose_b, bias });
+            cases.push(c.finish(Op::FusedProduct { product, program: program(m, n) }, &operands));
+        }
+    }
+    for (offsets, rows, inner, outer) in
+        [(vec![0, 1], 1, 1, 1), (vec![0, 5, 5, 16], 17, 7, 3), (vec![0, 0, 20, 33], 40, 150, 32)]
+    {
+        for transpose_b in [false, true] {
+            let experts = offsets.len() - 1;
+            let mut c = CaseBuilder::new(format!("fused grouped matmul {rows}x{outer} over {inner} {transpose_b}"));
+            let w = if transpose_b { [experts, outer, inner] } else { [experts, inner, outer] };
+            let operands = [
+                c.normal("a", &[rows, inner]),
+                c.normal("w", &w),
+                c.ints("offsets", &[experts + 1], offsets.clone()),
+                c.normal("x", &[rows, outer]),
+                c.normal("columns", &[outer]),
+                c.normal("rows", &[rows]),
+                c.normal("scalar", &[]),
+                c.rng(),
+            ];
+            let product = Box::new(Op::GroupedMatMul { transpose_b, bias: false });
+            cases.push(c.finish(Op::FusedProduct { product, program: program(rows, outer) }, &operands));
+        }
+    }
+}
+
 fn reductions(cases: &mut Vec<Case>) {
     for (shape, axes) in [
         (vec![7], vec![0]),
@@ -717,6 +773,7 @@ pub fn all() -> Vec<Case> {
     elementwise(&mut cases);
     reductions(&mut cases);
     linear(&mut cases);
+    fused_products(&mut cases);
     norms(&mut cases);
     attention(&mut cases);
     embedding_and_loss(&mut cases);
@@ -745,6 +802,7 @@ pub fn kind(op: &Op) -> usize {
         Op::Binary(_) => 7,
         Op::Select => 8,
         Op::Fused(_) => 9,
+        Op::FusedProduct { .. } => 51,
         Op::Sum { .. } => 10,
         Op::SumOfSquares => 11,
         Op::MatMul { .. } => 12,

@@ -36,6 +36,7 @@ const EVERYTHING: &str = r#"graph {
   %norm = sum_of_squares(%x, %row) : f32[]
   %mm = matmul(%x, %"odd \"name\"\\\n\t\u{1} é") {transpose_b} : f32[4, 8]
   %mm_2 = matmul(%x, %x, %column) {transpose_a, bias} : f32[6, 6]
+  %mm_then = fused_matmul(%x, %x, %column, %mm_2) {transpose_a, bias, access = [full, full], t0 = load(0), t1 = load(1), t2 = mul(t0, t1), results = [t2]} : f32[6, 6]
   %experts_w = parameter : f32[3, 5, 6]
   %experts_b = parameter : f32[3, 5]
   %logits = input : f32[4, 3]
@@ -50,6 +51,7 @@ const EVERYTHING: &str = r#"graph {
   %rows = dispatch(%x, %sorted#1, %sorted#2) : f32[8, 6]
   %weighted = dispatch(%x, %sorted#1, %sorted#2, %gate) {weighted} : f32[8, 6]
   %up = grouped_matmul(%rows, %experts_w, %sorted, %experts_b) {transpose_b, bias} : f32[8, 5]
+  %up_then = fused_grouped_matmul(%rows, %experts_w, %sorted) {transpose_b, access = [full], t0 = load(0), t1 = relu(t0), results = [t1]} : f32[8, 5]
   %down = grouped_matmul(%up, %experts_w, %sorted) : f32[8, 6]
   %dw = grouped_matmul_weight_grad(%up, %rows, %sorted) : f32[3, 5, 6]
   %db = grouped_sum(%up, %sorted) : f32[3, 5]
@@ -100,7 +102,7 @@ fn every_operation_prints_and_parses() {
     let used: std::collections::BTreeSet<&str> = graph.ids().map(|id| graph.node(id).op.mnemonic()).collect();
     let elementwise =
         |m: &str| Unary::ALL.iter().any(|f| f.mnemonic() == m) || Binary::ALL.iter().any(|f| f.mnemonic() == m);
-    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 49, "{used:?}");
+    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 51, "{used:?}");
 }
 
 #[test]

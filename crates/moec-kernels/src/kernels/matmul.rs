@@ -297,7 +297,7 @@ fn tiled<W: Size, L: Size>(
                             if comptime!(w == stored) {
                                 for j in 0..min(nv, vectors - p * nv) {
                                     let at = row / w + p * nv + j;
-                                    let mut value = tile[i * nv + j];
+                                    let value = tile[i * nv + j];
                                     if comptime!(goes_on) {
                                         if block + 1 == blocks {
                                             let mut r = Sequence::<Vector<f32, W>>::new();
@@ -311,11 +311,14 @@ fn tiled<W: Size, L: Size>(
                                                 &mut r,
                                                 comptime!(after.clone()),
                                             );
-                                            value = r[comptime!(after.results[0])];
+                                            y.with_vector_size_mut::<W>()[at] = r[comptime!(after.results[0])];
                                             store_more::<W>(more, &r, at, comptime!(after.clone()));
+                                        } else {
+                                            y.with_vector_size_mut::<W>()[at] = value;
                                         }
+                                    } else {
+                                        y.with_vector_size_mut::<W>()[at] = value;
                                     }
-                                    y.with_vector_size_mut::<W>()[at] = value;
                                 }
                             } else {
                                 let lanes = tile.with_vector_size::<Const<1>>();

@@ -352,6 +352,55 @@ fn fusion_looks_through_reshapes() {
 }
 
 #[test]
+fn a_product_goes_on_with_the_program_that_reads_it() {
+    becomes(
+        "fuse_elementwise",
+        "%x = input : f32[7, 3]
+         %w = parameter : f32[5, 3]
+         %bias = parameter : f32[5]
+         %rest = input : f32[7, 5]
+         %rng = input : i32[4]
+         %y = matmul(%x, %w, %bias) {transpose_b, bias} : f32[7, 5]
+         %r = relu(%y) : f32[7, 5]
+         %d = dropout(%r, %rng) {rate = 0.5, key = 3} : f32[7, 5]
+         %s = add(%rest, %d) : f32[7, 5]
+         output y = %y
+         output s = %s",
+        "%x = input : f32[7, 3]
+         %w = parameter : f32[5, 3]
+         %bias = parameter : f32[5]
+         %rest = input : f32[7, 5]
+         %rng = input : i32[4]
+         %s:2 = fused_matmul(%x, %w, %bias, %rest, %rng) {transpose_b, bias, access = [full, full], t0 = load(0), t1 = relu(t0), t2 = dropout(t1, rate = 0.5, key = 3), t3 = load(1), t4 = add(t3, t2), results = [t0, t4]}
+           : f32[7, 5], f32[7, 5]
+         output y = %s
+         output s = %s#1",
+    );
+}
+
+#[test]
+fn a_program_takes_in_one_product_and_never_one_that_it_feeds() {
+    // The product with `%a` waits for the program, and of two that are added one stays alone.
+    becomes(
+        "fuse_elementwise",
+        "%x = input : f32[4, 4]
+         %w = parameter : f32[4, 4]
+         %a = relu(%x) : f32[4, 4]
+         %p = matmul(%a, %w) : f32[4, 4]
+         %q = matmul(%x, %w) : f32[4, 4]
+         %s = add(%p, %q) : f32[4, 4]
+         %t = add(%s, %a) : f32[4, 4]
+         output t = %t",
+        "%x = input : f32[4, 4]
+         %w = parameter : f32[4, 4]
+         %a = relu(%x) : f32[4, 4]
+         %p = matmul(%a, %w) : f32[4, 4]
+         %t = fused_matmul(%x, %w, %p, %a) {access = [full, full, full], t0 = load(0), t1 = load(1), t2 = add(t1, t0), t3 = load(2), t4 = add(t2, t3), results = [t4]} : f32[4, 4]
+         output t = %t",
+    );
+}
+
+#[test]
 fn fusion_stays_within_what_a_launch_can_bind() {
     let mut lines = String::from("%x0 = input : f32[5]\n%s0 = exp(%x0) : f32[5]\n");
     for i in 1..30 {
