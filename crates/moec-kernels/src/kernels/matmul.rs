@@ -4,7 +4,9 @@
 //! experts; with `a` as stored they cut the rows of the result, with `a` transposed (a weight gradient) they cut the
 //! summed axis and the result is one matrix per expert.
 //!
-//! CPU: every unit owns a range of column panels and of row tiles. A panel of a few vectors of `b` is packed (and
+//! CPU: every unit owns a range of column panels and of the tiles of all experts together, which is cut by the work of the
+//! tiles. Mostly that is all panels of some rows: neighbouring operations then find what they read in the cache of the
+//! same core, and each expert's matrix is packed by one unit. A panel of a few vectors of `b` is packed (and
 //! transposed if need be) into a private array once per block of summed elements; a tile of the result, a few rows of a
 //! panel, stays in registers while the block is summed. An element is summed by one unit in index order, through the
 //! register it is stored from and reloaded into, so its bits depend neither on the number of units nor on the tiling.
@@ -147,6 +149,32 @@ pub(crate) fn segment_end(offsets: &[i32], e: usize, rows: usize) -> usize {
     min(max(offsets[e], 0i32) as usize, rows)
 }
 
+/// The rows (or summed elements) of an expert, of `end` in all.
+#[cube]
+fn segment(offsets: &[i32], e: usize, end: usize, grouped: usize) -> (usize, usize) {
+    let mut s0 = 0usize.runtime();
+    let mut s1 = end;
+    if grouped != 0 {
+        s0 = segment_end(offsets, e, end);
+        s1 = max(segment_end(offsets, e + 1, end), s0);
+    }
+    (s0, s1)
+}
+
+/// Tiles of an expert whose segment is that long.
+#[cube]
+fn tile_count(length: usize, m: usize, rows: usize, #[comptime] transpose_a: bool) -> usize {
+    let extent = if comptime!(transpose_a) { m } else { length };
+    (extent + rows - 1) / rows
+}
+
+/// Work of one of its tiles, in units that are the same for all experts: loading and storing a tile is worth a few of
+/// its summed elements.
+#[cube]
+fn tile_work(length: usize, #[comptime] transpose_a: bool) -> usize {
+    if comptime!(transpose_a) { length + 16 } else { 1usize.runtime() }
+}
+
 #[cube(launch_unchecked)]
 fn tiled<W: Size, L: Size>(
     a: &[f32],
@@ -192,14 +220,15 @@ fn tiled<W: Size, L: Size>(
     let mut start = Array::<Vector<f32, W>>::new(nv);
     // A register tile on its way from and to memory.
     let mut tile = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
+    let mut work = 0usize.runtime();
     for e in 0..experts {
-        let mut s0 = 0usize.runtime();
-        let mut s1 = if comptime!(transpose_a) { k } else { m };
-        if grouped != 0 {
-            let end = s1;
-            s0 = segment_end(offsets, e, end);
-            s1 = max(segment_end(offsets, e + 1, end), s0);
-        }
+        let (s0, s1) = segment(offsets, e, if comptime!(transpose_a) { k } else { m }, grouped);
+        work += tile_count(s1 - s0, m, mr, transpose_a) * tile_work(s1 - s0, transpose_a);
+    }
+    let (work0, work1) = (work * row_group / row_groups, work * (row_group + 1) / row_groups);
+    let mut before = 0usize.runtime();
+    for e in 0..experts {
+        let (s0, s1) = segment(offsets, e, if comptime!(transpose_a) { k } else { m }, grouped);
         // The segment's range of rows and of summed elements, and where its matrices start.
         let mut row0 = s0;
         let mut row1 = s1;
@@ -215,9 +244,11 @@ fn tiled<W: Size, L: Size>(
             b0 = 0usize.runtime();
             y0 = e * m * n;
         }
-        let tiles = (row1 - row0 + mr - 1) / mr;
-        let t0 = tiles * row_group / row_groups;
-        let t1 = tiles * (row_group + 1) / row_groups;
+        let tiles = tile_count(s1 - s0, m, mr, transpose_a);
+        let each = tile_work(s1 - s0, transpose_a);
+        let t0 = min((max(work0, before) - before + each - 1) / each, tiles);
+        let t1 = min((max(work1, before) - before + each - 1) / each, tiles);
+        before += tiles * each;
         if t1 > t0 {
             // A sum over nothing still stores its start.
             let blocks = max((sum1 - sum0 + kb - 1) / kb, 1);
@@ -427,11 +458,18 @@ fn per_element(
     }
 }
 
-/// Divides `units` into groups that share the column panels; the units of a group share the row tiles. Of all divisors
-/// the one whose busiest unit has least to do; packing a panel costs about as much as computing four tiles with it.
-fn column_groups(units: usize, panels: usize, tiles: usize) -> usize {
-    let work = |groups: usize| panels.div_ceil(groups) * (tiles.div_ceil(units / groups) + 4);
-    (1..=units).rev().filter(|&groups| units % groups == 0).min_by_key(|&groups| work(groups)).unwrap_or(1)
+/// Divides `units` into groups that share the column panels; the units of a group share the tiles, of which there are
+/// `tiles` in all experts together. Of all divisors the one whose busiest unit has least to do: packing a panel of an
+/// expert costs about as much as computing four tiles with it, and a unit that owns some columns only reads the rows
+/// that another one wrote, which costs about a fifth of a tile more.
+fn column_groups(units: usize, panels: usize, tiles: usize, experts: usize) -> usize {
+    let work = |groups: usize| {
+        let sharing = units / groups;
+        let packed = if sharing == 1 { experts } else { experts.div_ceil(sharing) + 1 };
+        let reading = if groups == 1 { 10 } else { 12 };
+        panels.div_ceil(groups) * (reading * tiles.div_ceil(sharing) + 40 * packed.min(experts))
+    };
+    (1..=units).filter(|&groups| units % groups == 0).min_by_key(|&groups| work(groups)).unwrap_or(1)
 }
 
 /// Launches a product.
@@ -474,8 +512,9 @@ fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
             },
             // SAFETY: columns and rows beyond the extents are neither read nor written, segments are cut off at `m` (or `k`).
             |t| unsafe {
-                let groups =
-                    column_groups(t.units(), n.div_ceil(w * tiling.vectors), m.div_ceil(tiling.rows * experts.max(1)));
+                let tiles = m.div_ceil(tiling.rows);
+                let tiles = if layout.transpose_a { tiles * experts } else { tiles + experts - 1 };
+                let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), tiles, experts);
                 tiled::launch_unchecked(
                     t.client,
                     t.count(),
