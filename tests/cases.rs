@@ -787,7 +787,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Number of kinds of operations, one more than the largest [`kind`].
-pub const KINDS: usize = 52;
+pub const KINDS: usize = 53;
 
 /// Number of an operation's kind. The match is exhaustive, so that an operation cannot be added without a case here.
 pub fn kind(op: &Op) -> usize {
@@ -844,6 +844,6 @@ pub fn kind(op: &Op) -> usize {
         Op::Lookup => 48,
         Op::Previous { .. } => 49,
         Op::BalancedAssignment => 50,
-        Op::CachedAttention { .. } => 51,
+        Op::CachedAttention { .. } => 52,
     }
 }

@@ -13,8 +13,8 @@ use crate::units::{bytes, grouped};
 use crate::{devices, sources};
 use moec_model::Registry;
 use moec_runtime::{
-    Corpus, Dataset, Executable, Kept, Outcome, Profiled, RunFolder, RunTexts, SampleConfig, Split, Summary, TRAIN_STEP,
-    Timings,
+    Corpus, Dataset, Executable, Kept, Outcome, Profiled, RunFolder, RunTexts, SampleConfig, Split, Summary,
+    TRAIN_STEP, Timings,
 };
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
