@@ -62,6 +62,7 @@ fn every_command_has_help_with_examples() {
         "compile",
         "train",
         "compare",
+        "bench",
         "sample",
         "eval",
         "route",
@@ -301,6 +302,74 @@ impl Lab {
         let names = ["model.safetensors", "optimizer.safetensors", "manifest.json"];
         names.map(|n| fs::read(folder.join(n)).unwrap_or_else(|e| panic!("{}/{n}: {e}", folder.display()))).to_vec()
     }
+}
+
+#[test]
+fn bench_accounts_for_the_time_of_a_step() {
+    let lab = Lab::new();
+    let arguments = ["bench", &lab.spec, "--data", &lab.data, "--steps", "3"];
+    let text = expect(&arguments, 0).out;
+    for word in ["GFLOP/s of multiply-adds", "times the limit", "planned", "forward", "backward", "optimizer", "adamw"]
+    {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+
+    let json = expect(&[arguments.as_slice(), &["--json"]].concat(), 0).out;
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let number = |pointer: &str| report.pointer(pointer).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+    for pointer in
+        ["/limits/gflops_per_s", "/limits/gbytes_per_s", "/limits/step_ms", "/step/median_ms", "/first_step_s"]
+    {
+        assert!(number(pointer) > 0.0, "{pointer}: {json}");
+    }
+    assert!(number("/step/best_ms") <= number("/step/median_ms") && number("/step/over_limit") > 0.0);
+    // The phases hold every step of the plan, and so do the kernels.
+    let steps = |lines: &str| -> u64 {
+        report["profile"][lines].as_array().unwrap().iter().map(|l| l["steps"].as_u64().unwrap()).sum()
+    };
+    assert!(steps("phases") > 0 && steps("phases") == steps("kernels"));
+    let share: f64 =
+        report["profile"]["kernels"].as_array().unwrap().iter().map(|l| l["share"].as_f64().unwrap()).sum();
+    assert!((share - 1.0).abs() < 1e-9, "{share}");
+    assert!(!Path::new("runs").join("small").exists(), "nothing is written");
+}
+
+#[test]
+fn bench_makes_steps_on_request() {
+    let lab = Lab::new();
+    let serve = ["bench", &lab.spec, "--data", &lab.data, "--serve", "--device", "interpreter"];
+    let output = moec().args(serve).write_stdin("go 2\ngo 1\n").output().unwrap();
+    assert!(output.status.success());
+    let lines: Vec<serde_json::Value> =
+        String::from_utf8_lossy(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(lines[0]["ready"].as_bool().unwrap());
+    // Two steps warm up.
+    assert_eq!([1, 2, 3].map(|i| lines[i]["step"].as_u64().unwrap()), [3, 4, 5]);
+    assert!(lines[1..4].iter().all(|l| l["ms"].as_f64().unwrap() > 0.0));
+
+    let output = moec().args(serve).write_stdin("faster\n").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(err.contains("`faster` is no request") && err.contains("go N"), "{err}");
+}
+
+#[test]
+fn a_profile_is_a_table_and_a_trace_of_the_same_bits() {
+    let lab = Lab::new();
+    let (plain, profiled) = (lab.at("plain"), lab.at("profiled"));
+    lab.train(&plain, &["--device", "interpreter"], 0);
+    let told = lab.train(&profiled, &["--device", "interpreter", "--profile"], 0).err;
+    for word in ["of 11 steps after the first", "forward", "optimizer", "fused_grouped_matmul", "profile.json"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    assert_eq!(lab.files(&plain, 12), lab.files(&profiled, 12));
+    let trace = fs::read_to_string(Path::new(&profiled).join("profile.json")).unwrap();
+    let trace: serde_json::Value = serde_json::from_str(&trace).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.len() > 4 * 100 && events.len() % 4 == 0, "{}", events.len());
+    assert!(events.iter().all(|e| e["ph"] == "X" && e["dur"].as_f64().is_some() && e["args"]["bytes"].is_number()));
+    assert!(!Path::new(&plain).join("profile.json").exists());
 }
 
 #[test]

@@ -2,11 +2,14 @@
 
 use moec_ir::Tensor;
 use moec_plan::{BackendError, Phase, Plan, Session, Work, kind, phase, work};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Most runs whose steps are kept one by one for a trace.
+/// Most runs whose steps are kept in order for a trace.
 const TRACED: usize = 3;
+
+/// Most runs whose times are kept for medians.
+const KEPT: usize = 101;
 
 /// A session whose runs of one function are timed step by step; everything else passes through, and all results are
 /// the same bits.
@@ -21,14 +24,12 @@ pub struct Profiled {
 /// The times of a function's runs. The first run compiles kernels, so it is kept apart.
 #[derive(Clone, Debug, Default)]
 pub struct Timings {
-    /// The first run.
-    pub first: Duration,
-    /// Runs after the first.
-    pub runs: u32,
-    /// Time of each step in all runs after the first together.
-    steps: Vec<Duration>,
+    /// When the first run began after the profile did, and the time of each of its steps.
+    first: Option<(Duration, Vec<Duration>)>,
+    /// Times of each step in the last runs after the first.
+    steps: Vec<VecDeque<Duration>>,
     /// When each of the last runs began after the profile did, and the time of each of its steps.
-    traced: Vec<(Duration, Vec<Duration>)>,
+    traced: VecDeque<(Duration, Vec<Duration>)>,
 }
 
 /// All steps of one kind in one phase, per run.
@@ -42,7 +43,7 @@ pub struct KernelRow {
     pub steps: usize,
     /// Their work together.
     pub work: Work,
-    /// Mean time of a run that they take together.
+    /// Their median times together.
     pub time: Duration,
 }
 
@@ -71,24 +72,31 @@ impl Profiled {
 
 impl Timings {
     fn add(&mut self, begun: Duration, times: Vec<Duration>) {
-        if self.steps.is_empty() {
-            self.first = times.iter().sum();
-            self.steps = vec![Duration::ZERO; times.len()];
+        if self.first.is_none() {
+            self.steps = vec![VecDeque::new(); times.len()];
+            self.first = Some((begun, times));
             return;
         }
-        self.runs += 1;
-        for (sum, time) in self.steps.iter_mut().zip(&times) {
-            *sum += *time;
+        for (kept, time) in self.steps.iter_mut().zip(&times) {
+            push_last(kept, *time, KEPT);
         }
-        if self.traced.len() == TRACED {
-            self.traced.remove(0);
-        }
-        self.traced.push((begun, times));
+        push_last(&mut self.traced, (begun, times), TRACED);
     }
 
-    /// Mean time of a run after the first.
-    pub fn mean(&self) -> Duration {
-        self.steps.iter().sum::<Duration>() / self.runs.max(1)
+    /// The first run, which compiled the kernels.
+    pub fn first(&self) -> Duration {
+        self.first.iter().flat_map(|(_, times)| times).sum()
+    }
+
+    /// Runs after the first that the times are of.
+    pub fn runs(&self) -> usize {
+        self.steps.first().map_or(0, VecDeque::len)
+    }
+
+    /// Time of a run after the first: its steps' medians together, so that one interruption by another program does not
+    /// count.
+    pub fn total(&self) -> Duration {
+        self.steps.iter().map(median).sum()
     }
 
     /// The steps of the plan that was timed by kind and phase, those that take longest first.
@@ -105,18 +113,18 @@ impl Timings {
             });
             row.steps += 1;
             row.work += work(plan, step);
-            row.time += *time / self.runs.max(1);
+            row.time += median(time);
         }
         let mut rows: Vec<KernelRow> = rows.into_values().collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.time));
         rows
     }
 
-    /// The last runs in Chrome's trace event format, for `chrome://tracing` or Perfetto: complete events with times in
+    /// The first and the last runs in Chrome's trace event format, for `chrome://tracing` or Perfetto: complete events with times in
     /// microseconds, one thread per phase.
     pub fn chrome_trace(&self, plan: &Plan) -> serde_json::Value {
         let mut events = Vec::new();
-        for (begun, times) in &self.traced {
+        for (begun, times) in self.first.iter().chain(&self.traced) {
             let mut at = *begun;
             for (step, time) in plan.steps.iter().zip(times) {
                 let work = work(plan, step);
@@ -135,6 +143,20 @@ impl Timings {
         }
         serde_json::json!({ "displayTimeUnit": "ms", "traceEvents": events })
     }
+}
+
+fn push_last<T>(list: &mut VecDeque<T>, value: T, most: usize) {
+    if list.len() == most {
+        list.pop_front();
+    }
+    list.push_back(value);
+}
+
+/// The middle of some times; zero if there are none.
+fn median(times: &VecDeque<Duration>) -> Duration {
+    let mut sorted: Vec<Duration> = times.iter().copied().collect();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 impl Session for Profiled {
@@ -202,12 +224,13 @@ mod tests {
         }
         assert_eq!(losses[0], losses[1]);
         let (plan, timings) = (tiny.program.plan(TRAIN_STEP).unwrap(), profiled.timings());
-        assert_eq!(timings.runs, 3);
+        assert_eq!(timings.runs(), 3);
+        assert!(timings.total() > Duration::ZERO && timings.first() > Duration::ZERO);
         let rows = timings.by_kind(plan);
         assert_eq!(rows.iter().map(|r| r.steps).sum::<usize>(), plan.steps.len());
         assert!(rows.windows(2).all(|w| w[0].time >= w[1].time));
         assert!(rows.iter().any(|r| r.phase == Phase::Optimizer) && rows.iter().any(|r| r.work.flops > 0.0));
         let trace = timings.chrome_trace(plan);
-        assert_eq!(trace["traceEvents"].as_array().unwrap().len(), 3 * plan.steps.len());
+        assert_eq!(trace["traceEvents"].as_array().unwrap().len(), 4 * plan.steps.len());
     }
 }

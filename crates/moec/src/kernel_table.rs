@@ -38,7 +38,7 @@ pub(crate) struct KernelTable {
 impl KernelTable {
     /// Of the timed runs of a plan, beside what the device can do at most.
     pub(crate) fn new(plan: &Plan, timings: &Timings, limits: Option<Limits>) -> Self {
-        let total = timings.mean().as_secs_f64();
+        let total = timings.total().as_secs_f64();
         let line = |phase, kernel: &str, rows: &[&KernelRow]| {
             let seconds: f64 = rows.iter().map(|r| r.time.as_secs_f64()).sum();
             let mut work = Work::default();

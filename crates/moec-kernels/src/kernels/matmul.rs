@@ -126,6 +126,13 @@ fn load_row<W: Size, L: Size>(
     }
 }
 
+#[cube]
+fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, #[comptime] length: usize) {
+    for j in 0..length {
+        values[j] = Vector::new(0.0f32);
+    }
+}
+
 /// Stores the results of a program but for the first.
 #[cube]
 fn store_more<W: Size>(
@@ -149,14 +156,16 @@ pub(crate) fn segment_end(offsets: &[i32], e: usize, rows: usize) -> usize {
     min(max(offsets[e], 0i32) as usize, rows)
 }
 
-/// The rows (or summed elements) of an expert, of `end` in all.
+/// The rows (or summed elements) of an expert, of `end` in all; those after the last expert for one number more.
 #[cube]
-fn segment(offsets: &[i32], e: usize, end: usize, grouped: usize) -> (usize, usize) {
+fn segment(offsets: &[i32], e: usize, experts: usize, end: usize, grouped: usize) -> (usize, usize) {
     let mut s0 = 0usize.runtime();
     let mut s1 = end;
     if grouped != 0 {
         s0 = segment_end(offsets, e, end);
-        s1 = max(segment_end(offsets, e + 1, end), s0);
+        if e < experts {
+            s1 = max(segment_end(offsets, e + 1, end), s0);
+        }
     }
     (s0, s1)
 }
@@ -218,22 +227,25 @@ fn tiled<W: Size, L: Size>(
     dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
     let mut panel = Array::<Vector<f32, W>>::new(comptime!(kb * nv));
     let mut start = Array::<Vector<f32, W>>::new(nv);
+    clear(&mut start, nv);
     // A register tile on its way from and to memory.
     let mut tile = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
     let mut work = 0usize.runtime();
-    for e in 0..experts {
-        let (s0, s1) = segment(offsets, e, if comptime!(transpose_a) { k } else { m }, grouped);
+    // Rows after the last segment belong to no expert: one more segment, whose sums are empty.
+    let segments = if comptime!(transpose_a) { experts } else { experts + grouped };
+    for e in 0..segments {
+        let (s0, s1) = segment(offsets, e, experts, if comptime!(transpose_a) { k } else { m }, grouped);
         work += tile_count(s1 - s0, m, mr, transpose_a) * tile_work(s1 - s0, transpose_a);
     }
     let (work0, work1) = (work * row_group / row_groups, work * (row_group + 1) / row_groups);
     let mut before = 0usize.runtime();
-    for e in 0..experts {
-        let (s0, s1) = segment(offsets, e, if comptime!(transpose_a) { k } else { m }, grouped);
+    for e in 0..segments {
+        let (s0, s1) = segment(offsets, e, experts, if comptime!(transpose_a) { k } else { m }, grouped);
         // The segment's range of rows and of summed elements, and where its matrices start.
         let mut row0 = s0;
         let mut row1 = s1;
         let mut sum0 = 0usize.runtime();
-        let mut sum1 = k;
+        let mut sum1 = if e < experts { k } else { 0usize.runtime() };
         let mut b0 = e * n * k;
         let mut y0 = 0usize.runtime();
         if comptime!(transpose_a) {
@@ -275,7 +287,11 @@ fn tiled<W: Size, L: Size>(
                         }
                     }
                     if has_bias != 0 {
-                        load_row::<W, L>(bias, &mut start, e * n, p * nv, 0usize, n, nv);
+                        if e < experts {
+                            load_row::<W, L>(bias, &mut start, e * n, p * nv, 0usize, n, nv);
+                        } else {
+                            clear(&mut start, nv);
+                        }
                     }
                     // A tile at the end of all rows starts earlier, to read only what is there. Its first row and that
                     // row's place in `a` are carried from tile to tile: computed anew, they end up in the inner loop.
@@ -361,38 +377,6 @@ fn tiled<W: Size, L: Size>(
                         }
                         top = min(top + mr, m - mr);
                         place = min(place + mr * row_step, (m - mr) * row_step);
-                    }
-                }
-            }
-        }
-    }
-    // Rows after the last segment belong to no expert.
-    if comptime!(!transpose_a) {
-        if grouped != 0 {
-            let tail = segment_end(offsets, experts, m);
-            let columns = n / stored;
-            let c0 = min(p0 * nv * w / stored, columns);
-            let c1 = min(p1 * nv * w / stored, columns);
-            for row in tail + (m - tail) * row_group / row_groups..tail + (m - tail) * (row_group + 1) / row_groups {
-                for c in c0..c1 {
-                    let at = row * columns + c;
-                    if comptime!(goes_on) {
-                        let mut r = Sequence::<Vector<f32, W>>::new();
-                        let none = Vector::<f32, W>::new(0.0f32);
-                        evaluate::<W>(
-                            at,
-                            none,
-                            vectors_after,
-                            scalars_after,
-                            &keys_a,
-                            &keys_b,
-                            &mut r,
-                            comptime!(after.clone()),
-                        );
-                        y.with_vector_size_mut::<W>()[at] = r[comptime!(after.results[0])];
-                        store_more::<W>(more, &r, at, comptime!(after.clone()));
-                    } else {
-                        y[at] = Vector::new(0.0);
                     }
                 }
             }

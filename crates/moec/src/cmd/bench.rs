@@ -20,7 +20,7 @@ use std::time::Instant;
 const SLICE: u64 = 5;
 
 /// Steps that are timed kernel by kernel.
-const PROFILED: u64 = 5;
+const PROFILED: u64 = 11;
 
 /// What was measured.
 #[derive(Serialize)]

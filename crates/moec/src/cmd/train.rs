@@ -91,14 +91,14 @@ fn write_profile(compiled: &Compiled, timings: &Timings, root: &Path, console: &
     let Some(plan) = compiled.program.plan(TRAIN_STEP) else { return Ok(()) };
     console.note(format!(
         "\nof {} steps after the first, which took {:.1} s with the compilation of its kernels:",
-        timings.runs,
-        timings.first.as_secs_f64()
+        timings.runs(),
+        timings.first().as_secs_f64()
     ));
     console.note(KernelTable::new(plan, timings, None).text());
     let path = root.join("profile.json");
     let trace = timings.chrome_trace(plan).to_string();
     std::fs::write(&path, trace).map_err(|e| Failure::file("write", &path, &e))?;
-    console.note(format!("trace of the last steps: {}", path.display()));
+    console.note(format!("trace of the first and the last steps: {}", path.display()));
     Ok(())
 }
 
