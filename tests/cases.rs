@@ -302,21 +302,20 @@ fn fused_products(cases: &mut Vec<Case>) {
     for (offsets, rows, inner, outer) in
         [(vec![0, 1], 1, 1, 1), (vec![0, 5, 5, 16], 17, 7, 3), (vec![0, 0, 20, 33], 40, 150, 32)]
     {
+        // The one of transposed experts has a bias, which rows of no expert must not get.
         for transpose_b in [false, true] {
             let experts = offsets.len() - 1;
             let mut c = CaseBuilder::new(format!("fused grouped matmul {rows}x{outer} over {inner} {transpose_b}"));
             let w = if transpose_b { [experts, outer, inner] } else { [experts, inner, outer] };
-            let operands = [
+            let mut operands = vec![
                 c.normal("a", &[rows, inner]),
                 c.normal("w", &w),
                 c.ints("offsets", &[experts + 1], offsets.clone()),
-                c.normal("x", &[rows, outer]),
-                c.normal("columns", &[outer]),
-                c.normal("rows", &[rows]),
-                c.normal("scalar", &[]),
-                c.rng(),
             ];
-            let product = Box::new(Op::GroupedMatMul { transpose_b, bias: false });
+            operands.extend(transpose_b.then(|| c.normal("bias", &[experts, outer])));
+            operands.extend([c.normal("x", &[rows, outer]), c.normal("columns", &[outer]), c.normal("rows", &[rows])]);
+            operands.extend([c.normal("scalar", &[]), c.rng()]);
+            let product = Box::new(Op::GroupedMatMul { transpose_b, bias: transpose_b });
             cases.push(c.finish(Op::FusedProduct { product, program: program(rows, outer) }, &operands));
         }
     }

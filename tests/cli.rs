@@ -360,7 +360,7 @@ fn a_profile_is_a_table_and_a_trace_of_the_same_bits() {
     let (plain, profiled) = (lab.at("plain"), lab.at("profiled"));
     lab.train(&plain, &["--device", "interpreter"], 0);
     let told = lab.train(&profiled, &["--device", "interpreter", "--profile"], 0).err;
-    for word in ["of 11 steps after the first", "forward", "optimizer", "fused_grouped_matmul", "profile.json"] {
+    for word in ["medians of the last 11 steps", "forward", "optimizer", "fused_grouped_matmul", "profile.json"] {
         assert!(told.contains(word), "{word}: {told}");
     }
     assert_eq!(lab.files(&plain, 12), lab.files(&profiled, 12));

@@ -136,6 +136,8 @@ fn needs_of_route(moe: &Moe) -> Needs {
         Some(format!("the router `{name}` compares each token with {what}"))
     } else if always_random {
         Some(format!("the router `{name}` draws noise in evaluation too, anew for every token of the window"))
+    } else if traits.counts_tokens {
+        Some(format!("the router `{name}` makes use of the number of tokens"))
     } else if bounded {
         Some("experts have a capacity in evaluation, which counts the tokens of the window".to_string())
     } else {
@@ -146,6 +148,6 @@ fn needs_of_route(moe: &Moe) -> Needs {
         places: traits.reads.positions,
         keys: false,
         window: reason.map(|reason| Obstacle { reason, span: moe.route_span }),
-        batch: traits.compares_when_sampling == Compares::Batch || always_random || bounded,
+        batch: traits.compares_when_sampling == Compares::Batch || always_random || traits.counts_tokens || bounded,
     }
 }

@@ -77,6 +77,9 @@ pub struct Traits {
     pub compares: Compares,
     /// Which tokens it compares in evaluation and sampling.
     pub compares_when_sampling: Compares,
+    /// Whether it makes use of how many tokens there are ([`RoutingContext::token_count`]) in evaluation. Texts are then
+    /// computed one at a time and window by window, so that the number is that of a window.
+    pub counts_tokens: bool,
     /// When it is random.
     pub random: Randomness,
     /// What it provides for balance losses.
@@ -97,6 +100,7 @@ impl Default for Traits {
             reads: Reads { activations: true, ..Reads::default() },
             compares: Compares::None,
             compares_when_sampling: Compares::None,
+            counts_tokens: false,
             random: Randomness::Never,
             provides: &[],
             learns_from_task: true,

@@ -200,6 +200,7 @@ impl RoutingStrategy for LanguageRouter {
             reads,
             compares: compares(&training),
             compares_when_sampling: compares(&sampling),
+            counts_tokens: self.program.counts_tokens,
             random,
             provides: provided(logits, probabilities, noisy),
             learns_from_task: training.weights.learns || training.own_loss || !training.trained,

@@ -223,6 +223,21 @@ fn what_can_be_kept_follows_from_what_a_model_looks_at() {
     ] {
         assert_eq!(cache("rotary", &moe(arguments)), expected, "{arguments}");
     }
+    // A router of the file that makes use of the number of tokens, which is not the same in a window and for one token.
+    let text = format!(
+        "router warm(k: int) {{
+           let scores = linear(x, experts)
+           let top, chosen = top_k(scores / log(tokens), k)
+           return token_choice(experts: chosen, weights: softmax(top))
+         }}
+         model m {{ context 4  vocab {VOCAB}  embed(width: 8, positions: rotary)
+           residual {{ layer_norm  moe(experts: 4 * mlp(hidden: 8), route: warm(k: 2)) }}
+           unembed }}"
+    );
+    let counting = decoding(&model("m.moe", text, &[]));
+    let Cache::Never(obstacle) = &counting.cache else { panic!("{counting:?}") };
+    assert_eq!(obstacle.to_string(), "the router `warm` makes use of the number of tokens");
+    assert!(!counting.together, "{counting:?}");
     let depths = |inner: &str| format!("mlp(hidden: 8) }} mixture_of_depths {{ residual {{ layer_norm {inner} }}");
     assert_eq!(cache("rotary", &depths(DENSE)), "sliding");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What a step has to do: the arithmetic and the memory traffic that no implementation can avoid.
+//! What a step has to do: its arithmetic, and its operands and results as if each moved once.
 
 use crate::autodiff::is_backward;
 use crate::plan::{Plan, Step};

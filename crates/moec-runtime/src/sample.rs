@@ -146,10 +146,13 @@ pub fn sample(
         prompt.push(vocab.id('\n').unwrap_or(0));
     }
     let functions = sample_functions(kept, executable.context(), prompt.len(), config.length);
-    let mut together = u64::MAX;
+    // A text of no characters needs no function.
+    let mut together = None;
     for function in functions {
-        together = together.min(executable.rows(function)? as u64);
+        let rows = executable.rows(function)? as u64;
+        together = Some(together.map_or(rows, |most: u64| most.min(rows)));
     }
+    let together = together.unwrap_or(1);
     let mut texts = Vec::new();
     let mut first = numbers.start;
     while first < numbers.end {

@@ -361,7 +361,7 @@ pub struct BenchArgs {
 
     /// Make steps on request, to be measured in turn with other programs: each line `go N` on standard input makes N
     /// steps and prints a JSON object for each.
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, conflicts_with_all = ["json", "steps"])]
     pub serve: bool,
 }
 

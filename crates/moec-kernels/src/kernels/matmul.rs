@@ -170,6 +170,12 @@ fn segment(offsets: &[i32], e: usize, experts: usize, end: usize, grouped: usize
     (s0, s1)
 }
 
+/// `work * part / parts`, but for rounding that is the same for all units: the product may not fit 32 bits.
+#[cube]
+fn share(work: usize, part: usize, parts: usize) -> usize {
+    work / parts * part + work % parts * part / parts
+}
+
 /// Tiles of an expert whose segment is that long.
 #[cube]
 fn tile_count(length: usize, m: usize, rows: usize, #[comptime] transpose_a: bool) -> usize {
@@ -237,7 +243,7 @@ fn tiled<W: Size, L: Size>(
         let (s0, s1) = segment(offsets, e, experts, if comptime!(transpose_a) { k } else { m }, grouped);
         work += tile_count(s1 - s0, m, mr, transpose_a) * tile_work(s1 - s0, transpose_a);
     }
-    let (work0, work1) = (work * row_group / row_groups, work * (row_group + 1) / row_groups);
+    let (work0, work1) = (share(work, row_group, row_groups), share(work, row_group + 1, row_groups));
     let mut before = 0usize.runtime();
     for e in 0..segments {
         let (s0, s1) = segment(offsets, e, experts, if comptime!(transpose_a) { k } else { m }, grouped);

@@ -52,6 +52,7 @@ pub(super) fn check(router: &ast::Router, losses: &[&str], report: &mut dyn FnMu
         steps: Vec::new(),
         number_slots: 0,
         tensor_slots: 0,
+        counts_tokens: false,
     };
     checker.parameters();
     let returned = checker.statements();
@@ -59,8 +60,9 @@ pub(super) fn check(router: &ast::Router, losses: &[&str], report: &mut dyn FnMu
         return None;
     }
     checker.unused();
-    let Checker { parameters, states, spelt, steps, number_slots, tensor_slots, .. } = checker;
-    Some(Program { parameters, states, spelt, steps, number_slots, tensor_slots, returned: returned? })
+    let Checker { parameters, states, spelt, steps, number_slots, tensor_slots, counts_tokens, .. } = checker;
+    let returned = returned?;
+    Some(Program { parameters, states, spelt, steps, number_slots, tensor_slots, counts_tokens, returned })
 }
 
 /// What a name stands for.
@@ -97,6 +99,7 @@ struct Checker<'a, 'r> {
     steps: Vec<Step>,
     number_slots: usize,
     tensor_slots: usize,
+    counts_tokens: bool,
 }
 
 impl<'a> Checker<'a, '_> {
@@ -140,7 +143,10 @@ impl<'a> Checker<'a, '_> {
             }
             "experts" => return number(NumNode::Experts, Kind::Int(Extent::named("experts"))),
             "width" => return number(NumNode::Width, Kind::Int(Extent::named("width"))),
-            "tokens" => return number(NumNode::Tokens, Kind::Float),
+            "tokens" => {
+                self.counts_tokens = true;
+                return number(NumNode::Tokens, Kind::Float);
+            }
             "training" => return number(NumNode::Training, Kind::Bool),
             "token_ids" => return index(Node::TokenIds, Of::Vocabulary),
             "previous_ids" => return index(Node::PreviousIds, Of::Vocabulary),

@@ -24,6 +24,8 @@ pub(super) struct Program {
     /// How many numbers and tensors have names.
     pub(super) number_slots: usize,
     pub(super) tensor_slots: usize,
+    /// Whether the number of tokens is named anywhere.
+    pub(super) counts_tokens: bool,
     pub(super) returned: Returned,
 }
 

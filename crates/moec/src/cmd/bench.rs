@@ -126,7 +126,9 @@ impl Bench<'_> {
         let yardstick = cube.map(Yardstick::new);
         let (mut times, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         while (times.len() as u64) < args.steps {
-            let slice: Vec<f64> = (0..SLICE).map(|_| steps.make(&mut executable)).collect::<Result<_, Failure>>()?;
+            let slice: Vec<f64> = (0..SLICE.min(args.steps - times.len() as u64))
+                .map(|_| steps.make(&mut executable))
+                .collect::<Result<_, Failure>>()?;
             if let Some(yardstick) = &yardstick {
                 let limit = yardstick.measure()?;
                 let mean = slice.iter().sum::<f64>() / slice.len() as f64;

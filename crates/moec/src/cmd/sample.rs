@@ -35,7 +35,9 @@ pub fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> Result<
         Ok(options)
     })?;
     let Some(Sampling { kept, together, .. }) = sampling else { return Ok(Exit::Success) };
-    let end = args.number.saturating_add(args.samples);
+    let Some(end) = args.number.checked_add(args.samples) else {
+        return Err(Failure::new(Exit::Usage, "the numbers of the texts go beyond what a number can be"));
+    };
     run.on_device(args.device, |executable| {
         let mut first = args.number;
         while first < end {

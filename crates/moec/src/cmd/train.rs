@@ -73,6 +73,9 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
     let summary =
         moec_runtime::train(&mut executable, &dataset, &folder, &config, start, &signals.stop, &mut progress)?;
     if summary.outcome == Outcome::Interrupted {
+        if args.profile {
+            write_profile(&compiled, session.timings(), &root, console)?;
+        }
         console.note(format!("interrupted and saved; continue with: {}", resume_command(args, &root)));
         return Ok(signals.exit());
     }
@@ -89,8 +92,12 @@ pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<E
 /// The table of kernels, and the last steps as a trace in the run folder.
 fn write_profile(compiled: &Compiled, timings: &Timings, root: &Path, console: &Console) -> Result<(), Failure> {
     let Some(plan) = compiled.program.plan(TRAIN_STEP) else { return Ok(()) };
+    if timings.runs() == 0 {
+        console.note("no step after the first was made, so there is no profile");
+        return Ok(());
+    }
     console.note(format!(
-        "\nof {} steps after the first, which took {:.1} s with the compilation of its kernels:",
+        "\nmedians of the last {} steps; the first one took {:.1} s with the compilation of its kernels:",
         timings.runs(),
         timings.first().as_secs_f64()
     ));
@@ -210,7 +217,8 @@ fn introduce(
 }
 
 fn resume_command(args: &TrainArgs, root: &Path) -> String {
-    format!("moec train {} --out {} --resume", args.spec.spec.display(), root.display())
+    let profile = if args.profile { " --profile" } else { "" };
+    format!("moec train {} --out {} --resume{profile}", args.spec.spec.display(), root.display())
 }
 
 /// A sample of the finished model.
