@@ -37,23 +37,31 @@ pub struct Yardstick {
 }
 
 impl Yardstick {
-    /// Allocates about 400 MB on the device.
-    pub fn new(backend: &CubeBackend) -> Self {
+    /// Allocates about 400 MB on the device, writes them, and compiles the kernels.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn new(backend: &CubeBackend) -> Result<Self, BackendError> {
         let client = backend.client().clone();
         let allocations = [TRIAD_ELEMENTS; 3].map(|n| client.empty(4 * n)).into();
-        Self { client, profile: *backend.profile(), allocations }
+        let yardstick = Self { client, profile: *backend.profile(), allocations };
+        let [a, b, c] = Self::buffers();
+        yardstick.seconds(|l| [a, b, c].map(|x| fill::launch(l, x, 1.0)))?;
+        yardstick.seconds(|l| limits::launch_multiply_adds(l, a, UNITS, 1))?;
+        yardstick.seconds(|l| limits::launch_triad(l, b, c, a))?;
+        Ok(yardstick)
     }
 
-    /// Measures once: some tens of milliseconds on a CPU, and the kernels' compilation the first time.
+    fn buffers() -> [Arg; 3] {
+        [0, 1, 2].map(|i| Arg::new(i, 0, TRIAD_ELEMENTS))
+    }
+
+    /// Measures once: some tens of milliseconds on a CPU.
     ///
     /// # Errors
     /// When the device fails.
     pub fn measure(&self) -> Result<Limits, BackendError> {
-        let [a, b, c] = [0, 1, 2].map(|i| Arg::new(i, 0, TRIAD_ELEMENTS));
-        // The first call of each compiles; the buffers are also touched for the first time.
-        self.seconds(|l| [a, b, c].map(|x| fill::launch(l, x, 1.0)))?;
-        self.seconds(|l| limits::launch_multiply_adds(l, a, UNITS, 1))?;
-        self.seconds(|l| limits::launch_triad(l, b, c, a))?;
+        let [a, b, c] = Self::buffers();
         let (seconds, multiply_adds) = self.seconds(|l| limits::launch_multiply_adds(l, a, UNITS, ROUNDS))?;
         let (triad, ()) = self.seconds(|l| limits::launch_triad(l, b, c, a))?;
         Ok(Limits { flops: 2.0 * multiply_adds / seconds, bytes: 12.0 * TRIAD_ELEMENTS as f64 / triad })

@@ -53,11 +53,12 @@ impl Phase {
 
 /// Which part of a training step this is.
 pub fn phase(step: &Step) -> Phase {
-    match &step.op {
-        Op::AdamW(_) => Phase::Optimizer,
-        _ if step.name.starts_with(OPTIMIZER_PREFIX) => Phase::Optimizer,
-        _ if is_backward(&step.name) => Phase::Backward,
-        _ => Phase::Forward,
+    if step.name.starts_with(OPTIMIZER_PREFIX) {
+        Phase::Optimizer
+    } else if is_backward(&step.name) {
+        Phase::Backward
+    } else {
+        Phase::Forward
     }
 }
 

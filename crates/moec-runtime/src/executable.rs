@@ -186,7 +186,7 @@ impl<'a> Executable<'a> {
         for (i, window) in windows.iter().enumerate() {
             tokens.extend_from_slice(window);
             rows.push((i * self.context + window.len().max(1) - 1) as i32);
-            // Causality makes what is behind the window invisible to it.
+            // What is behind the window is invisible to it where the model is causal; any other sees this padding.
             tokens.resize((i + 1) * self.context, 0);
         }
         let given = [("tokens", Tensor::ints(tokens)), ("rows", Tensor::ints(rows)), ("rng", Tensor::ints(rng))];

@@ -6,7 +6,7 @@ use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
 /// Chains of multiply-adds that run side by side: more than any core needs to hide the latency of one.
-pub(crate) const CHAINS: usize = 12;
+const CHAINS: usize = 12;
 
 #[cube(launch_unchecked)]
 fn multiply_adds<W: Size>(values: &mut [Vector<f32, W>], rounds: usize, #[comptime] chains: usize) {

@@ -123,7 +123,7 @@ impl Bench<'_> {
         }
 
         let plan = program.plan(TRAIN_STEP).ok_or_else(|| Failure::new(Exit::Fault, "the program cannot train"))?;
-        let yardstick = cube.map(Yardstick::new);
+        let yardstick = cube.map(Yardstick::new).transpose()?;
         let (mut times, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         while (times.len() as u64) < args.steps {
             let slice: Vec<f64> = (0..SLICE.min(args.steps - times.len() as u64))
