@@ -4,8 +4,8 @@
 //!
 //! 1. [`differentiate`] appends the gradient of the objective, [`add_optimizer`] the update of every parameter;
 //! 2. [`optimize`] runs the passes of [`PASSES`];
-//! 3. [`plan()`] orders the nodes of all functions of a program and places every byte; [`memory_report`] says what it
-//!    needs beforehand;
+//! 3. [`plan()`] orders the nodes of all functions of a program and places every byte; [`Arrangement::memory`] says
+//!    what it needs beforehand;
 //! 4. a [`Backend`] prepares the [`Program`] and gives a [`Session`] that runs it. [`Interpreter`] is the one for
 //!    reference: it obeys the plan to the byte and computes in 64 bits.
 //!
@@ -43,6 +43,7 @@ mod probe;
 mod report;
 mod routes;
 mod schedule;
+mod threads;
 mod work;
 
 pub use autodiff::{Wrt, differentiate};
@@ -53,8 +54,9 @@ pub use optimizer::{OptimizerConfig, add_optimizer};
 pub use passes::{OptimizeOptions, PASSES, Pass, PassReport, PassRun, optimize};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, StepListing, listing};
-pub use planner::{declare_states, plan};
+pub use planner::{Arrangement, declare_states, plan};
 pub use probe::Probe;
-pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport, memory_report};
+pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};
 pub use routes::{ROUTE_PREFIX, freeze_routes, record_routes, routes};
+pub use threads::on_threads;
 pub use work::{Phase, Work, kind, phase, work};

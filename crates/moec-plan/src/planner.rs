@@ -4,6 +4,7 @@ use crate::error::PlanError;
 use crate::memory::{Life, lives, place};
 use crate::plan::{Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 use crate::schedule::{RegionKind, Tasks};
+use crate::threads::on_threads;
 use indexmap::IndexMap;
 use moec_ir::{Graph, Op, TensorType};
 
@@ -15,24 +16,40 @@ pub(crate) const CACHE_PREFIX: &str = "cache.";
 
 /// Plans the functions of a program, which share persistent tensors by name.
 ///
-/// Sizes saturate: a graph of absurd shapes has a plan (of absurd size), so that the caller can say what is too large
-/// before anything is allocated.
-///
 /// # Errors
-/// When functions disagree about a persistent tensor or an update does not fit one.
+/// As [`Arrangement::of`].
 pub fn plan(functions: &[(String, &Graph)]) -> Result<Program, PlanError> {
-    let states = declare_states(functions)?;
-    let types = state_types(&states);
-    let plans = functions
-        .iter()
-        .map(|(name, graph)| Ok(plan_of(name, arrange(name, graph, &types)?)))
-        .collect::<Result<_, PlanError>>()?;
-    Ok(Program { states, plans })
+    Ok(Arrangement::of(functions)?.into_program())
 }
 
-/// Types of persistent tensors by name, in order.
-pub(crate) fn state_types(states: &[StateDecl]) -> IndexMap<String, TensorType> {
-    states.iter().map(|s| (s.name.clone(), s.ty.clone())).collect()
+/// The functions of a program, which share persistent tensors by name, with every step ordered and every byte placed.
+pub struct Arrangement<'a> {
+    pub(crate) functions: &'a [(String, &'a Graph)],
+    pub(crate) states: Vec<StateDecl>,
+    /// One per function.
+    pub(crate) arranged: Vec<Arranged>,
+}
+
+impl<'a> Arrangement<'a> {
+    /// Orders and places the steps of all functions.
+    ///
+    /// Sizes saturate: a graph of absurd shapes has a plan (of absurd size), so that the caller can say what is too large
+    /// before anything is allocated.
+    ///
+    /// # Errors
+    /// When functions disagree about a persistent tensor or an update does not fit one.
+    pub fn of(functions: &'a [(String, &'a Graph)]) -> Result<Self, PlanError> {
+        let states = declare_states(functions)?;
+        let types = states.iter().map(|s| (s.name.clone(), s.ty.clone())).collect();
+        let arranged = on_threads(functions, |(name, graph)| arrange(name, graph, &types));
+        Ok(Self { functions, states, arranged: arranged.into_iter().collect::<Result<_, _>>()? })
+    }
+
+    /// The program that runs them.
+    pub fn into_program(self) -> Program {
+        let plans = self.functions.iter().zip(self.arranged).map(|((name, _), arranged)| plan_of(name, arranged));
+        Program { plans: plans.collect(), states: self.states }
+    }
 }
 
 /// The persistent tensors of all functions, in the order in which they are first named.
@@ -80,7 +97,7 @@ pub(crate) struct Arranged {
 }
 
 /// Orders and places the tasks of one function.
-pub(crate) fn arrange(name: &str, graph: &Graph, states: &IndexMap<String, TensorType>) -> Result<Arranged, PlanError> {
+fn arrange(name: &str, graph: &Graph, states: &IndexMap<String, TensorType>) -> Result<Arranged, PlanError> {
     let tasks = Tasks::collect(name, graph, states)?;
     // The early order nearly always needs less memory; where it does not, the graph's own is taken.
     let [eager, plain] = [tasks.eager_order(), tasks.graph_order()].map(|order| {

@@ -1,13 +1,13 @@
 //! Where the memory goes: what a program needs on a device, by kind and by tensor, before anything is allocated.
 
 use crate::autodiff::is_backward;
-use crate::error::PlanError;
 use crate::plan::StateKind;
-use crate::planner::{Arranged, arrange, declare_states, state_types};
+use crate::planner::{Arranged, Arrangement};
 use crate::schedule::RegionKind;
-use moec_ir::{Graph, Op, Origin, TensorType};
+use moec_ir::{Op, Origin, TensorType};
 use serde::Serialize;
 use std::cmp::Reverse;
+use std::collections::HashMap;
 
 /// How many tensors [`MemoryReport::largest`] names.
 const LARGEST: usize = 12;
@@ -96,43 +96,40 @@ impl MemoryReport {
     }
 }
 
-/// Reports the memory of the functions of a program; `functions` is what [`crate::plan()`] is given.
-///
-/// All sums saturate, and nothing as large as the tensors is allocated, so a model of 10^12 parameters has a report.
-///
-/// # Errors
-/// As [`crate::plan()`].
-pub fn memory_report(functions: &[(String, &Graph)]) -> Result<MemoryReport, PlanError> {
-    let states = declare_states(functions)?;
-    let types = state_types(&states);
-    let mut report = MemoryReport::default();
-    let mut tensors: Vec<LargeTensor> = Vec::new();
-    for s in &states {
-        let bytes = s.ty.bytes() as u64;
-        let (sum, kind) = match s.kind {
-            StateKind::Parameter => (&mut report.parameter_bytes, MemoryKind::Parameter),
-            StateKind::Optimizer => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
-            StateKind::Router => (&mut report.router_bytes, MemoryKind::Router),
-            StateKind::Cache => (&mut report.cache_bytes, MemoryKind::Cache),
-        };
-        *sum = sum.saturating_add(bytes);
-        let origin = functions.iter().find_map(|(_, graph)| {
-            graph.ids().map(|id| graph.node(id)).find_map(|node| match &node.op {
-                Op::Parameter { name, .. } | Op::State { name, .. } if *name == s.name => node.origin,
-                _ => None,
-            })
-        });
-        tensors.push(LargeTensor { name: s.name.clone(), ty: s.ty.clone(), bytes, kind, origin });
+impl Arrangement<'_> {
+    /// Reports the memory of the functions.
+    ///
+    /// All sums saturate, and nothing as large as the tensors is allocated, so a model of 10^12 parameters has a report.
+    pub fn memory(&self) -> MemoryReport {
+        let mut origins = HashMap::new();
+        for node in self.functions.iter().flat_map(|(_, graph)| graph.ids().map(|id| graph.node(id))) {
+            if let (Op::Parameter { name, .. } | Op::State { name, .. }, Some(origin)) = (&node.op, node.origin) {
+                origins.entry(name.as_str()).or_insert(origin);
+            }
+        }
+        let mut report = MemoryReport::default();
+        let mut tensors: Vec<LargeTensor> = Vec::new();
+        for s in &self.states {
+            let bytes = s.ty.bytes() as u64;
+            let (sum, kind) = match s.kind {
+                StateKind::Parameter => (&mut report.parameter_bytes, MemoryKind::Parameter),
+                StateKind::Optimizer => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
+                StateKind::Router => (&mut report.router_bytes, MemoryKind::Router),
+                StateKind::Cache => (&mut report.cache_bytes, MemoryKind::Cache),
+            };
+            *sum = sum.saturating_add(bytes);
+            let origin = origins.get(s.name.as_str()).copied();
+            tensors.push(LargeTensor { name: s.name.clone(), ty: s.ty.clone(), bytes, kind, origin });
+        }
+        for ((name, _), arranged) in self.functions.iter().zip(&self.arranged) {
+            report.functions.push(function_memory(name, arranged, &mut tensors));
+        }
+        tensors.sort_by(|a, b| (Reverse(a.bytes), &a.name).cmp(&(Reverse(b.bytes), &b.name)));
+        tensors.dedup();
+        tensors.truncate(LARGEST);
+        report.largest = tensors;
+        report
     }
-    for (name, graph) in functions {
-        let arranged = arrange(name, graph, &types)?;
-        report.functions.push(function_memory(name, &arranged, &mut tensors));
-    }
-    tensors.sort_by(|a, b| (Reverse(a.bytes), &a.name).cmp(&(Reverse(b.bytes), &b.name)));
-    tensors.dedup();
-    tensors.truncate(LARGEST);
-    report.largest = tensors;
-    Ok(report)
 }
 
 fn function_memory(name: &str, arranged: &Arranged, tensors: &mut Vec<LargeTensor>) -> FunctionMemory {

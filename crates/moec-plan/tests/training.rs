@@ -7,8 +7,8 @@ use moec_ir::{
     evaluate, random,
 };
 use moec_plan::{
-    Backend, BackendError, Interpreter, MemoryKind, OptimizeOptions, OptimizerConfig, PlanError, StateKind, Storage,
-    Wrt, add_optimizer, differentiate, listing, memory_report, optimize, plan,
+    Arrangement, Backend, BackendError, Interpreter, MemoryKind, OptimizeOptions, OptimizerConfig, PlanError,
+    StateKind, Storage, Wrt, add_optimizer, differentiate, listing, optimize, plan,
 };
 use std::collections::BTreeMap;
 
@@ -422,7 +422,7 @@ fn absurd_sizes_are_reported_and_refused_without_allocating() {
     let graph = differentiate(&b.finish().unwrap(), "loss", &Wrt::Parameters).unwrap();
     let graph = add_optimizer(&graph, &OptimizerConfig { adamw: adamw(), clip: Some(1.0) }).unwrap();
     let functions = [("train_step".to_string(), &graph)];
-    let report = memory_report(&functions).unwrap();
+    let report = Arrangement::of(&functions).unwrap().memory();
     assert_eq!(report.parameter_bytes, 4_000_000_000_000);
     assert_eq!(report.optimizer_bytes, 8_000_000_000_000);
     assert!(report.total_bytes() > 16_000_000_000_000);
@@ -439,7 +439,7 @@ fn absurd_sizes_are_reported_and_refused_without_allocating() {
     }
     let graph = b.finish().unwrap();
     let functions = [("f".to_string(), &graph)];
-    assert_eq!(memory_report(&functions).unwrap().total_bytes(), u64::MAX);
+    assert_eq!(Arrangement::of(&functions).unwrap().memory().total_bytes(), u64::MAX);
     let program = plan(&functions).unwrap();
     assert!(matches!(Interpreter.prepare(&program), Err(BackendError::OutOfMemory { .. })));
 }
@@ -450,7 +450,7 @@ fn the_report_adds_up() {
     let graph = add_optimizer(&graph, &OptimizerConfig { adamw: adamw(), clip: None }).unwrap();
     let functions = [("train_step".to_string(), &graph)];
     let program = plan(&functions).unwrap();
-    let report = memory_report(&functions).unwrap();
+    let report = Arrangement::of(&functions).unwrap().memory();
     let f = &report.functions[0];
     assert_eq!(f.arena_bytes, program.arena_bytes() as u64);
     assert_eq!(f.peak_bytes, f.input_output_bytes + f.activation_bytes + f.gradient_bytes + f.temporary_bytes);
@@ -479,7 +479,7 @@ fn a_graph_without_steps_has_a_plan() {
     let empty = Graph::new();
     let program = plan(&[("f".into(), &empty)]).unwrap();
     assert_eq!((program.arena_bytes(), program.plans[0].steps.len()), (0, 0));
-    assert_eq!(memory_report(&[("f".into(), &empty)]).unwrap().total_bytes(), 0);
+    assert_eq!(Arrangement::of(&[("f".into(), &empty)]).unwrap().memory().total_bytes(), 0);
     Interpreter.prepare(&program).unwrap().run("f", &[]).unwrap();
 
     let mut b = Builder::new();

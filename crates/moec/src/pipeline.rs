@@ -9,7 +9,10 @@ use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
 use moec_model::{
     Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry,
 };
-use moec_plan::{MemoryReport, OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, StateDecl, Wrt};
+use moec_plan::{
+    Arrangement, MemoryReport, OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, StateDecl, Wrt,
+    on_threads,
+};
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
 use std::time::{Duration, Instant};
 
@@ -262,20 +265,22 @@ pub fn compile(
     clock.stage("lower");
     let mut completed = Vec::new();
     for (&function, graph) in functions.iter().zip(&forward) {
-        completed.push(complete(graph, recipe, function)?);
+        completed.push((function, complete(graph, recipe, function)?));
     }
     clock.stage("differentiate");
     let (mut graphs, mut reports) = (Vec::new(), Vec::new());
     let optimize = OptimizeOptions { max_rewrites: options.max_rewrites, ..OptimizeOptions::default() };
-    for (&function, graph) in functions.iter().zip(&completed) {
-        let (graph, report) = moec_plan::optimize(graph, &optimize)?;
-        graphs.push((function, graph));
-        reports.push((function, report));
+    let optimized = on_threads(&completed, |(_, graph)| moec_plan::optimize(graph, &optimize));
+    for ((function, _), optimized) in completed.iter().zip(optimized) {
+        let (graph, report) = optimized?;
+        graphs.push((*function, graph));
+        reports.push((*function, report));
     }
     clock.stage("optimize");
     let functions: Vec<(String, &Graph)> = graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
-    let program = moec_plan::plan(&functions)?;
-    let memory = moec_plan::memory_report(&functions)?;
+    let arrangement = Arrangement::of(&functions)?;
+    let memory = arrangement.memory();
+    let program = arrangement.into_program();
     let mut declaring = functions.clone();
     declaring.push(("model".to_string(), &lowered.graph));
     let states = moec_plan::declare_states(&declaring)?;
