@@ -2,21 +2,23 @@
 //!
 //! Everything is allocated when a program is prepared: one allocation per persistent tensor, one arena that all plans
 //! share, and a scratch buffer for partial results. Buffers of a plan are ranges of the arena; their offsets are
-//! multiples of 256 bytes, so CubeCL compiles each kernel once.
+//! multiples of 256 bytes, so each kernel is compiled once.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use moec_ir::{DType, Data, Tensor, TensorType, infer};
-use moec_plan::{ALIGNMENT, Backend, BackendError, Plan, Program, Session, Storage};
+use moec_plan::{ALIGNMENT, Backend, BackendError, Plan, Program, Session, Step, Storage};
 
 use crate::dispatch::{self, Operand};
-use crate::kernels::fill;
 use crate::launch::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
+use crate::machine::{ClientMachine, Launches, Machine, Workload};
+#[cfg(feature = "cpu")]
+use crate::machine::{HostMachine, Team};
 
 /// A device as the user names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +60,17 @@ impl fmt::Display for Device {
 pub struct CubeBackend {
     device: Device,
     profile: DeviceProfile,
-    client: Client,
+    opened: Opened,
+}
+
+/// A device that is there.
+enum Opened {
+    /// The CPU, and threads for it.
+    #[cfg(feature = "cpu")]
+    Host(Arc<Team>),
+    /// A device of CubeCL's runtimes.
+    #[cfg_attr(not(feature = "wgpu"), allow(unused, reason = "a build without a runtime"))]
+    Client(Client),
 }
 
 impl CubeBackend {
@@ -80,13 +92,8 @@ impl CubeBackend {
 
     fn with_profile(device: Device, profile: DeviceProfile) -> Result<Self, BackendError> {
         let none = |reason: String| BackendError::NoDevice { device: device.name().into(), reason };
-        let client = guarded(device, || client(device))?.map_err(none)?;
-        Ok(Self { device, profile, client })
-    }
-
-    /// The runtime's client.
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
+        let opened = guarded(device, || open(device, profile))?.map_err(none)?;
+        Ok(Self { device, profile, opened })
     }
 
     /// What kernels are shaped for.
@@ -94,18 +101,28 @@ impl CubeBackend {
         &self.profile
     }
 
-    fn failed(&self, reason: impl Into<String>) -> BackendError {
-        BackendError::Device { device: self.device.name().into(), reason: reason.into() }
+    /// Memory on the device with sequences of launches over it.
+    pub(crate) fn machine(&self, workload: Workload) -> Result<Box<dyn Machine>, BackendError> {
+        guarded(self.device, || -> Result<Box<dyn Machine>, String> {
+            Ok(match &self.opened {
+                #[cfg(feature = "cpu")]
+                Opened::Host(team) => Box::new(HostMachine::new(team, self.profile, workload)?),
+                Opened::Client(client) => Box::new(ClientMachine::new(client, self.profile, workload)?),
+            })
+        })?
+        .map_err(|reason| failed(self.device, reason))
     }
 }
 
 #[cfg_attr(not(all(feature = "cpu", feature = "wgpu")), allow(unused, reason = "a build without this runtime"))]
-fn client(device: Device) -> Result<Client, String> {
+fn open(device: Device, profile: DeviceProfile) -> Result<Opened, String> {
     match device {
         #[cfg(feature = "cpu")]
-        Device::Cpu => cubecl::Device::cpu().map(|d| d.client()).map_err(|error| format!("{error:?}")),
+        Device::Cpu => Team::new(profile.units()).map(|team| Opened::Host(Arc::new(team))),
         #[cfg(feature = "wgpu")]
-        Device::Wgpu => crate::device::open_wgpu().map(|d| d.client()).map_err(|error| error.to_string()),
+        Device::Wgpu => {
+            crate::device::open_wgpu().map(|d| Opened::Client(d.client())).map_err(|error| error.to_string())
+        }
         #[cfg(not(all(feature = "cpu", feature = "wgpu")))]
         _ => Err("this build was made without it".into()),
     }
@@ -116,11 +133,12 @@ fn guarded<T>(device: Device, run: impl FnOnce() -> T) -> Result<T, BackendError
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
-        BackendError::Device {
-            device: device.name().into(),
-            reason: said.unwrap_or_else(|| "the runtime panicked".into()),
-        }
+        failed(device, said.unwrap_or_else(|| "the runtime panicked".into()))
     })
+}
+
+fn failed(device: Device, reason: String) -> BackendError {
+    BackendError::Device { device: device.name().into(), reason }
 }
 
 fn interface(message: impl Into<String>) -> BackendError {
@@ -133,9 +151,10 @@ impl Backend for CubeBackend {
     }
 
     fn memory_limit(&self) -> Option<u64> {
-        match self.device {
-            Device::Cpu => available_memory(),
-            Device::Wgpu => self.client.properties().memory.max_memory(),
+        match &self.opened {
+            #[cfg(feature = "cpu")]
+            Opened::Host(_) => available_memory(),
+            Opened::Client(client) => client.properties().memory.max_memory(),
         }
     }
 
@@ -153,43 +172,32 @@ impl Backend for CubeBackend {
         {
             return Err(out_of_memory(needed, available));
         }
-        let largest = program.states.iter().map(|s| s.ty.bytes()).max().unwrap_or(0).max(arena_bytes) as u64;
-        let page = self.client.properties().memory.max_page_size;
-        if largest > page {
-            return Err(out_of_memory(largest, page));
+        if let Opened::Client(client) = &self.opened {
+            let largest = program.states.iter().map(|s| s.ty.bytes()).max().unwrap_or(0).max(arena_bytes) as u64;
+            let page = client.properties().memory.max_page_size;
+            if largest > page {
+                return Err(out_of_memory(largest, page));
+            }
         }
 
-        guarded(self.device, || {
-            let mut sizes: Vec<usize> = program.states.iter().map(|s| s.ty.bytes().max(4)).collect();
-            sizes.extend([arena_bytes, scratch_bytes]);
-            let allocations = self.client.memory_persistent_allocation(sizes, |sizes: Vec<usize>| {
-                sizes.into_iter().map(|bytes| self.client.empty(bytes)).collect::<Arc<[_]>>()
-            });
-            let (arena, scratch) = (program.states.len(), program.states.len() + 1);
-            let states: Vec<Arg> =
-                program.states.iter().enumerate().map(|(i, s)| Arg::new(i, 0, s.ty.elements())).collect();
-            let plans = program.plans.iter().map(|plan| Prepared::new(plan, &states, arena)).collect();
-            let scratch = Arg::new(scratch, 0, SCRATCH_ELEMENTS);
-            let session = CubeSession {
-                device: self.device,
-                profile: self.profile,
-                client: self.client.clone(),
-                allocations,
-                scratch,
-                program: program.clone(),
-                states,
-                plans,
-                last: None,
-            };
-            session.launch(|launcher| {
-                for state in session.states.iter().filter(|s| s.elements() > 0) {
-                    fill::launch(launcher, *state, 0.0);
-                }
-                Ok(())
-            })?;
-            self.client.flush().map_err(|error| self.failed(error.to_string()))?;
-            Ok(Box::new(session) as Box<dyn Session>)
-        })?
+        let mut sizes: Vec<usize> = program.states.iter().map(|s| s.ty.bytes().max(4)).collect();
+        sizes.extend([arena_bytes, scratch_bytes]);
+        let (arena, scratch) = (program.states.len(), program.states.len() + 1);
+        let states: Vec<Arg> =
+            program.states.iter().enumerate().map(|(i, s)| Arg::new(i, 0, s.ty.elements())).collect();
+        let plans: Vec<Prepared> = program.plans.iter().map(|plan| Prepared::new(plan, &states, arena)).collect();
+        let sequences = program.plans.iter().zip(&plans).map(|(plan, prepared)| prepared.launches(plan)).collect();
+        let scratch = Arg::new(scratch, 0, SCRATCH_ELEMENTS);
+        let machine = self.machine(Workload { sizes, scratch, sequences })?;
+        let buffers = plans.into_iter().map(|p| p.buffers).collect();
+        Ok(Box::new(CubeSession {
+            device: self.device,
+            machine,
+            program: program.clone(),
+            states,
+            buffers,
+            last: None,
+        }))
     }
 }
 
@@ -248,6 +256,15 @@ impl Prepared {
         let steps = plan.steps.iter().map(|s| (resolve(&s.operands), resolve(&s.results))).collect();
         Self { buffers, steps }
     }
+
+    /// What launches each step.
+    fn launches(&self, plan: &Plan) -> Vec<Launches> {
+        let steps = plan.steps.iter().cloned().zip(self.steps.iter().cloned());
+        let launches = |(step, (operands, results)): (Step, (Vec<Operand>, Vec<Operand>))| -> Launches {
+            Box::new(move |launcher| dispatch::step(launcher, &step, &operands, &results))
+        };
+        steps.map(launches).collect()
+    }
 }
 
 /// The kernels that each step of a plan launches on a device of that kind, by name and comptime configuration, without
@@ -261,7 +278,7 @@ pub fn kernel_names(program: &Program, plan: &str, profile: &DeviceProfile) -> R
     let states: Vec<Arg> = program.states.iter().enumerate().map(|(i, s)| Arg::new(i, 0, s.ty.elements())).collect();
     let prepared = Prepared::new(plan, &states, states.len());
     let launcher = Launcher::listing(*profile);
-    let names = |(step, (operands, results)): (&moec_plan::Step, &(Vec<Operand>, Vec<Operand>))| {
+    let names = |(step, (operands, results)): (&Step, &(Vec<Operand>, Vec<Operand>))| {
         dispatch::step(&launcher, step, operands, results);
         launcher.take_names()
     };
@@ -270,13 +287,11 @@ pub fn kernel_names(program: &Program, plan: &str, profile: &DeviceProfile) -> R
 
 struct CubeSession {
     device: Device,
-    profile: DeviceProfile,
-    client: Client,
-    allocations: Arc<[cubecl::server::Handle]>,
-    scratch: Arg,
+    machine: Box<dyn Machine>,
     program: Program,
     states: Vec<Arg>,
-    plans: Vec<Prepared>,
+    /// The buffers of each plan.
+    buffers: Vec<Vec<Arg>>,
     /// The plan whose outputs are in the arena.
     last: Option<usize>,
 }
@@ -292,17 +307,19 @@ impl CubeSession {
         found.ok_or_else(|| interface(format!("there is no function `{name}`")))
     }
 
-    fn failed(&self, reason: impl Into<String>) -> BackendError {
-        BackendError::Device { device: self.device.name().into(), reason: reason.into() }
+    /// Asks the machine for something.
+    fn with_machine<T>(&mut self, ask: impl FnOnce(&mut dyn Machine) -> Result<T, String>) -> Result<T, BackendError> {
+        let device = self.device;
+        guarded(device, || ask(&mut *self.machine))?.map_err(|reason| failed(device, reason))
     }
 
-    /// Writes the inputs of a plan and hands each of its steps to `run`, on the device's thread.
-    fn execute(
+    /// Writes the inputs of a plan and runs it as `run` says.
+    fn execute<T>(
         &mut self,
         plan: &str,
         inputs: &[(&str, &Tensor)],
-        mut run: impl FnMut(&Client, &mut dyn FnMut()) -> Result<(), BackendError> + Send,
-    ) -> Result<(), BackendError> {
+        run: impl FnOnce(&mut dyn Machine, usize) -> Result<T, String>,
+    ) -> Result<T, BackendError> {
         let index = self.plan_index(plan)?;
         let plan = &self.program.plans[index];
         if let Some((name, _)) = inputs.iter().find(|(name, _)| !plan.inputs.iter().any(|p| p.name == *name)) {
@@ -318,60 +335,44 @@ impl CubeSession {
             if value.ty() != *ty {
                 return Err(interface(format!("input `{}` is {ty}, but the value given is {}", port.name, value.ty())));
             }
-            values.push((port.buffer, *value));
+            values.push((self.buffers[index][port.buffer.index()], *value));
         }
         self.last = None;
-        let prepared = &self.plans[index];
-        guarded(self.device, || {
-            for (buffer, value) in values {
-                self.write(prepared.buffers[buffer.index()], value);
+        let result = self.with_machine(|machine| {
+            for (arg, value) in values {
+                write(machine, arg, value)?;
             }
-            self.launch(|launcher| {
-                for (step, (operands, results)) in plan.steps.iter().zip(&prepared.steps) {
-                    run(&self.client, &mut || dispatch::step(launcher, step, operands, results))?;
-                }
-                Ok(())
-            })
-        })??;
+            run(machine, index)
+        })?;
         self.last = Some(index);
-        Ok(())
+        Ok(result)
     }
 
-    /// Launches kernels from the device's own thread. From another thread each launch goes through a short queue, and
-    /// whoever finds it full spins for milliseconds on a core that the kernels need.
-    fn launch(&self, launches: impl FnOnce(&Launcher) -> Result<(), BackendError> + Send) -> Result<(), BackendError> {
-        let launched = self.client.exclusive(|| {
-            launches(&Launcher::new(self.client.clone(), self.profile, self.allocations.clone(), self.scratch))
-        });
-        launched.map_err(|error| self.failed(error.to_string()))?
-    }
-
-    fn write(&self, arg: Arg, value: &Tensor) {
-        if arg.elements() == 0 {
-            return;
-        }
-        let bytes = match value.data() {
-            Data::F32(v) => Bytes::from_elems(v.clone()),
-            Data::F64(_) => Bytes::from_elems(value.to_f32()),
-            Data::I32(v) => Bytes::from_elems(v.clone()),
-        };
-        self.client.write(&arg.handle(&self.allocations), bytes);
-    }
-
-    fn read(&self, arg: Arg, ty: &TensorType) -> Result<Tensor, BackendError> {
-        let bytes = if arg.elements() == 0 {
-            Vec::new()
-        } else {
-            let read = guarded(self.device, || self.client.read_one(arg.handle(&self.allocations)))?;
-            read.map_err(|error| self.failed(error.to_string()))?.to_vec()
+    fn read(&mut self, arg: Arg, ty: &TensorType) -> Result<Tensor, BackendError> {
+        let bytes = match arg.elements() {
+            0 => Vec::new(),
+            _ => self.with_machine(|machine| machine.read(arg))?,
         };
         let words = bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
         let data = match ty.dtype {
             DType::F32 => Data::F32(words.map(f32::from_ne_bytes).collect()),
             DType::I32 => Data::I32(words.map(i32::from_ne_bytes).collect()),
         };
-        Tensor::new(ty.shape.clone(), data).ok_or_else(|| self.failed(format!("reading {ty} gave another length")))
+        Tensor::new(ty.shape.clone(), data)
+            .ok_or_else(|| failed(self.device, format!("reading {ty} gave another length")))
     }
+}
+
+fn write(machine: &mut dyn Machine, arg: Arg, value: &Tensor) -> Result<(), String> {
+    if arg.elements() == 0 {
+        return Ok(());
+    }
+    let bytes = match value.data() {
+        Data::F32(v) => Bytes::from_elems(v.clone()),
+        Data::F64(_) => Bytes::from_elems(value.to_f32()),
+        Data::I32(v) => Bytes::from_elems(v.clone()),
+    };
+    machine.write(arg, bytes)
 }
 
 impl Session for CubeSession {
@@ -381,32 +382,22 @@ impl Session for CubeSession {
         if value.ty() != *ty {
             return Err(interface(format!("`{name}` is {ty}, but the value given is {}", value.ty())));
         }
-        guarded(self.device, || self.write(self.states[index], value))
+        let arg = self.states[index];
+        self.with_machine(|machine| write(machine, arg, value))
     }
 
     fn read_state(&mut self, name: &str) -> Result<Tensor, BackendError> {
         let index = self.state_index(name)?;
-        self.read(self.states[index], &self.program.states[index].ty)
+        let ty = self.program.states[index].ty.clone();
+        self.read(self.states[index], &ty)
     }
 
     fn run(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<(), BackendError> {
-        self.execute(plan, inputs, |_, step| {
-            step();
-            Ok(())
-        })
+        self.execute(plan, inputs, |machine, sequence| machine.run(sequence))
     }
 
     fn run_timed(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<Vec<Duration>, BackendError> {
-        let (device, mut times) = (self.device, Vec::new());
-        self.execute(plan, inputs, |client, step| {
-            let begun = Instant::now();
-            step();
-            let waited = cubecl::future::block_on(client.sync());
-            waited.map_err(|error| BackendError::Device { device: device.name().into(), reason: error.to_string() })?;
-            times.push(begun.elapsed());
-            Ok(())
-        })?;
-        Ok(times)
+        self.execute(plan, inputs, |machine, sequence| machine.run_timed(sequence))
     }
 
     fn output(&mut self, plan: &str, name: &str) -> Result<Tensor, BackendError> {
@@ -417,7 +408,8 @@ impl Session for CubeSession {
         let plan = &self.program.plans[index];
         let port = plan.outputs.iter().find(|p| p.name == name);
         let port = port.ok_or_else(|| interface(format!("`{}` has no output `{name}`", plan.name)))?;
-        self.read(self.plans[index].buffers[port.buffer.index()], &plan.buffer(port.buffer).ty)
+        let ty = plan.buffer(port.buffer).ty.clone();
+        self.read(self.buffers[index][port.buffer.index()], &ty)
     }
 }
 

@@ -10,6 +10,8 @@
 #![allow(clippy::manual_div_ceil, reason = "the kernel language has no `div_ceil`")]
 
 use std::cell::RefCell;
+#[cfg(feature = "cpu")]
+use std::ops::Range;
 use std::sync::Arc;
 
 use cubecl::client::Client;
@@ -57,6 +59,12 @@ impl DeviceProfile {
         Self { kind: Kind::Gpu, units: GPU_CUBE }
     }
 
+    /// Threads that a kernel runs on, on a CPU; units of a cube elsewhere.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn units(&self) -> usize {
+        self.units as usize
+    }
+
     /// Widest vectors for elementwise work: on the CPU two registers, so that two chains of operations overlap.
     pub(crate) fn elementwise_width(&self) -> usize {
         match self.kind {
@@ -71,6 +79,12 @@ impl DeviceProfile {
             Kind::Cpu => register_lanes(),
             Kind::Gpu => 4,
         }
+    }
+
+    /// Units of a launch over `items` independent items.
+    pub(crate) fn launched_units(&self, items: usize) -> usize {
+        let (cubes, units) = self.grid(items);
+        cubes as usize * units as usize
     }
 
     /// Cubes of a launch over `items` independent items, and the units of each.
@@ -120,6 +134,12 @@ impl Arg {
     /// Number of 4-byte elements.
     pub(crate) fn elements(&self) -> usize {
         self.elements
+    }
+
+    /// Position in the table of allocations, and the bytes within the allocation.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn place(&self) -> (usize, Range<usize>) {
+        (self.allocation, self.offset..self.offset + 4 * self.elements)
     }
 
     /// The first elements of the buffer.

@@ -9,6 +9,7 @@ mod dispatch;
 mod kernels;
 mod launch;
 mod limits;
+mod machine;
 #[cfg(test)]
 mod tests;
 

@@ -1,15 +1,13 @@
 //! Measures what the device can do at most, so that a time can be told beside its limit.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use cubecl::client::Client;
-use cubecl::server::Handle;
-use moec_plan::BackendError;
+use moec_plan::{Backend, BackendError};
 
 use crate::backend::CubeBackend;
 use crate::kernels::{fill, limits};
-use crate::launch::{Arg, DeviceProfile, Launcher};
+use crate::launch::Arg;
+use crate::machine::{Launches, Machine, Workload};
 
 /// Floats of a buffer of the triad: with three of them, far more than caches hold.
 const TRIAD_ELEMENTS: usize = 1 << 25;
@@ -31,10 +29,16 @@ pub struct Limits {
 
 /// Buffers and kernels to measure the limits with, as often as wanted.
 pub struct Yardstick {
-    client: Client,
-    profile: DeviceProfile,
-    allocations: Arc<[Handle]>,
+    machine: Box<dyn Machine>,
+    device: String,
+    /// Multiply-adds of one measurement.
+    multiply_adds: f64,
 }
+
+/// Sequences of the yardstick.
+const FILL: usize = 0;
+const MULTIPLY_ADDS: usize = 1;
+const TRIAD: usize = 2;
 
 impl Yardstick {
     /// Allocates about 400 MB on the device, writes them, and compiles the kernels.
@@ -42,45 +46,36 @@ impl Yardstick {
     /// # Errors
     /// When the device fails.
     pub fn new(backend: &CubeBackend) -> Result<Self, BackendError> {
-        let client = backend.client().clone();
-        let allocations = [TRIAD_ELEMENTS; 3].map(|n| client.empty(4 * n)).into();
-        let yardstick = Self { client, profile: *backend.profile(), allocations };
-        let [a, b, c] = Self::buffers();
-        yardstick.seconds(|l| [a, b, c].map(|x| fill::launch(l, x, 1.0)))?;
-        yardstick.seconds(|l| limits::launch_multiply_adds(l, a, UNITS, 1))?;
-        yardstick.seconds(|l| limits::launch_triad(l, b, c, a))?;
+        let [a, b, c] = [0, 1, 2].map(|i| Arg::new(i, 0, TRIAD_ELEMENTS));
+        let fill = [a, b, c].map(|x| -> Launches { Box::new(move |l| fill::launch(l, x, 1.0)) });
+        let multiply_adds: Launches = Box::new(move |l| limits::launch_multiply_adds(l, a, UNITS, ROUNDS));
+        let triad: Launches = Box::new(move |l| limits::launch_triad(l, b, c, a));
+        let machine = backend.machine(Workload {
+            sizes: vec![4 * TRIAD_ELEMENTS; 3],
+            scratch: Arg::new(0, 0, 0),
+            sequences: vec![Vec::from(fill), vec![multiply_adds], vec![triad]],
+        })?;
+        let multiply_adds = limits::multiply_adds_of(backend.profile(), UNITS, ROUNDS);
+        let mut yardstick = Self { machine, device: backend.name().into(), multiply_adds };
+        yardstick.seconds(FILL)?;
+        yardstick.measure()?;
         Ok(yardstick)
-    }
-
-    fn buffers() -> [Arg; 3] {
-        [0, 1, 2].map(|i| Arg::new(i, 0, TRIAD_ELEMENTS))
     }
 
     /// Measures once: some tens of milliseconds on a CPU.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn measure(&self) -> Result<Limits, BackendError> {
-        let [a, b, c] = Self::buffers();
-        let (seconds, multiply_adds) = self.seconds(|l| limits::launch_multiply_adds(l, a, UNITS, ROUNDS))?;
-        let (triad, ()) = self.seconds(|l| limits::launch_triad(l, b, c, a))?;
-        Ok(Limits { flops: 2.0 * multiply_adds / seconds, bytes: 12.0 * TRIAD_ELEMENTS as f64 / triad })
+    pub fn measure(&mut self) -> Result<Limits, BackendError> {
+        let flops = 2.0 * self.multiply_adds / self.seconds(MULTIPLY_ADDS)?;
+        let bytes = 12.0 * TRIAD_ELEMENTS as f64 / self.seconds(TRIAD)?;
+        Ok(Limits { flops, bytes })
     }
 
-    /// How long launches take until the device is done with them.
-    fn seconds<T: Send + 'static>(
-        &self,
-        launches: impl FnOnce(&Launcher) -> T + Send,
-    ) -> Result<(f64, T), BackendError> {
-        let failed = |reason: String| BackendError::Device { device: "the device".into(), reason };
-        let measured = self.client.exclusive(|| {
-            let launcher =
-                Launcher::new(self.client.clone(), self.profile, self.allocations.clone(), Arg::new(0, 0, 0));
-            let begun = Instant::now();
-            let value = launches(&launcher);
-            let waited = cubecl::future::block_on(self.client.sync());
-            waited.map(|()| (begun.elapsed().as_secs_f64(), value)).map_err(|error| error.to_string())
-        });
-        measured.map_err(|error| failed(error.to_string()))?.map_err(failed)
+    /// How long a sequence takes until the device is done with it.
+    fn seconds(&mut self, sequence: usize) -> Result<f64, BackendError> {
+        let times = self.machine.run_timed(sequence);
+        let times = times.map_err(|reason| BackendError::Device { device: self.device.clone(), reason })?;
+        Ok(times.iter().sum::<Duration>().as_secs_f64())
     }
 }

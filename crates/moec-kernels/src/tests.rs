@@ -693,3 +693,45 @@ fn a_row_does_not_depend_on_the_other_rows() {
         }
     }
 }
+
+/// Sessions of one backend share its threads, which may be more than there are cores, and run from any thread.
+#[test]
+fn sessions_run_side_by_side() {
+    if !cfg!(feature = "cpu") {
+        return;
+    }
+    let op = Op::MatMul { transpose_a: false, transpose_b: true, bias: false };
+    let operands = [normal(&[33, 17], 1), normal(&[65, 17], 2)];
+    let operands = [&operands[0], &operands[1]];
+    let alone = run(&CubeBackend::cpu_with_threads(1).unwrap(), &op, &operands);
+    for threads in [2, 5] {
+        let backend = CubeBackend::cpu_with_threads(threads).unwrap();
+        std::thread::scope(|scope| {
+            let sessions: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| (0..20).map(|_| run(&backend, &op, &operands)).collect::<Vec<_>>()))
+                .collect();
+            for found in sessions.into_iter().flat_map(|s| s.join().unwrap()) {
+                assert_eq!(found, alone, "{threads} threads");
+            }
+        });
+    }
+}
+
+/// What `run_timed` waits for are the same launches, one time for each step.
+#[test]
+fn every_step_is_timed() {
+    let (x, y) = (normal(&[7, 16], 1), normal(&[7, 16], 2));
+    for (name, backend) in backends() {
+        let mut program = program(&Op::Binary(Binary::Add), &[&x, &y]);
+        let steps = &mut program.plans[0].steps;
+        *steps = vec![steps[0].clone(), steps[0].clone(), steps[0].clone()];
+        let mut session = backend.prepare(&program).unwrap();
+        for _ in 0..2 {
+            let times = session.run_timed("f", &[("x0", &x), ("x1", &y)]).unwrap();
+            assert_eq!(times.len(), 3, "{name}");
+            let timed = session.output("f", "y0").unwrap();
+            session.run("f", &[("x0", &x), ("x1", &y)]).unwrap();
+            assert_eq!(session.output("f", "y0").unwrap(), timed, "{name}");
+        }
+    }
+}

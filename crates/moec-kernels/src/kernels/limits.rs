@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, DeviceProfile, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
 /// Chains of multiply-adds that run side by side: more than any core needs to hide the latency of one.
@@ -30,21 +30,22 @@ fn multiply_adds<W: Size>(values: &mut [Vector<f32, W>], rounds: usize, #[compti
     values[2 + chains + ABSOLUTE_POS] = sum;
 }
 
-/// `units * rounds * CHAINS * width` multiply-adds; returns how many. `values` has room for a vector per unit and
-/// [`CHAINS`] + 2 more.
-pub(crate) fn launch_multiply_adds(l: &Launcher, values: Arg, items: usize, rounds: usize) -> f64 {
+/// [`multiply_adds_of`] that many. `values` has room for a vector per unit and [`CHAINS`] + 2 more.
+pub(crate) fn launch_multiply_adds(l: &Launcher, values: Arg, items: usize, rounds: usize) {
     let w = l.profile().matrix_width();
-    let mut units = 0;
     l.launch(
         items,
         || format!("multiply_adds w{w}"),
         // SAFETY: a unit writes the vector that it owns, and `values` holds one for each.
         |t| unsafe {
-            units = t.units();
             multiply_adds::launch_unchecked(t.client, t.count(), t.dim(), w, t.bind(values, w), rounds, CHAINS);
         },
     );
-    (units * rounds * CHAINS * w) as f64
+}
+
+/// Multiply-adds of [`launch_multiply_adds`].
+pub(crate) fn multiply_adds_of(profile: &DeviceProfile, items: usize, rounds: usize) -> f64 {
+    (profile.launched_units(items) * rounds * CHAINS * profile.matrix_width()) as f64
 }
 
 #[cube(launch_unchecked)]

@@ -123,13 +123,13 @@ impl Bench<'_> {
         }
 
         let plan = program.plan(TRAIN_STEP).ok_or_else(|| Failure::new(Exit::Fault, "the program cannot train"))?;
-        let yardstick = cube.map(Yardstick::new).transpose()?;
+        let mut yardstick = cube.map(Yardstick::new).transpose()?;
         let (mut times, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         while (times.len() as u64) < args.steps {
             let slice: Vec<f64> = (0..SLICE.min(args.steps - times.len() as u64))
                 .map(|_| steps.make(&mut executable))
                 .collect::<Result<_, Failure>>()?;
-            if let Some(yardstick) = &yardstick {
+            if let Some(yardstick) = &mut yardstick {
                 let limit = yardstick.measure()?;
                 let mean = slice.iter().sum::<f64>() / slice.len() as f64;
                 ratios.push(mean / least_seconds(plan, limit));

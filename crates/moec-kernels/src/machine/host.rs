@@ -1,0 +1,182 @@
+//! The CPU: one mapping of memory, kernels compiled on all cores, and recorded launches that a team of threads runs.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cubecl::Compiler;
+use cubecl::bytes::Bytes;
+use cubecl::server::Handle;
+use cubecl_llvm::{PlironCompiler, PlironData, PlironEngine, PlironOptions};
+use cubecl_runtime::id::KernelId;
+use memmap2::MmapMut;
+
+use super::recorder::{Recorded, Recorder};
+use super::team::{Launch, Script, Team};
+use super::{Launches, Machine, Workload};
+use crate::launch::{Arg, DeviceProfile};
+use moec_plan::{ALIGNMENT, on_threads};
+
+/// Alignment that kernels are compiled for: CubeCL's own for memory of the CPU.
+const KERNEL_ALIGNMENT: u32 = 64;
+
+/// Compiled kernels by what they are and the alignment that they rely on, for all machines of the process.
+static ENGINES: LazyLock<Mutex<HashMap<(KernelId, u32), PlironEngine>>> = LazyLock::new(Mutex::default);
+
+/// Memory of this process, and a team that runs launches over it.
+pub(crate) struct HostMachine {
+    team: Arc<Team>,
+    profile: DeviceProfile,
+    memory: MmapMut,
+    /// Where each allocation starts.
+    starts: Vec<usize>,
+    /// The allocations as arguments of launches that are recorded.
+    handles: Arc<[Handle]>,
+    scratch: Arg,
+    sequences: Vec<Sequence>,
+}
+
+/// Launches before and after they are recorded and their kernels compiled, which is when they first run.
+enum Sequence {
+    Pending(Vec<Launches>),
+    Ready(Arc<Script>),
+}
+
+impl HostMachine {
+    /// Maps the memory; the system gives pages as they are first touched, zero.
+    pub(crate) fn new(team: &Arc<Team>, profile: DeviceProfile, workload: Workload) -> Result<Self, String> {
+        let Workload { sizes, scratch, sequences } = workload;
+        let mut end = 0;
+        let mut starts = Vec::with_capacity(sizes.len());
+        for bytes in &sizes {
+            starts.push(end);
+            end = (end + bytes).next_multiple_of(ALIGNMENT);
+        }
+        let memory = MmapMut::map_anon(end.max(1)).map_err(|error| error.to_string())?;
+        // A step touches tens of thousands of small pages. Only a hint: where there are no large ones, it is slower.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        let whole = Recorder::handle(end as u64);
+        let handles = starts
+            .iter()
+            .zip(&sizes)
+            .map(|(&start, &bytes)| whole.clone().offset_start(start as u64).offset_end((end - start - bytes) as u64))
+            .collect();
+        let sequences = sequences.into_iter().map(Sequence::Pending).collect();
+        Ok(Self { team: team.clone(), profile, memory, starts, handles, scratch, sequences })
+    }
+
+    fn bytes(&mut self, arg: Arg) -> &mut [u8] {
+        let (allocation, range) = arg.place();
+        let start = self.starts[allocation];
+        &mut self.memory[start + range.start..start + range.end]
+    }
+
+    /// The launches of a sequence, ready to run.
+    fn script(&mut self, sequence: usize) -> Result<Arc<Script>, String> {
+        let steps = match &self.sequences[sequence] {
+            Sequence::Ready(script) => return Ok(script.clone()),
+            Sequence::Pending(steps) => steps,
+        };
+        let recorded = Recorder::record(self.profile, &self.handles, self.scratch, steps)?;
+        let engines = engines(recorded.iter().flatten(), self.team.units())?;
+        let base = self.memory.as_mut_ptr();
+        let mut script = Script::default();
+        for step in &recorded {
+            for launch in step {
+                let engine = engines.get(&key(launch)).ok_or("a kernel is missing")?;
+                // The pointers stay valid as long as the machine, which runs its scripts itself, and waits for them.
+                let pointers = launch.offsets.iter().map(|&offset| base.wrapping_add(offset).cast()).collect();
+                let data = PlironData::new(pointers, launch.metadata.clone(), launch.cubes, Vec::new());
+                script.launches.push(Launch::new(engine.clone(), &data, self.team.units()));
+            }
+            script.ends.push(script.launches.len());
+        }
+        let script = Arc::new(script);
+        self.sequences[sequence] = Sequence::Ready(script.clone());
+        Ok(script)
+    }
+}
+
+impl Machine for HostMachine {
+    fn write(&mut self, arg: Arg, bytes: Bytes) -> Result<(), String> {
+        self.bytes(arg).copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn read(&mut self, arg: Arg) -> Result<Vec<u8>, String> {
+        Ok(self.bytes(arg).to_vec())
+    }
+
+    fn run(&mut self, sequence: usize) -> Result<(), String> {
+        let script = self.script(sequence)?;
+        self.team.run(&script, |_| ());
+        Ok(())
+    }
+
+    fn run_timed(&mut self, sequence: usize) -> Result<Vec<Duration>, String> {
+        let mut begun = Instant::now();
+        let script = self.script(sequence)?;
+        let mut times = Vec::with_capacity(script.ends.len());
+        self.team.run(&script, |done| {
+            while script.ends.get(times.len()).is_some_and(|&end| end <= done) {
+                let now = Instant::now();
+                times.push(now - std::mem::replace(&mut begun, now));
+            }
+        });
+        Ok(times)
+    }
+}
+
+/// What the compiled kernel of a launch depends on.
+fn key(launch: &Recorded) -> (KernelId, u32) {
+    let exponent = launch.offsets.iter().map(|offset| offset.trailing_zeros()).min().unwrap_or(u32::MAX);
+    (launch.kernel.id(), 1 << exponent.min(KERNEL_ALIGNMENT.trailing_zeros()))
+}
+
+/// The compiled kernels of launches. Those that the process does not have are compiled on that many threads.
+fn engines<'a>(
+    launches: impl Iterator<Item = &'a Recorded>,
+    threads: usize,
+) -> Result<HashMap<(KernelId, u32), PlironEngine>, String> {
+    let mut found = HashMap::new();
+    let mut missing = Vec::new();
+    let known = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
+    for launch in launches {
+        let key = key(launch);
+        if found.contains_key(&key) || missing.iter().any(|(k, _)| *k == key) {
+            continue;
+        }
+        match known.get(&key) {
+            Some(engine) => drop(found.insert(key, engine.clone())),
+            None => missing.push((key, launch)),
+        }
+    }
+    drop(known);
+    let next = AtomicUsize::new(0);
+    let workers: Vec<()> = vec![(); threads.min(missing.len())];
+    let compiled = on_threads(&workers, |()| {
+        let mut compiled = Vec::new();
+        while let Some(((id, alignment), launch)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compiled.push(compile(launch, *alignment).map(|engine| ((id.clone(), *alignment), engine)));
+        }
+        compiled
+    });
+    let compiled: Vec<_> = compiled.into_iter().flatten().collect::<Result<_, String>>()?;
+    ENGINES.lock().unwrap_or_else(PoisonError::into_inner).extend(compiled.iter().cloned());
+    found.extend(compiled);
+    Ok(found)
+}
+
+fn compile(launch: &Recorded, alignment: u32) -> Result<PlironEngine, String> {
+    let failed = |error: cubecl::CompilationError| format!("kernel {}: {error}", launch.kernel.name());
+    let definition = cubecl::define_kernel(&*launch.kernel).map_err(failed)?;
+    let options = PlironOptions { cpu_buffer_alignment: Some(alignment), ..PlironOptions::default() };
+    let engine = PlironCompiler::default().compile(definition, &options).map_err(failed)?.expect_jit();
+    if engine.requirements().shared_memories.blocks.is_empty() {
+        Ok(engine)
+    } else {
+        Err(format!("kernel {} needs shared memory", launch.kernel.name()))
+    }
+}
