@@ -8,6 +8,7 @@ use moec_ir::{Tensor, random};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{Registry, TrainingText};
 use moec_plan::{Backend, Session};
+use moec_runtime::Executable;
 use moec_syntax::SourceFile;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -156,6 +157,30 @@ fn texts_that_are_written_together_are_what_they_would_be_alone() {
             let all = decoded(&mut *together, &three, &numbers);
             let each: Vec<_> = numbers.iter().flat_map(|&n| decoded(&mut *alone, &one, &[n])).collect();
             assert_eq!(all, each, "{name}: decode");
+        }
+    }
+}
+
+/// What a program that does not change the parameters keeps transposed is what it would be, to the bit.
+#[test]
+fn parameters_may_be_stored_transposed() {
+    let backend = CubeBackend::open(Device::Cpu).unwrap();
+    for (name, checked) in specs() {
+        let plain = compiled(&checked, 1);
+        let functions: Vec<Function> = plain.graphs.iter().map(|(f, _)| *f).collect();
+        let options = CompileOptions { fixed: true, ..CompileOptions::only(functions) };
+        let fixed = pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap();
+        assert_eq!(fixed.states, plain.states, "{name}: checkpoints are the same");
+        assert!(fixed.program.states.iter().any(|s| s.name.starts_with(moec_plan::TRANSPOSED_PREFIX)), "{name}");
+        assert_eq!(fixed.program.state_bytes(), plain.program.state_bytes(), "{name}: nothing is stored twice");
+
+        let mut expected = session(&backend, &plain);
+        let mut found = backend.prepare(&fixed.program).unwrap();
+        let mut executable = Executable::new(&fixed.program, &mut *found, TIME).unwrap();
+        executable.write_states(&initial(&plain)).unwrap();
+        assert_eq!(next(&mut *found, &fixed, &[0]), next(&mut *expected, &plain, &[0]), "{name}: next");
+        if fixed.program.plan("decode").is_some() {
+            assert_eq!(decoded(&mut *found, &fixed, &[0]), decoded(&mut *expected, &plain, &[0]), "{name}: decode");
         }
     }
 }

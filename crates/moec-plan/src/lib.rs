@@ -44,6 +44,7 @@ mod report;
 mod routes;
 mod schedule;
 mod threads;
+mod transposed;
 mod work;
 
 pub use autodiff::{Wrt, differentiate};
@@ -59,4 +60,5 @@ pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};
 pub use routes::{ROUTE_PREFIX, freeze_routes, record_routes, routes};
 pub use threads::on_threads;
+pub use transposed::{TRANSPOSED_PREFIX, store_transposed};
 pub use work::{Phase, Work, kind, phase, work};

@@ -50,7 +50,7 @@ pub struct OptimizeOptions {
     pub after: Option<String>,
     /// Stop after this many rewrites of all passes together.
     pub max_rewrites: Option<usize>,
-    /// Verify the graph after each pass.
+    /// Verify the graph that comes out, and where it is not valid find the pass that broke it.
     pub verify: bool,
 }
 
@@ -128,17 +128,26 @@ pub fn optimize(graph: &Graph, options: &OptimizeOptions) -> Result<(Graph, Pass
     if options.verify {
         verify(graph, Stage::Optimized).map_err(|e| PlanError::InvalidGraph(first_violations(&e)))?;
     }
+    let (optimized, report) = run_passes(graph, options, false)?;
+    if options.verify && verify(&optimized, Stage::Optimized).is_err() {
+        // Verifying costs about as much as a pass, so whose fault it is is only looked for when there is one.
+        return run_passes(graph, options, true);
+    }
+    Ok((optimized, report))
+}
+
+/// Runs the passes, and verifies the graph after each if asked to.
+fn run_passes(graph: &Graph, options: &OptimizeOptions, verifying: bool) -> Result<(Graph, PassReport), PlanError> {
     let mut graph = graph.clone();
     let mut report = PassReport { nodes: graph.len(), passes: Vec::new() };
     let mut rewrites = Rewrites::new(options.max_rewrites);
     for pass in PASSES {
         let (start, before) = (Instant::now(), rewrites.done());
-        graph = (pass.run)(&graph, &mut rewrites)
-            .map_err(|e| PlanError::BrokenGraph { pass: pass.name, reason: e.to_string() })?;
+        let broken = |reason: String| PlanError::BrokenGraph { pass: pass.name, reason };
+        graph = (pass.run)(&graph, &mut rewrites).map_err(|e| broken(e.to_string()))?;
         let time = start.elapsed();
-        if options.verify {
-            verify(&graph, Stage::Optimized)
-                .map_err(|errors| PlanError::BrokenGraph { pass: pass.name, reason: first_violations(&errors) })?;
+        if verifying {
+            verify(&graph, Stage::Optimized).map_err(|errors| broken(first_violations(&errors)))?;
         }
         report.passes.push(PassRun { name: pass.name, rewrites: rewrites.done() - before, nodes: graph.len(), time });
         if options.after.as_deref() == Some(pass.name) {

@@ -90,6 +90,9 @@ pub enum StateKind {
     Router,
     /// Keys and values of the tokens that a sequence has had, while it is written: no part of the model.
     Cache,
+    /// A parameter with its last two axes swapped, in a program that does not change it: see
+    /// [`crate::store_transposed`]. Checkpoints hold the parameter.
+    Transposed,
 }
 
 impl StateKind {
@@ -100,6 +103,7 @@ impl StateKind {
             StateKind::Optimizer => "optimizer",
             StateKind::Router => "router",
             StateKind::Cache => "cache",
+            StateKind::Transposed => "transposed",
         }
     }
 
@@ -107,7 +111,7 @@ impl StateKind {
     pub fn of_model(self) -> bool {
         match self {
             StateKind::Parameter | StateKind::Router => true,
-            StateKind::Optimizer | StateKind::Cache => false,
+            StateKind::Optimizer | StateKind::Cache | StateKind::Transposed => false,
         }
     }
 }

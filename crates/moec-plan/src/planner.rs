@@ -5,6 +5,7 @@ use crate::memory::{Life, lives, place};
 use crate::plan::{Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 use crate::schedule::{RegionKind, Tasks};
 use crate::threads::on_threads;
+use crate::transposed::TRANSPOSED_PREFIX;
 use indexmap::IndexMap;
 use moec_ir::{Graph, Op, TensorType};
 
@@ -64,6 +65,7 @@ pub fn declare_states(functions: &[(String, &Graph)]) -> Result<Vec<StateDecl>, 
                 Op::Parameter { name, ty } => (name, ty, StateKind::Parameter),
                 Op::State { name, ty } if name.starts_with(OPTIMIZER_PREFIX) => (name, ty, StateKind::Optimizer),
                 Op::State { name, ty } if name.starts_with(CACHE_PREFIX) => (name, ty, StateKind::Cache),
+                Op::State { name, ty } if name.starts_with(TRANSPOSED_PREFIX) => (name, ty, StateKind::Transposed),
                 Op::State { name, ty } => (name, ty, StateKind::Router),
                 _ => continue,
             };

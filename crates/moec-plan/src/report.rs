@@ -112,7 +112,7 @@ impl Arrangement<'_> {
         for s in &self.states {
             let bytes = s.ty.bytes() as u64;
             let (sum, kind) = match s.kind {
-                StateKind::Parameter => (&mut report.parameter_bytes, MemoryKind::Parameter),
+                StateKind::Parameter | StateKind::Transposed => (&mut report.parameter_bytes, MemoryKind::Parameter),
                 StateKind::Optimizer => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
                 StateKind::Router => (&mut report.router_bytes, MemoryKind::Router),
                 StateKind::Cache => (&mut report.cache_bytes, MemoryKind::Cache),

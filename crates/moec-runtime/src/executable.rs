@@ -1,8 +1,8 @@
 //! A program together with the session that holds its tensors: the only door from the runtime to a device.
 
 use crate::batches::Windows;
-use moec_ir::{Data, Tensor, random};
-use moec_plan::{BackendError, Plan, Program, Session, StateKind};
+use moec_ir::{Data, Tensor, TensorType, random};
+use moec_plan::{BackendError, Plan, Program, Session, StateDecl, StateKind, TRANSPOSED_PREFIX};
 use std::collections::BTreeMap;
 
 /// Function that makes one optimiser step.
@@ -121,27 +121,38 @@ impl<'a> Executable<'a> {
         Ok(tokens_of(self.plan(function)?) / if function == DECODE { 1 } else { self.context })
     }
 
-    /// Reads all persistent tensors but caches, which are no part of the model.
+    /// Reads all persistent tensors but caches, which are no part of the model, and transposed parameters, which the
+    /// program does not change.
     ///
     /// # Errors
     /// When the device fails.
     pub fn read_states(&mut self) -> Result<BTreeMap<String, Tensor>, ExecutableError> {
         let mut tensors = BTreeMap::new();
-        for state in self.program.states.iter().filter(|s| s.kind != StateKind::Cache) {
+        let kept = |s: &&StateDecl| !matches!(s.kind, StateKind::Cache | StateKind::Transposed);
+        for state in self.program.states.iter().filter(kept) {
             tensors.insert(state.name.clone(), self.session.read_state(&state.name)?);
         }
         Ok(tensors)
     }
 
     /// Writes persistent tensors; those that the program does not declare are left out, because a function may need only
-    /// some of a model's tensors.
+    /// some of a model's tensors. Parameters that it wants transposed are written so.
     ///
     /// # Errors
     /// When a type differs or the device fails.
     pub fn write_states(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<(), ExecutableError> {
         for state in &self.program.states {
-            if let Some(tensor) = tensors.get(&state.name) {
-                self.session.write_state(&state.name, tensor)?;
+            match state.name.strip_prefix(TRANSPOSED_PREFIX) {
+                Some(name) if state.kind == StateKind::Transposed => {
+                    if let Some(tensor) = tensors.get(name) {
+                        self.session.write_state(&state.name, &transposed(tensor, &state.ty))?;
+                    }
+                }
+                _ => {
+                    if let Some(tensor) = tensors.get(&state.name) {
+                        self.session.write_state(&state.name, tensor)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -238,6 +249,19 @@ impl<'a> Executable<'a> {
 /// The generator state of a run: see [`random::state`].
 pub(crate) fn generator(seed: u64, step: u64) -> [i32; 4] {
     random::state(seed, step)
+}
+
+/// Matrices `[.., I, O]` from matrices `[.., O, I]`.
+fn transposed(tensor: &Tensor, ty: &TensorType) -> Tensor {
+    let values = tensor.to_f32();
+    let (rows, columns) = match *ty.shape {
+        [.., rows, columns] => (rows, columns),
+        _ => (1, values.len()),
+    };
+    let matrices = values.chunks((rows * columns).max(1));
+    let turned = matrices.flat_map(|m| (0..rows).flat_map(move |i| (0..columns).map(move |j| m[j * rows + i])));
+    let turned = Tensor::floats(turned.collect::<Vec<_>>());
+    turned.clone().with_shape(ty.shape.clone()).unwrap_or(turned)
 }
 
 fn tokens_of(plan: &Plan) -> usize {

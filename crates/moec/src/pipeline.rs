@@ -106,11 +106,14 @@ pub struct CompileOptions {
     pub max_rewrites: Option<usize>,
     /// Whether noise of routers is drawn or given.
     pub noise: NoisePolicy,
+    /// No function changes the parameters, and they are written with `Executable::write_states`: then those that
+    /// products read transposed are stored so, which samples faster.
+    pub fixed: bool,
 }
 
 impl Default for CompileOptions {
     fn default() -> Self {
-        Self { functions: None, samples: 1, max_rewrites: None, noise: NoisePolicy::Generated }
+        Self { functions: None, samples: 1, max_rewrites: None, noise: NoisePolicy::Generated, fixed: false }
     }
 }
 
@@ -270,7 +273,10 @@ pub fn compile(
     clock.stage("differentiate");
     let (mut graphs, mut reports) = (Vec::new(), Vec::new());
     let optimize = OptimizeOptions { max_rewrites: options.max_rewrites, ..OptimizeOptions::default() };
-    let optimized = on_threads(&completed, |(_, graph)| moec_plan::optimize(graph, &optimize));
+    let optimized = on_threads(&completed, |(_, graph)| match options.fixed {
+        true => moec_plan::optimize(&moec_plan::store_transposed(graph)?, &optimize),
+        false => moec_plan::optimize(graph, &optimize),
+    });
     for ((function, _), optimized) in completed.iter().zip(optimized) {
         let (graph, report) = optimized?;
         graphs.push((*function, graph));
@@ -281,7 +287,7 @@ pub fn compile(
     let arrangement = Arrangement::of(&functions)?;
     let memory = arrangement.memory();
     let program = arrangement.into_program();
-    let mut declaring = functions.clone();
+    let mut declaring: Vec<(String, &Graph)> = completed.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
     declaring.push(("model".to_string(), &lowered.graph));
     let states = moec_plan::declare_states(&declaring)?;
     clock.stage("plan");

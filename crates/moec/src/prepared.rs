@@ -196,7 +196,7 @@ impl Run {
         let spec = Spec::check(kept_source(&root, &request)?, registry, request.model.as_deref(), &request.set)?;
         let manifest = moec_runtime::read_manifest(&folder)?;
         let vocab = vocabulary(&manifest, &folder)?;
-        let options = options(&spec.checked.model, &vocab)?;
+        let options = CompileOptions { fixed: true, ..options(&spec.checked.model, &vocab)? };
         let compiled = spec.compile(&vocab, device, &options)?;
         let checkpoint = moec_runtime::load_checkpoint(&folder, &compiled.states, Parts::Model)?;
         Ok(Self { root, request, spec, vocab, compiled, checkpoint })
