@@ -159,7 +159,7 @@ impl Backend for CubeBackend {
     }
 
     fn prepare(&self, program: &Program) -> Result<Box<dyn Session>, BackendError> {
-        check(program)?;
+        program.plans.iter().try_for_each(|plan| check(program, plan))?;
         let scratch_bytes = 4 * SCRATCH_ELEMENTS;
         // Partial results of kernels would otherwise need an empty arena to be a special case.
         let arena_bytes = program.arena_bytes().max(ALIGNMENT);
@@ -201,34 +201,32 @@ impl Backend for CubeBackend {
     }
 }
 
-/// Checks that steps have the types that inference gives and that buffers lie within their storage: launching relies
+/// Checks that the steps of a plan have the types that inference gives and that buffers lie within their storage: launching relies
 /// on it.
-fn check(program: &Program) -> Result<(), BackendError> {
-    for plan in &program.plans {
-        let at = |name: &str, message: String| Err(interface(format!("`{}`, %{name}: {message}", plan.name)));
-        for buffer in &plan.buffers {
-            let fits = match buffer.storage {
-                Storage::State(s) => program.states.get(s).is_some_and(|s| s.ty.bytes() >= buffer.ty.bytes()),
-                Storage::Arena(offset) => {
-                    offset % ALIGNMENT == 0 && offset.saturating_add(buffer.ty.bytes()) <= plan.arena_bytes
-                }
-            };
-            if !fits {
-                return at(&buffer.name, "the buffer is outside of its storage".into());
+fn check(program: &Program, plan: &Plan) -> Result<(), BackendError> {
+    let at = |name: &str, message: String| Err(interface(format!("`{}`, %{name}: {message}", plan.name)));
+    for buffer in &plan.buffers {
+        let fits = match buffer.storage {
+            Storage::State(s) => program.states.get(s).is_some_and(|s| s.ty.bytes() >= buffer.ty.bytes()),
+            Storage::Arena(offset) => {
+                offset % ALIGNMENT == 0 && offset.saturating_add(buffer.ty.bytes()) <= plan.arena_bytes
             }
+        };
+        if !fits {
+            return at(&buffer.name, "the buffer is outside of its storage".into());
         }
-        let ty = |id: &moec_plan::BufferId| plan.buffers.get(id.index()).map(|b| &b.ty);
-        for step in &plan.steps {
-            let operands: Option<Vec<&TensorType>> = step.operands.iter().map(ty).collect();
-            let results: Option<Vec<TensorType>> = step.results.iter().map(|id| ty(id).cloned()).collect();
-            let (Some(operands), Some(results)) = (operands, results) else {
-                return at(&step.name, "there is no such buffer".into());
-            };
-            match infer(&step.op, &operands) {
-                Ok(types) if types == results => {}
-                Ok(_) => return at(&step.name, "the results have other types".into()),
-                Err(error) => return at(&step.name, error.to_string()),
-            }
+    }
+    let ty = |id: &moec_plan::BufferId| plan.buffers.get(id.index()).map(|b| &b.ty);
+    for step in &plan.steps {
+        let operands: Option<Vec<&TensorType>> = step.operands.iter().map(ty).collect();
+        let results: Option<Vec<TensorType>> = step.results.iter().map(|id| ty(id).cloned()).collect();
+        let (Some(operands), Some(results)) = (operands, results) else {
+            return at(&step.name, "there is no such buffer".into());
+        };
+        match infer(&step.op, &operands) {
+            Ok(types) if types == results => {}
+            Ok(_) => return at(&step.name, "the results have other types".into()),
+            Err(error) => return at(&step.name, error.to_string()),
         }
     }
     Ok(())
@@ -273,8 +271,8 @@ impl Prepared {
 /// # Errors
 /// [`BackendError::Interface`] when the plan is not one that can be prepared.
 pub fn kernel_names(program: &Program, plan: &str, profile: &DeviceProfile) -> Result<Vec<Vec<String>>, BackendError> {
-    check(program)?;
     let plan = program.plan(plan).ok_or_else(|| interface(format!("there is no function `{plan}`")))?;
+    check(program, plan)?;
     let states: Vec<Arg> = program.states.iter().enumerate().map(|(i, s)| Arg::new(i, 0, s.ty.elements())).collect();
     let prepared = Prepared::new(plan, &states, states.len());
     let launcher = Launcher::listing(*profile);

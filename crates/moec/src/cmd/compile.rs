@@ -9,7 +9,7 @@ use crate::{resolved, sources};
 use moec_ir::{Graph, Op};
 use moec_kernels::DeviceProfile;
 use moec_model::{LayerInfo, NoisePolicy, Registry, Vocab};
-use moec_plan::{MemoryReport, OptimizeOptions, PASSES};
+use moec_plan::{BackendError, MemoryReport, OptimizeOptions, PASSES, on_threads};
 use moec_syntax::{SourceFile, did_you_mean};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -66,7 +66,7 @@ pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result
     }
     require_memory(&compiled.memory, args.device, &source)?;
     let text = if args.json {
-        format!("{:#}\n", as_json(&checked, &compiled, vocab))
+        format!("{:#}\n", as_json(&checked, &compiled, vocab)?)
     } else {
         screen(&source, &checked, &compiled, vocab)?
     };
@@ -229,12 +229,15 @@ fn totals(checked: &Checked, compiled: &Compiled) -> Totals {
     }
 }
 
-/// Launches and distinct kernels of a function.
-fn kernels(compiled: &Compiled, function: Function) -> Result<(usize, usize), Failure> {
-    let names = moec_kernels::kernel_names(&compiled.program, function.name(), &DeviceProfile::this_cpu())?;
-    let launches = names.iter().map(Vec::len).sum();
-    let distinct: BTreeSet<&String> = names.iter().flatten().collect();
-    Ok((launches, distinct.len()))
+/// Launches and distinct kernels of every function, in the order of the graphs.
+fn kernels(compiled: &Compiled) -> Result<Vec<(usize, usize)>, Failure> {
+    let profile = DeviceProfile::this_cpu();
+    let listed = on_threads(&compiled.graphs, |(function, _)| {
+        let names = moec_kernels::kernel_names(&compiled.program, function.name(), &profile)?;
+        let distinct: BTreeSet<&String> = names.iter().flatten().collect();
+        Ok((names.iter().map(Vec::len).sum(), distinct.len()))
+    });
+    listed.into_iter().map(|listed| listed.map_err(|error: BackendError| error.into())).collect()
 }
 
 fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: usize) -> Result<String, Failure> {
@@ -275,8 +278,7 @@ fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: us
         line(format!("  {moe}"));
     }
     line(String::new());
-    for (function, graph) in &compiled.graphs {
-        let (launches, distinct) = kernels(compiled, *function)?;
+    for ((function, graph), (launches, distinct)) in compiled.graphs.iter().zip(kernels(compiled)?) {
         line(format!(
             "  {:<11} {:>4} nodes, {:>4} launches of {:>3} kernels",
             function.name(),
@@ -336,7 +338,7 @@ fn distinct_moe(compiled: &Compiled) -> Vec<String> {
     lines
 }
 
-fn as_json(checked: &Checked, compiled: &Compiled, vocab: usize) -> Value {
+fn as_json(checked: &Checked, compiled: &Compiled, vocab: usize) -> Result<Value, Failure> {
     let memory = &compiled.memory;
     let t = totals(checked, compiled);
     let layers: Vec<Value> = compiled
@@ -348,12 +350,12 @@ fn as_json(checked: &Checked, compiled: &Compiled, vocab: usize) -> Value {
     let functions: Vec<Value> = compiled
         .graphs
         .iter()
-        .map(|(function, graph)| {
-            let (launches, distinct) = kernels(compiled, *function).unwrap_or_default();
+        .zip(kernels(compiled)?)
+        .map(|((function, graph), (launches, distinct))| {
             json!({ "name": function.name(), "nodes": graph.len(), "launches": launches, "kernels": distinct })
         })
         .collect();
-    json!({
+    Ok(json!({
         "schema": "moec.compile/1",
         "model": checked.model.name,
         "vocab": vocab,
@@ -373,7 +375,7 @@ fn as_json(checked: &Checked, compiled: &Compiled, vocab: usize) -> Value {
             "cache_bytes": memory.cache_bytes,
             "functions": memory.functions,
         },
-    })
+    }))
 }
 
 /// The graph for Graphviz: one box per node, edges labelled with the type of what flows.
