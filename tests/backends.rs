@@ -1,4 +1,4 @@
-//! One case table on every backend: the interpreter, the CPU runtime, and wgpu where there is a device.
+//! One case table on every backend: the interpreter, the CPU, and wgpu where there is a device.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -23,7 +23,7 @@ use crate::machine::{HostMachine, Team};
 /// A device as the user names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Device {
-    /// All cores of this machine, through CubeCL's CPU runtime.
+    /// All cores of this machine.
     Cpu,
     /// The graphics device that wgpu finds.
     Wgpu,
@@ -172,11 +172,15 @@ impl Backend for CubeBackend {
         {
             return Err(out_of_memory(needed, available));
         }
-        if let Opened::Client(client) = &self.opened {
-            let largest = program.states.iter().map(|s| s.ty.bytes()).max().unwrap_or(0).max(arena_bytes) as u64;
-            let page = client.properties().memory.max_page_size;
-            if largest > page {
-                return Err(out_of_memory(largest, page));
+        match &self.opened {
+            #[cfg(feature = "cpu")]
+            Opened::Host(_) => {}
+            Opened::Client(client) => {
+                let largest = program.states.iter().map(|s| s.ty.bytes()).max().unwrap_or(0).max(arena_bytes) as u64;
+                let page = client.properties().memory.max_page_size;
+                if largest > page {
+                    return Err(out_of_memory(largest, page));
+                }
             }
         }
 

@@ -1,7 +1,7 @@
 //! Which devices this machine has.
 //!
-//! CubeCL brings a device up when its client is first asked for, and panics where that fails. The CPU runtime is always
-//! there; wgpu needs a driver, so it is brought up here first, where a failure is a value.
+//! CubeCL brings a device up when its client is first asked for, and panics where that fails. The CPU is always there;
+//! wgpu needs a driver, so it is brought up here first, where a failure is a value.
 
 #[cfg(feature = "wgpu")]
 mod graphics {

@@ -2,6 +2,7 @@
 //! not depend on the number of threads, to the bit.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use moec_ir::{
     Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, DType, Data, FusedProgram, Instr, Op, Tensor,
@@ -723,15 +724,42 @@ fn every_step_is_timed() {
     let (x, y) = (normal(&[7, 16], 1), normal(&[7, 16], 2));
     for (name, backend) in backends() {
         let mut program = program(&Op::Binary(Binary::Add), &[&x, &y]);
-        let steps = &mut program.plans[0].steps;
-        *steps = vec![steps[0].clone(), steps[0].clone(), steps[0].clone()];
+        let plan = &mut program.plans[0];
+        // A tensor without elements is copied by no launch.
+        plan.buffers.push(Buffer {
+            name: "none".into(),
+            ty: TensorType::f32([0, 3]),
+            storage: Storage::Arena(plan.arena_bytes),
+        });
+        let none = BufferId(plan.buffers.len() as u32 - 1);
+        let add = plan.steps[0].clone();
+        let empty =
+            Step { name: "none".into(), op: Op::StopGradient, operands: vec![none], results: vec![none], origin: None };
+        plan.steps = vec![empty.clone(), add.clone(), empty, add];
         let mut session = backend.prepare(&program).unwrap();
         for _ in 0..2 {
             let times = session.run_timed("f", &[("x0", &x), ("x1", &y)]).unwrap();
-            assert_eq!(times.len(), 3, "{name}");
+            assert_eq!(times.len(), 4, "{name}");
+            assert!(times[1] > Duration::ZERO && times[3] > Duration::ZERO, "{name}");
             let timed = session.output("f", "y0").unwrap();
             session.run("f", &[("x0", &x), ("x1", &y)]).unwrap();
             assert_eq!(session.output("f", "y0").unwrap(), timed, "{name}");
         }
     }
+}
+
+/// Rows of scores that a stack has no room for are not kept there.
+#[test]
+fn attention_over_a_long_context_fits_any_stack() {
+    let time = 5000;
+    let attrs = AttentionAttrs { time, heads: 1, scale: 0.5.into(), dropout: 0.0.into(), key: 0 };
+    let qkv = normal(&[time, 3], 1);
+    let narrow = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
+        let backend = CubeBackend::open(Device::Cpu).unwrap();
+        let found = run(&backend, &Op::Attention(attrs.clone()), &[&qkv]);
+        let dy = map(&found[0], |x| x);
+        run(&backend, &Op::AttentionGrad(attrs), &[&dy, &qkv, &found[0], &found[1]])
+    });
+    let dqkv = narrow.unwrap().join().unwrap();
+    assert!(dqkv[0].to_f32().iter().all(|x| x.is_finite()));
 }

@@ -60,5 +60,5 @@ pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};
 pub use routes::{ROUTE_PREFIX, freeze_routes, record_routes, routes};
 pub use threads::on_threads;
-pub use transposed::{TRANSPOSED_PREFIX, store_transposed};
+pub use transposed::store_transposed;
 pub use work::{Phase, Work, kind, phase, work};

@@ -1,5 +1,6 @@
 //! The plan: launches over numbered buffers, with every byte placed before anything runs.
 
+use crate::transposed::{TRANSPOSED_PREFIX, swapped};
 use moec_ir::{Op, Origin, TensorType};
 
 /// Number of a buffer within a plan.
@@ -107,6 +108,14 @@ impl StateKind {
         }
     }
 
+    /// Whether checkpoints hold it.
+    pub fn in_checkpoints(self) -> bool {
+        match self {
+            StateKind::Parameter | StateKind::Optimizer | StateKind::Router => true,
+            StateKind::Cache | StateKind::Transposed => false,
+        }
+    }
+
     /// Whether it belongs to the trained model, rather than to its training or to what runs it.
     pub fn of_model(self) -> bool {
         match self {
@@ -125,6 +134,18 @@ pub struct StateDecl {
     pub ty: TensorType,
     /// What it is for.
     pub kind: StateKind,
+}
+
+impl StateDecl {
+    /// Name and type of the tensor that it holds: of the parameter, if it is one that is stored transposed.
+    pub fn held(&self) -> (&str, TensorType) {
+        match self.kind {
+            StateKind::Transposed => {
+                (self.name.strip_prefix(TRANSPOSED_PREFIX).unwrap_or(&self.name), swapped(&self.ty))
+            }
+            _ => (&self.name, self.ty.clone()),
+        }
+    }
 }
 
 /// Plans that share persistent tensors: what a backend prepares.

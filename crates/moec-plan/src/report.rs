@@ -119,7 +119,8 @@ impl Arrangement<'_> {
             };
             *sum = sum.saturating_add(bytes);
             let origin = origins.get(s.name.as_str()).copied();
-            tensors.push(LargeTensor { name: s.name.clone(), ty: s.ty.clone(), bytes, kind, origin });
+            let (name, ty) = s.held();
+            tensors.push(LargeTensor { name: name.to_string(), ty, bytes, kind, origin });
         }
         for ((name, _), arranged) in self.functions.iter().zip(&self.arranged) {
             report.functions.push(function_memory(name, arranged, &mut tensors));

@@ -9,7 +9,7 @@ use moec_ir::{Graph, NodeId, Op, TensorType, Value};
 use std::collections::BTreeMap;
 
 /// What the names of persistent tensors that are transposed parameters begin with; the name of the parameter follows.
-pub const TRANSPOSED_PREFIX: &str = "transposed.";
+pub(crate) const TRANSPOSED_PREFIX: &str = "transposed.";
 
 /// The graph with a state `transposed.NAME` in place of every parameter `NAME` where a product reads it as stored
 /// transposed: of type `[.., I, O]` instead of `[.., O, I]`. Other readers of a parameter keep it. The results are the
@@ -71,7 +71,7 @@ fn transposed_weights(graph: &Graph, id: NodeId) -> Option<(usize, NodeId)> {
 }
 
 /// The type with its last two axes swapped.
-fn swapped(ty: &TensorType) -> TensorType {
+pub(crate) fn swapped(ty: &TensorType) -> TensorType {
     let mut shape = ty.shape.clone();
     let n = shape.len();
     if n >= 2 {

@@ -260,7 +260,7 @@ pub(crate) fn save(
     let path = checkpoints.join(folder_name(step));
     let shown = path.display().to_string();
     let (mut model, mut optimizer) = (BTreeMap::new(), BTreeMap::new());
-    for state in states.iter().filter(|s| s.kind != StateKind::Cache) {
+    for state in states.iter().filter(|s| s.kind.in_checkpoints()) {
         let tensor = match (tensors.get(&state.name), state.kind) {
             (Some(tensor), _) => tensor.clone(),
             (None, StateKind::Optimizer) => zeros(&state.ty),

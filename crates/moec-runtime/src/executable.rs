@@ -2,7 +2,7 @@
 
 use crate::batches::Windows;
 use moec_ir::{Data, Tensor, TensorType, random};
-use moec_plan::{BackendError, Plan, Program, Session, StateDecl, StateKind, TRANSPOSED_PREFIX};
+use moec_plan::{BackendError, Plan, Program, Session, StateKind};
 use std::collections::BTreeMap;
 
 /// Function that makes one optimiser step.
@@ -128,8 +128,7 @@ impl<'a> Executable<'a> {
     /// When the device fails.
     pub fn read_states(&mut self) -> Result<BTreeMap<String, Tensor>, ExecutableError> {
         let mut tensors = BTreeMap::new();
-        let kept = |s: &&StateDecl| !matches!(s.kind, StateKind::Cache | StateKind::Transposed);
-        for state in self.program.states.iter().filter(kept) {
+        for state in self.program.states.iter().filter(|s| s.kind.in_checkpoints()) {
             tensors.insert(state.name.clone(), self.session.read_state(&state.name)?);
         }
         Ok(tensors)
@@ -142,17 +141,15 @@ impl<'a> Executable<'a> {
     /// When a type differs or the device fails.
     pub fn write_states(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<(), ExecutableError> {
         for state in &self.program.states {
-            match state.name.strip_prefix(TRANSPOSED_PREFIX) {
-                Some(name) if state.kind == StateKind::Transposed => {
-                    if let Some(tensor) = tensors.get(name) {
-                        self.session.write_state(&state.name, &transposed(tensor, &state.ty))?;
-                    }
-                }
-                _ => {
-                    if let Some(tensor) = tensors.get(&state.name) {
-                        self.session.write_state(&state.name, tensor)?;
-                    }
-                }
+            let (name, ty) = state.held();
+            let Some(tensor) = tensors.get(name) else { continue };
+            if tensor.ty() != ty {
+                let reason = format!("`{name}` is {ty}, but the value given is {}", tensor.ty());
+                return Err(BackendError::Interface(reason).into());
+            }
+            match state.kind {
+                StateKind::Transposed => self.session.write_state(&state.name, &transposed(tensor, &state.ty))?,
+                _ => self.session.write_state(&state.name, tensor)?,
             }
         }
         Ok(())
@@ -251,17 +248,16 @@ pub(crate) fn generator(seed: u64, step: u64) -> [i32; 4] {
     random::state(seed, step)
 }
 
-/// Matrices `[.., I, O]` from matrices `[.., O, I]`.
+/// Matrices `[.., I, O]`, which is `ty`, from matrices `[.., O, I]`.
 fn transposed(tensor: &Tensor, ty: &TensorType) -> Tensor {
     let values = tensor.to_f32();
-    let (rows, columns) = match *ty.shape {
-        [.., rows, columns] => (rows, columns),
-        _ => (1, values.len()),
-    };
-    let matrices = values.chunks((rows * columns).max(1));
-    let turned = matrices.flat_map(|m| (0..rows).flat_map(move |i| (0..columns).map(move |j| m[j * rows + i])));
-    let turned = Tensor::floats(turned.collect::<Vec<_>>());
-    turned.clone().with_shape(ty.shape.clone()).unwrap_or(turned)
+    let mut turned = Vec::with_capacity(values.len());
+    if let [.., inputs, outputs] = ty.shape[..] {
+        for matrix in values.chunks_exact((inputs * outputs).max(1)) {
+            turned.extend((0..inputs).flat_map(|i| (0..outputs).map(move |o| matrix[o * inputs + i])));
+        }
+    }
+    Tensor::new(ty.shape.clone(), Data::F32(turned)).unwrap_or_else(|| Tensor::zeros(ty))
 }
 
 fn tokens_of(plan: &Plan) -> usize {

@@ -106,8 +106,8 @@ pub struct CompileOptions {
     pub max_rewrites: Option<usize>,
     /// Whether noise of routers is drawn or given.
     pub noise: NoisePolicy,
-    /// No function changes the parameters, and they are written with `Executable::write_states`: then those that
-    /// products read transposed are stored so, which samples faster.
+    /// Parameters are written with `Executable::write_states`, so that those which products read transposed may be stored
+    /// so, which samples faster. Not where a function trains them.
     pub fixed: bool,
 }
 
@@ -273,7 +273,8 @@ pub fn compile(
     clock.stage("differentiate");
     let (mut graphs, mut reports) = (Vec::new(), Vec::new());
     let optimize = OptimizeOptions { max_rewrites: options.max_rewrites, ..OptimizeOptions::default() };
-    let optimized = on_threads(&completed, |(_, graph)| match options.fixed {
+    let fixed = options.fixed && !functions.contains(&Function::TrainStep);
+    let optimized = on_threads(&completed, |(_, graph)| match fixed {
         true => moec_plan::optimize(&moec_plan::store_transposed(graph)?, &optimize),
         false => moec_plan::optimize(graph, &optimize),
     });

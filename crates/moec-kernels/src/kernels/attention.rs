@@ -598,8 +598,14 @@ fn backward_positions(
     }
 }
 
+/// Bytes of a unit's stack for rows of scores: threads have 2 MiB where nobody asked for more.
+const SCORES_ON_STACK: usize = 1 << 19;
+
 /// What forward and backward derive from the attributes.
 struct Setting {
+    /// A unit has whole pairs of a sequence and a head, with a row of scores for each lane on its stack; otherwise it has
+    /// positions.
+    by_pair: bool,
     lanes: usize,
     shape: Shape,
     pairs: usize,
@@ -612,9 +618,13 @@ impl Setting {
     fn new(l: &Launcher, attrs: &AttentionAttrs, tokens: usize, channels: usize) -> Self {
         let width = channels / attrs.heads;
         let lanes = if l.is_cpu() { l.matrix_width(&[width]) } else { 1 };
+        // The backward pass has two: probabilities and slopes.
+        let scores = attrs.time.next_multiple_of(lanes).saturating_mul(2 * 4 * lanes);
+        let by_pair = l.is_cpu() && scores <= SCORES_ON_STACK;
         let rate = attrs.dropout.get();
         Self {
-            lanes,
+            by_pair,
+            lanes: if by_pair { lanes } else { 1 },
             shape: Shape { time: attrs.time, width, dropout: rate > 0.0 },
             pairs: tokens / attrs.time * attrs.heads,
             scale: attrs.scale.get() as f32,
@@ -635,18 +645,18 @@ pub(crate) fn forward(
     tokens: usize,
     channels: usize,
 ) {
-    let Setting { lanes: w, shape, pairs, scale, threshold, keep } = Setting::new(l, attrs, tokens, channels);
+    let Setting { by_pair, lanes: w, shape, pairs, scale, threshold, keep } = Setting::new(l, attrs, tokens, channels);
     let (heads, key, split) = (attrs.heads, attrs.key, l.split());
     // Without dropout the generator's state is never read.
     let rng = rng.unwrap_or(lse);
     let positions = pairs * shape.time;
     l.launch(
-        if l.is_cpu() { pairs } else { positions },
+        if by_pair { pairs } else { positions },
         || format!("attention w{w} {shape:?}"),
         // SAFETY: a unit writes the rows of its (sequence, head) or position; keys beyond the last are not read.
         |t| unsafe {
             let (x, rng, lse) = (t.bind(qkv, 1), t.bind(rng, 1), t.bind(lse, 1));
-            if l.is_cpu() {
+            if by_pair {
                 forward_pairs::launch_unchecked(
                     t.client,
                     t.count(),
@@ -703,17 +713,17 @@ pub(crate) fn backward(
     tokens: usize,
     channels: usize,
 ) {
-    let Setting { lanes: w, shape, pairs, scale, threshold, keep } = Setting::new(l, attrs, tokens, channels);
+    let Setting { by_pair, lanes: w, shape, pairs, scale, threshold, keep } = Setting::new(l, attrs, tokens, channels);
     let (heads, key, split) = (attrs.heads, attrs.key, l.split());
     let rng = rng.unwrap_or(lse);
     let positions = pairs * shape.time;
     l.launch(
-        if l.is_cpu() { pairs } else { positions },
+        if by_pair { pairs } else { positions },
         || format!("attention_grad w{w} {shape:?}"),
         // SAFETY: as for `forward`.
         |t| unsafe {
             let (d, x, lse, rng) = (t.bind(dy, 1), t.bind(qkv, 1), t.bind(lse, 1), t.bind(rng, 1));
-            if l.is_cpu() {
+            if by_pair {
                 backward_pairs::launch_unchecked(
                     t.client,
                     t.count(),

@@ -1,7 +1,6 @@
 //! The CPU: one mapping of memory, kernels compiled on all cores, and recorded launches that a team of threads runs.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use cubecl::bytes::Bytes;
 use cubecl::server::Handle;
 use cubecl_llvm::{PlironCompiler, PlironData, PlironEngine, PlironOptions};
 use cubecl_runtime::id::KernelId;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 
 use super::recorder::{Recorded, Recorder};
 use super::team::{Launch, Script, Team};
@@ -28,7 +27,7 @@ static ENGINES: LazyLock<Mutex<HashMap<(KernelId, u32), PlironEngine>>> = LazyLo
 pub(crate) struct HostMachine {
     team: Arc<Team>,
     profile: DeviceProfile,
-    memory: MmapMut,
+    memory: MmapRaw,
     /// Where each allocation starts.
     starts: Vec<usize>,
     /// The allocations as arguments of launches that are recorded.
@@ -47,11 +46,12 @@ impl HostMachine {
     /// Maps the memory; the system gives pages as they are first touched, zero.
     pub(crate) fn new(team: &Arc<Team>, profile: DeviceProfile, workload: Workload) -> Result<Self, String> {
         let Workload { sizes, scratch, sequences } = workload;
-        let mut end = 0;
+        let mut end = 0usize;
         let mut starts = Vec::with_capacity(sizes.len());
-        for bytes in &sizes {
+        for &bytes in &sizes {
             starts.push(end);
-            end = (end + bytes).next_multiple_of(ALIGNMENT);
+            let next = end.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
+            end = next.ok_or("no machine has that much memory")?;
         }
         let memory = MmapMut::map_anon(end.max(1)).map_err(|error| error.to_string())?;
         // A step touches tens of thousands of small pages. Only a hint: where there are no large ones, it is slower.
@@ -64,13 +64,20 @@ impl HostMachine {
             .map(|(&start, &bytes)| whole.clone().offset_start(start as u64).offset_end((end - start - bytes) as u64))
             .collect();
         let sequences = sequences.into_iter().map(Sequence::Pending).collect();
-        Ok(Self { team: team.clone(), profile, memory, starts, handles, scratch, sequences })
+        Ok(Self { team: team.clone(), profile, memory: memory.into(), starts, handles, scratch, sequences })
     }
 
-    fn bytes(&mut self, arg: Arg) -> &mut [u8] {
+    /// The bytes of a buffer.
+    #[allow(unsafe_code, reason = "memory that kernels reach by pointers")]
+    fn bytes(&mut self, arg: Arg) -> Result<&mut [u8], String> {
         let (allocation, range) = arg.place();
-        let start = self.starts[allocation];
-        &mut self.memory[start + range.start..start + range.end]
+        let (start, length) = (self.starts[allocation] + range.start, range.len());
+        if start.checked_add(length).is_none_or(|end| end > self.memory.len()) {
+            return Err("a buffer is outside of the memory".into());
+        }
+        // SAFETY: the range is within the mapping, which lives as long as `self`; all bytes of it are initialised, zero
+        // at first. No kernel runs: `run` waits for what it starts, and it borrows `self` mutably, as this does.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().add(start), length) })
     }
 
     /// The launches of a sequence, ready to run.
@@ -80,7 +87,7 @@ impl HostMachine {
             Sequence::Pending(steps) => steps,
         };
         let recorded = Recorder::record(self.profile, &self.handles, self.scratch, steps)?;
-        let engines = engines(recorded.iter().flatten(), self.team.units())?;
+        let engines = engines(recorded.iter().flatten())?;
         give_back_free_memory();
         let base = self.memory.as_mut_ptr();
         let mut script = Script::default();
@@ -102,31 +109,37 @@ impl HostMachine {
 
 impl Machine for HostMachine {
     fn write(&mut self, arg: Arg, bytes: Bytes) -> Result<(), String> {
-        self.bytes(arg).copy_from_slice(&bytes);
+        let buffer = self.bytes(arg)?;
+        if buffer.len() != bytes.len() {
+            return Err(format!("{} bytes for a buffer of {}", bytes.len(), buffer.len()));
+        }
+        buffer.copy_from_slice(&bytes);
         Ok(())
     }
 
     fn read(&mut self, arg: Arg) -> Result<Vec<u8>, String> {
-        Ok(self.bytes(arg).to_vec())
+        Ok(self.bytes(arg)?.to_vec())
     }
 
     fn run(&mut self, sequence: usize) -> Result<(), String> {
         let script = self.script(sequence)?;
-        self.team.run(&script, |_| ());
+        self.team.run(&script, None);
         Ok(())
     }
 
     fn run_timed(&mut self, sequence: usize) -> Result<Vec<Duration>, String> {
-        let mut begun = Instant::now();
         let script = self.script(sequence)?;
-        let mut times = Vec::with_capacity(script.ends.len());
-        self.team.run(&script, |done| {
-            while script.ends.get(times.len()).is_some_and(|&end| end <= done) {
-                let now = Instant::now();
-                times.push(now - std::mem::replace(&mut begun, now));
-            }
+        let mut begun = Instant::now();
+        let mut ends = vec![begun; script.launches.len()];
+        self.team.run(&script, Some(&mut ends));
+        // A step without launches ends when the one before it does.
+        let mut first = 0;
+        let times = script.ends.iter().map(|&end| {
+            let done = ends[first..end].last().copied().unwrap_or(begun);
+            first = end;
+            done - std::mem::replace(&mut begun, done)
         });
-        Ok(times)
+        Ok(times.collect())
     }
 }
 
@@ -148,11 +161,8 @@ fn key(launch: &Recorded) -> (KernelId, u32) {
     (launch.kernel.id(), 1 << exponent.min(KERNEL_ALIGNMENT.trailing_zeros()))
 }
 
-/// The compiled kernels of launches. Those that the process does not have are compiled on that many threads.
-fn engines<'a>(
-    launches: impl Iterator<Item = &'a Recorded>,
-    threads: usize,
-) -> Result<HashMap<(KernelId, u32), PlironEngine>, String> {
+/// The compiled kernels of launches. Those that the process does not have are compiled on all cores.
+fn engines<'a>(launches: impl Iterator<Item = &'a Recorded>) -> Result<HashMap<(KernelId, u32), PlironEngine>, String> {
     let mut found = HashMap::new();
     let mut missing = Vec::new();
     let known = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,16 +177,10 @@ fn engines<'a>(
         }
     }
     drop(known);
-    let next = AtomicUsize::new(0);
-    let workers: Vec<()> = vec![(); threads.min(missing.len())];
-    let compiled = on_threads(&workers, |()| {
-        let mut compiled = Vec::new();
-        while let Some(((id, alignment), launch)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            compiled.push(compile(launch, *alignment).map(|engine| ((id.clone(), *alignment), engine)));
-        }
-        compiled
+    let compiled = on_threads(&missing, |((id, alignment), launch)| {
+        compile(launch, *alignment).map(|engine| ((id.clone(), *alignment), engine))
     });
-    let compiled: Vec<_> = compiled.into_iter().flatten().collect::<Result<_, String>>()?;
+    let compiled: Vec<_> = compiled.into_iter().collect::<Result<_, String>>()?;
     ENGINES.lock().unwrap_or_else(PoisonError::into_inner).extend(compiled.iter().cloned());
     found.extend(compiled);
     Ok(found)

@@ -39,8 +39,8 @@ pub(super) struct Recorded {
     pub(super) metadata: Vec<u64>,
 }
 
-/// What the server has kept. There is one server in a process, and whoever records has it alone.
-static RECORDED: Mutex<Vec<Recorded>> = Mutex::new(Vec::new());
+/// What the server has kept, or why it could not. There is one server in a process, and whoever records has it alone.
+static RECORDED: Mutex<Vec<Result<Recorded, String>>> = Mutex::new(Vec::new());
 
 /// The server.
 pub(super) struct Recorder {
@@ -67,19 +67,33 @@ impl Recorder {
     ) -> Result<Vec<Vec<Recorded>>, String> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        take();
+        take().ok();
         launch_on(&Self::client(), profile, handles, scratch, |launcher| {
             let recorded = steps.iter().map(|step| {
                 step(launcher);
                 take()
             });
             recorded.collect()
-        })
+        })?
     }
 }
 
-fn take() -> Vec<Recorded> {
-    std::mem::take(&mut RECORDED.lock().unwrap_or_else(PoisonError::into_inner))
+fn take() -> Result<Vec<Recorded>, String> {
+    let recorded = std::mem::take(&mut *RECORDED.lock().unwrap_or_else(PoisonError::into_inner));
+    recorded.into_iter().collect()
+}
+
+/// A launch as a value: with as many cubes as are known now, and buffers as its only resources.
+fn recorded(kernel: Box<dyn CubeKernel>, count: &CubeCount, bindings: KernelArguments) -> Result<Recorded, String> {
+    let CubeCount::Static(x, y, z) = *count else {
+        return Err(format!("kernel {}: its cubes are counted on the device", kernel.name()));
+    };
+    let offset = |resource: &KernelResource| match resource {
+        KernelResource::Buffer(binding) => Ok(binding.offset_start.unwrap_or(0) as usize),
+        KernelResource::TensorMap(_) => Err(format!("kernel {}: it takes a tensor map", kernel.name())),
+    };
+    let offsets = bindings.resources.iter().map(offset).collect::<Result<_, _>>()?;
+    Ok(Recorded { kernel, cubes: [x, y, z], offsets, metadata: bindings.info.data })
 }
 
 impl fmt::Debug for Recorder {
@@ -110,18 +124,8 @@ impl Server for Recorder {
         _stream_id: StreamId,
         _launch_mode: LaunchMode,
     ) {
-        let cubes = match count {
-            CubeCount::Static(x, y, z) => [x, y, z],
-            // Never: how many cubes a kernel has is known when it is recorded.
-            CubeCount::Dynamic(_) => [0; 3],
-        };
-        let offset = |resource: &KernelResource| match resource {
-            KernelResource::Buffer(binding) => Some(binding.offset_start.unwrap_or(0) as usize),
-            KernelResource::TensorMap(_) => None,
-        };
-        let offsets = bindings.resources.iter().filter_map(offset).collect();
-        let recorded = Recorded { kernel, cubes, offsets, metadata: bindings.info.data };
-        RECORDED.lock().unwrap_or_else(PoisonError::into_inner).push(recorded);
+        let launch = recorded(kernel, &count, bindings);
+        RECORDED.lock().unwrap_or_else(PoisonError::into_inner).push(launch);
     }
 
     fn logger(&self) -> Arc<ServerLogger> {

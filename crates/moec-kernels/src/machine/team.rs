@@ -1,13 +1,14 @@
 //! Threads that run launches together: thread `u` is unit `u` of every kernel, and all of them finish a launch before
 //! any begins the next.
 //!
-//! A unit stays on its thread, so that it finds in its cache what it wrote in the operation before, and between two
-//! launches there is nothing but a barrier of some hundred nanoseconds.
+//! A unit stays on its thread, and the system mostly leaves a thread on its core: a unit then finds in its cache what it
+//! wrote in the operation before. Between two launches there is nothing but a barrier of some hundred nanoseconds.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use cubecl_llvm::{PlironData, PlironEngine};
 
@@ -17,6 +18,10 @@ const LOOKS_AT_A_BARRIER: u32 = 1_000;
 
 /// How often an idle thread looks for work before it sleeps: longer than the pause between two steps.
 const LOOKS_FOR_WORK: u32 = 4_000;
+
+/// Bytes of a worker's stack, for the private arrays of kernels. The calling thread is a unit as well and has what it has,
+/// so kernels need far less.
+const STACK: usize = 8 << 20;
 
 /// One launch of a kernel.
 pub(super) struct Launch {
@@ -47,12 +52,15 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// Runs the part of one unit, whose barriers count on from `before`; `done` is told the number of launches done.
-    fn run(&self, unit: usize, before: usize, shared: &Shared, mut done: impl FnMut(usize)) {
+    /// Runs the part of one unit, whose barriers count on from `before`. Nothing here unwinds: the other units would wait
+    /// for this one, and the memory that they work on would be gone.
+    fn run(&self, unit: usize, before: usize, shared: &Shared, mut ends: Option<&mut [Instant]>) {
         for (i, launch) in self.launches.iter().enumerate() {
             launch.kernel.run_kernel(&mut lock(&launch.units[unit]));
             shared.wait_for_all(before + (i + 1) * shared.units);
-            done(i + 1);
+            if let Some(end) = ends.as_deref_mut().and_then(|ends| ends.get_mut(i)) {
+                *end = Instant::now();
+            }
         }
     }
 }
@@ -95,7 +103,8 @@ impl Team {
         let mut team = Self { shared: shared.clone(), running: Mutex::default(), workers: Vec::new() };
         for unit in 1..shared.units {
             let shared = shared.clone();
-            let worker = thread::Builder::new().name(format!("unit {unit}")).spawn(move || shared.work(unit));
+            let builder = thread::Builder::new().name(format!("unit {unit}")).stack_size(STACK);
+            let worker = builder.spawn(move || shared.work(unit));
             team.workers.push(worker.map_err(|error| format!("cannot start a thread: {error}"))?);
         }
         Ok(team)
@@ -106,12 +115,12 @@ impl Team {
         self.shared.units
     }
 
-    /// Runs all launches of a script; `done` is told the number of launches done after each.
-    pub(super) fn run(&self, script: &Arc<Script>, done: impl FnMut(usize)) {
+    /// Runs all launches of a script, and notes when each was done by all units.
+    pub(super) fn run(&self, script: &Arc<Script>, ends: Option<&mut [Instant]>) {
         let _alone = lock(&self.running);
         let before = self.shared.arrived.load(Ordering::Relaxed);
         self.shared.post(|post| post.script = Some((script.clone(), before)));
-        script.run(0, before, &self.shared, done);
+        script.run(0, before, &self.shared, ends);
     }
 }
 
@@ -139,12 +148,12 @@ impl Shared {
     fn work(&self, unit: usize) {
         let mut seen = 0;
         while let Some((script, before)) = self.next(&mut seen) {
-            script.run(unit, before, self, |_| ());
+            script.run(unit, before, self, None);
         }
     }
 
-    /// The next script; `None` when there will be none. A script is posted only when the one before it is done, so none
-    /// is missed.
+    /// The next script; `None` when there will be none. A script is posted only when all units are done with the one
+    /// before it, so none with launches is missed.
     fn next(&self, seen: &mut usize) -> Option<(Arc<Script>, usize)> {
         let news = |seen: usize| self.posted.load(Ordering::Acquire) != seen;
         for _ in 0..LOOKS_FOR_WORK {
