@@ -756,7 +756,7 @@ fn attention_over_a_long_context_fits_any_stack() {
     let qkv = normal(&[time, 3], 1);
     let narrow = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
         let backend = CubeBackend::open(Device::Cpu).unwrap();
-        let found = run(&backend, &Op::Attention(attrs.clone()), &[&qkv]);
+        let found = run(&backend, &Op::Attention(attrs), &[&qkv]);
         let dy = map(&found[0], |x| x);
         run(&backend, &Op::AttentionGrad(attrs), &[&dy, &qkv, &found[0], &found[1]])
     });
