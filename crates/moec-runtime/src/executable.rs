@@ -248,16 +248,23 @@ pub(crate) fn generator(seed: u64, step: u64) -> [i32; 4] {
     random::state(seed, step)
 }
 
-/// Matrices `[.., I, O]`, which is `ty`, from matrices `[.., O, I]`.
+/// Matrices `[.., I, O]`, which is `ty`, from matrices `[.., O, I]`, as precise as they are given.
 fn transposed(tensor: &Tensor, ty: &TensorType) -> Tensor {
-    let values = tensor.to_f32();
-    let mut turned = Vec::with_capacity(values.len());
-    if let [.., inputs, outputs] = ty.shape[..] {
-        for matrix in values.chunks_exact((inputs * outputs).max(1)) {
-            turned.extend((0..inputs).flat_map(|i| (0..outputs).map(move |o| matrix[o * inputs + i])));
-        }
+    fn turned<T: Copy>(values: &[T], inputs: usize, outputs: usize) -> Vec<T> {
+        let matrices = values.chunks_exact((inputs * outputs).max(1));
+        let row = |matrix: &[T], i: usize| (0..outputs).map(|o| matrix[o * inputs + i]).collect::<Vec<T>>();
+        matrices.flat_map(|matrix| (0..inputs).flat_map(move |i| row(matrix, i))).collect()
     }
-    Tensor::new(ty.shape.clone(), Data::F32(turned)).unwrap_or_else(|| Tensor::zeros(ty))
+    let (inputs, outputs) = match ty.shape[..] {
+        [.., inputs, outputs] => (inputs, outputs),
+        _ => (1, ty.elements()),
+    };
+    let data = match tensor.data() {
+        Data::F32(v) => Data::F32(turned(v, inputs, outputs)),
+        Data::F64(v) => Data::F64(turned(v, inputs, outputs)),
+        Data::I32(v) => Data::I32(turned(v, inputs, outputs)),
+    };
+    Tensor::new(ty.shape.clone(), data).unwrap_or_else(|| Tensor::zeros(ty))
 }
 
 fn tokens_of(plan: &Plan) -> usize {
