@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "cpu")]
 use std::sync::Arc;
 use std::time::Duration;
 
