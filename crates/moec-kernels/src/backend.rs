@@ -206,8 +206,8 @@ impl Backend for CubeBackend {
     }
 }
 
-/// Checks that the steps of a plan have the types that inference gives and that buffers lie within their storage: launching relies
-/// on it.
+/// Checks that the steps of a plan have the types that inference gives and that buffers lie within their storage:
+/// launching relies on it.
 fn check(program: &Program, plan: &Plan) -> Result<(), BackendError> {
     let at = |name: &str, message: String| Err(interface(format!("`{}`, %{name}: {message}", plan.name)));
     for buffer in &plan.buffers {

@@ -143,14 +143,13 @@ impl<'a> Executable<'a> {
         for state in &self.program.states {
             let (name, ty) = state.held();
             let Some(tensor) = tensors.get(name) else { continue };
-            if tensor.ty() != ty {
-                let reason = format!("`{name}` is {ty}, but the value given is {}", tensor.ty());
-                return Err(BackendError::Interface(reason).into());
+            if state.kind != StateKind::Transposed {
+                self.session.write_state(&state.name, tensor)?;
+                continue;
             }
-            match state.kind {
-                StateKind::Transposed => self.session.write_state(&state.name, &transposed(tensor, &state.ty))?,
-                _ => self.session.write_state(&state.name, tensor)?,
-            }
+            let turned = transposed(tensor, &state.ty).filter(|_| tensor.ty() == ty);
+            let differs = || format!("`{name}` is {ty}, but the value given is {}", tensor.ty());
+            self.session.write_state(&state.name, &turned.ok_or_else(|| BackendError::Interface(differs()))?)?;
         }
         Ok(())
     }
@@ -248,23 +247,19 @@ pub(crate) fn generator(seed: u64, step: u64) -> [i32; 4] {
     random::state(seed, step)
 }
 
-/// Matrices `[.., I, O]`, which is `ty`, from matrices `[.., O, I]`, as precise as they are given.
-fn transposed(tensor: &Tensor, ty: &TensorType) -> Tensor {
+/// Matrices `[.., I, O]`, which is `ty`, from as many elements of matrices `[.., O, I]`, as precise as they are given.
+fn transposed(tensor: &Tensor, ty: &TensorType) -> Option<Tensor> {
     fn turned<T: Copy>(values: &[T], inputs: usize, outputs: usize) -> Vec<T> {
         let matrices = values.chunks_exact((inputs * outputs).max(1));
-        let row = |matrix: &[T], i: usize| (0..outputs).map(|o| matrix[o * inputs + i]).collect::<Vec<T>>();
-        matrices.flat_map(|matrix| (0..inputs).flat_map(move |i| row(matrix, i))).collect()
+        matrices.flat_map(|m| (0..inputs).flat_map(move |i| (0..outputs).map(move |o| m[o * inputs + i]))).collect()
     }
-    let (inputs, outputs) = match ty.shape[..] {
-        [.., inputs, outputs] => (inputs, outputs),
-        _ => (1, ty.elements()),
-    };
+    let [.., inputs, outputs] = ty.shape[..] else { return None };
     let data = match tensor.data() {
         Data::F32(v) => Data::F32(turned(v, inputs, outputs)),
         Data::F64(v) => Data::F64(turned(v, inputs, outputs)),
         Data::I32(v) => Data::I32(turned(v, inputs, outputs)),
     };
-    Tensor::new(ty.shape.clone(), data).unwrap_or_else(|| Tensor::zeros(ty))
+    Tensor::new(ty.shape.clone(), data)
 }
 
 fn tokens_of(plan: &Plan) -> usize {

@@ -13,7 +13,7 @@ use crate::units::grouped;
 use indicatif::ProgressBar;
 use moec_ir::{Data, EvalError, Graph, Tensor, evaluate, random};
 use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
-use moec_plan::{Probe, ROUTE_PREFIX, Wrt};
+use moec_plan::{Probe, ROUTE_PREFIX, Wrt, on_threads};
 use moec_runtime::{Corpus, Dataset, Split};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -271,51 +271,33 @@ impl Tolerance {
     }
 }
 
-/// Maps jobs on all processors; the results are in the order of the jobs.
+/// Maps jobs on all cores and shows how far they are; the results are in the order of the jobs.
 fn in_parallel<J: Sync, T: Send>(
     jobs: &[J],
     console: &Console,
     work: impl Fn(&J) -> Result<T, EvalError> + Sync,
 ) -> Result<Vec<T>, EvalError> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, jobs.len().max(1));
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let take = |tell: &mut dyn FnMut(usize)| -> Result<Vec<(usize, T)>, EvalError> {
-        let mut found = Vec::new();
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(job) = jobs.get(i) else { return Ok(found) };
-            found.push((i, work(job)?));
-            tell(done.fetch_add(1, Ordering::Relaxed) + 1);
-        }
-    };
+    let (done, tenths) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let bar = console.is_interactive().then(|| ProgressBar::new(jobs.len() as u64));
-    let mut tenths = 0;
-    let mut tell = |n: usize| match &bar {
-        Some(bar) => bar.set_position(n as u64),
-        // A line for every tenth part of a long check.
-        None if jobs.len() >= 500 && n * 10 / jobs.len() > tenths => {
-            tenths = n * 10 / jobs.len();
-            console.note(format!("{} of {} elements", grouped(n as u64), grouped(jobs.len() as u64)));
+    let found = on_threads(jobs, |job| {
+        let result = work(job);
+        let n = done.fetch_add(1, Ordering::Relaxed) + 1;
+        match &bar {
+            Some(bar) => bar.set_position(n as u64),
+            // A line for every tenth part of a long check.
+            None if jobs.len() >= 500
+                && n * 10 / jobs.len() > tenths.fetch_max(n * 10 / jobs.len(), Ordering::Relaxed) =>
+            {
+                console.note(format!("{} of {} elements", grouped(n as u64), grouped(jobs.len() as u64)));
+            }
+            None => {}
         }
-        None => {}
-    };
-    let parts = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..workers).map(|_| scope.spawn(|| take(&mut |_| {}))).collect();
-        let mut parts = vec![take(&mut tell)];
-        for other in others {
-            parts.push(other.join().unwrap_or_else(|fault| std::panic::resume_unwind(fault)));
-        }
-        parts
+        result
     });
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    let mut found: Vec<(usize, T)> = Vec::with_capacity(jobs.len());
-    for part in parts {
-        found.extend(part?);
-    }
-    found.sort_by_key(|(i, _)| *i);
-    Ok(found.into_iter().map(|(_, result)| result).collect())
+    found.into_iter().collect()
 }
 
 /// What was found about a parameter.
