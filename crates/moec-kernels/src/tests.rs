@@ -477,6 +477,9 @@ fn matrix_products() {
             }
         }
     }
+    // So many tiles that graphics devices make them larger.
+    let (a, b) = (normal(&[1027, 3], 1), normal(&[3, 1030], 2));
+    check(&Op::MatMul { transpose_a: false, transpose_b: false, bias: false }, &[&a, &b], 1e-5);
 }
 
 #[test]

@@ -12,12 +12,14 @@
 //! register it is stored from and reloaded into, so its bits depend neither on the number of units nor on the tiling.
 //! Extents are runtime values: a training step compiles a handful of these, whatever its shapes.
 //!
-//! Graphics devices: one unit per element of the result.
+//! Graphics devices: see [`cubes`].
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
+mod cubes;
+
 use super::fused::{self, Bound, Program, dropout_keys, evaluate};
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher};
 use cubecl::prelude::*;
 use moec_ir::FusedProgram;
 
@@ -390,64 +392,6 @@ fn tiled<W: Size, L: Size>(
     }
 }
 
-/// One unit per element of the result.
-#[cube(launch_unchecked)]
-fn per_element(
-    a: &[f32],
-    b: &[f32],
-    bias: &[f32],
-    offsets: &[i32],
-    y: &mut [f32],
-    m: usize,
-    n: usize,
-    k: usize,
-    experts: usize,
-    grouped: usize,
-    has_bias: usize,
-    #[comptime] layout: Layout,
-    #[comptime] split: Split,
-) {
-    let transpose_a = comptime!(layout.transpose_a);
-    let items = if comptime!(transpose_a) { experts * m * n } else { m * n };
-    for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
-        let column = item % n;
-        let mut row = item / n;
-        let mut e = 0usize.runtime();
-        let mut sum0 = 0usize.runtime();
-        let mut sum1 = k;
-        let mut belongs = true;
-        let mut b0 = 0usize.runtime();
-        if comptime!(transpose_a) {
-            e = row / m;
-            row = row % m;
-            if grouped != 0 {
-                sum0 = segment_end(offsets, e, k);
-                sum1 = max(segment_end(offsets, e + 1, k), sum0);
-            }
-        } else {
-            if grouped != 0 {
-                while e < experts && row >= segment_end(offsets, e + 1, m) {
-                    e += 1;
-                }
-                belongs = e < experts;
-            }
-            b0 = e * n * k;
-        }
-        let mut sum = 0.0f32;
-        if belongs {
-            if has_bias != 0 {
-                sum = bias[e * n + column];
-            }
-            for q in sum0..sum1 {
-                let x = if comptime!(transpose_a) { a[q * m + row] } else { a[row * k + q] };
-                let v = if comptime!(layout.transpose_b) { b[b0 + column * k + q] } else { b[b0 + q * n + column] };
-                sum = fma(x, v, sum);
-            }
-        }
-        y[item] = sum;
-    }
-}
-
 /// Divides `units` into groups that share the column panels; the units of a group share the tiles, of which there are
 /// `tiles` in all experts together. Of all divisors the one whose busiest unit has least to do: packing a panel of an
 /// expert costs about as much as computing four tiles with it, and a unit that owns some columns only reads the rows
@@ -465,9 +409,9 @@ fn column_groups(units: usize, panels: usize, tiles: usize, experts: usize) -> u
 /// Launches a product.
 pub(crate) fn product(l: &Launcher, p: &Product<'_>) {
     let Some(after) = p.after else { return bare(l, p, None) };
-    let w = l.profile().matrix_width();
-    let bound =
-        (l.is_cpu() && p.n % w == 0).then(|| fused::bind_after_product(after.program, after.floats, w)).flatten();
+    // Graphics devices go on with single elements.
+    let w = if l.is_cpu() { l.profile().matrix_width() } else { 1 };
+    let bound = (p.n % w == 0).then(|| fused::bind_after_product(after.program, after.floats, w)).flatten();
     if let Some(bound) = bound {
         return bare(l, p, Some((bound, after)));
     }
@@ -479,90 +423,64 @@ pub(crate) fn product(l: &Launcher, p: &Product<'_>) {
 
 /// Launches the kernel of a product, with the program that goes on with it if that can be part of it.
 fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
+    if !l.is_cpu() {
+        return cubes::launch(l, p, after);
+    }
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
     // An absent operand is never read: another buffer is bound in its place.
     let (bias, offsets) = (p.bias.unwrap_or(b), p.offsets.unwrap_or(a));
     let (has_bias, grouped) = (usize::from(p.bias.is_some()), usize::from(p.offsets.is_some()));
-    if l.is_cpu() {
-        let w = l.profile().matrix_width();
-        let tiling = Tiling::new(w, m, n);
-        let aligned = if n % w == 0 { w } else { 1 };
-        let (bound, rng, more) = match after {
-            Some((bound, after)) => (bound, after.rng, after.more),
-            None => (Bound::default(), None, [].as_slice()),
-        };
-        let Bound { program, vectors, scalars, keys } = bound;
-        l.launch(
-            1,
-            || {
-                format!(
-                    "matmul {layout:?} {tiling:?} w{aligned}{}",
-                    if program.results.is_empty() { String::new() } else { format!(" then {program:?}") }
-                )
-            },
-            // SAFETY: columns and rows beyond the extents are neither read nor written, segments are cut off at `m` (or `k`).
-            |t| unsafe {
-                let tiles = m.div_ceil(tiling.rows);
-                let tiles = if layout.transpose_a { tiles * experts } else { tiles + experts - 1 };
-                let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), tiles, experts);
-                tiled::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    w,
-                    aligned,
-                    t.bind(a, 1),
-                    t.bind(b, 1),
-                    t.bind(b, aligned),
-                    t.bind(bias, aligned),
-                    t.bind(offsets, 1),
-                    vectors.iter().map(|&x| t.bind(x, w)).collect(),
-                    scalars.iter().map(|&x| t.bind(x, 1)).collect(),
-                    rng.iter().map(|&x| t.bind(x, 1)).collect(),
-                    keys.iter().copied().collect(),
-                    t.bind(y, aligned),
-                    more.iter().map(|&x| t.bind(x, w)).collect(),
-                    m,
-                    n,
-                    k,
-                    experts,
-                    grouped,
-                    has_bias,
-                    groups,
-                    layout,
-                    tiling,
-                    program.clone(),
-                );
-            },
-        );
-    } else {
-        let split = l.split();
-        l.launch(
-            y.elements(),
-            || format!("matmul per element {layout:?}"),
-            // SAFETY: a unit writes the element of `y` that it owns; segments are cut off at `m` (or `k`).
-            |t| unsafe {
-                per_element::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    t.bind(a, 1),
-                    t.bind(b, 1),
-                    t.bind(bias, 1),
-                    t.bind(offsets, 1),
-                    t.bind(y, 1),
-                    m,
-                    n,
-                    k,
-                    experts,
-                    grouped,
-                    has_bias,
-                    layout,
-                    split,
-                );
-            },
-        );
-    }
+    let w = l.profile().matrix_width();
+    let tiling = Tiling::new(w, m, n);
+    let aligned = if n % w == 0 { w } else { 1 };
+    let (bound, rng, more) = match after {
+        Some((bound, after)) => (bound, after.rng, after.more),
+        None => (Bound::default(), None, [].as_slice()),
+    };
+    let Bound { program, vectors, scalars, keys } = bound;
+    l.launch(
+        1,
+        || {
+            format!(
+                "matmul {layout:?} {tiling:?} w{aligned}{}",
+                if program.results.is_empty() { String::new() } else { format!(" then {program:?}") }
+            )
+        },
+        // SAFETY: columns and rows beyond the extents are neither read nor written, segments are cut off at `m` (or `k`).
+        |t| unsafe {
+            let tiles = m.div_ceil(tiling.rows);
+            let tiles = if layout.transpose_a { tiles * experts } else { tiles + experts - 1 };
+            let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), tiles, experts);
+            tiled::launch_unchecked(
+                t.client,
+                t.count(),
+                t.dim(),
+                w,
+                aligned,
+                t.bind(a, 1),
+                t.bind(b, 1),
+                t.bind(b, aligned),
+                t.bind(bias, aligned),
+                t.bind(offsets, 1),
+                vectors.iter().map(|&x| t.bind(x, w)).collect(),
+                scalars.iter().map(|&x| t.bind(x, 1)).collect(),
+                rng.iter().map(|&x| t.bind(x, 1)).collect(),
+                keys.iter().copied().collect(),
+                t.bind(y, aligned),
+                more.iter().map(|&x| t.bind(x, w)).collect(),
+                m,
+                n,
+                k,
+                experts,
+                grouped,
+                has_bias,
+                groups,
+                layout,
+                tiling,
+                program.clone(),
+            );
+        },
+    );
 }
 
 /// `y [M, N] = a b (+ bias [N])`, `a [M, K]` or, transposed, `[K, M]`, `b [K, N]` or, transposed, `[N, K]`.
