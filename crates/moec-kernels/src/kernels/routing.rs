@@ -1,12 +1,12 @@
 //! Capacity, sorting slots by expert, and moving rows to experts and back. An index of -1 means "no expert" or "no row",
 //! as does every index outside of its range.
 //!
-//! - `limit_capacity`, `sort_by_expert`: one unit owns an expert and reads the expert of every slot in order, so that
-//!   first come is first served and the sort is stable, without communication between units. It writes what belongs to
-//!   its expert's slots; expert 0's unit also writes what belongs to none. Work grows as E * slots, a counter per slot:
-//!   microseconds for the sizes of a training step.
-//! - `limit_capacity_by_weight`: one unit owns a slot and counts the slots of the same expert that come before it. Work
-//!   grows as the square of the number of slots.
+//! - `limit_capacity`, `sort_by_expert` on the CPU: one unit owns an expert and reads the expert of every slot in order,
+//!   so that first come is first served and the sort is stable, without communication between units. It writes what
+//!   belongs to its expert's slots; expert 0's unit also writes what belongs to none. Work grows as E * slots, a counter
+//!   per slot: microseconds for the sizes of a training step.
+//! - The same on graphics devices, and `limit_capacity_by_weight`: one unit owns a slot and counts the slots that come
+//!   before it. Work grows as the square of the number of slots, but a device has as many units.
 //! - `dispatch`, `combine`: one unit owns a vector of a row of the result. Combine gathers the rows of a token's slots
 //!   in slot order, where a scatter would need atomics.
 //! - `combine_weight_grad`: one unit owns a slot.
@@ -50,6 +50,31 @@ fn limit_capacity_kernel(
                 }
             }
         }
+    }
+}
+
+/// The same for units that own a slot.
+#[cube(launch_unchecked)]
+fn limit_capacity_by_slot_kernel(
+    experts: &[i32],
+    kept: &mut [i32],
+    rows: usize,
+    columns: usize,
+    count: usize,
+    capacity: u32,
+    #[comptime] split: Split,
+) {
+    let slots = rows * columns;
+    for slot in range_stepped(first_item(slots, split), end_item(slots, split), item_step(split)) {
+        let expert = experts[slot];
+        let (row, column) = (slot / columns, slot % columns);
+        let mut before = 0u32.runtime();
+        for other in 0..slots {
+            let (other_row, other_column) = (other / columns, other % columns);
+            let earlier = other_column < column || (other_column == column && other_row < row);
+            before += select(earlier && experts[other] == expert, 1u32, 0u32);
+        }
+        kept[slot] = select(names_one(expert, count) && before < capacity, expert, -1i32);
     }
 }
 
@@ -142,6 +167,52 @@ fn sort_by_expert_kernel(
                     positions[slot] = -1i32;
                 }
             }
+        }
+    }
+}
+
+/// The same for units that own a slot, the start of an expert's rows or a row: each counts what comes before it.
+#[cube(launch_unchecked)]
+fn sort_by_slot_kernel(
+    experts: &[i32],
+    offsets: &mut [i32],
+    order: &mut [i32],
+    positions: &mut [i32],
+    slots: usize,
+    rows: usize,
+    count: usize,
+    #[comptime] split: Split,
+) {
+    let starts = slots + count + 1;
+    let items = starts + rows;
+    for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
+        // Slots of lower experts come before; those of none neither come before nor have a place.
+        let mut mine = i32::cast_from(count);
+        if item < slots {
+            mine = experts[item];
+        } else if item < starts {
+            mine = i32::cast_from(item - slots);
+        }
+        let mut lower = 0u32.runtime();
+        let mut ties = 0u32.runtime();
+        for slot in 0..slots {
+            let e = experts[slot];
+            lower += select(e >= 0 && e < mine, 1u32, 0u32);
+            ties += select(e == mine && slot < item, 1u32, 0u32);
+        }
+        let before = lower as usize;
+        if item < slots {
+            let place = before + ties as usize;
+            let mut position = (-1i32).runtime();
+            if names_one(mine, count) && place < rows {
+                order[place] = i32::cast_from(item);
+                position = i32::cast_from(place);
+            }
+            positions[item] = position;
+        } else if item < starts {
+            offsets[item - slots] = i32::cast_from(min(before, rows));
+        } else if item - starts >= before {
+            order[item - starts] = -1i32;
         }
     }
 }
@@ -243,26 +314,20 @@ pub(crate) fn limit_capacity(
     count: usize,
     capacity: usize,
 ) {
-    let split = l.split();
+    let (cpu, split) = (l.is_cpu(), l.split());
     let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
     l.launch(
-        count,
-        || "limit_capacity".to_string(),
+        if cpu { count } else { rows * columns },
+        || format!("limit_capacity{}", if cpu { "" } else { " by slot" }),
         // SAFETY: both buffers hold rows * columns elements.
         |t| unsafe {
             let (experts, kept) = (t.bind(experts, 1), t.bind(kept, 1));
-            limit_capacity_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                experts,
-                kept,
-                rows,
-                columns,
-                count,
-                capacity,
-                split,
-            );
+            let launch = if cpu {
+                limit_capacity_kernel::launch_unchecked
+            } else {
+                limit_capacity_by_slot_kernel::launch_unchecked
+            };
+            launch(t.client, t.count(), t.dim(), experts, kept, rows, columns, count, capacity, split);
         },
     );
 }
@@ -306,14 +371,16 @@ pub(crate) fn limit_capacity_by_weight(
 /// A stable sort of slots by expert: where each expert's rows start, the slot of each row, and the row of each slot. What
 /// `order` has no room for is dropped.
 pub(crate) fn sort_by_expert(l: &Launcher, experts: Arg, offsets: Arg, order: Arg, positions: Arg, count: usize) {
-    let (slots, rows, split) = (experts.elements(), order.elements(), l.split());
+    let (slots, rows, cpu, split) = (experts.elements(), order.elements(), l.is_cpu(), l.split());
     l.launch(
-        count,
-        || "sort_by_expert".to_string(),
+        if cpu { count } else { slots + count + 1 + rows },
+        || format!("sort_by_expert{}", if cpu { "" } else { " by slot" }),
         // SAFETY: experts and positions hold `slots` elements, order `rows`, offsets count + 1; a row beyond `rows` is not
         // written.
         |t| unsafe {
-            sort_by_expert_kernel::launch_unchecked(
+            let launch =
+                if cpu { sort_by_expert_kernel::launch_unchecked } else { sort_by_slot_kernel::launch_unchecked };
+            launch(
                 t.client,
                 t.count(),
                 t.dim(),
