@@ -1,34 +1,66 @@
 //! A device that CubeCL's runtime drives.
+//!
+//! Launching through the runtime looks up the kernel, resolves its buffers and uploads its scalars each time, which takes
+//! longer than most kernels do on a graphics device. So a sequence is recorded the first time it is run, and replayed
+//! from then on: its launches are always the same.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cubecl::bytes::Bytes;
-use cubecl::client::Client;
+use cubecl::client::{Client, Graph};
 use cubecl::server::Handle;
+use cubecl_core::environment::stream::StreamId;
 
 use super::{Launches, Machine, Workload, launch_on};
 use crate::kernels::fill;
 use crate::launch::{Arg, DeviceProfile, Launcher};
 
-/// Memory in the runtime's pool; every run launches every kernel anew.
+/// Memory in the runtime's pool, and recorded sequences of launches over it.
 pub(crate) struct ClientMachine {
     client: Client,
     profile: DeviceProfile,
+    sequences: Vec<Sequence>,
+    // After the recordings: they refer to the memory.
     allocations: Arc<[Handle]>,
     scratch: Arg,
-    sequences: Vec<Vec<Launches>>,
 }
+
+/// A sequence of launches.
+struct Sequence {
+    steps: Vec<Launches>,
+    recording: Recording,
+}
+
+/// How far the recording of a sequence is.
+enum Recording {
+    /// It has not been run.
+    Wanted,
+    /// It can be replayed.
+    Made(Graph),
+    /// The runtime does not record here.
+    Refused,
+}
+
+/// The stream of the next machine. Whatever it writes, runs and reads is in one stream, and so in order.
+static NEXT_STREAM: AtomicU64 = AtomicU64::new(0);
 
 impl ClientMachine {
     /// Allocates and clears the memory.
+    #[allow(unsafe_code, reason = "the stream of a client")]
     pub(crate) fn new(client: &Client, profile: DeviceProfile, workload: Workload) -> Result<Self, String> {
         let Workload { sizes, scratch, sequences } = workload;
+        let mut client = client.clone();
+        let stream = StreamId { value: NEXT_STREAM.fetch_add(1, Ordering::Relaxed) };
+        // SAFETY: all handles below are made, written, used and read by this client, and by no other.
+        unsafe { client.set_stream(stream) };
         let buffers: Vec<Arg> = sizes.iter().enumerate().map(|(i, bytes)| Arg::new(i, 0, bytes / 4)).collect();
         let allocations = client.memory_persistent_allocation(sizes, |sizes: Vec<usize>| {
             sizes.into_iter().map(|bytes| client.empty(bytes)).collect::<Arc<[_]>>()
         });
-        let machine = Self { client: client.clone(), profile, allocations, scratch, sequences };
+        let sequences = sequences.into_iter().map(|steps| Sequence { steps, recording: Recording::Wanted }).collect();
+        let machine = Self { client, profile, sequences, allocations, scratch };
         machine.launch(|launcher| {
             for &buffer in buffers.iter().filter(|b| b.elements() > 0) {
                 fill::launch(launcher, buffer, 0.0);
@@ -40,6 +72,28 @@ impl ClientMachine {
 
     fn launch<T: Send + 'static>(&self, launches: impl FnOnce(&Launcher) -> T + Send) -> Result<T, String> {
         launch_on(&self.client, self.profile, &self.allocations, self.scratch, launches)
+    }
+
+    fn launch_steps(&self, sequence: usize) -> Result<(), String> {
+        self.launch(|launcher| self.sequences[sequence].steps.iter().for_each(|step| step(launcher)))
+    }
+
+    /// Runs a sequence and then records it.
+    fn run_and_record(&self, sequence: usize) -> Result<Recording, String> {
+        if self.client.graph_prepare().is_err() {
+            self.launch_steps(sequence)?;
+            return Ok(Recording::Refused);
+        }
+        // The runtime learns from this run what a recording needs.
+        let run = self.launch_steps(sequence);
+        let recorded = run.is_ok() && self.client.start_capture().is_ok() && self.launch_steps(sequence).is_ok();
+        // Also where something failed: what was prepared must end.
+        let graph = self.client.stop_capture();
+        run?;
+        Ok(match graph {
+            Ok(graph) if recorded => Recording::Made(graph),
+            _ => Recording::Refused,
+        })
     }
 }
 
@@ -54,13 +108,20 @@ impl Machine for ClientMachine {
         Ok(bytes.to_vec())
     }
 
+    #[allow(unsafe_code, reason = "replaying launches")]
     fn run(&mut self, sequence: usize) -> Result<(), String> {
-        self.launch(|launcher| self.sequences[sequence].iter().for_each(|step| step(launcher)))
+        match &self.sequences[sequence].recording {
+            Recording::Wanted => self.sequences[sequence].recording = self.run_and_record(sequence)?,
+            // SAFETY: the allocations live as long as the machine, and only its stream uses them.
+            Recording::Made(graph) => unsafe { graph.replay() }.map_err(|error| error.to_string())?,
+            Recording::Refused => self.launch_steps(sequence)?,
+        }
+        Ok(())
     }
 
     fn run_timed(&mut self, sequence: usize) -> Result<Vec<Duration>, String> {
         self.launch(|launcher| {
-            let timed = self.sequences[sequence].iter().map(|step| {
+            let timed = self.sequences[sequence].steps.iter().map(|step| {
                 let begun = Instant::now();
                 step(launcher);
                 let waited = cubecl::future::block_on(self.client.sync());
