@@ -29,6 +29,10 @@ ROWS = {
 }
 
 
+# Who can compute on a graphics device.
+GPU_ROWS = ("moec", "compiled", "fast", "plain")
+
+
 def settings(overrides):
     """Overrides as options of moec."""
     return [part for override in overrides for part in ("--set", override)]
@@ -37,10 +41,13 @@ def settings(overrides):
 class Builder:
     """Builds what is asked for, once."""
 
-    def __init__(self, moec, profile, python):
+    def __init__(self, moec, profile, python, gpu=False):
         self.given_moec = moec
         self.profile = profile
         self.given_python = python
+        self.gpu = gpu
+        # Where moec and PyTorch compute, each in its own words.
+        self.device, self.torch_device = ("wgpu", "cuda") if gpu else ("cpu", "cpu")
 
     @cache
     def moec(self):
@@ -67,11 +74,13 @@ class Builder:
             return Peer(name, [build.rust(name, f"peer-{name}"), places.TEXT])
         if name == "compiled":
             shutil.rmtree(places.INDUCTOR, ignore_errors=True)  # its first step is measured, too
-        return Peer(name, [self.python(), places.BENCHMARKS / "pytorch" / "peer.py", name, places.TEXT])
+        peer = places.BENCHMARKS / "pytorch" / "peer.py"
+        return Peer(name, [self.python(), peer, name, places.TEXT, self.torch_device])
 
     def model(self, name, spec, overrides=()):
         """A process in which moec trains a model when asked to."""
-        return Peer(name, [self.moec(), "bench", spec, "--serve", "--data", places.TEXT, *settings(overrides)])
+        options = ("--serve", "--data", places.TEXT, "--device", self.device, *settings(overrides))
+        return Peer(name, [self.moec(), "bench", spec, *options])
 
     def plan(self, spec, overrides=()):
         """What `moec compile` says of a model: parameters, operations of a step, planned memory."""
@@ -79,7 +88,8 @@ class Builder:
 
     def bench(self, spec, steps, overrides=()):
         """What `moec bench` measures of a model, above all where the time of a step goes."""
-        return self.ask("bench", spec, "--data", places.TEXT, "--steps", steps, *settings(overrides))
+        options = ("--data", places.TEXT, "--steps", steps, "--device", self.device, *settings(overrides))
+        return self.ask("bench", spec, *options)
 
     def ask(self, verb, spec, *options):
         """The JSON that a command of moec prints about a model."""

@@ -1,11 +1,11 @@
 """PyTorch as a peer that moec is measured against.
 
-    python peer.py plain|fast|compiled TEXT
+    python peer.py plain|fast|compiled TEXT [DEVICE]
     python peer.py check
 
 A peer trains one step, prints `{"ready": true, "parameters": N}`, and then answers each line of standard input:
 `go N` with N training steps, one line `{"step": I, "ms": T, "loss": L}` each, and `sample N` with one line
-`{"characters": N, "ms": T}`. `check` compares the logits of both models on the same weights.
+`{"characters": N, "ms": T}`. DEVICE is PyTorch's name of where to compute, `cpu` if absent. `check` compares the logits of both models on the same weights.
 """
 
 import json
@@ -29,7 +29,8 @@ class Peer:
     def __init__(self, kind, path):
         text = open(path, encoding="utf-8").read()
         numbers = {character: i for i, character in enumerate(sorted(set(text)))}
-        self.text = torch.tensor([numbers[character] for character in text])
+        # The text and the choice of batches stay with the CPU: a batch goes to a graphics device as a whole.
+        self.text = torch.tensor([numbers[character] for character in text], device="cpu")
         self.model = (models.plain if kind == "plain" else models.fast)(len(numbers))
         self.loss = self.model.loss
         if kind == "compiled":
@@ -43,10 +44,10 @@ class Peer:
 
     def batch(self):
         """Tokens and the ones that follow them, each [B, T]."""
-        starts = torch.randint(len(self.text) - models.CONTEXT, (BATCH,))
+        starts = torch.randint(len(self.text) - models.CONTEXT, (BATCH,), device="cpu")
         tokens = torch.stack([self.text[i : i + models.CONTEXT] for i in starts])
         targets = torch.stack([self.text[i + 1 : i + models.CONTEXT + 1] for i in starts])
-        return tokens, targets
+        return tokens.to(torch.get_default_device()), targets.to(torch.get_default_device())
 
     def step(self):
         """One training step; the loss."""
@@ -98,8 +99,9 @@ def main():
     torch.manual_seed(1)
     if sys.argv[1:] == ["check"]:
         check()
-    elif len(sys.argv) == 3 and sys.argv[1] in ("plain", "fast", "compiled"):
-        serve(*sys.argv[1:])
+    elif len(sys.argv) in (3, 4) and sys.argv[1] in ("plain", "fast", "compiled"):
+        torch.set_default_device(sys.argv[3] if len(sys.argv) == 4 else "cpu")
+        serve(*sys.argv[1:3])
     else:
         sys.exit(__doc__)
 
