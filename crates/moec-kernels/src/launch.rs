@@ -60,7 +60,6 @@ impl DeviceProfile {
     }
 
     /// Threads that a kernel runs on, on a CPU; units of a cube elsewhere.
-    #[cfg(feature = "cpu")]
     pub(crate) fn units(&self) -> usize {
         self.units as usize
     }

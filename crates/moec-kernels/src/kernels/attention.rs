@@ -10,8 +10,8 @@
 //! with rows of keys, values, queries and `dy` are register tiles over the head width. The width of a vector divides D,
 //! so an odd D runs the same code on scalars.
 //!
-//! Graphics devices: one unit per (sequence, head, position). Backward, it owns the gradient of its position's query,
-//! then that of its key and value. Either way an element is summed by one unit in order of positions.
+//! Graphics devices: one unit per (sequence, head, position). Backward, one owns the gradient of its position's query, and
+//! another that of its key and value. Either way an element is summed by one unit in order of positions.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
@@ -37,6 +37,8 @@ struct Shape {
     width: usize,
     /// Whether probabilities are dropped.
     dropout: bool,
+    /// Whether loops over the head width are written out, so that graphics devices keep a row in registers.
+    unroll: bool,
 }
 
 /// Rows of a register tile, which divide the lanes of a vector.
@@ -443,9 +445,10 @@ fn backward_pairs<W: Size>(
 
 /// `sum_d a[a0 + d] b[b0 + d]`
 #[cube]
-fn dot_product(a: &[f32], b: &[f32], a0: usize, b0: usize, width: usize) -> f32 {
+fn dot_product(a: &[f32], b: &[f32], a0: usize, b0: usize, #[comptime] shape: Shape) -> f32 {
     let mut sum = 0.0f32;
-    for d in 0..width {
+    #[unroll(shape.unroll)]
+    for d in 0..shape.width {
         sum = fma(a[a0 + d], b[b0 + d], sum);
     }
     sum
@@ -484,16 +487,17 @@ fn forward_positions(
         let query = start + q * row;
         let mut highest = f32::min_value();
         for k in 0..q + 1 {
-            let s = dot_product(qkv, qkv, query, start + channels + k * row, width) * scale;
+            let s = dot_product(qkv, qkv, query, start + channels + k * row, shape) * scale;
             highest = max(highest, s);
         }
         let mut acc = Array::<f32>::new(width);
+        #[unroll(shape.unroll)]
         for d in 0..width {
             acc[d] = 0.0;
         }
         let mut sum = 0.0f32;
         for k in 0..q + 1 {
-            let s = dot_product(qkv, qkv, query, start + channels + k * row, width) * scale;
+            let s = dot_product(qkv, qkv, query, start + channels + k * row, shape) * scale;
             let p = f32::exp(s - highest);
             sum += p;
             let mut kept = p;
@@ -501,18 +505,21 @@ fn forward_positions(
                 let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + k));
                 kept *= dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
             }
+            #[unroll(shape.unroll)]
             for d in 0..width {
                 acc[d] = fma(kept, qkv[start + 2 * channels + k * row + d], acc[d]);
             }
         }
         lse[(token + q) * heads + head] = highest + f32::ln(sum);
+        #[unroll(shape.unroll)]
         for d in 0..width {
             y[(token + q) * channels + head * width + d] = acc[d] / sum;
         }
     }
 }
 
-/// Graphics devices, backward: one unit per (sequence, head, position).
+/// Graphics devices, backward: one unit per (sequence, head, position) for what the position is as a query, and one for
+/// what it is as a key and a value.
 #[cube(launch_unchecked)]
 fn backward_positions(
     dy: &[f32],
@@ -539,64 +546,78 @@ fn backward_positions(
         a = key_a::<Const<1>>(rng, key);
         b = key_b::<Const<1>>(rng, key, a);
     }
-    for item in range_stepped(first_item(positions, split), end_item(positions, split), item_step(split)) {
-        let (pair, t) = (item / shape.time, item % shape.time);
+    let items = 2 * positions;
+    for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
+        let (pair, t) = (item % positions / shape.time, item % shape.time);
         let token = pair / heads * shape.time;
         let head = pair % heads;
         let start = token * row + head * width;
         let out = token * channels + head * width;
-        // The position as a query.
         let mut first = Array::<f32>::new(width);
-        let mut second = Array::<f32>::new(width);
+        #[unroll(shape.unroll)]
         for d in 0..width {
             first[d] = 0.0;
         }
-        let delta = dot_product(dy, y, out + t * channels, out + t * channels, width);
-        let log_sum = lse[(token + t) * heads + head];
-        for k in 0..t + 1 {
-            let key_row = start + channels + k * row;
-            let p = f32::exp(dot_product(qkv, qkv, start + t * row, key_row, width) * scale - log_sum);
-            let mut dp = dot_product(dy, qkv, out + t * channels, key_row + channels, width);
-            if comptime!(shape.dropout) {
-                let counters = Vector::new(u32::cast_from((pair * shape.time + t) * shape.time + k));
-                dp *= dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
+        if item < positions {
+            // The position as a query.
+            let delta = dot_product(dy, y, out + t * channels, out + t * channels, shape);
+            let log_sum = lse[(token + t) * heads + head];
+            for k in 0..t + 1 {
+                let key_row = start + channels + k * row;
+                let p = f32::exp(dot_product(qkv, qkv, start + t * row, key_row, shape) * scale - log_sum);
+                let mut dp = dot_product(dy, qkv, out + t * channels, key_row + channels, shape);
+                if comptime!(shape.dropout) {
+                    let counters = Vector::new(u32::cast_from((pair * shape.time + t) * shape.time + k));
+                    dp *= dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
+                }
+                let slope = p * (dp - delta) * scale;
+                #[unroll(shape.unroll)]
+                for d in 0..width {
+                    first[d] = fma(slope, qkv[key_row + d], first[d]);
+                }
             }
-            let slope = p * (dp - delta) * scale;
+            #[unroll(shape.unroll)]
             for d in 0..width {
-                first[d] = fma(slope, qkv[key_row + d], first[d]);
+                dqkv[start + t * row + d] = first[d];
             }
-        }
-        for d in 0..width {
-            dqkv[start + t * row + d] = first[d];
-            first[d] = 0.0;
-            second[d] = 0.0;
-        }
-        // The position as a key and a value.
-        let key_row = start + channels + t * row;
-        for q in t..shape.time {
-            let delta = dot_product(dy, y, out + q * channels, out + q * channels, width);
-            let score = dot_product(qkv, qkv, start + q * row, key_row, width) * scale;
-            let p = f32::exp(score - lse[(token + q) * heads + head]);
-            let mut dp = dot_product(dy, qkv, out + q * channels, key_row + channels, width);
-            let mut kept = p;
-            if comptime!(shape.dropout) {
-                let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + t));
-                let factor = dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
-                kept *= factor;
-                dp *= factor;
-            }
-            let slope = p * (dp - delta) * scale;
+        } else {
+            // The position as a key and a value.
+            let mut second = Array::<f32>::new(width);
+            #[unroll(shape.unroll)]
             for d in 0..width {
-                first[d] = fma(slope, qkv[start + q * row + d], first[d]);
-                second[d] = fma(kept, dy[out + q * channels + d], second[d]);
+                second[d] = 0.0;
             }
-        }
-        for d in 0..width {
-            dqkv[key_row + d] = first[d];
-            dqkv[key_row + channels + d] = second[d];
+            let key_row = start + channels + t * row;
+            for q in t..shape.time {
+                let delta = dot_product(dy, y, out + q * channels, out + q * channels, shape);
+                let score = dot_product(qkv, qkv, start + q * row, key_row, shape) * scale;
+                let p = f32::exp(score - lse[(token + q) * heads + head]);
+                let mut dp = dot_product(dy, qkv, out + q * channels, key_row + channels, shape);
+                let mut kept = p;
+                if comptime!(shape.dropout) {
+                    let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + t));
+                    let factor = dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
+                    kept *= factor;
+                    dp *= factor;
+                }
+                let slope = p * (dp - delta) * scale;
+                #[unroll(shape.unroll)]
+                for d in 0..width {
+                    first[d] = fma(slope, qkv[start + q * row + d], first[d]);
+                    second[d] = fma(kept, dy[out + q * channels + d], second[d]);
+                }
+            }
+            #[unroll(shape.unroll)]
+            for d in 0..width {
+                dqkv[key_row + d] = first[d];
+                dqkv[key_row + channels + d] = second[d];
+            }
         }
     }
 }
+
+/// The widest head whose loops are written out: beyond, a unit's rows do not fit its registers.
+const UNROLLED: usize = 64;
 
 /// Bytes of a unit's stack for rows of scores: threads have 2 MiB where nobody asked for more.
 const SCORES_ON_STACK: usize = 1 << 19;
@@ -625,7 +646,7 @@ impl Setting {
         Self {
             by_pair,
             lanes: if by_pair { lanes } else { 1 },
-            shape: Shape { time: attrs.time, width, dropout: rate > 0.0 },
+            shape: Shape { time: attrs.time, width, dropout: rate > 0.0, unroll: !l.is_cpu() && width <= UNROLLED },
             pairs: tokens / attrs.time * attrs.heads,
             scale: attrs.scale.get() as f32,
             threshold: dropout_threshold(rate),
@@ -718,7 +739,7 @@ pub(crate) fn backward(
     let rng = rng.unwrap_or(lse);
     let positions = pairs * shape.time;
     l.launch(
-        if by_pair { pairs } else { positions },
+        if by_pair { pairs } else { 2 * positions },
         || format!("attention_grad w{w} {shape:?}"),
         // SAFETY: as for `forward`.
         |t| unsafe {

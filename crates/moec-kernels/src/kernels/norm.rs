@@ -1,7 +1,8 @@
 //! Layer norm and RMS norm.
 //!
-//! Forward and `dx`: one unit owns a row, which stays in cache while it is read again. The variance is the mean of the
-//! squared deviations, not the difference of two large numbers. `dgain` and `dshift`: one unit owns a vector of columns
+//! Forward and `dx`: a team owns a row, which stays in cache while it is read again. On the CPU a team is one unit, on
+//! graphics devices several that add their sums through shared memory. The variance is the mean of the squared
+//! deviations, not the difference of two large numbers. `dgain` and `dshift`: one unit owns a vector of columns
 //! and adds the rows in order, in a fixed number of row blocks (see [`super::reduce::blocks`]).
 
 #![allow(unsafe_code, reason = "kernel launches")]
@@ -10,6 +11,74 @@ use super::lanes::lane_sum;
 use super::reduce;
 use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
+
+/// Units that share a row on a graphics device; they divide a cube.
+const GPU_TEAM: usize = 8;
+
+/// How rows are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Teams {
+    /// Units of a team.
+    size: usize,
+    /// Teams of a cube.
+    count: usize,
+    split: Split,
+}
+
+impl Teams {
+    fn new(l: &Launcher) -> Self {
+        let (size, count) = if l.is_cpu() { (1, 1) } else { (GPU_TEAM, l.profile().units() / GPU_TEAM) };
+        Self { size, count, split: l.split() }
+    }
+
+    /// Items of a launch over rows.
+    fn items(&self, rows: usize) -> usize {
+        rows * self.size
+    }
+}
+
+/// First row of this unit, the row after its last, and the distance between two. All units of a larger team's cube make
+/// as many rounds, because they wait for each other: rows from `rows` on are none.
+#[cube]
+fn rows_of_unit(rows: usize, #[comptime] teams: Teams) -> (usize, usize, usize) {
+    if comptime!(teams.size == 1) {
+        (first_item(rows, teams.split), end_item(rows, teams.split), item_step(teams.split))
+    } else {
+        let mine = UNIT_POS as usize / teams.size;
+        let first = CUBE_POS * teams.count;
+        let step = CUBE_COUNT * teams.count;
+        let rounds = if first < rows { (rows - first + step - 1) / step } else { 0usize.runtime() };
+        (first + mine, first + mine + rounds * step, step)
+    }
+}
+
+/// First of the vectors of a row that this unit has; the next are as far apart as the team is large.
+#[cube]
+fn first_vector(#[comptime] teams: Teams) -> usize {
+    if comptime!(teams.size == 1) { 0usize.runtime() } else { UNIT_POS as usize % teams.size }
+}
+
+/// The sum of what the units of a team have, in the order of the units.
+#[cube]
+fn team_sum(own: f32, #[comptime] teams: Teams) -> f32 {
+    if comptime!(teams.size == 1) {
+        own
+    } else {
+        let unit = UNIT_POS as usize;
+        let mut shared = Shared::<[f32]>::new_slice(comptime!(teams.size * teams.count));
+        // Nobody may still read what is overwritten.
+        sync_cube();
+        shared[unit] = own;
+        sync_cube();
+        let first = unit / teams.size * teams.size;
+        let mut sum = shared[first];
+        #[unroll]
+        for other in 1..teams.size {
+            sum += shared[first + other];
+        }
+        sum
+    }
+}
 
 #[cube(launch_unchecked)]
 fn layer_norm_kernel<W: Size>(
@@ -22,29 +91,36 @@ fn layer_norm_kernel<W: Size>(
     rows: usize,
     cols: usize,
     epsilon: f32,
-    #[comptime] split: Split,
+    #[comptime] teams: Teams,
 ) {
     let count = f32::cast_from(cols * W::value());
-    for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
+    let (first, end, step) = rows_of_unit(rows, teams);
+    let own = first_vector(teams);
+    for round in range_stepped(first, end, step) {
+        let r = min(round, rows - 1);
         let base = r * cols;
         let mut sum = Vector::<f32, W>::new(0.0f32);
-        for c in 0..cols {
+        for c in range_stepped(own, cols, teams.size) {
             sum += x[base + c];
         }
-        let center = lane_sum::<W>(sum) / count;
+        let center = team_sum(lane_sum::<W>(sum), teams) / count;
         let centers = Vector::<f32, W>::new(center);
         let mut square = Vector::<f32, W>::new(0.0f32);
-        for c in 0..cols {
+        for c in range_stepped(own, cols, teams.size) {
             let d = x[base + c] - centers;
             square = fma(d, d, square);
         }
-        let scale = 1.0f32 / f32::sqrt(lane_sum::<W>(square) / count + epsilon);
+        let scale = 1.0f32 / f32::sqrt(team_sum(lane_sum::<W>(square), teams) / count + epsilon);
         let scales = Vector::<f32, W>::new(scale);
-        for c in 0..cols {
-            y[base + c] = fma((x[base + c] - centers) * scales, gain[c], shift[c]);
+        if round < rows {
+            for c in range_stepped(own, cols, teams.size) {
+                y[base + c] = fma((x[base + c] - centers) * scales, gain[c], shift[c]);
+            }
+            if own == 0 {
+                mean[r] = center;
+                rstd[r] = scale;
+            }
         }
-        mean[r] = center;
-        rstd[r] = scale;
     }
 }
 
@@ -57,22 +133,29 @@ fn rms_norm_kernel<W: Size>(
     rows: usize,
     cols: usize,
     epsilon: f32,
-    #[comptime] split: Split,
+    #[comptime] teams: Teams,
 ) {
     let count = f32::cast_from(cols * W::value());
-    for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
+    let (first, end, step) = rows_of_unit(rows, teams);
+    let own = first_vector(teams);
+    for round in range_stepped(first, end, step) {
+        let r = min(round, rows - 1);
         let base = r * cols;
         let mut square = Vector::<f32, W>::new(0.0f32);
-        for c in 0..cols {
+        for c in range_stepped(own, cols, teams.size) {
             let v = x[base + c];
             square = fma(v, v, square);
         }
-        let scale = 1.0f32 / f32::sqrt(lane_sum::<W>(square) / count + epsilon);
+        let scale = 1.0f32 / f32::sqrt(team_sum(lane_sum::<W>(square), teams) / count + epsilon);
         let scales = Vector::<f32, W>::new(scale);
-        for c in 0..cols {
-            y[base + c] = x[base + c] * scales * gain[c];
+        if round < rows {
+            for c in range_stepped(own, cols, teams.size) {
+                y[base + c] = x[base + c] * scales * gain[c];
+            }
+            if own == 0 {
+                rstd[r] = scale;
+            }
         }
-        rstd[r] = scale;
     }
 }
 
@@ -89,10 +172,13 @@ fn norm_grad_kernel<W: Size>(
     rows: usize,
     cols: usize,
     #[comptime] centered: bool,
-    #[comptime] split: Split,
+    #[comptime] teams: Teams,
 ) {
     let count = f32::cast_from(cols * W::value());
-    for r in range_stepped(first_item(rows, split), end_item(rows, split), item_step(split)) {
+    let (first, end, step) = rows_of_unit(rows, teams);
+    let own = first_vector(teams);
+    for round in range_stepped(first, end, step) {
+        let r = min(round, rows - 1);
         let base = r * cols;
         let mut center = 0.0f32.runtime();
         if comptime!(centered) {
@@ -102,7 +188,7 @@ fn norm_grad_kernel<W: Size>(
         let scales = Vector::<f32, W>::new(rstd[r]);
         let mut g_sum = Vector::<f32, W>::new(0.0f32);
         let mut gh_sum = Vector::<f32, W>::new(0.0f32);
-        for c in 0..cols {
+        for c in range_stepped(own, cols, teams.size) {
             let h = (x[base + c] - centers) * scales;
             let g = dy[base + c] * gain[c];
             g_sum += g;
@@ -110,12 +196,14 @@ fn norm_grad_kernel<W: Size>(
         }
         let mut g_mean = Vector::<f32, W>::new(0.0f32);
         if comptime!(centered) {
-            g_mean = Vector::new(lane_sum::<W>(g_sum) / count);
+            g_mean = Vector::new(team_sum(lane_sum::<W>(g_sum), teams) / count);
         }
-        let gh_mean = Vector::<f32, W>::new(lane_sum::<W>(gh_sum) / count);
-        for c in 0..cols {
-            let h = (x[base + c] - centers) * scales;
-            dx[base + c] = (dy[base + c] * gain[c] - g_mean - h * gh_mean) * scales;
+        let gh_mean = Vector::<f32, W>::new(team_sum(lane_sum::<W>(gh_sum), teams) / count);
+        if round < rows {
+            for c in range_stepped(own, cols, teams.size) {
+                let h = (x[base + c] - centers) * scales;
+                dx[base + c] = (dy[base + c] * gain[c] - g_mean - h * gh_mean) * scales;
+            }
         }
     }
 }
@@ -173,9 +261,9 @@ pub(crate) fn layer_norm(
     epsilon: f32,
 ) {
     let w = l.width(&[channels]);
-    let (cols, split) = (channels / w, l.split());
+    let (cols, teams) = (channels / w, Teams::new(l));
     l.launch(
-        rows,
+        teams.items(rows),
         || format!("layer_norm w{w}"),
         // SAFETY: x and y hold rows * cols vectors, gain and shift cols, mean and rstd one float per row.
         |t| unsafe {
@@ -193,7 +281,7 @@ pub(crate) fn layer_norm(
                 rows,
                 cols,
                 epsilon,
-                split,
+                teams,
             );
         },
     );
@@ -202,9 +290,9 @@ pub(crate) fn layer_norm(
 /// `y = x * rstd * gain` with `1 / sqrt(mean square + epsilon)` of each row.
 pub(crate) fn rms_norm(l: &Launcher, x: Arg, gain: Arg, y: Arg, rstd: Arg, rows: usize, channels: usize, epsilon: f32) {
     let w = l.width(&[channels]);
-    let (cols, split) = (channels / w, l.split());
+    let (cols, teams) = (channels / w, Teams::new(l));
     l.launch(
-        rows,
+        teams.items(rows),
         || format!("rms_norm w{w}"),
         // SAFETY: x and y hold rows * cols vectors, gain cols, rstd one float per row.
         |t| unsafe {
@@ -221,7 +309,7 @@ pub(crate) fn rms_norm(l: &Launcher, x: Arg, gain: Arg, y: Arg, rstd: Arg, rows:
                 rows,
                 cols,
                 epsilon,
-                split,
+                teams,
             );
         },
     );
@@ -273,9 +361,9 @@ fn input_grad(
     channels: usize,
 ) {
     let w = l.width(&[channels]);
-    let (cols, split) = (channels / w, l.split());
+    let (cols, teams) = (channels / w, Teams::new(l));
     l.launch(
-        rows,
+        teams.items(rows),
         || format!("{}_norm_grad w{w}", if mean.is_some() { "layer" } else { "rms" }),
         // SAFETY: dy, x and dx hold rows * cols vectors, gain cols, mean (if any) and rstd one float per row.
         |t| unsafe {
@@ -293,7 +381,7 @@ fn input_grad(
                 rows,
                 cols,
                 mean.is_some(),
-                split,
+                teams,
             );
         },
     );

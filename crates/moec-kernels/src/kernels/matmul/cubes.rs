@@ -17,8 +17,13 @@ const SIDE: usize = 8;
 /// Units of a cube.
 const UNITS: usize = SIDE * SIDE;
 
-/// Summed elements that are in shared memory at a time.
-const DEPTH: usize = 16;
+/// Words of an operand's tile that a unit moves at a time.
+const MOVED: usize = 16;
+
+/// Summed elements that are in shared memory at a time: both tiles take 8 KiB, and every device has twice that.
+fn depth(each: usize) -> usize {
+    MOVED * SIDE / each
+}
 
 /// Tiles of a result from which on each unit computes 64 elements instead of 16: fewer occupy no large device.
 const MANY: usize = 256;
@@ -31,8 +36,8 @@ fn moved(step: usize, #[comptime] sums_innermost: bool, #[comptime] each: usize)
     let word = UNIT_POS as usize + step * UNITS;
     let (mut along, mut q) = (word % edge, word / edge);
     if comptime!(sums_innermost) {
-        along = word / DEPTH;
-        q = word % DEPTH;
+        along = word / comptime!(depth(each));
+        q = word % comptime!(depth(each));
     }
     (along, q)
 }
@@ -55,7 +60,7 @@ fn load(
     #[comptime] each: usize,
 ) {
     #[unroll]
-    for step in 0..comptime!(SIDE * each * DEPTH / UNITS) {
+    for step in 0..MOVED {
         let (along, q) = moved(step, sums_innermost, each);
         let (row, sum) = (min(first + along, end - 1), min(q0 + q, sum1 - 1));
         let value =
@@ -68,7 +73,7 @@ fn load(
 #[cube]
 fn store(values: &Array<f32>, tile: &mut Shared<[f32]>, #[comptime] sums_innermost: bool, #[comptime] each: usize) {
     #[unroll]
-    for step in 0..comptime!(SIDE * each * DEPTH / UNITS) {
+    for step in 0..MOVED {
         let (along, q) = moved(step, sums_innermost, each);
         tile[q * comptime!(SIDE * each + 1) + along] = values[step];
     }
@@ -99,14 +104,15 @@ fn tiles<W: Size>(
     let edge = comptime!(SIDE * each);
     // One more than the edge: units that store a column of a tile use different banks.
     let stride = comptime!(edge + 1);
+    let depth = comptime!(depth(each));
     let transpose_a = comptime!(layout.transpose_a);
     let unit = UNIT_POS as usize;
     let (unit_row, unit_column) = (unit / SIDE, unit % SIDE);
     let mut keys_a = Sequence::<Vector<u32, W>>::new();
     let mut keys_b = Sequence::<Vector<u32, W>>::new();
     dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
-    let mut a_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * stride));
-    let mut b_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * stride));
+    let mut a_tile = Shared::<[f32]>::new_slice(comptime!(depth * stride));
+    let mut b_tile = Shared::<[f32]>::new_slice(comptime!(depth * stride));
     let column_tiles = (n + edge - 1) / edge;
     let row_tiles = (m + edge - 1) / edge;
     // Rows after the last segment belong to no expert: one more segment, whose sums are empty.
@@ -162,23 +168,23 @@ fn tiles<W: Size>(
             }
         }
         // What the units load is on its way while they compute with what they loaded before.
-        let mut a_next = Array::<f32>::new(comptime!(edge * DEPTH / UNITS));
-        let mut b_next = Array::<f32>::new(comptime!(edge * DEPTH / UNITS));
+        let mut a_next = Array::<f32>::new(comptime!(MOVED));
+        let mut b_next = Array::<f32>::new(comptime!(MOVED));
         if row0 < row1 && sum0 < sum1 {
             load(a, &mut a_next, a0, row0, row1, m, sum0, sum1, k, !transpose_a, each);
             load(b, &mut b_next, b0, column0, n, n, sum0, sum1, k, layout.transpose_b, each);
         }
-        for q0 in range_stepped(sum0, sum1, DEPTH) {
+        for q0 in range_stepped(sum0, sum1, depth) {
             // Nobody may still read what is overwritten.
             sync_cube();
             store(&a_next, &mut a_tile, !transpose_a, each);
             store(&b_next, &mut b_tile, layout.transpose_b, each);
             sync_cube();
-            if row0 < row1 && q0 + DEPTH < sum1 {
-                load(a, &mut a_next, a0, row0, row1, m, q0 + DEPTH, sum1, k, !transpose_a, each);
-                load(b, &mut b_next, b0, column0, n, n, q0 + DEPTH, sum1, k, layout.transpose_b, each);
+            if row0 < row1 && q0 + depth < sum1 {
+                load(a, &mut a_next, a0, row0, row1, m, q0 + depth, sum1, k, !transpose_a, each);
+                load(b, &mut b_next, b0, column0, n, n, q0 + depth, sum1, k, layout.transpose_b, each);
             }
-            for q in 0..min(DEPTH, sum1 - q0) {
+            for q in 0..min(depth, sum1 - q0) {
                 let mut columns = Sequence::<f32>::new();
                 #[unroll]
                 for j in 0..each {
