@@ -274,7 +274,7 @@ pub struct CompileArgs {
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceName {
-    /// The processor, through CubeCL's LLVM runtime.
+    /// The processor, all cores.
     Cpu,
     /// Any GPU that wgpu reaches.
     Wgpu,
