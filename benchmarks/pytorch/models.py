@@ -192,7 +192,7 @@ class Model(nn.Module):
         self.apply(kaiming_linear)
 
     def forward(self, tokens, noisy=True):
-        x = self.characters(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        x = self.characters(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x, noisy)
         return self.unembed(self.norm(x))

@@ -5,7 +5,8 @@
 
 A peer trains one step, prints `{"ready": true, "parameters": N}`, and then answers each line of standard input:
 `go N` with N training steps, one line `{"step": I, "ms": T, "loss": L}` each, and `sample N` with one line
-`{"characters": N, "ms": T}`. DEVICE is PyTorch's name of where to compute, `cpu` if absent. `check` compares the logits of both models on the same weights.
+`{"characters": N, "ms": T}`. DEVICE is PyTorch's name of where to compute, `cpu` if absent. `check` compares the logits
+of both models on the same weights.
 """
 
 import json
@@ -26,12 +27,13 @@ def say(**fields):
 class Peer:
     """A model, its optimiser and its text."""
 
-    def __init__(self, kind, path):
+    def __init__(self, kind, path, device):
+        self.device = torch.device(device)
         text = open(path, encoding="utf-8").read()
         numbers = {character: i for i, character in enumerate(sorted(set(text)))}
-        # The text and the choice of batches stay with the CPU: a batch goes to a graphics device as a whole.
-        self.text = torch.tensor([numbers[character] for character in text], device="cpu")
-        self.model = (models.plain if kind == "plain" else models.fast)(len(numbers))
+        # The text stays with the CPU: a batch goes to a graphics device as a whole.
+        self.text = torch.tensor([numbers[character] for character in text])
+        self.model = (models.plain if kind == "plain" else models.fast)(len(numbers)).to(self.device)
         self.loss = self.model.loss
         if kind == "compiled":
             # Or the lengths of the experts' segments break the graph in every layer.
@@ -44,10 +46,10 @@ class Peer:
 
     def batch(self):
         """Tokens and the ones that follow them, each [B, T]."""
-        starts = torch.randint(len(self.text) - models.CONTEXT, (BATCH,), device="cpu")
+        starts = torch.randint(len(self.text) - models.CONTEXT, (BATCH,))
         tokens = torch.stack([self.text[i : i + models.CONTEXT] for i in starts])
         targets = torch.stack([self.text[i + 1 : i + models.CONTEXT + 1] for i in starts])
-        return tokens.to(torch.get_default_device()), targets.to(torch.get_default_device())
+        return tokens.to(self.device), targets.to(self.device)
 
     def step(self):
         """One training step; the loss."""
@@ -60,13 +62,13 @@ class Peer:
     def sample(self, count):
         """Writes `count` characters after an empty line."""
         self.model.eval()
-        self.model.generate(torch.zeros((1, 1), dtype=torch.long), count)
+        self.model.generate(torch.zeros((1, 1), dtype=torch.long, device=self.device), count)
         self.model.train()
 
 
-def serve(kind, path):
+def serve(kind, path, device="cpu"):
     """Trains and samples as standard input asks."""
-    peer = Peer(kind, path)
+    peer = Peer(kind, path, device)
     peer.step()
     say(ready=True, parameters=peer.parameters)
     step = 1
@@ -100,8 +102,7 @@ def main():
     if sys.argv[1:] == ["check"]:
         check()
     elif len(sys.argv) in (3, 4) and sys.argv[1] in ("plain", "fast", "compiled"):
-        torch.set_default_device(sys.argv[3] if len(sys.argv) == 4 else "cpu")
-        serve(*sys.argv[1:3])
+        serve(*sys.argv[1:])
     else:
         sys.exit(__doc__)
 

@@ -19,9 +19,9 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 /// Units of a cube on a graphics device.
-const GPU_CUBE: u32 = 64;
+pub(crate) const GPU_CUBE: u32 = 64;
 
-/// Most cubes of a launch on a graphics device; a unit takes several elements beyond that.
+/// Most cubes of a launch on a graphics device; beyond that a unit, or a cube, takes several items one after the other.
 const GPU_CUBES: usize = 2048;
 
 /// Floats of the scratch buffer that every session has, for partial results of one step.
@@ -72,7 +72,7 @@ impl DeviceProfile {
         }
     }
 
-    /// Widest vectors for register-tiled matrix products: one register.
+    /// Widest vectors for tiles in registers: one register.
     pub(crate) fn matrix_width(&self) -> usize {
         match self.kind {
             Kind::Cpu => register_lanes(),
@@ -243,7 +243,7 @@ impl Launcher {
         common_width(self.profile.elementwise_width(), extents)
     }
 
-    /// Vector width for register-tiled matrix products.
+    /// Vector width for tiles in registers.
     pub(crate) fn matrix_width(&self, extents: &[usize]) -> usize {
         common_width(self.profile.matrix_width(), extents)
     }
@@ -253,7 +253,8 @@ impl Launcher {
         self.scratch
     }
 
-    /// Launches one kernel over `items` independent items (which sets the number of cubes on a graphics device).
+    /// Launches one kernel over `items` items, for which a graphics device gets a unit each, up to a number. Where units
+    /// work on something together, it is as many items.
     ///
     /// `name` is called only when kernels are listed, and says the kernel and its comptime configuration; `launch` only
     /// on a device.

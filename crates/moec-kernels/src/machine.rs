@@ -1,6 +1,6 @@
-//! Memory on a device with sequences of launches over it. A graphics device is driven through CubeCL's runtime; on the
-//! CPU, whose runtime takes longer to launch a kernel than many kernels take, the launches are recorded once and run by
-//! threads of our own.
+//! Memory on a device with sequences of launches over it. Launching through CubeCL's runtimes takes longer than many
+//! kernels, so launches are recorded once: on a graphics device by the runtime, which replays them; on the CPU by us, to
+//! be run by threads of our own.
 
 mod client;
 #[cfg(feature = "cpu")]

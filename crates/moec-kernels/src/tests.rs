@@ -279,8 +279,9 @@ fn softmax_family() {
 
 #[test]
 fn norms() {
-    for rows in [1, 5, 100] {
-        for c in EXTENTS {
+    // The last has more rows than a graphics device takes in one round.
+    for (rows, extents) in [(1, &EXTENTS[..]), (5, &EXTENTS), (100, &EXTENTS), (16_400, &EXTENTS[1..2])] {
+        for &c in extents {
             let x = map(&normal(&[rows, c], 1), |v| 2.0 * v + 3.0);
             let (gain, shift, dy) = (normal(&[c], 2), normal(&[c], 3), normal(&[rows, c], 4));
             let layer = Op::LayerNorm { epsilon: 1e-5.into() };
@@ -478,8 +479,11 @@ fn matrix_products() {
         }
     }
     // So many tiles that graphics devices make them larger.
-    let (a, b) = (normal(&[1027, 3], 1), normal(&[3, 1030], 2));
-    check(&Op::MatMul { transpose_a: false, transpose_b: false, bias: false }, &[&a, &b], 1e-5);
+    for (transpose_a, transpose_b, k) in [(false, false, 3), (true, true, 35)] {
+        let a = normal(&if transpose_a { [k, 1027] } else { [1027, k] }, 1);
+        let b = normal(&if transpose_b { [1030, k] } else { [k, 1030] }, 2);
+        check(&Op::MatMul { transpose_a, transpose_b, bias: false }, &[&a, &b], 1e-5);
+    }
 }
 
 #[test]
@@ -505,11 +509,16 @@ fn products_per_expert() {
         check(&Op::GroupedMatMulWeightGrad, &[&dy, &x, &offsets], 1e-5);
         check(&Op::GroupedSum, &[&dy, &offsets], 1e-5);
     }
+    // More tiles than a graphics device has cubes.
+    let offsets = Tensor::ints((0..=600).map(|e| e * 2 / 3).collect::<Vec<i32>>());
+    check(&Op::GroupedMatMulWeightGrad, &[&normal(&[401, 65], 1), &normal(&[401, 65], 2), &offsets], 1e-5);
 }
 
 #[test]
 fn attention() {
-    for (batch, time, heads, d) in [(1, 1, 1, 2), (2, 7, 3, 4), (2, 33, 2, 16), (3, 5, 2, 6), (1, 70, 1, 24)] {
+    for (batch, time, heads, d) in
+        [(1, 1, 1, 2), (2, 7, 3, 4), (2, 33, 2, 16), (3, 5, 2, 6), (1, 70, 1, 24), (1, 9, 1, 72)]
+    {
         let (n, c) = (batch * time, heads * d);
         let qkv = normal(&[n, 3 * c], 1);
         let dy = normal(&[n, c], 2);
@@ -604,7 +613,6 @@ fn too_large_a_program_is_refused() {
 
 #[test]
 fn states_persist_and_start_at_zero() {
-    let Some((_, backend)) = backends().first() else { return };
     // w <- w + x, in place.
     let x = normal(&[5], 1);
     let mut program = program(&Op::Binary(Binary::Add), &[&x, &x]);
@@ -617,14 +625,28 @@ fn states_persist_and_start_at_zero() {
     plan.inputs.truncate(1);
     plan.buffers[1].storage = Storage::State(0);
     plan.buffers[2].storage = Storage::State(0);
-    let mut session = backend.prepare(&program).unwrap();
-    assert_eq!(session.read_state("w").unwrap().to_f32(), [0.0; 5]);
-    for _ in 0..3 {
+    // w <- w * x, in the same memory.
+    let mut times = program.plans[0].clone();
+    times.name = "g".into();
+    times.steps[0].op = Op::Binary(Binary::Mul);
+    program.plans.push(times);
+    for (name, backend) in backends() {
+        let mut session = backend.prepare(&program).unwrap();
+        assert_eq!(session.read_state("w").unwrap().to_f32(), [0.0; 5], "{name}");
+        for factor in [1.0, 2.0, 3.0] {
+            session.run("f", &[("x0", &map(&x, |v| factor * v))]).unwrap();
+        }
+        close(name, &session.read_state("w").unwrap(), &map(&x, |v| 6.0 * v), 1e-6);
+        for factor in [2.0, 0.5, 3.0] {
+            session.run("g", &[("x0", &Tensor::floats(vec![factor; 5]))]).unwrap();
+            session.run("f", &[("x0", &x)]).unwrap();
+        }
+        close(name, &session.read_state("w").unwrap(), &map(&x, |v| 23.5 * v), 1e-6);
+        session.write_state("w", &x).unwrap();
+        assert_eq!(session.read_state("w").unwrap(), x, "{name}");
         session.run("f", &[("x0", &x)]).unwrap();
+        close(name, &session.read_state("w").unwrap(), &map(&x, |v| 2.0 * v), 1e-6);
     }
-    close("three times x", &session.read_state("w").unwrap(), &map(&x, |v| 3.0 * v), 1e-6);
-    session.write_state("w", &x).unwrap();
-    assert_eq!(session.read_state("w").unwrap(), x);
 }
 
 #[test]
@@ -701,21 +723,18 @@ fn a_row_does_not_depend_on_the_other_rows() {
 /// Sessions of one backend share its threads, which may be more than there are cores, and run from any thread.
 #[test]
 fn sessions_run_side_by_side() {
-    if !cfg!(feature = "cpu") {
-        return;
-    }
     let op = Op::MatMul { transpose_a: false, transpose_b: true, bias: false };
     let operands = [normal(&[33, 17], 1), normal(&[65, 17], 2)];
     let operands = [&operands[0], &operands[1]];
-    let alone = run(&CubeBackend::cpu_with_threads(1).unwrap(), &op, &operands);
-    for threads in [2, 5] {
-        let backend = CubeBackend::cpu_with_threads(threads).unwrap();
+    let five = cfg!(feature = "cpu").then(|| ("five threads", CubeBackend::cpu_with_threads(5).unwrap()));
+    for (name, backend) in backends().iter().chain(&five) {
+        let alone = run(backend, &op, &operands);
         std::thread::scope(|scope| {
             let sessions: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| (0..20).map(|_| run(&backend, &op, &operands)).collect::<Vec<_>>()))
+                .map(|_| scope.spawn(|| (0..20).map(|_| run(backend, &op, &operands)).collect::<Vec<_>>()))
                 .collect();
             for found in sessions.into_iter().flat_map(|s| s.join().unwrap()) {
-                assert_eq!(found, alone, "{threads} threads");
+                assert_eq!(found, alone, "{name}");
             }
         });
     }

@@ -38,7 +38,8 @@ impl Teams {
 }
 
 /// First row of this unit, the row after its last, and the distance between two. All units of a larger team's cube make
-/// as many rounds, because they wait for each other: rows from `rows` on are none.
+/// as many rounds, because they wait for each other; in a round without a row of its own a team computes the last row
+/// again and stores nothing.
 #[cube]
 fn rows_of_unit(rows: usize, #[comptime] teams: Teams) -> (usize, usize, usize) {
     if comptime!(teams.size == 1) {

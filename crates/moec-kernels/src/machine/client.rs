@@ -4,8 +4,7 @@
 //! longer than most kernels do on a graphics device. So a sequence is recorded the first time it is run, and replayed
 //! from then on: its launches are always the same.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cubecl::bytes::Bytes;
@@ -39,12 +38,12 @@ enum Recording {
     Wanted,
     /// It can be replayed.
     Made(Graph),
-    /// The runtime does not record here.
+    /// The runtime does not record on this device.
     Refused,
 }
 
-/// The stream of the next machine. Whatever it writes, runs and reads is in one stream, and so in order.
-static NEXT_STREAM: AtomicU64 = AtomicU64::new(0);
+/// The stream of all machines: what they write, run and read is in order, and what one has given back the next gets.
+static STREAM: OnceLock<StreamId> = OnceLock::new();
 
 impl ClientMachine {
     /// Allocates and clears the memory.
@@ -52,12 +51,15 @@ impl ClientMachine {
     pub(crate) fn new(client: &Client, profile: DeviceProfile, workload: Workload) -> Result<Self, String> {
         let Workload { sizes, scratch, sequences } = workload;
         let mut client = client.clone();
-        let stream = StreamId { value: NEXT_STREAM.fetch_add(1, Ordering::Relaxed) };
-        // SAFETY: all handles below are made, written, used and read by this client, and by no other.
+        let stream = *STREAM.get_or_init(StreamId::allocate);
+        // SAFETY: all handles below are made, written, used and read in this stream, and in no other.
         unsafe { client.set_stream(stream) };
         let buffers: Vec<Arg> = sizes.iter().enumerate().map(|(i, bytes)| Arg::new(i, 0, bytes / 4)).collect();
-        let allocations = client.memory_persistent_allocation(sizes, |sizes: Vec<usize>| {
-            sizes.into_iter().map(|bytes| client.empty(bytes)).collect::<Arc<[_]>>()
+        // The way of allocating is set for the stream of the thread, not of the client.
+        let allocations = stream.executes(|| {
+            client.memory_persistent_allocation(sizes, |sizes: Vec<usize>| {
+                sizes.into_iter().map(|bytes| client.empty(bytes)).collect::<Arc<[_]>>()
+            })
         });
         let sequences = sequences.into_iter().map(|steps| Sequence { steps, recording: Recording::Wanted }).collect();
         let machine = Self { client, profile, sequences, allocations, scratch };
@@ -78,22 +80,28 @@ impl ClientMachine {
         self.launch(|launcher| self.sequences[sequence].steps.iter().for_each(|step| step(launcher)))
     }
 
-    /// Runs a sequence and then records it.
+    /// Runs a sequence and then records it, while nobody else reaches the device: whatever is launched in the stream
+    /// meanwhile becomes part of the recording.
     fn run_and_record(&self, sequence: usize) -> Result<Recording, String> {
-        if self.client.graph_prepare().is_err() {
-            self.launch_steps(sequence)?;
-            return Ok(Recording::Refused);
-        }
-        // The runtime learns from this run what a recording needs.
-        let run = self.launch_steps(sequence);
-        let recorded = run.is_ok() && self.client.start_capture().is_ok() && self.launch_steps(sequence).is_ok();
-        // Also where something failed: what was prepared must end.
-        let graph = self.client.stop_capture();
-        run?;
-        Ok(match graph {
-            Ok(graph) if recorded => Recording::Made(graph),
-            _ => Recording::Refused,
-        })
+        let recorded = self.client.exclusive(|| {
+            if self.client.graph_prepare().is_err() {
+                return self.launch_steps(sequence).map(|()| Recording::Refused);
+            }
+            // The runtime learns from this run what a recording needs.
+            let run = self.launch_steps(sequence);
+            let opened = run.is_ok() && self.client.start_capture().is_ok();
+            let again = if opened { self.launch_steps(sequence) } else { Ok(()) };
+            // Also where something failed: what was prepared must end.
+            let graph = self.client.stop_capture();
+            run.and(again)?;
+            match graph {
+                Ok(graph) => Ok(Recording::Made(graph)),
+                // What the launches should have written cannot be used any more.
+                Err(error) if opened => Err(error.to_string()),
+                Err(_) => Ok(Recording::Refused),
+            }
+        });
+        recorded.map_err(|error| error.to_string())?
     }
 }
 

@@ -22,7 +22,8 @@ use indexmap::IndexMap;
 use moec_ir::{Access, FusedProgram, Graph, GraphError, Instr, NodeId, Op, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Operands of a program; with its results, a launch stays below what devices can bind.
+/// Operands of a program; with its results, and the operands of a product before it, a launch stays below the 31 buffers
+/// that CubeCL can bind.
 const MAX_OPERANDS: usize = 8;
 /// Results of a program.
 const MAX_RESULTS: usize = 4;

@@ -8,7 +8,7 @@
 
 use super::super::fused::{Bound, Program, dropout_keys, evaluate};
 use super::{After, Layout, Product, segment, store_more};
-use crate::launch::Launcher;
+use crate::launch::{GPU_CUBE, Launcher};
 use cubecl::prelude::*;
 
 /// Units along an edge of a tile; a cube is a square of them.
@@ -20,12 +20,15 @@ const UNITS: usize = SIDE * SIDE;
 /// Words of an operand's tile that a unit moves at a time.
 const MOVED: usize = 16;
 
-/// Summed elements that are in shared memory at a time: both tiles take 8 KiB, and every device has twice that.
+/// Summed elements that are in shared memory at a time: both tiles take some 8 KiB, and every device has twice that.
 fn depth(each: usize) -> usize {
     MOVED * SIDE / each
 }
 
-/// Tiles of a result from which on each unit computes 64 elements instead of 16: fewer occupy no large device.
+const _: () = assert!(UNITS == GPU_CUBE as usize);
+
+/// Large tiles of a result from which on a unit computes 64 elements of one instead of 16 of a small one: with fewer, a
+/// large device would have idle cores.
 const MANY: usize = 256;
 
 /// The place in a tile of the word that a unit moves in a step: position along the edge, and summed element. Neighbouring
@@ -42,9 +45,9 @@ fn moved(step: usize, #[comptime] sums_innermost: bool, #[comptime] each: usize)
     (along, q)
 }
 
-/// Loads a unit's words of a tile: `edge` rows (or columns) of a matrix with `extent` of them from row `first` on, with
-/// zeros from row `end` on, and the summed elements from `q0` on, with zeros from `sum1` on. Without a branch: all words
-/// are on their way at once. Needs `first < end` and `q0 < sum1`.
+/// Loads a unit's words of a tile: rows (or columns) from `first` on of a matrix with `extent` of them, and summed
+/// elements from `q0` on. Instead of those from row `end` and from `sum1` on, which nobody uses, it has the last before:
+/// without a branch all words are on their way at once. Needs `first < end` and `q0 < sum1`.
 #[cube]
 fn load(
     values: &[f32],
@@ -63,9 +66,8 @@ fn load(
     for step in 0..MOVED {
         let (along, q) = moved(step, sums_innermost, each);
         let (row, sum) = (min(first + along, end - 1), min(q0 + q, sum1 - 1));
-        let value =
+        out[step] =
             if comptime!(sums_innermost) { values[start + row * k + sum] } else { values[start + sum * extent + row] };
-        out[step] = select(first + along < end && q0 + q < sum1, value, 0.0f32);
     }
 }
 
@@ -246,15 +248,20 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<
         None => (Bound::default(), None, [].as_slice()),
     };
     let Bound { program, vectors, scalars, keys } = bound;
-    let tiles_of = |edge: usize| {
-        let rows = m.div_ceil(edge);
-        let rows = if layout.transpose_a { rows * experts } else { rows + experts + grouped - 1 };
-        rows * n.div_ceil(edge)
+    // Tiles that are full at best, and those that may be begun.
+    let full = |edge: usize| m.div_ceil(edge) * n.div_ceil(edge) * if layout.transpose_a { experts } else { 1 };
+    let begun = |edge: usize| {
+        let more = if layout.transpose_a { 0 } else { experts + grouped - 1 };
+        full(edge) + more * n.div_ceil(edge)
     };
-    let each = if tiles_of(8 * SIDE) < MANY { 4 } else { 8 };
+    let enough_rows = layout.transpose_a || m / experts >= 8 * SIDE;
+    let each = if enough_rows && full(8 * SIDE) >= MANY { 8 } else { 4 };
     l.launch(
-        tiles_of(each * SIDE) * UNITS,
-        || format!("matmul in cubes {layout:?} {each} {program:?}"),
+        begun(each * SIDE) * UNITS,
+        || {
+            let then = if program.results.is_empty() { String::new() } else { format!(" then {program:?}") };
+            format!("matmul in cubes {layout:?} {each}{then}")
+        },
         // SAFETY: a unit writes the elements of `y` that it owns; segments are cut off at `m` (or `k`). Cubes have
         // `UNITS` units, and which tile a cube computes is the same for all of them, so that all reach every barrier.
         |t| unsafe {
