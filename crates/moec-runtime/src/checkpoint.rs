@@ -16,18 +16,19 @@
 //! holds; sizes and SHA-256 of the files must be those of the manifest; names, element types and shapes must be exactly
 //! those that the model declares, and every number finite. Only then is a tensor handed out.
 
-use crate::data::sha256_hex;
+use crate::data::{hex, sha256_hex};
 use crate::executable::is_finite;
 use crate::files::{Files, incomplete};
 use crate::init::zeros;
-use crate::tensor_file::{self, MAX_HEADER, TensorFileError};
+use crate::tensor_file::{self, Entry, MAX_HEADER, TensorFileError};
 use crate::vocab::Vocab;
 use moec_ir::Tensor;
 use moec_plan::{StateDecl, StateKind};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Version of the format that is written, and the only one that is read.
@@ -243,42 +244,26 @@ pub(crate) fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>, Checkpoint
     Ok(found)
 }
 
-/// Writes the checkpoint of a step; `tensors` may lack moments of the optimiser, which are then zero. Writing the same
-/// checkpoint again changes nothing.
+/// Gives the tensor of a state; `None` where it has none. An error is why a tensor cannot be had.
+pub type TensorSource<'a> = &'a mut dyn FnMut(&StateDecl) -> Result<Option<Tensor>, String>;
+
+/// Writes the checkpoint of a step; `tensor` may lack moments of the optimiser, which are then zero. It is asked for each
+/// tensor twice, and only one of them is in memory at a time. Writing the same checkpoint again changes nothing.
 ///
 /// # Errors
-/// When a tensor is missing, has another type or is not finite, or the system refuses to write. Checkpoints written
-/// before stay as they are.
+/// When a tensor cannot be had, is missing, has another type or is not finite, or the system refuses to write.
+/// Checkpoints written before stay as they are.
 pub(crate) fn save(
     files: &dyn Files,
     checkpoints: &Path,
     step: u64,
     identity: &Identity,
     states: &[StateDecl],
-    tensors: &BTreeMap<String, Tensor>,
+    tensor: TensorSource<'_>,
 ) -> Result<PathBuf, CheckpointError> {
     let path = checkpoints.join(folder_name(step));
     let shown = path.display().to_string();
-    let (mut model, mut optimizer) = (BTreeMap::new(), BTreeMap::new());
-    for state in states.iter().filter(|s| s.kind.in_checkpoints()) {
-        let tensor = match (tensors.get(&state.name), state.kind) {
-            (Some(tensor), _) => tensor.clone(),
-            (None, StateKind::Optimizer) => zeros(&state.ty),
-            (None, _) => {
-                let reason = format!("there is no tensor `{}`", state.name);
-                return Err(CheckpointError::Other { path: shown, reason });
-            }
-        };
-        check_tensor(&shown, state, &tensor)?;
-        let part = if state.kind == StateKind::Optimizer { &mut optimizer } else { &mut model };
-        part.insert(state.name.clone(), tensor);
-    }
-    let invalid = |reason: String| CheckpointError::Other { path: shown.clone(), reason };
-    let mut contents = Vec::new();
-    for (name, part) in [(MODEL, model), (OPTIMIZER, optimizer)] {
-        contents.push((name, tensor_file::encode(&part).map_err(invalid)?));
-    }
-    let manifest = Manifest {
+    let manifest = |files: Vec<FileEntry>| Manifest {
         format: FORMAT_VERSION,
         step,
         seed: identity.seed,
@@ -287,38 +272,91 @@ pub(crate) fn save(
         spec_sha256: identity.spec_sha256.clone(),
         data_sha256: identity.data_sha256.clone(),
         model_sha256: fingerprint(states),
-        files: contents
-            .iter()
-            .map(|(name, bytes)| FileEntry {
-                name: (*name).to_string(),
-                bytes: bytes.len() as u64,
-                sha256: sha256_hex(bytes),
-            })
-            .collect(),
+        files,
     };
-    let manifest = manifest.to_json().map_err(|e| invalid(e.to_string()))?;
-    if path.exists() {
-        return match fs::read(path.join(MANIFEST)) {
-            Ok(bytes) if bytes == manifest.as_bytes() => Ok(path),
-            _ => Err(CheckpointError::Exists { path: shown }),
-        };
+    // What is in each file: everything is looked at before anything is written.
+    let mut parts = [(MODEL, Vec::new()), (OPTIMIZER, Vec::new())];
+    let mut get = |state: &StateDecl| {
+        let other = |reason| CheckpointError::Other { path: shown.clone(), reason };
+        match (tensor(state).map_err(other)?, state.kind) {
+            (Some(tensor), _) => check_tensor(&shown, state, &tensor).map(|()| tensor),
+            (None, StateKind::Optimizer) => Ok(zeros(&state.ty)),
+            (None, _) => Err(other(format!("there is no tensor `{}`", state.name))),
+        }
+    };
+    for state in states.iter().filter(|s| s.kind.in_checkpoints()) {
+        let dtype = tensor_file::dtype_of(&get(state)?);
+        let part = &mut parts[usize::from(state.kind == StateKind::Optimizer)].1;
+        part.push((state, Entry { name: &state.name, dtype, shape: &state.ty.shape }));
     }
-    contents.push((MANIFEST, manifest.into_bytes()));
-    write_folder(files, checkpoints, &path, &contents)
-        .map_err(|source| CheckpointError::Write { path: shown, source })?;
-    Ok(path)
+    let mut write_part = |(name, part): &(&str, Vec<(&StateDecl, Entry<'_>)>), out: &mut dyn Write| {
+        let entries: Vec<Entry<'_>> = part.iter().map(|&(_, entry)| entry).collect();
+        let mut hashing = Hashing { out, digest: Sha256::new(), bytes: 0 };
+        let mut again = |index: usize| get(part[index].0).map_err(io::Error::other);
+        tensor_file::write_entries(&entries, &mut again, &mut hashing)?;
+        Ok(FileEntry { name: (*name).to_string(), bytes: hashing.bytes, sha256: hex(&hashing.digest.finalize()) })
+    };
+    let written = if path.exists() {
+        let entries: io::Result<_> = parts.iter().map(|part| write_part(part, &mut io::sink())).collect();
+        entries.and_then(|entries| Ok(manifest(entries).to_json()?)).map(|now| {
+            let before = fs::read(path.join(MANIFEST));
+            before.is_ok_and(|bytes| bytes == now.as_bytes())
+        })
+    } else {
+        write_folder(files, checkpoints, &path, |temporary| {
+            let mut entries = Vec::new();
+            for part in &parts {
+                files.write(&temporary.join(part.0), &mut |out| {
+                    entries.push(write_part(part, out)?);
+                    Ok(())
+                })?;
+            }
+            let manifest = manifest(entries).to_json()?;
+            files.write(&temporary.join(MANIFEST), &mut |out| out.write_all(manifest.as_bytes()))
+        })
+        .map(|()| true)
+    };
+    match written {
+        Ok(true) => Ok(path),
+        Ok(false) => Err(CheckpointError::Exists { path: shown }),
+        Err(source) => Err(CheckpointError::Write { path: shown, source }),
+    }
 }
 
-fn write_folder(files: &dyn Files, checkpoints: &Path, path: &Path, contents: &[(&str, Vec<u8>)]) -> io::Result<()> {
+/// Passes on what is written, and keeps its length and hash.
+struct Hashing<'a> {
+    out: &'a mut dyn Write,
+    digest: Sha256,
+    bytes: u64,
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.digest.update(&bytes[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Makes a folder of what `contents` writes to the one that it is given, whole or not at all.
+fn write_folder(
+    files: &dyn Files,
+    checkpoints: &Path,
+    path: &Path,
+    contents: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = incomplete(path);
     if temporary.exists() {
         files.remove_dir(&temporary)?;
     }
     let written = (|| {
         files.create_dir(&temporary)?;
-        for (name, bytes) in contents {
-            files.write(&temporary.join(name), bytes)?;
-        }
+        contents(&temporary)?;
         files.sync_dir(&temporary)?;
         files.rename(&temporary, path)
     })();
@@ -534,8 +572,17 @@ mod tests {
         }
     }
 
+    fn save(
+        files: &dyn Files,
+        folder: &Path,
+        step: u64,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Result<PathBuf, CheckpointError> {
+        super::save(files, folder, step, &identity(), &states(), &mut |state| Ok(tensors.get(&state.name).cloned()))
+    }
+
     fn write(folder: &Path, step: u64) -> PathBuf {
-        save(&RealFiles, folder, step, &identity(), &states(), &tensors(step)).unwrap()
+        save(&RealFiles, folder, step, &tensors(step)).unwrap()
     }
 
     #[test]
@@ -556,7 +603,7 @@ mod tests {
         }
         // The same checkpoint again is no error, another one of the same step is.
         write(a.path(), 12);
-        let other = save(&RealFiles, a.path(), 12, &identity(), &states(), &tensors(13));
+        let other = save(&RealFiles, a.path(), 12, &tensors(13));
         assert!(matches!(other, Err(CheckpointError::Exists { .. })));
     }
 
@@ -565,11 +612,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut given = tensors(0);
         given.remove("adamw.m.w");
-        let path = save(&RealFiles, folder.path(), 0, &identity(), &states(), &given).unwrap();
+        let path = save(&RealFiles, folder.path(), 0, &given).unwrap();
         let loaded = load(&path, &states(), Parts::All).unwrap();
         assert_eq!(loaded.tensors["adamw.m.w"].to_f64(), vec![0.0; 21]);
         given.remove("bias");
-        let error = save(&RealFiles, folder.path(), 1, &identity(), &states(), &given).unwrap_err();
+        let error = save(&RealFiles, folder.path(), 1, &given).unwrap_err();
         assert!(error.to_string().ends_with("there is no tensor `bias`"), "{error}");
     }
 
@@ -601,8 +648,7 @@ mod tests {
                 let folder = tempfile::tempdir().unwrap();
                 write(folder.path(), 1);
                 let files = FaultyFiles::new(at, fault);
-                let saved = save(&files, folder.path(), 2, &identity(), &states(), &tensors(2))
-                    .and_then(|_| prune(&files, folder.path(), 1));
+                let saved = save(&files, folder.path(), 2, &tensors(2)).and_then(|_| prune(&files, folder.path(), 1));
                 let (step, path) = list(folder.path()).unwrap().pop().expect("a checkpoint is left");
                 let loaded = load(&path, &states(), Parts::All).unwrap();
                 assert_eq!(loaded.tensors, tensors(step), "{fault:?} at {at}");
@@ -615,7 +661,7 @@ mod tests {
                 // The next attempt succeeds whatever the last one left behind.
                 write(folder.path(), 3);
                 assert_eq!(list(folder.path()).unwrap().pop().unwrap().0, 3);
-                let retried = save(&RealFiles, folder.path(), 2, &identity(), &states(), &tensors(2)).unwrap();
+                let retried = save(&RealFiles, folder.path(), 2, &tensors(2)).unwrap();
                 assert_eq!(load(&retried, &states(), Parts::All).unwrap().tensors, tensors(2));
             }
         }
@@ -734,7 +780,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut broken = tensors(1);
         broken.insert("bias".into(), Tensor::floats([f32::INFINITY]));
-        let error = save(&RealFiles, folder.path(), 1, &identity(), &states(), &broken).unwrap_err();
+        let error = save(&RealFiles, folder.path(), 1, &broken).unwrap_err();
         assert!(matches!(error, CheckpointError::NotFinite { name } if name == "bias"));
         assert!(list(folder.path()).unwrap().is_empty());
     }

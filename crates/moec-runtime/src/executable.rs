@@ -121,17 +121,12 @@ impl<'a> Executable<'a> {
         Ok(tokens_of(self.plan(function)?) / if function == DECODE { 1 } else { self.context })
     }
 
-    /// Reads all persistent tensors but caches, which are no part of the model, and transposed parameters, which the
-    /// program does not change.
+    /// Reads a persistent tensor.
     ///
     /// # Errors
-    /// When the device fails.
-    pub fn read_states(&mut self) -> Result<BTreeMap<String, Tensor>, ExecutableError> {
-        let mut tensors = BTreeMap::new();
-        for state in self.program.states.iter().filter(|s| s.kind.in_checkpoints()) {
-            tensors.insert(state.name.clone(), self.session.read_state(&state.name)?);
-        }
-        Ok(tensors)
+    /// When there is none of that name or the device fails.
+    pub fn read_state(&mut self, name: &str) -> Result<Tensor, ExecutableError> {
+        Ok(self.session.read_state(name)?)
     }
 
     /// Writes persistent tensors; those that the program does not declare are left out, because a function may need only

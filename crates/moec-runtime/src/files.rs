@@ -4,12 +4,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+/// What writes the contents of a file, piece by piece.
+pub(crate) type Contents<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
+
 /// Changes to files and folders.
 pub(crate) trait Files {
     /// Makes a folder; its parent must exist.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// Creates or replaces a file and waits until its bytes are on the disk.
-    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// Creates or replaces a file, has `contents` write it, and waits until its bytes are on the disk.
+    fn write(&self, path: &Path, contents: Contents<'_>) -> io::Result<()>;
     /// Appends to a file, which is created if need be.
     fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Waits until the bytes of a file are on the disk.
@@ -30,9 +33,9 @@ impl Files for RealFiles {
         fs::create_dir(path)
     }
 
-    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, path: &Path, contents: Contents<'_>) -> io::Result<()> {
         let mut file = File::create(path)?;
-        file.write_all(bytes)?;
+        contents(&mut file)?;
         file.sync_all()
     }
 
@@ -76,9 +79,9 @@ pub(crate) fn incomplete(path: &Path) -> PathBuf {
 }
 
 /// Replaces a file, whole or not at all.
-pub(crate) fn replace(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(files: &dyn Files, path: &Path, contents: Contents<'_>) -> io::Result<()> {
     let temporary = incomplete(path);
-    let written = files.write(&temporary, bytes).and_then(|()| files.rename(&temporary, path));
+    let written = files.write(&temporary, contents).and_then(|()| files.rename(&temporary, path));
     if written.is_err() {
         // Makes room on a full disk; the error that matters is the first one.
         let _ = fs::remove_file(&temporary);
@@ -156,9 +159,11 @@ pub(crate) mod faulty {
             RealFiles.create_dir(path)
         }
 
-        fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        fn write(&self, path: &Path, contents: Contents<'_>) -> io::Result<()> {
+            let mut bytes = Vec::new();
+            contents(&mut bytes)?;
             self.step(|| fs::write(path, &bytes[..bytes.len() / 2]).unwrap_or_default())?;
-            RealFiles.write(path, bytes)
+            RealFiles.write(path, &mut |out| out.write_all(&bytes))
         }
 
         fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {

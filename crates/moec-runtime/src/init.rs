@@ -3,7 +3,7 @@
 use crate::executable::{Executable, ExecutableError};
 use crate::streams::Purpose;
 use moec_ir::{DType, Data, Init, Tensor, TensorType};
-use moec_plan::StateDecl;
+use moec_plan::{StateDecl, on_threads};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -17,20 +17,21 @@ pub fn initial_tensors(
     parameters: &[(String, Init)],
     states: &[(String, Tensor)],
 ) -> BTreeMap<String, Tensor> {
-    let mut tensors = BTreeMap::new();
-    for state in declared {
-        let tensor = match (
-            parameters.iter().find(|(name, _)| *name == state.name),
-            states.iter().find(|(name, _)| *name == state.name),
-        ) {
-            (Some((_, init)), _) => draw(seed, &state.name, *init, &state.ty),
-            (None, Some((_, initial))) => initial.clone(),
-            (None, None) => zeros(&state.ty),
-        };
-        tensors.insert(state.name.clone(), tensor);
-    }
-    tensors
+    let tensors = on_threads(declared, |state| initial(seed, state, parameters, states));
+    declared.iter().map(|state| state.name.clone()).zip(tensors).collect()
 }
+
+fn initial(seed: u64, state: &StateDecl, parameters: &[(String, Init)], states: &[(String, Tensor)]) -> Tensor {
+    match (parameters.iter().find(|(name, _)| *name == state.name), states.iter().find(|(name, _)| *name == state.name))
+    {
+        (Some((_, init)), _) => draw(seed, &state.name, *init, &state.ty),
+        (None, Some((_, initial))) => initial.clone(),
+        (None, None) => zeros(&state.ty),
+    }
+}
+
+/// Tensors that are drawn together, on all cores: more take more memory.
+const DRAWN_TOGETHER: usize = 16;
 
 /// Writes [`initial_tensors`] to the device.
 ///
@@ -42,8 +43,10 @@ pub fn initialise(
     parameters: &[(String, Init)],
     states: &[(String, Tensor)],
 ) -> Result<(), ExecutableError> {
-    let tensors = initial_tensors(seed, &executable.program().states, parameters, states);
-    executable.write_states(&tensors)
+    for declared in executable.program().states.chunks(DRAWN_TOGETHER) {
+        executable.write_states(&initial_tensors(seed, declared, parameters, states))?;
+    }
+    Ok(())
 }
 
 fn draw(seed: u64, name: &str, init: Init, ty: &TensorType) -> Tensor {

@@ -37,7 +37,7 @@ mod train;
 mod vocab;
 
 pub use checkpoint::{
-    Checkpoint, CheckpointError, FORMAT_VERSION, FileEntry, Identity, Manifest, Parts, fingerprint,
+    Checkpoint, CheckpointError, FORMAT_VERSION, FileEntry, Identity, Manifest, Parts, TensorSource, fingerprint,
     load as load_checkpoint, read_manifest,
 };
 pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};

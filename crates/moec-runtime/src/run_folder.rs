@@ -11,13 +11,11 @@
 //!     .lock           held by the process that writes
 //! ```
 
-use crate::checkpoint::{self, CheckpointError, Identity};
+use crate::checkpoint::{self, CheckpointError, Identity, TensorSource};
 use crate::data::sha256_hex;
 use crate::files::{Files, INCOMPLETE, RealFiles, replace};
 use crate::metrics::Metric;
-use moec_ir::Tensor;
 use moec_plan::StateDecl;
-use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -129,7 +127,7 @@ impl RunFolder {
         // The spec comes last: it makes the folder a run.
         for (name, text) in [(RESOLVED, texts.resolved), (PLAN, texts.plan), (SPEC, texts.spec)] {
             let file = root.join(name);
-            replace(&*files, &file, text.as_bytes()).map_err(io_failed(&file))?;
+            replace(&*files, &file, &mut |out| out.write_all(text.as_bytes())).map_err(io_failed(&file))?;
         }
         Ok(Self { root: root.into(), files, spec_sha256: sha256_hex(texts.spec.as_bytes()), _lock: lock })
     }
@@ -177,19 +175,20 @@ impl RunFolder {
         latest_checkpoint(&self.root)
     }
 
-    /// Writes the checkpoint of a step, whole or not at all; moments of the optimiser that `tensors` lacks are zero.
+    /// Writes the checkpoint of a step, whole or not at all. `tensor` is asked for each of its tensors twice, of which
+    /// only one is in memory at a time; moments of the optimiser that it does not have are zero.
     ///
     /// # Errors
-    /// When a tensor of the model is missing, has another type or is not finite, or the system refuses to write.
-    /// Checkpoints written before stay as they are.
+    /// When a tensor cannot be had, is missing from the model, has another type or is not finite, or the system refuses to
+    /// write. Checkpoints written before stay as they are.
     pub fn save_checkpoint(
         &self,
         step: u64,
         identity: &Identity,
         states: &[StateDecl],
-        tensors: &BTreeMap<String, Tensor>,
+        tensor: TensorSource<'_>,
     ) -> Result<PathBuf, CheckpointError> {
-        checkpoint::save(&*self.files, &self.root.join(CHECKPOINTS), step, identity, states, tensors)
+        checkpoint::save(&*self.files, &self.root.join(CHECKPOINTS), step, identity, states, tensor)
     }
 
     /// Removes all but the newest `keep` checkpoints.
@@ -243,7 +242,7 @@ impl RunFolder {
             }
         }
         if kept != text {
-            replace(&*self.files, &path, kept.as_bytes()).map_err(io_failed(&path))?;
+            replace(&*self.files, &path, &mut |out| out.write_all(kept.as_bytes())).map_err(io_failed(&path))?;
         }
         Ok(metrics)
     }
@@ -254,7 +253,7 @@ impl RunFolder {
     /// When the system refuses.
     pub fn write_report(&self, name: &'static str, text: &str) -> Result<PathBuf, RunError> {
         let path = self.root.join(name);
-        replace(&*self.files, &path, text.as_bytes()).map_err(io_failed(&path))?;
+        replace(&*self.files, &path, &mut |out| out.write_all(text.as_bytes())).map_err(io_failed(&path))?;
         Ok(path)
     }
 
@@ -270,7 +269,7 @@ impl RunFolder {
         }
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
         let path = folder.join(name.chars().map(plain).collect::<String>() + ".txt");
-        replace(&*self.files, &path, text.as_bytes()).map_err(io_failed(&path))?;
+        replace(&*self.files, &path, &mut |out| out.write_all(text.as_bytes())).map_err(io_failed(&path))?;
         Ok(path)
     }
 }

@@ -1,11 +1,13 @@
 //! Tensors by name in safetensors files, byte-reproducible: the metadata holds one key at most, because the format's
 //! library writes several in random order.
 
-use crate::files::{Files, RealFiles, replace};
+use crate::files::{RealFiles, replace};
 use moec_ir::{Data, Tensor};
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// Longer headers are refused: this is room for tens of thousands of tensors, and reading a hostile one takes seconds.
@@ -42,27 +44,101 @@ pub enum TensorFileError {
     },
 }
 
-/// The bytes of a safetensors file.
-pub(crate) fn encode(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, String> {
-    let bytes: Vec<(&String, &Tensor, Dtype, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let (dtype, bytes) = match tensor.data() {
-                Data::F32(v) => (Dtype::F32, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-                Data::F64(v) => (Dtype::F64, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-                Data::I32(v) => (Dtype::I32, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            };
-            (name, tensor, dtype, bytes)
-        })
-        .collect();
-    let mut views = Vec::with_capacity(bytes.len());
-    for (name, tensor, dtype, bytes) in &bytes {
-        let view = TensorView::new(*dtype, tensor.shape().to_vec(), bytes).map_err(|e| e.to_string())?;
-        views.push((name.as_str(), view));
+/// What a safetensors file says of a tensor before its data.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// The type of its elements.
+    pub(crate) dtype: Dtype,
+    /// Its shape.
+    pub(crate) shape: &'a [usize],
+}
+
+/// An entry as the format's library sees it: without data, but noting when they would be written.
+struct Announced<'a> {
+    index: usize,
+    entry: &'a Entry<'a>,
+    order: &'a RefCell<Vec<usize>>,
+}
+
+impl View for Announced<'_> {
+    fn dtype(&self) -> Dtype {
+        self.entry.dtype
     }
+
+    fn shape(&self) -> &[usize] {
+        self.entry.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.order.borrow_mut().push(self.index);
+        Cow::Borrowed(&[])
+    }
+
+    fn data_len(&self) -> usize {
+        self.entry.shape.iter().product::<usize>() * self.entry.dtype.bitsize() / 8
+    }
+}
+
+/// Writes a safetensors file. `tensor` is asked for the data of one entry after the other, in the order of the file, so
+/// that only one of them is in memory.
+pub(crate) fn write_entries(
+    entries: &[Entry<'_>],
+    tensor: &mut dyn FnMut(usize) -> io::Result<Tensor>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let order = RefCell::default();
+    let announced =
+        entries.iter().enumerate().map(|(index, entry)| (entry.name, Announced { index, entry, order: &order }));
     // "pt" tells PyTorch's tools that the axes are in its order.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize(views, Some(metadata)).map_err(|e: SafeTensorError| e.to_string())
+    let header = safetensors::serialize(announced, Some(metadata)).map_err(io::Error::other)?;
+    out.write_all(&header)?;
+    for index in order.into_inner() {
+        let (entry, tensor) = (&entries[index], tensor(index)?);
+        if tensor.shape() != entry.shape {
+            return Err(io::Error::other(format!("tensor `{}` has another shape than announced", entry.name)));
+        }
+        match (tensor.data(), entry.dtype) {
+            (Data::F32(v), Dtype::F32) => write_elements(v, |x| x.to_le_bytes(), out)?,
+            (Data::F64(v), Dtype::F64) => write_elements(v, |x| x.to_le_bytes(), out)?,
+            (Data::I32(v), Dtype::I32) => write_elements(v, |x| x.to_le_bytes(), out)?,
+            _ => return Err(io::Error::other(format!("tensor `{}` has other elements than announced", entry.name))),
+        }
+    }
+    Ok(())
+}
+
+/// Writes elements, some thousand at a time.
+fn write_elements<T: Copy, const N: usize>(
+    elements: &[T],
+    bytes: impl Fn(T) -> [u8; N],
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    for chunk in elements.chunks(1 << 14) {
+        buffer.clear();
+        buffer.extend(chunk.iter().flat_map(|&x| bytes(x)));
+        out.write_all(&buffer)?;
+    }
+    Ok(())
+}
+
+/// The element type of a tensor in a file: what it is in memory.
+pub(crate) fn dtype_of(tensor: &Tensor) -> Dtype {
+    match tensor.data() {
+        Data::F32(_) => Dtype::F32,
+        Data::F64(_) => Dtype::F64,
+        Data::I32(_) => Dtype::I32,
+    }
+}
+
+/// Writes tensors that are in memory.
+fn write_map(tensors: &BTreeMap<String, Tensor>, out: &mut dyn Write) -> io::Result<()> {
+    let entries: Vec<Entry<'_>> =
+        tensors.iter().map(|(name, tensor)| Entry { name, dtype: dtype_of(tensor), shape: tensor.shape() }).collect();
+    write_entries(&entries, &mut |index| Ok(tensors[entries[index].name].clone()), out)
 }
 
 /// The tensors of a safetensors file.
@@ -113,13 +189,16 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, TensorFileE
 /// # Errors
 /// When the file cannot be written.
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), TensorFileError> {
-    write_with(&RealFiles, path, tensors)
+    replace(&RealFiles, path, &mut |out| write_map(tensors, out))
+        .map_err(|source| TensorFileError::Io { path: path.display().to_string(), source })
 }
 
-fn write_with(files: &dyn Files, path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), TensorFileError> {
-    let shown = path.display().to_string();
-    let bytes = encode(tensors).map_err(|reason| TensorFileError::Format { path: shown.clone(), reason })?;
-    replace(files, path, &bytes).map_err(|source| TensorFileError::Io { path: shown, source })
+/// The bytes of a safetensors file.
+#[cfg(test)]
+pub(crate) fn encode(tensors: &BTreeMap<String, Tensor>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    write_map(tensors, &mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -160,7 +239,7 @@ mod tests {
 
     #[test]
     fn other_element_types_are_named() {
-        let view = TensorView::new(Dtype::BF16, vec![1], &[0, 0]).unwrap();
+        let view = safetensors::tensor::TensorView::new(Dtype::BF16, vec![1], &[0, 0]).unwrap();
         let bytes = safetensors::serialize([("half", view)], None).unwrap();
         let error = decode(Path::new("x"), &bytes).unwrap_err();
         assert_eq!(error.to_string(), "x: tensor `half` has the element type BF16; F32, F64 and I32 can be read");

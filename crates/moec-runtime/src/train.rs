@@ -335,14 +335,22 @@ fn save_checkpoint(
     step: u64,
     reporter: &mut dyn Reporter,
 ) -> Result<PathBuf, TrainError> {
-    let tensors = executable.read_states()?;
     // Metrics first: a checkpoint never lacks the lines that led to it.
     run.sync_metrics()?;
-    let path = match run.save_checkpoint(step, identity, &executable.program().states, &tensors) {
-        Err(CheckpointError::NotFinite { name }) => {
+    let (program, mut unread) = (executable.program(), None);
+    let saved = run.save_checkpoint(step, identity, &program.states, &mut |state| {
+        executable.read_state(&state.name).map(Some).map_err(|error| {
+            let shown = error.to_string();
+            unread = Some(error);
+            shown
+        })
+    });
+    let path = match (saved, unread) {
+        (_, Some(error)) => return Err(error.into()),
+        (Err(CheckpointError::NotFinite { name }), _) => {
             return Err(TrainError::Diverged { step, what: format!("`{name}`") });
         }
-        other => other?,
+        (saved, None) => saved?,
     };
     if let Some(keep) = config.keep {
         run.prune_checkpoints(keep)?;

@@ -40,7 +40,8 @@ pub fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<
         spec_sha256: folder.spec_sha256().to_string(),
         data_sha256: corpus.sha256().to_string(),
     };
-    let path = folder.save_checkpoint(0, &identity, &program.states, &tensors)?;
+    let path =
+        folder.save_checkpoint(0, &identity, &program.states, &mut |state| Ok(tensors.get(&state.name).cloned()))?;
     console.note(format!("imported {} tensors into {}", theirs.len(), path.display()));
     Ok(Exit::Success)
 }
