@@ -8,7 +8,8 @@ import time
 
 from . import places
 
-CORES = str(os.cpu_count())
+# Those that this process may use: `taskset -c 0-1 benchmarks/run` measures two.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class Failed(Exception):
@@ -18,8 +19,8 @@ class Failed(Exception):
 def environment():
     """Everyone computes on all cores, and what torch.compile caches lies below our folder."""
     return os.environ | {
-        "OMP_NUM_THREADS": CORES,
-        "RAYON_NUM_THREADS": CORES,
+        "OMP_NUM_THREADS": str(CORES),
+        "RAYON_NUM_THREADS": str(CORES),
         "TORCHINDUCTOR_CACHE_DIR": str(places.INDUCTOR),
     }
 
