@@ -250,6 +250,9 @@ impl Report {
         lines.push(format!("start    {:.2} s until the first step was done", self.first_step_s));
         let peak = self.memory.peak_resident_bytes.map(|n| format!(", {} resident", bytes(n))).unwrap_or_default();
         lines.push(format!("memory   {} planned{peak}", bytes(self.memory.planned_bytes as u64)));
+        if self.device == DeviceName::Wgpu.as_str() {
+            lines.push("kernels  timed one by one, each with the wait for it: together longer than a step".to_string());
+        }
         format!("{}\n\n{}", lines.join("\n"), self.profile.text())
     }
 }
