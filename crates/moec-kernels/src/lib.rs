@@ -1,6 +1,7 @@
 //! CubeCL kernels and the backend that launches a plan with them.
 //!
-//! [`CubeBackend`] is a [`moec_plan::Backend`]: it prepares a program on the CPU or on whatever wgpu reaches. Which kernels a plan would launch is known without a device: [`kernel_names`].
+//! [`CubeBackend`] is a [`moec_plan::Backend`]: it prepares a program on the CPU or on whatever wgpu reaches.
+//! Which kernels a plan would launch is known without a device: [`kernel_names`].
 
 mod backend;
 mod device;

@@ -279,13 +279,15 @@ pub(crate) fn save(
     let mut get = |state: &StateDecl| {
         let other = |reason| CheckpointError::Other { path: shown.clone(), reason };
         match (tensor(state).map_err(other)?, state.kind) {
-            (Some(tensor), _) => check_tensor(&shown, state, &tensor).map(|()| tensor),
+            (Some(tensor), _) => Ok(tensor),
             (None, StateKind::Optimizer) => Ok(zeros(&state.ty)),
             (None, _) => Err(other(format!("there is no tensor `{}`", state.name))),
         }
     };
     for state in states.iter().filter(|s| s.kind.in_checkpoints()) {
-        let dtype = tensor_file::dtype_of(&get(state)?);
+        let tensor = get(state)?;
+        check_tensor(&shown, state, &tensor)?;
+        let dtype = tensor_file::dtype_of(&tensor);
         let part = &mut parts[usize::from(state.kind == StateKind::Optimizer)].1;
         part.push((state, Entry { name: &state.name, dtype, shape: &state.ty.shape }));
     }

@@ -135,20 +135,32 @@ fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, #[comptime] length: usize)
     }
 }
 
-/// Stores the results of a program but for the first.
+/// What becomes of an element of a product: the first result of the program that goes on with it, whose other results are
+/// stored here; without a program the element itself.
 #[cube]
-fn store_more<W: Size>(
-    more: &mut Sequence<Box<[Vector<f32, W>]>>,
-    r: &Sequence<Vector<f32, W>>,
+fn go_on<W: Size>(
     at: usize,
+    product: Vector<f32, W>,
+    vectors: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars: &Sequence<Box<[f32]>>,
+    keys_a: &Sequence<Vector<u32, W>>,
+    keys_b: &Sequence<Vector<u32, W>>,
+    more: &mut Sequence<Box<[Vector<f32, W>]>>,
     #[comptime] after: Program,
-) {
-    #[unroll]
-    for j in 1..comptime!(after.results.len()) {
-        let register = comptime!(after.results[j]);
-        let value = r[register];
-        let result = more.index_mut(comptime!(j - 1));
-        result[at] = value;
+) -> Vector<f32, W> {
+    if comptime!(after.results.is_empty()) {
+        product
+    } else {
+        let mut r = Sequence::<Vector<f32, W>>::new();
+        evaluate::<W>(at, product, vectors, scalars, keys_a, keys_b, &mut r, comptime!(after.clone()));
+        #[unroll]
+        for j in 1..comptime!(after.results.len()) {
+            let register = comptime!(after.results[j]);
+            let value = r[register];
+            let result = more.index_mut(comptime!(j - 1));
+            result[at] = value;
+        }
+        r[comptime!(after.results[0])]
     }
 }
 
@@ -229,7 +241,6 @@ fn tiled<W: Size, L: Size>(
     let (column_group, row_group) = (unit % column_groups, unit / column_groups);
     let p0 = panels * column_group / column_groups;
     let p1 = panels * (column_group + 1) / column_groups;
-    let goes_on = comptime!(!after.results.is_empty());
     let mut keys_a = Sequence::<Vector<u32, W>>::new();
     let mut keys_b = Sequence::<Vector<u32, W>>::new();
     dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
@@ -352,28 +363,20 @@ fn tiled<W: Size, L: Size>(
                             if comptime!(w == stored) {
                                 for j in 0..min(nv, vectors - p * nv) {
                                     let at = row / w + p * nv + j;
-                                    let value = tile[i * nv + j];
-                                    if comptime!(goes_on) {
-                                        if block + 1 == blocks {
-                                            let mut r = Sequence::<Vector<f32, W>>::new();
-                                            evaluate::<W>(
-                                                at,
-                                                value,
-                                                vectors_after,
-                                                scalars_after,
-                                                &keys_a,
-                                                &keys_b,
-                                                &mut r,
-                                                comptime!(after.clone()),
-                                            );
-                                            y.with_vector_size_mut::<W>()[at] = r[comptime!(after.results[0])];
-                                            store_more::<W>(more, &r, at, comptime!(after.clone()));
-                                        } else {
-                                            y.with_vector_size_mut::<W>()[at] = value;
-                                        }
-                                    } else {
-                                        y.with_vector_size_mut::<W>()[at] = value;
+                                    let mut value = tile[i * nv + j];
+                                    if block + 1 == blocks {
+                                        value = go_on::<W>(
+                                            at,
+                                            value,
+                                            vectors_after,
+                                            scalars_after,
+                                            &keys_a,
+                                            &keys_b,
+                                            more,
+                                            comptime!(after.clone()),
+                                        );
                                     }
+                                    y.with_vector_size_mut::<W>()[at] = value;
                                 }
                             } else {
                                 let lanes = tile.with_vector_size::<Const<1>>();
@@ -421,23 +424,42 @@ pub(crate) fn product(l: &Launcher, p: &Product<'_>) {
     fused::launch(l, after.program, &floats, after.rng, &results);
 }
 
+/// What a launch binds beside the matrices of a product.
+struct Extras<'a> {
+    /// An absent operand is never read: another buffer is bound in its place.
+    bias: Arg,
+    offsets: Arg,
+    has_bias: usize,
+    grouped: usize,
+    /// The program that goes on with the product.
+    after: Bound,
+    rng: Option<Arg>,
+    more: &'a [Arg],
+}
+
+impl<'a> Extras<'a> {
+    fn new(p: &Product<'a>, after: Option<(Bound, After<'a>)>) -> Self {
+        let (after, rng, more) = match after {
+            Some((bound, after)) => (bound, after.rng, after.more),
+            None => (Bound::default(), None, [].as_slice()),
+        };
+        let (has_bias, grouped) = (usize::from(p.bias.is_some()), usize::from(p.offsets.is_some()));
+        Self { bias: p.bias.unwrap_or(p.b), offsets: p.offsets.unwrap_or(p.a), has_bias, grouped, after, rng, more }
+    }
+}
+
 /// Launches the kernel of a product, with the program that goes on with it if that can be part of it.
 fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
+    let extras = Extras::new(p, after);
     if !l.is_cpu() {
-        return cubes::launch(l, p, after);
+        return cubes::launch(l, p, extras);
     }
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
-    // An absent operand is never read: another buffer is bound in its place.
-    let (bias, offsets) = (p.bias.unwrap_or(b), p.offsets.unwrap_or(a));
-    let (has_bias, grouped) = (usize::from(p.bias.is_some()), usize::from(p.offsets.is_some()));
+    let Extras { bias, offsets, has_bias, grouped, after, rng, more } = extras;
+    let Bound { program, vectors, scalars, keys } = after;
     let w = l.profile().matrix_width();
     let tiling = Tiling::new(w, m, n);
     let aligned = if n % w == 0 { w } else { 1 };
-    let (bound, rng, more) = match after {
-        Some((bound, after)) => (bound, after.rng, after.more),
-        None => (Bound::default(), None, [].as_slice()),
-    };
-    let Bound { program, vectors, scalars, keys } = bound;
     l.launch(
         1,
         || {

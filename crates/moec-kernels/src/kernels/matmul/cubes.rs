@@ -6,8 +6,8 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::super::fused::{Bound, Program, dropout_keys, evaluate};
-use super::{After, Layout, Product, segment, store_more};
+use super::super::fused::{Bound, Program, dropout_keys};
+use super::{Extras, Layout, Product, go_on, segment};
 use crate::launch::{GPU_CUBE, Launcher};
 use cubecl::prelude::*;
 
@@ -215,39 +215,26 @@ fn tiles<W: Size>(
             if row < row1 && column < n {
                 let at = y0 + row * n + column;
                 let value = Vector::<f32, W>::new(results[i]);
-                if comptime!(after.results.is_empty()) {
-                    y[at] = value;
-                } else {
-                    let mut r = Sequence::<Vector<f32, W>>::new();
-                    evaluate::<W>(
-                        at,
-                        value,
-                        vectors_after,
-                        scalars_after,
-                        &keys_a,
-                        &keys_b,
-                        &mut r,
-                        comptime!(after.clone()),
-                    );
-                    y[at] = r[comptime!(after.results[0])];
-                    store_more::<W>(more, &r, at, comptime!(after.clone()));
-                }
+                y[at] = go_on::<W>(
+                    at,
+                    value,
+                    vectors_after,
+                    scalars_after,
+                    &keys_a,
+                    &keys_b,
+                    more,
+                    comptime!(after.clone()),
+                );
             }
         }
     }
 }
 
 /// Launches the kernel of a product, with the program that goes on with it, bound for single elements.
-pub(super) fn launch(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
+pub(super) fn launch(l: &Launcher, p: &Product<'_>, extras: Extras<'_>) {
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
-    // An absent operand is never read: another buffer is bound in its place.
-    let (bias, offsets) = (p.bias.unwrap_or(b), p.offsets.unwrap_or(a));
-    let (has_bias, grouped) = (usize::from(p.bias.is_some()), usize::from(p.offsets.is_some()));
-    let (bound, rng, more) = match after {
-        Some((bound, after)) => (bound, after.rng, after.more),
-        None => (Bound::default(), None, [].as_slice()),
-    };
-    let Bound { program, vectors, scalars, keys } = bound;
+    let Extras { bias, offsets, has_bias, grouped, after, rng, more } = extras;
+    let Bound { program, vectors, scalars, keys } = after;
     // Tiles that are full at best, and those that may be begun.
     let full = |edge: usize| m.div_ceil(edge) * n.div_ceil(edge) * if layout.transpose_a { experts } else { 1 };
     let begun = |edge: usize| {
