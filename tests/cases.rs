@@ -368,6 +368,10 @@ fn linear(cases: &mut Vec<Case>) {
             }
             cases.push(c.finish(Op::MatMul { transpose_a, transpose_b, bias }, &operands));
         }
+        let mut c = CaseBuilder::new(format!("matmul with sums {m}x{k}x{n}"));
+        let operands = [c.normal("a", &[k, m]), c.normal("b", &[k, n])];
+        let product = Op::MatMul { transpose_a: true, transpose_b: false, bias: false };
+        cases.push(c.finish(Op::ProductWithSums(Box::new(product)), &operands));
     }
     let segments: [&[i32]; 6] =
         [&[0, 7], &[0, 0, 5, 5], &[0, 3, 3, 10, 17], &[0, 17, 17, 17], &[0, 4, 9, 12], &[0, 20, 33, 33, 64, 64]];
@@ -392,6 +396,10 @@ fn linear(cases: &mut Vec<Case>) {
         let (dy, x) = (c.normal("dy", &[rows, outer]), c.normal("x", &[rows, inner]));
         let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
         cases.push(c.finish(Op::GroupedMatMulWeightGrad, &[dy, x, o]));
+        let mut c = CaseBuilder::new(format!("grouped matmul weight grad with sums {offsets:?} {inner}->{outer}"));
+        let (dy, x) = (c.normal("dy", &[rows, outer]), c.normal("x", &[rows, inner]));
+        let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
+        cases.push(c.finish(Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)), &[dy, x, o]));
         let mut c = CaseBuilder::new(format!("grouped sum {offsets:?} {outer}"));
         let x = c.normal("x", &[rows, outer]);
         let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
@@ -786,7 +794,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Number of kinds of operations, one more than the largest [`kind`].
-pub const KINDS: usize = 53;
+pub const KINDS: usize = 54;
 
 /// Number of an operation's kind. The match is exhaustive, so that an operation cannot be added without a case here.
 pub fn kind(op: &Op) -> usize {
@@ -802,6 +810,7 @@ pub fn kind(op: &Op) -> usize {
         Op::Select => 8,
         Op::Fused(_) => 9,
         Op::FusedProduct { .. } => 51,
+        Op::ProductWithSums(_) => 53,
         Op::Sum { .. } => 10,
         Op::SumOfSquares => 11,
         Op::MatMul { .. } => 12,

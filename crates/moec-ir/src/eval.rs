@@ -302,6 +302,14 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             let all: Vec<&Tensor> = made.iter().chain(rest.iter().copied()).collect();
             fused(program, &Operands { tensors: &all, ..*x })
         }
+        Op::ProductWithSums(product) => {
+            let product = evaluate_op(product, x.tensors)?.into_iter().map(Tensor::into_data);
+            let sums = match x.tensors.get(2) {
+                Some(offsets) => grouped_sum(&Operands { tensors: &[x.tensors[0], offsets], ..*x })?,
+                None => sum(&x.f(0), x.shape(0), &[0], types[1].elements()),
+            };
+            product.chain([Data::F64(sums)]).collect()
+        }
 
         Op::ToFloat => f(x.i(0).iter().map(|&i| f64::from(i)).collect()),
         // NaN is not at least 0.

@@ -214,6 +214,16 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             let rest: Vec<&TensorType> = made.iter().chain(types[split..].iter().copied()).collect();
             fused(&Check { op: op.mnemonic(), types: &rest }, program)?
         }
+        Op::ProductWithSums(product) => {
+            let mut made = infer(product, types)?;
+            let summed = match **product {
+                Op::MatMul { transpose_a: true, bias: false, .. } => made[0].shape[..1].to_vec(),
+                Op::GroupedMatMulWeightGrad => made[0].shape[..2].to_vec(),
+                _ => return c.fail("it must be a product over the rows of its first operand"),
+            };
+            made.push(f32s(&summed));
+            made
+        }
         Op::Sum { axes } => {
             c.arity(1)?;
             let shape = c.float(0)?;

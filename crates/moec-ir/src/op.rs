@@ -258,6 +258,10 @@ pub enum Op {
         /// What is done with it.
         program: FusedProgram,
     },
+    /// `(operands of the product..) -> (y, sums)`: a product over rows that also sums the rows of its first operand, the
+    /// gradients of a weight and of its bias: `sums [M]` of [`Op::MatMul`] with `a` transposed, per expert `[E, O]` of
+    /// [`Op::GroupedMatMulWeightGrad`]. Only in the optimised stage.
+    ProductWithSums(Box<Op>),
 
     // ---- indices ----
     /// `(x i32[s]) -> (y [s])`: the same numbers, exact below 2^24.
@@ -511,6 +515,10 @@ impl Op {
             Op::FusedProduct { product, .. } => match **product {
                 Op::GroupedMatMul { .. } => "fused_grouped_matmul",
                 _ => "fused_matmul",
+            },
+            Op::ProductWithSums(product) => match **product {
+                Op::GroupedMatMulWeightGrad => "grouped_matmul_weight_grad_with_sums",
+                _ => "matmul_with_sums",
             },
             Op::ToFloat => "to_float",
             Op::ToIndex { .. } => "to_index",

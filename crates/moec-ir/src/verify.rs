@@ -255,7 +255,7 @@ pub fn annotate(graph: &Graph, errors: &[VerifyError]) -> String {
 /// The first stage in which an operation is legal.
 fn first_stage(op: &Op) -> Stage {
     match op {
-        Op::Fused(_) | Op::FusedProduct { .. } => Stage::Optimized,
+        Op::Fused(_) | Op::FusedProduct { .. } | Op::ProductWithSums(_) => Stage::Optimized,
         Op::LayerNormGrad
         | Op::RmsNormGrad
         | Op::SoftmaxGrad
@@ -458,6 +458,7 @@ impl<'g> Verifier<'g> {
             | Op::MatMul { .. }
             | Op::GroupedMatMul { .. }
             | Op::GroupedMatMulWeightGrad
+            | Op::ProductWithSums(_)
             | Op::GroupedSum
             | Op::LayerNormGrad
             | Op::RmsNormGrad
@@ -546,6 +547,7 @@ fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
         | Op::MatMul { .. }
         | Op::GroupedMatMul { .. }
         | Op::GroupedMatMulWeightGrad
+        | Op::ProductWithSums(_)
         | Op::GroupedSum
         | Op::LayerNorm { .. }
         | Op::LayerNormGrad

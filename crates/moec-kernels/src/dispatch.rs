@@ -91,7 +91,10 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             reduce::sum_of_squares(l, &operands, r(0));
         }
 
-        Op::MatMul { .. } | Op::GroupedMatMul { .. } => product(l, &step.op, x, &y[0], None),
+        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::GroupedMatMulWeightGrad => {
+            product(l, &step.op, x, &y[0], None, None);
+        }
+        Op::ProductWithSums(op) => product(l, op, x, &y[0], Some(r(1)), None),
         Op::FusedProduct { product: op, program } => {
             let (own, rest) = x.split_at(op.product_operands().unwrap_or(0));
             let rest: Vec<Arg> = rest.iter().map(|o| o.arg).collect();
@@ -99,12 +102,7 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let (floats, rng) = rest.split_at(program.accesses.len() - 1);
             let more: Vec<Arg> = y[1..].iter().map(|o| o.arg).collect();
             let after = matmul::After { program, floats, rng: rng.first().copied(), more: &more };
-            product(l, op, own, &y[0], Some(after));
-        }
-        Op::GroupedMatMulWeightGrad => {
-            let ((rows, outer), (_, inner)) = (x[0].matrix(), x[1].matrix());
-            let experts = a(2).elements() - 1;
-            grouped_matmul::weight_grad(l, a(0), a(1), a(2), r(0), rows, experts, outer, inner);
+            product(l, op, own, &y[0], None, Some(after));
         }
         Op::GroupedSum => {
             let (rows, outer) = x[0].matrix();
@@ -233,15 +231,20 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
     }
 }
 
-/// Launches a product, and the program that goes on with it.
-fn product(l: &Launcher, op: &Op, x: &[Operand], y: &Operand, after: Option<matmul::After<'_>>) {
+/// Launches a product, with the sums of its first operand, or with the program that goes on with it.
+fn product(l: &Launcher, op: &Op, x: &[Operand], y: &Operand, sums: Option<Arg>, after: Option<matmul::After<'_>>) {
     let a = |i: usize| x[i].arg;
     match op {
         Op::MatMul { transpose_a, transpose_b, bias } => {
             let ((p, q), (s, t)) = (x[0].matrix(), x[1].matrix());
             let (m, k) = if *transpose_a { (q, p) } else { (p, q) };
             let n = if *transpose_b { s } else { t };
-            matmul::launch(l, a(0), a(1), bias.then(|| a(2)), y.arg, m, n, k, *transpose_a, *transpose_b, after);
+            matmul::launch(l, a(0), a(1), bias.then(|| a(2)), y.arg, sums, m, n, k, *transpose_a, *transpose_b, after);
+        }
+        Op::GroupedMatMulWeightGrad => {
+            let ((rows, outer), (_, inner)) = (x[0].matrix(), x[1].matrix());
+            let experts = a(2).elements() - 1;
+            grouped_matmul::weight_grad(l, a(0), a(1), a(2), y.arg, sums, rows, experts, outer, inner);
         }
         Op::GroupedMatMul { transpose_b, bias } => {
             let (rows, inner) = x[0].matrix();

@@ -507,11 +507,19 @@ fn products_per_expert() {
             check(&Op::GroupedMatMul { transpose_b, bias: true }, &[&x, &w, &offsets, &bias], 1e-5);
         }
         check(&Op::GroupedMatMulWeightGrad, &[&dy, &x, &offsets], 1e-5);
+        check(&Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)), &[&dy, &x, &offsets], 1e-5);
         check(&Op::GroupedSum, &[&dy, &offsets], 1e-5);
     }
     // More tiles than a graphics device has cubes.
     let offsets = Tensor::ints((0..=600).map(|e| e * 2 / 3).collect::<Vec<i32>>());
-    check(&Op::GroupedMatMulWeightGrad, &[&normal(&[401, 65], 1), &normal(&[401, 65], 2), &offsets], 1e-5);
+    let operands = [&normal(&[401, 65], 1), &normal(&[401, 65], 2), &offsets];
+    check(&Op::GroupedMatMulWeightGrad, &operands, 1e-5);
+    check(&Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)), &operands, 1e-5);
+    // Columns that no unit's tiles end with, and none that fill a vector.
+    for (k, m, n) in [(7, 80, 33), (530, 48, 64), (3, 17, 5), (1, 1, 1), (33, 400, 16)] {
+        let product = Op::MatMul { transpose_a: true, transpose_b: false, bias: false };
+        check(&Op::ProductWithSums(Box::new(product)), &[&normal(&[k, m], 1), &normal(&[k, n], 2)], 1e-5);
+    }
 }
 
 #[test]

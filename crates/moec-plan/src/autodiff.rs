@@ -428,6 +428,7 @@ impl Rule<'_> {
             Op::Fused(_)
             | Op::CachedAttention { .. }
             | Op::FusedProduct { .. }
+            | Op::ProductWithSums(_)
             | Op::LayerNormGrad
             | Op::RmsNormGrad
             | Op::SoftmaxGrad

@@ -8,6 +8,7 @@ mod cse;
 mod dce;
 mod fold_const;
 mod fuse_elementwise;
+mod fuse_sums;
 pub(crate) mod rebuild;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ pub struct Pass {
 }
 
 /// All passes, in the order in which they run.
-pub const PASSES: [Pass; 5] = [
+pub const PASSES: [Pass; 6] = [
     Pass { name: "fold_const", summary: "computes what is made of filled tensors only", run: fold_const::run },
     Pass {
         name: "canonicalise",
@@ -40,6 +41,11 @@ pub const PASSES: [Pass; 5] = [
         name: "fuse_elementwise",
         summary: "joins elementwise operations and the broadcasts they read into single programs",
         run: fuse_elementwise::run,
+    },
+    Pass {
+        name: "fuse_sums",
+        summary: "lets the products of weight gradients make the gradients of biases, too",
+        run: fuse_sums::run,
     },
 ];
 

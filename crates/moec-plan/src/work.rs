@@ -85,10 +85,10 @@ pub fn kind(plan: &Plan, step: &Step) -> String {
     }
 }
 
-/// The product in an operation that goes on with it elementwise, otherwise the operation itself.
+/// The product in an operation that does something else with it, otherwise the operation itself.
 fn product_of(op: &Op) -> &Op {
     match op {
-        Op::FusedProduct { product, .. } => product,
+        Op::FusedProduct { product, .. } | Op::ProductWithSums(product) => product,
         op => op,
     }
 }
@@ -108,7 +108,7 @@ fn flops(op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
     let elements = result.elements() as f64;
     match product_of(op) {
         op @ (Op::MatMul { .. } | Op::GroupedMatMul { .. }) => 2.0 * elements * summed(op, first) as f64,
-        Op::GroupedMatMulWeightGrad => {
+        op @ Op::GroupedMatMulWeightGrad => {
             // Every row meets one expert, so the experts' gradients together are one product.
             let outer: f64 = x.iter().take(2).map(|t| t.shape.last().copied().unwrap_or(1) as f64).product();
             2.0 * outer * summed(op, first) as f64
@@ -154,6 +154,28 @@ mod tests {
                 ("matmul 5x7 over 3".to_string(), expected, Phase::Backward)
             ]
         );
+    }
+
+    #[test]
+    fn a_product_with_sums_counts_as_the_product() {
+        let program = |op: Op, offsets: bool| {
+            let mut b = Builder::new();
+            let mut operands = vec![b.input("dy", TensorType::f32([7, 5])), b.input("x", TensorType::f32([7, 3]))];
+            operands.extend(offsets.then(|| b.input("offsets", TensorType::i32([3]))));
+            let y = b.op(op, &operands);
+            b.output("y", y);
+            plan(&[("f".to_string(), &b.finish().unwrap())]).unwrap()
+        };
+        let flops = |program: &crate::Program| {
+            let plan = &program.plans[0];
+            plan.steps.iter().map(|s| work(plan, s).flops).sum::<f64>()
+        };
+        let dense = Op::MatMul { transpose_a: true, transpose_b: false, bias: false };
+        for (product, offsets) in [(dense, false), (Op::GroupedMatMulWeightGrad, true)] {
+            let with_sums = program(Op::ProductWithSums(Box::new(product.clone())), offsets);
+            assert_eq!(flops(&with_sums), flops(&program(product, offsets)));
+            assert_eq!(flops(&with_sums), 2.0 * (7 * 5 * 3) as f64);
+        }
     }
 
     #[test]

@@ -238,6 +238,23 @@ fn grouped_products_skip_empty_experts_and_trailing_rows() {
     let dy = t(&[4, 1], &[1.0, 2.0, 3.0, 4.0]);
     assert_eq!(one(Op::GroupedMatMulWeightGrad, &[&dy, &x, &offsets]), [7.0, 10.0, 0.0, 0.0, 15.0, 18.0]);
     assert_eq!(one(Op::GroupedSum, &[&x, &offsets]), [4.0, 6.0, 0.0, 0.0, 5.0, 6.0]);
+    let both = evaluate_op(&Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)), &[&dy, &x, &offsets]).unwrap();
+    assert_eq!(both[0].to_f64(), [7.0, 10.0, 0.0, 0.0, 15.0, 18.0]);
+    assert_eq!((both[1].shape(), both[1].to_f64()), ([3, 1].as_slice(), vec![3.0, 0.0, 3.0]));
+}
+
+#[test]
+fn a_product_may_sum_its_first_operand() {
+    let (dy, x) = (t(&[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), t(&[3, 1], &[1.0, 10.0, 100.0]));
+    let product = Op::MatMul { transpose_a: true, transpose_b: false, bias: false };
+    let both = evaluate_op(&Op::ProductWithSums(Box::new(product)), &[&dy, &x]).unwrap();
+    assert_eq!((both[0].shape(), both[0].to_f64()), ([2, 1].as_slice(), vec![531.0, 642.0]));
+    assert_eq!((both[1].shape(), both[1].to_f64()), ([2].as_slice(), vec![9.0, 12.0]));
+    // Not the sum over what the product does not sum over, nor with what the sum must not have.
+    for (transpose_a, bias) in [(false, false), (true, true)] {
+        let product = Op::MatMul { transpose_a, transpose_b: false, bias };
+        assert!(evaluate_op(&Op::ProductWithSums(Box::new(product)), &[&dy, &x]).is_err());
+    }
 }
 
 #[test]

@@ -416,6 +416,8 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "fused_grouped_matmul" => {
             Op::FusedProduct { product: Box::new(grouped_matmul(a)?), program: fused(a, shape())? }
         }
+        "matmul_with_sums" => Op::ProductWithSums(Box::new(matmul(a)?)),
+        "grouped_matmul_weight_grad_with_sums" => Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)),
         "sum" => Op::Sum { axes: a.list("axes")?.iter().map(integer).collect::<Result<_, _>>()? },
         "sum_of_squares" => Op::SumOfSquares,
         "matmul" => matmul(a)?,

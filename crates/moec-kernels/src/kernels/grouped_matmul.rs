@@ -28,18 +28,19 @@ pub(crate) fn forward(
     after: Option<After<'_>>,
 ) {
     let layout = Layout { transpose_a: false, transpose_b };
-    let offsets = Some(offsets);
-    product(l, &Product { layout, a: x, b: w, bias, offsets, y, after, m: rows, n: outer, k: inner, experts });
+    let (offsets, sums) = (Some(offsets), None);
+    product(l, &Product { layout, a: x, b: w, bias, offsets, y, sums, after, m: rows, n: outer, k: inner, experts });
 }
 
-/// `dw [experts, outer, inner]`: per expert `dyᵀ x` over its rows of `dy [rows, outer]` and `x [rows, inner]`; 0 for an
-/// expert without rows.
+/// `dw [experts, outer, inner]`: per expert `dyᵀ x` over its rows of `dy [rows, outer]` and `x [rows, inner]`, and the sums
+/// of its rows of `dy`, `[experts, outer]`; 0 for an expert without rows.
 pub(crate) fn weight_grad(
     l: &Launcher,
     dy: Arg,
     x: Arg,
     offsets: Arg,
     dw: Arg,
+    sums: Option<Arg>,
     rows: usize,
     experts: usize,
     outer: usize,
@@ -48,7 +49,10 @@ pub(crate) fn weight_grad(
     let layout = Layout { transpose_a: true, transpose_b: false };
     let offsets = Some(offsets);
     let (bias, after) = (None, None);
-    product(l, &Product { layout, a: dy, b: x, bias, offsets, y: dw, after, m: outer, n: inner, k: rows, experts });
+    product(
+        l,
+        &Product { layout, a: dy, b: x, bias, offsets, y: dw, sums, after, m: outer, n: inner, k: rows, experts },
+    );
 }
 
 /// Sum of a column over the rows of an expert.

@@ -76,6 +76,8 @@ pub(crate) struct Product<'a> {
     pub(crate) offsets: Option<Arg>,
     /// `[M, N]`, one per expert if `a` is transposed and there are offsets.
     pub(crate) y: Arg,
+    /// `[M]`, one per expert if there are offsets: `a` without `b`, where `a` is transposed.
+    pub(crate) sums: Option<Arg>,
     /// What is done with the result on its way to `y`; not where `a` is transposed and there are offsets.
     pub(crate) after: Option<After<'a>>,
     /// Rows of the result.
@@ -204,9 +206,40 @@ fn tile_work(length: usize, #[comptime] transpose_a: bool) -> usize {
     if comptime!(transpose_a) { length + 16 } else { 1usize.runtime() }
 }
 
+/// Sums of columns `c0 .. c1` of rows `q0 .. q1` of a matrix with `columns` of them (all in vectors), in row order, to
+/// `sums` from `to` on. Several neighbouring vectors at a time: rows are far apart in memory.
+#[cube]
+fn sum_columns<A: Size>(
+    values: &[Vector<f32, A>],
+    sums: &mut [Vector<f32, A>],
+    to: usize,
+    c0: usize,
+    c1: usize,
+    q0: usize,
+    q1: usize,
+    columns: usize,
+) {
+    let together = comptime!(4usize);
+    for first in range_stepped(c0, c1, together) {
+        let mut acc = Array::<Vector<f32, A>>::new(together);
+        clear(&mut acc, together);
+        for q in q0..q1 {
+            #[unroll]
+            for j in 0..together {
+                // Beyond the last column, where nobody looks.
+                acc[j] += values[q * columns + min(first + j, columns - 1)];
+            }
+        }
+        for j in 0..min(together, c1 - first) {
+            sums[to + first + j] = acc[j];
+        }
+    }
+}
+
 #[cube(launch_unchecked)]
-fn tiled<W: Size, L: Size>(
+fn tiled<W: Size, L: Size, S: Size>(
     a: &[f32],
+    rows_of_a: &[Vector<f32, S>],
     b: &[f32],
     b_vectors: &[Vector<f32, L>],
     bias: &[Vector<f32, L>],
@@ -216,6 +249,7 @@ fn tiled<W: Size, L: Size>(
     rng: &Sequence<Box<[u32]>>,
     keys: &Sequence<u32>,
     y: &mut [Vector<f32, L>],
+    sums: &mut [Vector<f32, S>],
     more: &mut Sequence<Box<[Vector<f32, W>]>>,
     m: usize,
     n: usize,
@@ -223,6 +257,7 @@ fn tiled<W: Size, L: Size>(
     experts: usize,
     grouped: usize,
     has_bias: usize,
+    has_sums: usize,
     column_groups: usize,
     #[comptime] layout: Layout,
     #[comptime] tiling: Tiling,
@@ -281,6 +316,14 @@ fn tiled<W: Size, L: Size>(
         let t1 = min((max(work1, before) - before + each - 1) / each, tiles);
         before += tiles * each;
         if t1 > t0 {
+            if comptime!(transpose_a) {
+                // Just before the unit reads these columns anyway; what lies between two tiles is the former's.
+                if has_sums != 0 && column_group == 0 {
+                    let (v, columns) = (S::value(), m / S::value());
+                    let (c0, c1) = ((t0 * mr + v - 1) / v, min((t1 * mr + v - 1) / v, columns));
+                    sum_columns::<S>(rows_of_a, sums, e * columns, c0, c1, sum0, sum1, columns);
+                }
+            }
             // A sum over nothing still stores its start.
             let blocks = max((sum1 - sum0 + kb - 1) / kb, 1);
             for p in p0..p1 {
@@ -429,8 +472,10 @@ struct Extras<'a> {
     /// An absent operand is never read: another buffer is bound in its place.
     bias: Arg,
     offsets: Arg,
+    sums: Arg,
     has_bias: usize,
     grouped: usize,
+    has_sums: usize,
     /// The program that goes on with the product.
     after: Bound,
     rng: Option<Arg>,
@@ -443,8 +488,9 @@ impl<'a> Extras<'a> {
             Some((bound, after)) => (bound, after.rng, after.more),
             None => (Bound::default(), None, [].as_slice()),
         };
-        let (has_bias, grouped) = (usize::from(p.bias.is_some()), usize::from(p.offsets.is_some()));
-        Self { bias: p.bias.unwrap_or(p.b), offsets: p.offsets.unwrap_or(p.a), has_bias, grouped, after, rng, more }
+        let [has_bias, grouped, has_sums] = [p.bias, p.offsets, p.sums].map(|extra| usize::from(extra.is_some()));
+        let (bias, offsets, sums) = (p.bias.unwrap_or(p.b), p.offsets.unwrap_or(p.a), p.sums.unwrap_or(p.y));
+        Self { bias, offsets, sums, has_bias, grouped, has_sums, after, rng, more }
     }
 }
 
@@ -455,16 +501,17 @@ fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
         return cubes::launch(l, p, extras);
     }
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
-    let Extras { bias, offsets, has_bias, grouped, after, rng, more } = extras;
+    let Extras { bias, offsets, sums, has_bias, grouped, has_sums, after, rng, more } = extras;
     let Bound { program, vectors, scalars, keys } = after;
     let w = l.profile().matrix_width();
     let tiling = Tiling::new(w, m, n);
-    let aligned = if n % w == 0 { w } else { 1 };
+    let aligned = |columns: usize| if columns % w == 0 { w } else { 1 };
+    let (aligned, a_width) = (aligned(n), if layout.transpose_a { aligned(m) } else { 1 });
     l.launch(
         1,
         || {
             format!(
-                "matmul {layout:?} {tiling:?} w{aligned}{}",
+                "matmul {layout:?} {tiling:?} w{aligned} w{a_width}{}",
                 if program.results.is_empty() { String::new() } else { format!(" then {program:?}") }
             )
         },
@@ -479,7 +526,9 @@ fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
                 t.dim(),
                 w,
                 aligned,
+                a_width,
                 t.bind(a, 1),
+                t.bind(a, a_width),
                 t.bind(b, 1),
                 t.bind(b, aligned),
                 t.bind(bias, aligned),
@@ -489,6 +538,7 @@ fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
                 rng.iter().map(|&x| t.bind(x, 1)).collect(),
                 keys.iter().copied().collect(),
                 t.bind(y, aligned),
+                t.bind(sums, a_width),
                 more.iter().map(|&x| t.bind(x, w)).collect(),
                 m,
                 n,
@@ -496,6 +546,7 @@ fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
                 experts,
                 grouped,
                 has_bias,
+                has_sums,
                 groups,
                 layout,
                 tiling,
@@ -505,13 +556,15 @@ fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
     );
 }
 
-/// `y [M, N] = a b (+ bias [N])`, `a [M, K]` or, transposed, `[K, M]`, `b [K, N]` or, transposed, `[N, K]`.
+/// `y [M, N] = a b (+ bias [N])`, `a [M, K]` or, transposed, `[K, M]`, `b [K, N]` or, transposed, `[N, K]`; for a
+/// transposed `a` with its `sums [M]`.
 pub(crate) fn launch(
     l: &Launcher,
     a: Arg,
     b: Arg,
     bias: Option<Arg>,
     y: Arg,
+    sums: Option<Arg>,
     m: usize,
     n: usize,
     k: usize,
@@ -520,5 +573,5 @@ pub(crate) fn launch(
     after: Option<After<'_>>,
 ) {
     let layout = Layout { transpose_a, transpose_b };
-    product(l, &Product { layout, a, b, bias, offsets: None, y, after, m, n, k, experts: 1 });
+    product(l, &Product { layout, a, b, bias, offsets: None, y, sums, after, m, n, k, experts: 1 });
 }

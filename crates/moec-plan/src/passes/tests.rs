@@ -440,3 +440,56 @@ fn optimising_twice_changes_nothing_more() {
     assert_eq!(print(&once), print(&twice));
     assert!(report.passes.iter().all(|p| p.rewrites == 0));
 }
+
+#[test]
+fn fuse_sums_lets_products_sum_what_they_read() {
+    becomes(
+        "fuse_sums",
+        "%dy = input : f32[7, 3]
+         %x = input : f32[7, 5]
+         %offsets = input : i32[3]
+         %dw = matmul(%dy, %x) {transpose_a} : f32[3, 5]
+         %db = sum(%dy) {axes = [0]} : f32[3]
+         %dws = grouped_matmul_weight_grad(%dy, %x, %offsets) : f32[2, 3, 5]
+         %dbs = grouped_sum(%dy, %offsets) : f32[2, 3]
+         %twice = add(%db, %db) : f32[3]
+         output dw = %dw
+         output db = %twice
+         output dws = %dws
+         output dbs = %dbs",
+        "%dy = input : f32[7, 3]
+         %x = input : f32[7, 5]
+         %offsets = input : i32[3]
+         %dw:2 = matmul_with_sums(%dy, %x) {transpose_a} : f32[3, 5], f32[3]
+         %dws:2 = grouped_matmul_weight_grad_with_sums(%dy, %x, %offsets) : f32[2, 3, 5], f32[2, 3]
+         %twice = add(%dw#1, %dw#1) : f32[3]
+         output dw = %dw
+         output db = %twice
+         output dws = %dws
+         output dbs = %dws#1",
+    );
+}
+
+#[test]
+fn fuse_sums_leaves_other_sums() {
+    // Of the other operand, over other rows, over the other axis, and one that is there before the product can be.
+    stays(
+        "fuse_sums",
+        "%dy = input : f32[7, 3]
+         %x = input : f32[7, 5]
+         %offsets = input : i32[3]
+         %others = input : i32[3]
+         %early = sum(%x) {axes = [0]} : f32[5]
+         %dw = matmul(%dy, %x) {transpose_a} : f32[3, 5]
+         %columns = sum(%dy) {axes = [1]} : f32[7]
+         %dws = grouped_matmul_weight_grad(%dy, %x, %offsets) : f32[2, 3, 5]
+         %dbs = grouped_sum(%dy, %others) : f32[2, 3]
+         %late = matmul(%x, %dy) {transpose_a} : f32[5, 3]
+         output early = %early
+         output dw = %dw
+         output columns = %columns
+         output dws = %dws
+         output dbs = %dbs
+         output late = %late",
+    );
+}

@@ -92,6 +92,7 @@ fn tiles<W: Size>(
     rng: &Sequence<Box<[u32]>>,
     keys: &Sequence<u32>,
     y: &mut [Vector<f32, W>],
+    sums: &mut [f32],
     more: &mut Sequence<Box<[Vector<f32, W>]>>,
     m: usize,
     n: usize,
@@ -99,6 +100,7 @@ fn tiles<W: Size>(
     experts: usize,
     grouped: usize,
     has_bias: usize,
+    has_sums: usize,
     #[comptime] layout: Layout,
     #[comptime] each: usize,
     #[comptime] after: Program,
@@ -176,6 +178,9 @@ fn tiles<W: Size>(
             load(a, &mut a_next, a0, row0, row1, m, sum0, sum1, k, !transpose_a, each);
             load(b, &mut b_next, b0, column0, n, n, sum0, sum1, k, layout.transpose_b, each);
         }
+        // Units of the first tile of a row of tiles sum one row of `a` each.
+        let sums_row = has_sums != 0 && column0 == 0 && unit < edge && row0 + unit < row1;
+        let mut sum = 0.0f32.runtime();
         for q0 in range_stepped(sum0, sum1, depth) {
             // Nobody may still read what is overwritten.
             sync_cube();
@@ -185,6 +190,13 @@ fn tiles<W: Size>(
             if row0 < row1 && q0 + depth < sum1 {
                 load(a, &mut a_next, a0, row0, row1, m, q0 + depth, sum1, k, !transpose_a, each);
                 load(b, &mut b_next, b0, column0, n, n, q0 + depth, sum1, k, layout.transpose_b, each);
+            }
+            if comptime!(transpose_a) {
+                if sums_row {
+                    for q in 0..min(depth, sum1 - q0) {
+                        sum += a_tile[q * stride + unit];
+                    }
+                }
             }
             for q in 0..min(depth, sum1 - q0) {
                 let mut columns = Sequence::<f32>::new();
@@ -200,6 +212,11 @@ fn tiles<W: Size>(
                         acc[i * each + j] = fma(v, columns[j], acc[i * each + j]);
                     }
                 }
+            }
+        }
+        if comptime!(transpose_a) {
+            if sums_row {
+                sums[e * m + row0 + unit] = sum;
             }
         }
         // Read with a runtime index below, so that what goes on with an element is compiled once; `acc` never is, and
@@ -233,7 +250,7 @@ fn tiles<W: Size>(
 /// Launches the kernel of a product, with the program that goes on with it, bound for single elements.
 pub(super) fn launch(l: &Launcher, p: &Product<'_>, extras: Extras<'_>) {
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
-    let Extras { bias, offsets, has_bias, grouped, after, rng, more } = extras;
+    let Extras { bias, offsets, sums, has_bias, grouped, has_sums, after, rng, more } = extras;
     let Bound { program, vectors, scalars, keys } = after;
     // Tiles that are full at best, and those that may be begun.
     let full = |edge: usize| m.div_ceil(edge) * n.div_ceil(edge) * if layout.transpose_a { experts } else { 1 };
@@ -266,6 +283,7 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, extras: Extras<'_>) {
                 rng.iter().map(|&x| t.bind(x, 1)).collect(),
                 keys.iter().copied().collect(),
                 t.bind(y, 1),
+                t.bind(sums, 1),
                 more.iter().map(|&x| t.bind(x, 1)).collect(),
                 m,
                 n,
@@ -273,6 +291,7 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, extras: Extras<'_>) {
                 experts,
                 grouped,
                 has_bias,
+                has_sums,
                 layout,
                 each,
                 program.clone(),
