@@ -266,10 +266,9 @@ fn elementwise(cases: &mut Vec<Case>) {
     }
 }
 
-/// Products whose result goes through a program with every access, and is a result itself. Sums are shorter and longer
-/// than a packed block, edges ragged and whole, and some rows belong to no expert.
-fn fused_products(cases: &mut Vec<Case>) {
-    let program = |m: usize, n: usize| FusedProgram {
+/// A program that goes on with the `[m, n]` result of another operation, reading further operands in every way.
+fn continuation(c: &mut CaseBuilder, m: usize, n: usize) -> (FusedProgram, Vec<Value>) {
+    let program = FusedProgram {
         shape: vec![m, n],
         accesses: vec![Access::Full, Access::Full, Access::Repeat, Access::Stretch { inner: n }, Access::Scalar],
         instructions: vec![
@@ -287,16 +286,24 @@ fn fused_products(cases: &mut Vec<Case>) {
         ],
         results: vec![10, 0],
     };
+    let operands = [("x", vec![m, n]), ("columns", vec![n]), ("rows", vec![m]), ("scalar", vec![])];
+    let mut operands: Vec<Value> = operands.iter().map(|(name, shape)| c.normal(name, shape)).collect();
+    operands.push(c.rng());
+    (program, operands)
+}
+
+/// Products whose result goes through a program with every access, and is a result itself. Sums are shorter and longer
+/// than a packed block, edges ragged and whole, and some rows belong to no expert.
+fn fused_products(cases: &mut Vec<Case>) {
     for (m, n, k) in [(1, 1, 1), (7, 3, 5), (33, 16, 17), (17, 48, 300), (16, 70, 33)] {
         for (transpose_a, transpose_b, bias) in [(false, true, true), (false, false, false), (true, false, false)] {
             let mut c = CaseBuilder::new(format!("fused matmul {m}x{n} over {k} {transpose_a} {transpose_b}"));
             let mut operands = vec![c.normal("a", &if transpose_a { [k, m] } else { [m, k] })];
             operands.push(c.normal("b", &if transpose_b { [n, k] } else { [k, n] }));
             operands.extend(bias.then(|| c.normal("bias", &[n])));
-            operands.extend([c.normal("x", &[m, n]), c.normal("columns", &[n]), c.normal("rows", &[m])]);
-            operands.extend([c.normal("scalar", &[]), c.rng()]);
-            let product = Box::new(Op::MatMul { transpose_a, transpose_b, bias });
-            cases.push(c.finish(Op::FusedProduct { product, program: program(m, n) }, &operands));
+            let producer = Box::new(Op::MatMul { transpose_a, transpose_b, bias });
+            let (program, further) = continuation(&mut c, m, n);
+            cases.push(c.finish(Op::FusedAfter { producer, program }, &[operands, further].concat()));
         }
     }
     for (offsets, rows, inner, outer) in
@@ -313,10 +320,47 @@ fn fused_products(cases: &mut Vec<Case>) {
                 c.ints("offsets", &[experts + 1], offsets.clone()),
             ];
             operands.extend(transpose_b.then(|| c.normal("bias", &[experts, outer])));
-            operands.extend([c.normal("x", &[rows, outer]), c.normal("columns", &[outer]), c.normal("rows", &[rows])]);
-            operands.extend([c.normal("scalar", &[]), c.rng()]);
-            let product = Box::new(Op::GroupedMatMul { transpose_b, bias: transpose_b });
-            cases.push(c.finish(Op::FusedProduct { product, program: program(rows, outer) }, &operands));
+            let producer = Box::new(Op::GroupedMatMul { transpose_b, bias: transpose_b });
+            let (program, further) = continuation(&mut c, rows, outer);
+            cases.push(c.finish(Op::FusedAfter { producer, program }, &[operands, further].concat()));
+        }
+    }
+}
+
+/// Programs after the other operations that one can go on with; the gradients of norms have further results.
+fn fused_producers(cases: &mut Vec<Case>) {
+    for (rows, ch) in [(1, 1), (3, 7), (17, 33), (33, 16), (5, 48)] {
+        for producer in [Op::LayerNormGrad, Op::RmsNormGrad] {
+            let mut c = CaseBuilder::new(format!("fused {} {rows}x{ch}", producer.mnemonic()));
+            let mut operands = vec![c.normal("dy", &[rows, ch]), c.normal("y", &[rows, ch]), c.positive("gain", &[ch])];
+            operands.extend((producer == Op::LayerNormGrad).then(|| c.normal("mean", &[rows])));
+            operands.push(c.positive("rstd", &[rows]));
+            let (program, further) = continuation(&mut c, rows, ch);
+            let op = Op::FusedAfter { producer: Box::new(producer), program };
+            cases.push(c.finish(op, &[operands, further].concat()));
+        }
+        let mut c = CaseBuilder::new(format!("fused embed {rows}x{ch}"));
+        let operands = vec![c.indices("ids", &[rows], 3), c.normal("table", &[3, ch])];
+        let (program, further) = continuation(&mut c, rows, ch);
+        let op = Op::FusedAfter { producer: Box::new(Op::Embed), program };
+        cases.push(c.finish(op, &[operands, further].concat()));
+        for (experts, k) in [(1, 1), (4, 2), (3, 3)] {
+            // Some slots are dropped, so that there are rows of no token.
+            for weighted in [false, true] {
+                for (producer, from, to) in
+                    [(Op::Dispatch { weighted }, rows, rows * k), (Op::Combine { weighted }, rows * k, rows)]
+                {
+                    let name = format!("fused {} {rows}x{ch} E={experts} K={k}", producer.mnemonic());
+                    let mut c = CaseBuilder::new(format!("{name} weighted={weighted}"));
+                    let (y, i) = (c.normal("y", &[from, ch]), c.experts("i", rows, k, experts, true));
+                    let sort = c.b.op(Op::SortByExpert { experts, rows: rows * k }, &[i]);
+                    let mut operands = vec![y, sort.result(1), sort.result(2)];
+                    operands.extend(weighted.then(|| c.normal("weights", &[rows, k])));
+                    let (program, further) = continuation(&mut c, to, ch);
+                    let op = Op::FusedAfter { producer: Box::new(producer), program };
+                    cases.push(c.finish(op, &[operands, further].concat()));
+                }
+            }
         }
     }
 }
@@ -781,6 +825,7 @@ pub fn all() -> Vec<Case> {
     reductions(&mut cases);
     linear(&mut cases);
     fused_products(&mut cases);
+    fused_producers(&mut cases);
     norms(&mut cases);
     attention(&mut cases);
     embedding_and_loss(&mut cases);
@@ -809,7 +854,7 @@ pub fn kind(op: &Op) -> usize {
         Op::Binary(_) => 7,
         Op::Select => 8,
         Op::Fused(_) => 9,
-        Op::FusedProduct { .. } => 51,
+        Op::FusedAfter { .. } => 51,
         Op::ProductWithSums(_) => 53,
         Op::Sum { .. } => 10,
         Op::SumOfSquares => 11,

@@ -29,7 +29,7 @@ fn has_gradient(op: &Op) -> bool {
         Op::Attention(_) | Op::Rotary { .. } | Op::Embed | Op::CrossEntropy | Op::Dropout { .. } => true,
         Op::TopK { .. } | Op::GatherLast | Op::ScatterLast { .. } => true,
         Op::Dispatch { .. } | Op::Combine { .. } | Op::GroupedSum => true,
-        Op::CachedAttention { .. } | Op::Fused(_) | Op::FusedProduct { .. } | Op::ProductWithSums(_) => false,
+        Op::CachedAttention { .. } | Op::Fused(_) | Op::FusedAfter { .. } | Op::ProductWithSums(_) => false,
         Op::LayerNormGrad | Op::RmsNormGrad => false,
         Op::SoftmaxGrad | Op::AttentionGrad(_) | Op::EmbedGrad { .. } | Op::CrossEntropyGrad => false,
         Op::RandomNormal { .. } | Op::RandomUniform { .. } | Op::Count { .. } | Op::LimitCapacity { .. } => false,

@@ -295,12 +295,15 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             f((0..len).map(|i| if condition[i] != 0.0 { a[i] } else { b[i] }).collect())
         }
         Op::Fused(program) => fused(program, x),
-        Op::FusedProduct { product, program } => {
-            let split = product.product_operands().unwrap_or(0);
+        Op::FusedAfter { producer, program } => {
+            let split = producer.operands_of_producer().unwrap_or(0);
             let (own, rest) = x.tensors.split_at(split.min(x.tensors.len()));
-            let made = evaluate_op(product, own)?;
-            let all: Vec<&Tensor> = made.iter().chain(rest.iter().copied()).collect();
-            fused(program, &Operands { tensors: &all, ..*x })
+            let mut made = evaluate_op(producer, own)?.into_iter();
+            let first: Vec<Tensor> = made.by_ref().take(1).collect();
+            let all: Vec<&Tensor> = first.iter().chain(rest.iter().copied()).collect();
+            let mut results = fused(program, &Operands { tensors: &all, ..*x });
+            results.extend(made.map(Tensor::into_data));
+            results
         }
         Op::ProductWithSums(product) => {
             let product = evaluate_op(product, x.tensors)?.into_iter().map(Tensor::into_data);

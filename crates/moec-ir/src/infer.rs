@@ -204,15 +204,18 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             vec![a]
         }
         Op::Fused(program) => fused(&c, program)?,
-        Op::FusedProduct { product, program } => {
-            let operands = product.product_operands();
+        Op::FusedAfter { producer, program } => {
+            let operands = producer.operands_of_producer();
             let split = operands.filter(|&n| n <= types.len() && program.accesses.first() == Some(&Access::Full));
             let Some(split) = split else {
-                return c.fail("it must be a product with its operands, read in full by the program");
+                return c.fail("it must be an operation with its operands, read in full by the program");
             };
-            let made = infer(product, &types[..split])?;
-            let rest: Vec<&TensorType> = made.iter().chain(types[split..].iter().copied()).collect();
-            fused(&Check { op: op.mnemonic(), types: &rest }, program)?
+            let mut made = infer(producer, &types[..split])?.into_iter();
+            let first: Vec<TensorType> = made.by_ref().take(1).collect();
+            let rest: Vec<&TensorType> = first.iter().chain(types[split..].iter().copied()).collect();
+            let mut results = fused(&Check { op: op.mnemonic(), types: &rest }, program)?;
+            results.extend(made);
+            results
         }
         Op::ProductWithSums(product) => {
             let mut made = infer(product, types)?;

@@ -249,13 +249,14 @@ pub enum Op {
     Select,
     /// Fused elementwise program; see [`FusedProgram`]. Only in the optimised stage.
     Fused(FusedProgram),
-    /// `(operands of the product.., further operands of the program..)`: a product whose elements go through an
-    /// elementwise program before they are stored. Operand 0 of the program is the product, read [`Access::Full`], and
-    /// is no operand of the operation. Only in the optimised stage.
-    FusedProduct {
-        /// [`Op::MatMul`] or [`Op::GroupedMatMul`].
-        product: Box<Op>,
-        /// What is done with it.
+    /// `(operands of the producer.., further operands of the program..) -> (results of the program.., further results of
+    /// the producer..)`: the elements of the producer's first result go through an elementwise program before they are
+    /// stored. Operand 0 of the program is that result, read [`Access::Full`], and is no operand of the operation. Only
+    /// in the optimised stage.
+    FusedAfter {
+        /// An operation with [`Op::operands_of_producer`].
+        producer: Box<Op>,
+        /// What is done with its first result.
         program: FusedProgram,
     },
     /// `(operands of the product..) -> (y, sums)`: a product over rows that also sums the rows of its first operand, the
@@ -487,11 +488,15 @@ impl Op {
         }
     }
 
-    /// Number of operands, if this is a product that an elementwise program can follow.
-    pub fn product_operands(&self) -> Option<usize> {
+    /// Number of operands, if an elementwise program can go on with the first result ([`Op::FusedAfter`]).
+    pub fn operands_of_producer(&self) -> Option<usize> {
         match self {
             Op::MatMul { bias, .. } => Some(2 + usize::from(*bias)),
             Op::GroupedMatMul { bias, .. } => Some(3 + usize::from(*bias)),
+            Op::LayerNormGrad => Some(5),
+            Op::RmsNormGrad => Some(4),
+            Op::Embed => Some(2),
+            Op::Dispatch { weighted } | Op::Combine { weighted } => Some(3 + usize::from(*weighted)),
             _ => None,
         }
     }
@@ -512,8 +517,13 @@ impl Op {
             Op::Binary(b) => b.mnemonic(),
             Op::Select => "select",
             Op::Fused(_) => "fused",
-            Op::FusedProduct { product, .. } => match **product {
+            Op::FusedAfter { producer, .. } => match **producer {
                 Op::GroupedMatMul { .. } => "fused_grouped_matmul",
+                Op::LayerNormGrad => "fused_layer_norm_grad",
+                Op::RmsNormGrad => "fused_rms_norm_grad",
+                Op::Embed => "fused_embed",
+                Op::Dispatch { .. } => "fused_dispatch",
+                Op::Combine { .. } => "fused_combine",
                 _ => "fused_matmul",
             },
             Op::ProductWithSums(product) => match **product {

@@ -161,8 +161,8 @@ fn attributes_of(op: &Op, node_name: &str) -> Vec<String> {
         Op::ToIndex { size } => vec![pair("size", size)],
         Op::Previous { time } => vec![pair("time", time)],
         Op::Fused(program) => fused(program),
-        Op::FusedProduct { product, program } => {
-            let mut list = attributes_of(product, "");
+        Op::FusedAfter { producer, program } => {
+            let mut list = attributes_of(producer, "");
             list.extend(fused(program));
             list
         }

@@ -255,7 +255,7 @@ pub fn annotate(graph: &Graph, errors: &[VerifyError]) -> String {
 /// The first stage in which an operation is legal.
 fn first_stage(op: &Op) -> Stage {
     match op {
-        Op::Fused(_) | Op::FusedProduct { .. } | Op::ProductWithSums(_) => Stage::Optimized,
+        Op::Fused(_) | Op::FusedAfter { .. } | Op::ProductWithSums(_) => Stage::Optimized,
         Op::LayerNormGrad
         | Op::RmsNormGrad
         | Op::SoftmaxGrad
@@ -416,7 +416,7 @@ impl<'g> Verifier<'g> {
                 check("dropout", a.dropout, share(a.dropout), "in [0, 1)");
                 check("scale", a.scale, a.scale.get().is_finite(), "finite");
             }
-            Op::Fused(program) | Op::FusedProduct { program, .. } => {
+            Op::Fused(program) | Op::FusedAfter { program, .. } => {
                 for instr in &program.instructions {
                     if let Instr::Dropout { rate, .. } = instr {
                         check("rate", *rate, share(*rate), "in [0, 1)");
@@ -518,7 +518,7 @@ fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
         }
         Op::Attention(a) => attention(a, 0),
         Op::AttentionGrad(a) => attention(a, 1),
-        Op::Fused(program) | Op::FusedProduct { program, .. } => {
+        Op::Fused(program) | Op::FusedAfter { program, .. } => {
             let elements = elements(&program.shape);
             let dropout = |instr: &Instr| match *instr {
                 Instr::Dropout { rate, key, .. } => Some((key, Draw::Dropout { rate, elements })),

@@ -91,19 +91,29 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             reduce::sum_of_squares(l, &operands, r(0));
         }
 
-        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::GroupedMatMulWeightGrad => {
-            product(l, &step.op, x, &y[0], None, None);
-        }
-        Op::ProductWithSums(op) => product(l, op, x, &y[0], Some(r(1)), None),
-        Op::FusedProduct { product: op, program } => {
-            let (own, rest) = x.split_at(op.product_operands().unwrap_or(0));
+        Op::MatMul { .. }
+        | Op::GroupedMatMul { .. }
+        | Op::LayerNormGrad
+        | Op::RmsNormGrad
+        | Op::Embed
+        | Op::Dispatch { .. }
+        | Op::Combine { .. } => producer(l, &step.op, x, y, None),
+        Op::FusedAfter { producer: op, program } => {
+            let (own, rest) = x.split_at(op.operands_of_producer().unwrap_or(0));
             let rest: Vec<Arg> = rest.iter().map(|o| o.arg).collect();
-            // Operand 0 of the program is the product.
+            // Operand 0 of the program is what the producer makes, and its first result takes the place of that.
             let (floats, rng) = rest.split_at(program.accesses.len() - 1);
-            let more: Vec<Arg> = y[1..].iter().map(|o| o.arg).collect();
-            let after = matmul::After { program, floats, rng: rng.first().copied(), more: &more };
-            product(l, op, own, &y[0], None, Some(after));
+            let (first, others) = y.split_at(1);
+            let (more, further) = others.split_at(program.results.len() - 1);
+            let more: Vec<Arg> = more.iter().map(|o| o.arg).collect();
+            let after = fused::After { program, floats, rng: rng.first().copied(), more: &more };
+            producer(l, op, own, &[first, further].concat(), Some(after));
         }
+        Op::GroupedMatMulWeightGrad => weight_grad(l, x, r(0), None),
+        Op::ProductWithSums(op) => match **op {
+            Op::GroupedMatMulWeightGrad => weight_grad(l, x, r(0), Some(r(1))),
+            _ => matmul(l, op, x, r(0), Some(r(1)), None),
+        },
         Op::GroupedSum => {
             let (rows, outer) = x[0].matrix();
             grouped_matmul::grouped_sum(l, a(0), a(1), r(0), rows, a(1).elements() - 1, outer);
@@ -113,17 +123,9 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let (rows, channels) = x[0].matrix();
             norm::layer_norm(l, a(0), a(1), a(2), r(0), r(1), r(2), rows, channels, epsilon.get() as f32);
         }
-        Op::LayerNormGrad => {
-            let (rows, channels) = x[0].matrix();
-            norm::layer_norm_grad(l, a(0), a(1), a(2), a(3), a(4), r(0), r(1), r(2), rows, channels);
-        }
         Op::RmsNorm { epsilon } => {
             let (rows, channels) = x[0].matrix();
             norm::rms_norm(l, a(0), a(1), r(0), r(1), rows, channels, epsilon.get() as f32);
-        }
-        Op::RmsNormGrad => {
-            let (rows, channels) = x[0].matrix();
-            norm::rms_norm_grad(l, a(0), a(1), a(2), a(3), r(0), r(1), rows, channels);
         }
 
         Op::Softmax => {
@@ -160,10 +162,6 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             rotary::launch(l, a(0), positions, r(0), *heads, *time, base.get(), *inverse, tokens, channels3 / 3);
         }
 
-        Op::Embed => {
-            let ((rows, channels), tokens) = (x[1].matrix(), a(0).elements());
-            embed::embed(l, a(0), a(1), r(0), tokens, rows, channels);
-        }
         Op::EmbedGrad { rows } => {
             let (tokens, channels) = x[1].matrix();
             embed::embed_grad(l, a(0), a(1), r(0), tokens, *rows, channels);
@@ -209,16 +207,6 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         }
 
         Op::SortByExpert { experts, .. } => routing::sort_by_expert(l, a(0), r(0), r(1), r(2), *experts),
-        Op::Dispatch { .. } => {
-            let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
-            let weights = x.get(3).map(|o| o.arg);
-            routing::dispatch(l, a(0), a(1), weights, r(0), tokens, slots / tokens, channels);
-        }
-        Op::Combine { .. } => {
-            let ((tokens, channels), slots) = (y[0].matrix(), a(2).elements());
-            let weights = x.get(3).map(|o| o.arg);
-            routing::combine(l, a(0), a(2), weights, r(0), tokens, slots / tokens, channels);
-        }
         Op::CombineWeightGrad => {
             let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
             routing::combine_weight_grad(l, a(0), a(1), a(2), r(0), slots / tokens, channels);
@@ -231,24 +219,14 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
     }
 }
 
-/// Launches a product, with the sums of its first operand, or with the program that goes on with it.
-fn product(l: &Launcher, op: &Op, x: &[Operand], y: &Operand, sums: Option<Arg>, after: Option<matmul::After<'_>>) {
-    let a = |i: usize| x[i].arg;
+/// Launches an operation that a program can go on with, and that program.
+fn producer(l: &Launcher, op: &Op, x: &[Operand], y: &[Operand], after: Option<fused::After<'_>>) {
+    let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
     match op {
-        Op::MatMul { transpose_a, transpose_b, bias } => {
-            let ((p, q), (s, t)) = (x[0].matrix(), x[1].matrix());
-            let (m, k) = if *transpose_a { (q, p) } else { (p, q) };
-            let n = if *transpose_b { s } else { t };
-            matmul::launch(l, a(0), a(1), bias.then(|| a(2)), y.arg, sums, m, n, k, *transpose_a, *transpose_b, after);
-        }
-        Op::GroupedMatMulWeightGrad => {
-            let ((rows, outer), (_, inner)) = (x[0].matrix(), x[1].matrix());
-            let experts = a(2).elements() - 1;
-            grouped_matmul::weight_grad(l, a(0), a(1), a(2), y.arg, sums, rows, experts, outer, inner);
-        }
+        Op::MatMul { .. } => matmul(l, op, x, r(0), None, after),
         Op::GroupedMatMul { transpose_b, bias } => {
             let (rows, inner) = x[0].matrix();
-            let (experts, outer) = (a(2).elements() - 1, y.arg.elements() / rows);
+            let (experts, outer) = (a(2).elements() - 1, r(0).elements() / rows);
             let (bias, offsets) = (bias.then(|| a(3)), a(2));
             grouped_matmul::forward(
                 l,
@@ -256,7 +234,7 @@ fn product(l: &Launcher, op: &Op, x: &[Operand], y: &Operand, sums: Option<Arg>,
                 a(1),
                 offsets,
                 bias,
-                y.arg,
+                r(0),
                 rows,
                 experts,
                 inner,
@@ -265,9 +243,47 @@ fn product(l: &Launcher, op: &Op, x: &[Operand], y: &Operand, sums: Option<Arg>,
                 after,
             );
         }
-        // Inference lets nothing else be a product.
+        Op::LayerNormGrad => {
+            let (rows, channels) = x[0].matrix();
+            norm::layer_norm_grad(l, a(0), a(1), a(2), a(3), a(4), r(0), r(1), r(2), after, rows, channels);
+        }
+        Op::RmsNormGrad => {
+            let (rows, channels) = x[0].matrix();
+            norm::rms_norm_grad(l, a(0), a(1), a(2), a(3), r(0), r(1), after, rows, channels);
+        }
+        Op::Embed => {
+            let ((rows, channels), tokens) = (x[1].matrix(), a(0).elements());
+            embed::embed(l, a(0), a(1), r(0), after, tokens, rows, channels);
+        }
+        Op::Dispatch { .. } => {
+            let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
+            let weights = x.get(3).map(|o| o.arg);
+            routing::dispatch(l, a(0), a(1), weights, r(0), after, tokens, slots / tokens, channels);
+        }
+        Op::Combine { .. } => {
+            let ((rows, channels), slots) = (x[0].matrix(), a(2).elements());
+            let (tokens, weights) = (r(0).elements() / channels, x.get(3).map(|o| o.arg));
+            routing::combine(l, a(0), a(2), weights, r(0), after, rows, tokens, slots / tokens, channels);
+        }
+        // Inference lets nothing else be a producer.
         _ => {}
     }
+}
+
+/// Launches a product of two matrices, with the sums of its first operand, or with the program that goes on with it.
+fn matmul(l: &Launcher, op: &Op, x: &[Operand], y: Arg, sums: Option<Arg>, after: Option<fused::After<'_>>) {
+    let Op::MatMul { transpose_a, transpose_b, bias } = op else { return };
+    let a = |i: usize| x[i].arg;
+    let ((p, q), (s, t)) = (x[0].matrix(), x[1].matrix());
+    let (m, k) = if *transpose_a { (q, p) } else { (p, q) };
+    let n = if *transpose_b { s } else { t };
+    matmul::launch(l, a(0), a(1), bias.then(|| a(2)), y, sums, m, n, k, *transpose_a, *transpose_b, after);
+}
+
+/// Launches the gradient of the weights of experts, with the sums of the rows of each.
+fn weight_grad(l: &Launcher, x: &[Operand], dw: Arg, sums: Option<Arg>) {
+    let ((rows, outer), (_, inner), offsets) = (x[0].matrix(), x[1].matrix(), x[2].arg);
+    grouped_matmul::weight_grad(l, x[0].arg, x[1].arg, offsets, dw, sums, rows, offsets.elements() - 1, outer, inner);
 }
 
 /// A fused program that loads its operands and applies at most one instruction.

@@ -191,6 +191,15 @@ impl Target<'_> {
         // SAFETY: `Arg`s are made from the plan's buffers, whose ranges lie within their allocation.
         unsafe { BufferArg::from_raw_parts(arg.handle(self.allocations), arg.elements / width) }
     }
+
+    /// Several buffers as vectors of `width` elements.
+    pub(crate) fn bind_all<'a, C: FromIterator<BufferArg>>(
+        &self,
+        args: impl IntoIterator<Item = &'a Arg>,
+        width: usize,
+    ) -> C {
+        args.into_iter().map(|&arg| self.bind(arg, width)).collect()
+    }
 }
 
 /// Where launches go.

@@ -427,7 +427,7 @@ impl Rule<'_> {
             // Parts of a backward pass, of an optimised graph, of the optimiser or of sampling
             Op::Fused(_)
             | Op::CachedAttention { .. }
-            | Op::FusedProduct { .. }
+            | Op::FusedAfter { .. }
             | Op::ProductWithSums(_)
             | Op::LayerNormGrad
             | Op::RmsNormGrad

@@ -88,7 +88,8 @@ pub fn kind(plan: &Plan, step: &Step) -> String {
 /// The product in an operation that does something else with it, otherwise the operation itself.
 fn product_of(op: &Op) -> &Op {
     match op {
-        Op::FusedProduct { product, .. } | Op::ProductWithSums(product) => product,
+        Op::FusedAfter { producer, .. } => producer,
+        Op::ProductWithSums(product) => product,
         op => op,
     }
 }

@@ -412,10 +412,13 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "lookup" => Op::Lookup,
         "previous" => Op::Previous { time: a.integer("time")? },
         "fused" => Op::Fused(fused(a, shape())?),
-        "fused_matmul" => Op::FusedProduct { product: Box::new(matmul(a)?), program: fused(a, shape())? },
-        "fused_grouped_matmul" => {
-            Op::FusedProduct { product: Box::new(grouped_matmul(a)?), program: fused(a, shape())? }
-        }
+        "fused_matmul" => after(matmul(a)?, a, shape())?,
+        "fused_grouped_matmul" => after(grouped_matmul(a)?, a, shape())?,
+        "fused_layer_norm_grad" => after(Op::LayerNormGrad, a, shape())?,
+        "fused_rms_norm_grad" => after(Op::RmsNormGrad, a, shape())?,
+        "fused_embed" => after(Op::Embed, a, shape())?,
+        "fused_dispatch" => after(Op::Dispatch { weighted: a.flag("weighted")? }, a, shape())?,
+        "fused_combine" => after(Op::Combine { weighted: a.flag("weighted")? }, a, shape())?,
         "matmul_with_sums" => Op::ProductWithSums(Box::new(matmul(a)?)),
         "grouped_matmul_weight_grad_with_sums" => Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)),
         "sum" => Op::Sum { axes: a.list("axes")?.iter().map(integer).collect::<Result<_, _>>()? },
@@ -525,6 +528,10 @@ fn grouped_matmul(a: &mut Attributes<'_>) -> Result<Op, ParseError> {
 // ---- fused programs ----
 
 /// Instruction `j` is the attribute `tj`, in order.
+fn after(producer: Op, a: &mut Attributes<'_>, shape: Vec<usize>) -> Result<Op, ParseError> {
+    Ok(Op::FusedAfter { producer: Box::new(producer), program: fused(a, shape)? })
+}
+
 fn fused(a: &mut Attributes<'_>, shape: Vec<usize>) -> Result<FusedProgram, ParseError> {
     let accesses = a.list("access")?.iter().map(access).collect::<Result<_, _>>()?;
     let results = a.list("results")?.iter().map(register).collect::<Result<_, _>>()?;

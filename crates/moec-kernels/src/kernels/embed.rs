@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::fill;
+use super::fused::{After, Program, dropout_keys, go_on, go_on_with};
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
@@ -13,16 +14,27 @@ use cubecl::prelude::*;
 fn embed_kernel<W: Size>(
     ids: &[u32],
     table: &[Vector<f32, W>],
+    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars_after: &Sequence<Box<[f32]>>,
+    rng: &Sequence<Box<[u32]>>,
+    keys: &Sequence<u32>,
     y: &mut [Vector<f32, W>],
+    more: &mut Sequence<Box<[Vector<f32, W>]>>,
     tokens: usize,
     last: usize,
     #[comptime] cols: usize,
+    #[comptime] after: Program,
     #[comptime] split: Split,
 ) {
+    let mut keys_a = Sequence::<Vector<u32, W>>::new();
+    let mut keys_b = Sequence::<Vector<u32, W>>::new();
+    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
     let items = tokens * cols;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let id = min(ids[item / cols] as usize, last);
-        y[item] = table[id * cols + item % cols];
+        let value = table[id * cols + item % cols];
+        y[item] =
+            go_on::<W>(item, value, vectors_after, scalars_after, &keys_a, &keys_b, more, comptime!(after.clone()));
     }
 }
 
@@ -48,30 +60,46 @@ fn embed_grad_kernel<W: Size>(
 }
 
 /// `y[n] = table[ids[n]]`
-pub(crate) fn embed(l: &Launcher, ids: Arg, table: Arg, y: Arg, tokens: usize, rows: usize, channels: usize) {
+pub(crate) fn embed(
+    l: &Launcher,
+    ids: Arg,
+    table: Arg,
+    y: Arg,
+    after: Option<After<'_>>,
+    tokens: usize,
+    rows: usize,
+    channels: usize,
+) {
     let w = l.width(&[channels]);
     let (cols, split) = (channels / w, l.split());
-    l.launch(
-        tokens * cols,
-        || format!("embed w{w} cols {cols}"),
-        // SAFETY: y holds tokens * cols vectors, table rows * cols, and ids are clamped to the table.
-        |t| unsafe {
-            let (ids, table, y) = (t.bind(ids, 1), t.bind(table, w), t.bind(y, w));
-            embed_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                ids,
-                table,
-                y,
-                tokens,
-                rows - 1,
-                cols,
-                split,
-            );
-        },
-    );
+    go_on_with(l, y, after, Some(w), |then| {
+        l.launch(
+            tokens * cols,
+            || format!("embed w{w} cols {cols}{then}"),
+            // SAFETY: y holds tokens * cols vectors, table rows * cols, and ids are clamped to the table.
+            |t| unsafe {
+                embed_kernel::launch_unchecked(
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    w,
+                    t.bind(ids, 1),
+                    t.bind(table, w),
+                    t.bind_all(&then.vectors, w),
+                    t.bind_all(&then.scalars, 1),
+                    t.bind_all(&then.rng, 1),
+                    then.keys.iter().copied().collect(),
+                    t.bind(y, w),
+                    t.bind_all(then.more, w),
+                    tokens,
+                    rows - 1,
+                    cols,
+                    then.program.clone(),
+                    split,
+                );
+            },
+        )
+    });
 }
 
 /// `dtable[ids[n]] += dy[n]` for all n in order, from 0.

@@ -15,12 +15,13 @@ use super::random::{key_a, key_b, random_bits};
 use crate::launch::{Arg, Launcher, Split, common_width, end_item, first_item, item_step};
 use cubecl::prelude::*;
 use moec_ir::{Access, Binary, FusedProgram, Instr, Unary, random};
+use std::fmt;
 
 /// How an operand is read for result vector `i` of `n`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Load {
-    /// The element of the product that the program goes on with.
-    Product,
+    /// The element that the program goes on with.
+    Producer,
     /// Vector buffer `.0`, vector `i`.
     Full(usize),
     /// Vector buffer `.0`, vector `i % .1`.
@@ -49,7 +50,7 @@ enum Code {
 pub(super) struct Program {
     code: Vec<Code>,
     /// Registers that are results.
-    pub(super) results: Vec<usize>,
+    results: Vec<usize>,
     /// Number of dropouts.
     pub(super) keys: usize,
 }
@@ -166,11 +167,11 @@ pub(super) fn dropout_keys<W: Size>(
     }
 }
 
-/// Fills `r` with the registers of a program for result vector `i`. `product` is what [`Load::Product`] gives.
+/// Fills `r` with the registers of a program for result vector `i`. `made` is what [`Load::Producer`] gives.
 #[cube]
 pub(super) fn evaluate<W: Size>(
     i: usize,
-    product: Vector<f32, W>,
+    made: Vector<f32, W>,
     vectors: &Sequence<Box<[Vector<f32, W>]>>,
     scalars: &Sequence<Box<[f32]>>,
     keys_a: &Sequence<Vector<u32, W>>,
@@ -182,7 +183,7 @@ pub(super) fn evaluate<W: Size>(
     for j in 0..comptime!(program.code.len()) {
         let code = comptime!(program.code[j]);
         match comptime!(code) {
-            Code::Load(Load::Product) => r.push(product),
+            Code::Load(Load::Producer) => r.push(made),
             Code::Load(Load::Full(buffer)) => {
                 let v = vectors[buffer][i];
                 r.push(v);
@@ -226,6 +227,35 @@ pub(super) fn evaluate<W: Size>(
     }
 }
 
+/// What becomes of an element that a kernel has made: the first result of the program that goes on with it, whose other
+/// results are stored here; without a program the element itself.
+#[cube]
+pub(super) fn go_on<W: Size>(
+    at: usize,
+    made: Vector<f32, W>,
+    vectors: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars: &Sequence<Box<[f32]>>,
+    keys_a: &Sequence<Vector<u32, W>>,
+    keys_b: &Sequence<Vector<u32, W>>,
+    more: &mut Sequence<Box<[Vector<f32, W>]>>,
+    #[comptime] after: Program,
+) -> Vector<f32, W> {
+    if comptime!(after.results.is_empty()) {
+        made
+    } else {
+        let mut r = Sequence::<Vector<f32, W>>::new();
+        evaluate::<W>(at, made, vectors, scalars, keys_a, keys_b, &mut r, comptime!(after.clone()));
+        #[unroll]
+        for j in 1..comptime!(after.results.len()) {
+            let register = comptime!(after.results[j]);
+            let value = r[register];
+            let result = more.index_mut(comptime!(j - 1));
+            result[at] = value;
+        }
+        r[comptime!(after.results[0])]
+    }
+}
+
 #[cube(launch_unchecked)]
 fn fused<W: Size>(
     vectors: &Sequence<Box<[Vector<f32, W>]>>,
@@ -254,9 +284,22 @@ fn fused<W: Size>(
     }
 }
 
-/// A program with its operands as a launch binds them.
+/// A program that goes on with what a kernel makes. Its operand 0 is that, and its first result takes its place.
+#[derive(Clone, Copy)]
+pub(crate) struct After<'a> {
+    /// The program.
+    pub(crate) program: &'a FusedProgram,
+    /// Its operands from the second on.
+    pub(crate) floats: &'a [Arg],
+    /// State of the generator, if it has dropouts.
+    pub(crate) rng: Option<Arg>,
+    /// Its results from the second on.
+    pub(crate) more: &'a [Arg],
+}
+
+/// What a launch binds of a program; with an empty program, nothing.
 #[derive(Default)]
-pub(super) struct Bound {
+pub(super) struct Then<'a> {
     /// The program as a comptime value.
     pub(super) program: Program,
     /// Operands that are read as vectors.
@@ -265,6 +308,17 @@ pub(super) struct Bound {
     pub(super) scalars: Vec<Arg>,
     /// Keys of the dropouts.
     pub(super) keys: Vec<u32>,
+    /// State of the generator, if there are dropouts.
+    pub(super) rng: Option<Arg>,
+    /// Results that are stored beside the first.
+    pub(super) more: &'a [Arg],
+}
+
+/// As part of the name of a kernel.
+impl fmt::Display for Then<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.program.results.is_empty() { Ok(()) } else { write!(f, " then {:?}", self.program) }
+    }
 }
 
 /// The widest vectors up to `most` that do not straddle a repetition of an operand.
@@ -280,13 +334,13 @@ fn width(program: &FusedProgram, floats: &[Option<Arg>], most: usize) -> usize {
     common_width(most, &extents)
 }
 
-/// Binds a program for vectors of width `w`, which [`width`] allows. An operand that is `None` is the product that the
-/// program goes on with.
-fn bind(program: &FusedProgram, floats: &[Option<Arg>], w: usize) -> Bound {
+/// Binds a program for vectors of width `w`, which [`width`] allows. An operand that is `None` is what the program goes on
+/// with.
+fn bind<'a>(program: &FusedProgram, floats: &[Option<Arg>], w: usize) -> Then<'a> {
     let (mut vectors, mut scalars, mut loads) = (Vec::new(), Vec::new(), Vec::new());
     for (access, x) in program.accesses.iter().zip(floats) {
         let Some(x) = *x else {
-            loads.push(Load::Product);
+            loads.push(Load::Producer);
             continue;
         };
         loads.push(match access {
@@ -317,14 +371,30 @@ fn bind(program: &FusedProgram, floats: &[Option<Arg>], w: usize) -> Bound {
             }
         })
         .collect();
-    Bound { program: Program { code, results: program.results.clone(), keys: keys.len() }, vectors, scalars, keys }
+    let program = Program { code, results: program.results.clone(), keys: keys.len() };
+    Then { program, vectors, scalars, keys, rng: None, more: &[] }
 }
 
-/// Binds a program whose operand 0 is a product for vectors of exactly width `w`; `floats` are its other operands. `None`
-/// if a vector would straddle a repetition.
-pub(super) fn bind_after_product(program: &FusedProgram, floats: &[Arg], w: usize) -> Option<Bound> {
-    let floats: Vec<Option<Arg>> = std::iter::once(None).chain(floats.iter().copied().map(Some)).collect();
-    (width(program, &floats, w) == w).then(|| bind(program, &floats, w))
+/// Launches a kernel that makes the elements of `y` in vectors of width `w`, and the program that goes on with them: as a
+/// part of the kernel, or where a vector would straddle a repetition of an operand, or without `w`, after it.
+pub(super) fn go_on_with(
+    l: &Launcher,
+    y: Arg,
+    after: Option<After<'_>>,
+    w: Option<usize>,
+    launch: impl FnOnce(&Then<'_>),
+) {
+    let Some(after) = after else { return launch(&Then::default()) };
+    let floats: Vec<Option<Arg>> = std::iter::once(None).chain(after.floats.iter().copied().map(Some)).collect();
+    if let Some(w) = w
+        && width(after.program, &floats, w) == w
+    {
+        return launch(&Then { rng: after.rng, more: after.more, ..bind(after.program, &floats, w) });
+    }
+    // The program finds what was made where its own first result belongs, and replaces it element by element.
+    launch(&Then::default());
+    let (floats, results) = ([&[y], after.floats].concat(), [&[y], after.more].concat());
+    self::launch(l, after.program, &floats, after.rng, &results);
 }
 
 /// Runs a fused program. `floats` are its operands without the generator state.
@@ -332,7 +402,7 @@ pub(crate) fn launch(l: &Launcher, program: &FusedProgram, floats: &[Arg], rng: 
     let floats: Vec<Option<Arg>> = floats.iter().copied().map(Some).collect();
     let w = width(program, &floats, l.profile().elementwise_width());
     let total: usize = program.shape.iter().product();
-    let Bound { program, vectors, scalars, keys } = bind(program, &floats, w);
+    let Then { program, vectors, scalars, keys, .. } = bind(program, &floats, w);
 
     let (n, split) = (total / w, l.split());
     l.launch(
@@ -345,11 +415,11 @@ pub(crate) fn launch(l: &Launcher, program: &FusedProgram, floats: &[Arg], rng: 
                 t.count(),
                 t.dim(),
                 w,
-                vectors.iter().map(|&x| t.bind(x, w)).collect(),
-                scalars.iter().map(|&x| t.bind(x, 1)).collect(),
-                rng.iter().map(|&x| t.bind(x, 1)).collect(),
+                t.bind_all(&vectors, w),
+                t.bind_all(&scalars, 1),
+                t.bind_all(&rng, 1),
                 keys.iter().copied().collect(),
-                results.iter().map(|&y| t.bind(y, w)).collect(),
+                t.bind_all(results, w),
                 n,
                 program.clone(),
                 split,

@@ -6,7 +6,8 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::matmul::{After, Layout, Product, product, segment_end};
+use super::fused::After;
+use super::matmul::{Layout, Product, product, segment_end};
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 

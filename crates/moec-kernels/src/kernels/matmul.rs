@@ -18,10 +18,9 @@
 
 mod cubes;
 
-use super::fused::{self, Bound, Program, dropout_keys, evaluate};
+use super::fused::{After, Program, Then, dropout_keys, go_on, go_on_with};
 use crate::launch::{Arg, Launcher};
 use cubecl::prelude::*;
-use moec_ir::FusedProgram;
 
 /// How the CPU's kernel is blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,19 +89,6 @@ pub(crate) struct Product<'a> {
     pub(crate) experts: usize,
 }
 
-/// An elementwise program that goes on with a product. Its operand 0 is the product and its first result is `y`.
-#[derive(Clone, Copy)]
-pub(crate) struct After<'a> {
-    /// The program.
-    pub(crate) program: &'a FusedProgram,
-    /// Its operands from the second on.
-    pub(crate) floats: &'a [Arg],
-    /// State of the generator, if it has dropouts.
-    pub(crate) rng: Option<Arg>,
-    /// Its results from the second on.
-    pub(crate) more: &'a [Arg],
-}
-
 /// Copies vectors of a row that starts at element `start`, from vector `first` on, to `out` from vector `to` on. Columns
 /// beyond the last repeat it.
 #[cube]
@@ -134,35 +120,6 @@ fn load_row<W: Size, L: Size>(
 fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, #[comptime] length: usize) {
     for j in 0..length {
         values[j] = Vector::new(0.0f32);
-    }
-}
-
-/// What becomes of an element of a product: the first result of the program that goes on with it, whose other results are
-/// stored here; without a program the element itself.
-#[cube]
-fn go_on<W: Size>(
-    at: usize,
-    product: Vector<f32, W>,
-    vectors: &Sequence<Box<[Vector<f32, W>]>>,
-    scalars: &Sequence<Box<[f32]>>,
-    keys_a: &Sequence<Vector<u32, W>>,
-    keys_b: &Sequence<Vector<u32, W>>,
-    more: &mut Sequence<Box<[Vector<f32, W>]>>,
-    #[comptime] after: Program,
-) -> Vector<f32, W> {
-    if comptime!(after.results.is_empty()) {
-        product
-    } else {
-        let mut r = Sequence::<Vector<f32, W>>::new();
-        evaluate::<W>(at, product, vectors, scalars, keys_a, keys_b, &mut r, comptime!(after.clone()));
-        #[unroll]
-        for j in 1..comptime!(after.results.len()) {
-            let register = comptime!(after.results[j]);
-            let value = r[register];
-            let result = more.index_mut(comptime!(j - 1));
-            result[at] = value;
-        }
-        r[comptime!(after.results[0])]
     }
 }
 
@@ -454,67 +411,44 @@ fn column_groups(units: usize, panels: usize, tiles: usize, experts: usize) -> u
 
 /// Launches a product.
 pub(crate) fn product(l: &Launcher, p: &Product<'_>) {
-    let Some(after) = p.after else { return bare(l, p, None) };
     // Graphics devices go on with single elements.
     let w = if l.is_cpu() { l.profile().matrix_width() } else { 1 };
-    let bound = (p.n % w == 0).then(|| fused::bind_after_product(after.program, after.floats, w)).flatten();
-    if let Some(bound) = bound {
-        return bare(l, p, Some((bound, after)));
-    }
-    // The program finds the product where its own result belongs, and replaces it element by element.
-    bare(l, p, None);
-    let (floats, results) = ([&[p.y], after.floats].concat(), [&[p.y], after.more].concat());
-    fused::launch(l, after.program, &floats, after.rng, &results);
+    go_on_with(l, p.y, p.after, (p.n % w == 0).then_some(w), |then| bare(l, p, then));
 }
 
-/// What a launch binds beside the matrices of a product.
-struct Extras<'a> {
-    /// An absent operand is never read: another buffer is bound in its place.
+/// What a launch binds beside the matrices of a product. An absent operand is never read, and absent sums are never
+/// written: another buffer is bound in their place.
+struct Extras {
     bias: Arg,
     offsets: Arg,
     sums: Arg,
     has_bias: usize,
     grouped: usize,
     has_sums: usize,
-    /// The program that goes on with the product.
-    after: Bound,
-    rng: Option<Arg>,
-    more: &'a [Arg],
 }
 
-impl<'a> Extras<'a> {
-    fn new(p: &Product<'a>, after: Option<(Bound, After<'a>)>) -> Self {
-        let (after, rng, more) = match after {
-            Some((bound, after)) => (bound, after.rng, after.more),
-            None => (Bound::default(), None, [].as_slice()),
-        };
+impl Extras {
+    fn new(p: &Product<'_>) -> Self {
         let [has_bias, grouped, has_sums] = [p.bias, p.offsets, p.sums].map(|extra| usize::from(extra.is_some()));
         let (bias, offsets, sums) = (p.bias.unwrap_or(p.b), p.offsets.unwrap_or(p.a), p.sums.unwrap_or(p.y));
-        Self { bias, offsets, sums, has_bias, grouped, has_sums, after, rng, more }
+        Self { bias, offsets, sums, has_bias, grouped, has_sums }
     }
 }
 
 /// Launches the kernel of a product, with the program that goes on with it if that can be part of it.
-fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
-    let extras = Extras::new(p, after);
+fn bare(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
     if !l.is_cpu() {
-        return cubes::launch(l, p, extras);
+        return cubes::launch(l, p, then);
     }
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
-    let Extras { bias, offsets, sums, has_bias, grouped, has_sums, after, rng, more } = extras;
-    let Bound { program, vectors, scalars, keys } = after;
+    let Extras { bias, offsets, sums, has_bias, grouped, has_sums } = Extras::new(p);
     let w = l.profile().matrix_width();
     let tiling = Tiling::new(w, m, n);
     let aligned = |columns: usize| if columns % w == 0 { w } else { 1 };
     let (aligned, a_width) = (aligned(n), if layout.transpose_a { aligned(m) } else { 1 });
     l.launch(
         1,
-        || {
-            format!(
-                "matmul {layout:?} {tiling:?} w{aligned} w{a_width}{}",
-                if program.results.is_empty() { String::new() } else { format!(" then {program:?}") }
-            )
-        },
+        || format!("matmul {layout:?} {tiling:?} w{aligned} w{a_width}{then}"),
         // SAFETY: columns and rows beyond the extents are neither read nor written, segments are cut off at `m` (or `k`).
         |t| unsafe {
             let tiles = m.div_ceil(tiling.rows);
@@ -533,13 +467,13 @@ fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
                 t.bind(b, aligned),
                 t.bind(bias, aligned),
                 t.bind(offsets, 1),
-                vectors.iter().map(|&x| t.bind(x, w)).collect(),
-                scalars.iter().map(|&x| t.bind(x, 1)).collect(),
-                rng.iter().map(|&x| t.bind(x, 1)).collect(),
-                keys.iter().copied().collect(),
+                t.bind_all(&then.vectors, w),
+                t.bind_all(&then.scalars, 1),
+                t.bind_all(&then.rng, 1),
+                then.keys.iter().copied().collect(),
                 t.bind(y, aligned),
                 t.bind(sums, a_width),
-                more.iter().map(|&x| t.bind(x, w)).collect(),
+                t.bind_all(then.more, w),
                 m,
                 n,
                 k,
@@ -550,7 +484,7 @@ fn bare(l: &Launcher, p: &Product<'_>, after: Option<(Bound, After<'_>)>) {
                 groups,
                 layout,
                 tiling,
-                program.clone(),
+                then.program.clone(),
             );
         },
     );

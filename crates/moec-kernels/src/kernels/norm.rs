@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
+use super::fused::{After, Program, dropout_keys, go_on, go_on_with};
 use super::lanes::lane_sum;
 use super::reduce;
 use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step};
@@ -169,12 +170,21 @@ fn norm_grad_kernel<W: Size>(
     gain: &[Vector<f32, W>],
     mean: &Sequence<Box<[f32]>>,
     rstd: &[f32],
+    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars_after: &Sequence<Box<[f32]>>,
+    rng: &Sequence<Box<[u32]>>,
+    keys: &Sequence<u32>,
     dx: &mut [Vector<f32, W>],
+    more: &mut Sequence<Box<[Vector<f32, W>]>>,
     rows: usize,
     cols: usize,
     #[comptime] centered: bool,
+    #[comptime] after: Program,
     #[comptime] teams: Teams,
 ) {
+    let mut keys_a = Sequence::<Vector<u32, W>>::new();
+    let mut keys_b = Sequence::<Vector<u32, W>>::new();
+    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
     let count = f32::cast_from(cols * W::value());
     let (first, end, step) = rows_of_unit(rows, teams);
     let own = first_vector(teams);
@@ -203,7 +213,17 @@ fn norm_grad_kernel<W: Size>(
         if round < rows {
             for c in range_stepped(own, cols, teams.size) {
                 let h = (x[base + c] - centers) * scales;
-                dx[base + c] = (dy[base + c] * gain[c] - g_mean - h * gh_mean) * scales;
+                let value = (dy[base + c] * gain[c] - g_mean - h * gh_mean) * scales;
+                dx[base + c] = go_on::<W>(
+                    base + c,
+                    value,
+                    vectors_after,
+                    scalars_after,
+                    &keys_a,
+                    &keys_b,
+                    more,
+                    comptime!(after.clone()),
+                );
             }
         }
     }
@@ -327,10 +347,11 @@ pub(crate) fn layer_norm_grad(
     dx: Arg,
     dgain: Arg,
     dshift: Arg,
+    after: Option<After<'_>>,
     rows: usize,
     channels: usize,
 ) {
-    input_grad(l, dy, x, gain, Some(mean), rstd, dx, rows, channels);
+    input_grad(l, dy, x, gain, Some(mean), rstd, dx, after, rows, channels);
     param_grad(l, dy, x, Some(mean), rstd, dgain, Some(dshift), rows, channels);
 }
 
@@ -343,10 +364,11 @@ pub(crate) fn rms_norm_grad(
     rstd: Arg,
     dx: Arg,
     dgain: Arg,
+    after: Option<After<'_>>,
     rows: usize,
     channels: usize,
 ) {
-    input_grad(l, dy, x, gain, None, rstd, dx, rows, channels);
+    input_grad(l, dy, x, gain, None, rstd, dx, after, rows, channels);
     param_grad(l, dy, x, None, rstd, dgain, None, rows, channels);
 }
 
@@ -358,34 +380,43 @@ fn input_grad(
     mean: Option<Arg>,
     rstd: Arg,
     dx: Arg,
+    after: Option<After<'_>>,
     rows: usize,
     channels: usize,
 ) {
     let w = l.width(&[channels]);
     let (cols, teams) = (channels / w, Teams::new(l));
-    l.launch(
-        teams.items(rows),
-        || format!("{}_norm_grad w{w}", if mean.is_some() { "layer" } else { "rms" }),
-        // SAFETY: dy, x and dx hold rows * cols vectors, gain cols, mean (if any) and rstd one float per row.
-        |t| unsafe {
-            norm_grad_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(dy, w),
-                t.bind(x, w),
-                t.bind(gain, w),
-                mean.iter().map(|&m| t.bind(m, 1)).collect(),
-                t.bind(rstd, 1),
-                t.bind(dx, w),
-                rows,
-                cols,
-                mean.is_some(),
-                teams,
-            );
-        },
-    );
+    go_on_with(l, dx, after, Some(w), |then| {
+        l.launch(
+            teams.items(rows),
+            || format!("{}_norm_grad w{w}{then}", if mean.is_some() { "layer" } else { "rms" }),
+            // SAFETY: dy, x and dx hold rows * cols vectors, gain cols, mean (if any) and rstd one float per row.
+            |t| unsafe {
+                norm_grad_kernel::launch_unchecked(
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    w,
+                    t.bind(dy, w),
+                    t.bind(x, w),
+                    t.bind(gain, w),
+                    t.bind_all(&mean, 1),
+                    t.bind(rstd, 1),
+                    t.bind_all(&then.vectors, w),
+                    t.bind_all(&then.scalars, 1),
+                    t.bind_all(&then.rng, 1),
+                    then.keys.iter().copied().collect(),
+                    t.bind(dx, w),
+                    t.bind_all(then.more, w),
+                    rows,
+                    cols,
+                    mean.is_some(),
+                    then.program.clone(),
+                    teams,
+                );
+            },
+        )
+    });
 }
 
 fn param_grad(
@@ -424,7 +455,7 @@ fn param_grad(
                 w,
                 t.bind(dy, w),
                 t.bind(x, w),
-                mean.iter().map(|&m| t.bind(m, 1)).collect(),
+                t.bind_all(&mean, 1),
                 t.bind(rstd, 1),
                 t.bind(gain_sum, w),
                 // Without a shift this is never written.

@@ -13,6 +13,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
+use super::fused::{After, Program, dropout_keys, go_on, go_on_with};
 use super::lanes::lane_sum;
 use super::order::order_key;
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
@@ -222,14 +223,23 @@ fn dispatch_kernel<W: Size>(
     x: &[Vector<f32, W>],
     order: &[i32],
     weights: &Sequence<Box<[f32]>>,
+    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars_after: &Sequence<Box<[f32]>>,
+    rng: &Sequence<Box<[u32]>>,
+    keys: &Sequence<u32>,
     y: &mut [Vector<f32, W>],
+    more: &mut Sequence<Box<[Vector<f32, W>]>>,
     rows: usize,
     slots: usize,
     k: usize,
     #[comptime] cols: usize,
     #[comptime] weighted: bool,
+    #[comptime] after: Program,
     #[comptime] split: Split,
 ) {
+    let mut keys_a = Sequence::<Vector<u32, W>>::new();
+    let mut keys_b = Sequence::<Vector<u32, W>>::new();
+    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
     let items = rows * cols;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let slot = order[item / cols];
@@ -241,7 +251,8 @@ fn dispatch_kernel<W: Size>(
                 value = value * Vector::new(weights[0][slot]);
             }
         }
-        y[item] = value;
+        y[item] =
+            go_on::<W>(item, value, vectors_after, scalars_after, &keys_a, &keys_b, more, comptime!(after.clone()));
     }
 }
 
@@ -250,14 +261,23 @@ fn combine_kernel<W: Size>(
     y: &[Vector<f32, W>],
     positions: &[i32],
     weights: &Sequence<Box<[f32]>>,
+    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
+    scalars_after: &Sequence<Box<[f32]>>,
+    rng: &Sequence<Box<[u32]>>,
+    keys: &Sequence<u32>,
     z: &mut [Vector<f32, W>],
+    more: &mut Sequence<Box<[Vector<f32, W>]>>,
     rows: usize,
     tokens: usize,
     k: usize,
     #[comptime] cols: usize,
     #[comptime] weighted: bool,
+    #[comptime] after: Program,
     #[comptime] split: Split,
 ) {
+    let mut keys_a = Sequence::<Vector<u32, W>>::new();
+    let mut keys_b = Sequence::<Vector<u32, W>>::new();
+    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
     let items = tokens * cols;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let token = item / cols;
@@ -273,7 +293,7 @@ fn combine_kernel<W: Size>(
                 }
             }
         }
-        z[item] = sum;
+        z[item] = go_on::<W>(item, sum, vectors_after, scalars_after, &keys_a, &keys_b, more, comptime!(after.clone()));
     }
 }
 
@@ -404,36 +424,45 @@ pub(crate) fn dispatch(
     order: Arg,
     weights: Option<Arg>,
     y: Arg,
+    after: Option<After<'_>>,
     tokens: usize,
     k: usize,
     channels: usize,
 ) {
     let w = l.width(&[channels]);
     let (rows, slots, cols, split) = (order.elements(), tokens * k, channels / w, l.split());
-    l.launch(
-        rows * cols,
-        || format!("dispatch w{w} cols {cols}{}", if weights.is_some() { " weighted" } else { "" }),
-        // SAFETY: x holds tokens * cols vectors, y and order a row per row, weights one element per slot, and slots are
-        // compared with their number.
-        |t| unsafe {
-            dispatch_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(x, w),
-                t.bind(order, 1),
-                weights.iter().map(|&s| t.bind(s, 1)).collect(),
-                t.bind(y, w),
-                rows,
-                slots,
-                k,
-                cols,
-                weights.is_some(),
-                split,
-            );
-        },
-    );
+    go_on_with(l, y, after, Some(w), |then| {
+        l.launch(
+            rows * cols,
+            || format!("dispatch w{w} cols {cols}{}{then}", if weights.is_some() { " weighted" } else { "" }),
+            // SAFETY: x holds tokens * cols vectors, y and order a row per row, weights one element per slot, and slots are
+            // compared with their number.
+            |t| unsafe {
+                dispatch_kernel::launch_unchecked(
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    w,
+                    t.bind(x, w),
+                    t.bind(order, 1),
+                    t.bind_all(&weights, 1),
+                    t.bind_all(&then.vectors, w),
+                    t.bind_all(&then.scalars, 1),
+                    t.bind_all(&then.rng, 1),
+                    then.keys.iter().copied().collect(),
+                    t.bind(y, w),
+                    t.bind_all(then.more, w),
+                    rows,
+                    slots,
+                    k,
+                    cols,
+                    weights.is_some(),
+                    then.program.clone(),
+                    split,
+                );
+            },
+        )
+    });
 }
 
 /// The sum over a token's slots of the slot's row, times the slot's weight if there are weights.
@@ -443,36 +472,46 @@ pub(crate) fn combine(
     positions: Arg,
     weights: Option<Arg>,
     z: Arg,
+    after: Option<After<'_>>,
+    rows: usize,
     tokens: usize,
     k: usize,
     channels: usize,
 ) {
     let w = l.width(&[channels]);
-    let (rows, cols, split) = (y.elements() / channels, channels / w, l.split());
-    l.launch(
-        tokens * cols,
-        || format!("combine w{w} cols {cols}{}", if weights.is_some() { " weighted" } else { "" }),
-        // SAFETY: y holds rows * cols vectors, z tokens * cols, positions and weights one element per slot, and positions
-        // are compared with the number of rows.
-        |t| unsafe {
-            combine_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(y, w),
-                t.bind(positions, 1),
-                weights.iter().map(|&s| t.bind(s, 1)).collect(),
-                t.bind(z, w),
-                rows,
-                tokens,
-                k,
-                cols,
-                weights.is_some(),
-                split,
-            );
-        },
-    );
+    let (cols, split) = (channels / w, l.split());
+    go_on_with(l, z, after, Some(w), |then| {
+        l.launch(
+            tokens * cols,
+            || format!("combine w{w} cols {cols}{}{then}", if weights.is_some() { " weighted" } else { "" }),
+            // SAFETY: y holds rows * cols vectors, z tokens * cols, positions and weights one element per slot, and positions
+            // are compared with the number of rows.
+            |t| unsafe {
+                combine_kernel::launch_unchecked(
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    w,
+                    t.bind(y, w),
+                    t.bind(positions, 1),
+                    t.bind_all(&weights, 1),
+                    t.bind_all(&then.vectors, w),
+                    t.bind_all(&then.scalars, 1),
+                    t.bind_all(&then.rng, 1),
+                    then.keys.iter().copied().collect(),
+                    t.bind(z, w),
+                    t.bind_all(then.more, w),
+                    rows,
+                    tokens,
+                    k,
+                    cols,
+                    weights.is_some(),
+                    then.program.clone(),
+                    split,
+                );
+            },
+        )
+    });
 }
 
 /// The scalar product of a token's row of `dz` and the row of each of its slots.

@@ -11,9 +11,11 @@
 //! one member to another through a node outside), and across the border between forward and backward pass, where
 //! joining would run the backward part early and keep its result for long.
 //!
-//! A product whose result a program reads element by element is taken in too ([`Op::FusedProduct`]): the program then
+//! A product whose result a program reads element by element is taken in too ([`Op::FusedAfter`]): the program then
 //! runs on what is still in registers, and what it makes superfluous (a layer before its activation, a row before its
-//! dropout) never reaches memory. A program takes in one product, none of whose operands it computes.
+//! dropout) never reaches memory. The same goes for the other operations that make their first result element by
+//! element: rows on their way to experts and back, the gradient of a norm. A program takes in one such producer, none of
+//! whose operands it computes.
 
 use super::rebuild::{Rebuild, uniform};
 use super::{Rewrites, dce};
@@ -25,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Operands of a program; with its results, and the operands of a product before it, a launch stays below the 31 buffers
 /// that CubeCL can bind.
 const MAX_OPERANDS: usize = 8;
-/// Results of a program.
+/// Results of a program, beside further ones of its producer.
 const MAX_RESULTS: usize = 4;
 /// Instructions of a program: longer ones run out of registers and compile slowly.
 const MAX_INSTRUCTIONS: usize = 64;
@@ -46,8 +48,8 @@ fn is_member(op: &Op) -> bool {
 }
 
 /// Whether a program can go on with what a node makes while it is in registers.
-fn is_product(op: &Op) -> bool {
-    op.product_operands().is_some()
+fn is_producer(op: &Op) -> bool {
+    op.operands_of_producer().is_some()
 }
 
 /// How a member reads an operand.
@@ -71,8 +73,8 @@ struct Fusion<'a> {
 
 /// A program with what it reads and gives.
 struct Built {
-    /// The product that is its operand 0, and not among its operands.
-    product: Option<NodeId>,
+    /// The operation whose first result is its operand 0, and not among its operands.
+    producer: Option<NodeId>,
     program: FusedProgram,
     operands: Vec<Value>,
     random: Option<Value>,
@@ -153,7 +155,7 @@ impl<'a> Fusion<'a> {
         for source in self.sources(id).into_iter().rev() {
             let producer = source.node;
             let op = &self.graph.node(producer).op;
-            if (is_member(op) || is_product(op))
+            if (is_member(op) || is_producer(op))
                 && self.elements(producer) == self.elements(id)
                 && self.elements(id) > 0
                 && self.may_join(producer, id)
@@ -178,18 +180,26 @@ impl<'a> Fusion<'a> {
         if shared && a.iter().any(|m| !backward(m)) && b.iter().any(backward) {
             return false;
         }
-        let mut products = joined.iter().filter(|&&m| is_product(&self.graph.node(m).op));
-        if let Some(&product) = products.next()
-            && (products.next().is_some() || self.graph.operands(product).iter().any(|v| joined.contains(&v.node)))
+        let mut producers = joined.iter().filter(|&&m| is_producer(&self.graph.node(m).op));
+        if let Some(&first) = producers.next()
+            && (producers.next().is_some() || self.graph.operands(first).iter().any(|v| joined.contains(&v.node)))
+        {
+            return false;
+        }
+        if let Some(&first) = joined.iter().find(|&&m| is_producer(&self.graph.node(m).op))
+            && joined.iter().any(|&m| self.sources(m).iter().any(|v| v.node == first && v.slot > 0))
         {
             return false;
         }
         !self.leads_to(leaving, b) && self.build(&joined).is_some_and(|p| within_bounds(&p))
     }
 
-    /// Whether somebody other than `members` needs the value of a node.
+    /// Whether somebody other than `members` needs the first result of a node.
     fn read_outside(&self, id: NodeId, members: &BTreeSet<NodeId>) -> bool {
-        self.named.contains(&self.graph.value(id)) || self.users[id.index()].iter().any(|u| !members.contains(u))
+        let value = self.graph.value(id);
+        let alone = self.graph.node(id).results.len() == 1;
+        let reads = |u: &NodeId| !members.contains(u) && (alone || self.sources(*u).contains(&value));
+        self.named.contains(&value) || self.users[id.index()].iter().any(reads)
     }
 
     /// Whether some of these nodes are needed by a member of `targets`, whose program would then wait for itself.
@@ -226,14 +236,14 @@ impl<'a> Fusion<'a> {
         let mut constants: IndexMap<u64, usize> = IndexMap::new();
         let mut loads: IndexMap<(Value, Access), usize> = IndexMap::new();
         let mut random = None;
-        let product = members.iter().copied().find(|&m| is_product(&self.graph.node(m).op));
-        if let Some(product) = product {
-            let value = self.graph.value(product);
+        let producer = members.iter().copied().find(|&m| is_producer(&self.graph.node(m).op));
+        if let Some(producer) = producer {
+            let value = self.graph.value(producer);
             loads.insert((value, Access::Full), 0);
             registers.insert(value, 0);
             instructions.push(Instr::Load(0));
         }
-        for &id in members.iter().filter(|&&m| Some(m) != product) {
+        for &id in members.iter().filter(|&&m| Some(m) != producer) {
             let operands = self.graph.operands(id);
             let op = &self.graph.node(id).op;
             let floats = if let Op::Dropout { .. } = op { &operands[..1] } else { &operands[..] };
@@ -282,8 +292,8 @@ impl<'a> Fusion<'a> {
             instructions,
             results: results.iter().map(|v| registers[v]).collect(),
         };
-        let operands = loads.keys().skip(usize::from(product.is_some())).map(|&(v, _)| v).collect();
-        Some(Built { product, program, operands, random, results })
+        let operands = loads.keys().skip(usize::from(producer.is_some())).map(|&(v, _)| v).collect();
+        Some(Built { producer, program, operands, random, results })
     }
 
     /// Groups that become programs: those of several members, and those of one that reads what need not be written.
@@ -348,15 +358,21 @@ impl<'a> Fusion<'a> {
     /// Appends a program, named after its last member.
     fn emit_program(&self, r: &mut Rebuild<'_>, members: &BTreeSet<NodeId>, built: &Built) -> Result<(), GraphError> {
         let Some(&last) = members.last() else { return Ok(()) };
-        let mut operands = built.product.map(|p| self.graph.operands(p)).unwrap_or_default();
+        let mut operands = built.producer.map(|p| self.graph.operands(p)).unwrap_or_default();
         operands.extend(built.operands.iter().chain(&built.random));
         let operands: Vec<Value> = operands.into_iter().map(|v| r.value(v)).collect();
         let program = built.program.clone();
-        let op = match built.product {
-            Some(p) => Op::FusedProduct { product: Box::new(self.graph.node(p).op.clone()), program },
+        let op = match built.producer {
+            Some(p) => Op::FusedAfter { producer: Box::new(self.graph.node(p).op.clone()), program },
             None => Op::Fused(program),
         };
         let fused = r.add_as(last, op, &operands)?;
+        if let Some(node) = built.producer {
+            let further = 1..self.graph.node(node).results.len() as u8;
+            for (slot, new) in further.zip(built.results.len() as u8..) {
+                r.set(Value { node, slot }, Value { node: fused, slot: new });
+            }
+        }
         for (slot, &old) in built.results.iter().enumerate() {
             let mut new = Value { node: fused, slot: slot as u8 };
             let node = self.graph.node(old.node);

@@ -493,3 +493,53 @@ fn fuse_sums_leaves_other_sums() {
          output late = %late",
     );
 }
+
+#[test]
+fn a_program_goes_on_with_the_first_result_only() {
+    becomes(
+        "fuse_elementwise",
+        "%dy = input : f32[7, 3]
+         %x = input : f32[7, 3]
+         %gain = input : f32[3]
+         %mean = input : f32[7]
+         %rstd = input : f32[7]
+         %residual = input : f32[7, 3]
+         %grad:3 = layer_norm_grad(%dy, %x, %gain, %mean, %rstd) : f32[7, 3], f32[3], f32[3]
+         %sum = add(%grad, %residual) : f32[7, 3]
+         %twice = add(%grad#1, %grad#1) : f32[3]
+         output dx = %sum
+         output twice = %twice
+         output dshift = %grad#2",
+        "%dy = input : f32[7, 3]
+         %x = input : f32[7, 3]
+         %gain = input : f32[3]
+         %mean = input : f32[7]
+         %rstd = input : f32[7]
+         %residual = input : f32[7, 3]
+         %sum:3 = fused_layer_norm_grad(%dy, %x, %gain, %mean, %rstd, %residual) {access = [full, full], t0 = load(0), t1 = load(1), t2 = add(t0, t1), results = [t2]} : f32[7, 3], f32[3], f32[3]
+         %twice = add(%sum#1, %sum#1) : f32[3]
+         output dx = %sum
+         output twice = %twice
+         output dshift = %sum#2",
+    );
+    // Of one row all results have as many elements: the others are not what the program goes on with, alone or beside
+    // the first.
+    for y in ["add(%grad#1, %gain)", "add(%grad, %grad#1)"] {
+        stays(
+            "fuse_elementwise",
+            &format!(
+                "%dy = input : f32[1, 3]
+                 %x = input : f32[1, 3]
+                 %gain = input : f32[1, 3]
+                 %flat = reshape(%gain) : f32[3]
+                 %mean = input : f32[1]
+                 %rstd = input : f32[1]
+                 %grad:3 = layer_norm_grad(%dy, %x, %flat, %mean, %rstd) : f32[1, 3], f32[3], f32[3]
+                 %row = reshape(%grad#1) : f32[1, 3]
+                 %y = {} : f32[1, 3]
+                 output y = %y",
+                y.replace("%grad#1", "%row")
+            ),
+        );
+    }
+}

@@ -6,8 +6,8 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::super::fused::{Bound, Program, dropout_keys};
-use super::{Extras, Layout, Product, go_on, segment};
+use super::super::fused::{Program, Then, dropout_keys, go_on};
+use super::{Extras, Layout, Product, segment};
 use crate::launch::{GPU_CUBE, Launcher};
 use cubecl::prelude::*;
 
@@ -248,10 +248,9 @@ fn tiles<W: Size>(
 }
 
 /// Launches the kernel of a product, with the program that goes on with it, bound for single elements.
-pub(super) fn launch(l: &Launcher, p: &Product<'_>, extras: Extras<'_>) {
+pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
-    let Extras { bias, offsets, sums, has_bias, grouped, has_sums, after, rng, more } = extras;
-    let Bound { program, vectors, scalars, keys } = after;
+    let Extras { bias, offsets, sums, has_bias, grouped, has_sums } = Extras::new(p);
     // Tiles that are full at best, and those that may be begun.
     let full = |edge: usize| m.div_ceil(edge) * n.div_ceil(edge) * if layout.transpose_a { experts } else { 1 };
     let begun = |edge: usize| {
@@ -262,10 +261,7 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, extras: Extras<'_>) {
     let each = if enough_rows && full(8 * SIDE) >= MANY { 8 } else { 4 };
     l.launch(
         begun(each * SIDE) * UNITS,
-        || {
-            let then = if program.results.is_empty() { String::new() } else { format!(" then {program:?}") };
-            format!("matmul in cubes {layout:?} {each}{then}")
-        },
+        || format!("matmul in cubes {layout:?} {each}{then}"),
         // SAFETY: a unit writes the elements of `y` that it owns; segments are cut off at `m` (or `k`). Cubes have
         // `UNITS` units, and which tile a cube computes is the same for all of them, so that all reach every barrier.
         |t| unsafe {
@@ -278,13 +274,13 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, extras: Extras<'_>) {
                 t.bind(b, 1),
                 t.bind(bias, 1),
                 t.bind(offsets, 1),
-                vectors.iter().map(|&x| t.bind(x, 1)).collect(),
-                scalars.iter().map(|&x| t.bind(x, 1)).collect(),
-                rng.iter().map(|&x| t.bind(x, 1)).collect(),
-                keys.iter().copied().collect(),
+                t.bind_all(&then.vectors, 1),
+                t.bind_all(&then.scalars, 1),
+                t.bind_all(&then.rng, 1),
+                then.keys.iter().copied().collect(),
                 t.bind(y, 1),
                 t.bind(sums, 1),
-                more.iter().map(|&x| t.bind(x, 1)).collect(),
+                t.bind_all(then.more, 1),
                 m,
                 n,
                 k,
@@ -294,7 +290,7 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, extras: Extras<'_>) {
                 has_sums,
                 layout,
                 each,
-                program.clone(),
+                then.program.clone(),
             );
         },
     );
