@@ -365,6 +365,54 @@ fn fused_producers(cases: &mut Vec<Case>) {
     }
 }
 
+/// Products of rows that are fetched from where they are: few tokens and many slots, some of them dropped, experts without
+/// rows, sums longer than a packed block.
+fn dispatched_products(cases: &mut Vec<Case>) {
+    for (tokens, experts, k, inner, outer) in
+        [(1, 1, 1, 1, 1), (7, 3, 2, 5, 3), (17, 4, 4, 16, 33), (33, 8, 1, 17, 16), (40, 2, 2, 150, 80)]
+    {
+        for drops in [false, true] {
+            let name = format!("N={tokens} E={experts} K={k} {inner}->{outer} drops={drops}");
+            for transpose_b in [false, true] {
+                for fused in [false, true] {
+                    let (transposed, then) = (format!("tb={transpose_b}"), if fused { "fused " } else { "" });
+                    let mut c = CaseBuilder::new(format!("{then}dispatched product {name} {transposed}"));
+                    let (x, i) = (c.normal("tokens", &[tokens, inner]), c.experts("i", tokens, k, experts, drops));
+                    let sort = c.b.op(Op::SortByExpert { experts, rows: tokens * k }, &[i]);
+                    let w = if transpose_b { [experts, outer, inner] } else { [experts, inner, outer] };
+                    let mut operands = vec![x, c.normal("w", &w), sort];
+                    operands.extend(transpose_b.then(|| c.normal("bias", &[experts, outer])));
+                    operands.extend([sort.result(1), sort.result(2)]);
+                    let product = Op::GroupedMatMul { transpose_b, bias: transpose_b };
+                    let mut op = Op::DispatchedProduct(Box::new(product));
+                    if fused {
+                        let (program, further) = continuation(&mut c, tokens * k, outer);
+                        op = Op::FusedAfter { producer: Box::new(op), program };
+                        operands.extend(further);
+                    }
+                    cases.push(c.finish(op, &operands));
+                }
+            }
+            for sums in [false, true] {
+                let mut c = CaseBuilder::new(format!("dispatched weight grad {name} sums={sums}"));
+                let (dy, x) = (c.normal("dy", &[tokens * k, outer]), c.normal("x", &[tokens, inner]));
+                let i = c.experts("i", tokens, k, experts, drops);
+                let sort = c.b.op(Op::SortByExpert { experts, rows: tokens * k }, &[i]);
+                let product = Op::DispatchedProduct(Box::new(Op::GroupedMatMulWeightGrad));
+                let op = if sums { Op::ProductWithSums(Box::new(product)) } else { product };
+                cases.push(c.finish(op, &[dy, x, sort, sort.result(1), sort.result(2)]));
+            }
+        }
+    }
+    // Indices that are none: rows of no expert, and what must not lead outside of the operand.
+    let mut c = CaseBuilder::new("dispatched product of rows of nobody");
+    let (x, w) = (c.normal("x", &[3, 4]), c.normal("w", &[2, 5, 4]));
+    let (offsets, order) = (c.ints("o", &[3], vec![0, 2, 3]), c.ints("order", &[6], vec![4, 0, 2, -1, -1, -1]));
+    let positions = c.ints("p", &[3, 2], vec![1, -1, 2, -1, 0, -1]);
+    let product = Op::DispatchedProduct(Box::new(Op::GroupedMatMul { transpose_b: true, bias: false }));
+    cases.push(c.finish(product, &[x, w, offsets, order, positions]));
+}
+
 fn reductions(cases: &mut Vec<Case>) {
     for (shape, axes) in [
         (vec![7], vec![0]),
@@ -826,6 +874,7 @@ pub fn all() -> Vec<Case> {
     linear(&mut cases);
     fused_products(&mut cases);
     fused_producers(&mut cases);
+    dispatched_products(&mut cases);
     norms(&mut cases);
     attention(&mut cases);
     embedding_and_loss(&mut cases);
@@ -839,7 +888,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Number of kinds of operations, one more than the largest [`kind`].
-pub const KINDS: usize = 54;
+pub const KINDS: usize = 55;
 
 /// Number of an operation's kind. The match is exhaustive, so that an operation cannot be added without a case here.
 pub fn kind(op: &Op) -> usize {
@@ -856,6 +905,7 @@ pub fn kind(op: &Op) -> usize {
         Op::Fused(_) => 9,
         Op::FusedAfter { .. } => 51,
         Op::ProductWithSums(_) => 53,
+        Op::DispatchedProduct(_) => 54,
         Op::Sum { .. } => 10,
         Op::SumOfSquares => 11,
         Op::MatMul { .. } => 12,

@@ -305,6 +305,14 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             results.extend(made.map(Tensor::into_data));
             results
         }
+        Op::DispatchedProduct(product) => {
+            let (own, dispatch) = x.tensors.split_at(x.tensors.len().saturating_sub(2));
+            let at = product.dispatched_operand().unwrap_or(0);
+            let rows = evaluate_op(&Op::Dispatch { weighted: false }, &[&own[at..=at], dispatch].concat())?;
+            let mut own = own.to_vec();
+            own[at] = &rows[0];
+            evaluate_op(product, &own)?.into_iter().map(Tensor::into_data).collect()
+        }
         Op::ProductWithSums(product) => {
             let product = evaluate_op(product, x.tensors)?.into_iter().map(Tensor::into_data);
             let sums = match x.tensors.get(2) {

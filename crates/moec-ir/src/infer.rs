@@ -217,11 +217,25 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             results.extend(made);
             results
         }
+        Op::DispatchedProduct(product) => {
+            let (Some(at), Some((own, [order, positions]))) = (product.dispatched_operand(), types.split_last_chunk())
+            else {
+                return c.fail("it must be a grouped product with its operands, an order and positions");
+            };
+            c.require(at < own.len(), || "the operand to fetch is missing".into())?;
+            let dispatched = infer(&Op::Dispatch { weighted: false }, &[own[at], order, positions])?;
+            let mut own = own.to_vec();
+            own[at] = &dispatched[0];
+            infer(product, &own)?
+        }
         Op::ProductWithSums(product) => {
             let mut made = infer(product, types)?;
             let summed = match **product {
                 Op::MatMul { transpose_a: true, bias: false, .. } => made[0].shape[..1].to_vec(),
                 Op::GroupedMatMulWeightGrad => made[0].shape[..2].to_vec(),
+                Op::DispatchedProduct(ref inner) if **inner == Op::GroupedMatMulWeightGrad => {
+                    made[0].shape[..2].to_vec()
+                }
                 _ => return c.fail("it must be a product over the rows of its first operand"),
             };
             made.push(f32s(&summed));

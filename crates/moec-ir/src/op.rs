@@ -263,6 +263,10 @@ pub enum Op {
     /// gradients of a weight and of its bias: `sums [M]` of [`Op::MatMul`] with `a` transposed, per expert `[E, O]` of
     /// [`Op::GroupedMatMulWeightGrad`]. Only in the optimised stage.
     ProductWithSums(Box<Op>),
+    /// `(operands of the product.., order i32[R], positions i32[N, K])`: a product that fetches its rows from where they
+    /// are. The first operand of [`Op::GroupedMatMul`], the second of [`Op::GroupedMatMulWeightGrad`], is `[N, C]`, and the
+    /// product is that of what [`Op::Dispatch`] without weights makes of it. Only in the optimised stage.
+    DispatchedProduct(Box<Op>),
 
     // ---- indices ----
     /// `(x i32[s]) -> (y [s])`: the same numbers, exact below 2^24.
@@ -493,10 +497,20 @@ impl Op {
         match self {
             Op::MatMul { bias, .. } => Some(2 + usize::from(*bias)),
             Op::GroupedMatMul { bias, .. } => Some(3 + usize::from(*bias)),
+            Op::DispatchedProduct(product) => product.operands_of_producer().map(|n| n + 2),
             Op::LayerNormGrad => Some(5),
             Op::RmsNormGrad => Some(4),
             Op::Embed => Some(2),
             Op::Dispatch { weighted } | Op::Combine { weighted } => Some(3 + usize::from(*weighted)),
+            _ => None,
+        }
+    }
+
+    /// Position of the operand that [`Op::DispatchedProduct`] fetches, if this is a product for it.
+    pub fn dispatched_operand(&self) -> Option<usize> {
+        match self {
+            Op::GroupedMatMul { .. } => Some(0),
+            Op::GroupedMatMulWeightGrad => Some(1),
             _ => None,
         }
     }
@@ -519,6 +533,7 @@ impl Op {
             Op::Fused(_) => "fused",
             Op::FusedAfter { producer, .. } => match **producer {
                 Op::GroupedMatMul { .. } => "fused_grouped_matmul",
+                Op::DispatchedProduct(_) => "fused_dispatched_grouped_matmul",
                 Op::LayerNormGrad => "fused_layer_norm_grad",
                 Op::RmsNormGrad => "fused_rms_norm_grad",
                 Op::Embed => "fused_embed",
@@ -528,7 +543,12 @@ impl Op {
             },
             Op::ProductWithSums(product) => match **product {
                 Op::GroupedMatMulWeightGrad => "grouped_matmul_weight_grad_with_sums",
+                Op::DispatchedProduct(_) => "dispatched_grouped_matmul_weight_grad_with_sums",
                 _ => "matmul_with_sums",
+            },
+            Op::DispatchedProduct(product) => match **product {
+                Op::GroupedMatMulWeightGrad => "dispatched_grouped_matmul_weight_grad",
+                _ => "dispatched_grouped_matmul",
             },
             Op::ToFloat => "to_float",
             Op::ToIndex { .. } => "to_index",

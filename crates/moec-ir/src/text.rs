@@ -166,7 +166,7 @@ fn attributes_of(op: &Op, node_name: &str) -> Vec<String> {
             list.extend(fused(program));
             list
         }
-        Op::ProductWithSums(product) => attributes_of(product, ""),
+        Op::ProductWithSums(product) | Op::DispatchedProduct(product) => attributes_of(product, ""),
         Op::Sum { axes } => vec![format!("axes = [{}]", join(axes))],
         Op::MatMul { transpose_a, transpose_b, bias } => {
             flags(&[("transpose_a", *transpose_a), ("transpose_b", *transpose_b), ("bias", *bias)])

@@ -255,7 +255,7 @@ pub fn annotate(graph: &Graph, errors: &[VerifyError]) -> String {
 /// The first stage in which an operation is legal.
 fn first_stage(op: &Op) -> Stage {
     match op {
-        Op::Fused(_) | Op::FusedAfter { .. } | Op::ProductWithSums(_) => Stage::Optimized,
+        Op::Fused(_) | Op::FusedAfter { .. } | Op::ProductWithSums(_) | Op::DispatchedProduct(_) => Stage::Optimized,
         Op::LayerNormGrad
         | Op::RmsNormGrad
         | Op::SoftmaxGrad
@@ -459,6 +459,7 @@ impl<'g> Verifier<'g> {
             | Op::GroupedMatMul { .. }
             | Op::GroupedMatMulWeightGrad
             | Op::ProductWithSums(_)
+            | Op::DispatchedProduct(_)
             | Op::GroupedSum
             | Op::LayerNormGrad
             | Op::RmsNormGrad
@@ -548,6 +549,7 @@ fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
         | Op::GroupedMatMul { .. }
         | Op::GroupedMatMulWeightGrad
         | Op::ProductWithSums(_)
+        | Op::DispatchedProduct(_)
         | Op::GroupedSum
         | Op::LayerNorm { .. }
         | Op::LayerNormGrad

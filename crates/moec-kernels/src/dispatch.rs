@@ -93,6 +93,8 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
 
         Op::MatMul { .. }
         | Op::GroupedMatMul { .. }
+        | Op::GroupedMatMulWeightGrad
+        | Op::DispatchedProduct(_)
         | Op::LayerNormGrad
         | Op::RmsNormGrad
         | Op::Embed
@@ -109,10 +111,9 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let after = fused::After { program, floats, rng: rng.first().copied(), more: &more };
             producer(l, op, own, &[first, further].concat(), Some(after));
         }
-        Op::GroupedMatMulWeightGrad => weight_grad(l, x, r(0), None),
         Op::ProductWithSums(op) => match **op {
-            Op::GroupedMatMulWeightGrad => weight_grad(l, x, r(0), Some(r(1))),
-            _ => matmul(l, op, x, r(0), Some(r(1)), None),
+            Op::MatMul { .. } => matmul(l, op, x, r(0), Some(r(1)), None),
+            _ => grouped(l, op, x, r(0), Some(r(1)), None),
         },
         Op::GroupedSum => {
             let (rows, outer) = x[0].matrix();
@@ -224,24 +225,8 @@ fn producer(l: &Launcher, op: &Op, x: &[Operand], y: &[Operand], after: Option<f
     let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
     match op {
         Op::MatMul { .. } => matmul(l, op, x, r(0), None, after),
-        Op::GroupedMatMul { transpose_b, bias } => {
-            let (rows, inner) = x[0].matrix();
-            let (experts, outer) = (a(2).elements() - 1, r(0).elements() / rows);
-            let (bias, offsets) = (bias.then(|| a(3)), a(2));
-            grouped_matmul::forward(
-                l,
-                a(0),
-                a(1),
-                offsets,
-                bias,
-                r(0),
-                rows,
-                experts,
-                inner,
-                outer,
-                *transpose_b,
-                after,
-            );
+        Op::GroupedMatMul { .. } | Op::GroupedMatMulWeightGrad | Op::DispatchedProduct(_) => {
+            grouped(l, op, x, r(0), None, after);
         }
         Op::LayerNormGrad => {
             let (rows, channels) = x[0].matrix();
@@ -280,10 +265,47 @@ fn matmul(l: &Launcher, op: &Op, x: &[Operand], y: Arg, sums: Option<Arg>, after
     matmul::launch(l, a(0), a(1), bias.then(|| a(2)), y, sums, m, n, k, *transpose_a, *transpose_b, after);
 }
 
-/// Launches the gradient of the weights of experts, with the sums of the rows of each.
-fn weight_grad(l: &Launcher, x: &[Operand], dw: Arg, sums: Option<Arg>) {
-    let ((rows, outer), (_, inner), offsets) = (x[0].matrix(), x[1].matrix(), x[2].arg);
-    grouped_matmul::weight_grad(l, x[0].arg, x[1].arg, offsets, dw, sums, rows, offsets.elements() - 1, outer, inner);
+/// Launches a product per expert, with the sums of its first operand, or with the program that goes on with it.
+fn grouped(l: &Launcher, op: &Op, x: &[Operand], y: Arg, sums: Option<Arg>, after: Option<fused::After<'_>>) {
+    let (op, fetch) = match op {
+        Op::DispatchedProduct(product) => {
+            // Order and positions are the product's last operands.
+            let (order, positions) = (x[x.len() - 2].arg, &x[x.len() - 1]);
+            let fetch = matmul::Fetch { order, sharing: positions.matrix().1, slots: positions.arg.elements() };
+            (&**product, Some(fetch))
+        }
+        op => (op, None),
+    };
+    let (a, offsets) = (|i: usize| x[i].arg, x[2].arg);
+    let experts = offsets.elements() - 1;
+    let rows = |stored: usize| fetch.map_or(stored, |f| f.order.elements());
+    let ((first, columns), (_, inner)) = (x[0].matrix(), x[1].matrix());
+    match op {
+        Op::GroupedMatMul { transpose_b, bias } => {
+            let (rows, bias) = (rows(first), bias.then(|| a(3)));
+            let (outer, transpose_b) = (y.elements() / rows, *transpose_b);
+            grouped_matmul::forward(
+                l,
+                a(0),
+                a(1),
+                offsets,
+                bias,
+                y,
+                rows,
+                experts,
+                columns,
+                outer,
+                transpose_b,
+                fetch,
+                after,
+            );
+        }
+        Op::GroupedMatMulWeightGrad => {
+            grouped_matmul::weight_grad(l, a(0), a(1), offsets, y, sums, first, experts, columns, inner, fetch);
+        }
+        // Inference lets nothing else be a product per expert.
+        _ => {}
+    }
 }
 
 /// A fused program that loads its operands and applies at most one instruction.

@@ -429,6 +429,7 @@ impl Rule<'_> {
             | Op::CachedAttention { .. }
             | Op::FusedAfter { .. }
             | Op::ProductWithSums(_)
+            | Op::DispatchedProduct(_)
             | Op::LayerNormGrad
             | Op::RmsNormGrad
             | Op::SoftmaxGrad

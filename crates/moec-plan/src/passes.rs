@@ -7,6 +7,7 @@ mod canonicalise;
 mod cse;
 mod dce;
 mod fold_const;
+mod fuse_dispatch;
 mod fuse_elementwise;
 mod fuse_sums;
 pub(crate) mod rebuild;
@@ -28,7 +29,7 @@ pub struct Pass {
 }
 
 /// All passes, in the order in which they run.
-pub const PASSES: [Pass; 6] = [
+pub const PASSES: [Pass; 7] = [
     Pass { name: "fold_const", summary: "computes what is made of filled tensors only", run: fold_const::run },
     Pass {
         name: "canonicalise",
@@ -46,6 +47,11 @@ pub const PASSES: [Pass; 6] = [
         name: "fuse_sums",
         summary: "lets the products of weight gradients make the gradients of biases, too",
         run: fuse_sums::run,
+    },
+    Pass {
+        name: "fuse_dispatch",
+        summary: "lets the products of experts fetch their rows from where they are",
+        run: fuse_dispatch::run,
     },
 ];
 

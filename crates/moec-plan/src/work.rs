@@ -88,8 +88,9 @@ pub fn kind(plan: &Plan, step: &Step) -> String {
 /// The product in an operation that does something else with it, otherwise the operation itself.
 fn product_of(op: &Op) -> &Op {
     match op {
-        Op::FusedAfter { producer, .. } => producer,
-        Op::ProductWithSums(product) => product,
+        Op::FusedAfter { producer: inner, .. } | Op::ProductWithSums(inner) | Op::DispatchedProduct(inner) => {
+            product_of(inner)
+        }
         op => op,
     }
 }

@@ -414,6 +414,7 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "fused" => Op::Fused(fused(a, shape())?),
         "fused_matmul" => after(matmul(a)?, a, shape())?,
         "fused_grouped_matmul" => after(grouped_matmul(a)?, a, shape())?,
+        "fused_dispatched_grouped_matmul" => after(Op::DispatchedProduct(Box::new(grouped_matmul(a)?)), a, shape())?,
         "fused_layer_norm_grad" => after(Op::LayerNormGrad, a, shape())?,
         "fused_rms_norm_grad" => after(Op::RmsNormGrad, a, shape())?,
         "fused_embed" => after(Op::Embed, a, shape())?,
@@ -421,6 +422,11 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "fused_combine" => after(Op::Combine { weighted: a.flag("weighted")? }, a, shape())?,
         "matmul_with_sums" => Op::ProductWithSums(Box::new(matmul(a)?)),
         "grouped_matmul_weight_grad_with_sums" => Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)),
+        "dispatched_grouped_matmul" => Op::DispatchedProduct(Box::new(grouped_matmul(a)?)),
+        "dispatched_grouped_matmul_weight_grad" => Op::DispatchedProduct(Box::new(Op::GroupedMatMulWeightGrad)),
+        "dispatched_grouped_matmul_weight_grad_with_sums" => {
+            Op::ProductWithSums(Box::new(Op::DispatchedProduct(Box::new(Op::GroupedMatMulWeightGrad))))
+        }
         "sum" => Op::Sum { axes: a.list("axes")?.iter().map(integer).collect::<Result<_, _>>()? },
         "sum_of_squares" => Op::SumOfSquares,
         "matmul" => matmul(a)?,

@@ -7,13 +7,13 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::fused::After;
-use super::matmul::{Layout, Product, product, segment_end};
+use super::matmul::{Fetch, Layout, Product, product, segment_end};
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 
 /// `y [rows, outer]`: rows `offsets[e] .. offsets[e+1]` of `x [rows, inner]` times expert `e`'s matrix
 /// `w [experts, inner, outer]` (transposed: `[experts, outer, inner]`), plus its row of `bias [experts, outer]`.
-/// Rows from `offsets[experts]` on are 0.
+/// Rows from `offsets[experts]` on are 0. `x` may be what the rows are fetched from.
 pub(crate) fn forward(
     l: &Launcher,
     x: Arg,
@@ -26,15 +26,19 @@ pub(crate) fn forward(
     inner: usize,
     outer: usize,
     transpose_b: bool,
+    fetch: Option<Fetch>,
     after: Option<After<'_>>,
 ) {
-    let layout = Layout { transpose_a: false, transpose_b };
+    let layout = Layout { transpose_a: false, transpose_b, fetched: fetch.is_some() };
     let (offsets, sums) = (Some(offsets), None);
-    product(l, &Product { layout, a: x, b: w, bias, offsets, y, sums, after, m: rows, n: outer, k: inner, experts });
+    product(
+        l,
+        &Product { layout, a: x, b: w, fetch, bias, offsets, y, sums, after, m: rows, n: outer, k: inner, experts },
+    );
 }
 
 /// `dw [experts, outer, inner]`: per expert `dyᵀ x` over its rows of `dy [rows, outer]` and `x [rows, inner]`, and the sums
-/// of its rows of `dy`, `[experts, outer]`; 0 for an expert without rows.
+/// of its rows of `dy`, `[experts, outer]`; 0 for an expert without rows. `x` may be what the rows are fetched from.
 pub(crate) fn weight_grad(
     l: &Launcher,
     dy: Arg,
@@ -46,13 +50,28 @@ pub(crate) fn weight_grad(
     experts: usize,
     outer: usize,
     inner: usize,
+    fetch: Option<Fetch>,
 ) {
-    let layout = Layout { transpose_a: true, transpose_b: false };
+    let layout = Layout { transpose_a: true, transpose_b: false, fetched: fetch.is_some() };
     let offsets = Some(offsets);
     let (bias, after) = (None, None);
     product(
         l,
-        &Product { layout, a: dy, b: x, bias, offsets, y: dw, sums, after, m: outer, n: inner, k: rows, experts },
+        &Product {
+            layout,
+            a: dy,
+            b: x,
+            fetch,
+            bias,
+            offsets,
+            y: dw,
+            sums,
+            after,
+            m: outer,
+            n: inner,
+            k: rows,
+            experts,
+        },
     );
 }
 

@@ -59,6 +59,19 @@ pub(crate) struct Layout {
     pub(crate) transpose_a: bool,
     /// `b` is stored `[N, K]`.
     pub(crate) transpose_b: bool,
+    /// Rows of `a`, or if that is transposed of `b`, are fetched from where they are.
+    pub(crate) fetched: bool,
+}
+
+/// Where rows that are fetched are: row `r` is row `order[r] / sharing` of the operand.
+#[derive(Clone, Copy)]
+pub(crate) struct Fetch {
+    /// `i32[rows]`; -1 where nobody looks.
+    pub(crate) order: Arg,
+    /// Slots that share a row.
+    pub(crate) sharing: usize,
+    /// Number of slots.
+    pub(crate) slots: usize,
 }
 
 /// Extents and operands of a product of `experts` pairs of matrices.
@@ -69,6 +82,8 @@ pub(crate) struct Product<'a> {
     pub(crate) a: Arg,
     /// `[K, N]` (or `[N, K]`), one per expert unless `a` is transposed.
     pub(crate) b: Arg,
+    /// Where the rows of `a` (of `b` if `a` is transposed) are, if not in order.
+    pub(crate) fetch: Option<Fetch>,
     /// `[N]`, one per expert.
     pub(crate) bias: Option<Arg>,
     /// `i32[experts + 1]`: the experts' segments of M, or of K if `a` is transposed. `None`: one segment, all of it.
@@ -127,6 +142,12 @@ fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, #[comptime] length: usize)
 #[cube]
 pub(crate) fn segment_end(offsets: &[i32], e: usize, rows: usize) -> usize {
     min(max(offsets[e], 0i32) as usize, rows)
+}
+
+/// Where a row is fetched from. Whatever `order` holds, it is one of the operand.
+#[cube]
+fn fetched_row(order: &[i32], row: usize, sharing: usize, slots: usize) -> usize {
+    min(max(order[row], 0i32) as usize, slots - 1) / sharing
 }
 
 /// The rows (or summed elements) of an expert, of `end` in all; those after the last expert for one number more.
@@ -201,6 +222,7 @@ fn tiled<W: Size, L: Size, S: Size>(
     b_vectors: &[Vector<f32, L>],
     bias: &[Vector<f32, L>],
     offsets: &[i32],
+    order: &[i32],
     vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
     scalars_after: &Sequence<Box<[f32]>>,
     rng: &Sequence<Box<[u32]>>,
@@ -215,6 +237,8 @@ fn tiled<W: Size, L: Size, S: Size>(
     grouped: usize,
     has_bias: usize,
     has_sums: usize,
+    sharing: usize,
+    slots: usize,
     column_groups: usize,
     #[comptime] layout: Layout,
     #[comptime] tiling: Tiling,
@@ -302,7 +326,11 @@ fn tiled<W: Size, L: Size, S: Size>(
                         }
                     } else {
                         for q in 0..len {
-                            load_row::<W, L>(b_vectors, &mut panel, b0 + (q0 + q) * n, p * nv, q * nv, n, nv);
+                            let mut row = q0 + q;
+                            if comptime!(layout.fetched && transpose_a) {
+                                row = fetched_row(order, row, sharing, slots);
+                            }
+                            load_row::<W, L>(b_vectors, &mut panel, b0 + row * n, p * nv, q * nv, n, nv);
                         }
                     }
                     if has_bias != 0 {
@@ -334,6 +362,13 @@ fn tiled<W: Size, L: Size, S: Size>(
                         for i in 0..comptime!(mr * nv) {
                             acc[i] = tile[i];
                         }
+                        let mut starts = Sequence::<usize>::new();
+                        if comptime!(layout.fetched && !transpose_a) {
+                            #[unroll]
+                            for i in 0..mr {
+                                starts.push(fetched_row(order, top + i, sharing, slots) * k);
+                            }
+                        }
                         for q in 0..len {
                             let mut row = Sequence::<Vector<f32, W>>::new();
                             #[unroll]
@@ -344,6 +379,8 @@ fn tiled<W: Size, L: Size, S: Size>(
                             for i in 0..mr {
                                 let v = if comptime!(transpose_a) {
                                     a[place + (q0 + q) * m + i]
+                                } else if comptime!(layout.fetched) {
+                                    a[starts[i] + q0 + q]
                                 } else {
                                     a[place + i * k + q0 + q]
                                 };
@@ -425,13 +462,15 @@ struct Extras {
     has_bias: usize,
     grouped: usize,
     has_sums: usize,
+    fetch: Fetch,
 }
 
 impl Extras {
     fn new(p: &Product<'_>) -> Self {
         let [has_bias, grouped, has_sums] = [p.bias, p.offsets, p.sums].map(|extra| usize::from(extra.is_some()));
         let (bias, offsets, sums) = (p.bias.unwrap_or(p.b), p.offsets.unwrap_or(p.a), p.sums.unwrap_or(p.y));
-        Self { bias, offsets, sums, has_bias, grouped, has_sums }
+        let fetch = p.fetch.unwrap_or(Fetch { order: p.a, sharing: 1, slots: 1 });
+        Self { bias, offsets, sums, has_bias, grouped, has_sums, fetch }
     }
 }
 
@@ -441,7 +480,7 @@ fn bare(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
         return cubes::launch(l, p, then);
     }
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
-    let Extras { bias, offsets, sums, has_bias, grouped, has_sums } = Extras::new(p);
+    let Extras { bias, offsets, sums, has_bias, grouped, has_sums, fetch } = Extras::new(p);
     let w = l.profile().matrix_width();
     let tiling = Tiling::new(w, m, n);
     let aligned = |columns: usize| if columns % w == 0 { w } else { 1 };
@@ -467,6 +506,7 @@ fn bare(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
                 t.bind(b, aligned),
                 t.bind(bias, aligned),
                 t.bind(offsets, 1),
+                t.bind(fetch.order, 1),
                 t.bind_all(&then.vectors, w),
                 t.bind_all(&then.scalars, 1),
                 t.bind_all(&then.rng, 1),
@@ -481,6 +521,8 @@ fn bare(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
                 grouped,
                 has_bias,
                 has_sums,
+                fetch.sharing,
+                fetch.slots,
                 groups,
                 layout,
                 tiling,
@@ -506,6 +548,7 @@ pub(crate) fn launch(
     transpose_b: bool,
     after: Option<After<'_>>,
 ) {
-    let layout = Layout { transpose_a, transpose_b };
-    product(l, &Product { layout, a, b, bias, offsets: None, y, sums, after, m, n, k, experts: 1 });
+    let layout = Layout { transpose_a, transpose_b, fetched: false };
+    let (fetch, offsets) = (None, None);
+    product(l, &Product { layout, a, b, fetch, bias, offsets, y, sums, after, m, n, k, experts: 1 });
 }

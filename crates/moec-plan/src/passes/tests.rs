@@ -543,3 +543,57 @@ fn a_program_goes_on_with_the_first_result_only() {
         );
     }
 }
+
+#[test]
+fn fuse_dispatch_lets_products_fetch_their_rows() {
+    becomes(
+        "fuse_dispatch",
+        "%x = input : f32[7, 3]
+         %w = input : f32[2, 5, 3]
+         %experts = input : i32[7, 2]
+         %dy = input : f32[14, 5]
+         %sort:3 = sort_by_expert(%experts) {experts = 2} : i32[3], i32[14], i32[7, 2]
+         %rows = dispatch(%x, %sort#1, %sort#2) : f32[14, 3]
+         %up = fused_grouped_matmul(%rows, %w, %sort) {transpose_b, access = [full], t0 = load(0), t1 = relu(t0), results = [t1]} : f32[14, 5]
+         %dw:2 = grouped_matmul_weight_grad_with_sums(%dy, %rows, %sort) : f32[2, 5, 3], f32[2, 5]
+         output up = %up
+         output dw = %dw
+         output db = %dw#1",
+        "%x = input : f32[7, 3]
+         %w = input : f32[2, 5, 3]
+         %experts = input : i32[7, 2]
+         %dy = input : f32[14, 5]
+         %sort:3 = sort_by_expert(%experts) {experts = 2} : i32[3], i32[14], i32[7, 2]
+         %up = fused_dispatched_grouped_matmul(%x, %w, %sort, %sort#1, %sort#2) {transpose_b, access = [full], t0 = load(0), t1 = relu(t0), results = [t1]} : f32[14, 5]
+         %dw:2 = dispatched_grouped_matmul_weight_grad_with_sums(%dy, %x, %sort, %sort#1, %sort#2) : f32[2, 5, 3], f32[2, 5]
+         output up = %up
+         output dw = %dw
+         output db = %dw#1",
+    );
+}
+
+#[test]
+fn fuse_dispatch_leaves_rows_that_are_needed() {
+    // Weighted ones; those that another operation reads; those that a product reads where it does not fetch.
+    for (rows, other) in [
+        ("dispatch(%x, %sort#1, %sort#2, %weights) {weighted}", "neg(%x) : f32[7, 3]"),
+        ("dispatch(%x, %sort#1, %sort#2)", "neg(%rows) : f32[14, 3]"),
+        ("dispatch(%x, %sort#1, %sort#2)", "grouped_matmul_weight_grad(%rows, %rows, %sort) : f32[2, 3, 3]"),
+    ] {
+        stays(
+            "fuse_dispatch",
+            &format!(
+                "%x = input : f32[7, 3]
+                 %w = input : f32[2, 5, 3]
+                 %weights = input : f32[7, 2]
+                 %experts = input : i32[7, 2]
+                 %sort:3 = sort_by_expert(%experts) {{experts = 2}} : i32[3], i32[14], i32[7, 2]
+                 %rows = {rows} : f32[14, 3]
+                 %up = grouped_matmul(%rows, %w, %sort) {{transpose_b}} : f32[14, 5]
+                 %other = {other}
+                 output up = %up
+                 output other = %other"
+            ),
+        );
+    }
+}

@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::super::fused::{Program, Then, dropout_keys, go_on};
-use super::{Extras, Layout, Product, segment};
+use super::{Extras, Layout, Product, fetched_row, segment};
 use crate::launch::{GPU_CUBE, Launcher};
 use cubecl::prelude::*;
 
@@ -59,13 +59,25 @@ fn load(
     q0: usize,
     sum1: usize,
     k: usize,
+    order: &[i32],
+    sharing: usize,
+    slots: usize,
+    #[comptime] fetched: bool,
     #[comptime] sums_innermost: bool,
     #[comptime] each: usize,
 ) {
     #[unroll]
     for step in 0..MOVED {
         let (along, q) = moved(step, sums_innermost, each);
-        let (row, sum) = (min(first + along, end - 1), min(q0 + q, sum1 - 1));
+        let mut row = min(first + along, end - 1);
+        let mut sum = min(q0 + q, sum1 - 1);
+        if comptime!(fetched) {
+            if comptime!(sums_innermost) {
+                row = fetched_row(order, row, sharing, slots);
+            } else {
+                sum = fetched_row(order, sum, sharing, slots);
+            }
+        }
         out[step] =
             if comptime!(sums_innermost) { values[start + row * k + sum] } else { values[start + sum * extent + row] };
     }
@@ -87,6 +99,7 @@ fn tiles<W: Size>(
     b: &[f32],
     bias: &[f32],
     offsets: &[i32],
+    order: &[i32],
     vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
     scalars_after: &Sequence<Box<[f32]>>,
     rng: &Sequence<Box<[u32]>>,
@@ -101,6 +114,8 @@ fn tiles<W: Size>(
     grouped: usize,
     has_bias: usize,
     has_sums: usize,
+    sharing: usize,
+    slots: usize,
     #[comptime] layout: Layout,
     #[comptime] each: usize,
     #[comptime] after: Program,
@@ -110,6 +125,7 @@ fn tiles<W: Size>(
     let stride = comptime!(edge + 1);
     let depth = comptime!(depth(each));
     let transpose_a = comptime!(layout.transpose_a);
+    let (fetch_a, fetch_b) = comptime!((layout.fetched && !transpose_a, layout.fetched && transpose_a));
     let unit = UNIT_POS as usize;
     let (unit_row, unit_column) = (unit / SIDE, unit % SIDE);
     let mut keys_a = Sequence::<Vector<u32, W>>::new();
@@ -175,8 +191,24 @@ fn tiles<W: Size>(
         let mut a_next = Array::<f32>::new(comptime!(MOVED));
         let mut b_next = Array::<f32>::new(comptime!(MOVED));
         if row0 < row1 && sum0 < sum1 {
-            load(a, &mut a_next, a0, row0, row1, m, sum0, sum1, k, !transpose_a, each);
-            load(b, &mut b_next, b0, column0, n, n, sum0, sum1, k, layout.transpose_b, each);
+            load(a, &mut a_next, a0, row0, row1, m, sum0, sum1, k, order, sharing, slots, fetch_a, !transpose_a, each);
+            load(
+                b,
+                &mut b_next,
+                b0,
+                column0,
+                n,
+                n,
+                sum0,
+                sum1,
+                k,
+                order,
+                sharing,
+                slots,
+                fetch_b,
+                layout.transpose_b,
+                each,
+            );
         }
         // Units of the first tile of a row of tiles sum one row of `a` each.
         let sums_row = has_sums != 0 && column0 == 0 && unit < edge && row0 + unit < row1;
@@ -188,8 +220,40 @@ fn tiles<W: Size>(
             store(&b_next, &mut b_tile, layout.transpose_b, each);
             sync_cube();
             if row0 < row1 && q0 + depth < sum1 {
-                load(a, &mut a_next, a0, row0, row1, m, q0 + depth, sum1, k, !transpose_a, each);
-                load(b, &mut b_next, b0, column0, n, n, q0 + depth, sum1, k, layout.transpose_b, each);
+                load(
+                    a,
+                    &mut a_next,
+                    a0,
+                    row0,
+                    row1,
+                    m,
+                    q0 + depth,
+                    sum1,
+                    k,
+                    order,
+                    sharing,
+                    slots,
+                    fetch_a,
+                    !transpose_a,
+                    each,
+                );
+                load(
+                    b,
+                    &mut b_next,
+                    b0,
+                    column0,
+                    n,
+                    n,
+                    q0 + depth,
+                    sum1,
+                    k,
+                    order,
+                    sharing,
+                    slots,
+                    fetch_b,
+                    layout.transpose_b,
+                    each,
+                );
             }
             if comptime!(transpose_a) {
                 if sums_row {
@@ -250,7 +314,7 @@ fn tiles<W: Size>(
 /// Launches the kernel of a product, with the program that goes on with it, bound for single elements.
 pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
     let Product { layout, a, b, y, m, n, k, experts, .. } = *p;
-    let Extras { bias, offsets, sums, has_bias, grouped, has_sums } = Extras::new(p);
+    let Extras { bias, offsets, sums, has_bias, grouped, has_sums, fetch } = Extras::new(p);
     // Tiles that are full at best, and those that may be begun.
     let full = |edge: usize| m.div_ceil(edge) * n.div_ceil(edge) * if layout.transpose_a { experts } else { 1 };
     let begun = |edge: usize| {
@@ -274,6 +338,7 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
                 t.bind(b, 1),
                 t.bind(bias, 1),
                 t.bind(offsets, 1),
+                t.bind(fetch.order, 1),
                 t.bind_all(&then.vectors, 1),
                 t.bind_all(&then.scalars, 1),
                 t.bind_all(&then.rng, 1),
@@ -288,6 +353,8 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
                 grouped,
                 has_bias,
                 has_sums,
+                fetch.sharing,
+                fetch.slots,
                 layout,
                 each,
                 then.program.clone(),
