@@ -3,7 +3,8 @@
 //! - `sum_middle`: `[outer, middle, inner]` to `[outer, inner]`. One unit owns a vector of consecutive `inner` elements
 //!   and adds over `middle` in order. Covers sums over leading axes and over a block of axes in the middle.
 //! - `sum_rows`: `[rows, cols]` to `[rows]`. One unit owns a row.
-//! - `sum_blocks`: everything (or all squares) to one number per block of consecutive elements.
+//! - `sum_blocks`: everything (or all squares) to one number per block of consecutive elements, of several tensors in a
+//!   launch.
 //! - `sum_strided`: any set of axes, one unit per result element, index arithmetic throughout; for the patterns that
 //!   the others do not cover.
 //!
@@ -15,6 +16,10 @@
 use super::lanes::lane_sum;
 use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
+use std::collections::BTreeMap;
+
+/// Most tensors whose blocks one launch sums: the kernel is written out for each of them.
+const SUMMED_TOGETHER: usize = 8;
 
 #[cube(launch_unchecked)]
 fn sum_middle_kernel<W: Size>(
@@ -51,29 +56,34 @@ fn sum_rows_kernel<W: Size>(x: &[Vector<f32, W>], y: &mut [f32], rows: usize, co
     }
 }
 
-/// Block `b` of `x` goes to `y[first + b]`.
+/// Several tensors at once: block `b` of tensor `t` goes to `y[firsts[t] + b]`.
 #[cube(launch_unchecked)]
 fn sum_blocks_kernel<W: Size>(
-    x: &[Vector<f32, W>],
+    tensors: &Sequence<Box<[Vector<f32, W>]>>,
     y: &mut [f32],
-    n: usize,
-    blocks: usize,
-    first: usize,
+    lengths: &Sequence<usize>,
+    counts: &Sequence<usize>,
+    firsts: &Sequence<usize>,
+    #[comptime] number: usize,
     #[comptime] square: bool,
     #[comptime] split: Split,
 ) {
-    let chunk = (n + blocks - 1) / blocks;
-    for block in range_stepped(first_item(blocks, split), end_item(blocks, split), item_step(split)) {
-        let mut sum = Vector::<f32, W>::new(0.0f32);
-        for i in min(block * chunk, n)..min((block + 1) * chunk, n) {
-            let v = x[i];
-            if comptime!(square) {
-                sum = fma(v, v, sum);
-            } else {
-                sum += v;
+    #[unroll]
+    for t in 0..number {
+        let (n, blocks, first) = (*lengths.index(t), *counts.index(t), *firsts.index(t));
+        let chunk = (n + blocks - 1) / blocks;
+        for block in range_stepped(first_item(blocks, split), end_item(blocks, split), item_step(split)) {
+            let mut sum = Vector::<f32, W>::new(0.0f32);
+            for i in min(block * chunk, n)..min((block + 1) * chunk, n) {
+                let v = tensors[t][i];
+                if comptime!(square) {
+                    sum = fma(v, v, sum);
+                } else {
+                    sum += v;
+                }
             }
+            y[first + block] = lane_sum::<W>(sum);
         }
-        y[first + block] = lane_sum::<W>(sum);
     }
 }
 
@@ -189,41 +199,66 @@ fn sum_rows(l: &Launcher, x: Arg, y: Arg, rows: usize, cols: usize) {
     );
 }
 
-/// Sums of `blocks` blocks of x, or of its squares, to `y[first..]`.
-fn sum_blocks(l: &Launcher, x: Arg, y: Arg, blocks: usize, first: usize, square: bool) {
-    let w = l.width(&[x.elements()]);
-    let (n, split) = (x.elements() / w, l.split());
-    l.launch(
-        blocks,
-        || format!("{} w{w}", if square { "sum_squares" } else { "sum_blocks" }),
-        // SAFETY: x holds n vectors and y at least first + blocks floats.
-        |t| unsafe {
-            sum_blocks_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(x, w),
-                t.bind(y, 1),
-                n,
-                blocks,
-                first,
-                square,
-                split,
+/// A tensor whose blocks are summed to consecutive elements.
+#[derive(Clone, Copy)]
+struct Blocked {
+    x: Arg,
+    blocks: usize,
+    /// Where the sum of the first block goes.
+    first: usize,
+}
+
+/// Sums of the blocks of some tensors, or of their squares, to `y`. Tensors that are read in vectors of equal width share
+/// launches.
+fn sum_blocks(l: &Launcher, tensors: &[Blocked], y: Arg, square: bool) {
+    let mut by_width: BTreeMap<usize, Vec<Blocked>> = BTreeMap::new();
+    for tensor in tensors {
+        by_width.entry(l.width(&[tensor.x.elements()])).or_default().push(*tensor);
+    }
+    let split = l.split();
+    for (w, tensors) in by_width {
+        for together in tensors.chunks(SUMMED_TOGETHER) {
+            let number = together.len();
+            l.launch(
+                together.iter().map(|t| t.blocks).max().unwrap_or(0),
+                || format!("{} of {number} w{w}", if square { "sum_squares" } else { "sum_blocks" }),
+                // SAFETY: a tensor holds elements / w vectors, and y its blocks from its first on.
+                |t| unsafe {
+                    sum_blocks_kernel::launch_unchecked(
+                        t.client,
+                        t.count(),
+                        t.dim(),
+                        w,
+                        t.bind_all(together.iter().map(|t| &t.x), w),
+                        t.bind(y, 1),
+                        together.iter().map(|t| t.x.elements() / w).collect(),
+                        together.iter().map(|t| t.blocks).collect(),
+                        together.iter().map(|t| t.first).collect(),
+                        number,
+                        square,
+                        split,
+                    );
+                },
             );
-        },
-    );
+        }
+    }
 }
 
 /// Sum of all elements.
 pub(crate) fn sum_all(l: &Launcher, x: Arg, y: Arg) {
+    sum_all_over(l, x, y, l.scratch());
+}
+
+/// Sum of all elements, with room for partial sums.
+fn sum_all_over(l: &Launcher, x: Arg, y: Arg, room: Arg) {
+    let whole = |x: Arg| Blocked { x, blocks: 1, first: 0 };
     let blocks = blocks(l, 1, x.elements() / 16);
     if blocks == 1 {
-        sum_blocks(l, x, y, 1, 0, false);
+        sum_blocks(l, &[whole(x)], y, false);
     } else {
-        let partial = l.scratch().first(blocks);
-        sum_blocks(l, x, partial, blocks, 0, false);
-        sum_blocks(l, partial, y, 1, 0, false);
+        let partial = room.first(blocks);
+        sum_blocks(l, &[Blocked { x, blocks, first: 0 }], partial, false);
+        sum_blocks(l, &[whole(partial)], y, false);
     }
 }
 
@@ -280,13 +315,16 @@ fn sum_strided(l: &Launcher, x: Arg, y: Arg, shape: &[usize], axes: &[usize]) {
 
 /// Sum of the squares of all elements of all operands.
 pub(crate) fn sum_of_squares(l: &Launcher, operands: &[Arg], y: Arg) {
-    let counts: Vec<usize> = operands.iter().map(|x| blocks(l, 1, x.elements() / 16)).collect();
-    let total: usize = counts.iter().sum();
-    let partial = l.scratch().first(total);
-    let mut first = 0;
-    for (&x, &blocks) in operands.iter().zip(&counts) {
-        sum_blocks(l, x, partial, blocks, first, true);
-        first += blocks;
+    let [room, rest] = l.scratch().halves();
+    let most = room.elements() / operands.len().max(1);
+    let mut total = 0;
+    let mut tensors = Vec::with_capacity(operands.len());
+    for &x in operands {
+        let blocks = blocks(l, 1, x.elements() / 16).min(most);
+        tensors.push(Blocked { x, blocks, first: total });
+        total += blocks;
     }
-    sum_blocks(l, partial, y, 1, 0, false);
+    let partial = room.first(total);
+    sum_blocks(l, &tensors, partial, true);
+    sum_all_over(l, partial, y, rest);
 }
