@@ -618,30 +618,30 @@ fn routing(cases: &mut Vec<Case>) {
     cases.push(c.finish(Op::GroupedMatMul { transpose_b: true, bias: false }, &[rows, w, sort]));
 }
 
+/// Updates of one tensor and of several, which kernels read by vectors of several widths.
 fn optimizer(cases: &mut Vec<Case>) {
     let attrs = AdamWAttrs { beta1: 0.9.into(), beta2: 0.999.into(), epsilon: 1e-8.into(), weight_decay: 0.01.into() };
-    for n in [1, 33, 4096] {
+    for sizes in [vec![1], vec![33], vec![4096], vec![64, 96], vec![1, 3, 7, 17, 33, 64], vec![1; 9], vec![5, 0, 16]] {
         for scaled in [false, true] {
-            let mut c = CaseBuilder::new(format!("adamw {n} scaled={scaled}"));
-            let shape = TensorType::f32([n]);
-            let values: Vec<f64> = (0..3 * n).map(|_| c.draw.normal()).collect();
-            let mut states = Vec::new();
-            for (i, name) in ["p", "m", "v"].into_iter().enumerate() {
-                let part: Vec<f64> = values[i * n..(i + 1) * n]
-                    .iter()
-                    .map(|x| if name == "v" { f64::from(x.abs() as f32) } else { *x })
-                    .collect();
-                c.values.insert(name.into(), Tensor::new([n], Data::F64(part)).unwrap());
-                states.push(c.b.state(name, shape.clone()));
+            let mut c = CaseBuilder::new(format!("adamw {sizes:?} scaled={scaled}"));
+            let (mut operands, mut names) = (Vec::new(), Vec::new());
+            for (t, &n) in sizes.iter().enumerate() {
+                let own = ["p", "m", "v"].map(|kind| format!("{kind}{t}"));
+                let [p, m, v] = [0, 1, 2].map(|i| {
+                    let draw = |c: &mut CaseBuilder| if i == 2 { c.draw.normal().abs() } else { c.draw.normal() };
+                    let values = (0..n).map(|_| draw(&mut c)).collect();
+                    c.values.insert(own[i].clone(), Tensor::new([n], Data::F64(values)).unwrap());
+                    c.b.state(&own[i], TensorType::f32([n]))
+                });
+                operands.extend([p, c.normal(&format!("g{t}"), &[n]), m, v]);
+                names.extend(own);
             }
-            let g = c.normal("g", &[n]);
-            let hyper = c.given("hyper", &[3], [1e-3f32, 0.271, 0.002_997].map(f64::from).to_vec());
-            let mut operands = vec![states[0], g, states[1], states[2], hyper];
+            operands.push(c.given("hyper", &[3], [1e-3f32, 0.271, 0.002_997].map(f64::from).to_vec()));
             if scaled {
                 operands.push(c.given("scale", &[], vec![0.25]));
             }
             let step = c.b.op(Op::AdamW(attrs), &operands);
-            for (i, name) in ["p", "m", "v"].into_iter().enumerate() {
+            for (i, name) in names.into_iter().enumerate() {
                 c.b.update(name, step.result(i as u8));
             }
             cases.push(c.end());

@@ -465,8 +465,9 @@ pub enum Op {
     CombineWeightGrad,
 
     // ---- optimiser ----
-    /// `(p, grad, m, v, hyper f32[3]) -> (p, m, v)`, with an optional sixth operand `grad_scale []`. `hyper` is
-    /// `[lr, 1 - beta1^t, 1 - beta2^t]` for step t counted from 1.
+    /// `(p1, grad1, m1, v1, p2, grad2, m2, v2, .., hyper f32[3]) -> (p1, m1, v1, p2, m2, v2, ..)`, one tensor or several,
+    /// with an optional last operand `grad_scale []`. `hyper` is `[lr, 1 - beta1^t, 1 - beta2^t]` for step t counted from
+    /// 1. Tensors do not see each other: each becomes what it becomes alone.
     AdamW(AdamWAttrs),
 }
 
@@ -475,9 +476,7 @@ impl Op {
     /// have the same storage.
     pub fn in_place(&self, result: usize) -> Option<usize> {
         match (self, result) {
-            (Op::AdamW(_), 0) => Some(0),
-            (Op::AdamW(_), 1) => Some(2),
-            (Op::AdamW(_), 2) => Some(3),
+            (Op::AdamW(_), _) => Some(result / 3 * 4 + [0, 2, 3][result % 3]),
             (Op::CachedAttention { .. }, 1) => Some(1),
             _ => None,
         }

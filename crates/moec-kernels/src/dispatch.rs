@@ -36,8 +36,9 @@ impl Operand {
 /// Launches the kernels of one step. Operands and results have the types that inference gives for the operation.
 pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
     let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
-    // Every operation over nothing is a sum over nothing, and 0 are the offsets of no rows.
-    if x.iter().chain(y).any(|o| o.arg.elements() == 0) {
+    // Every operation over nothing is a sum over nothing, and 0 are the offsets of no rows. An update of nothing leaves
+    // the other tensors of its node.
+    if x.iter().chain(y).any(|o| o.arg.elements() == 0) && !matches!(step.op, Op::AdamW(_)) {
         for o in y.iter().filter(|o| o.arg.elements() > 0) {
             fill::launch(l, o.arg, 0.0);
         }
@@ -227,8 +228,17 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         }
 
         Op::AdamW(attrs) => {
-            let scale = x.get(5).map(|o| o.arg);
-            adamw::launch(l, [a(0), a(2), a(3)], a(1), a(4), scale, [r(0), r(1), r(2)], attrs);
+            // Four operands a tensor, then one or two.
+            let tensors = x.len() / 4;
+            let scale = x.get(4 * tensors + 1).map(|o| o.arg);
+            let updates: Vec<adamw::Update> = (0..tensors)
+                .map(|t| adamw::Update {
+                    old: [0, 2, 3].map(|i| a(4 * t + i)),
+                    grad: a(4 * t + 1),
+                    new: [0, 1, 2].map(|i| r(3 * t + i)),
+                })
+                .collect();
+            adamw::launch(l, &updates, a(4 * tensors), scale, attrs);
         }
     }
 }

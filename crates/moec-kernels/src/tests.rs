@@ -465,6 +465,41 @@ fn adamw() {
 }
 
 #[test]
+fn adamw_of_several_tensors() {
+    let op = Op::AdamW(AdamWAttrs {
+        beta1: 0.9.into(),
+        beta2: 0.999.into(),
+        epsilon: 1e-8.into(),
+        weight_decay: 0.1.into(),
+    });
+    let (hyper, scale) = (Tensor::floats(vec![1e-2, 0.271, 0.002_997]), Tensor::scalar(0.125));
+    // More than a launch takes, of every width; the last two together have more vectors than the units of a cube.
+    let sizes = [1, 3, 7, 17, 33, 64, 0, 5, 9, 13, 96, 1, 4096, 1000];
+    let tensors: Vec<[Tensor; 4]> = sizes
+        .iter()
+        .enumerate()
+        .map(|(i, &n)| [0, 1, 2, 3].map(|j| normal(&[n], (4 * i + j) as u32)))
+        .map(|[p, g, m, v]| [p, g, m, map(&v, f32::abs)])
+        .collect();
+    let bits = |t: &Tensor| t.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for shared in [vec![&hyper], vec![&hyper, &scale]] {
+        let operands: Vec<&Tensor> = tensors.iter().flatten().chain(shared.iter().copied()).collect();
+        check(&op, &operands, 2e-6);
+        // What else is updated does not show.
+        for (name, backend) in backends() {
+            let together = run(backend, &op, &operands);
+            for (i, own) in tensors.iter().enumerate().filter(|(i, _)| sizes[*i] > 0) {
+                let alone = run(backend, &op, &own.iter().chain(shared.iter().copied()).collect::<Vec<_>>());
+                for (slot, alone) in alone.iter().enumerate() {
+                    let found = &together[3 * i + slot];
+                    assert!(bits(found) == bits(alone), "{name}: result {slot} of tensor {i} of {sizes:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn matrix_products() {
     // The last two are longer than a packed block and wider than a panel, with and without a ragged edge.
     for (m, n, k) in [(1, 1, 1), (7, 3, 5), (33, 17, 16), (16, 32, 8), (40, 48, 33), (5, 70, 600), (13, 144, 530)] {

@@ -8,9 +8,12 @@ mod cse;
 mod dce;
 mod fold_const;
 mod fuse_elementwise;
+mod group_updates;
 pub(crate) mod rebuild;
 #[cfg(test)]
 mod tests;
+
+pub use group_updates::MOST_GROUPED_UPDATES;
 
 use crate::error::PlanError;
 use moec_ir::{Graph, GraphError, Stage, VerifyError, verify};
@@ -27,7 +30,7 @@ pub struct Pass {
 }
 
 /// All passes, in the order in which they run.
-pub const PASSES: [Pass; 5] = [
+pub const PASSES: [Pass; 6] = [
     Pass { name: "fold_const", summary: "computes what is made of filled tensors only", run: fold_const::run },
     Pass {
         name: "canonicalise",
@@ -41,6 +44,7 @@ pub const PASSES: [Pass; 5] = [
         summary: "joins elementwise operations and the broadcasts they read into single programs",
         run: fuse_elementwise::run,
     },
+    Pass { name: "group_updates", summary: "updates several small tensors in one operation", run: group_updates::run },
 ];
 
 /// How [`optimize`] runs.
