@@ -508,6 +508,12 @@ fn embedding_and_loss(cases: &mut Vec<Case>) {
         c.differentiable.clear();
         cases.push(c.finish(Op::CrossEntropyGrad, &[dloss, logits, forward.result(1), targets]));
     }
+    for (n, v) in [(1, 1), (5, 1), (7, 3), (33, 65), (128, 5), (300, 16)] {
+        let mut c = CaseBuilder::new(format!("cross entropy with its gradient N={n} V={v}"));
+        let (logits, targets) = (c.normal("logits", &[n, v]), c.indices("targets", &[n], v));
+        c.differentiable.clear();
+        cases.push(c.finish(Op::FusedCrossEntropy { dloss: (-0.75).into() }, &[logits, targets]));
+    }
 }
 
 fn randomness(cases: &mut Vec<Case>) {
@@ -786,7 +792,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Number of kinds of operations, one more than the largest [`kind`].
-pub const KINDS: usize = 53;
+pub const KINDS: usize = 54;
 
 /// Number of an operation's kind. The match is exhaustive, so that an operation cannot be added without a case here.
 pub fn kind(op: &Op) -> usize {
@@ -822,6 +828,7 @@ pub fn kind(op: &Op) -> usize {
         Op::EmbedGrad { .. } => 27,
         Op::CrossEntropy => 28,
         Op::CrossEntropyGrad => 29,
+        Op::FusedCrossEntropy { .. } => 53,
         Op::RandomNormal { .. } => 30,
         Op::RandomUniform { .. } => 31,
         Op::Dropout { .. } => 32,

@@ -410,6 +410,14 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             }
             f(dlogits)
         }
+        Op::FusedCrossEntropy { dloss } => {
+            let (logits, targets) = (x.tensors[0], x.tensors[1]);
+            let mut forward = evaluate_op(&Op::CrossEntropy, x.tensors)?;
+            let lse = forward.pop().unwrap_or_else(|| Tensor::scalar(0.0));
+            let backward = [&Tensor::scalar(dloss.get()), logits, &lse, targets];
+            forward.extend(evaluate_op(&Op::CrossEntropyGrad, &backward)?);
+            forward.into_iter().map(Tensor::into_data).collect()
+        }
 
         Op::RandomNormal { key, .. } => {
             let keys = random::keys(x.rng(0), *key);

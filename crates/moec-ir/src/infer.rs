@@ -41,6 +41,10 @@ const MOST_PERMUTED: usize = 4;
 /// every place, and three numbers of every expert, in a buffer of fixed size.
 const MOST_BALANCED: usize = 1 << 18;
 
+/// Most tokens of a loss that is computed with its gradient: its kernel keeps a number of each in half of a buffer of
+/// fixed size.
+const MOST_FUSED_TOKENS: usize = 1 << 19;
+
 /// Most tensors that one operation updates: a result is named by 8 bits, and every tensor has three.
 const MOST_UPDATED: usize = 85;
 
@@ -388,6 +392,13 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             c.is(2, &f32s(&[n]))?;
             c.is(3, &TensorType::i32([n]))?;
             vec![c.ty(1).clone()]
+        }
+        Op::FusedCrossEntropy { .. } => {
+            c.arity(2)?;
+            let (n, _) = c.float_matrix(0)?;
+            c.require(n <= MOST_FUSED_TOKENS, || format!("{n} tokens are more than {MOST_FUSED_TOKENS}"))?;
+            c.is(1, &TensorType::i32([n]))?;
+            vec![f32s(&[]), c.ty(0).clone()]
         }
         Op::RandomNormal { shape, .. } | Op::RandomUniform { shape, .. } => {
             c.arity(1)?;

@@ -381,6 +381,12 @@ pub enum Op {
     CrossEntropy,
     /// `(dloss [], logits [N, V], lse [N], targets i32[N]) -> (dlogits [N, V])`
     CrossEntropyGrad,
+    /// `(logits [N, V], targets i32[N]) -> (loss [], dlogits [N, V])`: [`Op::CrossEntropy`] with its gradient, for at most
+    /// 2^19 tokens. Only in the optimised stage.
+    FusedCrossEntropy {
+        /// Gradient of the objective with respect to the loss.
+        dloss: Real,
+    },
 
     // ---- random; element `i` of a node depends on (seed, step, key, i) only, see [`crate::random`] ----
     /// `(rng i32[4]) -> (y [shape])`: standard normal.
@@ -536,6 +542,7 @@ impl Op {
             Op::EmbedGrad { .. } => "embed_grad",
             Op::CrossEntropy => "cross_entropy",
             Op::CrossEntropyGrad => "cross_entropy_grad",
+            Op::FusedCrossEntropy { .. } => "fused_cross_entropy",
             Op::RandomNormal { .. } => "random_normal",
             Op::RandomUniform { .. } => "random_uniform",
             Op::Dropout { .. } => "dropout",

@@ -179,6 +179,10 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let (tokens, vocab) = x[1].matrix();
             cross_entropy::backward(l, a(0), a(1), a(2), a(3), r(0), tokens, vocab);
         }
+        Op::FusedCrossEntropy { dloss } => {
+            let (tokens, vocab) = x[0].matrix();
+            cross_entropy::with_grad(l, a(0), a(1), dloss.get() as f32, r(0), r(1), tokens, vocab);
+        }
 
         Op::RandomNormal { key, .. } => random::normal(l, a(0), r(0), *key),
         Op::RandomUniform { key, .. } => random::uniform(l, a(0), r(0), *key),

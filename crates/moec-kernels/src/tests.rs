@@ -310,12 +310,22 @@ fn embedding_and_loss() {
         check(&Op::Embed, &[&ids, &table], 0.0);
         check(&Op::EmbedGrad { rows }, &[&ids, &normal(&[tokens, c], 2)], 1e-5);
     }
-    for (tokens, vocab) in [(1, 1), (3, 7), (33, 65), (100, 64), (300, 16)] {
+    for (tokens, vocab) in [(1, 1), (5, 1), (3, 7), (33, 65), (100, 64), (300, 16)] {
         let logits = map(&normal(&[tokens, vocab], 1), |v| 3.0 * v);
         let targets = indices(&[tokens], 0, vocab as i32, 2);
         check(&Op::CrossEntropy, &[&logits, &targets], 1e-5);
         let lse = evaluate_op(&Op::CrossEntropy, &[&logits, &targets]).unwrap().remove(1);
         check(&Op::CrossEntropyGrad, &[&Tensor::scalar(1.5), &logits, &lse, &targets], 1e-5);
+        let fused = Op::FusedCrossEntropy { dloss: 1.5.into() };
+        check(&fused, &[&logits, &targets], 1e-5);
+        if cfg!(feature = "cpu") {
+            // On the CPU, to the bit what loss and gradient are alone. The log-sum-exp is the kernel's own.
+            let (_, backend) = &backends()[1];
+            let alone = run(backend, &Op::CrossEntropy, &[&logits, &targets]);
+            let gradient = run(backend, &Op::CrossEntropyGrad, &[&Tensor::scalar(1.5), &logits, &alone[1], &targets]);
+            let together = run(backend, &fused, &[&logits, &targets]);
+            assert!(together == [alone[0].clone(), gradient[0].clone()], "{tokens} tokens of {vocab}");
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod canonicalise;
 mod cse;
 mod dce;
 mod fold_const;
+mod fuse_cross_entropy;
 mod fuse_elementwise;
 mod group_updates;
 pub(crate) mod rebuild;
@@ -30,7 +31,7 @@ pub struct Pass {
 }
 
 /// All passes, in the order in which they run.
-pub const PASSES: [Pass; 6] = [
+pub const PASSES: [Pass; 7] = [
     Pass { name: "fold_const", summary: "computes what is made of filled tensors only", run: fold_const::run },
     Pass {
         name: "canonicalise",
@@ -38,6 +39,11 @@ pub const PASSES: [Pass; 6] = [
         run: canonicalise::run,
     },
     Pass { name: "cse", summary: "computes equal expressions once", run: cse::run },
+    Pass {
+        name: "fuse_cross_entropy",
+        summary: "computes a cross-entropy together with its gradient",
+        run: fuse_cross_entropy::run,
+    },
     Pass { name: "dce", summary: "drops what no output or update depends on", run: dce::run },
     Pass {
         name: "fuse_elementwise",

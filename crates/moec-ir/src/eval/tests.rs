@@ -411,6 +411,15 @@ fn cross_entropy_by_hand_and_its_gradient() {
     let lse = &run(Op::CrossEntropy, &[&logits, &targets])[1];
     let g = one(Op::CrossEntropyGrad, &[&Tensor::scalar(2.5), &logits, lse, &targets]);
     matches_differences(&|x| one(Op::CrossEntropy, &[x, &targets]), &logits, &[2.5], &g);
+
+    let fused = run(Op::FusedCrossEntropy { dloss: Real::new(2.5) }, &[&logits, &targets]);
+    assert_eq!(fused[0], run(Op::CrossEntropy, &[&logits, &targets])[0]);
+    assert_eq!(fused[1].to_f64(), g);
+    let fused = Op::FusedCrossEntropy { dloss: Real::new(1.0) };
+    assert!(evaluate_op(&fused, &[&logits, &Tensor::ints([16, 17, 9])]).is_err());
+    let types = |n| [TensorType::f32([n, 2]), TensorType::i32([n])];
+    assert!(infer(&fused, &types(1 << 19).each_ref()).is_ok());
+    assert!(infer(&fused, &types((1 << 19) + 1).each_ref()).is_err());
 }
 
 // ---- random ----

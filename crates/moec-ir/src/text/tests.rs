@@ -77,6 +77,7 @@ const EVERYTHING: &str = r#"graph {
   %dtable = embed_grad(%ids, %embed) {rows = 8} : f32[8, 6]
   %ce:2 = cross_entropy(%mm, %ids) : f32[], f32[4]
   %ce_grad = cross_entropy_grad(%ce, %mm, %ce#1, %ids) : f32[4, 8]
+  %ce_fused:2 = fused_cross_entropy(%mm, %ids) {dloss = -0.5} : f32[], f32[4, 8]
   %noise = random_normal(%rng) {key = 1} : f32[2, 3]
   %uniform = random_uniform(%rng) {key = 2} : f32[7]
   %dropout = dropout(%x, %rng) {rate = 0.25, key = 3} : f32[4, 6]
@@ -103,7 +104,7 @@ fn every_operation_prints_and_parses() {
     let used: std::collections::BTreeSet<&str> = graph.ids().map(|id| graph.node(id).op.mnemonic()).collect();
     let elementwise =
         |m: &str| Unary::ALL.iter().any(|f| f.mnemonic() == m) || Binary::ALL.iter().any(|f| f.mnemonic() == m);
-    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 51, "{used:?}");
+    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 52, "{used:?}");
 }
 
 #[test]

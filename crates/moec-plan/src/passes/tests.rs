@@ -418,6 +418,79 @@ fn fusion_stays_within_what_a_launch_can_bind() {
     assert!((4..=6).contains(&programs), "{programs}");
 }
 
+/// A loss and its gradient, with further lines.
+fn loss_with_gradient(dloss: &str, more: &str) -> String {
+    format!(
+        "%logits = input : f32[7, 3]
+         %targets = input : i32[7]
+         %given = input : f32[]
+         %half = fill {{value = 0.5}} : f32[1]
+         %dloss = reshape(%half) : f32[]
+         %loss:2 = cross_entropy(%logits, %targets) : f32[], f32[7]
+         %twice = add(%loss, %loss) : f32[]
+         %grad.loss = cross_entropy_grad(%{dloss}, %logits, %loss#1, %targets) : f32[7, 3]
+         %sum = sum(%grad.loss) {{axes = [0]}} : f32[3]
+         output loss = %loss
+         output dlogits = %grad.loss
+         output twice = %twice
+         output sum = %sum
+         {more}"
+    )
+}
+
+#[test]
+fn a_cross_entropy_is_computed_with_its_gradient() {
+    becomes(
+        "fuse_cross_entropy",
+        &loss_with_gradient("dloss", ""),
+        "%logits = input : f32[7, 3]
+         %targets = input : i32[7]
+         %given = input : f32[]
+         %half = fill {value = 0.5} : f32[1]
+         %dloss = reshape(%half) : f32[]
+         %loss:2 = fused_cross_entropy(%logits, %targets) {dloss = 0.5} : f32[], f32[7, 3]
+         %twice = add(%loss, %loss) : f32[]
+         %sum = sum(%loss#1) {axes = [0]} : f32[3]
+         output loss = %loss
+         output dlogits = %loss#1
+         output twice = %twice
+         output sum = %sum",
+    );
+}
+
+#[test]
+fn a_cross_entropy_stays_without_its_gradient_alone() {
+    // The gradient that arrives is not known, or something else reads the log-sum-exp, or there is no gradient.
+    stays("fuse_cross_entropy", &loss_with_gradient("given", ""));
+    stays("fuse_cross_entropy", &loss_with_gradient("twice", ""));
+    stays("fuse_cross_entropy", &loss_with_gradient("dloss", "output lse = %loss#1"));
+    let second = loss_with_gradient("dloss", "output second = %second")
+        .replace("%sum =", "%second = cross_entropy_grad(%given, %logits, %loss#1, %targets) : f32[7, 3]\n%sum =");
+    stays("fuse_cross_entropy", &second);
+    stays(
+        "fuse_cross_entropy",
+        "%logits = input : f32[7, 3]
+         %targets = input : i32[7]
+         %loss:2 = cross_entropy(%logits, %targets) : f32[], f32[7]
+         output loss = %loss",
+    );
+}
+
+#[test]
+fn a_cross_entropy_stays_apart_from_the_gradient_of_another() {
+    stays(
+        "fuse_cross_entropy",
+        "%logits = input : f32[7, 3]
+         %targets = input : i32[7]
+         %others = input : i32[7]
+         %one = fill {value = 1.0} : f32[]
+         %loss:2 = cross_entropy(%logits, %targets) : f32[], f32[7]
+         %grad.loss = cross_entropy_grad(%one, %logits, %loss#1, %others) : f32[7, 3]
+         output loss = %loss
+         output dlogits = %grad.loss",
+    );
+}
+
 /// Parameters with their moments, each followed by what `update` writes.
 fn updates(tensors: &[(&str, &str)], update: impl Fn(&str, &str) -> String) -> String {
     let mut lines = "%hyper = input : f32[3]\n%scale = input : f32[]\n".to_string();
