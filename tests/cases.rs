@@ -608,6 +608,12 @@ fn embedding_and_loss(cases: &mut Vec<Case>) {
         c.differentiable.clear();
         cases.push(c.finish(Op::CrossEntropyGrad, &[dloss, logits, forward.result(1), targets]));
     }
+    for (n, v) in [(1, 1), (5, 1), (7, 3), (33, 65), (128, 5), (300, 16)] {
+        let mut c = CaseBuilder::new(format!("cross entropy with its gradient N={n} V={v}"));
+        let (logits, targets) = (c.normal("logits", &[n, v]), c.indices("targets", &[n], v));
+        c.differentiable.clear();
+        cases.push(c.finish(Op::FusedCrossEntropy { dloss: (-0.75).into() }, &[logits, targets]));
+    }
 }
 
 fn randomness(cases: &mut Vec<Case>) {
@@ -718,30 +724,30 @@ fn routing(cases: &mut Vec<Case>) {
     cases.push(c.finish(Op::GroupedMatMul { transpose_b: true, bias: false }, &[rows, w, sort]));
 }
 
+/// Updates of one tensor and of several, which kernels read by vectors of several widths.
 fn optimizer(cases: &mut Vec<Case>) {
     let attrs = AdamWAttrs { beta1: 0.9.into(), beta2: 0.999.into(), epsilon: 1e-8.into(), weight_decay: 0.01.into() };
-    for n in [1, 33, 4096] {
+    for sizes in [vec![1], vec![33], vec![4096], vec![64, 96], vec![1, 3, 7, 17, 33, 64], vec![1; 9], vec![5, 0, 16]] {
         for scaled in [false, true] {
-            let mut c = CaseBuilder::new(format!("adamw {n} scaled={scaled}"));
-            let shape = TensorType::f32([n]);
-            let values: Vec<f64> = (0..3 * n).map(|_| c.draw.normal()).collect();
-            let mut states = Vec::new();
-            for (i, name) in ["p", "m", "v"].into_iter().enumerate() {
-                let part: Vec<f64> = values[i * n..(i + 1) * n]
-                    .iter()
-                    .map(|x| if name == "v" { f64::from(x.abs() as f32) } else { *x })
-                    .collect();
-                c.values.insert(name.into(), Tensor::new([n], Data::F64(part)).unwrap());
-                states.push(c.b.state(name, shape.clone()));
+            let mut c = CaseBuilder::new(format!("adamw {sizes:?} scaled={scaled}"));
+            let (mut operands, mut names) = (Vec::new(), Vec::new());
+            for (t, &n) in sizes.iter().enumerate() {
+                let own = ["p", "m", "v"].map(|kind| format!("{kind}{t}"));
+                let [p, m, v] = [0, 1, 2].map(|i| {
+                    let draw = |c: &mut CaseBuilder| if i == 2 { c.draw.normal().abs() } else { c.draw.normal() };
+                    let values = (0..n).map(|_| draw(&mut c)).collect();
+                    c.values.insert(own[i].clone(), Tensor::new([n], Data::F64(values)).unwrap());
+                    c.b.state(&own[i], TensorType::f32([n]))
+                });
+                operands.extend([p, c.normal(&format!("g{t}"), &[n]), m, v]);
+                names.extend(own);
             }
-            let g = c.normal("g", &[n]);
-            let hyper = c.given("hyper", &[3], [1e-3f32, 0.271, 0.002_997].map(f64::from).to_vec());
-            let mut operands = vec![states[0], g, states[1], states[2], hyper];
+            operands.push(c.given("hyper", &[3], [1e-3f32, 0.271, 0.002_997].map(f64::from).to_vec()));
             if scaled {
                 operands.push(c.given("scale", &[], vec![0.25]));
             }
             let step = c.b.op(Op::AdamW(attrs), &operands);
-            for (i, name) in ["p", "m", "v"].into_iter().enumerate() {
+            for (i, name) in names.into_iter().enumerate() {
                 c.b.update(name, step.result(i as u8));
             }
             cases.push(c.end());
@@ -888,7 +894,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Number of kinds of operations, one more than the largest [`kind`].
-pub const KINDS: usize = 55;
+pub const KINDS: usize = 56;
 
 /// Number of an operation's kind. The match is exhaustive, so that an operation cannot be added without a case here.
 pub fn kind(op: &Op) -> usize {
@@ -926,6 +932,7 @@ pub fn kind(op: &Op) -> usize {
         Op::EmbedGrad { .. } => 27,
         Op::CrossEntropy => 28,
         Op::CrossEntropyGrad => 29,
+        Op::FusedCrossEntropy { .. } => 55,
         Op::RandomNormal { .. } => 30,
         Op::RandomUniform { .. } => 31,
         Op::Dropout { .. } => 32,

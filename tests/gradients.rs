@@ -30,7 +30,7 @@ fn has_gradient(op: &Op) -> bool {
         Op::TopK { .. } | Op::GatherLast | Op::ScatterLast { .. } => true,
         Op::Dispatch { .. } | Op::Combine { .. } | Op::GroupedSum => true,
         Op::CachedAttention { .. } | Op::Fused(_) | Op::FusedAfter { .. } | Op::ProductWithSums(_) => false,
-        Op::DispatchedProduct(_) | Op::LayerNormGrad | Op::RmsNormGrad => false,
+        Op::DispatchedProduct(_) | Op::LayerNormGrad | Op::RmsNormGrad | Op::FusedCrossEntropy { .. } => false,
         Op::SoftmaxGrad | Op::AttentionGrad(_) | Op::EmbedGrad { .. } | Op::CrossEntropyGrad => false,
         Op::RandomNormal { .. } | Op::RandomUniform { .. } | Op::Count { .. } | Op::LimitCapacity { .. } => false,
         Op::SortByExpert { .. } | Op::CombineWeightGrad | Op::AdamW(_) => false,

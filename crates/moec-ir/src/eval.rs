@@ -429,6 +429,14 @@ fn compute(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Result<Vec<Data>,
             }
             f(dlogits)
         }
+        Op::FusedCrossEntropy { dloss } => {
+            let (logits, targets) = (x.tensors[0], x.tensors[1]);
+            let mut forward = evaluate_op(&Op::CrossEntropy, x.tensors)?;
+            let lse = forward.pop().unwrap_or_else(|| Tensor::scalar(0.0));
+            let backward = [&Tensor::scalar(dloss.get()), logits, &lse, targets];
+            forward.extend(evaluate_op(&Op::CrossEntropyGrad, &backward)?);
+            forward.into_iter().map(Tensor::into_data).collect()
+        }
 
         Op::RandomNormal { key, .. } => {
             let keys = random::keys(x.rng(0), *key);
@@ -1100,19 +1108,26 @@ fn sort_by_expert(x: &Operands<'_>, experts: usize, rows: usize) -> Vec<Data> {
 
 /// Loshchilov & Hutter 2019, algorithm 2, in the order in which PyTorch computes it: the decay acts on the old weight.
 fn adamw(attrs: &AdamWAttrs, x: &Operands<'_>) -> Vec<Data> {
-    let (mut p, g, mut m, mut v, hyper) =
-        (x.f(0).into_owned(), x.f(1), x.f(2).into_owned(), x.f(3).into_owned(), x.f(4));
+    // Four operands a tensor, then one or two.
+    let shared = x.tensors.len() / 4 * 4;
+    let hyper = x.f(shared);
+    let scale = if x.tensors.len() > shared + 1 { x.f(shared + 1)[0] } else { 1.0 };
     let (lr, correction1, correction2) = (hyper[0], hyper[1], hyper[2]);
     let (beta1, beta2) = (attrs.beta1.get(), attrs.beta2.get());
-    let scale = if x.tensors.len() > 5 { x.f(5)[0] } else { 1.0 };
-    for i in 0..p.len() {
-        let g = g[i] * scale;
-        p[i] *= 1.0 - lr * attrs.weight_decay.get();
-        m[i] = beta1 * m[i] + (1.0 - beta1) * g;
-        v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
-        p[i] -= lr / correction1 * m[i] / (v[i].sqrt() / correction2.sqrt() + attrs.epsilon.get());
+    let mut results = Vec::with_capacity(shared / 4 * 3);
+    for first in (0..shared).step_by(4) {
+        let (mut p, g) = (x.f(first).into_owned(), x.f(first + 1));
+        let (mut m, mut v) = (x.f(first + 2).into_owned(), x.f(first + 3).into_owned());
+        for i in 0..p.len() {
+            let g = g[i] * scale;
+            p[i] *= 1.0 - lr * attrs.weight_decay.get();
+            m[i] = beta1 * m[i] + (1.0 - beta1) * g;
+            v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
+            p[i] -= lr / correction1 * m[i] / (v[i].sqrt() / correction2.sqrt() + attrs.epsilon.get());
+        }
+        results.extend([p, m, v].map(Data::F64));
     }
-    vec![Data::F64(p), Data::F64(m), Data::F64(v)]
+    results
 }
 
 #[cfg(test)]

@@ -41,6 +41,13 @@ const MOST_PERMUTED: usize = 4;
 /// every place, and three numbers of every expert, in a buffer of fixed size.
 const MOST_BALANCED: usize = 1 << 18;
 
+/// Most tokens of a loss that is computed with its gradient: its kernel keeps a number of each in half of a buffer of
+/// fixed size.
+const MOST_FUSED_TOKENS: usize = 1 << 19;
+
+/// Most tensors that one operation updates: a result is named by 8 bits, and every tensor has three.
+const MOST_UPDATED: usize = 85;
+
 struct Check<'a> {
     op: &'static str,
     types: &'a [&'a TensorType],
@@ -413,6 +420,13 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             c.is(3, &TensorType::i32([n]))?;
             vec![c.ty(1).clone()]
         }
+        Op::FusedCrossEntropy { .. } => {
+            c.arity(2)?;
+            let (n, _) = c.float_matrix(0)?;
+            c.require(n <= MOST_FUSED_TOKENS, || format!("{n} tokens are more than {MOST_FUSED_TOKENS}"))?;
+            c.is(1, &TensorType::i32([n]))?;
+            vec![f32s(&[]), c.ty(0).clone()]
+        }
         Op::RandomNormal { shape, .. } | Op::RandomUniform { shape, .. } => {
             c.arity(1)?;
             c.rng(0)?;
@@ -502,16 +516,24 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
             vec![f32s(&[n, k])]
         }
         Op::AdamW(_) => {
-            c.require(types.len() == 5 || types.len() == 6, || format!("takes 5 or 6 operands, not {}", types.len()))?;
-            let p = f32s(c.float(0)?);
-            for i in 1..4 {
-                c.is(i, &p)?;
+            let (tensors, rest) = (types.len() / 4, types.len() % 4);
+            c.require((1..=MOST_UPDATED).contains(&tensors) && (rest == 1 || rest == 2), || {
+                let message = "takes 4 operands for each of 1 to";
+                format!("{message} {MOST_UPDATED} tensors, then 1 or 2, not {} in all", types.len())
+            })?;
+            let mut results = Vec::with_capacity(3 * tensors);
+            for first in (0..4 * tensors).step_by(4) {
+                let p = f32s(c.float(first)?);
+                for i in first + 1..first + 4 {
+                    c.is(i, &p)?;
+                }
+                results.extend([p.clone(), p.clone(), p]);
             }
-            c.is(4, &f32s(&[3]))?;
-            if types.len() == 6 {
-                c.is(5, &f32s(&[]))?;
+            c.is(4 * tensors, &f32s(&[3]))?;
+            if rest == 2 {
+                c.is(4 * tensors + 1, &f32s(&[]))?;
             }
-            vec![p.clone(), p.clone(), p]
+            results
         }
     })
 }

@@ -53,6 +53,7 @@
 //! | softmax | `softmax` `log_sum_exp`; `softmax_grad` | forward; training |
 //! | attention | `attention` `rotary`; `attention_grad` `rotary {inverse}` | forward; training |
 //! | embedding and loss | `embed` `cross_entropy`; `embed_grad` `cross_entropy_grad` | forward; training |
+//! | loss with its gradient | `fused_cross_entropy` | optimized |
 //! | random | `random_normal` `random_uniform` `dropout` | forward |
 //! | selection | `top_k` `gather_last` `scatter_last` `count` `limit_capacity` `balanced_assignment` | forward |
 //! | dispatch and combine | `sort_by_expert` `dispatch` `combine`; `combine_weight_grad` | forward; training |

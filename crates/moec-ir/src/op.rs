@@ -390,6 +390,12 @@ pub enum Op {
     CrossEntropy,
     /// `(dloss [], logits [N, V], lse [N], targets i32[N]) -> (dlogits [N, V])`
     CrossEntropyGrad,
+    /// `(logits [N, V], targets i32[N]) -> (loss [], dlogits [N, V])`: [`Op::CrossEntropy`] with its gradient, for at most
+    /// 2^19 tokens. Only in the optimised stage.
+    FusedCrossEntropy {
+        /// Gradient of the objective with respect to the loss.
+        dloss: Real,
+    },
 
     // ---- random; element `i` of a node depends on (seed, step, key, i) only, see [`crate::random`] ----
     /// `(rng i32[4]) -> (y [shape])`: standard normal.
@@ -474,8 +480,9 @@ pub enum Op {
     CombineWeightGrad,
 
     // ---- optimiser ----
-    /// `(p, grad, m, v, hyper f32[3]) -> (p, m, v)`, with an optional sixth operand `grad_scale []`. `hyper` is
-    /// `[lr, 1 - beta1^t, 1 - beta2^t]` for step t counted from 1.
+    /// `(p1, grad1, m1, v1, p2, grad2, m2, v2, .., hyper f32[3]) -> (p1, m1, v1, p2, m2, v2, ..)`, one tensor or several,
+    /// with an optional last operand `grad_scale []`. `hyper` is `[lr, 1 - beta1^t, 1 - beta2^t]` for step t counted from
+    /// 1. Tensors do not see each other: each becomes what it becomes alone.
     AdamW(AdamWAttrs),
 }
 
@@ -484,9 +491,7 @@ impl Op {
     /// have the same storage.
     pub fn in_place(&self, result: usize) -> Option<usize> {
         match (self, result) {
-            (Op::AdamW(_), 0) => Some(0),
-            (Op::AdamW(_), 1) => Some(2),
-            (Op::AdamW(_), 2) => Some(3),
+            (Op::AdamW(_), _) => Some(result / 3 * 4 + [0, 2, 3][result % 3]),
             (Op::CachedAttention { .. }, 1) => Some(1),
             _ => None,
         }
@@ -575,6 +580,7 @@ impl Op {
             Op::EmbedGrad { .. } => "embed_grad",
             Op::CrossEntropy => "cross_entropy",
             Op::CrossEntropyGrad => "cross_entropy_grad",
+            Op::FusedCrossEntropy { .. } => "fused_cross_entropy",
             Op::RandomNormal { .. } => "random_normal",
             Op::RandomUniform { .. } => "random_uniform",
             Op::Dropout { .. } => "dropout",

@@ -181,6 +181,7 @@ fn attributes_of(op: &Op, node_name: &str) -> Vec<String> {
             list
         }
         Op::EmbedGrad { rows } => vec![pair("rows", rows)],
+        Op::FusedCrossEntropy { dloss } => vec![pair("dloss", dloss)],
         Op::RandomNormal { key, .. } | Op::RandomUniform { key, .. } => vec![pair("key", key)],
         Op::Dropout { rate, key } => vec![pair("rate", rate), pair("key", key)],
         Op::TopK { k } => vec![pair("k", k)],

@@ -36,7 +36,7 @@
 //! |---|---|---|
 //! | [`Stage::Forward`] | lowering | every operation not named below; updates of states |
 //! | [`Stage::Training`] | differentiation, optimiser | `*_grad` but for `grouped_matmul_weight_grad`, `rotary {inverse}`, `sum_of_squares`, `adamw`; updates of parameters |
-//! | [`Stage::Optimized`] | passes | `fused` |
+//! | [`Stage::Optimized`] | passes | `fused`, `fused_*` |
 //!
 //! # Not checked
 //! What depends on values: token ids and targets within the vocabulary, offsets that ascend, `order` and `positions` of a
@@ -255,7 +255,11 @@ pub fn annotate(graph: &Graph, errors: &[VerifyError]) -> String {
 /// The first stage in which an operation is legal.
 fn first_stage(op: &Op) -> Stage {
     match op {
-        Op::Fused(_) | Op::FusedAfter { .. } | Op::ProductWithSums(_) | Op::DispatchedProduct(_) => Stage::Optimized,
+        Op::Fused(_)
+        | Op::FusedAfter { .. }
+        | Op::ProductWithSums(_)
+        | Op::DispatchedProduct(_)
+        | Op::FusedCrossEntropy { .. } => Stage::Optimized,
         Op::LayerNormGrad
         | Op::RmsNormGrad
         | Op::SoftmaxGrad
@@ -470,6 +474,7 @@ impl<'g> Verifier<'g> {
             | Op::EmbedGrad { .. }
             | Op::CrossEntropy
             | Op::CrossEntropyGrad
+            | Op::FusedCrossEntropy { .. }
             | Op::RandomNormal { .. }
             | Op::RandomUniform { .. }
             | Op::TopK { .. }
@@ -564,6 +569,7 @@ fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
         | Op::EmbedGrad { .. }
         | Op::CrossEntropy
         | Op::CrossEntropyGrad
+        | Op::FusedCrossEntropy { .. }
         | Op::TopK { .. }
         | Op::GatherLast
         | Op::ScatterLast { .. }

@@ -36,8 +36,10 @@ impl Operand {
 /// Launches the kernels of one step. Operands and results have the types that inference gives for the operation.
 pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
     let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
-    // Every operation over nothing is a sum over nothing, and 0 are the offsets of no rows.
-    if x.iter().chain(y).any(|o| o.arg.elements() == 0) {
+    // Every operation over nothing is a sum over nothing, and 0 are the offsets of no rows. Operations over several tensors
+    // have the others.
+    let several = matches!(step.op, Op::AdamW(_) | Op::SumOfSquares);
+    if x.iter().chain(y).any(|o| o.arg.elements() == 0) && !several {
         for o in y.iter().filter(|o| o.arg.elements() > 0) {
             fill::launch(l, o.arg, 0.0);
         }
@@ -87,7 +89,7 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
 
         Op::Sum { axes } => reduce::sum(l, a(0), r(0), x[0].shape(), axes),
         Op::SumOfSquares => {
-            let operands: Vec<Arg> = x.iter().map(|o| o.arg).collect();
+            let operands: Vec<Arg> = x.iter().map(|o| o.arg).filter(|x| x.elements() > 0).collect();
             reduce::sum_of_squares(l, &operands, r(0));
         }
 
@@ -175,6 +177,10 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let (tokens, vocab) = x[1].matrix();
             cross_entropy::backward(l, a(0), a(1), a(2), a(3), r(0), tokens, vocab);
         }
+        Op::FusedCrossEntropy { dloss } => {
+            let (tokens, vocab) = x[0].matrix();
+            cross_entropy::with_grad(l, a(0), a(1), dloss.get() as f32, r(0), r(1), tokens, vocab);
+        }
 
         Op::RandomNormal { key, .. } => random::normal(l, a(0), r(0), *key),
         Op::RandomUniform { key, .. } => random::uniform(l, a(0), r(0), *key),
@@ -214,8 +220,17 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         }
 
         Op::AdamW(attrs) => {
-            let scale = x.get(5).map(|o| o.arg);
-            adamw::launch(l, [a(0), a(2), a(3)], a(1), a(4), scale, [r(0), r(1), r(2)], attrs);
+            // Four operands a tensor, then one or two.
+            let tensors = x.len() / 4;
+            let scale = x.get(4 * tensors + 1).map(|o| o.arg);
+            let updates: Vec<adamw::Update> = (0..tensors)
+                .map(|t| adamw::Update {
+                    old: [0, 2, 3].map(|i| a(4 * t + i)),
+                    grad: a(4 * t + 1),
+                    new: [0, 1, 2].map(|i| r(3 * t + i)),
+                })
+                .collect();
+            adamw::launch(l, &updates, a(4 * tensors), scale, attrs);
         }
     }
 }

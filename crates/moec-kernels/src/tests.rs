@@ -257,6 +257,11 @@ fn sums() {
     }
     let operands = [normal(&[3, 7], 1), normal(&[4096], 2), normal(&[1], 3), normal(&[33, 17], 4)];
     check(&Op::SumOfSquares, &operands.iter().collect::<Vec<_>>(), 1e-5);
+    // More tensors than a launch sums, of several widths, one of them with nothing in it; and nothing at all.
+    let mut many: Vec<Tensor> = (0..20).map(|i| normal(&[1 + i * i % 7, 1 << (i % 5)], i as u32)).collect();
+    many.insert(5, normal(&[0, 3], 1));
+    check(&Op::SumOfSquares, &many.iter().collect::<Vec<_>>(), 1e-5);
+    check(&Op::SumOfSquares, &[&normal(&[0, 3], 1), &normal(&[0], 1)], 1e-5);
 }
 
 #[test]
@@ -310,12 +315,22 @@ fn embedding_and_loss() {
         check(&Op::Embed, &[&ids, &table], 0.0);
         check(&Op::EmbedGrad { rows }, &[&ids, &normal(&[tokens, c], 2)], 1e-5);
     }
-    for (tokens, vocab) in [(1, 1), (3, 7), (33, 65), (100, 64), (300, 16)] {
+    for (tokens, vocab) in [(1, 1), (5, 1), (3, 7), (33, 65), (100, 64), (300, 16)] {
         let logits = map(&normal(&[tokens, vocab], 1), |v| 3.0 * v);
         let targets = indices(&[tokens], 0, vocab as i32, 2);
         check(&Op::CrossEntropy, &[&logits, &targets], 1e-5);
         let lse = evaluate_op(&Op::CrossEntropy, &[&logits, &targets]).unwrap().remove(1);
         check(&Op::CrossEntropyGrad, &[&Tensor::scalar(1.5), &logits, &lse, &targets], 1e-5);
+        let fused = Op::FusedCrossEntropy { dloss: 1.5.into() };
+        check(&fused, &[&logits, &targets], 1e-5);
+        if cfg!(feature = "cpu") {
+            // On the CPU, to the bit what loss and gradient are alone. The log-sum-exp is the kernel's own.
+            let (_, backend) = &backends()[1];
+            let alone = run(backend, &Op::CrossEntropy, &[&logits, &targets]);
+            let gradient = run(backend, &Op::CrossEntropyGrad, &[&Tensor::scalar(1.5), &logits, &alone[1], &targets]);
+            let together = run(backend, &fused, &[&logits, &targets]);
+            assert!(together == [alone[0].clone(), gradient[0].clone()], "{tokens} tokens of {vocab}");
+        }
     }
 }
 
@@ -461,6 +476,41 @@ fn adamw() {
         let hyper = Tensor::floats(vec![1e-2, 0.271, 0.002_997]);
         check(&Op::AdamW(attrs), &[&p, &g, &m, &v, &hyper], 2e-6);
         check(&Op::AdamW(attrs), &[&p, &g, &m, &v, &hyper, &Tensor::scalar(0.125)], 2e-6);
+    }
+}
+
+#[test]
+fn adamw_of_several_tensors() {
+    let op = Op::AdamW(AdamWAttrs {
+        beta1: 0.9.into(),
+        beta2: 0.999.into(),
+        epsilon: 1e-8.into(),
+        weight_decay: 0.1.into(),
+    });
+    let (hyper, scale) = (Tensor::floats(vec![1e-2, 0.271, 0.002_997]), Tensor::scalar(0.125));
+    // More than a launch takes, of every width; the last two together have more vectors than the units of a cube.
+    let sizes = [1, 3, 7, 17, 33, 64, 0, 5, 9, 13, 96, 1, 4096, 1000];
+    let tensors: Vec<[Tensor; 4]> = sizes
+        .iter()
+        .enumerate()
+        .map(|(i, &n)| [0, 1, 2, 3].map(|j| normal(&[n], (4 * i + j) as u32)))
+        .map(|[p, g, m, v]| [p, g, m, map(&v, f32::abs)])
+        .collect();
+    let bits = |t: &Tensor| t.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for shared in [vec![&hyper], vec![&hyper, &scale]] {
+        let operands: Vec<&Tensor> = tensors.iter().flatten().chain(shared.iter().copied()).collect();
+        check(&op, &operands, 2e-6);
+        // What else is updated does not show.
+        for (name, backend) in backends() {
+            let together = run(backend, &op, &operands);
+            for (i, own) in tensors.iter().enumerate().filter(|(i, _)| sizes[*i] > 0) {
+                let alone = run(backend, &op, &own.iter().chain(shared.iter().copied()).collect::<Vec<_>>());
+                for (slot, alone) in alone.iter().enumerate() {
+                    let found = &together[3 * i + slot];
+                    assert!(bits(found) == bits(alone), "{name}: result {slot} of tensor {i} of {sizes:?}");
+                }
+            }
+        }
     }
 }
 

@@ -436,6 +436,7 @@ impl Rule<'_> {
             | Op::AttentionGrad(_)
             | Op::EmbedGrad { .. }
             | Op::CrossEntropyGrad
+            | Op::FusedCrossEntropy { .. }
             | Op::CombineWeightGrad
             | Op::AdamW(_) => return self.none(self.node.op.mnemonic()),
         }

@@ -7,12 +7,16 @@ mod canonicalise;
 mod cse;
 mod dce;
 mod fold_const;
+mod fuse_cross_entropy;
 mod fuse_dispatch;
 mod fuse_elementwise;
 mod fuse_sums;
+mod group_updates;
 pub(crate) mod rebuild;
 #[cfg(test)]
 mod tests;
+
+pub use group_updates::MOST_GROUPED_UPDATES;
 
 use crate::error::PlanError;
 use moec_ir::{Graph, GraphError, Stage, VerifyError, verify};
@@ -29,7 +33,7 @@ pub struct Pass {
 }
 
 /// All passes, in the order in which they run.
-pub const PASSES: [Pass; 7] = [
+pub const PASSES: [Pass; 9] = [
     Pass { name: "fold_const", summary: "computes what is made of filled tensors only", run: fold_const::run },
     Pass {
         name: "canonicalise",
@@ -37,6 +41,11 @@ pub const PASSES: [Pass; 7] = [
         run: canonicalise::run,
     },
     Pass { name: "cse", summary: "computes equal expressions once", run: cse::run },
+    Pass {
+        name: "fuse_cross_entropy",
+        summary: "computes a cross-entropy together with its gradient",
+        run: fuse_cross_entropy::run,
+    },
     Pass { name: "dce", summary: "drops what no output or update depends on", run: dce::run },
     Pass {
         name: "fuse_elementwise",
@@ -53,6 +62,7 @@ pub const PASSES: [Pass; 7] = [
         summary: "lets the products of experts fetch their rows from where they are",
         run: fuse_dispatch::run,
     },
+    Pass { name: "group_updates", summary: "updates several small tensors in one operation", run: group_updates::run },
 ];
 
 /// How [`optimize`] runs.

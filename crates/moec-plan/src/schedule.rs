@@ -17,8 +17,8 @@
 //!
 //! # Order
 //! Nodes run in the order of the graph, which follows the model, with two exceptions that keep memory low: a step that
-//! frees at least what it allocates runs as soon as it can (AdamW right after its gradient, unless clipping needs all
-//! gradients first), and a step that reads no intermediate result waits for its first reader.
+//! frees at least what it allocates runs as soon as it can (AdamW right after the last gradient that it reads, unless
+//! clipping needs all gradients first), and a step that reads no intermediate result waits for its first reader.
 
 use crate::error::PlanError;
 use crate::plan::BufferId;

@@ -136,6 +136,19 @@ fn random_graph(seed: u64, size: usize) -> Graph {
         let after = b.add(step, states[0]);
         pool.push(after);
     }
+    if d.below(2) == 0 {
+        // Several such steps that nothing reads. A gradient may be another tensor that is updated.
+        let names = [0, 1, 2].map(|i| ["p", "m", "v"].map(|kind| format!("{kind}{i}")));
+        let tensors = names.map(|names| names.map(|name| (b.state(&name, TensorType::f32(state_shape.clone())), name)));
+        pool.extend(tensors.iter().map(|[(p, _), ..]| *p));
+        for [(p, p_name), (m, m_name), (v, v_name)] in tensors {
+            let fits: Vec<Value> = pool.iter().copied().filter(|&v| b.shape(v) == state_shape).collect();
+            let step = b.op(Op::AdamW(attrs()), &[p, fits[d.below(fits.len())], m, v, hyper]);
+            for (slot, name) in [p_name, m_name, v_name].into_iter().enumerate() {
+                b.update(name, step.result(slot as u8));
+            }
+        }
+    }
     for i in 0..STATES {
         let fits: Vec<Value> = pool.iter().copied().filter(|&v| b.shape(v) == state_shape).collect();
         let v = match (optimizer, i) {
@@ -159,7 +172,9 @@ fn bindings(seed: u64, graph: &Graph) -> BTreeMap<String, Tensor> {
         if let Op::Input { name, ty } | Op::State { name, ty } = &graph.node(id).op {
             let n = ty.elements();
             let data = match ty.dtype {
-                DType::F32 if name == "s2" => Data::F64((0..n).map(|_| d.real().abs()).collect()),
+                DType::F32 if name == "s2" || name.starts_with('v') => {
+                    Data::F64((0..n).map(|_| d.real().abs()).collect())
+                }
                 DType::F32 if name == "hyper" => Data::F64(vec![0.01, 0.1, 0.01]),
                 DType::F32 => Data::F64((0..n).map(|_| d.real()).collect()),
                 DType::I32 => Data::I32(random::state(seed, 3).to_vec()),
@@ -241,7 +256,7 @@ fn no_overlap(plan: &Plan) {
                 for p in plan.inputs.iter() {
                     assert!(!range(p.buffer).contains(&block), "%{} writes over an input", s.name);
                 }
-                stamp[block] = Some(step * 4 + slot);
+                stamp[block] = Some(step * 256 + slot);
             }
         }
     }
@@ -264,7 +279,8 @@ fn plans_mean_what_their_graphs_mean() {
         assert_eq!(program, plan(&[("f".to_string(), &graph)]).unwrap(), "planning is not deterministic");
         for step in &program.plans[0].steps {
             if let Op::AdamW(_) = step.op {
-                for (slot, position) in [0, 2, 3].into_iter().enumerate() {
+                for slot in 0..step.results.len() {
+                    let position = step.op.in_place(slot).unwrap();
                     let storage = |b| &program.plans[0].buffer(b).storage;
                     assert_eq!(storage(step.operands[position]), storage(step.results[slot]), "AdamW not in place");
                 }

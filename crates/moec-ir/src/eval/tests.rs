@@ -428,6 +428,15 @@ fn cross_entropy_by_hand_and_its_gradient() {
     let lse = &run(Op::CrossEntropy, &[&logits, &targets])[1];
     let g = one(Op::CrossEntropyGrad, &[&Tensor::scalar(2.5), &logits, lse, &targets]);
     matches_differences(&|x| one(Op::CrossEntropy, &[x, &targets]), &logits, &[2.5], &g);
+
+    let fused = run(Op::FusedCrossEntropy { dloss: Real::new(2.5) }, &[&logits, &targets]);
+    assert_eq!(fused[0], run(Op::CrossEntropy, &[&logits, &targets])[0]);
+    assert_eq!(fused[1].to_f64(), g);
+    let fused = Op::FusedCrossEntropy { dloss: Real::new(1.0) };
+    assert!(evaluate_op(&fused, &[&logits, &Tensor::ints([16, 17, 9])]).is_err());
+    let types = |n| [TensorType::f32([n, 2]), TensorType::i32([n])];
+    assert!(infer(&fused, &types(1 << 19).each_ref()).is_ok());
+    assert!(infer(&fused, &types((1 << 19) + 1).each_ref()).is_err());
 }
 
 // ---- random ----
@@ -695,6 +704,47 @@ fn adamw_follows_torch() {
     // A weight without gradient and moments only decays.
     let still = run(Op::AdamW(attrs), &[&p, &zero, &zero, &zero, &hyper]);
     close(&still[0].to_f64(), &[1.9], 1e-15);
+}
+
+#[test]
+fn adamw_of_several_tensors_is_that_of_each() {
+    let half = Real::new(0.5);
+    let op = Op::AdamW(AdamWAttrs { beta1: half, beta2: half, epsilon: Real::new(1e-3), weight_decay: half });
+    let hyper = t(&[3], &[0.1, 0.25, 0.25]);
+    let tensors: Vec<[Tensor; 4]> = [vec![3], vec![2, 5], vec![0], vec![]]
+        .iter()
+        .enumerate()
+        .map(|(i, shape)| {
+            [0, 1, 2, 3].map(|j| {
+                let x = noise(shape, (4 * i + j) as u32);
+                // Second moments are squares.
+                if j == 3 { t(shape, &x.to_f64().iter().map(|v| v * v).collect::<Vec<_>>()) } else { x }
+            })
+        })
+        .collect();
+    let scale = Tensor::scalar(0.3);
+    for shared in [vec![&hyper], vec![&hyper, &scale]] {
+        let alone: Vec<Tensor> = tensors
+            .iter()
+            .flat_map(|own| run(op.clone(), &own.iter().chain(shared.iter().copied()).collect::<Vec<_>>()))
+            .collect();
+        let together = run(op.clone(), &tensors.iter().flatten().chain(shared).collect::<Vec<_>>());
+        assert_eq!(together, alone);
+    }
+    let all: Vec<&Tensor> = tensors.iter().flatten().chain([&hyper, &scale]).collect();
+    for wrong in [&all[..16], &all[1..17], &all[..3], &[&all[..], &[&scale]].concat()] {
+        assert!(matches!(evaluate_op(&op, wrong), Err(EvalError::Infer(_))), "{} operands", wrong.len());
+    }
+    let many: Vec<&Tensor> = std::iter::repeat_n(&all[..4], 86).flatten().copied().chain([&hyper]).collect();
+    assert!(run(op.clone(), &many[4..]).len() == 255 && evaluate_op(&op, &many).is_err());
+}
+
+#[test]
+fn updates_in_place_take_the_place_of_tensor_and_moments() {
+    let zero = Real::new(0.0);
+    let op = Op::AdamW(AdamWAttrs { beta1: zero, beta2: zero, epsilon: zero, weight_decay: zero });
+    let places: Vec<usize> = (0..6).filter_map(|result| op.in_place(result)).collect();
+    assert_eq!(places, [0, 2, 3, 4, 6, 7]);
 }
 
 // ---- graphs ----

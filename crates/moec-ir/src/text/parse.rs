@@ -454,6 +454,7 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "embed_grad" => Op::EmbedGrad { rows: a.integer("rows")? },
         "cross_entropy" => Op::CrossEntropy,
         "cross_entropy_grad" => Op::CrossEntropyGrad,
+        "fused_cross_entropy" => Op::FusedCrossEntropy { dloss: a.real("dloss")? },
         "random_normal" => Op::RandomNormal { key: a.integer("key")?, shape: shape() },
         "random_uniform" => Op::RandomUniform { key: a.integer("key")?, shape: shape() },
         "dropout" => Op::Dropout { rate: a.real("rate")?, key: a.integer("key")? },

@@ -77,10 +77,12 @@ const EVERYTHING: &str = r#"graph {
   %dtable = embed_grad(%ids, %embed) {rows = 8} : f32[8, 6]
   %ce:2 = cross_entropy(%mm, %ids) : f32[], f32[4]
   %ce_grad = cross_entropy_grad(%ce, %mm, %ce#1, %ids) : f32[4, 8]
+  %ce_fused:2 = fused_cross_entropy(%mm, %ids) {dloss = -0.5} : f32[], f32[4, 8]
   %noise = random_normal(%rng) {key = 1} : f32[2, 3]
   %uniform = random_uniform(%rng) {key = 2} : f32[7]
   %dropout = dropout(%x, %rng) {rate = 0.25, key = 3} : f32[4, 6]
   %adamw:3 = adamw(%x, %x, %x, %x, %hyper, %s) {beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01} : f32[4, 6], f32[4, 6], f32[4, 6]
+  %updates:6 = adamw(%x, %x, %x, %x, %logits, %logits, %logits, %logits, %hyper) {beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01} : f32[4, 6], f32[4, 6], f32[4, 6], f32[4, 3], f32[4, 3], f32[4, 3]
   output loss = %ce
   output load.blocks.0.moe = %count
   output "two words" = %adamw#2
@@ -102,7 +104,7 @@ fn every_operation_prints_and_parses() {
     let used: std::collections::BTreeSet<&str> = graph.ids().map(|id| graph.node(id).op.mnemonic()).collect();
     let elementwise =
         |m: &str| Unary::ALL.iter().any(|f| f.mnemonic() == m) || Binary::ALL.iter().any(|f| f.mnemonic() == m);
-    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 51, "{used:?}");
+    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 52, "{used:?}");
 }
 
 #[test]

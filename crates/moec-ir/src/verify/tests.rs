@@ -118,6 +118,10 @@ fn stages_are_legal_in_order() {
     let fused = "%x = input : f32[2]\n%f = fused(%x) {access = [full], t0 = load(0), results = [t0]} : f32[2]";
     assert_eq!(errors(Stage::Training, fused), ["%f: `fused` is not legal in the training stage"]);
     assert!(errors(Stage::Optimized, fused).is_empty());
+    let loss = "%x = input : f32[2, 3]\n%t = input : i32[2]\n\
+                %l:2 = fused_cross_entropy(%x, %t) {dloss = 1.0} : f32[], f32[2, 3]";
+    assert_eq!(errors(Stage::Training, loss), ["%l: `fused_cross_entropy` is not legal in the training stage"]);
+    assert!(errors(Stage::Optimized, loss).is_empty());
     let rotary = |inverse| {
         format!("%x = input : f32[2, 6]\n%r = rotary(%x) {{heads = 1, time = 2, base = 10.0{inverse}}} : f32[2, 6]")
     };

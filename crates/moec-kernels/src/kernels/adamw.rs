@@ -1,5 +1,7 @@
-//! AdamW in place over a parameter and its two moments. Each element belongs to the unit that owns its index; the
-//! kernel streams 28 bytes per parameter and is bound by memory.
+//! AdamW in place over parameters and their two moments, all tensors of a node in one launch where their vectors are
+//! equally wide. The vectors of the tensors count as one row of items, and each belongs to the unit that owns its place
+//! there, so that a launch over many small tensors occupies the device as one over a large one does. An element's result
+//! does not depend on what else is updated. The kernel streams 28 bytes per parameter and is bound by memory.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
@@ -7,23 +9,49 @@ use super::copy;
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 use moec_ir::AdamWAttrs;
+use moec_plan::MOST_GROUPED_UPDATES;
+use std::collections::BTreeMap;
 
-/// `hyper` is `[lr, 1 - beta1^t, 1 - beta2^t]`; `scale` holds one factor of the gradient, or no buffer.
+/// First item of this unit in a part of `length` items that begins at item `start` of all; `first` is its first of all.
+#[cube]
+fn first_of_part(first: usize, start: usize, length: usize, #[comptime] split: Split) -> usize {
+    match comptime!(split) {
+        Split::Ranges => min(max(first, start) - start, length),
+        Split::Strided => {
+            let units = CUBE_DIM as usize * CUBE_COUNT;
+            (ABSOLUTE_POS + units - start % units) % units
+        }
+    }
+}
+
+/// Item after the last one of this unit in that part; `end` is the one after its last of all.
+#[cube]
+fn end_of_part(end: usize, start: usize, length: usize, #[comptime] split: Split) -> usize {
+    match comptime!(split) {
+        Split::Ranges => min(max(end, start) - start, length),
+        Split::Strided => length,
+    }
+}
+
+/// `hyper` is `[lr, 1 - beta1^t, 1 - beta2^t]`; `scale` holds one factor of the gradients, or no buffer. `lengths` are
+/// those of the tensors in vectors, and `n` is their sum.
 #[cube(launch_unchecked)]
 fn adamw<W: Size>(
-    p: &mut [Vector<f32, W>],
-    m: &mut [Vector<f32, W>],
-    v: &mut [Vector<f32, W>],
-    grad: &[Vector<f32, W>],
+    parameters: &mut Sequence<Box<[Vector<f32, W>]>>,
+    firsts: &mut Sequence<Box<[Vector<f32, W>]>>,
+    seconds: &mut Sequence<Box<[Vector<f32, W>]>>,
+    grads: &Sequence<Box<[Vector<f32, W>]>>,
     hyper: &[f32],
     scale: &Sequence<Box<[f32]>>,
+    lengths: &Sequence<usize>,
+    n: usize,
     beta1: f32,
     complement1: f32,
     beta2: f32,
     complement2: f32,
     epsilon: f32,
     weight_decay: f32,
-    n: usize,
+    #[comptime] tensors: usize,
     #[comptime] scaled: bool,
     #[comptime] split: Split,
 ) {
@@ -39,39 +67,68 @@ fn adamw<W: Size>(
     let rate = Vector::<f32, W>::new(lr / hyper[1]);
     let correction = Vector::<f32, W>::new(1.0f32 / f32::sqrt(hyper[2]));
     let epsilon = Vector::<f32, W>::new(epsilon);
-    for i in range_stepped(first_item(n, split), end_item(n, split), item_step(split)) {
-        let g = grad[i] * factor;
-        let first = fma(b1, m[i], c1 * g);
-        let second = fma(b2, v[i], c2 * g * g);
-        m[i] = first;
-        v[i] = second;
-        p[i] = p[i] * decay - rate * first / (Vector::sqrt(second) * correction + epsilon);
+    let (first, end) = (first_item(n, split), end_item(n, split));
+    let mut start = 0usize.runtime();
+    #[unroll]
+    for tensor in 0..tensors {
+        let length = *lengths.index(tensor);
+        let grad = grads.index(tensor);
+        let p = parameters.index_mut(tensor);
+        let m = firsts.index_mut(tensor);
+        let v = seconds.index_mut(tensor);
+        let own = first_of_part(first, start, length, split);
+        for i in range_stepped(own, end_of_part(end, start, length, split), item_step(split)) {
+            let g = grad[i] * factor;
+            let first = fma(b1, m[i], c1 * g);
+            let second = fma(b2, v[i], c2 * g * g);
+            m[i] = first;
+            v[i] = second;
+            p[i] = p[i] * decay - rate * first / (Vector::sqrt(second) * correction + epsilon);
+        }
+        start += length;
     }
 }
 
-/// One step of AdamW on `[parameter, first moment, second moment]`, from `old` to `new` (the same buffers, or others).
-pub(crate) fn launch(
-    l: &Launcher,
-    old: [Arg; 3],
-    grad: Arg,
-    hyper: Arg,
-    scale: Option<Arg>,
-    new: [Arg; 3],
-    attrs: &AdamWAttrs,
-) {
-    for (from, to) in old.into_iter().zip(new) {
-        copy::launch(l, from, to);
+/// A tensor to update.
+pub(crate) struct Update {
+    /// Parameter, first and second moment as they are.
+    pub(crate) old: [Arg; 3],
+    /// Gradient of the parameter.
+    pub(crate) grad: Arg,
+    /// Where the three go: the same buffers, or others.
+    pub(crate) new: [Arg; 3],
+}
+
+/// One step of AdamW on several tensors.
+pub(crate) fn launch(l: &Launcher, updates: &[Update], hyper: Arg, scale: Option<Arg>, attrs: &AdamWAttrs) {
+    // An odd length must not narrow the vectors of other tensors.
+    let mut by_width: BTreeMap<usize, Vec<&Update>> = BTreeMap::new();
+    for update in updates.iter().filter(|u| u.grad.elements() > 0) {
+        for (from, to) in update.old.into_iter().zip(update.new) {
+            copy::launch(l, from, to);
+        }
+        by_width.entry(l.width(&[update.grad.elements()])).or_default().push(update);
     }
-    let w = l.width(&[grad.elements()]);
-    let (n, split) = (grad.elements() / w, l.split());
+    for (w, updates) in by_width {
+        for updates in updates.chunks(MOST_GROUPED_UPDATES) {
+            together(l, updates, hyper, scale, attrs, w);
+        }
+    }
+}
+
+/// One launch over tensors of vectors of width `w`.
+fn together(l: &Launcher, updates: &[&Update], hyper: Arg, scale: Option<Arg>, attrs: &AdamWAttrs, w: usize) {
+    let lengths: Vec<usize> = updates.iter().map(|u| u.grad.elements() / w).collect();
+    let (n, split) = (lengths.iter().sum(), l.split());
     // `1 - beta` is rounded once, from 64 bits: in 32 bits it would lose digits of a beta near 1.
     let [beta1, beta2, epsilon, decay] = [attrs.beta1, attrs.beta2, attrs.epsilon, attrs.weight_decay].map(|r| r.get());
     l.launch(
         n,
-        || format!("adamw w{w}{}", if scale.is_some() { " scaled" } else { "" }),
-        // SAFETY: the four tensors hold n vectors, `hyper` three floats and `scale` one.
+        || format!("adamw w{w} x{}{}", updates.len(), if scale.is_some() { " scaled" } else { "" }),
+        // SAFETY: the four buffers of a tensor hold as many vectors as `lengths` says, `hyper` three floats and `scale`
+        // one.
         |t| unsafe {
-            let [p, m, v] = new.map(|arg| t.bind(arg, w));
+            let [p, m, v] = [0, 1, 2].map(|i| updates.iter().map(|u| t.bind(u.new[i], w)).collect());
             adamw::launch_unchecked(
                 t.client,
                 t.count(),
@@ -80,16 +137,18 @@ pub(crate) fn launch(
                 p,
                 m,
                 v,
-                t.bind(grad, w),
+                updates.iter().map(|u| t.bind(u.grad, w)).collect(),
                 t.bind(hyper, 1),
                 scale.iter().map(|&s| t.bind(s, 1)).collect(),
+                lengths.iter().copied().collect(),
+                n,
                 beta1 as f32,
                 (1.0 - beta1) as f32,
                 beta2 as f32,
                 (1.0 - beta2) as f32,
                 epsilon as f32,
                 decay as f32,
-                n,
+                updates.len(),
                 scale.is_some(),
                 split,
             );

@@ -13,6 +13,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
+use super::fill;
 use super::lanes::lane_sum;
 use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
@@ -313,10 +314,13 @@ fn sum_strided(l: &Launcher, x: Arg, y: Arg, shape: &[usize], axes: &[usize]) {
     );
 }
 
-/// Sum of the squares of all elements of all operands.
+/// Sum of the squares of all elements of all operands, none of which is empty.
 pub(crate) fn sum_of_squares(l: &Launcher, operands: &[Arg], y: Arg) {
+    if operands.is_empty() {
+        return fill::launch(l, y, 0.0);
+    }
     let [room, rest] = l.scratch().halves();
-    let most = room.elements() / operands.len().max(1);
+    let most = room.elements() / operands.len();
     let mut total = 0;
     let mut tensors = Vec::with_capacity(operands.len());
     for &x in operands {

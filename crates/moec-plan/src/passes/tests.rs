@@ -418,6 +418,164 @@ fn fusion_stays_within_what_a_launch_can_bind() {
     assert!((4..=6).contains(&programs), "{programs}");
 }
 
+/// A loss and its gradient, with further lines.
+fn loss_with_gradient(dloss: &str, more: &str) -> String {
+    format!(
+        "%logits = input : f32[7, 3]
+         %targets = input : i32[7]
+         %given = input : f32[]
+         %half = fill {{value = 0.5}} : f32[1]
+         %dloss = reshape(%half) : f32[]
+         %loss:2 = cross_entropy(%logits, %targets) : f32[], f32[7]
+         %twice = add(%loss, %loss) : f32[]
+         %grad.loss = cross_entropy_grad(%{dloss}, %logits, %loss#1, %targets) : f32[7, 3]
+         %sum = sum(%grad.loss) {{axes = [0]}} : f32[3]
+         output loss = %loss
+         output dlogits = %grad.loss
+         output twice = %twice
+         output sum = %sum
+         {more}"
+    )
+}
+
+#[test]
+fn a_cross_entropy_is_computed_with_its_gradient() {
+    becomes(
+        "fuse_cross_entropy",
+        &loss_with_gradient("dloss", ""),
+        "%logits = input : f32[7, 3]
+         %targets = input : i32[7]
+         %given = input : f32[]
+         %half = fill {value = 0.5} : f32[1]
+         %dloss = reshape(%half) : f32[]
+         %loss:2 = fused_cross_entropy(%logits, %targets) {dloss = 0.5} : f32[], f32[7, 3]
+         %twice = add(%loss, %loss) : f32[]
+         %sum = sum(%loss#1) {axes = [0]} : f32[3]
+         output loss = %loss
+         output dlogits = %loss#1
+         output twice = %twice
+         output sum = %sum",
+    );
+}
+
+#[test]
+fn a_cross_entropy_stays_without_its_gradient_alone() {
+    // The gradient that arrives is not known, or something else reads the log-sum-exp, or there is no gradient.
+    stays("fuse_cross_entropy", &loss_with_gradient("given", ""));
+    stays("fuse_cross_entropy", &loss_with_gradient("twice", ""));
+    stays("fuse_cross_entropy", &loss_with_gradient("dloss", "output lse = %loss#1"));
+    let second = loss_with_gradient("dloss", "output second = %second")
+        .replace("%sum =", "%second = cross_entropy_grad(%given, %logits, %loss#1, %targets) : f32[7, 3]\n%sum =");
+    stays("fuse_cross_entropy", &second);
+    stays(
+        "fuse_cross_entropy",
+        "%logits = input : f32[7, 3]
+         %targets = input : i32[7]
+         %loss:2 = cross_entropy(%logits, %targets) : f32[], f32[7]
+         output loss = %loss",
+    );
+}
+
+#[test]
+fn a_cross_entropy_stays_apart_from_the_gradient_of_another() {
+    stays(
+        "fuse_cross_entropy",
+        "%logits = input : f32[7, 3]
+         %targets = input : i32[7]
+         %others = input : i32[7]
+         %one = fill {value = 1.0} : f32[]
+         %loss:2 = cross_entropy(%logits, %targets) : f32[], f32[7]
+         %grad.loss = cross_entropy_grad(%one, %logits, %loss#1, %others) : f32[7, 3]
+         output loss = %loss
+         output dlogits = %grad.loss",
+    );
+}
+
+/// Parameters with their moments, each followed by what `update` writes.
+fn updates(tensors: &[(&str, &str)], update: impl Fn(&str, &str) -> String) -> String {
+    let mut lines = "%hyper = input : f32[3]\n%scale = input : f32[]\n".to_string();
+    for (name, shape) in tensors {
+        lines += &format!("%{name} = parameter : f32[{shape}]\n");
+        for moment in ["m", "v"] {
+            lines += &format!("%adamw.{moment}.{name} = state : f32[{shape}]\n");
+        }
+        lines += &update(name, shape);
+    }
+    lines
+}
+
+fn gradients(tensors: &[(&str, &str)]) -> String {
+    tensors.iter().map(|(name, shape)| format!("%g.{name} = input : f32[{shape}]\n")).collect()
+}
+
+const ADAMW: &str = "{beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8, weight_decay = 0.1}";
+
+fn adamw(name: &str, shape: &str) -> String {
+    format!(
+        "%adamw.{name}:3 = adamw(%{name}, %g.{name}, %adamw.m.{name}, %adamw.v.{name}, %hyper, %scale) {ADAMW}
+           : f32[{shape}], f32[{shape}], f32[{shape}]\n"
+    )
+}
+
+/// The updates of a tensor by three neighbouring results of a node.
+fn updated(name: &str, node: &str, first: usize) -> String {
+    format!(
+        "update {name} = %adamw.{node}#{first}\nupdate adamw.m.{name} = %adamw.{node}#{}\n\
+         update adamw.v.{name} = %adamw.{node}#{}\n",
+        first + 1,
+        first + 2
+    )
+}
+
+#[test]
+fn updates_of_small_tensors_are_joined_by_width_in_the_order_of_their_gradients() {
+    // Vectors of `odd` are narrow, and `large` is large. Gradients come in another order than parameters.
+    let tensors = [("a", "16"), ("odd", "7"), ("b", "2, 16"), ("large", "16400")];
+    let gradients = "%g.b = input : f32[2, 16]\n%g.large = input : f32[16400]\n%g.odd = input : f32[7]\n\
+                     %g.a = input : f32[16]\n";
+    let before = gradients.to_string() + &updates(&tensors, adamw) + &tensors.map(|(t, _)| updated(t, t, 0)).concat();
+    let joined = format!(
+        "%adamw.b:6 = adamw(%b, %g.b, %adamw.m.b, %adamw.v.b, %a, %g.a, %adamw.m.a, %adamw.v.a, %hyper, %scale) {ADAMW}
+           : f32[2, 16], f32[2, 16], f32[2, 16], f32[16], f32[16], f32[16]\n"
+    );
+    let after = updates(&tensors, |name, shape| match name {
+        "a" => String::new(),
+        "b" => joined.clone(),
+        _ => adamw(name, shape),
+    });
+    let follow = [updated("a", "b", 3), updated("odd", "odd", 0), updated("b", "b", 0), updated("large", "large", 0)];
+    becomes("group_updates", &before, &(gradients.to_string() + &after + &follow.concat()));
+    let (once, _) = optimize(&graph(&before), &OptimizeOptions::default()).unwrap();
+    let (twice, report) = optimize(&once, &OptimizeOptions::default()).unwrap();
+    assert_eq!(print(&once), print(&twice));
+    assert!(report.passes.iter().all(|p| p.rewrites == 0));
+}
+
+#[test]
+fn updates_with_other_attributes_scales_or_readers_stay_apart() {
+    let tensors = [("a", "16"), ("b", "16"), ("c", "16"), ("d", "16")];
+    let lines = gradients(&tensors)
+        + &updates(&tensors, |name, shape| match name {
+            "a" => adamw(name, shape),
+            "b" => adamw(name, shape).replace("0.99", "0.9"),
+            "c" => adamw(name, shape).replace(", %scale", ""),
+            _ => adamw(name, shape) + "%reader = neg(%adamw.d#1) : f32[16]\n",
+        });
+    stays("group_updates", &(lines + &tensors.map(|(name, _)| updated(name, name, 0)).concat() + "output y = %reader"));
+}
+
+#[test]
+fn joined_updates_stay_within_what_a_launch_can_bind() {
+    let names: Vec<String> = (0..20).map(|i| format!("w{i}")).collect();
+    let tensors: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "3")).collect();
+    let mut lines = gradients(&tensors) + &updates(&tensors, adamw);
+    lines.extend(names.iter().map(|n| updated(n, n, 0)));
+    let (grouped, rewrites) = run("group_updates", &lines);
+    let sizes: Vec<usize> =
+        grouped.ids().map(|id| grouped.node(id).results.len() / 3).filter(|&tensors| tensors > 0).collect();
+    assert_eq!((sizes, rewrites), (vec![6, 6, 6, 2], 16));
+}
+
 #[test]
 fn a_pass_that_does_not_exist_is_named_with_those_that_do() {
     let options = OptimizeOptions { after: Some("fuse".into()), ..OptimizeOptions::default() };
