@@ -7,7 +7,7 @@ use crate::types::TensorType;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 /// An operation with the types of its results.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +39,8 @@ pub struct Graph {
     nodes: DiGraph<Node, Use>,
     outputs: Vec<(String, Value)>,
     updates: Vec<(String, Value)>,
-    names: BTreeSet<String>,
+    /// Asked only, never walked.
+    names: HashSet<String>,
 }
 
 /// Why a node could not be added: the operation does not fit its operands.

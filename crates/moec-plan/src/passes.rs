@@ -29,7 +29,8 @@ pub struct Pass {
     pub name: &'static str,
     /// What it does, in one line.
     pub summary: &'static str,
-    run: fn(&Graph, &mut Rewrites) -> Result<Graph, GraphError>,
+    /// Gives nothing if the graph stays as it is.
+    run: fn(&Graph, &mut Rewrites) -> Result<Option<Graph>, GraphError>,
 }
 
 /// All passes, in the order in which they run.
@@ -166,7 +167,9 @@ fn run_passes(graph: &Graph, options: &OptimizeOptions, verifying: bool) -> Resu
     for pass in PASSES {
         let (start, before) = (Instant::now(), rewrites.done());
         let broken = |reason: String| PlanError::BrokenGraph { pass: pass.name, reason };
-        graph = (pass.run)(&graph, &mut rewrites).map_err(|e| broken(e.to_string()))?;
+        if let Some(new) = (pass.run)(&graph, &mut rewrites).map_err(|e| broken(e.to_string()))? {
+            graph = new;
+        }
         let time = start.elapsed();
         if verifying {
             verify(&graph, Stage::Optimized).map_err(|errors| broken(first_violations(&errors)))?;

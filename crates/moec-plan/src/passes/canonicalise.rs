@@ -19,7 +19,7 @@
 
 use super::Rewrites;
 use super::rebuild::{Rebuild, uniform};
-use moec_ir::{Binary, Graph, GraphError, Op, TensorType, Unary, Value};
+use moec_ir::{Binary, Graph, GraphError, NodeId, Op, TensorType, Unary, Value};
 
 /// What an operation is replaced by.
 enum Simpler {
@@ -34,7 +34,14 @@ enum Simpler {
 /// More simplifications of one node than this cannot be, short of rules that undo each other.
 const MOST: usize = 32;
 
-pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, GraphError> {
+pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
+    let stays = |id: NodeId| {
+        let node = graph.node(id);
+        simplify(graph, &node.op, &graph.operands(id), &node.results[0]).is_none()
+    };
+    if graph.ids().all(stays) {
+        return Ok(None);
+    }
     let mut r = Rebuild::new(graph);
     for id in graph.ids() {
         let node = graph.node(id);
@@ -67,7 +74,7 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             }
         }
     }
-    Ok(r.finish())
+    Ok(Some(r.finish()))
 }
 
 /// One step towards the canonical form of `op(operands)` with a first result of type `ty`.

@@ -7,7 +7,7 @@ use super::rebuild::Rebuild;
 use moec_ir::{Binary, Graph, GraphError, NodeId, Op, Value};
 use std::collections::HashMap;
 
-pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, GraphError> {
+pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     let mut r = Rebuild::new(graph);
     // Looked up only, never walked: its order does not matter.
     let mut known: HashMap<(&Op, Vec<Value>), NodeId> = HashMap::new();
@@ -26,5 +26,5 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             }
         }
     }
-    Ok(r.finish())
+    Ok(Some(r.finish()))
 }

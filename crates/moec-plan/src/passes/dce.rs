@@ -4,7 +4,7 @@ use super::Rewrites;
 use super::rebuild::{Rebuild, is_interface};
 use moec_ir::{Graph, GraphError};
 
-pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, GraphError> {
+pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     let mut live = vec![false; graph.len()];
     for (_, v) in graph.outputs().iter().chain(graph.updates()) {
         live[v.node.index()] = true;
@@ -20,9 +20,17 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             }
         }
     }
+    if live.iter().all(|&l| l) {
+        return Ok(None);
+    }
     let mut r = Rebuild::new(graph);
     for id in graph.ids().filter(|id| live[id.index()]) {
         r.copy(id)?;
     }
-    Ok(r.finish())
+    Ok(Some(r.finish()))
+}
+
+/// The graph without what nothing depends on.
+pub(crate) fn cleaned(graph: Graph) -> Result<Graph, GraphError> {
+    Ok(run(&graph, &mut Rewrites::new(None))?.unwrap_or(graph))
 }

@@ -2,17 +2,19 @@
 
 use super::Rewrites;
 use super::rebuild::{Rebuild, uniform};
-use moec_ir::{Graph, GraphError, Op, Tensor, TensorType, evaluate_op};
+use moec_ir::{Graph, GraphError, Op, Tensor, TensorType, Value, evaluate_op};
 
-pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, GraphError> {
+pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
+    if !graph
+        .ids()
+        .any(|id| folded(graph, &graph.node(id).op, &graph.operands(id), &graph.node(id).results[0]).is_some())
+    {
+        return Ok(None);
+    }
     let mut r = Rebuild::new(graph);
     for id in graph.ids() {
         let node = graph.node(id);
-        let operands = r.operands(id);
-        let constants: Option<Vec<f64>> = operands.iter().map(|&v| uniform(&r.new, v)).collect();
-        let sizes: Vec<usize> = operands.iter().map(|&v| r.new.ty(v).elements()).collect();
-        let folded = constants.and_then(|c| fold(&node.op, &c, &sizes, &node.results[0]));
-        match folded {
+        match folded(&r.new, &node.op, &r.operands(id), &node.results[0]) {
             Some(value) if rewrites.take() => {
                 let fill = Op::Fill { value: value.into(), ty: node.results[0].clone() };
                 let new = r.add_as(id, fill, &[])?;
@@ -23,7 +25,14 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             }
         }
     }
-    Ok(r.finish())
+    Ok(Some(r.finish()))
+}
+
+/// The number that every element of an operation's result has, if its operands are filled.
+fn folded(graph: &Graph, op: &Op, operands: &[Value], result: &TensorType) -> Option<f64> {
+    let constants: Vec<f64> = operands.iter().map(|&v| uniform(graph, v)).collect::<Option<_>>()?;
+    let sizes: Vec<usize> = operands.iter().map(|&v| graph.ty(v).elements()).collect();
+    fold(op, &constants, &sizes, result)
 }
 
 /// The number that every element of the result has, for operands that are filled with `constants`.

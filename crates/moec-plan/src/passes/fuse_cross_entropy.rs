@@ -9,13 +9,16 @@ use super::rebuild::{Rebuild, uniform};
 use moec_ir::{Graph, GraphError, NodeId, Op, infer};
 use std::collections::BTreeMap;
 
-pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, GraphError> {
+pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     // Each loss with its gradient and the operation that makes both.
     let fused: BTreeMap<NodeId, (NodeId, Op)> = graph
         .ids()
         .filter_map(|id| fusion(graph, id).map(|(loss, op)| (loss, (id, op))))
         .filter(|_| rewrites.take())
         .collect();
+    if fused.is_empty() {
+        return Ok(None);
+    }
     let gone: Vec<NodeId> = fused.values().map(|&(gradient, _)| gradient).collect();
     let mut r = Rebuild::new(graph);
     for id in graph.ids().filter(|id| !gone.contains(id)) {
@@ -27,7 +30,7 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             r.copy(id)?;
         }
     }
-    Ok(r.finish())
+    Ok(Some(r.finish()))
 }
 
 /// The cross-entropy whose gradient this node is, if one operation can make both, and that operation.

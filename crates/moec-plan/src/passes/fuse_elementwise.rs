@@ -32,14 +32,14 @@ const MAX_RESULTS: usize = 4;
 /// Instructions of a program: longer ones run out of registers and compile slowly.
 const MAX_INSTRUCTIONS: usize = 64;
 
-pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, GraphError> {
+pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     let mut fusion = Fusion::new(graph);
     for id in graph.ids().rev().filter(|&id| is_member(&graph.node(id).op)) {
         fusion.take_in_producers(id, rewrites);
     }
     let fused = fusion.emit(rewrites)?;
     // Broadcasts and fills that became part of programs.
-    dce::run(&fused, &mut Rewrites::new(None))
+    dce::cleaned(fused).map(Some)
 }
 
 /// Whether a node can be part of a program.

@@ -8,7 +8,7 @@ use super::rebuild::Rebuild;
 use moec_ir::{Graph, GraphError, NodeId, Op, Value};
 use std::collections::BTreeMap;
 
-pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, GraphError> {
+pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     // The first sum of each value, by the offsets of its segments.
     let mut sums: BTreeMap<(Value, Option<Value>), NodeId> = BTreeMap::new();
     for id in graph.ids() {
@@ -19,6 +19,9 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             _ => continue,
         };
         sums.entry(of).or_insert(id);
+    }
+    if sums.is_empty() {
+        return Ok(None);
     }
     let mut r = Rebuild::new(graph);
     // Sums that a product has made.
@@ -49,5 +52,5 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             }
         }
     }
-    Ok(r.finish())
+    Ok(Some(r.finish()))
 }

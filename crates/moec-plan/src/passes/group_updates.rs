@@ -24,7 +24,7 @@ const WIDEST: usize = 16;
 /// What the updates of a node have in common: attributes, `hyper`, the scale, and the width of vectors.
 type Shared = (AdamWAttrs, Vec<Value>, u32);
 
-pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, GraphError> {
+pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     // By its last member, each node that is to be, with its members in the order of their gradients.
     let mut groups: IndexMap<NodeId, Vec<NodeId>> = IndexMap::new();
     let mut joined = vec![false; graph.len()];
@@ -38,6 +38,9 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             }
         }
     }
+    if groups.is_empty() {
+        return Ok(None);
+    }
     let mut r = Rebuild::new(graph);
     for id in graph.ids() {
         match groups.get(&id) {
@@ -49,7 +52,7 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Graph, Graph
             }
         }
     }
-    Ok(r.finish())
+    Ok(Some(r.finish()))
 }
 
 /// Updates of one small tensor that nothing reads, in the order of their gradients, by what they share.
