@@ -266,8 +266,9 @@ fn elementwise(cases: &mut Vec<Case>) {
     }
 }
 
-/// A program that goes on with the `[m, n]` result of another operation, reading further operands in every way.
-fn continuation(c: &mut CaseBuilder, m: usize, n: usize) -> (FusedProgram, Vec<Value>) {
+/// A program that goes on with the `[m, n]` result of another operation, reading further operands in every way, one of
+/// them again after each `period` elements.
+fn continuation(c: &mut CaseBuilder, m: usize, n: usize, period: usize) -> (FusedProgram, Vec<Value>) {
     let program = FusedProgram {
         shape: vec![m, n],
         accesses: vec![Access::Full, Access::Full, Access::Repeat, Access::Stretch { inner: n }, Access::Scalar],
@@ -286,7 +287,7 @@ fn continuation(c: &mut CaseBuilder, m: usize, n: usize) -> (FusedProgram, Vec<V
         ],
         results: vec![10, 0],
     };
-    let operands = [("x", vec![m, n]), ("columns", vec![n]), ("rows", vec![m]), ("scalar", vec![])];
+    let operands = [("x", vec![m, n]), ("columns", vec![period]), ("rows", vec![m]), ("scalar", vec![])];
     let mut operands: Vec<Value> = operands.iter().map(|(name, shape)| c.normal(name, shape)).collect();
     operands.push(c.rng());
     (program, operands)
@@ -302,7 +303,7 @@ fn fused_products(cases: &mut Vec<Case>) {
             operands.push(c.normal("b", &if transpose_b { [n, k] } else { [k, n] }));
             operands.extend(bias.then(|| c.normal("bias", &[n])));
             let producer = Box::new(Op::MatMul { transpose_a, transpose_b, bias });
-            let (program, further) = continuation(&mut c, m, n);
+            let (program, further) = continuation(&mut c, m, n, n);
             cases.push(c.finish(Op::FusedAfter { producer, program }, &[operands, further].concat()));
         }
     }
@@ -321,27 +322,28 @@ fn fused_products(cases: &mut Vec<Case>) {
             ];
             operands.extend(transpose_b.then(|| c.normal("bias", &[experts, outer])));
             let producer = Box::new(Op::GroupedMatMul { transpose_b, bias: transpose_b });
-            let (program, further) = continuation(&mut c, rows, outer);
+            let (program, further) = continuation(&mut c, rows, outer, outer);
             cases.push(c.finish(Op::FusedAfter { producer, program }, &[operands, further].concat()));
         }
     }
 }
 
-/// Programs after the other operations that one can go on with; the gradients of norms have further results.
+/// Programs after the other operations that one can go on with; the gradients of norms have further results. A period
+/// that is not a row is narrower than the vectors in which rows are made.
 fn fused_producers(cases: &mut Vec<Case>) {
-    for (rows, ch) in [(1, 1), (3, 7), (17, 33), (33, 16), (5, 48)] {
+    for (rows, ch, period) in [(1, 1, 1), (3, 7, 7), (17, 33, 33), (33, 16, 16), (5, 48, 48), (7, 16, 4), (3, 32, 2)] {
         for producer in [Op::LayerNormGrad, Op::RmsNormGrad] {
-            let mut c = CaseBuilder::new(format!("fused {} {rows}x{ch}", producer.mnemonic()));
+            let mut c = CaseBuilder::new(format!("fused {} {rows}x{ch} {period}", producer.mnemonic()));
             let mut operands = vec![c.normal("dy", &[rows, ch]), c.normal("y", &[rows, ch]), c.positive("gain", &[ch])];
             operands.extend((producer == Op::LayerNormGrad).then(|| c.normal("mean", &[rows])));
             operands.push(c.positive("rstd", &[rows]));
-            let (program, further) = continuation(&mut c, rows, ch);
+            let (program, further) = continuation(&mut c, rows, ch, period);
             let op = Op::FusedAfter { producer: Box::new(producer), program };
             cases.push(c.finish(op, &[operands, further].concat()));
         }
-        let mut c = CaseBuilder::new(format!("fused embed {rows}x{ch}"));
+        let mut c = CaseBuilder::new(format!("fused embed {rows}x{ch} {period}"));
         let operands = vec![c.indices("ids", &[rows], 3), c.normal("table", &[3, ch])];
-        let (program, further) = continuation(&mut c, rows, ch);
+        let (program, further) = continuation(&mut c, rows, ch, period);
         let op = Op::FusedAfter { producer: Box::new(Op::Embed), program };
         cases.push(c.finish(op, &[operands, further].concat()));
         for (experts, k) in [(1, 1), (4, 2), (3, 3)] {
@@ -350,13 +352,13 @@ fn fused_producers(cases: &mut Vec<Case>) {
                 for (producer, from, to) in
                     [(Op::Dispatch { weighted }, rows, rows * k), (Op::Combine { weighted }, rows * k, rows)]
                 {
-                    let name = format!("fused {} {rows}x{ch} E={experts} K={k}", producer.mnemonic());
+                    let name = format!("fused {} {rows}x{ch} {period} E={experts} K={k}", producer.mnemonic());
                     let mut c = CaseBuilder::new(format!("{name} weighted={weighted}"));
                     let (y, i) = (c.normal("y", &[from, ch]), c.experts("i", rows, k, experts, true));
                     let sort = c.b.op(Op::SortByExpert { experts, rows: rows * k }, &[i]);
                     let mut operands = vec![y, sort.result(1), sort.result(2)];
                     operands.extend(weighted.then(|| c.normal("weights", &[rows, k])));
-                    let (program, further) = continuation(&mut c, to, ch);
+                    let (program, further) = continuation(&mut c, to, ch, period);
                     let op = Op::FusedAfter { producer: Box::new(producer), program };
                     cases.push(c.finish(op, &[operands, further].concat()));
                 }
@@ -386,7 +388,7 @@ fn dispatched_products(cases: &mut Vec<Case>) {
                     let product = Op::GroupedMatMul { transpose_b, bias: transpose_b };
                     let mut op = Op::DispatchedProduct(Box::new(product));
                     if fused {
-                        let (program, further) = continuation(&mut c, tokens * k, outer);
+                        let (program, further) = continuation(&mut c, tokens * k, outer, outer);
                         op = Op::FusedAfter { producer: Box::new(op), program };
                         operands.extend(further);
                     }

@@ -48,6 +48,10 @@ fn specs_at_every_stage() {
         let lower = |function| pipeline::lower(&model, &recipe, VOCAB, function, NoisePolicy::Generated).unwrap().graph;
         snapshot("forward", &source, &moec_ir::print(&lower(Function::Evaluate)));
         let compiled = pipeline::compile(&model, &recipe, VOCAB, &CompileOptions::default()).unwrap();
+        for (_, graph) in &compiled.graphs {
+            let text = moec_ir::print(graph);
+            assert_eq!(moec_ir::print(&moec_ir::parse(&text).unwrap()), text, "{}", source.name());
+        }
         let optimized = |function| &compiled.graphs.iter().find(|(f, _)| *f == function).unwrap().1;
         snapshot("logits.optimized", &source, &moec_ir::print(optimized(Function::Logits)));
         // The whole training step of the small one: the others repeat its blocks.

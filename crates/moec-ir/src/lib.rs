@@ -45,7 +45,8 @@
 //! | structure | `input` `parameter` `state` `fill` `ramp` `reshape` `broadcast` `permute` `stop_gradient` | forward |
 //! | elementwise | [`Unary`], [`Binary`], `select` | forward |
 //! | fused elementwise | `fused` (see [`FusedProgram`]) | optimized |
-//! | fused products | `fused_matmul`, `fused_grouped_matmul` | optimized |
+//! | with a program after it | `fused_` before `matmul` `grouped_matmul` `dispatched_grouped_matmul` `dispatch` `combine` `embed` `layer_norm_grad` `rms_norm_grad` | optimized |
+//! | products that do more | `_with_sums` after `matmul` `grouped_matmul_weight_grad`; `dispatched_` before `grouped_matmul` `grouped_matmul_weight_grad` | optimized |
 //! | indices | `to_float` `to_index` `lookup` `previous` | forward |
 //! | reduction | `sum`; `sum_of_squares` for clipping | forward; training |
 //! | linear | `matmul` `grouped_matmul` `grouped_matmul_weight_grad` `grouped_sum` | forward |

@@ -265,7 +265,8 @@ pub enum Op {
     ProductWithSums(Box<Op>),
     /// `(operands of the product.., order i32[R], positions i32[N, K])`: a product that fetches its rows from where they
     /// are. The first operand of [`Op::GroupedMatMul`], the second of [`Op::GroupedMatMulWeightGrad`], is `[N, C]`, and the
-    /// product is that of what [`Op::Dispatch`] without weights makes of it. Only in the optimised stage.
+    /// product is that of what [`Op::Dispatch`] without weights makes of it. Offsets, order and positions are of one
+    /// [`Op::SortByExpert`], so that every row of an expert is that of a slot. Only in the optimised stage.
     DispatchedProduct(Box<Op>),
 
     // ---- indices ----
@@ -508,6 +509,17 @@ impl Op {
             Op::Embed => Some(2),
             Op::Dispatch { weighted } | Op::Combine { weighted } => Some(3 + usize::from(*weighted)),
             _ => None,
+        }
+    }
+
+    /// The operation that [`Op::FusedAfter`], [`Op::ProductWithSums`] and [`Op::DispatchedProduct`] are built around; any
+    /// other operation itself.
+    pub fn innermost(&self) -> &Op {
+        match self {
+            Op::FusedAfter { producer: inner, .. } | Op::ProductWithSums(inner) | Op::DispatchedProduct(inner) => {
+                inner.innermost()
+            }
+            op => op,
         }
     }
 

@@ -35,12 +35,12 @@
 //! | Stage | Made by | New in it |
 //! |---|---|---|
 //! | [`Stage::Forward`] | lowering | every operation not named below; updates of states |
-//! | [`Stage::Training`] | differentiation, optimiser | `*_grad` but for `grouped_matmul_weight_grad`, `rotary {inverse}`, `sum_of_squares`, `adamw`; updates of parameters |
-//! | [`Stage::Optimized`] | passes | `fused`, `fused_*` |
+//! | [`Stage::Training`] | differentiation, optimiser | `*_grad` but for `*grouped_matmul_weight_grad`, `rotary {inverse}`, `sum_of_squares`, `adamw`; updates of parameters |
+//! | [`Stage::Optimized`] | passes | `fused`, `fused_*`, `*_with_sums`, `dispatched_*` |
 //!
 //! # Not checked
 //! What depends on values: token ids and targets within the vocabulary, offsets that ascend, `order` and `positions` of a
-//! dispatch or combine from one and the same sort, numbers that are finite. The reference evaluator reports the first two.
+//! dispatch, combine or dispatched product from one and the same sort, numbers that are finite. The reference evaluator reports the first two.
 //! Indices of experts, slots and rows may be anything: those out of range are skipped.
 
 use crate::graph::Graph;

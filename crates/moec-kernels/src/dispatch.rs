@@ -1,4 +1,5 @@
-//! Which kernels a step of a plan launches. The match is exhaustive: a new operation does not compile without kernels.
+//! Which kernels a step of a plan launches. The match is exhaustive: a new operation does not compile without kernels, and
+//! one that a program can go on with ([`Op::operands_of_producer`]) has its own in [`producer`].
 
 use moec_ir::{Access, CapacityPriority, DType, FusedProgram, Instr, Op, TensorType};
 use moec_plan::Step;
@@ -36,8 +37,8 @@ impl Operand {
 /// Launches the kernels of one step. Operands and results have the types that inference gives for the operation.
 pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
     let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
-    // Every operation over nothing is a sum over nothing, and 0 are the offsets of no rows. Operations over several tensors
-    // have the others.
+    // Every operation over nothing is a sum over nothing, and 0 are the offsets of no rows. An operation over several
+    // tensors does what it does with those that are not empty.
     let several = matches!(step.op, Op::AdamW(_) | Op::SumOfSquares);
     if x.iter().chain(y).any(|o| o.arg.elements() == 0) && !several {
         for o in y.iter().filter(|o| o.arg.elements() > 0) {
@@ -266,7 +267,7 @@ fn producer(l: &Launcher, op: &Op, x: &[Operand], y: &[Operand], after: Option<f
             routing::combine(l, a(0), a(2), weights, r(0), after, rows, tokens, slots / tokens, channels);
         }
         // Inference lets nothing else be a producer.
-        _ => {}
+        _ => debug_assert!(op.operands_of_producer().is_none(), "{} has no kernels", op.mnemonic()),
     }
 }
 

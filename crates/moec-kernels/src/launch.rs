@@ -67,7 +67,7 @@ impl DeviceProfile {
     /// Widest vectors for elementwise work: on the CPU two registers, so that two chains of operations overlap.
     pub(crate) fn elementwise_width(&self) -> usize {
         match self.kind {
-            Kind::Cpu => 16,
+            Kind::Cpu => moec_plan::WIDEST_VECTORS,
             Kind::Gpu => 4,
         }
     }

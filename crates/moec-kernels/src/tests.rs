@@ -325,7 +325,7 @@ fn embedding_and_loss() {
         check(&fused, &[&logits, &targets], 1e-5);
         if cfg!(feature = "cpu") {
             // On the CPU, to the bit what loss and gradient are alone. The log-sum-exp is the kernel's own.
-            let (_, backend) = &backends()[1];
+            let (_, backend) = backends().iter().find(|(name, _)| *name == "two threads").unwrap();
             let alone = run(backend, &Op::CrossEntropy, &[&logits, &targets]);
             let gradient = run(backend, &Op::CrossEntropyGrad, &[&Tensor::scalar(1.5), &logits, &alone[1], &targets]);
             let together = run(backend, &fused, &[&logits, &targets]);
@@ -750,10 +750,26 @@ fn a_row_does_not_depend_on_the_other_rows() {
                     results: vec![2],
                 })
             };
+            // The same rows fetched by an index, embedded, or put together, with a residual.
+            let fetched = Op::DispatchedProduct(Box::new(grouped.clone()));
+            let with_residual = |producer: Op, rows: usize| Op::FusedAfter {
+                producer: Box::new(producer),
+                program: FusedProgram {
+                    shape: vec![rows, inner],
+                    accesses: vec![Access::Full; 2],
+                    instructions: vec![Instr::Load(0), Instr::Load(1), Instr::Binary(Binary::Add, 0, 1)],
+                    results: vec![2],
+                },
+            };
             let offsets = Tensor::ints([0, 2, 2, ROWS as i32]);
             let results = |x: &Tensor, offsets: &Tensor| {
                 let rows = x.shape()[0];
+                let order = Tensor::ints((0..rows as i32).collect::<Vec<_>>());
+                let positions = order.clone().with_shape([rows, 1]).unwrap();
                 [
+                    run(backend, &fetched, &[x, &experts, offsets, &expert_bias, &order, &positions]),
+                    run(backend, &with_residual(Op::Embed, rows), &[&order, x, x]),
+                    run(backend, &with_residual(Op::Combine { weighted: false }, rows), &[x, &order, &positions, x]),
                     run(backend, &linear, &[x, &w, &bias]),
                     run(backend, &grouped, &[x, &experts, offsets, &expert_bias]),
                     run(backend, &Op::LayerNorm { epsilon: 1e-5.into() }, &[x, &gain, &gain]),

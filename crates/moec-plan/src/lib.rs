@@ -52,7 +52,7 @@ pub use backend::{Backend, BackendError, Session};
 pub use error::PlanError;
 pub use interp::Interpreter;
 pub use optimizer::{OptimizerConfig, add_optimizer};
-pub use passes::{MOST_GROUPED_UPDATES, OptimizeOptions, PASSES, Pass, PassReport, PassRun, optimize};
+pub use passes::{MOST_GROUPED_UPDATES, OptimizeOptions, PASSES, Pass, PassReport, PassRun, WIDEST_VECTORS, optimize};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, StepListing, listing};
 pub use planner::{Arrangement, declare_states, plan};

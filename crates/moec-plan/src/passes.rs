@@ -16,7 +16,7 @@ pub(crate) mod rebuild;
 #[cfg(test)]
 mod tests;
 
-pub use group_updates::MOST_GROUPED_UPDATES;
+pub use group_updates::{MOST_GROUPED_UPDATES, WIDEST_VECTORS};
 
 use crate::error::PlanError;
 use moec_ir::{Graph, GraphError, Stage, VerifyError, verify};
@@ -29,7 +29,7 @@ pub struct Pass {
     pub name: &'static str,
     /// What it does, in one line.
     pub summary: &'static str,
-    /// Gives nothing if the graph stays as it is.
+    /// May give nothing where the graph stays as it is.
     run: fn(&Graph, &mut Rewrites) -> Result<Option<Graph>, GraphError>,
 }
 

@@ -151,9 +151,14 @@ fn function_memory(name: &str, arranged: &Arranged, tensors: &mut Vec<LargeTenso
             read_backward[tasks.drafts[b.index()].region] |= is_backward(&task.name);
         }
     }
+    // The gradient that comes with the loss is the second result of the same task.
+    let with_loss = |region: usize, w: usize| {
+        let task = &tasks.tasks[w];
+        matches!(task.op, Op::FusedCrossEntropy { .. }) && tasks.drafts[task.results[1].index()].region == region
+    };
     let kind = |region: usize| match (tasks.regions[region].kind, writer[region]) {
         (RegionKind::Input | RegionKind::Output, _) => MemoryKind::InputOutput,
-        (_, Some(w)) if is_backward(&tasks.tasks[w].name) => MemoryKind::Gradient,
+        (_, Some(w)) if is_backward(&tasks.tasks[w].name) || with_loss(region, w) => MemoryKind::Gradient,
         _ if read_backward[region] => MemoryKind::Activation,
         _ => MemoryKind::Temporary,
     };

@@ -32,7 +32,7 @@ impl std::ops::AddAssign for Work {
 /// Which part of a training step a step belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// Up to the loss.
+    /// Up to the loss, and its gradient where one operation makes both.
     Forward,
     /// From the loss to the gradients, clipping included.
     Backward,
@@ -76,22 +76,12 @@ pub fn kind(plan: &Plan, step: &Step) -> String {
     let mnemonic = step.op.mnemonic();
     let (Some(x), Some(y)) = (step.operands.first(), step.results.first()) else { return mnemonic.to_string() };
     let (x, y) = (&plan.buffer(*x).ty, &plan.buffer(*y).ty);
-    match product_of(&step.op) {
+    match step.op.innermost() {
         op @ (Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::GroupedMatMulWeightGrad) => {
             let extents: Vec<String> = y.shape.iter().map(ToString::to_string).collect();
             format!("{mnemonic} {} over {}", extents.join("x"), summed(op, x))
         }
         _ => mnemonic.to_string(),
-    }
-}
-
-/// The product in an operation that does something else with it, otherwise the operation itself.
-fn product_of(op: &Op) -> &Op {
-    match op {
-        Op::FusedAfter { producer: inner, .. } | Op::ProductWithSums(inner) | Op::DispatchedProduct(inner) => {
-            product_of(inner)
-        }
-        op => op,
     }
 }
 
@@ -108,7 +98,7 @@ fn summed(op: &Op, x: &TensorType) -> usize {
 fn flops(op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
     let (Some(first), Some(result)) = (x.first(), y.first()) else { return 0.0 };
     let elements = result.elements() as f64;
-    match product_of(op) {
+    match op.innermost() {
         op @ (Op::MatMul { .. } | Op::GroupedMatMul { .. }) => 2.0 * elements * summed(op, first) as f64,
         op @ Op::GroupedMatMulWeightGrad => {
             // Every row meets one expert, so the experts' gradients together are one product.
@@ -173,6 +163,16 @@ mod tests {
             plan.steps.iter().map(|s| work(plan, s).flops).sum::<f64>()
         };
         let dense = Op::MatMul { transpose_a: true, transpose_b: false, bias: false };
+        // Three tokens of which each has a row or more.
+        let mut b = Builder::new();
+        let (dy, x) = (b.input("dy", TensorType::f32([7, 5])), b.input("x", TensorType::f32([3, 3])));
+        let (offsets, order) = (b.input("offsets", TensorType::i32([3])), b.input("order", TensorType::i32([7])));
+        let positions = b.input("positions", TensorType::i32([3, 4]));
+        let fetched = Op::DispatchedProduct(Box::new(Op::GroupedMatMulWeightGrad));
+        let y = b.op(fetched, &[dy, x, offsets, order, positions]);
+        b.output("y", y);
+        let fetched = plan(&[("f".to_string(), &b.finish().unwrap())]).unwrap();
+        assert_eq!(flops(&fetched), 2.0 * (7 * 5 * 3) as f64);
         for (product, offsets) in [(dense, false), (Op::GroupedMatMulWeightGrad, true)] {
             let with_sums = program(Op::ProductWithSums(Box::new(product.clone())), offsets);
             assert_eq!(flops(&with_sums), flops(&program(product, offsets)));

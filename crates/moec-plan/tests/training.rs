@@ -213,6 +213,31 @@ fn three_optimised_steps_are_three_evaluated_steps() {
     }
 }
 
+/// Every pass has something to do in a training step, and may stop anywhere.
+#[test]
+fn any_number_of_rewrites_keeps_a_training_step() {
+    let differentiated = differentiate(&mixture(true), "objective", &Wrt::Parameters).unwrap();
+    let graph = add_optimizer(&differentiated, &OptimizerConfig { adamw: adamw(), clip: Some(0.5) }).unwrap();
+    let values = bindings(&graph);
+    let expected = evaluate(&graph, &values).unwrap();
+    let (_, report) = optimize(&graph, &OptimizeOptions::default()).unwrap();
+    for pass in report.passes.iter().filter(|p| !["fold_const", "dce"].contains(&p.name)) {
+        assert!(pass.rewrites > 0, "{} had nothing to do", pass.name);
+    }
+    for budget in 0..=report.passes.iter().map(|p| p.rewrites).sum() {
+        let options = OptimizeOptions { max_rewrites: Some(budget), verify: true, ..OptimizeOptions::default() };
+        let (optimized, _) = optimize(&graph, &options).unwrap();
+        let found = evaluate(&optimized, &values).unwrap();
+        for (expected, found) in [(&expected.outputs, &found.outputs), (&expected.updates, &found.updates)] {
+            for (name, expected) in expected {
+                for (e, f) in expected.to_f64().iter().zip(found[name].to_f64()) {
+                    assert!((e - f).abs() <= 1e-9 * (1.0 + e.abs()), "{name} after {budget} rewrites: {f} is not {e}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn clipping_scales_the_whole_gradient_to_the_limit() {
     let mut b = Builder::new();

@@ -534,11 +534,12 @@ fn grouped_matmul(a: &mut Attributes<'_>) -> Result<Op, ParseError> {
 
 // ---- fused programs ----
 
-/// Instruction `j` is the attribute `tj`, in order.
+/// A program with the operation that it goes on with.
 fn after(producer: Op, a: &mut Attributes<'_>, shape: Vec<usize>) -> Result<Op, ParseError> {
     Ok(Op::FusedAfter { producer: Box::new(producer), program: fused(a, shape)? })
 }
 
+/// Instruction `j` is the attribute `tj`, in order.
 fn fused(a: &mut Attributes<'_>, shape: Vec<usize>) -> Result<FusedProgram, ParseError> {
     let accesses = a.list("access")?.iter().map(access).collect::<Result<_, _>>()?;
     let results = a.list("results")?.iter().map(register).collect::<Result<_, _>>()?;

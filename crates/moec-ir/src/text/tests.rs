@@ -55,6 +55,14 @@ const EVERYTHING: &str = r#"graph {
   %down = grouped_matmul(%up, %experts_w, %sorted) : f32[8, 6]
   %dw = grouped_matmul_weight_grad(%up, %rows, %sorted) : f32[3, 5, 6]
   %db = grouped_sum(%up, %sorted) : f32[3, 5]
+  %dw_with:2 = grouped_matmul_weight_grad_with_sums(%up, %rows, %sorted) : f32[3, 5, 6], f32[3, 5]
+  %mm_with:2 = matmul_with_sums(%x, %x) {transpose_a} : f32[6, 6], f32[6]
+  %fetched = dispatched_grouped_matmul(%x, %experts_w, %sorted, %experts_b, %sorted#1, %sorted#2) {transpose_b, bias} : f32[8, 5]
+  %fetched_then = fused_dispatched_grouped_matmul(%x, %experts_w, %sorted, %sorted#1, %sorted#2) {transpose_b, access = [full], t0 = load(0), t1 = relu(t0), results = [t1]} : f32[8, 5]
+  %fetched_dw = dispatched_grouped_matmul_weight_grad(%up, %x, %sorted, %sorted#1, %sorted#2) : f32[3, 5, 6]
+  %fetched_with:2 = dispatched_grouped_matmul_weight_grad_with_sums(%up, %x, %sorted, %sorted#1, %sorted#2) : f32[3, 5, 6], f32[3, 5]
+  %rows_then = fused_dispatch(%x, %sorted#1, %sorted#2, %gate) {weighted, access = [full], t0 = load(0), t1 = neg(t0), results = [t1]} : f32[8, 6]
+  %combined_then = fused_combine(%down, %sorted#1, %sorted#2, %x) {access = [full, full], t0 = load(0), t1 = load(1), t2 = add(t0, t1), results = [t2]} : f32[4, 6]
   %combined = combine(%down, %sorted#1, %sorted#2, %gate) {weighted} : f32[4, 6]
   %plain = combine(%down, %sorted#1, %sorted#2) : f32[4, 6]
   %dgate = combine_weight_grad(%combined, %down, %sorted#2) : f32[4, 2]
@@ -65,6 +73,8 @@ const EVERYTHING: &str = r#"graph {
   %ln_grad:3 = layer_norm_grad(%ln, %x, %column, %ln#1, %ln#2) : f32[4, 6], f32[6], f32[6]
   %rms:2 = rms_norm(%x, %column) {epsilon = 1e-6} : f32[4, 6], f32[4]
   %rms_grad:2 = rms_norm_grad(%rms, %x, %column, %rms#1) : f32[4, 6], f32[6]
+  %ln_then:4 = fused_layer_norm_grad(%ln, %x, %column, %ln#1, %ln#2) {access = [full], t0 = load(0), t1 = neg(t0), results = [t1, t0]} : f32[4, 6], f32[4, 6], f32[6], f32[6]
+  %rms_then:2 = fused_rms_norm_grad(%rms, %x, %column, %rms#1, %s) {access = [full, scalar], t0 = load(0), t1 = load(1), t2 = mul(t0, t1), results = [t2]} : f32[4, 6], f32[6]
   %softmax_grad = softmax_grad(%gate, %gate) : f32[4, 2]
   %lse = log_sum_exp(%logits) : f32[4]
   %attention:2 = attention(%x) {heads = 2, time = 2, scale = 0.25} : f32[4, 2], f32[4, 2]
@@ -74,6 +84,7 @@ const EVERYTHING: &str = r#"graph {
   %back = rotary(%rotary) {heads = 1, time = 2, base = 10000.0, inverse} : f32[4, 6]
   %placed = rotary(%x, %ramp) {heads = 1, time = 2, base = 10000.0, positions} : f32[4, 6]
   %embed = embed(%ids, %"odd \"name\"\\\n\t\u{1} é") : f32[4, 6]
+  %embed_then = fused_embed(%ids, %"odd \"name\"\\\n\t\u{1} é") {access = [full], t0 = load(0), t1 = tanh(t0), results = [t1]} : f32[4, 6]
   %dtable = embed_grad(%ids, %embed) {rows = 8} : f32[8, 6]
   %ce:2 = cross_entropy(%mm, %ids) : f32[], f32[4]
   %ce_grad = cross_entropy_grad(%ce, %mm, %ce#1, %ids) : f32[4, 8]
@@ -104,7 +115,7 @@ fn every_operation_prints_and_parses() {
     let used: std::collections::BTreeSet<&str> = graph.ids().map(|id| graph.node(id).op.mnemonic()).collect();
     let elementwise =
         |m: &str| Unary::ALL.iter().any(|f| f.mnemonic() == m) || Binary::ALL.iter().any(|f| f.mnemonic() == m);
-    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 52, "{used:?}");
+    assert_eq!(used.iter().filter(|m| !elementwise(m)).count(), 63, "{used:?}");
 }
 
 #[test]

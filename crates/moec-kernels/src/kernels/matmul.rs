@@ -12,6 +12,10 @@
 //! register it is stored from and reloaded into, so its bits depend neither on the number of units nor on the tiling.
 //! Extents are runtime values: a training step compiles a handful of these, whatever its shapes.
 //!
+//! A transposed `a` may be summed as well, without `b`: a unit sums the columns of the tiles that it owns (on graphics
+//! devices a cube those of its tile in the first column of tiles), over the rows in order, just before it reads them for
+//! the product. Rows of `a`, or of `b` if `a` is transposed, may be fetched by an index instead of in order ([`Fetch`]).
+//!
 //! Graphics devices: see [`cubes`].
 
 #![allow(unsafe_code, reason = "kernel launches")]

@@ -17,14 +17,14 @@
 //! element: rows on their way to experts and back, the gradient of a norm. A program takes in one such producer, none of
 //! whose operands it computes.
 
-use super::rebuild::{Rebuild, uniform};
+use super::rebuild::{Rebuild, reads_nothing, uniform};
 use super::{Rewrites, dce};
 use crate::autodiff::is_backward;
 use indexmap::IndexMap;
 use moec_ir::{Access, FusedProgram, Graph, GraphError, Instr, NodeId, Op, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Operands of a program; with its results, and the operands of a product before it, a launch stays below the 31 buffers
+/// Operands of a program; with its results, and the operands of a producer before it, a launch stays below the 31 buffers
 /// that CubeCL can bind.
 const MAX_OPERANDS: usize = 8;
 /// Results of a program, beside further ones of its producer.
@@ -155,7 +155,7 @@ impl<'a> Fusion<'a> {
         for source in self.sources(id).into_iter().rev() {
             let producer = source.node;
             let op = &self.graph.node(producer).op;
-            if (is_member(op) || is_producer(op))
+            if (is_member(op) || is_producer(op) && !reads_nothing(self.graph, producer))
                 && self.elements(producer) == self.elements(id)
                 && self.elements(id) > 0
                 && self.may_join(producer, id)

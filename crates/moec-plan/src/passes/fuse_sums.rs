@@ -4,9 +4,9 @@
 //! Runs after the elementwise fusion: a product that goes on with a program keeps it, and the sum stays on its own.
 
 use super::Rewrites;
-use super::rebuild::Rebuild;
+use super::rebuild::{Rebuild, reads_nothing};
 use moec_ir::{Graph, GraphError, NodeId, Op, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     // The first sum of each value, by the offsets of its segments.
@@ -20,36 +20,32 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph
         };
         sums.entry(of).or_insert(id);
     }
-    if sums.is_empty() {
-        return Ok(None);
-    }
-    let mut r = Rebuild::new(graph);
-    // Sums that a product has made.
-    let mut made = vec![false; graph.len()];
-    for id in graph.ids() {
-        if made[id.index()] {
-            continue;
-        }
-        let (op, operands) = (&graph.node(id).op, graph.operands(id));
-        let of = match op {
+    // Products with the sum that each makes. A sum that comes first may be needed before the product can be.
+    let mut pairs: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+    for id in graph.ids().filter(|&id| !reads_nothing(graph, id)) {
+        let operands = graph.operands(id);
+        let of = match &graph.node(id).op {
             Op::MatMul { transpose_a: true, bias: false, .. } => (operands[0], None),
             Op::GroupedMatMulWeightGrad => (operands[0], Some(operands[2])),
-            _ => {
-                r.copy(id)?;
-                continue;
-            }
+            _ => continue,
         };
-        // A sum that comes first may be needed before the product can be.
-        match sums.get(&of) {
-            Some(&sum) if sum > id && !made[sum.index()] && rewrites.take() => {
-                let product = r.add_as(id, Op::ProductWithSums(Box::new(op.clone())), &r.operands(id))?;
-                r.set(graph.value(id), Value { node: product, slot: 0 });
-                r.set(graph.value(sum), Value { node: product, slot: 1 });
-                made[sum.index()] = true;
-            }
-            _ => {
-                r.copy(id)?;
-            }
+        if sums.get(&of).is_some_and(|&sum| sum > id) && rewrites.take() {
+            pairs.extend(sums.remove(&of).map(|sum| (id, sum)));
+        }
+    }
+    if pairs.is_empty() {
+        return Ok(None);
+    }
+    let gone: BTreeSet<NodeId> = pairs.values().copied().collect();
+    let mut r = Rebuild::new(graph);
+    for id in graph.ids().filter(|id| !gone.contains(id)) {
+        if let Some(&sum) = pairs.get(&id) {
+            let op = Op::ProductWithSums(Box::new(graph.node(id).op.clone()));
+            let product = r.add_as(id, op, &r.operands(id))?;
+            r.set(graph.value(id), Value { node: product, slot: 0 });
+            r.set(graph.value(sum), Value { node: product, slot: 1 });
+        } else {
+            r.copy(id)?;
         }
     }
     Ok(Some(r.finish()))

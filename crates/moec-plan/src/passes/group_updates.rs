@@ -18,8 +18,8 @@ pub const MOST_GROUPED_UPDATES: usize = 6;
 /// Most elements of a tensor that is joined with others: the gradients that wait for each other are at most 384 KiB.
 const MOST_ELEMENTS: usize = 16384;
 
-/// The widest vectors of any device.
-const WIDEST: usize = 16;
+/// The widest vectors in which kernels read tensors, in elements.
+pub const WIDEST_VECTORS: usize = 16;
 
 /// What the updates of a node have in common: attributes, `hyper`, the scale, and the width of vectors.
 type Shared = (AdamWAttrs, Vec<Value>, u32);
@@ -69,7 +69,7 @@ fn candidates(graph: &Graph) -> IndexMap<Shared, Vec<NodeId>> {
             && node.results.len() == 3
             && (1..=MOST_ELEMENTS).contains(&elements)
         {
-            let width = (elements | WIDEST).trailing_zeros();
+            let width = (elements | WIDEST_VECTORS).trailing_zeros();
             updates.push((*gradient, id, (*attrs, shared.to_vec(), width)));
         }
     }

@@ -733,8 +733,10 @@ fn fuse_dispatch_lets_products_fetch_their_rows() {
 
 #[test]
 fn fuse_dispatch_leaves_rows_that_are_needed() {
-    // Weighted ones; those that another operation reads; those that a product reads where it does not fetch.
+    // Weighted ones; those that another operation reads; those that a product reads where it does not fetch, or in
+    // segments of its own.
     for (rows, other) in [
+        ("dispatch(%x, %sort#1, %sort#2)", "grouped_matmul(%rows, %w, %others) {transpose_b} : f32[14, 5]"),
         ("dispatch(%x, %sort#1, %sort#2, %weights) {weighted}", "neg(%x) : f32[7, 3]"),
         ("dispatch(%x, %sort#1, %sort#2)", "neg(%rows) : f32[14, 3]"),
         ("dispatch(%x, %sort#1, %sort#2)", "grouped_matmul_weight_grad(%rows, %rows, %sort) : f32[2, 3, 3]"),
@@ -746,6 +748,7 @@ fn fuse_dispatch_leaves_rows_that_are_needed() {
                  %w = input : f32[2, 5, 3]
                  %weights = input : f32[7, 2]
                  %experts = input : i32[7, 2]
+                 %others = input : i32[3]
                  %sort:3 = sort_by_expert(%experts) {{experts = 2}} : i32[3], i32[14], i32[7, 2]
                  %rows = {rows} : f32[14, 3]
                  %up = grouped_matmul(%rows, %w, %sort) {{transpose_b}} : f32[14, 5]
@@ -755,4 +758,26 @@ fn fuse_dispatch_leaves_rows_that_are_needed() {
             ),
         );
     }
+}
+
+#[test]
+fn nothing_is_joined_with_an_operation_over_nothing() {
+    stays(
+        "fuse_elementwise",
+        "%x = input : f32[7, 0]
+         %w = input : f32[0, 3]
+         %residual = input : f32[7, 3]
+         %y = matmul(%x, %w) : f32[7, 3]
+         %sum = add(%y, %residual) : f32[7, 3]
+         output sum = %sum",
+    );
+    stays(
+        "fuse_sums",
+        "%dy = input : f32[7, 3]
+         %x = input : f32[7, 0]
+         %dw = matmul(%dy, %x) {transpose_a} : f32[3, 0]
+         %db = sum(%dy) {axes = [0]} : f32[3]
+         output dw = %dw
+         output db = %db",
+    );
 }

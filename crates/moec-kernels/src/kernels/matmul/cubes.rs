@@ -47,7 +47,8 @@ fn moved(step: usize, #[comptime] sums_innermost: bool, #[comptime] each: usize)
 
 /// Loads a unit's words of a tile: rows (or columns) from `first` on of a matrix with `extent` of them, and summed
 /// elements from `q0` on. Instead of those from row `end` and from `sum1` on, which nobody uses, it has the last before:
-/// without a branch all words are on their way at once. Needs `first < end` and `q0 < sum1`.
+/// without a branch all words are on their way at once. Needs `first < end` and `q0 < sum1`. Where `fetched`, `order`,
+/// `sharing` and `slots` say where a row, or the row of a summed element, is (see [`super::Fetch`]).
 #[cube]
 fn load(
     values: &[f32],
