@@ -10,6 +10,7 @@
 #![allow(clippy::manual_div_ceil, reason = "the kernel language has no `div_ceil`")]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 #[cfg(feature = "cpu")]
 use std::ops::Range;
 use std::sync::Arc;
@@ -250,6 +251,21 @@ impl Launcher {
     /// Vector width for elementwise work over buffers with these extents (see the module's head).
     pub(crate) fn width(&self, extents: &[usize]) -> usize {
         common_width(self.profile.elementwise_width(), extents)
+    }
+
+    /// Tensors of which one launch takes up to `most`, each group with the width of its vectors: an odd length must not
+    /// narrow the vectors of other tensors.
+    pub(crate) fn by_width<T: Copy>(
+        &self,
+        tensors: impl IntoIterator<Item = T>,
+        elements: impl Fn(&T) -> usize,
+        most: usize,
+    ) -> Vec<(usize, Vec<T>)> {
+        let mut by_width: BTreeMap<usize, Vec<T>> = BTreeMap::new();
+        for tensor in tensors {
+            by_width.entry(self.width(&[elements(&tensor)])).or_default().push(tensor);
+        }
+        by_width.iter().flat_map(|(&w, tensors)| tensors.chunks(most).map(move |group| (w, group.to_vec()))).collect()
     }
 
     /// Vector width for tiles in registers.

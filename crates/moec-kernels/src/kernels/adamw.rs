@@ -10,7 +10,6 @@ use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
 use moec_ir::AdamWAttrs;
 use moec_plan::MOST_GROUPED_UPDATES;
-use std::collections::BTreeMap;
 
 /// First item of this unit in a part of `length` items that begins at item `start` of all; `first` is its first of all.
 #[cube]
@@ -101,18 +100,12 @@ pub(crate) struct Update {
 
 /// One step of AdamW on several tensors.
 pub(crate) fn launch(l: &Launcher, updates: &[Update], hyper: Arg, scale: Option<Arg>, attrs: &AdamWAttrs) {
-    // An odd length must not narrow the vectors of other tensors.
-    let mut by_width: BTreeMap<usize, Vec<&Update>> = BTreeMap::new();
-    for update in updates.iter().filter(|u| u.grad.elements() > 0) {
-        for (from, to) in update.old.into_iter().zip(update.new) {
-            copy::launch(l, from, to);
-        }
-        by_width.entry(l.width(&[update.grad.elements()])).or_default().push(update);
+    let updates = || updates.iter().filter(|u| u.grad.elements() > 0);
+    for (from, to) in updates().flat_map(|u| u.old.into_iter().zip(u.new)) {
+        copy::launch(l, from, to);
     }
-    for (w, updates) in by_width {
-        for updates in updates.chunks(MOST_GROUPED_UPDATES) {
-            together(l, updates, hyper, scale, attrs, w);
-        }
+    for (w, group) in l.by_width(updates(), |u| u.grad.elements(), MOST_GROUPED_UPDATES) {
+        together(l, &group, hyper, scale, attrs, w);
     }
 }
 
@@ -128,7 +121,7 @@ fn together(l: &Launcher, updates: &[&Update], hyper: Arg, scale: Option<Arg>, a
         // SAFETY: the four buffers of a tensor hold as many vectors as `lengths` says, `hyper` three floats and `scale`
         // one.
         |t| unsafe {
-            let [p, m, v] = [0, 1, 2].map(|i| updates.iter().map(|u| t.bind(u.new[i], w)).collect());
+            let [p, m, v] = [0, 1, 2].map(|i| t.bind_all(updates.iter().map(|u| &u.new[i]), w));
             adamw::launch_unchecked(
                 t.client,
                 t.count(),
@@ -137,9 +130,9 @@ fn together(l: &Launcher, updates: &[&Update], hyper: Arg, scale: Option<Arg>, a
                 p,
                 m,
                 v,
-                updates.iter().map(|u| t.bind(u.grad, w)).collect(),
+                t.bind_all(updates.iter().map(|u| &u.grad), w),
                 t.bind(hyper, 1),
-                scale.iter().map(|&s| t.bind(s, 1)).collect(),
+                t.bind_all(&scale, 1),
                 lengths.iter().copied().collect(),
                 n,
                 beta1 as f32,

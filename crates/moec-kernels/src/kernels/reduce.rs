@@ -17,7 +17,6 @@ use super::fill;
 use super::lanes::lane_sum;
 use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step};
 use cubecl::prelude::*;
-use std::collections::BTreeMap;
 
 /// Most tensors whose blocks one launch sums: the kernel is written out for each of them.
 const SUMMED_TOGETHER: usize = 8;
@@ -212,36 +211,30 @@ struct Blocked {
 /// Sums of the blocks of some tensors, or of their squares, to `y`. Tensors that are read in vectors of equal width share
 /// launches.
 fn sum_blocks(l: &Launcher, tensors: &[Blocked], y: Arg, square: bool) {
-    let mut by_width: BTreeMap<usize, Vec<Blocked>> = BTreeMap::new();
-    for tensor in tensors {
-        by_width.entry(l.width(&[tensor.x.elements()])).or_default().push(*tensor);
-    }
     let split = l.split();
-    for (w, tensors) in by_width {
-        for together in tensors.chunks(SUMMED_TOGETHER) {
-            let number = together.len();
-            l.launch(
-                together.iter().map(|t| t.blocks).max().unwrap_or(0),
-                || format!("{} of {number} w{w}", if square { "sum_squares" } else { "sum_blocks" }),
-                // SAFETY: a tensor holds elements / w vectors, and y its blocks from its first on.
-                |t| unsafe {
-                    sum_blocks_kernel::launch_unchecked(
-                        t.client,
-                        t.count(),
-                        t.dim(),
-                        w,
-                        t.bind_all(together.iter().map(|t| &t.x), w),
-                        t.bind(y, 1),
-                        together.iter().map(|t| t.x.elements() / w).collect(),
-                        together.iter().map(|t| t.blocks).collect(),
-                        together.iter().map(|t| t.first).collect(),
-                        number,
-                        square,
-                        split,
-                    );
-                },
-            );
-        }
+    for (w, together) in l.by_width(tensors.iter().copied(), |t| t.x.elements(), SUMMED_TOGETHER) {
+        let number = together.len();
+        l.launch(
+            together.iter().map(|t| t.blocks).max().unwrap_or(0),
+            || format!("{} of {number} w{w}", if square { "sum_squares" } else { "sum_blocks" }),
+            // SAFETY: a tensor holds elements / w vectors, and y its blocks from its first on.
+            |t| unsafe {
+                sum_blocks_kernel::launch_unchecked(
+                    t.client,
+                    t.count(),
+                    t.dim(),
+                    w,
+                    t.bind_all(together.iter().map(|t| &t.x), w),
+                    t.bind(y, 1),
+                    together.iter().map(|t| t.x.elements() / w).collect(),
+                    together.iter().map(|t| t.blocks).collect(),
+                    together.iter().map(|t| t.first).collect(),
+                    number,
+                    square,
+                    split,
+                );
+            },
+        );
     }
 }
 
