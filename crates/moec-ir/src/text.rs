@@ -17,7 +17,7 @@
 //! of its results. A name with
 //! other characters than letters, digits, `_` and `.` stands in quotes. Origins (`@12..40`, bytes of the `.moe` file)
 //! are printed only by [`print_with_origins`], so that a listing does not move with the text it came from. `//` starts
-//! a comment. The grammar is `grammar/ir.pest`.
+//! a comment. The grammar is `text/ir.pest`.
 //!
 //! For every graph `g`, `parse(&print_with_origins(&g)) == Ok(g)`; for every text `s` that [`print()`] made,
 //! `print(&parse(s)?) == s`.

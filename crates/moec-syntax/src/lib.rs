@@ -4,7 +4,7 @@
 //! one canonical layout. The crate knows how the language is written, not what it means: which layers exist and which
 //! arguments they take is the business of whoever walks the tree. That crate reports with the same diagnostics, so it
 //! finds here the table of all [`Code`]s, the renderings, and [`did_you_mean`]. The language reference is
-//! `grammar/README.md`, the grammar `grammar/moec.pest`.
+//! `grammar/README.md`, the grammar `src/moec.pest`.
 //!
 //! ```
 //! use moec_syntax::{Item, SourceFile, format, parse};

@@ -19,7 +19,7 @@ use crate::source::{MAX_SOURCE_BYTES, SourceFile, Span, too_large};
 mod grammar {
     /// The parser that pest derives from the grammar.
     #[derive(pest_derive::Parser)]
-    #[grammar = "../../grammar/moec.pest"]
+    #[grammar = "moec.pest"]
     pub(crate) struct Grammar;
 }
 use grammar::{Grammar, Rule};

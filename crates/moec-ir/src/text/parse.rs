@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 mod grammar {
     /// The parser that pest derives from the grammar.
     #[derive(pest_derive::Parser)]
-    #[grammar = "../../grammar/ir.pest"]
+    #[grammar = "text/ir.pest"]
     pub(crate) struct Grammar;
 }
 use grammar::{Grammar, Rule};
