@@ -1,6 +1,6 @@
 //! Opening the device that the user names.
 
-use crate::args::DeviceName;
+use crate::cli::args::DeviceName;
 use moec_kernels::{CubeBackend, Device};
 use moec_plan::{Backend, BackendError, Interpreter};
 

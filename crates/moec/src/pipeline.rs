@@ -4,7 +4,7 @@
 //! bytes ─parse─▶ File ─check─▶ Model ─lower─▶ Graph ─differentiate─▶ Graph ─optimize─▶ Graph ─plan─▶ Program
 //! ```
 
-use crate::exit::{Exit, Failure};
+use crate::cli::exit::{Exit, Failure};
 use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
 use moec_model::{
     Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry,

@@ -1,10 +1,11 @@
 //! From files to something that runs: what training, sampling, evaluation, import and export have in common.
 
-use crate::args::DeviceName;
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::DeviceName;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::{cmd, downloads};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled};
-use crate::{cmd, devices, downloads, resolved, sources};
+use crate::{devices, resolved, sources};
 use moec_ir::{Data, Tensor};
 use moec_model::{DataSource, Model, Registry, StateInit, TrainingText, Vocab as ModelVocab};
 use moec_plan::Session;

@@ -1,7 +1,7 @@
 //! How a model's texts are written: from keys and values that are kept, or from the whole window anew.
 
-use crate::args::DecodeMode;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::DecodeMode;
+use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::Function;
 use moec_model::{Cache, Model};
 use moec_runtime::Kept;

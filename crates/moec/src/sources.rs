@@ -1,6 +1,6 @@
 //! Reading `.moe` files.
 
-use crate::exit::{self, Exit, Failure};
+use crate::cli::exit::{self, Exit, Failure};
 use moec_syntax::{MAX_SOURCE_BYTES, SourceFile};
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -1,8 +1,8 @@
 //! What every command that trains has in common: the recipe as the loop's configuration, the first or restored tensors,
 //! and signals.
 
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::Compiled;
 use crate::prepared;
 use moec_model::{Recipe, Schedule as RecipeSchedule};

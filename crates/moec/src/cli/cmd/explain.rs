@@ -1,9 +1,9 @@
 //! `moec explain`: what a message code, a routing strategy or a balance loss means.
 
-use crate::args::ExplainArgs;
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
-use crate::reference::{self, Entry};
+use crate::cli::args::ExplainArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::reference::{self, Entry};
 use moec_model::Registry;
 use moec_syntax::Code;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// When the name stands for nothing.
-pub fn run(args: &ExplainArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let entries = reference::strategies(registry, args.spec.as_deref())?;
     let Some(name) = &args.name else {
         list(args, registry, &entries, console)?;

@@ -1,8 +1,8 @@
 //! `moec import`: a run from a makeMoE state dictionary.
 
-use crate::args::{DeviceName, ImportArgs};
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::{DeviceName, ImportArgs};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::{CompileOptions, Function};
 use crate::prepared::{self, Request, Spec};
 use crate::sources;
@@ -14,7 +14,7 @@ use moec_runtime::{Dataset, Identity, RunFolder, RunTexts};
 ///
 /// # Errors
 /// When the file, the spec, the data or the run folder is wrong.
-pub fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let spec = Spec::read(&args.spec, registry, args.model.as_deref(), &args.set)?;
     let corpus = prepared::corpus(&args.data, registry, console)?;
     let vocab = corpus.vocab()?;

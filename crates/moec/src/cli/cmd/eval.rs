@@ -1,11 +1,11 @@
 //! `moec eval`: mean cross-entropy of a trained model on a text.
 
-use crate::args::{EvalArgs, SplitName};
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::{EvalArgs, SplitName};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::units::grouped;
 use crate::pipeline::{CompileOptions, Function};
 use crate::prepared::{self, Run};
-use crate::units::grouped;
 use moec_model::Registry;
 use moec_runtime::{Dataset, Split};
 use serde_json::json;
@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 ///
 /// # Errors
 /// When the run or the data is wrong, or the device fails.
-pub fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let run = Run::open(&args.run, registry, args.device, |_, _| {
         Ok(CompileOptions::only([Function::Evaluate, Function::Logits]))
     })?;

@@ -1,13 +1,13 @@
 //! `moec route`: which character goes to which experts, in which layer and with which weight; and records of it compared
 //! and replayed.
 
-use crate::args::{DeviceName, RouteArgs};
-use crate::console::Console;
+use crate::cli::args::{DeviceName, RouteArgs};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
 use crate::devices;
-use crate::exit::{Exit, Failure};
 use crate::pipeline::{self, CompileError, CompileOptions};
 use crate::prepared::Run;
-use crate::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
 use moec_ir::{Builder, Graph, Op, Tensor, random};
 use moec_model::{Lowered, Registry};
 use moec_plan::{OptimizeOptions, ROUTE_PREFIX, Session};
@@ -25,7 +25,7 @@ const NOISE_PREFIX: &str = "random.";
 ///
 /// # Errors
 /// When the run, the text or a record is wrong, or the device fails.
-pub fn run(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     match (&args.diff, &args.replay) {
         (Some(files), _) => diff(files, args.json, console),
         (_, Some(file)) => replay(args, file, registry, console),

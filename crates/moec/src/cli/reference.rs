@@ -1,6 +1,6 @@
 //! The reference of routing strategies and balance losses, as text and as JSON, from what they declare.
 
-use crate::exit::{Exit, Failure};
+use crate::cli::exit::{Exit, Failure};
 use crate::sources;
 use moec_model::{
     Arguments, BalanceLoss, CheckOptions, Compares, DefaultValue, ParameterSpec, Quantity, Randomness, Reads, Registry,

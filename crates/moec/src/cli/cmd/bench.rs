@@ -1,13 +1,13 @@
 //! `moec bench`: how fast a model trains here, beside what this machine can do at most.
 
-use crate::args::{BenchArgs, DeviceName};
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
-use crate::kernel_table::{KernelTable, flops, least_seconds};
+use crate::cli::args::{BenchArgs, DeviceName};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::kernel_table::{KernelTable, flops, least_seconds};
+use crate::cli::units::{bytes, grouped, scaled};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::prepared::{self, Spec};
 use crate::training;
-use crate::units::{bytes, grouped, scaled};
 use moec_kernels::{CubeBackend, Device, Limits, Yardstick};
 use moec_model::Registry;
 use moec_plan::{Backend, Interpreter, Plan};
@@ -68,7 +68,7 @@ struct MemoryReport {
 ///
 /// # Errors
 /// When the spec or the data is wrong, the device fails, or training diverges.
-pub fn run(args: &BenchArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &BenchArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let begun = Instant::now();
     let spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &args.spec.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);

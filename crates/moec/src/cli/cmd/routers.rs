@@ -1,9 +1,9 @@
 //! `moec routers`: the routing strategies and balance losses that a file can name.
 
-use crate::args::RoutersArgs;
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
-use crate::reference;
+use crate::cli::args::RoutersArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::reference;
 use moec_model::Registry;
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// When the file is wrong.
-pub fn run(args: &RoutersArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &RoutersArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let entries = reference::strategies(registry, args.spec.as_deref())?;
     if args.json {
         let routers: Vec<Value> = entries.iter().map(reference::Entry::json).collect();

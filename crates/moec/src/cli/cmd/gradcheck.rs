@@ -4,12 +4,12 @@
 //! them free, a step across the border between two experts would make the objective jump. Everything is computed by the
 //! reference evaluator in 64 bits.
 
-use crate::args::GradcheckArgs;
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::GradcheckArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::units::grouped;
 use crate::pipeline::{self, CompileError, Function};
 use crate::prepared::{self, Spec};
-use crate::units::grouped;
 use indicatif::ProgressBar;
 use moec_ir::{Data, EvalError, Graph, Tensor, evaluate, random};
 use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
@@ -32,7 +32,7 @@ const TOKEN_KEY: u32 = 0xffff_0003;
 ///
 /// # Errors
 /// When the file or the data is wrong, or the model is too large to be evaluated.
-pub fn run(args: &GradcheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &GradcheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     for (what, value) in [("--eps", args.eps), ("--atol", args.atol), ("--rtol", args.rtol)] {
         if !(value.is_finite() && value >= 0.0) || (what == "--eps" && value == 0.0) {
             return Err(Failure::new(Exit::Usage, format!("{what} must be a positive number")));

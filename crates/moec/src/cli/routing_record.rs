@@ -1,6 +1,6 @@
 //! The record of a routed text: JSON lines that say which character went to which experts, and hold what replays it.
 
-use crate::exit::{Exit, Failure};
+use crate::cli::exit::{Exit, Failure};
 use moec_ir::{Data, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

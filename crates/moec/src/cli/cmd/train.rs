@@ -1,15 +1,15 @@
 //! `moec train`: trains a model into a run folder, and shows a sample at the end.
 
-use crate::args::{DecodeMode, DeviceName, TrainArgs};
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
-use crate::kernel_table::KernelTable;
+use crate::cli::args::{DecodeMode, DeviceName, TrainArgs};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::kernel_table::KernelTable;
+use crate::cli::progress::Progress;
+use crate::cli::units::{bytes, grouped};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::prepared::{self, Request, Spec};
-use crate::progress::Progress;
 use crate::sampling::Sampling;
 use crate::training::{self, Signals};
-use crate::units::{bytes, grouped};
 use crate::{devices, sources};
 use moec_model::Registry;
 use moec_runtime::{
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// When the spec, the data, the run folder, the device or the training itself fails.
-pub fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let (source, request, root) = if args.resume { resumed(args)? } else { begun(args)? };
     let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);

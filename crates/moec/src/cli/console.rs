@@ -1,20 +1,20 @@
 //! Where output goes: results to standard output, everything else to standard error.
 
-use crate::args::{Color, MessageFormat};
-use crate::exit::{Exit, Failure};
+use crate::cli::args::{Color, MessageFormat};
+use crate::cli::exit::{Exit, Failure};
 use moec_syntax::{Diagnostic, SourceFile};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 
 /// Standard output and standard error, with the choice of colours.
 #[derive(Clone, Copy, Debug)]
-pub struct Console {
+pub(crate) struct Console {
     colour: bool,
 }
 
 impl Console {
     /// Decides about colours.
-    pub fn new(color: Color) -> Self {
+    pub(crate) fn new(color: Color) -> Self {
         let colour = match color {
             Color::Always => true,
             Color::Never => false,
@@ -24,7 +24,7 @@ impl Console {
     }
 
     /// Whether progress can be redrawn in place.
-    pub fn is_interactive(&self) -> bool {
+    pub(crate) fn is_interactive(&self) -> bool {
         std::io::stderr().is_terminal()
     }
 
@@ -32,7 +32,7 @@ impl Console {
     ///
     /// # Errors
     /// When standard output cannot be written; a closed pipe ends the program quietly.
-    pub fn out(&self, line: impl AsRef<str>) -> Result<(), Failure> {
+    pub(crate) fn out(&self, line: impl AsRef<str>) -> Result<(), Failure> {
         self.write(&format!("{}\n", line.as_ref()))
     }
 
@@ -40,7 +40,7 @@ impl Console {
     ///
     /// # Errors
     /// When standard output cannot be written; a closed pipe ends the program quietly.
-    pub fn write(&self, text: &str) -> Result<(), Failure> {
+    pub(crate) fn write(&self, text: &str) -> Result<(), Failure> {
         let mut out = std::io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Ok(()) => Ok(()),
@@ -56,7 +56,7 @@ impl Console {
     ///
     /// # Errors
     /// What `work` fails with, or as [`Console::out`].
-    pub fn stream<T>(
+    pub(crate) fn stream<T>(
         &self,
         work: impl FnOnce(&mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
@@ -75,18 +75,18 @@ impl Console {
     ///
     /// # Errors
     /// As [`Console::out`].
-    pub fn json(&self, value: &serde_json::Value) -> Result<(), Failure> {
+    pub(crate) fn json(&self, value: &serde_json::Value) -> Result<(), Failure> {
         self.out(format!("{value:#}"))
     }
 
     /// A remark.
-    pub fn note(&self, line: impl AsRef<str>) {
+    pub(crate) fn note(&self, line: impl AsRef<str>) {
         // There is nowhere left to complain to if standard error is gone.
         let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
     }
 
     /// Messages about a source.
-    pub fn diagnostics(&self, source: &SourceFile, diagnostics: &[Diagnostic], format: MessageFormat) {
+    pub(crate) fn diagnostics(&self, source: &SourceFile, diagnostics: &[Diagnostic], format: MessageFormat) {
         for diagnostic in diagnostics {
             match format {
                 MessageFormat::Full => self.note(format!("{}\n", diagnostic.render(source, self.colour))),
@@ -100,7 +100,7 @@ impl Console {
     }
 
     /// The last words of a command that failed.
-    pub fn failure(&self, failure: &Failure, format: MessageFormat) {
+    pub(crate) fn failure(&self, failure: &Failure, format: MessageFormat) {
         match failure {
             Failure::Source { source, diagnostics, .. } => self.diagnostics(source, diagnostics, format),
             Failure::Message { message, .. } if message.is_empty() => {}

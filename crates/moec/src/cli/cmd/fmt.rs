@@ -1,8 +1,8 @@
 //! `moec fmt`: files in the one canonical layout.
 
-use crate::args::FmtArgs;
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::FmtArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
 use crate::sources;
 use moec_syntax::SourceFile;
 use std::io::Read;
@@ -12,7 +12,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When a file cannot be read, parsed or written.
-pub fn run(args: &FmtArgs, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &FmtArgs, console: &Console) -> Result<Exit, Failure> {
     let mut exit = Exit::Success;
     for path in &args.files {
         let from_stdin = path == Path::new("-");

@@ -1,8 +1,8 @@
 //! `moec sample`: texts from a trained model, streamed to standard output.
 
-use crate::args::SampleArgs;
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::SampleArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::CompileOptions;
 use crate::prepared::Run;
 use crate::sampling::Sampling;
@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 ///
 /// # Errors
 /// When the run, the prompt or a setting is wrong, or the device fails.
-pub fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let config = SampleConfig {
         temperature: args.temperature,
         top_k: args.top_k,

@@ -2,9 +2,9 @@
 //!
 //! `MOEC_CACHE` names another cache folder, `MOEC_DATA_URL` another server with the same paths.
 
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
-use crate::units::bytes;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::units::bytes;
 use etcetera::BaseStrategy;
 use moec_model::DataSet;
 use moec_runtime::sha256_hex;
@@ -95,7 +95,7 @@ fn cache_folder() -> Result<PathBuf, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::Color;
+    use crate::cli::args::Color;
     use std::io::{BufRead, BufReader};
     use std::net::TcpListener;
     use std::sync::Arc;

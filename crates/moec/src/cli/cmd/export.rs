@@ -1,8 +1,8 @@
 //! `moec export`: a run's model under makeMoE's parameter names.
 
-use crate::args::{DeviceName, ExportArgs};
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::{DeviceName, ExportArgs};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::{CompileOptions, Function};
 use crate::prepared::Run;
 use moec_model::Registry;
@@ -11,7 +11,7 @@ use moec_model::Registry;
 ///
 /// # Errors
 /// When the run is wrong, its model has another structure than makeMoE's, or the file exists or cannot be written.
-pub fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     if args.output.exists() && !args.force {
         let message = format!("{} exists already", args.output.display());
         return Err(Failure::new(Exit::Failure, message).help("--force replaces it"));

@@ -1,7 +1,7 @@
 //! Progress of training: a bar on a terminal, plain lines otherwise; and the balance panel.
 
-use crate::console::Console;
-use crate::units::{duration, grouped};
+use crate::cli::console::Console;
+use crate::cli::units::{duration, grouped};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec_runtime::{Evaluation, LayerBalance, Reporter, Summary, TrainMetric};
 use std::path::Path;

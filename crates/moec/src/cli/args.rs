@@ -1,25 +1,25 @@
 //! The command line: every command and option, with its help.
 
-use crate::exit::EXIT_CODES;
+use crate::cli::exit::EXIT_CODES;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Compiles, trains, samples and explains mixture-of-experts language models written as short `.moe` files.
 #[derive(Debug, Parser)]
 #[command(name = "moec", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// The command.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 
     /// When to use colours on the terminal (NO_COLOR is respected).
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
-    pub color: Color,
+    pub(crate) color: Color,
 }
 
 /// When to use colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Color {
+pub(crate) enum Color {
     /// On a terminal.
     Auto,
     /// Always.
@@ -30,7 +30,7 @@ pub enum Color {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Check a `.moe` file and report everything that is wrong with it.
     #[command(after_help = "Examples:
   moec check specs/noisy_top2.moe
@@ -133,7 +133,7 @@ once. Exit code 1 if a gradient is wrong.")]
 
 /// How messages about a file are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MessageFormat {
+pub(crate) enum MessageFormat {
     /// With the lines they point at.
     Full,
     /// One line each: `file:line:column: error[E0203]: message`.
@@ -144,77 +144,77 @@ pub enum MessageFormat {
 
 /// Which model of which file.
 #[derive(Debug, Args)]
-pub struct SpecArgs {
+pub(crate) struct SpecArgs {
     /// The `.moe` file.
-    pub spec: PathBuf,
+    pub(crate) spec: PathBuf,
 
     /// Which model of the file, if it has several.
     #[arg(long)]
-    pub model: Option<String>,
+    pub(crate) model: Option<String>,
 
     /// Override a value of the file: `-s train.steps=200`, `-s width=64` (a `let` of the model). Repeatable.
     #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
-    pub set: Vec<String>,
+    pub(crate) set: Vec<String>,
 
     /// How messages about the file are printed.
     #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
-    pub message_format: MessageFormat,
+    pub(crate) message_format: MessageFormat,
 }
 
 /// `moec check`
 #[derive(Debug, Args)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     /// The file.
     #[command(flatten)]
-    pub spec: SpecArgs,
+    pub(crate) spec: SpecArgs,
 
     /// Print the result as JSON on standard output.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// `moec fmt`
 #[derive(Debug, Args)]
-pub struct FmtArgs {
+pub(crate) struct FmtArgs {
     /// The files to rewrite; `-` reads standard input and writes standard output.
     #[arg(required = true)]
-    pub files: Vec<PathBuf>,
+    pub(crate) files: Vec<PathBuf>,
 
     /// Change nothing; exit with 1 if a file is not in canonical layout.
     #[arg(long)]
-    pub check: bool,
+    pub(crate) check: bool,
 }
 
 /// `moec explain`
 #[derive(Debug, Args)]
-pub struct ExplainArgs {
+pub(crate) struct ExplainArgs {
     /// A code such as E0203, a routing strategy or a balance loss; without a name, everything is listed.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
 
     /// A `.moe` file whose own routers are known too.
     #[arg(long, value_name = "FILE")]
-    pub spec: Option<PathBuf>,
+    pub(crate) spec: Option<PathBuf>,
 
     /// Print JSON.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// `moec routers`
 #[derive(Debug, Args)]
-pub struct RoutersArgs {
+pub(crate) struct RoutersArgs {
     /// A `.moe` file whose own routers are listed too.
     #[arg(long, value_name = "FILE")]
-    pub spec: Option<PathBuf>,
+    pub(crate) spec: Option<PathBuf>,
 
     /// Print JSON.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// What `moec compile --emit` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Emit {
+pub(crate) enum Emit {
     /// The syntax tree.
     Ast,
     /// The checked model and recipe, every default filled in, as YAML.
@@ -229,51 +229,51 @@ pub enum Emit {
 
 /// `moec compile`
 #[derive(Debug, Args)]
-pub struct CompileArgs {
+pub(crate) struct CompileArgs {
     /// The file.
     #[command(flatten)]
-    pub spec: SpecArgs,
+    pub(crate) spec: SpecArgs,
 
     /// Print a stage of the compilation instead of the summary.
     #[arg(long, value_enum)]
-    pub emit: Option<Emit>,
+    pub(crate) emit: Option<Emit>,
 
     /// The function to emit: train_step, evaluate, logits, next or decode.
     #[arg(long, default_value = "train_step")]
-    pub function: String,
+    pub(crate) function: String,
 
     /// With --emit ir or dot: the graph after this pass (`lower`, `differentiate`, or one of the optimiser's).
     #[arg(long, value_name = "PASS")]
-    pub after: Option<String>,
+    pub(crate) after: Option<String>,
 
     /// Stop after this many rewrites, to find the one at fault.
     #[arg(long, value_name = "N")]
-    pub opt_steps: Option<usize>,
+    pub(crate) opt_steps: Option<usize>,
 
     /// Print the time of every stage to standard error.
     #[arg(long)]
-    pub time_passes: bool,
+    pub(crate) time_passes: bool,
 
     /// Number of distinct characters to compile for, if the file says `vocab characters`.
     #[arg(long, value_name = "N", default_value_t = 65)]
-    pub vocab: usize,
+    pub(crate) vocab: usize,
 
     /// Print JSON.
     #[arg(long, conflicts_with = "emit")]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// Write to a file instead of standard output.
     #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
 
     /// Refuse the model if it needs more memory than this device has.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub device: DeviceName,
+    pub(crate) device: DeviceName,
 }
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DeviceName {
+pub(crate) enum DeviceName {
     /// The processor, all cores.
     Cpu,
     /// Any GPU that wgpu reaches.
@@ -284,7 +284,7 @@ pub enum DeviceName {
 
 impl DeviceName {
     /// The name as the user writes it.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             DeviceName::Cpu => "cpu",
             DeviceName::Wgpu => "wgpu",
@@ -295,170 +295,170 @@ impl DeviceName {
 
 /// `moec train`
 #[derive(Debug, Args)]
-pub struct TrainArgs {
+pub(crate) struct TrainArgs {
     /// The file.
     #[command(flatten)]
-    pub spec: SpecArgs,
+    pub(crate) spec: SpecArgs,
 
     /// A text file, a known data set (`tinyshakespeare`), or `synthetic` for the generated corpus. Overrides the
     /// file's `data`.
     #[arg(long, value_name = "FILE")]
-    pub data: Option<String>,
+    pub(crate) data: Option<String>,
 
     /// Number of steps. Overrides the file's `steps`.
     #[arg(long)]
-    pub steps: Option<u64>,
+    pub(crate) steps: Option<u64>,
 
     /// Seed of everything random. Overrides the file's `seed`.
     #[arg(long)]
-    pub seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
 
     /// The run folder [default: runs/MODEL, or runs/MODEL-2, ...].
     #[arg(long, value_name = "RUN")]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
 
     /// Where to run.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub device: DeviceName,
+    pub(crate) device: DeviceName,
 
     /// Continue the run in --out from its last checkpoint, to the same bits as if it had never stopped.
     #[arg(long, requires = "out")]
-    pub resume: bool,
+    pub(crate) resume: bool,
 
     /// Time every kernel: a table at the end, and profile.json in the run folder for chrome://tracing or Perfetto.
     /// The same bits, but slower, because every kernel is waited for.
     #[arg(long)]
-    pub profile: bool,
+    pub(crate) profile: bool,
 
     /// Characters of text to sample at the end; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 300)]
-    pub sample: usize,
+    pub(crate) sample: usize,
 }
 
 /// `moec bench`
 #[derive(Debug, Args)]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// The file.
     #[command(flatten)]
-    pub spec: SpecArgs,
+    pub(crate) spec: SpecArgs,
 
     /// A text file, a known data set (`tinyshakespeare`), or `synthetic` for the generated corpus. Overrides the
     /// file's `data`.
     #[arg(long, value_name = "FILE")]
-    pub data: Option<String>,
+    pub(crate) data: Option<String>,
 
     /// Number of steps to time.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
-    pub steps: u64,
+    pub(crate) steps: u64,
 
     /// Where to run.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub device: DeviceName,
+    pub(crate) device: DeviceName,
 
     /// Print the result as JSON on standard output.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// Make steps on request, to be measured in turn with other programs: each line `go N` on standard input makes N
     /// steps and prints a JSON object for each.
     #[arg(long, conflicts_with_all = ["json", "steps"])]
-    pub serve: bool,
+    pub(crate) serve: bool,
 }
 
 /// `moec compare`
 #[derive(Debug, Args)]
-pub struct CompareArgs {
+pub(crate) struct CompareArgs {
     /// The `.moe` files; `FILE#MODEL` names one of several models of a file.
     #[arg(required = true, value_name = "SPEC")]
-    pub specs: Vec<PathBuf>,
+    pub(crate) specs: Vec<PathBuf>,
 
     /// Number of steps of every run. Overrides the files' `steps`.
     #[arg(long)]
-    pub steps: Option<u64>,
+    pub(crate) steps: Option<u64>,
 
     /// Number of runs of every spec, with the seeds 1 to K.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
-    pub seeds: u64,
+    pub(crate) seeds: u64,
 
     /// A text file, a known data set, or `synthetic`. Overrides the files' `data`.
     #[arg(long, value_name = "FILE")]
-    pub data: Option<String>,
+    pub(crate) data: Option<String>,
 
     /// Override a value of every file: `-s train.batch=8`. Repeatable.
     #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
-    pub set: Vec<String>,
+    pub(crate) set: Vec<String>,
 
     /// The folder of the runs and of the table, compare.json and compare.md.
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
 
     /// Batches of the evaluation at the end, spread evenly over the held-out text [default: all of it].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub eval_batches: Option<u64>,
+    pub(crate) eval_batches: Option<u64>,
 
     /// Print JSON instead of the table.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// Where to run.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub device: DeviceName,
+    pub(crate) device: DeviceName,
 
     /// How messages about the files are printed.
     #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
-    pub message_format: MessageFormat,
+    pub(crate) message_format: MessageFormat,
 }
 
 /// `moec sample`
 #[derive(Debug, Args)]
-pub struct SampleArgs {
+pub(crate) struct SampleArgs {
     /// A run folder, or one of its checkpoints.
-    pub run: PathBuf,
+    pub(crate) run: PathBuf,
 
     /// Text to continue; without one the text begins as after a line break.
     #[arg(short, long, default_value = "")]
-    pub prompt: String,
+    pub(crate) prompt: String,
 
     /// Number of characters to write.
     #[arg(short = 'n', long, default_value_t = 500)]
-    pub length: usize,
+    pub(crate) length: usize,
 
     /// Divides the logits before the softmax; 0 always takes the likeliest character.
     #[arg(short, long, default_value_t = 1.0)]
-    pub temperature: f64,
+    pub(crate) temperature: f64,
 
     /// Draw from the k likeliest characters only.
     #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
+    pub(crate) top_k: Option<usize>,
 
     /// Draw from the likeliest characters that together have this probability.
     #[arg(long, value_name = "P")]
-    pub top_p: Option<f64>,
+    pub(crate) top_p: Option<f64>,
 
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    pub(crate) seed: u64,
 
     /// Number of texts. They are written together, and each is what it would be alone.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    pub samples: u64,
+    pub(crate) samples: u64,
 
     /// Number of the first text: with the seed it determines what is drawn.
     #[arg(long, value_name = "I", default_value_t = 0)]
-    pub number: u64,
+    pub(crate) number: u64,
 
     /// How a character is computed from those before it.
     #[arg(long, value_enum, default_value_t = DecodeMode::Auto)]
-    pub decode: DecodeMode,
+    pub(crate) decode: DecodeMode,
 
     /// Where to run.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub device: DeviceName,
+    pub(crate) device: DeviceName,
 }
 
 /// How a character is computed from those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DecodeMode {
+pub(crate) enum DecodeMode {
     /// From the keys and values of the characters before it, where the model allows it: with learned positions until the
     /// context is full and from the whole window afterwards; with rotary positions or none throughout, with the keys and
     /// values of the last T characters (the context). A key was computed when its character was written, from the T
@@ -472,7 +472,7 @@ pub enum DecodeMode {
 
 /// Which part of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SplitName {
+pub(crate) enum SplitName {
     /// The part that was trained on.
     Train,
     /// The held-out part.
@@ -483,159 +483,159 @@ pub enum SplitName {
 
 /// `moec eval`
 #[derive(Debug, Args)]
-pub struct EvalArgs {
+pub(crate) struct EvalArgs {
     /// A run folder, or one of its checkpoints.
-    pub run: PathBuf,
+    pub(crate) run: PathBuf,
 
     /// A text file, a known data set, or `synthetic` [default: the run's own data].
     #[arg(long, value_name = "FILE")]
-    pub data: Option<String>,
+    pub(crate) data: Option<String>,
 
     /// Which part of it.
     #[arg(long, value_enum, default_value_t = SplitName::Val)]
-    pub split: SplitName,
+    pub(crate) split: SplitName,
 
     /// Evaluate this many batches, spread evenly over the text [default: all of it].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub batches: Option<u64>,
+    pub(crate) batches: Option<u64>,
 
     /// Print JSON.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// Where to run.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub device: DeviceName,
+    pub(crate) device: DeviceName,
 }
 
 /// `moec route`
 #[derive(Debug, Args)]
-pub struct RouteArgs {
+pub(crate) struct RouteArgs {
     /// A run folder, or one of its checkpoints.
     #[arg(required_unless_present_any = ["diff", "replay"], conflicts_with = "diff")]
-    pub run: Option<PathBuf>,
+    pub(crate) run: Option<PathBuf>,
 
     /// The text that is routed, in windows of the model's context; the last one is filled up with the first character
     /// of the vocabulary, which no router that is causal can see.
     #[arg(long, required_unless_present_any = ["diff", "replay"], conflicts_with_all = ["diff", "replay"])]
-    pub text: Option<String>,
+    pub(crate) text: Option<String>,
 
     /// The checkpoint of this step [default: the newest].
     #[arg(long, value_name = "STEP", conflicts_with_all = ["diff", "replay"])]
-    pub checkpoint: Option<u64>,
+    pub(crate) checkpoint: Option<u64>,
 
     /// Seed of the noise, for routers that keep it on.
     #[arg(long, default_value_t = 0, conflicts_with_all = ["diff", "replay"])]
-    pub seed: u64,
+    pub(crate) seed: u64,
 
     /// Compare two records: shares of equal choices, largest difference of weights.
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with = "replay")]
-    pub diff: Option<Vec<PathBuf>>,
+    pub(crate) diff: Option<Vec<PathBuf>>,
 
     /// Run the recorded text again with the recorded routes, and compare the logits.
     #[arg(long, value_name = "FILE")]
-    pub replay: Option<PathBuf>,
+    pub(crate) replay: Option<PathBuf>,
 
     /// Write to a file instead of standard output.
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["diff", "replay"])]
-    pub output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
 
     /// Print the result of --diff or --replay as JSON; a record is always JSON lines.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// Where to run.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub device: DeviceName,
+    pub(crate) device: DeviceName,
 }
 
 /// `moec gradcheck`
 #[derive(Debug, Args)]
-pub struct GradcheckArgs {
+pub(crate) struct GradcheckArgs {
     /// The file.
     #[command(flatten)]
-    pub spec: SpecArgs,
+    pub(crate) spec: SpecArgs,
 
     /// Elements checked of each parameter: the one with the largest gradient, and others chosen by the seed.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
-    pub samples: u64,
+    pub(crate) samples: u64,
 
     /// Check every element; for small models.
     #[arg(long, conflicts_with = "samples")]
-    pub all: bool,
+    pub(crate) all: bool,
 
     /// Sequences of the batch, at most those of the file.
     #[arg(long, value_name = "B", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
-    pub batch: u64,
+    pub(crate) batch: u64,
 
     /// Characters of a sequence, at most the file's context.
     #[arg(long, value_name = "T", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
-    pub context: u64,
+    pub(crate) context: u64,
 
     /// Seed of the parameters, of everything random, and of the choice of elements.
     #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    pub(crate) seed: u64,
 
     /// Step of the differences.
     #[arg(long, default_value_t = 1e-6)]
-    pub eps: f64,
+    pub(crate) eps: f64,
 
     /// Error that is always allowed.
     #[arg(long, default_value_t = 1e-5)]
-    pub atol: f64,
+    pub(crate) atol: f64,
 
     /// Error that is allowed relative to the difference quotient.
     #[arg(long, default_value_t = 1e-3)]
-    pub rtol: f64,
+    pub(crate) rtol: f64,
 
     /// A text file, a known data set, or `synthetic`, from which the batch is taken.
     #[arg(long, value_name = "FILE", default_value = "synthetic")]
-    pub data: String,
+    pub(crate) data: String,
 
     /// Print JSON.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// `moec import`
 #[derive(Debug, Args)]
-pub struct ImportArgs {
+pub(crate) struct ImportArgs {
     /// The state dictionary, as safetensors.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
 
     /// The `.moe` file of the same model.
     #[arg(long)]
-    pub spec: PathBuf,
+    pub(crate) spec: PathBuf,
 
     /// Which model of the file, if it has several.
     #[arg(long)]
-    pub model: Option<String>,
+    pub(crate) model: Option<String>,
 
     /// Override a value of the file.
     #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
-    pub set: Vec<String>,
+    pub(crate) set: Vec<String>,
 
     /// The text whose distinct characters, in code-point order, are the vocabulary (or a known data set, or
     /// `synthetic`).
     #[arg(long, value_name = "FILE")]
-    pub data: String,
+    pub(crate) data: String,
 
     /// The run folder to make.
     #[arg(long, value_name = "RUN")]
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
 }
 
 /// `moec export`
 #[derive(Debug, Args)]
-pub struct ExportArgs {
+pub(crate) struct ExportArgs {
     /// A run folder, or one of its checkpoints.
-    pub run: PathBuf,
+    pub(crate) run: PathBuf,
 
     /// The file to write.
     #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
+    pub(crate) output: PathBuf,
 
     /// Replace the file if it exists.
     #[arg(long)]
-    pub force: bool,
+    pub(crate) force: bool,
 }

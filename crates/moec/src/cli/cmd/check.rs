@@ -1,8 +1,8 @@
 //! `moec check`: everything that is wrong with a file, in one run.
 
-use crate::args::CheckArgs;
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::CheckArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
 use crate::{pipeline, sources};
 use moec_model::Registry;
 use moec_syntax::{Code, Diagnostic, Item, Severity, SourceFile};
@@ -11,7 +11,7 @@ use moec_syntax::{Code, Diagnostic, Item, Severity, SourceFile};
 ///
 /// # Errors
 /// When the file cannot be read or is wrong.
-pub fn run(args: &CheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &CheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let source = sources::read(&args.spec.spec)?;
     let result = pipeline::check(&source, registry, args.spec.model.as_deref(), &args.spec.set);
     if let Err(diagnostics) = &result

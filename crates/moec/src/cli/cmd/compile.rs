@@ -1,10 +1,10 @@
 //! `moec compile`: sizes, layers, kernels and memory on one screen, or any stage of the compilation as text.
 
-use crate::args::{CompileArgs, DeviceName, Emit};
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::{CompileArgs, DeviceName, Emit};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::units::{bytes, grouped, scaled};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled, Function};
-use crate::units::{bytes, grouped, scaled};
 use crate::{resolved, sources};
 use moec_ir::{Graph, Op};
 use moec_kernels::DeviceProfile;
@@ -19,7 +19,7 @@ use std::fmt::Write as _;
 ///
 /// # Errors
 /// When the file is wrong, the model needs more memory than the device has, or the output cannot be written.
-pub fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let source = sources::read(&args.spec.spec)?;
     if args.emit == Some(Emit::Ast) {
         let file = moec_syntax::parse(&source).map_err(|d| of_source(&source, d))?;
@@ -127,7 +127,7 @@ fn graph_after(
 ///
 /// # Errors
 /// When the program needs more than the device has.
-pub fn require_memory(memory: &MemoryReport, device: DeviceName, source: &SourceFile) -> Result<(), Failure> {
+pub(crate) fn require_memory(memory: &MemoryReport, device: DeviceName, source: &SourceFile) -> Result<(), Failure> {
     let available = match device {
         DeviceName::Cpu | DeviceName::Interpreter => moec_kernels::available_memory(),
         DeviceName::Wgpu => None,

@@ -1,13 +1,13 @@
 //! `moec compare`: several models on equal budgets, and a table of what they reach.
 
-use crate::args::CompareArgs;
-use crate::console::Console;
-use crate::exit::{Exit, Failure};
+use crate::cli::args::CompareArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::progress::Progress;
+use crate::cli::units::{duration, grouped};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::prepared::{self, Request, Spec};
-use crate::progress::Progress;
 use crate::training::{self, Signals};
-use crate::units::{duration, grouped};
 use crate::{devices, sources};
 use moec_model::Registry;
 use moec_plan::Backend;
@@ -30,7 +30,7 @@ const RESULT_FILE: &str = "result.json";
 ///
 /// # Errors
 /// When a spec, the data, a run folder or the device is wrong, or the budgets of the specs differ.
-pub fn run(args: &CompareArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &CompareArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let entries = entries(args, registry, console)?;
     let data = data(args, &entries, registry)?;
     let corpus = prepared::corpus(&data, registry, console)?;

@@ -1,0 +1,16 @@
+//! One file per command.
+
+pub(crate) mod bench;
+pub(crate) mod check;
+pub(crate) mod compare;
+pub(crate) mod compile;
+pub(crate) mod eval;
+pub(crate) mod explain;
+pub(crate) mod export;
+pub(crate) mod fmt;
+pub(crate) mod gradcheck;
+pub(crate) mod import;
+pub(crate) mod route;
+pub(crate) mod routers;
+pub(crate) mod sample;
+pub(crate) mod train;
