@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use moec::exit::Failure;
 use moec::pipeline::{self, Checked, CompileOptions, Function};
-use moec::resolved;
 use moec_model::{
     Arguments, Interval, NoisePolicy, ParameterSpec, ParameterType, Registry, Routing, RoutingContext, RoutingStrategy,
     Traits,
@@ -42,9 +40,10 @@ fn specs_at_every_stage() {
     paths.sort();
     for path in paths {
         let source = source(&path);
-        let Checked { model, recipe, warnings, .. } = checked(&source);
+        let checked = checked(&source);
+        snapshot("model", &source, &checked.to_yaml());
+        let Checked { model, recipe, warnings, .. } = checked;
         assert!(warnings.is_empty(), "{}", source.name());
-        snapshot("model", &source, &resolved::yaml(&model, &recipe));
         let lower = |function| pipeline::lower(&model, &recipe, VOCAB, function, NoisePolicy::Generated).unwrap().graph;
         snapshot("forward", &source, &moec_ir::print(&lower(Function::Evaluate)));
         let compiled = pipeline::compile(&model, &recipe, VOCAB, &CompileOptions::default()).unwrap();
@@ -163,8 +162,7 @@ fn messages_that_no_text_can_cause() {
     let registry = Registry::with_builtins().router(Broken);
     let checked = pipeline::check(&source, &registry, None, &[]).unwrap();
     let error = pipeline::compile(&checked.model, &checked.recipe, 9, &CompileOptions::default()).unwrap_err();
-    let Failure::Source { diagnostics, .. } = error.into_failure(&source) else { panic!("it points into the file") };
-    rendered.extend(diagnostics.iter().map(|d| d.render(&source, false)));
+    rendered.push(error.diagnostic().render(&source, false));
     // Two files that import each other.
     let main = "import \"parts.moe\"\n";
     let source = SourceFile::new("main.moe", main).with_imports(|_| Ok(b"import \"main.moe\"\n".to_vec()));

@@ -111,3 +111,27 @@ fn no_snapshot_waits_for_review() {
     }
     assert!(waiting.is_empty(), "unreviewed snapshots: {waiting:?}");
 }
+
+#[test]
+fn the_readme_shows_the_example() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let shown = format!("```rust\n{}```", read("crates/moec/examples/hello.rs"));
+    assert!(read("README.md").contains(&shown), "README.md shows another text than crates/moec/examples/hello.rs");
+}
+
+/// The library must not know who uses it: what only the command line needs stays below `cli`.
+#[test]
+fn the_command_line_leaks_nothing_into_the_library() {
+    let library = root().join("crates/moec/src");
+    let mut files = Vec::new();
+    files_below(&library, "rs", &mut files);
+    let mut seen = 0;
+    for path in files.iter().filter(|p| !p.starts_with(library.join("cli")) && !p.ends_with("cli.rs")) {
+        let text = std::fs::read_to_string(path).unwrap();
+        for word in ["crate::cli", "clap", "ureq", "indicatif", "signal_hook", "stderr", "println!"] {
+            assert!(!text.contains(word), "{} speaks of {word}", path.display());
+        }
+        seen += 1;
+    }
+    assert!(seen > 10, "the walk found only {seen} files");
+}

@@ -4,11 +4,12 @@ pub(crate) mod args;
 pub(crate) mod cmd;
 pub(crate) mod console;
 pub(crate) mod downloads;
-pub mod exit;
+pub(crate) mod exit;
 mod kernel_table;
 mod progress;
 mod reference;
 mod routing_record;
+mod signals;
 mod units;
 
 use args::{Cli, Command, MessageFormat};

@@ -1,39 +1,78 @@
-//! Library facade, the pipeline, and the command line of moec.
+//! Mixture-of-experts language models from text to trained: the library, and the command line over it.
 //!
-//! A program with a router of its own is a few lines: build a [`Registry`], hand it to [`run`], and every command
-//! knows the router.
+//! A model is a short `.moe` text. The library checks it, derives the backward pass, plans every byte, runs it on the
+//! processor, a graphics device or the slow float64 reference, and trains and samples it. All of that in one `use`:
 //!
 //! ```no_run
-//! use moec::Registry;
+#![doc = include_str!("../examples/hello.rs")]
+//! ```
 //!
+//! # The way
+//!
+//! | from | by | to |
+//! |---|---|---|
+//! | text | [`Spec::parse`], [`Spec::read`] | [`Spec`]: model and recipe, checked; or [`Error::Spec`] with every fault at its line |
+//! | [`Spec`] | [`Spec::compile`] | [`Compiled`]: a graph and a plan for each [`Function`] |
+//! | [`Compiled`] | [`Session::open`] | [`Session`]: tensors on a [`Device`] |
+//! | [`Session`] | [`Session::train`] | a run folder, with checkpoints, metrics and everything that is needed to go on |
+//! | a run folder | [`Run::open`], [`Run::session`] | a [`Session`] that samples and evaluates |
+//!
+//! Each stage can be looked at: [`pipeline`] has them as functions, and the crates that own them are [`syntax`], [`model`],
+//! [`ir`], [`plan`], [`runtime`] and `kernels`. Where the loop of training reports to and how it is stopped is an argument
+//! of [`Session::continue_from`].
+//!
+//! # Routers of your own
+//!
+//! A routing strategy in Rust implements [`router::RoutingStrategy`] and is put into a [`Registry`], which [`Spec::read`]
+//! takes, or [`run`], which gives it every command:
+//!
+//! ```no_run
 //! fn main() -> std::process::ExitCode {
-//!     moec::run(Registry::with_builtins())
+//!     moec::run(moec::Registry::with_builtins())
 //! }
 //! ```
 //!
-//! The way from text to a program is in [`pipeline`]; each crate below owns one stage of it.
+//! # Features
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `cli` | the program `moec` and [`run`]; a library needs none of it |
+//! | `cpu` | [`Device::Cpu`]: CubeCL's kernels, compiled with LLVM 23, which its build script downloads or is told the place of |
+//! | `wgpu` | [`Device::Wgpu`]: the same kernels on what wgpu reaches |
+//!
+//! All three are on unless `default-features = false`. Without `cpu` and `wgpu` there is [`Device::Interpreter`] alone,
+//! and nothing of CubeCL is built.
 
+#[cfg(feature = "cli")]
 mod cli;
-mod devices;
+mod device;
+mod error;
 pub mod pipeline;
-mod prepared;
-pub mod resolved;
+mod request;
+pub mod router;
+mod run;
 mod sampling;
-mod sources;
+mod session;
+mod spec;
 mod training;
+mod units;
 
-/// All that a routing strategy of another crate needs: the trait with what it declares, and the graph it builds.
-/// `examples/router-plugin` is a complete one.
-pub mod router {
-    pub use moec_ir::{Binary, Builder, DType, Data, Op, Tensor, TensorType, Unary, Value};
-    pub use moec_model::{
-        Arguments, Assignment, AuxiliaryLoss, BalanceLoss, Compares, DefaultValue, Interval, LossContext, Mode,
-        NoisyScores, ParameterSpec, ParameterType, Quantity, Randomness, Reads, Role, Routing, RoutingContext,
-        RoutingStrategy, StateSource, TrainingText, Traits, Verdict,
-    };
-}
-
-pub use cli::exit;
+#[cfg(feature = "cli")]
 pub use cli::run;
+pub use device::Device;
+pub use error::{Error, Messages};
 pub use moec_model::Registry;
-pub use prepared::initial_states;
+pub use moec_runtime::{
+    Corpus, Dataset, Reporter, RunFolder, SampleConfig, Silent, Split, Summary, TrainConfig, Vocab,
+};
+pub use pipeline::{Checked, CompileOptions, Compiled, Function};
+pub use request::Request;
+pub use run::Run;
+pub use sampling::{Decode, Sampling};
+pub use session::Session;
+pub use spec::{Spec, read_source, require_memory};
+pub use training::{initial_states, train_config};
+
+#[cfg(feature = "kernels")]
+pub use moec_kernels as kernels;
+pub use {moec_ir as ir, moec_model as model, moec_plan as plan, moec_runtime as runtime, moec_syntax as syntax};

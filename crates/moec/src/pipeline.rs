@@ -4,7 +4,8 @@
 //! bytes ─parse─▶ File ─check─▶ Model ─lower─▶ Graph ─differentiate─▶ Graph ─optimize─▶ Graph ─plan─▶ Program
 //! ```
 
-use crate::cli::exit::{Exit, Failure};
+use crate::error::{Error, Messages};
+use crate::request;
 use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
 use moec_model::{
     Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry,
@@ -70,6 +71,14 @@ pub struct Checked {
     pub registry: Registry,
     /// Warnings.
     pub warnings: Vec<Diagnostic>,
+}
+
+impl Checked {
+    /// The model and the recipe with every default filled in, as YAML: what `moec compile --emit model` prints and what a
+    /// run keeps as `resolved.yaml`.
+    pub fn to_yaml(&self) -> String {
+        request::resolved(&self.model, &self.recipe)
+    }
 }
 
 /// Text to checked model.
@@ -166,9 +175,9 @@ pub enum CompileError {
 }
 
 impl CompileError {
-    /// The error as a message into the file where possible.
-    pub fn into_failure(self, source: &SourceFile) -> Failure {
-        let span = match &self {
+    /// The error as a message that points into the file where possible.
+    pub fn diagnostic(&self) -> Diagnostic {
+        let span = match self {
             CompileError::Lower(LowerError::Routing { span, .. }) => Some(*span),
             CompileError::Lower(LowerError::NotCached(obstacle)) => Some(obstacle.span),
             CompileError::Lower(LowerError::Graph(e)) | CompileError::Graph(e) => {
@@ -176,11 +185,16 @@ impl CompileError {
             }
             CompileError::Lower(_) | CompileError::Plan(_) | CompileError::Invalid { .. } => None,
         };
-        let mut diagnostic = Diagnostic::new(Code::CannotBuild, self.to_string());
-        if let Some(span) = span {
-            diagnostic = diagnostic.primary(span, "built here");
+        let diagnostic = Diagnostic::new(Code::CannotBuild, self.to_string());
+        match span {
+            Some(span) => diagnostic.primary(span, "built here"),
+            None => diagnostic,
         }
-        Failure::source(source.clone(), vec![diagnostic], Exit::Usage)
+    }
+
+    /// The error beside the text of the model.
+    pub(crate) fn at(&self, source: &SourceFile) -> Error {
+        Error::Build(Messages::new(source, vec![self.diagnostic()]))
     }
 }
 

@@ -1,7 +1,6 @@
 //! How a model's texts are written: from keys and values that are kept, or from the whole window anew.
 
-use crate::cli::args::DecodeMode;
-use crate::cli::exit::{Exit, Failure};
+use crate::error::Error;
 use crate::pipeline::Function;
 use moec_model::{Cache, Model};
 use moec_runtime::Kept;
@@ -9,15 +8,28 @@ use moec_runtime::Kept;
 /// Most texts that go through the device together.
 const MOST_TOGETHER: u64 = 16;
 
+/// How a character is computed from those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decode {
+    /// From the keys and values of the characters before it, where the model allows it: with learned positions until the
+    /// context is full and from the whole window afterwards; with rotary positions or none throughout, with the keys and
+    /// values of the last T characters (the context).
+    Auto,
+    /// As `Auto`, but fails where it would compute the whole window.
+    Cached,
+    /// From the last T characters alone, computed anew for every character.
+    Windowed,
+}
+
 /// A way to write texts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Sampling {
+pub struct Sampling {
     /// What is kept of the tokens of a text.
-    pub(crate) kept: Kept,
+    pub kept: Kept,
     /// Texts that are written at once.
-    pub(crate) together: u64,
+    pub together: u64,
     /// The functions that it runs.
-    pub(crate) functions: Vec<Function>,
+    pub functions: Vec<Function>,
 }
 
 impl Sampling {
@@ -25,22 +37,16 @@ impl Sampling {
     ///
     /// # Errors
     /// When keys and values must be kept and cannot.
-    pub(crate) fn new(
-        model: &Model,
-        mode: DecodeMode,
-        samples: u64,
-        prompt: usize,
-        length: usize,
-    ) -> Result<Self, Failure> {
+    pub fn new(model: &Model, mode: Decode, samples: u64, prompt: usize, length: usize) -> Result<Self, Error> {
         let decoding = moec_model::decoding(model);
         let kept = match &decoding.cache {
-            _ if mode == DecodeMode::Windowed => Kept::Nothing,
+            _ if mode == Decode::Windowed => Kept::Nothing,
             Cache::Sliding => Kept::LastWindow,
             Cache::UntilFull => Kept::FirstWindow,
             Cache::Never(_) => Kept::Nothing,
         };
         let functions = moec_runtime::sample_functions(kept, model.context, prompt, length);
-        if mode == DecodeMode::Cached && functions.contains(&moec_runtime::NEXT) {
+        if mode == Decode::Cached && functions.contains(&moec_runtime::NEXT) {
             return Err(not_cached(&decoding.cache, model.context, prompt.saturating_add(length)));
         }
         let functions = functions.into_iter().filter_map(Function::from_name).collect();
@@ -50,20 +56,9 @@ impl Sampling {
 }
 
 /// Why a text of so many characters, its prompt included, cannot be written from keys and values alone.
-fn not_cached(cache: &Cache, context: usize, characters: usize) -> Failure {
+fn not_cached(cache: &Cache, context: usize, characters: usize) -> Error {
     match cache {
-        Cache::Never(obstacle) => {
-            Failure::new(Exit::Usage, format!("keys and values cannot be kept: {}", obstacle.reason))
-                .help("--decode windowed computes the whole window for every character")
-        }
-        Cache::Sliding | Cache::UntilFull => {
-            let message = format!(
-                "keys and values can be kept for the first {context} characters only: what they hold depends on the \
-                 place in the window"
-            );
-            Failure::new(Exit::Usage, message)
-                .help(format!("prompt and text are {characters} characters together"))
-                .help("--decode auto goes on with the whole window from there")
-        }
+        Cache::Never(obstacle) => Error::NeverCached { reason: obstacle.reason.clone() },
+        Cache::Sliding | Cache::UntilFull => Error::CachedUntilFull { context, characters },
     }
 }

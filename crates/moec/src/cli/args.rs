@@ -1,6 +1,8 @@
 //! The command line: every command and option, with its help.
 
 use crate::cli::exit::EXIT_CODES;
+use crate::{Decode, Device};
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -267,29 +269,22 @@ pub(crate) struct CompileArgs {
     pub(crate) output: Option<PathBuf>,
 
     /// Refuse the model if it needs more memory than this device has.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub(crate) device: DeviceName,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 }
 
-/// Where a model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceName {
-    /// The processor, all cores.
-    Cpu,
-    /// Any GPU that wgpu reaches.
-    Wgpu,
-    /// The slow float64 reference; for checking.
-    Interpreter,
-}
+impl ValueEnum for Device {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Device::ALL
+    }
 
-impl DeviceName {
-    /// The name as the user writes it.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            DeviceName::Cpu => "cpu",
-            DeviceName::Wgpu => "wgpu",
-            DeviceName::Interpreter => "interpreter",
-        }
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Device::Cpu => "The processor, all cores",
+            Device::Wgpu => "Any GPU that wgpu reaches",
+            Device::Interpreter => "The slow float64 reference; for checking",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
     }
 }
 
@@ -318,8 +313,8 @@ pub(crate) struct TrainArgs {
     pub(crate) out: Option<PathBuf>,
 
     /// Where to run.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub(crate) device: DeviceName,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 
     /// Continue the run in --out from its last checkpoint, to the same bits as if it had never stopped.
     #[arg(long, requires = "out")]
@@ -352,8 +347,8 @@ pub(crate) struct BenchArgs {
     pub(crate) steps: u64,
 
     /// Where to run.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub(crate) device: DeviceName,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 
     /// Print the result as JSON on standard output.
     #[arg(long)]
@@ -401,8 +396,8 @@ pub(crate) struct CompareArgs {
     pub(crate) json: bool,
 
     /// Where to run.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub(crate) device: DeviceName,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 
     /// How messages about the files are printed.
     #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
@@ -448,26 +443,34 @@ pub(crate) struct SampleArgs {
     pub(crate) number: u64,
 
     /// How a character is computed from those before it.
-    #[arg(long, value_enum, default_value_t = DecodeMode::Auto)]
-    pub(crate) decode: DecodeMode,
+    #[arg(long, value_enum, default_value_t = Decode::Auto)]
+    pub(crate) decode: Decode,
 
     /// Where to run.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub(crate) device: DeviceName,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 }
 
-/// How a character is computed from those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DecodeMode {
-    /// From the keys and values of the characters before it, where the model allows it: with learned positions until the
-    /// context is full and from the whole window afterwards; with rotary positions or none throughout, with the keys and
-    /// values of the last T characters (the context). A key was computed when its character was written, from the T
-    /// characters up to it, so beyond T characters the text can differ from what `windowed` writes.
-    Auto,
-    /// As `auto`, but fails where it would compute the whole window.
-    Cached,
-    /// From the last T characters alone, computed anew for every character.
-    Windowed,
+impl ValueEnum for Decode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Decode::Auto, Decode::Cached, Decode::Windowed]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Decode::Auto => (
+                "auto",
+                "From the keys and values of the characters before it, where the model allows it: with learned positions \
+                 until the context is full and from the whole window afterwards; with rotary positions or none throughout, \
+                 with the keys and values of the last T characters (the context). A key was computed when its character \
+                 was written, from the T characters up to it, so beyond T characters the text can differ from what \
+                 `windowed` writes",
+            ),
+            Decode::Cached => ("cached", "As `auto`, but fails where it would compute the whole window"),
+            Decode::Windowed => ("windowed", "From the last T characters alone, computed anew for every character"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 /// Which part of a text.
@@ -504,8 +507,8 @@ pub(crate) struct EvalArgs {
     pub(crate) json: bool,
 
     /// Where to run.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub(crate) device: DeviceName,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 }
 
 /// `moec route`
@@ -545,8 +548,8 @@ pub(crate) struct RouteArgs {
     pub(crate) json: bool,
 
     /// Where to run.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    pub(crate) device: DeviceName,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 }
 
 /// `moec gradcheck`

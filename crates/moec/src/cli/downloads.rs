@@ -6,17 +6,34 @@ use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::units::bytes;
 use etcetera::BaseStrategy;
-use moec_model::DataSet;
-use moec_runtime::sha256_hex;
+use moec_model::{DataSet, Registry};
+use moec_runtime::{Corpus, sha256_hex};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Seed of the embedded corpus: the same text whatever the seed of a run.
+const CORPUS_SEED: u64 = 0;
+
+/// Reads a text, downloads a known one if there is no such file, or generates the embedded one.
+pub(crate) fn corpus(data: &str, registry: &Registry, console: &Console) -> Result<Corpus, Failure> {
+    let path = Path::new(data);
+    match registry.find_data_set(data) {
+        _ if data == "synthetic" => Ok(Corpus::synthetic(CORPUS_SEED)),
+        Some(data_set) if !path.exists() => {
+            let path = fetch(data_set, console)?;
+            let content = std::fs::read(&path).map_err(|e| Failure::file("read", &path, &e))?;
+            Ok(Corpus::from_bytes(data, content)?)
+        }
+        _ => Ok(Corpus::from_path(path)?),
+    }
+}
 
 /// The file of a data set in the cache, downloaded if it is not there or not what it should be.
 ///
 /// # Errors
 /// When it cannot be downloaded, is not what it should be, or cannot be written.
-pub(crate) fn fetch(data_set: &DataSet, console: &Console) -> Result<PathBuf, Failure> {
+fn fetch(data_set: &DataSet, console: &Console) -> Result<PathBuf, Failure> {
     let base = std::env::var("MOEC_DATA_URL").ok().filter(|url| !url.is_empty());
     fetch_from(data_set, base.as_deref().unwrap_or(data_set.base), &cache_folder()?.join("data"), console)
 }

@@ -1,12 +1,17 @@
 //! Exit codes, and the one error type that every command returns.
 
+use crate::error::{self, Error, Messages};
 use moec_plan::BackendError;
+use moec_runtime::{
+    CheckpointError, DataError, EvaluateError, ExecutableError, MakeMoeError, RunError, SampleError, TensorFileError,
+    TrainError,
+};
 use moec_syntax::{Diagnostic, SourceFile};
 use std::fmt;
 
 /// What a process exit code means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// It worked.
     Success = 0,
     /// Something failed while running: a file could not be written, for example.
@@ -28,7 +33,7 @@ pub enum Exit {
 }
 
 /// The exit codes as `--help` shows them.
-pub const EXIT_CODES: &str = "Exit codes:
+pub(crate) const EXIT_CODES: &str = "Exit codes:
   0  success
   1  failed while running
   2  the command line, the .moe file or an override is wrong
@@ -38,21 +43,9 @@ pub const EXIT_CODES: &str = "Exit codes:
   101  a fault in moec itself
   130, 143  interrupted, and saved";
 
-/// What the system says about a file, in our words where they are plainer.
-pub(crate) fn reason(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => "there is no such file".to_string(),
-        std::io::ErrorKind::IsADirectory => "it is a folder".to_string(),
-        std::io::ErrorKind::PermissionDenied => "permission denied".to_string(),
-        std::io::ErrorKind::StorageFull => "the disk is full".to_string(),
-        std::io::ErrorKind::AlreadyExists => "it exists already".to_string(),
-        _ => error.to_string(),
-    }
-}
-
 /// Why a command ended without doing what it was asked.
 #[derive(Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// Messages that point into a source.
     Source {
         /// The source they point into.
@@ -75,18 +68,18 @@ pub enum Failure {
 
 impl Failure {
     /// A failure with messages that point into a source.
-    pub fn source(source: SourceFile, diagnostics: Vec<Diagnostic>, exit: Exit) -> Self {
+    pub(crate) fn source(source: SourceFile, diagnostics: Vec<Diagnostic>, exit: Exit) -> Self {
         Failure::Source { source: Box::new(source), diagnostics, exit }
     }
 
     /// A failure with a sentence.
-    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Failure::Message { message: message.into(), help: Vec::new(), exit }
     }
 
     /// Adds advice.
     #[must_use]
-    pub fn help(mut self, advice: impl Into<String>) -> Self {
+    pub(crate) fn help(mut self, advice: impl Into<String>) -> Self {
         if let Failure::Message { help, .. } = &mut self {
             help.push(advice.into());
         }
@@ -94,15 +87,48 @@ impl Failure {
     }
 
     /// A file that could not be read or written.
-    pub fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
-        let reason = reason(error);
+    pub(crate) fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        let reason = error::reason(error);
         Failure::new(Exit::Failure, format!("cannot {what} {}: {reason}", path.display()))
     }
 
     /// What kind of end it is.
-    pub fn exit(&self) -> Exit {
+    pub(crate) fn exit(&self) -> Exit {
         match self {
             Failure::Source { exit, .. } | Failure::Message { exit, .. } => *exit,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let of = |messages: Messages, exit| Failure::source(*messages.source, messages.diagnostics, exit);
+        let say = |exit| Failure::new(exit, error.to_string());
+        match error {
+            Error::Spec(messages) | Error::Build(messages) => of(messages, Exit::Usage),
+            Error::TooLarge(messages) => of(messages, Exit::Device),
+            Error::File { ref path, .. } if path.is_dir() => say(Exit::Usage).help("give the path of a .moe file"),
+            Error::File { .. } => say(Exit::Usage),
+            Error::Vocabulary { .. } => say(Exit::Data).help("write `vocab characters` to take it from the text"),
+            Error::Table { .. } | Error::Request { .. } | Error::DamagedVocabulary(_) => say(Exit::Data),
+            Error::NeverCached { .. } => {
+                say(Exit::Usage).help("--decode windowed computes the whole window for every character")
+            }
+            Error::CachedUntilFull { characters, .. } => say(Exit::Usage)
+                .help(format!("prompt and text are {characters} characters together"))
+                .help("--decode auto goes on with the whole window from there"),
+            Error::NoCheckpoint(_) => {
+                say(Exit::Data).help("let the training reach its first checkpoint; Ctrl-C saves one")
+            }
+            Error::Data(e) => e.into(),
+            Error::Checkpoint(e) => e.into(),
+            Error::Run(e) => e.into(),
+            Error::TensorFile(e) => e.into(),
+            Error::Executable(e) => e.into(),
+            Error::Train(e) => e.into(),
+            Error::Evaluate(e) => e.into(),
+            Error::Sample(e) => e.into(),
+            Error::Device(e) => e.into(),
         }
     }
 }
@@ -116,6 +142,100 @@ impl From<BackendError> for Failure {
             BackendError::Interface(_) => Exit::Failure,
         };
         Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<DataError> for Failure {
+    fn from(error: DataError) -> Self {
+        let failure = Failure::new(Exit::Data, error.to_string());
+        match error {
+            DataError::NotFound { .. } => {
+                failure.help("give a UTF-8 text file, `tinyshakespeare`, or `synthetic` for the generated corpus")
+            }
+            DataError::TooShort { .. } => failure.help("give a longer text, or make `context` smaller (-s context=N)"),
+            DataError::NotText { .. } => failure.help("convert the file to UTF-8, with `iconv` for example"),
+            _ => failure,
+        }
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        let exit = match error {
+            CheckpointError::Write { .. } => Exit::Failure,
+            _ => Exit::Data,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let exit = match error {
+            RunError::NoRun { .. } => Exit::Data,
+            _ => Exit::Failure,
+        };
+        let failure = Failure::new(exit, error.to_string());
+        match error {
+            RunError::NoRun { .. } => failure.help("give the folder that `moec train` wrote, runs/NAME for example"),
+            RunError::Exists { .. } => failure.help("--resume continues it; --out FOLDER starts another"),
+            _ => failure,
+        }
+    }
+}
+
+impl From<ExecutableError> for Failure {
+    fn from(error: ExecutableError) -> Self {
+        match error {
+            ExecutableError::Backend(error) => error.into(),
+            other => Failure::new(Exit::Failure, other.to_string()),
+        }
+    }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Data(e) => e.into(),
+            TrainError::Executable(e) => e.into(),
+            TrainError::Checkpoint(e) => e.into(),
+            TrainError::Run(e) => e.into(),
+            TrainError::Diverged { .. } => Failure::new(Exit::Diverged, error.to_string())
+                .help("lower the learning rate (-s train.optimizer.lr=3e-4) or clip the gradient (-s train.clip=1.0)")
+                .help("the checkpoints written before are intact"),
+        }
+    }
+}
+
+impl From<EvaluateError> for Failure {
+    fn from(error: EvaluateError) -> Self {
+        match error {
+            EvaluateError::Data(e) => e.into(),
+            EvaluateError::Executable(e) => e.into(),
+        }
+    }
+}
+
+impl From<SampleError> for Failure {
+    fn from(error: SampleError) -> Self {
+        match error {
+            SampleError::Executable(e) => e.into(),
+            SampleError::Setting { .. } | SampleError::Prompt(_) => Failure::new(Exit::Usage, error.to_string()),
+            SampleError::Vocabulary { .. } | SampleError::NotFinite => Failure::new(Exit::Data, error.to_string()),
+        }
+    }
+}
+
+impl From<TensorFileError> for Failure {
+    fn from(error: TensorFileError) -> Self {
+        Failure::new(Exit::Data, error.to_string())
+    }
+}
+
+impl From<MakeMoeError> for Failure {
+    fn from(error: MakeMoeError) -> Self {
+        Failure::new(Exit::Data, error.to_string())
+            .help("makeMoE's model has learned positions, layer norms, attention and mixtures of relu experts")
     }
 }
 

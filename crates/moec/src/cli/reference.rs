@@ -1,7 +1,7 @@
 //! The reference of routing strategies and balance losses, as text and as JSON, from what they declare.
 
 use crate::cli::exit::{Exit, Failure};
-use crate::sources;
+use crate::read_source;
 use moec_model::{
     Arguments, BalanceLoss, CheckOptions, Compares, DefaultValue, ParameterSpec, Quantity, Randomness, Reads, Registry,
     RoutingStrategy, Traits,
@@ -62,7 +62,7 @@ pub(crate) fn strategies(registry: &Registry, spec: Option<&Path>) -> Result<Vec
 
 /// The registry with the routers that a file and its imports define. The file may hold any number of models.
 fn with_file(registry: &Registry, path: &Path) -> Result<Registry, Failure> {
-    let source = sources::read(path)?;
+    let source = read_source(path)?;
     let wrong = |diagnostics| Failure::source(source.clone(), diagnostics, Exit::Usage);
     let file = moec_syntax::parse(&source).map_err(wrong)?;
     let checked = moec_model::check(&source, &file, registry, &CheckOptions::default());

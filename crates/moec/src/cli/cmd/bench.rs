@@ -1,14 +1,13 @@
 //! `moec bench`: how fast a model trains here, beside what this machine can do at most.
 
-use crate::cli::args::{BenchArgs, DeviceName};
+use crate::cli::args::BenchArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::{KernelTable, flops, least_seconds};
 use crate::cli::units::{bytes, grouped, scaled};
 use crate::pipeline::{CompileOptions, Compiled, Function};
-use crate::prepared::{self, Spec};
-use crate::training;
-use moec_kernels::{CubeBackend, Device, Limits, Yardstick};
+use crate::{Device, Spec, cli::downloads, initial_states, train_config};
+use moec_kernels::{CubeBackend, Limits, Yardstick};
 use moec_model::Registry;
 use moec_plan::{Backend, Interpreter, Plan};
 use moec_runtime::{Dataset, Executable, Profiled, Split, TRAIN_STEP, TrainConfig, train_loss, train_step};
@@ -73,18 +72,15 @@ pub(crate) fn run(args: &BenchArgs, registry: &Registry, console: &Console) -> R
     let spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &args.spec.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
     let data = args.data.clone().unwrap_or_else(|| spec.data(&args.spec.spec, registry));
-    let corpus = prepared::corpus(&data, registry, console)?;
-    let dataset = Dataset::new(&corpus, corpus.vocab()?, spec.checked.recipe.split)?;
+    let corpus = downloads::corpus(&data, registry, console)?;
+    let dataset = spec.dataset(&corpus)?;
     dataset.windows(Split::Train, spec.checked.model.context)?;
     let compiled = spec.compile(dataset.vocab(), args.device, &CompileOptions::only([Function::TrainStep]))?;
     let bench = Bench { spec: &spec, compiled: &compiled, dataset: &dataset, begun };
     match args.device {
-        DeviceName::Interpreter => bench.run(&Interpreter, None, args, console)?,
-        device => {
-            let device = if device == DeviceName::Cpu { Device::Cpu } else { Device::Wgpu };
-            let backend = CubeBackend::open(device)?;
-            bench.run(&backend, Some(&backend), args, console)?;
-        }
+        Device::Interpreter => bench.run(&Interpreter, None, args, console)?,
+        Device::Cpu => bench.with_kernels(moec_kernels::Device::Cpu, args, console)?,
+        Device::Wgpu => bench.with_kernels(moec_kernels::Device::Wgpu, args, console)?,
     }
     Ok(Exit::Success)
 }
@@ -97,6 +93,11 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    fn with_kernels(&self, device: moec_kernels::Device, args: &BenchArgs, console: &Console) -> Result<(), Failure> {
+        let backend = CubeBackend::open(device)?;
+        self.run(&backend, Some(&backend), args, console)
+    }
+
     fn run(
         &self,
         backend: &dyn Backend,
@@ -105,12 +106,12 @@ impl Bench<'_> {
         console: &Console,
     ) -> Result<(), Failure> {
         let (program, model) = (&self.compiled.program, &self.spec.checked.model);
-        let config = TrainConfig { steps: u64::MAX, ..training::config(&self.spec.checked.recipe) };
+        let config = TrainConfig { steps: u64::MAX, ..train_config(&self.spec.checked.recipe) };
         let mut session = Profiled::new(backend.prepare(program)?, TRAIN_STEP);
         session.pause();
         let mut executable = Executable::new(program, &mut session, model.context)?;
         let lowered = &self.compiled.lowered;
-        let states = prepared::initial_states(&lowered.states, self.dataset)?;
+        let states = initial_states(&lowered.states, self.dataset)?;
         moec_runtime::initialise(&mut executable, config.seed, &lowered.parameters, &states)?;
         let mut steps = Steps { dataset: self.dataset, config, made: 0 };
         steps.make(&mut executable)?;
@@ -150,7 +151,7 @@ impl Bench<'_> {
         let tokens = self.spec.checked.recipe.batch * model.context;
         let report = Report {
             model: model.name.clone(),
-            device: args.device.as_str(),
+            device: args.device.name(),
             parameters: lowered.parameter_count(),
             tokens_per_step: tokens,
             gflop_per_step: flops(plan) / 1e9,
@@ -250,7 +251,7 @@ impl Report {
         lines.push(format!("start    {:.2} s until the first step was done", self.first_step_s));
         let peak = self.memory.peak_resident_bytes.map(|n| format!(", {} resident", bytes(n))).unwrap_or_default();
         lines.push(format!("memory   {} planned{peak}", bytes(self.memory.planned_bytes as u64)));
-        if self.device == DeviceName::Wgpu.as_str() {
+        if self.device == Device::Wgpu.name() {
             lines.push("kernels  timed one by one, each with the wait for it: together longer than a step".to_string());
         }
         format!("{}\n\n{}", lines.join("\n"), self.profile.text())

@@ -3,7 +3,7 @@
 use crate::cli::args::CheckArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::{pipeline, sources};
+use crate::{pipeline, read_source};
 use moec_model::Registry;
 use moec_syntax::{Code, Diagnostic, Item, Severity, SourceFile};
 
@@ -12,7 +12,7 @@ use moec_syntax::{Code, Diagnostic, Item, Severity, SourceFile};
 /// # Errors
 /// When the file cannot be read or is wrong.
 pub(crate) fn run(args: &CheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let source = sources::read(&args.spec.spec)?;
+    let source = read_source(&args.spec.spec)?;
     let result = pipeline::check(&source, registry, args.spec.model.as_deref(), &args.spec.set);
     if let Err(diagnostics) = &result
         && let Some(routers) = library(&source, diagnostics)

@@ -2,18 +2,16 @@
 
 use crate::cli::args::CompareArgs;
 use crate::cli::console::Console;
+use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
+use crate::cli::signals::Signals;
 use crate::cli::units::{duration, grouped};
 use crate::pipeline::{CompileOptions, Compiled, Function};
-use crate::prepared::{self, Request, Spec};
-use crate::training::{self, Signals};
-use crate::{devices, sources};
+use crate::{Error, Request, Session, Spec, train_config};
 use moec_model::Registry;
 use moec_plan::Backend;
-use moec_runtime::{
-    Corpus, Dataset, Executable, LayerBalance, Metric, Outcome, RunFolder, RunTexts, Split, TrainConfig, TrainError,
-};
+use moec_runtime::{Corpus, Dataset, LayerBalance, Metric, Outcome, RunFolder, Split, TrainConfig, TrainError};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -33,7 +31,7 @@ const RESULT_FILE: &str = "result.json";
 pub(crate) fn run(args: &CompareArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let entries = entries(args, registry, console)?;
     let data = data(args, &entries, registry)?;
-    let corpus = prepared::corpus(&data, registry, console)?;
+    let corpus = downloads::corpus(&data, registry, console)?;
     require_equal_budgets(&entries)?;
     let split = entries.first().map_or(0.9, |e| e.spec.checked.recipe.split);
     let dataset = Dataset::new(&corpus, corpus.vocab()?, split)?;
@@ -46,7 +44,7 @@ pub(crate) fn run(args: &CompareArgs, registry: &Registry, console: &Console) ->
         compiled.push(entry.spec.compile(dataset.vocab(), args.device, &options)?);
     }
     let bench = Bench { args, registry, console, corpus: &corpus, dataset: &dataset, data: &data };
-    let backend = devices::open(args.device)?;
+    let backend = args.device.open()?;
     let signals = Signals::listen(*console)?;
 
     let all = entries.len() * args.seeds as usize;
@@ -89,7 +87,6 @@ struct Entry {
     label: String,
     /// As given.
     path: PathBuf,
-    model: Option<String>,
     spec: Spec,
 }
 
@@ -114,7 +111,7 @@ fn entries(args: &CompareArgs, registry: &Registry, console: &Console) -> Result
         set.extend(args.steps.map(|n| format!("train.steps={n}")));
         let spec = Spec::read(path, registry, model.as_deref(), &set)?;
         console.diagnostics(&spec.source, &spec.checked.warnings, args.message_format);
-        entries.push(Entry { label, path: path.clone(), model: model.clone(), spec });
+        entries.push(Entry { label, path: path.clone(), spec });
     }
     Ok(entries)
 }
@@ -220,8 +217,7 @@ impl Bench<'_> {
         let mut set = self.args.set.clone();
         set.push(format!("train.steps={}", entry.spec.checked.recipe.steps));
         set.push(format!("train.seed={seed}"));
-        let imports = sources::imported(&entry.spec.source);
-        Request { model: entry.model.clone(), set, data: self.data.to_string(), imports }
+        Request { set, ..entry.spec.request(self.data) }
     }
 
     /// The result of a run that is finished; `None` if there is something left to do.
@@ -234,7 +230,7 @@ impl Bench<'_> {
         if moec_runtime::read_spec(&root)? != entry.spec.source.text() {
             return Err(another("another spec"));
         }
-        if prepared::read_request(&root)? != self.request(entry, seed) {
+        if Request::read(&root)? != self.request(entry, seed) {
             return Err(another("another budget, text or overrides"));
         }
         let Ok(text) = std::fs::read_to_string(root.join(RESULT_FILE)) else { return Ok(None) };
@@ -266,36 +262,25 @@ impl Bench<'_> {
             log_every: recipe.log_every.min(recipe.steps.div_ceil(20)),
             evaluate_every: 0,
             keep: Some(1),
-            ..training::config(recipe)
+            ..train_config(recipe)
         };
         let folder = if root.join("spec.moe").exists() {
             RunFolder::open(&root)?
         } else {
-            let plan = training::plan_text(compiled)?;
-            let resolved = prepared::resolved_text(&request, &spec.checked)?;
-            RunFolder::create(&root, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: &plan })?
+            spec.create_run(&root, self.data, compiled)?
         };
-        let mut session = backend.prepare(&compiled.program)?;
-        let mut executable = Executable::new(&compiled.program, &mut *session, spec.checked.model.context)?;
-        let start = training::begin(&mut executable, compiled, self.dataset, &folder, &config)?;
+        let mut session = Session::on(backend, &spec, compiled)?;
+        let start = session.begin(self.dataset, &folder, &config)?;
         if start > config.steps {
             return Err(another(&root, "more steps"));
         }
         if start < config.steps {
             let mut progress = Progress::of_several(*self.console, title.to_string());
-            let trained = moec_runtime::train(
-                &mut executable,
-                self.dataset,
-                &folder,
-                &config,
-                start,
-                &signals.stop,
-                &mut progress,
-            );
+            let trained = session.continue_from(start, self.dataset, &folder, &config, &signals.stop, &mut progress);
             match trained {
                 Ok(summary) if summary.outcome == Outcome::Interrupted => return Ok(None),
                 Ok(_) => {}
-                Err(TrainError::Diverged { step, .. }) => {
+                Err(Error::Train(TrainError::Diverged { step, .. })) => {
                     let result = self.result(&folder, seed, step, None)?;
                     return Ok(Some(result));
                 }
@@ -306,7 +291,7 @@ impl Bench<'_> {
         let most =
             self.args.eval_batches.map(|n| usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(recipe.batch));
         let loss = moec_runtime::evaluate_split(
-            &mut executable,
+            &mut session.executable()?,
             self.dataset,
             Split::Validation,
             config.seed,
@@ -453,7 +438,7 @@ fn comparison(bench: &Bench<'_>, entries: &[Entry], compiled: &[Compiled], resul
     let first = entries.first().map(|e| &e.spec.checked);
     Comparison {
         schema: "moec.compare/1",
-        device: bench.args.device.as_str(),
+        device: bench.args.device.name(),
         data: bench.corpus.name().to_string(),
         data_sha256: bench.corpus.sha256().to_string(),
         steps: first.map_or(0, |c| c.recipe.steps),

@@ -1,15 +1,15 @@
 //! `moec compile`: sizes, layers, kernels and memory on one screen, or any stage of the compilation as text.
 
-use crate::cli::args::{CompileArgs, DeviceName, Emit};
+use crate::cli::args::{CompileArgs, Emit};
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::units::{bytes, grouped, scaled};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled, Function};
-use crate::{resolved, sources};
+use crate::{read_source, require_memory};
 use moec_ir::{Graph, Op};
 use moec_kernels::DeviceProfile;
 use moec_model::{LayerInfo, NoisePolicy, Registry, Vocab};
-use moec_plan::{BackendError, MemoryReport, OptimizeOptions, PASSES, on_threads};
+use moec_plan::{BackendError, OptimizeOptions, PASSES, on_threads};
 use moec_syntax::{SourceFile, did_you_mean};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ use std::fmt::Write as _;
 /// # Errors
 /// When the file is wrong, the model needs more memory than the device has, or the output cannot be written.
 pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let source = sources::read(&args.spec.spec)?;
+    let source = read_source(&args.spec.spec)?;
     if args.emit == Some(Emit::Ast) {
         let file = moec_syntax::parse(&source).map_err(|d| of_source(&source, d))?;
         return deliver(args, console, &format!("{file:#?}\n"));
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
             .help(format!("the functions are {}", names.join(", ")))
     })?;
     match args.emit {
-        Some(Emit::Model) => return deliver(args, console, &resolved::yaml(&checked.model, &checked.recipe)),
+        Some(Emit::Model) => return deliver(args, console, &checked.to_yaml()),
         Some(emit @ (Emit::Ir | Emit::Dot)) => {
             let graph = graph_after(args, &checked, &source, vocab, function)?;
             let text = if emit == Emit::Ir { moec_ir::print(&graph) } else { dot(&graph) };
@@ -52,8 +52,7 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         functions.push(function);
     }
     let options = CompileOptions { max_rewrites: args.opt_steps, ..CompileOptions::only(functions) };
-    let compiled =
-        pipeline::compile(&checked.model, &checked.recipe, vocab, &options).map_err(|e| e.into_failure(&source))?;
+    let compiled = pipeline::compile(&checked.model, &checked.recipe, vocab, &options).map_err(|e| e.at(&source))?;
     if args.time_passes {
         report_times(&compiled, console);
     }
@@ -94,7 +93,7 @@ fn graph_after(
     vocab: usize,
     function: Function,
 ) -> Result<Graph, Failure> {
-    let failed = |e: pipeline::CompileError| e.into_failure(source);
+    let failed = |e: pipeline::CompileError| Failure::from(e.at(source));
     let (model, recipe) = (&checked.model, &checked.recipe);
     let lowered = pipeline::lower(model, recipe, vocab, function, NoisePolicy::Generated);
     let lowered = lowered.map_err(|e| failed(e.into()))?;
@@ -121,44 +120,6 @@ fn graph_after(
         OptimizeOptions { after: args.after.clone(), max_rewrites: args.opt_steps, ..OptimizeOptions::default() };
     let optimized = moec_plan::optimize(&completed, &options).map_err(|e| failed(e.into()))?;
     Ok(optimized.0)
-}
-
-/// Refuses a model that the device cannot hold, naming the largest tensors where they come from.
-///
-/// # Errors
-/// When the program needs more than the device has.
-pub(crate) fn require_memory(memory: &MemoryReport, device: DeviceName, source: &SourceFile) -> Result<(), Failure> {
-    let available = match device {
-        DeviceName::Cpu | DeviceName::Interpreter => moec_kernels::available_memory(),
-        DeviceName::Wgpu => None,
-    };
-    let needed = memory.total_bytes();
-    match available {
-        Some(available) if needed > available => Err(too_large(memory, needed, available, device, source)),
-        _ => Ok(()),
-    }
-}
-
-fn too_large(memory: &MemoryReport, needed: u64, available: u64, device: DeviceName, source: &SourceFile) -> Failure {
-    let message = format!(
-        "the model needs {} of memory, but {} has {} available",
-        bytes(needed),
-        device.as_str(),
-        bytes(available)
-    );
-    let mut diagnostic = moec_syntax::Diagnostic::new(moec_syntax::Code::ModelTooLarge, message);
-    let largest = memory.largest.iter().take(5);
-    for (i, tensor) in largest.clone().enumerate() {
-        diagnostic = diagnostic.note(format!("{} {} takes {}", tensor.name, tensor.ty, bytes(tensor.bytes)));
-        if i == 0
-            && let Some(origin) = tensor.origin
-        {
-            let span = moec_syntax::Span::new(origin.start, origin.end);
-            diagnostic = diagnostic.primary(span, "the largest tensor belongs to this");
-        }
-    }
-    diagnostic = diagnostic.help("reduce the width, the number of experts or layers, or the batch");
-    Failure::source(source.clone(), vec![diagnostic], Exit::Device)
 }
 
 fn report_times(compiled: &Compiled, console: &Console) {

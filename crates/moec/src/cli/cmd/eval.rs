@@ -5,7 +5,7 @@ use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::units::grouped;
 use crate::pipeline::{CompileOptions, Function};
-use crate::prepared::{self, Run};
+use crate::{Run, cli::downloads};
 use moec_model::Registry;
 use moec_runtime::{Dataset, Split};
 use serde_json::json;
@@ -16,11 +16,11 @@ use std::ops::ControlFlow;
 /// # Errors
 /// When the run or the data is wrong, or the device fails.
 pub(crate) fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let run = Run::open(&args.run, registry, args.device, |_, _| {
+    let run = Run::open(&args.run, registry, args.device, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Evaluate, Function::Logits]))
     })?;
     let data = args.data.as_deref().unwrap_or(&run.request.data);
-    let corpus = prepared::corpus(data, registry, console)?;
+    let corpus = downloads::corpus(data, registry, console)?;
     let recipe = &run.spec.checked.recipe;
     let (split, fraction, name) = match args.split {
         SplitName::Train => (Split::Train, recipe.split, "train"),
@@ -28,20 +28,20 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Re
         SplitName::All => (Split::Train, 1.0, "all"),
     };
     let dataset = Dataset::new(&corpus, run.vocab.clone(), fraction)?;
-    let loss = run.on_device(args.device, |executable| {
-        let mut told = 0;
-        let mut progress = |done: usize, all: usize| {
-            // A line for every tenth part of a long evaluation.
-            if all >= 1000 && done * 10 / all > told {
-                told = done * 10 / all;
-                console.note(format!("{} of {} windows", grouped(done as u64), grouped(all as u64)));
-            }
-            ControlFlow::Continue(())
-        };
-        let most = args.batches.map(|n| usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(recipe.batch));
-        let loss = moec_runtime::evaluate_split(executable, &dataset, split, recipe.seed, most, &mut progress)?;
-        loss.ok_or_else(|| Failure::new(Exit::Failure, "the evaluation was stopped"))
-    })?;
+    let mut told = 0;
+    let mut progress = |done: usize, all: usize| {
+        // A line for every tenth part of a long evaluation.
+        if all >= 1000 && done * 10 / all > told {
+            told = done * 10 / all;
+            console.note(format!("{} of {} windows", grouped(done as u64), grouped(all as u64)));
+        }
+        ControlFlow::Continue(())
+    };
+    let mut session = run.session(args.device)?;
+    let most = args.batches.map(|n| usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(recipe.batch));
+    let loss =
+        moec_runtime::evaluate_split(&mut session.executable()?, &dataset, split, recipe.seed, most, &mut progress)?;
+    let loss = loss.ok_or_else(|| Failure::new(Exit::Failure, "the evaluation was stopped"))?;
     let bits = loss.loss_nats / std::f64::consts::LN_2;
     if args.json {
         console.json(&json!({

@@ -1,10 +1,10 @@
 //! `moec export`: a run's model under makeMoE's parameter names.
 
-use crate::cli::args::{DeviceName, ExportArgs};
+use crate::cli::args::ExportArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::{CompileOptions, Function};
-use crate::prepared::Run;
+use crate::{Device, Run};
 use moec_model::Registry;
 
 /// Runs the command.
@@ -16,7 +16,9 @@ pub(crate) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
         let message = format!("{} exists already", args.output.display());
         return Err(Failure::new(Exit::Failure, message).help("--force replaces it"));
     }
-    let run = Run::open(&args.run, registry, DeviceName::Cpu, |_, _| Ok(CompileOptions::only([Function::Logits])))?;
+    let run = Run::open(&args.run, registry, Device::Cpu, |_, _| -> Result<_, Failure> {
+        Ok(CompileOptions::only([Function::Logits]))
+    })?;
     let heads = moec_runtime::attention_heads(&run.compiled.program);
     let tensors = moec_runtime::export_makemoe(&run.checkpoint.tensors, &run.compiled.states, heads)?;
     moec_runtime::write_tensors(&args.output, &tensors)?;

@@ -3,7 +3,8 @@
 use crate::cli::args::FmtArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::sources;
+use crate::read_source;
+use crate::spec::source_from_bytes;
 use moec_syntax::SourceFile;
 use std::io::Read;
 use std::path::Path;
@@ -16,7 +17,7 @@ pub(crate) fn run(args: &FmtArgs, console: &Console) -> Result<Exit, Failure> {
     let mut exit = Exit::Success;
     for path in &args.files {
         let from_stdin = path == Path::new("-");
-        let source = if from_stdin { standard_input()? } else { sources::read(path)? };
+        let source = if from_stdin { standard_input()? } else { read_source(path)? };
         let formatted = moec_syntax::format(&source).map_err(|d| Failure::source(source.clone(), d, Exit::Usage))?;
         let changed = formatted != source.text();
         if args.check {
@@ -53,5 +54,5 @@ fn standard_input() -> Result<SourceFile, Failure> {
     let limit = moec_syntax::MAX_SOURCE_BYTES as u64 + 1;
     let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
     read.map_err(|e| Failure::file("read", Path::new("standard input"), &e))?;
-    sources::from_bytes("<stdin>", &bytes)
+    Ok(source_from_bytes("<stdin>", &bytes)?)
 }

@@ -9,7 +9,7 @@ use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::units::grouped;
 use crate::pipeline::{self, CompileError, Function};
-use crate::prepared::{self, Spec};
+use crate::{Spec, cli::downloads, initial_states};
 use indicatif::ProgressBar;
 use moec_ir::{Data, EvalError, Graph, Tensor, evaluate, random};
 use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
@@ -85,7 +85,7 @@ struct Gradient {
 impl Problem {
     fn of(spec: &Spec, args: &GradcheckArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
         let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
-        let failed = |e: CompileError| e.into_failure(&spec.source);
+        let failed = |e: CompileError| Failure::from(e.at(&spec.source));
         let dataset = text(args, model.vocab, registry, console)?;
         let vocab = dataset.vocab().len();
         let (tokens, targets) = batch(dataset.windows(Split::Train, model.context)?, recipe.batch, model.context);
@@ -161,7 +161,7 @@ fn not_evaluated(error: EvalError) -> Failure {
 
 /// The text that the batch is taken from, and that tables of routers are computed from.
 fn text(args: &GradcheckArgs, vocab: Vocab, registry: &Registry, console: &Console) -> Result<Dataset, Failure> {
-    let corpus = prepared::corpus(&args.data, registry, console)?;
+    let corpus = downloads::corpus(&args.data, registry, console)?;
     let characters = corpus.vocab()?;
     let (corpus, characters) = match vocab {
         // Any characters serve where the text has another number of them.
@@ -196,7 +196,7 @@ fn batch(text: &[i32], rows: usize, time: usize) -> (Vec<i32>, Vec<i32>) {
 fn point(lowered: &Lowered, dataset: &Dataset, seed: u64) -> Result<BTreeMap<String, Tensor>, Failure> {
     let program = moec_plan::plan(&[("forward".to_string(), &lowered.graph)]);
     let declared = program.map_err(|e| Failure::new(Exit::Failure, e.to_string()))?.states;
-    let states = prepared::initial_states(&lowered.states, dataset)?;
+    let states = initial_states(&lowered.states, dataset)?;
     let mut tensors = moec_runtime::initial_tensors(seed, &declared, &lowered.parameters, &states);
     for (i, (name, _)) in lowered.parameters.iter().enumerate() {
         let Some(tensor) = tensors.get_mut(name) else { continue };

@@ -1,13 +1,13 @@
 //! `moec import`: a run from a makeMoE state dictionary.
 
-use crate::cli::args::{DeviceName, ImportArgs};
+use crate::cli::args::ImportArgs;
 use crate::cli::console::Console;
+use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::{CompileOptions, Function};
-use crate::prepared::{self, Request, Spec};
-use crate::sources;
+use crate::{Device, Spec};
 use moec_model::Registry;
-use moec_runtime::{Dataset, Identity, RunFolder, RunTexts};
+use moec_runtime::Identity;
 
 /// Runs the command: the run begins at step 0 with the imported parameters, ready to be sampled, evaluated or trained
 /// further.
@@ -16,23 +16,20 @@ use moec_runtime::{Dataset, Identity, RunFolder, RunTexts};
 /// When the file, the spec, the data or the run folder is wrong.
 pub(crate) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let spec = Spec::read(&args.spec, registry, args.model.as_deref(), &args.set)?;
-    let corpus = prepared::corpus(&args.data, registry, console)?;
+    let corpus = downloads::corpus(&args.data, registry, console)?;
     let vocab = corpus.vocab()?;
-    let compiled = spec.compile(&vocab, DeviceName::Cpu, &CompileOptions::only([Function::TrainStep]))?;
+    let compiled = spec.compile(&vocab, Device::Cpu, &CompileOptions::only([Function::TrainStep]))?;
     let theirs = moec_runtime::read_tensors(&args.file)?;
     let program = &compiled.program;
     let heads = moec_runtime::attention_heads(program);
     let mut tensors = moec_runtime::import_makemoe(&theirs, &program.states, heads)?;
     let seed = spec.checked.recipe.seed;
-    let dataset = Dataset::new(&corpus, vocab.clone(), spec.checked.recipe.split)?;
-    let states = prepared::initial_states(&compiled.lowered.states, &dataset)?;
+    let dataset = spec.dataset(&corpus)?;
+    let states = crate::initial_states(&compiled.lowered.states, &dataset)?;
     for (name, tensor) in moec_runtime::initial_tensors(seed, &program.states, &[], &states) {
         tensors.entry(name).or_insert(tensor);
     }
-    let imports = sources::imported(&spec.source);
-    let request = Request { model: args.model.clone(), set: args.set.clone(), data: args.data.clone(), imports };
-    let resolved = prepared::resolved_text(&request, &spec.checked)?;
-    let folder = RunFolder::create(&args.out, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: "" })?;
+    let folder = spec.create_run_with_plan(&args.out, &args.data, "")?;
     let identity = Identity {
         seed,
         context: spec.checked.model.context,

@@ -1,13 +1,12 @@
 //! `moec route`: which character goes to which experts, in which layer and with which weight; and records of it compared
 //! and replayed.
 
-use crate::cli::args::{DeviceName, RouteArgs};
+use crate::cli::args::RouteArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
-use crate::devices;
 use crate::pipeline::{self, CompileError, CompileOptions};
-use crate::prepared::Run;
+use crate::{Device, Run};
 use moec_ir::{Builder, Graph, Op, Tensor, random};
 use moec_model::{Lowered, Registry};
 use moec_plan::{OptimizeOptions, ROUTE_PREFIX, Session};
@@ -49,7 +48,7 @@ fn record(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Ex
         }
         None => run,
     };
-    let run = Run::open(&run, registry, args.device, |_, _| Ok(CompileOptions::only([])))?;
+    let run = Run::open(&run, registry, args.device, |_, _| -> Result<_, Failure> { Ok(CompileOptions::only([])) })?;
     let record = routed(&run, &text, args.seed, args.device)?;
     let lines = record.to_lines().map_err(|e| Failure::new(Exit::Failure, format!("cannot write the record: {e}")))?;
     match &args.output {
@@ -68,7 +67,7 @@ fn record(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Ex
 }
 
 /// Routes a text with a run's model and records it.
-fn routed(run: &Run, text: &str, seed: u64, device: DeviceName) -> Result<Record, Failure> {
+fn routed(run: &Run, text: &str, seed: u64, device: Device) -> Result<Record, Failure> {
     let windows = Windows::of(run, text)?;
     let lowered = lowered(run)?;
     let recorded = record_noise(moec_plan::record_routes(&lowered.graph)).map_err(|e| failed(run, e))?;
@@ -96,14 +95,14 @@ fn routed(run: &Run, text: &str, seed: u64, device: DeviceName) -> Result<Record
     Ok(record)
 }
 
-fn header(run: &Run, text: &str, seed: u64, device: DeviceName, layers: &[Layer]) -> Header {
+fn header(run: &Run, text: &str, seed: u64, device: Device, layers: &[Layer]) -> Header {
     Header {
         schema: SCHEMA.to_string(),
         run: run.root.display().to_string(),
         checkpoint: run.checkpoint.manifest.step,
         model_sha256: parameters_sha256(run),
         model: run.spec.checked.model.name.clone(),
-        device: device.as_str().to_string(),
+        device: device.name().to_string(),
         seed,
         context: run.spec.checked.model.context,
         text: text.to_string(),
@@ -117,7 +116,7 @@ fn parameters_sha256(run: &Run) -> String {
 }
 
 fn failed(run: &Run, error: CompileError) -> Failure {
-    error.into_failure(&run.spec.source)
+    error.at(&run.spec.source).into()
 }
 
 fn lowered(run: &Run) -> Result<Lowered, Failure> {
@@ -270,7 +269,7 @@ impl<'a> Windows<'a> {
 fn execute(
     run: &Run,
     graph: &Graph,
-    device: DeviceName,
+    device: Device,
     windows: usize,
     inputs: impl Fn(usize) -> BTreeMap<String, Tensor>,
     mut then: impl FnMut(usize, &BTreeMap<String, Tensor>) -> Result<(), Failure>,
@@ -278,7 +277,7 @@ fn execute(
     const NAME: &str = "route";
     let (graph, _) = moec_plan::optimize(graph, &OptimizeOptions::default()).map_err(|e| failed(run, e.into()))?;
     let program = moec_plan::plan(&[(NAME.to_string(), &graph)]).map_err(|e| failed(run, e.into()))?;
-    let backend = devices::open(device)?;
+    let backend = device.open()?;
     let mut session: Box<dyn Session> = backend.prepare(&program)?;
     for state in &program.states {
         if let Some(tensor) = run.checkpoint.tensors.get(&state.name) {
@@ -309,9 +308,10 @@ fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console)
     let record = Record::read(file)?;
     let header = &record.header;
     let default = || PathBuf::from(&header.run).join("checkpoints").join(format!("step-{:08}", header.checkpoint));
-    let run = Run::open(&args.run.clone().unwrap_or_else(default), registry, args.device, |_, _| {
-        Ok(CompileOptions::only([]))
-    })?;
+    let run =
+        Run::open(&args.run.clone().unwrap_or_else(default), registry, args.device, |_, _| -> Result<_, Failure> {
+            Ok(CompileOptions::only([]))
+        })?;
     if parameters_sha256(&run) != header.model_sha256 {
         let message = format!("{} is of other parameters than {}", file.display(), run.root.display());
         let help = format!("give the checkpoint of step {} of the run that was recorded", header.checkpoint);
@@ -361,7 +361,7 @@ fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console)
             "largest_difference": if difference.is_finite() { json!(difference) } else { json!(null) },
             "largest_logit": largest,
             "recorded_on": header.device,
-            "replayed_on": args.device.as_str(),
+            "replayed_on": args.device.name(),
         }))?;
     } else {
         let verdict = match (agree, difference) {
@@ -373,7 +373,7 @@ fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console)
             "{compared} logits of {} characters, recorded on {}, replayed on {}, {verdict}",
             windows.tokens.len(),
             header.device,
-            args.device.as_str()
+            args.device.name()
         ))?;
     }
     Ok(if agree { Exit::Success } else { Exit::Failure })

@@ -4,8 +4,7 @@ use crate::cli::args::SampleArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::CompileOptions;
-use crate::prepared::Run;
-use crate::sampling::Sampling;
+use crate::{Run, Sampling};
 use moec_model::Registry;
 use moec_runtime::SampleConfig;
 use std::ops::ControlFlow;
@@ -24,7 +23,7 @@ pub(crate) fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> 
     };
     config.check()?;
     let mut sampling = None;
-    let run = Run::open(&args.run, registry, args.device, |model, vocab| {
+    let run = Run::open(&args.run, registry, args.device, |model, vocab| -> Result<_, Failure> {
         // What is wrong with the prompt or the mode is found before anything is compiled.
         let prompt = vocab.encode(&args.prompt);
         let prompt = prompt.map_err(|e| Failure::new(Exit::Usage, format!("the prompt cannot be read: {e}")))?;
@@ -38,34 +37,33 @@ pub(crate) fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> 
     let Some(end) = args.number.checked_add(args.samples) else {
         return Err(Failure::new(Exit::Usage, "the numbers of the texts go beyond what a number can be"));
     };
-    run.on_device(args.device, |executable| {
-        let mut first = args.number;
-        while first < end {
-            let group = first..end.min(first.saturating_add(together));
-            first = group.end;
-            // One text is shown as it is written; several would be mixed up.
-            let alone = group.end - group.start == 1;
-            let head = |number: u64| match args.samples {
-                1 => args.prompt.clone(),
-                _ => format!("--- sample {number} ---\n{}", args.prompt),
-            };
-            if alone {
-                console.write(&head(group.start))?;
-            }
-            let texts = console.stream(|emit| {
-                let mut show = |_: u64, text: &str| if alone { emit(text) } else { ControlFlow::Continue(()) };
-                let numbers = group.clone();
-                Ok(moec_runtime::sample(executable, &run.vocab, &args.prompt, numbers, kept, &config, &mut show)?)
-            })?;
-            for (number, text) in group.zip(texts) {
-                if !alone {
-                    console.write(&head(number))?;
-                    console.write(&text)?;
-                }
-                console.write("\n")?;
-            }
+    let mut session = run.session(args.device)?;
+    let executable = &mut session.executable()?;
+    let mut first = args.number;
+    while first < end {
+        let group = first..end.min(first.saturating_add(together));
+        first = group.end;
+        // One text is shown as it is written; several would be mixed up.
+        let alone = group.end - group.start == 1;
+        let head = |number: u64| match args.samples {
+            1 => args.prompt.clone(),
+            _ => format!("--- sample {number} ---\n{}", args.prompt),
+        };
+        if alone {
+            console.write(&head(group.start))?;
         }
-        Ok(())
-    })?;
+        let texts = console.stream(|emit| {
+            let mut show = |_: u64, text: &str| if alone { emit(text) } else { ControlFlow::Continue(()) };
+            let numbers = group.clone();
+            Ok(moec_runtime::sample(executable, &run.vocab, &args.prompt, numbers, kept, &config, &mut show)?)
+        })?;
+        for (number, text) in group.zip(texts) {
+            if !alone {
+                console.write(&head(number))?;
+                console.write(&text)?;
+            }
+            console.write("\n")?;
+        }
+    }
     Ok(Exit::Success)
 }

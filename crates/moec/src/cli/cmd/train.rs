@@ -1,20 +1,18 @@
 //! `moec train`: trains a model into a run folder, and shows a sample at the end.
 
-use crate::cli::args::{DecodeMode, DeviceName, TrainArgs};
+use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
+use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::KernelTable;
 use crate::cli::progress::Progress;
+use crate::cli::signals::Signals;
 use crate::cli::units::{bytes, grouped};
 use crate::pipeline::{CompileOptions, Compiled, Function};
-use crate::prepared::{self, Request, Spec};
-use crate::sampling::Sampling;
-use crate::training::{self, Signals};
-use crate::{devices, sources};
+use crate::{Decode, Device, Request, Sampling, Session, Spec, read_source, train_config};
 use moec_model::Registry;
 use moec_runtime::{
-    Corpus, Dataset, Executable, Kept, Outcome, Profiled, RunFolder, RunTexts, SampleConfig, Split, Summary,
-    TRAIN_STEP, Timings,
+    Corpus, Dataset, Executable, Kept, Outcome, RunFolder, SampleConfig, Split, Summary, TRAIN_STEP, Timings,
 };
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
@@ -27,51 +25,37 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> R
     let (source, request, root) = if args.resume { resumed(args)? } else { begun(args)? };
     let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
-    let request = Request {
-        data: if request.data.is_empty() { spec.data(&args.spec.spec, registry) } else { request.data },
-        ..request
-    };
+    let data = if request.data.is_empty() { spec.data(&args.spec.spec, registry) } else { request.data };
 
     let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
-    let corpus = prepared::corpus(&request.data, registry, console)?;
-    let dataset = Dataset::new(&corpus, corpus.vocab()?, recipe.split)?;
+    let corpus = downloads::corpus(&data, registry, console)?;
+    let dataset = spec.dataset(&corpus)?;
     for split in [Split::Train, Split::Validation] {
         dataset.windows(split, model.context)?;
     }
-    let sampling = Sampling::new(model, DecodeMode::Auto, 1, 0, args.sample)?;
+    let sampling = Sampling::new(model, Decode::Auto, 1, 0, args.sample)?;
     let mut functions = vec![Function::TrainStep, Function::Evaluate];
     functions.extend(&sampling.functions);
     let compiled = spec.compile(dataset.vocab(), args.device, &CompileOptions::only(functions))?;
     let root = root.unwrap_or_else(|| free_folder(&model.name));
     introduce(&spec, &compiled, &corpus, &dataset, args.device, &root, console);
 
-    let backend = devices::open(args.device)?;
-    let mut session = Profiled::new(backend.prepare(&compiled.program)?, TRAIN_STEP);
-    if !args.profile {
-        session.pause();
-    }
-    let mut executable = Executable::new(&compiled.program, &mut session, model.context)?;
-    let config = training::config(recipe);
-    let folder = if args.resume {
-        RunFolder::open(&root)?
-    } else {
-        let plan = training::plan_text(&compiled)?;
-        let resolved = prepared::resolved_text(&request, &spec.checked)?;
-        RunFolder::create(&root, &RunTexts { spec: spec.source.text(), resolved: &resolved, plan: &plan })?
-    };
-    let start = training::begin(&mut executable, &compiled, &dataset, &folder, &config)?;
+    let mut session = Session::open(&spec, &compiled, args.device)?;
+    session.time_kernels(args.profile);
+    let config = train_config(recipe);
+    let folder = if args.resume { RunFolder::open(&root)? } else { spec.create_run(&root, &data, &compiled)? };
+    let start = session.begin(&dataset, &folder, &config)?;
     if start >= config.steps {
         console.note(format!("{} has made its {} steps; --steps N continues further", root.display(), start));
         return Ok(Exit::Success);
     }
 
     let signals = Signals::listen(*console)?;
-    if args.device != DeviceName::Interpreter {
+    if args.device != Device::Interpreter {
         console.note("compiling kernels; the first step takes some seconds");
     }
     let mut progress = Progress::new(*console);
-    let summary =
-        moec_runtime::train(&mut executable, &dataset, &folder, &config, start, &signals.stop, &mut progress)?;
+    let summary = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut progress)?;
     if summary.outcome == Outcome::Interrupted {
         if args.profile {
             write_profile(&compiled, session.timings(), &root, console)?;
@@ -80,7 +64,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> R
         return Ok(signals.exit());
     }
     if args.sample > 0 {
-        show_sample(args.sample, sampling.kept, &dataset, &folder, &summary, &mut executable, console)?;
+        show_sample(args.sample, sampling.kept, &dataset, &folder, &summary, &mut session.executable()?, console)?;
     }
     if args.profile {
         write_profile(&compiled, session.timings(), &root, console)?;
@@ -114,9 +98,9 @@ fn begun(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Fai
     let mut set = args.spec.set.clone();
     set.extend(args.steps.map(|n| format!("train.steps={n}")));
     set.extend(args.seed.map(|n| format!("train.seed={n}")));
-    let source = sources::read(&args.spec.spec)?;
-    let (model, data, imports) = (args.spec.model.clone(), args.data.clone(), sources::imported(&source));
-    Ok((source, Request { model, set, data: data.unwrap_or_default(), imports }, args.out.clone()))
+    let source = read_source(&args.spec.spec)?;
+    let (model, data) = (args.spec.model.clone(), args.data.clone().unwrap_or_default());
+    Ok((source, Request { model, set, data, ..Request::default() }, args.out.clone()))
 }
 
 /// The spec and the request of the run that is continued. Only the number of steps may change.
@@ -125,8 +109,8 @@ fn resumed(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), F
     let root = args.out.clone().unwrap_or_default();
     // Read first: it says whether there is a run at all.
     let text = moec_runtime::read_spec(&root)?;
-    let mut request = prepared::read_request(&root)?;
-    let given = sources::read(&args.spec.spec)?;
+    let mut request = Request::read(&root)?;
+    let given = read_source(&args.spec.spec)?;
     if given.text() != text {
         let message = format!("{} is not the spec that {} was begun with", given.name(), root.display());
         let kept = root.join("spec.moe").display().to_string();
@@ -180,7 +164,7 @@ fn introduce(
     compiled: &Compiled,
     corpus: &Corpus,
     dataset: &Dataset,
-    device: DeviceName,
+    device: Device,
     root: &Path,
     console: &Console,
 ) {
@@ -192,7 +176,7 @@ fn introduce(
         grouped(lowered.parameter_count() as u64),
         grouped(lowered.active_parameter_count() as u64),
         bytes((compiled.program.state_bytes() + compiled.program.arena_bytes()) as u64),
-        device.as_str()
+        device.name()
     ));
     console.note(format!(
         "data {}: {} characters, {} distinct; {} for training, {} held out",

@@ -1,0 +1,66 @@
+//! What a run was asked for, and the text that says so in its folder.
+
+use crate::error::Error;
+use moec_ir::Invariant;
+use moec_model::{Model, Recipe, ResolvedModel, ResolvedRecipe};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a run was asked for beyond its spec; kept in `resolved.yaml`, so that a run needs no options to be continued,
+/// sampled or evaluated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Which model of the file.
+    pub model: Option<String>,
+    /// Overrides `path=value`.
+    pub set: Vec<String>,
+    /// `synthetic`, the name of a known text, or the path of one.
+    pub data: String,
+    /// The texts that the spec imports, directly or not, by their paths from its folder: with them the run can be
+    /// loaded when the files are gone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub imports: BTreeMap<String, String>,
+}
+
+impl Request {
+    /// What the run in this folder was asked for.
+    ///
+    /// # Errors
+    /// When there is no run, or its `resolved.yaml` is damaged.
+    pub fn read(root: &Path) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Head {
+            request: Request,
+        }
+        let text = moec_runtime::read_resolved(root)?;
+        let head: Head = serde_yaml::from_str(&text)
+            .map_err(|e| Error::Request { path: root.join("resolved.yaml"), reason: e.to_string() })?;
+        Ok(head.request)
+    }
+
+    /// The request with the resolved model and recipe below it, as a run keeps them.
+    pub(crate) fn with_resolved(&self, model: &Model, recipe: &Recipe) -> String {
+        #[derive(Serialize)]
+        struct Head<'a> {
+            request: &'a Request,
+        }
+        yaml(&Head { request: self }) + &resolved(model, recipe)
+    }
+}
+
+/// The checked model and recipe with every default filled in, as YAML.
+pub(crate) fn resolved(model: &Model, recipe: &Recipe) -> String {
+    #[derive(Serialize)]
+    struct Resolved {
+        model: ResolvedModel,
+        train: ResolvedRecipe,
+    }
+    yaml(&Resolved { model: model.to_resolved(), train: recipe.to_resolved() })
+}
+
+/// A tree of names, strings and numbers as YAML.
+pub(crate) fn yaml(value: &impl Serialize) -> String {
+    serde_yaml::to_string(value).invariant("a tree of names, strings and numbers can be written as YAML")
+}

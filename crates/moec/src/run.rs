@@ -1,0 +1,86 @@
+//! A run on disk: a trained model that can be used again.
+
+use crate::device::Device;
+use crate::error::Error;
+use crate::pipeline::{CompileOptions, Compiled};
+use crate::request::Request;
+use crate::session::Session;
+use crate::spec::Spec;
+use moec_model::{Model, Registry};
+use moec_runtime::{Checkpoint, Parts, Vocab};
+use moec_syntax::SourceFile;
+use std::path::{Path, PathBuf};
+
+/// A run on disk with its checkpoint, compiled again.
+#[derive(Debug)]
+pub struct Run {
+    /// Its folder.
+    pub root: PathBuf,
+    /// What it was asked for.
+    pub request: Request,
+    /// The spec that it keeps.
+    pub spec: Spec,
+    /// The characters that it was trained on.
+    pub vocab: Vocab,
+    /// The functions that were asked for.
+    pub compiled: Compiled,
+    /// The trained tensors.
+    pub checkpoint: Checkpoint,
+}
+
+impl Run {
+    /// Opens a run folder at its newest checkpoint, or one of its checkpoints. `options` says what is compiled for the
+    /// device, once the model and its characters are known.
+    ///
+    /// # Errors
+    /// When there is no run or no checkpoint, either is damaged, or the device cannot hold the model; or what `options`
+    /// fails with.
+    pub fn open<E: From<Error>>(
+        path: &Path,
+        registry: &Registry,
+        device: Device,
+        options: impl FnOnce(&Model, &Vocab) -> Result<CompileOptions, E>,
+    ) -> Result<Self, E> {
+        let (root, folder) = locate(path)?;
+        let request = Request::read(&root)?;
+        let spec = Spec::check(kept_source(&root, &request)?, registry, request.model.as_deref(), &request.set)?;
+        let manifest = moec_runtime::read_manifest(&folder).map_err(Error::from)?;
+        let vocab = manifest.vocab().ok_or_else(|| Error::DamagedVocabulary(folder.clone()))?;
+        let options = CompileOptions { fixed: true, ..options(&spec.checked.model, &vocab)? };
+        let compiled = spec.compile(&vocab, device, &options)?;
+        let checkpoint = moec_runtime::load_checkpoint(&folder, &compiled.states, Parts::Model).map_err(Error::from)?;
+        Ok(Self { root, request, spec, vocab, compiled, checkpoint })
+    }
+
+    /// Puts the model on a device.
+    ///
+    /// # Errors
+    /// When there is no such device, or it fails.
+    pub fn session(&self, device: Device) -> Result<Session<'_>, Error> {
+        let mut session = Session::open(&self.spec, &self.compiled, device)?;
+        session.executable()?.write_states(&self.checkpoint.tensors)?;
+        Ok(session)
+    }
+}
+
+/// The spec that a run keeps, with what it imports.
+fn kept_source(root: &Path, request: &Request) -> Result<SourceFile, Error> {
+    let (name, text) = (root.join("spec.moe").display().to_string(), moec_runtime::read_spec(root)?);
+    Ok(SourceFile::new(name, text).with_kept_imports(&request.imports))
+}
+
+/// The root of a run and the checkpoint that is meant.
+pub(crate) fn locate(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
+    if path.join("manifest.json").is_file() {
+        let absolute = path.canonicalize().map_err(|source| Error::File { path: path.to_path_buf(), source })?;
+        if let Some(root) = absolute.parent().and_then(Path::parent) {
+            return Ok((root.to_path_buf(), absolute));
+        }
+    }
+    // Says that there is no run before it says that there is no checkpoint.
+    moec_runtime::read_spec(path)?;
+    match moec_runtime::latest_checkpoint(path)? {
+        Some((_, folder)) => Ok((path.to_path_buf(), folder)),
+        None => Err(Error::NoCheckpoint(path.to_path_buf())),
+    }
+}
