@@ -30,8 +30,8 @@ fn specs() -> Vec<(String, Checked)> {
         let mut set = vec!["width=24".to_string(), format!("context={TIME}"), "train.batch=1".to_string()];
         set.extend(text.contains("let depth").then(|| "depth=2".to_string()));
         let name = path.file_stem().unwrap().to_string_lossy().to_string();
-        let source = SourceFile::new(&name, text);
-        let checked = pipeline::check(&source, &Registry::with_builtins(), None, &set)
+        let source = SourceFile::new(&name, text).with_overrides(&set);
+        let checked = pipeline::check(&source, &Registry::with_builtins(), None)
             .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()));
         (name, checked)
     };

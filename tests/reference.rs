@@ -27,7 +27,7 @@ const KERNELS: Tolerance = Tolerance { tensors: 2e-4, loss: 1e-5 };
 
 fn checked(text: &str) -> Checked {
     let source = SourceFile::new("fixture.moe", text);
-    pipeline::check(&source, &Registry::with_builtins(), None, &[])
+    pipeline::check(&source, &Registry::with_builtins(), None)
         .unwrap_or_else(|d| panic!("{text}\n{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()))
 }
 

@@ -24,9 +24,9 @@ fn example(name: &str) -> String {
 
 /// Small enough for the interpreter.
 fn checked(name: &str, text: &str) -> Checked {
-    let source = SourceFile::new(name, text);
-    let set = ["width=8", "context=5", "train.batch=3", "train.optimizer.lr=0.01"].map(str::to_string);
-    pipeline::check(&source, &Registry::with_builtins(), None, &set)
+    let overrides = ["width=8", "context=5", "train.batch=3", "train.optimizer.lr=0.01"];
+    let source = SourceFile::new(name, text).with_overrides(&overrides);
+    pipeline::check(&source, &Registry::with_builtins(), None)
         .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()))
 }
 

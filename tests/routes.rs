@@ -31,7 +31,7 @@ train { batch 3 }";
 
 fn graph() -> (Graph, BTreeMap<String, Tensor>) {
     let source = SourceFile::new("m.moe", SPEC);
-    let checked = pipeline::check(&source, &Registry::with_builtins(), None, &[])
+    let checked = pipeline::check(&source, &Registry::with_builtins(), None)
         .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()));
     let options = LowerOptions {
         mode: Mode::Train,

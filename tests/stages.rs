@@ -18,7 +18,7 @@ fn source(path: &Path) -> SourceFile {
 }
 
 fn checked(source: &SourceFile) -> Checked {
-    pipeline::check(source, &Registry::with_builtins(), None, &[])
+    pipeline::check(source, &Registry::with_builtins(), None)
         .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(source, false)).collect::<String>()))
 }
 
@@ -129,9 +129,8 @@ fn strategies_as_graphs() {
     paths.retain(|p| p.extension().is_some_and(|e| e == "moe"));
     paths.sort();
     for path in paths {
-        let source = source(&path);
-        let overrides = ["width=16", "depth=1", "context=4", "train.batch=2"].map(str::to_string);
-        let checked = pipeline::check(&source, &Registry::with_builtins(), None, &overrides).unwrap();
+        let source = source(&path).with_overrides(&["width=16", "depth=1", "context=4", "train.batch=2"]);
+        let checked = pipeline::check(&source, &Registry::with_builtins(), None).unwrap();
         let noise = NoisePolicy::Generated;
         let lowered = pipeline::lower(&checked.model, &checked.recipe, 9, Function::TrainStep, noise).unwrap();
         let name = format!("routers.{}", source.name().trim_end_matches(".moe"));
@@ -160,7 +159,7 @@ fn messages_that_no_text_can_cause() {
 ";
     let source = SourceFile::new("plugin.moe", text);
     let registry = Registry::with_builtins().router(Broken);
-    let checked = pipeline::check(&source, &registry, None, &[]).unwrap();
+    let checked = pipeline::check(&source, &registry, None).unwrap();
     let error = pipeline::compile(&checked.model, &checked.recipe, 9, &CompileOptions::default()).unwrap_err();
     rendered.push(error.diagnostic().render(&source, false));
     // Two files that import each other.

@@ -22,15 +22,15 @@ fn small_specs(dropout: f64) -> Vec<(String, Checked)> {
     paths.retain(|p| p.extension().is_some_and(|e| e == "moe"));
     paths.sort();
     assert!(paths.len() >= 19, "one for every strategy");
-    let overrides = ["width=16", "depth=1", "context=8", "train.batch=3"].map(str::to_string);
+    let overrides = ["width=16", "depth=1", "context=8", "train.batch=3"];
     let read = |path: &Path| {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(path).unwrap().replace("dropout: 0.1", &format!("dropout: {dropout:?}"));
         // So tight that few tokens are enough to fill an expert.
         let text = text.replace("capacity(factor: 1.25", "capacity(minimum: 1, factor: 0.5");
         let text = text.replace("capacity: 0.125", "capacity: 0.5");
-        let source = SourceFile::new(&name, text);
-        let checked = pipeline::check(&source, &Registry::with_builtins(), None, &overrides)
+        let source = SourceFile::new(&name, text).with_overrides(&overrides);
+        let checked = pipeline::check(&source, &Registry::with_builtins(), None)
             .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()));
         assert!(checked.warnings.is_empty(), "{name}");
         (name, checked)

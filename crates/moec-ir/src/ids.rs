@@ -1,5 +1,7 @@
 //! Typed identifiers of nodes and values.
 
+use std::fmt;
+
 /// A node of a graph. Ids are dense and topologically ordered: operands have smaller ids than their users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub(crate) u32);
@@ -27,11 +29,23 @@ impl Value {
     }
 }
 
-/// Byte range of the `.moe` file that a node came from. This crate only carries it.
+/// Byte range of the text that a node came from. This crate only carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Origin {
+    /// Number of the text: 0 is the `.moe` file itself.
+    pub file: u32,
     /// First byte.
-    pub start: usize,
+    pub start: u32,
     /// One past the last byte.
-    pub end: usize,
+    pub end: u32,
+}
+
+impl fmt::Display for Origin {
+    /// `12..40`, with the number of the text in front where it is not 0: `1:12..40`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.file > 0 {
+            write!(f, "{}:", self.file)?;
+        }
+        write!(f, "{}..{}", self.start, self.end)
+    }
 }

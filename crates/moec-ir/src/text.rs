@@ -15,7 +15,7 @@
 //! repeat what is on the line already are left out: the name of an input, parameter or state that is called like its
 //! node, and the shape of a reshape, broadcast, fill, ramp, random or fused node and the rows of a sort, which are those
 //! of its results. A name with
-//! other characters than letters, digits, `_` and `.` stands in quotes. Origins (`@12..40`, bytes of the `.moe` file)
+//! other characters than letters, digits, `_` and `.` stands in quotes. Origins (`@12..40`, bytes of the `.moe` file; `@1:12..40`, of the first text that belongs to it)
 //! are printed only by [`print_with_origins`], so that a listing does not move with the text it came from. `//` starts
 //! a comment. The grammar is `text/ir.pest`.
 //!
@@ -96,7 +96,7 @@ fn node(graph: &Graph, id: NodeId, origins: bool) -> String {
     }
     line.push_str(&format!(" : {}", join(&node.results)));
     if let (true, Some(origin)) = (origins, node.origin) {
-        line.push_str(&format!(" @{}..{}", origin.start, origin.end));
+        line.push_str(&format!(" @{origin}"));
     }
     line
 }

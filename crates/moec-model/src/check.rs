@@ -30,9 +30,6 @@ const MAX_DIAGNOSTICS: usize = 500;
 pub struct CheckOptions {
     /// The model that is meant, where a file holds several.
     pub model: Option<String>,
-    /// Replacements, each `path=value`: `width=64` for a `let` of the model (or its `context` or `vocab`),
-    /// `train.steps=200` or `train.optimizer.lr=3e-4` for the recipe.
-    pub overrides: Vec<String>,
 }
 
 /// What checking found.
@@ -45,7 +42,7 @@ pub struct Checked {
     /// What the file can name: the strategies and losses that were passed in, and the routers that the file and its
     /// imports define.
     pub registry: Registry,
-    /// Errors and warnings in the order of the source, those in imported files at the end.
+    /// Errors and warnings in the order of the source, those in imported files and in overrides at the end.
     pub diagnostics: Vec<Diagnostic>,
 }
 
@@ -56,15 +53,16 @@ impl Checked {
     }
 }
 
-/// Checks a parsed file with what it imports. Every model and router in it is checked, and the recipe; the overrides
-/// apply to the chosen model. A model of the file itself goes before those that it imports.
+/// Checks a parsed file with what it imports. Every model and router in it is checked, and the recipe; the overrides of
+/// the source ([`SourceFile::with_overrides`]) apply to the chosen model: `width=64` to a `let` of it (or its `context` or
+/// `vocab`), `train.steps=200` and `train.optimizer.lr=3e-4` to the recipe. A model of the file itself goes before those that it imports.
 pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options: &CheckOptions) -> Checked {
     let defined = router_language::define(source, file, registry);
     let known = defined.routers.into_iter().fold(registry.clone(), Registry::strategy);
     let mut checker = Checker::new(source, &known);
     checker.faulty_routers = defined.faulty;
     defined.diagnostics.into_iter().for_each(|d| checker.report(d));
-    checker.read_overrides(&options.overrides);
+    checker.read_overrides();
     checker.define_blocks(file);
 
     let found = file.all_items().filter_map(|(item, import)| match item {
@@ -85,7 +83,7 @@ pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options
     checker.unused_overrides(chosen.map(|i| models[i]));
     let failed = checker.errors > 0;
     let mut diagnostics = checker.diagnostics;
-    diagnostics.sort_by_key(|d| d.span().map_or(usize::MAX, |span| span.start));
+    diagnostics.sort_by_key(|d| (d.span().is_none(), d.span().map(Span::before)));
     let (model, recipe) = (result.filter(|_| !failed), recipe.filter(|_| !failed).unwrap_or_default());
     Checked { model, recipe, registry: known, diagnostics }
 }
@@ -113,7 +111,7 @@ struct BlockDefinition<'a> {
     parent: Option<usize>,
 }
 
-/// A value given outside the file. Its spans lie beyond the source, see [`overrides`].
+/// A value given outside the file.
 struct Override {
     text: String,
     path: String,
@@ -134,7 +132,7 @@ struct Checker<'a> {
     faulty_routers: Vec<String>,
     overrides: Vec<Override>,
     /// Every `let` that was reached, by its span, with its name and whether it was read.
-    lets: IndexMap<(usize, usize), (&'a str, bool)>,
+    lets: IndexMap<Span, (&'a str, bool)>,
     model: ModelState,
 }
 
@@ -213,7 +211,7 @@ impl<'a> Checker<'a> {
 
     /// Keeps a diagnostic, once: the body of a `repeat` and of a block is walked several times.
     fn report(&mut self, diagnostic: Diagnostic) {
-        let diagnostic = self.without_override_spans(diagnostic);
+        let diagnostic = overrides::about(diagnostic);
         let key = (diagnostic.code, diagnostic.span(), diagnostic.message.clone());
         if self.reported.insert(key) {
             self.errors += usize::from(diagnostic.is_error());
@@ -299,11 +297,10 @@ impl<'a> Checker<'a> {
 
     /// Warns about bindings of the model just checked that nothing reads, unless a fault may be the reason.
     fn unused_lets(&mut self, faultless: bool) {
-        for ((start, end), (name, used)) in std::mem::take(&mut self.lets) {
+        for (span, (name, used)) in std::mem::take(&mut self.lets) {
             if used || !faultless || name.starts_with('_') {
                 continue;
             }
-            let span = Span::new(start, end);
             self.report(
                 Diagnostic::new(Code::UnusedLet, format!("`{name}` is never used"))
                     .primary(span, "bound here")

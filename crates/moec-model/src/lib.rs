@@ -81,6 +81,7 @@ mod layers;
 mod losses;
 mod lower;
 mod model;
+mod origin;
 mod recipe;
 mod registry;
 mod resolved;
@@ -102,6 +103,7 @@ pub use model::{
     Activation, Attention, Capacity, CapacityOrder, Causality, Layer, LayerKind, MixtureOfDepths, Mlp, Model, Moe,
     MultiHash, Number, Positions, Route, Vocab, WeightedLoss,
 };
+pub use origin::span_of;
 pub use recipe::{AdamW, DataSource, Evaluate, InitScheme, Recipe, Schedule};
 pub use registry::Registry;
 pub use resolved::{ResolvedLayer, ResolvedModel, ResolvedRecipe, ResolvedValue};

@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 
-use moec_ir::{AttentionAttrs, Binary, Builder, Graph, GraphError, Init, Op, Origin, TensorType, Unary, Value};
+use moec_ir::{AttentionAttrs, Binary, Builder, Graph, GraphError, Init, Op, TensorType, Unary, Value};
 use moec_syntax::Span;
 
 use crate::cost::{self, LayerInfo};
 use crate::decoding::{Cache, Obstacle, decoding, is_tokenwise};
 use crate::emit::{Emitter, NoisePolicy, Role};
 use crate::model::{Activation, Attention, Layer, LayerKind, Mlp, Model, Positions};
+use crate::origin::origin_of;
 use crate::recipe::InitScheme;
 use crate::router::{Gather, Mode, Source};
 use crate::state::StateInit;
@@ -368,7 +369,7 @@ impl Lowering {
     }
 
     fn layer(&mut self, layer: &Layer, x: Value, rows: Rows) -> Value {
-        let origin = Origin { start: layer.span.start, end: layer.span.end };
+        let origin = origin_of(layer.span);
         let former = self.b().set_origin(Some(origin));
         let result = match &layer.kind {
             LayerKind::Residual(layers) => {

@@ -100,7 +100,7 @@ impl LanguageRouter {
         let parameters = router.parameters().iter().map(|parameter| specification(source, parameter)).collect();
         let tree = ast::File { items: vec![ast::Item::Router(router.clone())], imported: Vec::new() };
         let summary = comment_above(source, router.span);
-        let summary = summary.unwrap_or_else(|| format!("defined in {}", source.locate(router.span).0.name()));
+        let summary = summary.unwrap_or_else(|| format!("defined in {}", source.file(router.span.file()).name()));
         let equations = equations(&program, tree.to_string().trim_end());
         LanguageRouter { name: router.name.name.clone(), summary, equations, parameters, program }
     }
@@ -254,8 +254,7 @@ fn specification(source: &SourceFile, parameter: &ast::Parameter) -> ParameterSp
 
 /// The first sentence of the comment that stands directly above.
 fn comment_above(source: &SourceFile, span: Span) -> Option<String> {
-    let (file, span) = source.locate(span);
-    let lines: Vec<&str> = file.text().get(..span.start)?.lines().rev().collect();
+    let lines: Vec<&str> = source.file(span.file()).text().get(..span.start())?.lines().rev().collect();
     let comment = lines.iter().map_while(|line| line.trim().strip_prefix("//"));
     let mut comment: Vec<&str> = comment.map(str::trim).collect();
     comment.reverse();
@@ -266,8 +265,7 @@ fn comment_above(source: &SourceFile, span: Span) -> Option<String> {
 
 /// The comment behind, on the same line.
 fn comment_behind(source: &SourceFile, span: Span) -> Option<String> {
-    let (file, span) = source.locate(span);
-    let line = file.text().get(span.end..)?.lines().next()?;
+    let line = source.file(span.file()).text().get(span.end()..)?.lines().next()?;
     let comment = line.trim_start_matches([',', ' ', '\t', ')', '{']).strip_prefix("//")?.trim();
     (!comment.is_empty()).then(|| comment.to_owned())
 }

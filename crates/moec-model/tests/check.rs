@@ -10,15 +10,14 @@ use moec_model::{CheckOptions, Checked, Registry, check};
 use moec_syntax::{Code, SourceFile, parse};
 
 fn run(name: &str, text: &str) -> (SourceFile, Checked) {
-    let source = SourceFile::new(name, text);
+    let first = text.lines().next().unwrap_or("");
+    let overrides = first.strip_prefix("// overrides: ").unwrap_or("").split_whitespace();
+    let source = SourceFile::new(name, text).with_overrides(&overrides.collect::<Vec<_>>());
     let file = parse(&source).unwrap_or_else(|faults| {
         let shown: Vec<String> = faults.iter().map(|fault| fault.render(&source, false)).collect();
         panic!("{name} is not syntax:\n{}", shown.join("\n"))
     });
-    let first = text.lines().next().unwrap_or("");
-    let overrides = first.strip_prefix("// overrides: ").unwrap_or("").split_whitespace().map(str::to_string);
-    let options = CheckOptions { overrides: overrides.collect(), ..CheckOptions::default() };
-    let checked = check(&source, &file, &Registry::with_builtins(), &options);
+    let checked = check(&source, &file, &Registry::with_builtins(), &CheckOptions::default());
     (source, checked)
 }
 

@@ -16,10 +16,8 @@ use moec_syntax::{SourceFile, parse};
 const VOCAB: usize = 7;
 
 fn model(name: &str, text: String, overrides: &[&str]) -> Model {
-    let source = SourceFile::new(name, text);
-    let overrides = overrides.iter().map(|s| s.to_string()).collect();
-    let options = CheckOptions { overrides, ..CheckOptions::default() };
-    let checked = check(&source, &parse(&source).unwrap(), &Registry::with_builtins(), &options);
+    let source = SourceFile::new(name, text).with_overrides(overrides);
+    let checked = check(&source, &parse(&source).unwrap(), &Registry::with_builtins(), &CheckOptions::default());
     let messages: String = checked.diagnostics.iter().map(|d| d.render(&source, false)).collect();
     checked.model.unwrap_or_else(|| panic!("{messages}"))
 }

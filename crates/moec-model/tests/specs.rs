@@ -13,12 +13,10 @@ use moec_syntax::{SourceFile, format, parse};
 
 fn spec(name: &str, overrides: &[&str]) -> Checked {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../specs").join(name);
-    let source = SourceFile::new(name, std::fs::read_to_string(path).unwrap());
+    let source = SourceFile::new(name, std::fs::read_to_string(path).unwrap()).with_overrides(overrides);
     assert_eq!(format(&source).unwrap(), source.text(), "{name} is not in the canonical layout");
     let file = parse(&source).unwrap();
-    let overrides = overrides.iter().map(|s| s.to_string()).collect();
-    let options = CheckOptions { overrides, ..CheckOptions::default() };
-    let checked = check(&source, &file, &Registry::with_builtins(), &options);
+    let checked = check(&source, &file, &Registry::with_builtins(), &CheckOptions::default());
     assert_eq!(checked.diagnostics, [], "{name}");
     checked
 }

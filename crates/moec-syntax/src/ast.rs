@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use crate::source::Span;
+use crate::span::Span;
 
 /// A value with the span of its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::codes::Code;
-use crate::source::Span;
+use crate::span::Span;
 
 /// How serious a diagnostic is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,16 +114,6 @@ impl Diagnostic {
     #[must_use]
     pub fn patch(mut self, span: Span, replacement: impl Into<String>, text: impl Into<String>) -> Self {
         self.patches.push(Patch { span, replacement: replacement.into(), text: text.into() });
-        self
-    }
-
-    /// The diagnostic with `by` added to every position.
-    #[must_use]
-    pub(crate) fn moved(mut self, by: usize) -> Self {
-        let spans = self.labels.iter_mut().map(|label| &mut label.span);
-        for span in spans.chain(self.patches.iter_mut().map(|patch| &mut patch.span)) {
-            *span = Span::new(span.start + by, span.end + by);
-        }
         self
     }
 

@@ -4,7 +4,8 @@ use crate::codes::Code;
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::lex::{Token, TokenKind};
 use crate::parse::Expected;
-use crate::source::{SourceFile, Span};
+use crate::source::SourceFile;
+use crate::span::Span;
 
 /// Words that cannot be names.
 const RESERVED: [&str; 12] =
@@ -34,7 +35,7 @@ impl Context<'_> {
     }
 
     fn span(&self, token: Option<usize>) -> Span {
-        token.map_or(Span::at(self.source.text().trim_end().len()), |i| self.tokens[i].span)
+        token.map_or(self.source.end(), |i| self.tokens[i].span)
     }
 
     fn next(&self, token: Option<usize>) -> Option<usize> {
@@ -72,7 +73,7 @@ impl Context<'_> {
 
     /// Just behind the last accepted token.
     fn gap(&self) -> Span {
-        Span::at(self.before.map_or(0, |i| self.tokens[i].span.end))
+        self.before.map_or(self.source.span(0..0), |i| self.tokens[i].span.after())
     }
 
     fn on_new_line(&self) -> bool {
@@ -221,12 +222,12 @@ fn wrong_sign(at: &Context<'_>) -> Option<Diagnostic> {
         let article = if matches!(keyword, "update" | "aux") { "an" } else { "a" };
         let message = format!("{article} `{keyword}` takes `=`");
         let fault = Diagnostic::new(Code::SettingForm, message).primary(span, "expected `=`");
-        let spaced = at.gap().start < span.start;
+        let spaced = at.gap().start() < span.start();
         return Some(fault.patch(span, if spaced { "=" } else { " =" }, "write `=`"));
     }
     if at.expected.value {
         let value = Some(at.text(at.next(at.found))).filter(|value| !value.is_empty()).unwrap_or("value");
-        let to_value = Span::new(at.gap().start, at.span(at.next(at.found)).start.max(span.end));
+        let to_value = at.gap().to(at.span(at.next(at.found)).before()).to(span);
         return Some(
             Diagnostic::new(Code::SettingForm, format!("a setting takes no `{found}`"))
                 .primary(span, format!("settings are written `{before} {value}`"))
@@ -237,7 +238,7 @@ fn wrong_sign(at: &Context<'_>) -> Option<Diagnostic> {
         .primary(span, format!("unexpected `{found}`"))
         .secondary(at.span(at.before), "read as a layer");
     Some(match found {
-        "=" => fault.patch(Span::at(at.span(at.before).start), "let ", "to bind a name, write `let`"),
+        "=" => fault.patch(at.span(at.before).before(), "let ", "to bind a name, write `let`"),
         _ => fault.help("arguments stand in parentheses, as in `attention(heads: 8)`"),
     })
 }
@@ -253,7 +254,7 @@ fn arguments(at: &Context<'_>) -> Option<Diagnostic> {
     let form = "arguments are written `name: value`";
     let may_be_name = at.before_is_name() && matches!(at.text(at.previous(at.before)), "(" | ",");
     if in_call && found == "=" && may_be_name {
-        let sign = Span::new(at.gap().start, span.end);
+        let sign = at.gap().to(span);
         return Some(fault(form).primary(span, "expected `:`").patch(sign, ":", "write `:`"));
     }
     if in_call && found == ":" && !at.before_is_name() {
@@ -348,14 +349,14 @@ fn router(at: &Context<'_>) -> Option<Diagnostic> {
     }
     if matches!(next, "=" | ",") {
         let fault = fault.primary(span, "a binding begins with `let`");
-        return Some(fault.patch(Span::at(span.start), "let ", "to bind a name, write `let`"));
+        return Some(fault.patch(span.before(), "let ", "to bind a name, write `let`"));
     }
     if let Some(near) = did_you_mean(found, keywords) {
         return Some(fault.primary(span, expected).patch(span, near, format!("did you mean `{near}`?")));
     }
     if matches!(found, "token_choice" | "dense_gates") {
         let fault = fault.primary(span, "what a router gives stands behind `return`");
-        return Some(fault.patch(Span::at(span.start), "return ", "write `return`"));
+        return Some(fault.patch(span.before(), "return ", "write `return`"));
     }
     Some(fault.primary(span, expected))
 }
@@ -391,7 +392,7 @@ fn statements(at: &Context<'_>) -> Option<Diagnostic> {
         }
         if ahead == "repeat" && found_is_name && at.text(at.next(at.found)) == "{" {
             let fault = fault.primary(span, "an index follows `as`");
-            return Some(fault.patch(Span::at(span.start), "as ", "write `as`"));
+            return Some(fault.patch(span.before(), "as ", "write `as`"));
         }
         return Some(fault.primary(at.here(), "expected a body: `{ ... }`"));
     }

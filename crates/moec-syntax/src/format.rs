@@ -16,7 +16,8 @@ use crate::ast::*;
 use crate::diag::Diagnostic;
 use crate::lex;
 use crate::parse::parse_alone;
-use crate::source::{SourceFile, Span};
+use crate::source::SourceFile;
+use crate::span::Span;
 
 /// The longest line, in characters, unless a comment or a single word is longer.
 const MAX_COLUMNS: usize = 100;
@@ -36,8 +37,8 @@ pub fn format(source: &SourceFile) -> Result<String, Vec<Diagnostic>> {
 
 /// Prints a file once, and says whether a comment had to be moved.
 fn print(source: &SourceFile) -> Result<(String, bool), Vec<Diagnostic>> {
-    let file = File { items: parse_alone(source, 0)?, imported: Vec::new() };
-    let comments = lex::comments(source.text());
+    let file = File { items: parse_alone(source)?, imported: Vec::new() };
+    let comments = lex::comments(source);
     let emitted = comments.iter().map(|_| Cell::new(false)).collect();
     let printer = Printer { text: Some(source.text()), comments, emitted, moved: Cell::new(false) };
     let text = printer.file(&file);
@@ -128,19 +129,19 @@ impl Printer<'_> {
                     out.push(&self.written(import.path_span, || quoted(&import.path)));
                 }
             });
-            self.trailing(&mut out, span.end, file.items.get(i + 1).map_or(end, |next| next.span().start));
+            self.trailing(&mut out, span.end(), file.items.get(i + 1).map_or(end, |next| next.span().start()));
             out.push("\n");
             previous = Some(span);
         }
-        let mut from = previous.map(|span| span.end);
+        let mut from = previous.map(|span| span.end());
         for i in self.pending(from.unwrap_or(0), end) {
             let comment = self.comments[i];
-            if from.is_some_and(|from| self.empty_line_between(from, comment.start)) {
+            if from.is_some_and(|from| self.empty_line_between(from, comment.start())) {
                 out.push("\n");
             }
             self.comment(&mut out, i);
             out.push("\n");
-            from = Some(comment.end);
+            from = Some(comment.end());
         }
         out.text
     }
@@ -148,32 +149,32 @@ impl Printer<'_> {
     /// Everything that stands on lines of its own before `span`: comments, and an empty line where the source has one
     /// and `previous` (the statement before in the same body, which begins at `open`) exists.
     fn leading(&self, out: &mut Out, open: usize, previous: Option<Span>, span: Span) {
-        let mut from = previous.map(|span| span.end);
-        for i in self.pending(from.unwrap_or(open), span.start) {
+        let mut from = previous.map(|span| span.end());
+        for i in self.pending(from.unwrap_or(open), span.start()) {
             let comment = self.comments[i];
-            if from.is_some_and(|from| self.empty_line_between(from, comment.start)) {
+            if from.is_some_and(|from| self.empty_line_between(from, comment.start())) {
                 self.empty_line(out);
             }
             self.comment(out, i);
             out.line();
-            from = Some(comment.end);
+            from = Some(comment.end());
         }
-        if from.is_some_and(|from| self.empty_line_between(from, span.start)) {
+        if from.is_some_and(|from| self.empty_line_between(from, span.start())) {
             self.empty_line(out);
         }
     }
 
     /// Comments before a closing brace, each on a line of its own. `previous` is the last statement in the braces.
     fn closing_comments(&self, out: &mut Out, open: usize, previous: Option<Span>, close: usize) {
-        let mut from = previous.map(|span| span.end);
+        let mut from = previous.map(|span| span.end());
         for i in self.pending(from.unwrap_or(open), close) {
             let comment = self.comments[i];
-            if from.is_some_and(|from| self.empty_line_between(from, comment.start)) {
+            if from.is_some_and(|from| self.empty_line_between(from, comment.start())) {
                 out.push("\n");
             }
             out.line();
             self.comment(out, i);
-            from = Some(comment.end);
+            from = Some(comment.end());
         }
     }
 
@@ -182,7 +183,7 @@ impl Printer<'_> {
         let Some(text) = self.text else { return };
         for i in self.pending(end, limit) {
             let comment = self.comments[i];
-            if text.get(end..comment.start).is_none_or(|between| between.contains('\n')) {
+            if text.get(end..comment.start()).is_none_or(|between| between.contains('\n')) {
                 return;
             }
             out.push("  ");
@@ -194,7 +195,7 @@ impl Printer<'_> {
     fn unit(&self, out: &mut Out, span: Span, print: impl FnOnce(&mut Out)) {
         let start = out.text.len();
         print(out);
-        let left: Vec<usize> = self.pending(span.start, span.end).collect();
+        let left: Vec<usize> = self.pending(span.start(), span.end()).collect();
         if !left.is_empty() {
             self.moved.set(true);
             let body = out.text.split_off(start);
@@ -208,21 +209,21 @@ impl Printer<'_> {
 
     /// The comments in a range that have not been printed.
     fn pending(&self, from: usize, to: usize) -> impl Iterator<Item = usize> + '_ {
-        let first = self.comments.partition_point(|comment| comment.start < from);
+        let first = self.comments.partition_point(|comment| comment.start() < from);
         (first..self.comments.len())
-            .take_while(move |&i| self.comments[i].start < to)
+            .take_while(move |&i| self.comments[i].start() < to)
             .filter(|&i| !self.emitted[i].get())
     }
 
     fn comment(&self, out: &mut Out, index: usize) {
         self.emitted[index].set(true);
         let span = self.comments[index];
-        out.push(self.text.and_then(|text| text.get(span.start..span.end)).unwrap_or("").trim_end());
+        out.push(self.text.and_then(|text| text.get(span.range())).unwrap_or("").trim_end());
     }
 
     fn has_comment(&self, span: Span) -> bool {
-        let first = self.comments.partition_point(|comment| comment.start < span.start);
-        self.comments.get(first).is_some_and(|comment| comment.start < span.end)
+        let first = self.comments.partition_point(|comment| comment.start() < span.start());
+        self.comments.get(first).is_some_and(|comment| comment.start() < span.end())
     }
 
     fn empty_line_between(&self, from: usize, to: usize) -> bool {
@@ -347,10 +348,10 @@ impl Printer<'_> {
             out.push("{}");
             return;
         }
-        let close = span.end.saturating_sub(1);
-        let open = span.start;
+        let close = span.end().saturating_sub(1);
+        let open = span.start();
         out.push("{");
-        let first = list.first().map_or(close, |first| span_of(first).start);
+        let first = list.first().map_or(close, |first| span_of(first).start());
         self.trailing(out, open + 1, first);
         out.indent += 2;
         let mut previous: Option<Span> = None;
@@ -359,8 +360,8 @@ impl Printer<'_> {
             out.line();
             self.leading(out, open, previous, span);
             self.unit(out, span, |out| print(out, element));
-            let next = list.get(i + 1).map_or(close, |next| span_of(next).start);
-            self.trailing(out, span.end, next);
+            let next = list.get(i + 1).map_or(close, |next| span_of(next).start());
+            self.trailing(out, span.end(), next);
             previous = Some(span);
         }
         self.closing_comments(out, open, previous, close);
@@ -458,22 +459,22 @@ impl Printer<'_> {
         span_of: impl Fn(&T) -> Span,
         print: impl Fn(&mut Out, &T),
     ) {
-        let last = span.end.saturating_sub(1);
+        let last = span.end().saturating_sub(1);
         out.push(open);
-        self.trailing(out, span.start + 1, list.first().map_or(last, |first| span_of(first).start));
+        self.trailing(out, span.start() + 1, list.first().map_or(last, |first| span_of(first).start()));
         out.indent += 2;
-        let mut end = span.start;
+        let mut end = span.start();
         for (i, element) in list.iter().enumerate() {
             let span = span_of(element);
             out.line();
-            for i in self.pending(end, span.start) {
+            for i in self.pending(end, span.start()) {
                 self.comment(out, i);
                 out.line();
             }
             self.unit(out, span, |out| print(out, element));
             out.push(",");
-            self.trailing(out, span.end, list.get(i + 1).map_or(last, |next| span_of(next).start));
-            end = span.end;
+            self.trailing(out, span.end(), list.get(i + 1).map_or(last, |next| span_of(next).start()));
+            end = span.end();
         }
         for i in self.pending(end, last) {
             out.line();
@@ -559,7 +560,7 @@ impl Printer<'_> {
 
     /// What stands under a span of the source, or else what `print` gives.
     fn written(&self, span: Span, print: impl FnOnce() -> String) -> String {
-        self.text.and_then(|text| text.get(span.start..span.end)).map_or_else(print, str::to_owned)
+        self.text.and_then(|text| text.get(span.range())).map_or_else(print, str::to_owned)
     }
 
     /// A literal or a name, as it was written if it was.

@@ -1,95 +1,81 @@
 //! Imports: which files belong to a source, and how their trees become one.
 //!
-//! Reading is the business of whoever makes the [`SourceFile`]; here paths are joined, circles are found, and every file
-//! gets a range of offsets of its own.
+//! Reading is the business of whoever makes the [`SourceFile`]; here paths are joined and circles are found.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ast::{File, Import, Imported as ImportedItem, Item};
+use crate::ast::{File, Import, Imported, Item};
 use crate::codes::Code;
 use crate::diag::Diagnostic;
 use crate::lex::{self, MAX_FAULTS, TokenKind};
 use crate::parse::{parse_alone, unescape};
-use crate::source::{SourceFile, Span};
+use crate::source::{ImportedFile, Imports, SourceFile};
+use crate::span::{FileId, Span};
 
 /// Most files that a source may import, counting those that they import.
-const MAX_IMPORTS: usize = 64;
+const MAX_IMPORTS: u32 = 64;
 
-/// The files that a source imports, directly or not.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Imports {
-    /// Whether anyone has tried to read them.
-    asked: bool,
-    /// Path of the source itself from its folder, where an import could mean it.
-    own: Option<String>,
-    files: Vec<Imported>,
-}
+impl SourceFile {
+    /// Reads the files that this one imports, and those that they import. `read` is given the path of a file from the
+    /// folder of this one, with `/` between folders and without detours, and answers with its bytes or with the reason
+    /// why it cannot. Nothing fails here: parsing reports what could not be read, at the import.
+    #[must_use]
+    pub fn with_imports(self, read: impl FnMut(&str) -> Result<Vec<u8>, String>) -> Self {
+        let own = own_path(&self);
+        self.reading_imports(Some(own), read)
+    }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Imported {
-    /// Path from the folder of the source.
-    path: String,
-    /// Where its offsets begin.
-    base: usize,
-    /// The file, or why it could not be read.
-    file: Result<SourceFile, String>,
-}
+    /// As [`Self::with_imports`], for a copy of a source that lies elsewhere, with copies of what it imports: their
+    /// texts by the paths that [`Self::imported`] gave.
+    #[must_use]
+    pub fn with_kept_imports(self, kept: &BTreeMap<String, String>) -> Self {
+        let read = |path: &str| match kept.get(path) {
+            Some(text) => Ok(text.clone().into_bytes()),
+            None => Err("it was not kept".to_owned()),
+        };
+        self.reading_imports(None, read)
+    }
 
-impl Imports {
-    /// Reads what `source` imports, and what that imports. `own` is the path of the source itself.
-    pub(crate) fn read(
-        source: &SourceFile,
-        own: Option<String>,
-        mut read: impl FnMut(&str) -> Result<Vec<u8>, String>,
-    ) -> Self {
-        let mut imports = Imports { asked: true, own, files: Vec::new() };
-        let mut base = source.text().len() + 1;
-        let mut wanted: Vec<String> = paths_in(source).iter().filter_map(|path| join("", path)).collect();
+    /// `own` is the path of the source itself.
+    fn reading_imports(mut self, own: Option<String>, mut read: impl FnMut(&str) -> Result<Vec<u8>, String>) -> Self {
+        self.imports = Imports { asked: true, own, files: Vec::new() };
+        let mut wanted: Vec<String> = paths_in(&self).iter().filter_map(|path| join("", path)).collect();
         wanted.reverse();
-        while let Some(path) = wanted.pop() {
-            if imports.own.as_ref() == Some(&path) || imports.find(&path).is_some() {
-                continue;
+        for index in 0..=MAX_IMPORTS {
+            let known = |path: &String| self.imports.own.as_ref() == Some(path) || self.import(path).is_some();
+            while wanted.last().is_some_and(known) {
+                wanted.pop();
             }
-            let file = if imports.files.len() == MAX_IMPORTS {
+            let Some(path) = wanted.pop() else { break };
+            let file = if index == MAX_IMPORTS {
                 Err(format!("more than {MAX_IMPORTS} files are imported"))
             } else {
                 read(&path).and_then(|bytes| {
-                    let name = join(folder(source.name()), &path).unwrap_or_else(|| path.clone());
-                    SourceFile::from_bytes(name, &bytes).map_err(|fault| fault.message)
+                    let name = join(folder(self.name()), &path).unwrap_or_else(|| path.clone());
+                    let file = SourceFile::from_bytes(name, &bytes).map_err(|fault| fault.message)?;
+                    Ok(file.with_id(FileId::import(index)))
                 })
             };
             if let Ok(file) = &file {
                 wanted.extend(paths_in(file).iter().rev().filter_map(|inner| join(folder(&path), inner)));
             }
-            let length = file.as_ref().map_or(0, |file| file.text().len());
-            imports.files.push(Imported { path, base, file });
-            base += length + 1;
-            if imports.files.len() > MAX_IMPORTS {
-                break;
-            }
+            self.imports.files.push(ImportedFile { path, file });
         }
-        imports
+        self
     }
 
-    fn find(&self, path: &str) -> Option<&Imported> {
-        self.files.iter().find(|imported| imported.path == path)
-    }
-
-    /// The files that could be read, with their paths.
-    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &SourceFile)> {
-        self.files.iter().filter_map(|imported| Some((imported.path.as_str(), imported.file.as_ref().ok()?)))
-    }
-
-    /// The imported file that an offset lies in, and where its offsets begin.
-    pub(crate) fn file_at(&self, offset: usize) -> Option<(&SourceFile, usize)> {
-        let behind = self.files.partition_point(|imported| imported.base <= offset);
-        let imported = self.files.get(behind.checked_sub(1)?)?;
-        Some((imported.file.as_ref().ok()?, imported.base))
+    fn import(&self, path: &str) -> Option<&ImportedFile> {
+        self.imports.files.iter().find(|imported| imported.path == path)
     }
 }
 
-/// Parses a source and everything that it imports.
-pub(crate) fn parse_all(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
+/// Parses a file and those that it imports, as far as they were read with it (see [`SourceFile::with_imports`]). An
+/// empty file is an empty tree.
+///
+/// # Errors
+/// Every syntax error found, at most 20, in source order; where there is none, what is wrong with the imports and in the
+/// imported files. Parsing goes on behind an error at the next statement.
+pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
     let mut joined = Joined {
         source,
         done: BTreeSet::new(),
@@ -98,16 +84,16 @@ pub(crate) fn parse_all(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
         items: Vec::new(),
         faults: Vec::new(),
     };
-    match parse_alone(source, 0) {
+    match parse_alone(source) {
         Ok(items) => {
-            joined.follow(&items, source.imports().own.as_deref().unwrap_or_default());
+            joined.follow(&items, source.imports.own.as_deref().unwrap_or_default());
             if joined.faults.is_empty() {
                 return Ok(File { items, imported: joined.items });
             }
         }
         Err(faults) => joined.faults = faults,
     }
-    joined.faults.sort_by_key(|fault| fault.span().map(|span| span.start));
+    joined.faults.sort_by_key(|fault| fault.span().map(Span::before));
     joined.faults.truncate(MAX_FAULTS);
     Err(joined.faults)
 }
@@ -120,7 +106,7 @@ struct Joined<'a> {
     open: Vec<String>,
     /// The import of the source that is being followed.
     import: Span,
-    items: Vec<ImportedItem>,
+    items: Vec<Imported>,
     faults: Vec<Diagnostic>,
 }
 
@@ -161,9 +147,9 @@ impl Joined<'_> {
 
     /// Takes over what the file at `path` defines.
     fn enter(&mut self, import: &Import, path: &str) {
-        let (file, base) = match self.source.imports().find(path) {
-            Some(Imported { base, file: Ok(file), .. }) => (file, *base),
-            Some(Imported { file: Err(reason), .. }) => {
+        let file = match self.source.import(path) {
+            Some(ImportedFile { file: Ok(file), .. }) => file,
+            Some(ImportedFile { file: Err(reason), .. }) => {
                 let message = format!("`{}` cannot be imported: {reason}", import.path);
                 let fault = Diagnostic::new(Code::CannotImport, message).primary(import.path_span, "imported here");
                 let place = join(folder(self.source.name()), path).unwrap_or_else(|| path.to_owned());
@@ -173,7 +159,7 @@ impl Joined<'_> {
             None => {
                 let message = format!("`{}` cannot be imported here", import.path);
                 let fault = Diagnostic::new(Code::CannotImport, message).primary(import.path_span, "imported here");
-                let fault = if self.source.imports().asked {
+                let fault = if self.source.imports.asked {
                     fault.note(format!("more than {MAX_IMPORTS} files are imported"))
                 } else {
                     fault.note("this text stands alone: no other files are read with it")
@@ -182,12 +168,12 @@ impl Joined<'_> {
                 return;
             }
         };
-        match parse_alone(file, base) {
+        match parse_alone(file) {
             Ok(items) => {
                 self.follow(&items, path);
                 let brought = |item: &Item| matches!(item, Item::Model(_) | Item::Block(_) | Item::Router(_));
                 let import = self.import;
-                self.items.extend(items.into_iter().filter(brought).map(|item| ImportedItem { item, import }));
+                self.items.extend(items.into_iter().filter(brought).map(|item| Imported { item, import }));
             }
             Err(faults) => self.faults.extend(faults),
         }
@@ -209,15 +195,15 @@ impl Joined<'_> {
 
 /// The paths that a text imports, as written. The text need not be free of faults.
 fn paths_in(source: &SourceFile) -> Vec<String> {
-    let tokens = lex::lex(source).tokens;
-    let text = |i: usize| source.text().get(tokens[i].span.start..tokens[i].span.end).unwrap_or("");
+    let tokens = lex::lex(source, 0).tokens;
+    let text = |i: usize| source.slice(tokens[i].span);
     let is_import =
         |i: &usize| tokens[*i].parent.is_none() && tokens[*i + 1].kind == TokenKind::String && text(*i) == "import";
     (0..tokens.len().saturating_sub(1)).filter(is_import).map(|i| unescape(text(i + 1))).collect()
 }
 
 /// The path of a source from its own folder: its name without folders.
-pub(crate) fn own_path(source: &SourceFile) -> String {
+fn own_path(source: &SourceFile) -> String {
     source.name().rsplit(['/', '\\']).next().unwrap_or("").to_owned()
 }
 
@@ -254,8 +240,6 @@ fn join(folder: &str, path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parse::parse;
-    use std::collections::BTreeMap;
 
     #[test]
     fn paths_are_joined_without_detours() {
@@ -304,8 +288,8 @@ mod tests {
         let imports: Vec<Span> = file.imported.iter().map(|brought| brought.import).collect();
         // Each file once, what it needs before it; its recipe stays behind.
         assert_eq!(texts, ["block c { relu }", "block b { silu }", "block a { gelu }"]);
-        let (file, span) = source.locate(file.imported[1].item.span());
-        assert_eq!((file.name(), span.start), ("specs/lib/b.moe", 18));
+        let span = file.imported[1].item.span();
+        assert_eq!((source.file(span.file()).name(), span.start()), ("specs/lib/b.moe", 18));
         assert!(imports.iter().all(|import| source.slice(*import) == "\"lib/a.moe\""));
         assert_eq!(source.imported().map(|(path, _)| path).collect::<Vec<_>>(), ["lib/a.moe", "lib/b.moe", "c.moe"]);
     }
@@ -356,7 +340,7 @@ mod tests {
             Ok(format!("import \"{}.moe\"\nimport \"{}.moe\"", 2 * asked, 2 * asked + 1).into_bytes())
         });
         let faults = parse(&source).unwrap_err();
-        assert_eq!(asked, MAX_IMPORTS);
+        assert_eq!(asked, MAX_IMPORTS as usize);
         assert!(faults.iter().all(|fault| fault.code == Code::CannotImport));
     }
 }

@@ -6,7 +6,8 @@
 
 use crate::codes::Code;
 use crate::diag::Diagnostic;
-use crate::source::{SourceFile, Span};
+use crate::source::SourceFile;
+use crate::span::Span;
 
 /// How deep brackets may nest. The grammar, the tree and every walk over the tree recurse about this deep.
 pub(crate) const MAX_NESTING: usize = 128;
@@ -45,8 +46,9 @@ pub(crate) struct Lexed {
     pub(crate) balanced: bool,
 }
 
-/// The spans of all comments in `text`, in order, each without its line break.
-pub(crate) fn comments(text: &str) -> Vec<Span> {
+/// Where all comments in `text` are, in order, each without its line break.
+pub(crate) fn comments(source: &SourceFile) -> Vec<Span> {
+    let text = source.text();
     let bytes = text.as_bytes();
     let mut spans = Vec::new();
     let mut at = 0;
@@ -55,7 +57,7 @@ pub(crate) fn comments(text: &str) -> Vec<Span> {
             b'"' => at = string_end(text, at).unwrap_or_else(|end| end),
             b'/' if bytes.get(at + 1) == Some(&b'/') => {
                 let end = line_end(bytes, at);
-                spans.push(Span::new(at, end));
+                spans.push(source.span(at..end));
                 at = end;
             }
             _ => at += 1,
@@ -84,22 +86,19 @@ fn string_end(text: &str, at: usize) -> Result<usize, usize> {
     Err(line_end(bytes, at))
 }
 
-pub(crate) fn lex(source: &SourceFile) -> Lexed {
+/// Lexes the text from byte `from` on; what stands before is blank.
+pub(crate) fn lex(source: &SourceFile, from: usize) -> Lexed {
+    let mut masked = source.text().as_bytes().to_vec();
+    masked[..from].fill(b' ');
     let mut lexer = Lexer {
         source,
         text: source.text(),
-        at: 0,
+        at: from,
         open: Vec::new(),
         line_has_token: false,
         mismatched: false,
         misindented: Vec::new(),
-        out: Lexed {
-            tokens: Vec::new(),
-            faults: Vec::new(),
-            masked: source.text().as_bytes().to_vec(),
-            painted: Vec::new(),
-            balanced: true,
-        },
+        out: Lexed { tokens: Vec::new(), faults: Vec::new(), masked, painted: Vec::new(), balanced: true },
     };
     lexer.run();
     lexer.out
@@ -153,7 +152,7 @@ impl Lexer<'_> {
 
     /// Adds the token of `len` bytes here and steps over it.
     fn token(&mut self, kind: TokenKind, len: usize) -> usize {
-        let span = Span::new(self.at, self.at + len);
+        let span = self.source.span(self.at..self.at + len);
         self.at += len;
         self.out.tokens.push(Token {
             kind,
@@ -168,7 +167,7 @@ impl Lexer<'_> {
 
     /// Paints over `span`: `lead` first, then `fill`. Line breaks stay.
     fn paint(&mut self, span: Span, lead: u8, fill: u8) {
-        for (i, byte) in self.out.masked[span.start..span.end].iter_mut().enumerate() {
+        for (i, byte) in self.out.masked[span.range()].iter_mut().enumerate() {
             if *byte != b'\n' {
                 *byte = if i == 0 { lead } else { fill };
             }
@@ -179,7 +178,7 @@ impl Lexer<'_> {
     fn name(&mut self) {
         let rest = &self.text[self.at..];
         let len = rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
-        let span = Span::new(self.at, self.at + len);
+        let span = self.source.span(self.at..self.at + len);
         let name = &rest[..len];
         if let Some(bad) = name.chars().find(|c| !c.is_ascii()) {
             self.out.faults.push(
@@ -204,8 +203,8 @@ impl Lexer<'_> {
             }
             end += 1;
         }
-        let span = Span::new(self.at, end);
-        let text = &self.text[span.start..span.end];
+        let span = self.source.span(self.at..end);
+        let text = &self.text[span.range()];
         if let Err(fault) = check_number(text, span) {
             self.out.faults.push(*fault);
             self.paint(span, b'0', b' ');
@@ -216,12 +215,12 @@ impl Lexer<'_> {
     fn string(&mut self) {
         match string_end(self.text, self.at) {
             Ok(end) => {
-                let span = Span::new(self.at, end);
+                let span = self.source.span(self.at..end);
                 if let Some(escape) = bad_escape(self.text, span) {
                     self.out.faults.push(
                         Diagnostic::new(
                             Code::BadString,
-                            format!("`{}` is not an escape", &self.text[escape.start..escape.end]),
+                            format!("`{}` is not an escape", self.source.slice(escape)),
                         )
                         .primary(escape, "unknown escape")
                         .help(r#"the escapes are `\"`, `\\`, `\n`, `\r`, `\t` and `\u{2192}`; write `\\` for a backslash"#),
@@ -231,10 +230,9 @@ impl Lexer<'_> {
                 self.token(TokenKind::String, span.len());
             }
             Err(end) => {
-                let mut span = Span::new(self.at, end);
                 // Closing brackets at the end of the line are more likely code than text.
-                let code = self.text[span.start..span.end].trim_end_matches(['}', ')', ']', ',', ' ', '\t']).len();
-                span.end = span.start + code.max(1);
+                let code = self.text[self.at..end].trim_end_matches(['}', ')', ']', ',', ' ', '\t']).len();
+                let span = self.source.span(self.at..self.at + code.max(1));
                 self.out.faults.push(
                     Diagnostic::new(Code::BadString, "this text in quotes is not closed")
                         .primary(span, "expected `\"` before the end of the line"),
@@ -263,8 +261,8 @@ impl Lexer<'_> {
     /// Reports a character that the language does not have, and paints it over with the nearest thing that it has.
     fn unknown(&mut self, c: char) {
         let rest = &self.text[self.at..];
-        let one = Span::new(self.at, self.at + c.len_utf8());
-        let to_line_end = Span::new(self.at, line_end(self.text.as_bytes(), self.at));
+        let one = self.source.span(self.at..self.at + c.len_utf8());
+        let to_line_end = self.source.span(self.at..line_end(self.text.as_bytes(), self.at));
         let fault = |message: String| Diagnostic::new(Code::UnknownCharacter, message);
         let (span, lead, fault) = match c {
             ';' => (
@@ -285,18 +283,18 @@ impl Lexer<'_> {
             ),
             '/' => {
                 let len = rest.find("*/").map_or(rest.len(), |i| i + 2);
-                let start = Span::new(self.at, self.at + 2);
+                let start = self.source.span(self.at..self.at + 2);
                 let fault = fault("`/*` has no meaning here".to_owned())
                     .primary(start, "comments start with `//` and end with the line");
-                (Span::new(self.at, self.at + len), b' ', fault)
+                (self.source.span(self.at..self.at + len), b' ', fault)
             }
             '\'' | '`' | '\u{201c}' | '\u{201d}' | '\u{2018}' | '\u{2019}' | '\u{201e}' => {
-                let line = &self.text[one.end..to_line_end.end];
+                let line = &self.text[one.end()..to_line_end.end()];
                 let close = |q: char| matches!(q, '\'' | '`' | '"' | '\u{201c}' | '\u{201d}' | '\u{2018}' | '\u{2019}');
                 let fault = fault(format!("`{c}` has no meaning here"));
                 match line.char_indices().find(|&(_, q)| close(q)) {
                     Some((i, q)) => {
-                        let span = Span::new(one.start, one.end + i + q.len_utf8());
+                        let span = self.source.span(one.start()..one.end() + i + q.len_utf8());
                         let inner = &line[..i];
                         let fault = fault.primary(span, "text stands in double quotes");
                         (span, b'0', fault.patch(span, format!("{inner:?}"), "use double quotes"))
@@ -331,7 +329,7 @@ impl Lexer<'_> {
                 let fault = fault("`.` has no meaning here".to_owned())
                     .primary(one, "")
                     .note("paths such as `train.steps` are for overrides on the command line (`-s train.steps=200`)");
-                (Span::new(one.start, one.end + len), b' ', fault)
+                (self.source.span(one.start()..one.end() + len), b' ', fault)
             }
             _ if c.is_whitespace() || is_invisible(c) => {
                 let fault = fault(format!("an invisible character, U+{:04X}", c as u32))
@@ -354,7 +352,7 @@ impl Lexer<'_> {
         self.out.faults.push(fault);
         self.paint(span, lead, b' ');
         if lead == b' ' {
-            self.at = span.end;
+            self.at = span.end();
         } else {
             let kind = if lead == b'0' { TokenKind::String } else { TokenKind::Symbol };
             self.token(kind, span.len());
@@ -368,7 +366,7 @@ impl Lexer<'_> {
             if closer_of(symbol) == c {
                 break;
             }
-            let here = Span::new(self.at, self.at + 1);
+            let here = self.source.span(self.at..self.at + 1);
             // Only brackets opened further out can be what this one closes.
             let opened = self.open.iter().any(|&i| closer_of(self.source.slice(self.out.tokens[i].span)) == c);
             if !opened {
@@ -384,7 +382,7 @@ impl Lexer<'_> {
                 self.out.faults.push(fault);
             }
         }
-        let here = Span::new(self.at, self.at + 1);
+        let here = self.source.span(self.at..self.at + 1);
         let Some(opener) = self.open.pop() else {
             self.unopened(c, here);
             return;
@@ -412,7 +410,7 @@ impl Lexer<'_> {
 
     /// The column of the first thing on the line of a token, in bytes.
     fn indent(&self, token: usize) -> usize {
-        let before = &self.text[..self.out.tokens[token].span.start];
+        let before = &self.text[..self.out.tokens[token].span.start()];
         let line = &self.text[before.rfind('\n').map_or(0, |i| i + 1)..];
         line.len() - line.trim_start_matches([' ', '\t']).len()
     }
@@ -423,7 +421,7 @@ impl Lexer<'_> {
         if self.mismatched || self.at < self.text.len() {
             return;
         }
-        let end = Span::at(self.text.trim_end().len());
+        let end = self.source.end();
         let fault = self.unclosed(innermost, end, "the end of the file");
         self.out.faults.push(fault);
     }
@@ -451,7 +449,7 @@ impl Lexer<'_> {
         self.out.balanced = false;
         self.out.faults.push(
             Diagnostic::new(Code::TooDeep, format!("brackets are nested more than {MAX_NESTING} deep"))
-                .primary(Span::new(self.at, self.at + 1), "this one is too deep")
+                .primary(self.source.span(self.at..self.at + 1), "this one is too deep")
                 .help("give a part of it a name with `block` or `let`"),
         );
         self.open.clear();
@@ -473,7 +471,7 @@ fn is_invisible(c: char) -> bool {
 
 /// The first escape in a closed string that the language does not have.
 fn bad_escape(text: &str, string: Span) -> Option<Span> {
-    let inner = &text[string.start + 1..string.end - 1];
+    let inner = &text[string.start() + 1..string.end() - 1];
     let mut from = 0;
     while let Some(i) = inner[from..].find('\\') {
         let at = from + i;
@@ -481,7 +479,8 @@ fn bad_escape(text: &str, string: Span) -> Option<Span> {
             Some((_, len)) => from = at + len,
             None => {
                 let len = inner[at + 1..].chars().next().map_or(1, |c| 1 + c.len_utf8());
-                return Some(Span::new(string.start + 1 + at, string.start + 1 + at + len));
+                let at = string.start() + 1 + at;
+                return Some(Span::new(string.file(), at..at + len));
             }
         }
     }
@@ -589,9 +588,10 @@ fn check_number(text: &str, span: Span) -> Result<(), Box<Diagnostic>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::span::FileId;
 
     fn faults(text: &str) -> Vec<String> {
-        lex(&SourceFile::new("a.moe", text)).faults.iter().map(|fault| fault.message.clone()).collect()
+        lex(&SourceFile::new("a.moe", text), 0).faults.iter().map(|fault| fault.message.clone()).collect()
     }
 
     #[test]
@@ -610,21 +610,25 @@ mod tests {
         assert_eq!(faults("model m {\n  a(\n}\n"), ["this `(` is not closed"]);
         assert_eq!(faults("model m { } }"), ["this `}` closes nothing"]);
         assert_eq!(faults("model m { a(b: [1, 2) }"), ["this `[` is not closed"]);
-        let lexed = lex(&SourceFile::new("a.moe", "model m {\n  repeat 2 {\n    mlp\n}\n"));
-        assert_eq!(lexed.faults[0].span(), Some(Span::new(21, 22)), "the indentation gives the inner brace away");
+        let lexed = lex(&SourceFile::new("a.moe", "model m {\n  repeat 2 {\n    mlp\n}\n"), 0);
+        assert_eq!(
+            lexed.faults[0].span(),
+            Some(Span::new(FileId::MAIN, 21..22)),
+            "the indentation gives the inner brace away"
+        );
     }
 
     #[test]
     fn comments_are_found_outside_strings_only() {
-        let text = "a // one\r\nb \"x // y\" // two";
-        let found: Vec<_> = comments(text).into_iter().map(|span| &text[span.start..span.end]).collect();
+        let source = SourceFile::new("a.moe", "a // one\r\nb \"x // y\" // two");
+        let found: Vec<_> = comments(&source).into_iter().map(|span| source.slice(span)).collect();
         assert_eq!(found, ["// one", "// two"]);
     }
 
     #[test]
     fn painting_keeps_the_length_and_utf8() {
         for text in ["a × b", "größe “x” ; \u{a0} 'y", "/* x\n → */ a", "# ñ\nb", "\"ñ", "^&|.@"] {
-            let lexed = lex(&SourceFile::new("a.moe", text));
+            let lexed = lex(&SourceFile::new("a.moe", text), 0);
             assert_eq!(lexed.masked.len(), text.len());
             assert!(std::str::from_utf8(&lexed.masked).is_ok(), "{text}");
             assert!(!lexed.faults.is_empty(), "{text}");

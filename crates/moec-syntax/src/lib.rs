@@ -32,6 +32,7 @@ mod lex;
 mod parse;
 mod render;
 mod source;
+mod span;
 
 pub use ast::{
     Argument, Arguments, Aux, BinaryOperator, Block, Body, Branch, Call, Expr, ExprKind, File, Ident, If, Import,
@@ -41,6 +42,8 @@ pub use ast::{
 pub use codes::{Code, UnknownCode};
 pub use diag::{Diagnostic, Label, Patch, Severity, did_you_mean};
 pub use format::format;
-pub use parse::{parse, parse_value};
+pub use import::parse;
+pub use parse::parse_value;
 pub use render::{RenderedDiagnostic, RenderedLabel, RenderedPatch, RenderedSpan};
-pub use source::{LineColumn, MAX_SOURCE_BYTES, SourceFile, Span};
+pub use source::{LineColumn, MAX_SOURCE_BYTES, SourceFile};
+pub use span::{FileId, Span};

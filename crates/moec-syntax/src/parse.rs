@@ -11,9 +11,9 @@ use crate::ast::*;
 use crate::codes::Code;
 use crate::diag::{Diagnostic, Patch};
 use crate::expect::{self, Context};
-use crate::import;
 use crate::lex::{self, Lexed, MAX_FAULTS};
-use crate::source::{MAX_SOURCE_BYTES, SourceFile, Span, too_large};
+use crate::source::{MAX_SOURCE_BYTES, SourceFile, too_large};
+use crate::span::{FileId, Span};
 
 /// pest derives a public type with public rules; the module keeps both inside the crate.
 mod grammar {
@@ -28,37 +28,27 @@ use grammar::{Grammar, Rule};
 /// has operators, since it leans to the left.
 const MAX_HEIGHT: usize = 256;
 
-/// Parses a file and those that it imports, as far as they were read with it (see [`SourceFile::with_imports`]). An
-/// empty file is an empty tree.
-///
-/// # Errors
-/// Every syntax error found, at most 20, in source order; where there is none, what is wrong with the imports and in the
-/// imported files. Parsing goes on behind an error at the next statement.
-pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
-    import::parse_all(source)
+/// Parses a file without what it imports.
+pub(crate) fn parse_alone(source: &SourceFile) -> Result<Vec<Item>, Vec<Diagnostic>> {
+    parse_rule(source, 0, Rule::file, |builder, pairs| Some(builder.items(pairs)))
 }
 
-/// Parses a file without what it imports. `base` is added to every span.
-pub(crate) fn parse_alone(source: &SourceFile, base: usize) -> Result<Vec<Item>, Vec<Diagnostic>> {
-    parse_rule(source, base, Rule::file, |builder, pairs| Some(builder.items(pairs)))
-}
-
-/// Parses text that holds one value, as on the right of `-s width=64`.
+/// Parses the one value that a text holds from byte `from` on, as on the right of `-s width=64`.
 ///
 /// # Errors
-/// As [`parse`].
-pub fn parse_value(source: &SourceFile) -> Result<Expr, Vec<Diagnostic>> {
-    parse_rule(source, 0, Rule::lone_value, |builder, mut pairs| {
+/// As [`parse`](crate::parse()).
+pub fn parse_value(source: &SourceFile, from: usize) -> Result<Expr, Vec<Diagnostic>> {
+    parse_rule(source, from, Rule::lone_value, |builder, mut pairs| {
         let expression = pairs.next()?.into_inner().next()?;
         Some(builder.expression(expression))
     })
 }
 
-/// Parses the text as `rule`, painting over one fault after the other until the grammar takes what is left; the tree is
+/// Parses the text from byte `from` on as `rule`, painting over one fault after the other until the grammar takes what is left; the tree is
 /// returned if there was none.
 fn parse_rule<T>(
     source: &SourceFile,
-    base: usize,
+    from: usize,
     rule: Rule,
     build: impl FnOnce(&mut Builder, Pairs<'_, Rule>) -> Option<T>,
 ) -> Result<T, Vec<Diagnostic>> {
@@ -66,7 +56,7 @@ fn parse_rule<T>(
     if size > MAX_SOURCE_BYTES {
         return Err(vec![too_large(source.name(), size)]);
     }
-    let mut lexed = lex::lex(source);
+    let mut lexed = lex::lex(source, from);
     let mut faults = std::mem::take(&mut lexed.faults);
     let (mut tree, mut built) = (None, Vec::new());
     if lexed.balanced && faults.len() < MAX_FAULTS {
@@ -76,8 +66,8 @@ fn parse_rule<T>(
             let text = String::from_utf8_lossy(&recovery.lexed.masked).into_owned();
             let error = match Grammar::parse(rule, &text) {
                 Ok(pairs) => {
-                    let token_ends = recovery.lexed.tokens.iter().map(|token| token.span.end).collect();
-                    let mut builder = Builder { faults: Vec::new(), height: 0, token_ends, base };
+                    let token_ends = recovery.lexed.tokens.iter().map(|token| token.span.end()).collect();
+                    let mut builder = Builder { faults: Vec::new(), height: 0, token_ends, file: source.id() };
                     tree = build(&mut builder, pairs);
                     built = builder.faults;
                     break;
@@ -99,12 +89,11 @@ fn parse_rule<T>(
             }
         }
     }
-    let mut faults: Vec<Diagnostic> = faults.into_iter().map(|fault| fault.moved(base)).collect();
     faults.append(&mut built);
     match tree {
         Some(tree) if faults.is_empty() => Ok(tree),
         _ => {
-            faults.sort_by_key(|fault| fault.span().map(|span| span.start));
+            faults.sort_by_key(|fault| fault.span().map(Span::before));
             faults.truncate(MAX_FAULTS);
             Err(faults)
         }
@@ -224,7 +213,7 @@ impl Recovery {
     /// second result is false where nothing is left to put out of the way.
     fn step(&mut self, source: &SourceFile, at: usize, mut expected: Expected) -> (Option<Diagnostic>, bool) {
         let tokens = &self.lexed.tokens;
-        let split = tokens.partition_point(|token| token.span.end <= at);
+        let split = tokens.partition_point(|token| token.span.end() <= at);
         let found = (split..tokens.len()).find(|&i| self.alive[i]);
         let before = (0..split).rev().find(|&i| self.alive[i]);
         // In a `train` block pest names the first part of a setting instead of the setting.
@@ -234,18 +223,16 @@ impl Recovery {
         }
         // Text is a value like others, except where nothing else may stand.
         expected.text &= !expected.value;
-        let gap = Span::new(
-            before.map_or(0, |i| tokens[i].span.end),
-            found.map_or(source.text().len(), |i| tokens[i].span.start),
-        );
-        let around = Span::new(
-            before.map_or(0, |i| tokens[i].span.start),
-            found.map_or(source.text().len(), |i| tokens[i].span.end),
-        );
+        let end = source.text().len();
+        let gap =
+            source.span(before.map_or(0, |i| tokens[i].span.end())..found.map_or(end, |i| tokens[i].span.start()));
+        let around =
+            source.span(before.map_or(0, |i| tokens[i].span.start())..found.map_or(end, |i| tokens[i].span.end()));
         let stuck = self.last.replace(gap) == Some(gap);
         let begins_anew = expected.statement || expected.train_setting || expected.router_statement || expected.item;
         // Behind a statement that was painted over, the next one is judged for itself, unless it continues it.
-        let painted = |part: Span| self.lexed.painted.iter().any(|span| span.start < part.end && part.start < span.end);
+        let painted =
+            |part: Span| self.lexed.painted.iter().any(|span| span.start() < part.end() && part.start() < span.end());
         let independent = begins_anew
             && found
                 .map(|i| &tokens[i])
@@ -279,15 +266,15 @@ impl Recovery {
     /// faults in the rest of the statement are found as well. A replacement may use up the blank behind it.
     fn repair(&mut self, patch: &Patch) -> bool {
         let text = &mut self.lexed.masked;
-        let mut end = patch.span.end;
-        while end - patch.span.start < patch.replacement.len() {
+        let mut end = patch.span.end();
+        while end - patch.span.start() < patch.replacement.len() {
             match text.get(end) {
                 Some(b' ' | b'\t' | b'\r' | b'\n') => end += 1,
                 _ => return false,
             }
         }
         let replacement = patch.replacement.bytes().chain(std::iter::repeat(b' '));
-        for (byte, new) in text[patch.span.start..end].iter_mut().zip(replacement) {
+        for (byte, new) in text[patch.span.start()..end].iter_mut().zip(replacement) {
             *byte = new;
         }
         true
@@ -317,7 +304,7 @@ impl Recovery {
     fn paint(&mut self, range: std::ops::Range<usize>) {
         let tokens = &self.lexed.tokens;
         let span = tokens[range.start].span.to(tokens[range.end - 1].span);
-        for byte in &mut self.lexed.masked[span.start..span.end] {
+        for byte in &mut self.lexed.masked[span.range()] {
             if *byte != b'\n' {
                 *byte = b' ';
             }
@@ -334,8 +321,8 @@ struct Builder {
     height: usize,
     /// Where each token ends, in order.
     token_ends: Vec<usize>,
-    /// What is added to every span.
-    base: usize,
+    /// What every span lies in.
+    file: FileId,
 }
 
 impl Builder {
@@ -345,7 +332,7 @@ impl Builder {
         let span = pair.as_span();
         let tokens = self.token_ends.partition_point(|&end| end <= span.end());
         let end = tokens.checked_sub(1).map_or(span.end(), |i| self.token_ends[i]);
-        Span::new(span.start() + self.base, end + self.base)
+        Span::new(self.file, span.start()..end)
     }
 
     fn ident(&self, pair: &Pair<'_, Rule>) -> Ident {
@@ -658,7 +645,7 @@ impl Builder {
             }
         }
         for operator in prefixes.into_iter().rev() {
-            let span = Span::new(operator.span.start, outer.end);
+            let span = operator.span.to(outer);
             let kind = ExprKind::Unary { operator, operand: Box::new(part.expr) };
             part = Part { expr: Expr { kind, span }, outer, grouped: false };
         }

@@ -1,10 +1,13 @@
 //! Diagnostics as text: with the source excerpt for people, on one line for editors, as plain data for programs.
 
+use std::ops::Range;
+
 use annotate_snippets::{AnnotationKind, Group, Level, Patch as SnippetPatch, Renderer, Snippet};
 use serde::Serialize;
 
 use crate::diag::{Diagnostic, Severity};
-use crate::source::{SourceFile, Span};
+use crate::source::SourceFile;
+use crate::span::Span;
 
 /// A diagnostic with its positions worked out, ready to be serialised. Lines and columns count from 1, columns in
 /// characters; byte offsets count from the start of the file's text behind a byte order mark.
@@ -98,7 +101,7 @@ impl Diagnostic {
             let annotations = self.labels.iter().filter_map(|label| {
                 let (within, span) = clamped(source, label.span);
                 let kind = if label.primary { AnnotationKind::Primary } else { AnnotationKind::Context };
-                let annotation = kind.span(span.into());
+                let annotation = kind.span(span);
                 let annotation = if label.text.is_empty() { annotation } else { annotation.label(label.text.as_str()) };
                 std::ptr::eq(within, file).then_some(annotation)
             });
@@ -109,7 +112,7 @@ impl Diagnostic {
         let mut report = vec![main];
         for patch in &self.patches {
             let (file, span) = clamped(source, patch.span);
-            let change = SnippetPatch::new(span.into(), patch.replacement.as_str());
+            let change = SnippetPatch::new(span, patch.replacement.as_str());
             let title = Level::HELP.secondary_title(patch.text.as_str());
             report.push(title.element(Snippet::source(file.text()).path(file.name()).patch(change)));
         }
@@ -178,19 +181,11 @@ fn position(source: &SourceFile, span: Span) -> RenderedSpan {
     }
 }
 
-/// The file that a span lies in, and the span within it, moved onto character boundaries of the text. A span that came
+/// The file that a span lies in, and the bytes it covers, moved onto character boundaries of the text. A span that came
 /// from another text must not cause a panic.
-fn clamped(source: &SourceFile, span: Span) -> (&SourceFile, Span) {
-    let (file, span) = source.locate(span);
-    let text = file.text();
-    let boundary = |offset: usize| {
-        let mut offset = offset.min(text.len());
-        while !text.is_char_boundary(offset) {
-            offset -= 1;
-        }
-        offset
-    };
-    (file, Span::new(boundary(span.start), boundary(span.end)))
+fn clamped(source: &SourceFile, span: Span) -> (&SourceFile, Range<usize>) {
+    let file = source.file(span.file());
+    (file, file.boundary(span.start())..file.boundary(span.end()))
 }
 
 #[cfg(test)]
@@ -204,7 +199,7 @@ mod tests {
             for start in 0..6 {
                 for end in start..6 {
                     let source = SourceFile::new("a.moe", text);
-                    let span = Span::new(start, end);
+                    let span = source.span(start..end);
                     let diagnostic = Diagnostic::new(Code::UnknownLayer, "x")
                         .primary(span, "y")
                         .secondary(span, "")
@@ -220,7 +215,7 @@ mod tests {
     #[test]
     fn one_line_form() {
         let source = SourceFile::new("dir/a.moe", "model m {\n  é layr\n}");
-        let diagnostic = Diagnostic::new(Code::UnusedLet, "never used").primary(Span::new(15, 19), "");
+        let diagnostic = Diagnostic::new(Code::UnusedLet, "never used").primary(source.span(15..19), "");
         assert_eq!(diagnostic.render_short(&source), "dir/a.moe:2:5: warning[W0201]: never used");
         let diagnostic = Diagnostic::new(Code::NoModel, "no model");
         assert_eq!(diagnostic.render_short(&source), "dir/a.moe: error[E0401]: no model");

@@ -1,64 +1,13 @@
-//! A source text with its name, and the two ways to point into it: byte spans and line/column positions.
-
-use std::collections::BTreeMap;
-use std::fmt;
+//! A source text with its name, what belongs to it, and the two ways to point into it: byte spans and line/column
+//! positions.
 
 use crate::codes::Code;
 use crate::diag::Diagnostic;
-use crate::import::{self, Imports};
+use crate::span::{FileId, Span};
 
 /// The largest source that is parsed, in bytes. A model description of a megabyte is a mistake (usually a data file
 /// given in place of a model), and saying so at once is kinder than a thousand syntax errors.
 pub const MAX_SOURCE_BYTES: usize = 1 << 20;
-
-/// A half-open range of byte offsets into one [`SourceFile`]. Offsets behind the end of its text lie in the files that
-/// it imports.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Span {
-    /// Offset of the first byte.
-    pub start: usize,
-    /// Offset one past the last byte; equal to `start` for a position between two characters.
-    pub end: usize,
-}
-
-impl Span {
-    /// The range `start..end`; an `end` before `start` is taken as `start`.
-    pub fn new(start: usize, end: usize) -> Self {
-        Span { start, end: end.max(start) }
-    }
-
-    /// The position just before the byte at `offset`.
-    pub fn at(offset: usize) -> Self {
-        Span { start: offset, end: offset }
-    }
-
-    /// The smallest span that covers both.
-    pub fn to(self, other: Span) -> Self {
-        Span { start: self.start.min(other.start), end: self.end.max(other.end) }
-    }
-
-    /// The length in bytes.
-    pub fn len(self) -> usize {
-        self.end - self.start
-    }
-
-    /// Whether the span covers no byte.
-    pub fn is_empty(self) -> bool {
-        self.start == self.end
-    }
-}
-
-impl fmt::Debug for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}..{}", self.start, self.end)
-    }
-}
-
-impl From<Span> for std::ops::Range<usize> {
-    fn from(span: Span) -> Self {
-        span.start..span.end
-    }
-}
 
 /// A position as people count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,17 +18,38 @@ pub struct LineColumn {
     pub column: usize,
 }
 
-/// One source text: a name to show, the text, an index of its lines, and the files that it imports.
+/// One source text: a name to show, the text, an index of its lines, and the texts that belong to it: the files that it
+/// imports, and the overrides that it is used with.
 ///
-/// A byte order mark at the start is dropped; all offsets count from the text after it. An imported file has offsets
-/// of its own behind the end of the text, so that a span says by itself which file it lies in: [`Self::slice`],
-/// [`Self::line_column`] and [`Self::locate`] take spans of every file.
+/// A byte order mark at the start is dropped; all offsets count from the text after it. Each text has a [`FileId`], and
+/// a [`Span`] says by it which text it lies in; [`Self::file`] and [`Self::slice`] take those of every text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
+    id: FileId,
     name: String,
     text: String,
     line_starts: Vec<usize>,
-    imports: Imports,
+    pub(crate) imports: Imports,
+    overrides: Vec<SourceFile>,
+}
+
+/// The files that a source imports, directly or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Imports {
+    /// Whether anyone has tried to read them.
+    pub(crate) asked: bool,
+    /// Path of the source itself from its folder, where an import could mean it.
+    pub(crate) own: Option<String>,
+    /// In the order in which they were read, which is that of their identities.
+    pub(crate) files: Vec<ImportedFile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ImportedFile {
+    /// Path from the folder of the source.
+    pub(crate) path: String,
+    /// The file, or why it could not be read.
+    pub(crate) file: Result<SourceFile, String>,
 }
 
 impl SourceFile {
@@ -90,7 +60,19 @@ impl SourceFile {
             text.drain(..'\u{feff}'.len_utf8());
         }
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(i, _)| i + 1)).collect();
-        SourceFile { name: name.into(), text, line_starts, imports: Imports::default() }
+        SourceFile {
+            id: FileId::MAIN,
+            name: name.into(),
+            text,
+            line_starts,
+            imports: Imports::default(),
+            overrides: Vec::new(),
+        }
+    }
+
+    /// The same text as another of the texts that belong together.
+    pub(crate) fn with_id(self, id: FileId) -> Self {
+        SourceFile { id, ..self }
     }
 
     /// Wraps the bytes of a file.
@@ -138,49 +120,52 @@ impl SourceFile {
         &self.text
     }
 
-    /// Reads the files that this one imports, and those that they import. `read` is given the path of a file from the
-    /// folder of this one, with `/` between folders and without detours, and answers with its bytes or with the reason
-    /// why it cannot. Nothing fails here: parsing reports what could not be read, at the import.
+    /// Takes the texts of overrides along, each `path=value`, in place of those that there were.
     #[must_use]
-    pub fn with_imports(mut self, read: impl FnMut(&str) -> Result<Vec<u8>, String>) -> Self {
-        let own = import::own_path(&self);
-        self.imports = Imports::read(&self, Some(own), read);
+    pub fn with_overrides<T: AsRef<str>>(mut self, texts: &[T]) -> Self {
+        let file = |(index, text): (u32, &T)| {
+            let text = text.as_ref();
+            SourceFile::new(format!("-s {text}"), text).with_id(FileId::of_override(index))
+        };
+        self.overrides = (0..).zip(texts).map(file).collect();
         self
     }
 
-    /// As [`Self::with_imports`], for a copy of a source that lies elsewhere, with copies of what it imports: their
-    /// texts by the paths that [`Self::imported`] gave.
-    #[must_use]
-    pub fn with_kept_imports(mut self, kept: &BTreeMap<String, String>) -> Self {
-        let read = |path: &str| match kept.get(path) {
-            Some(text) => Ok(text.clone().into_bytes()),
-            None => Err("it was not kept".to_owned()),
-        };
-        self.imports = Imports::read(&self, None, read);
-        self
+    /// The texts of the overrides.
+    pub fn overrides(&self) -> impl Iterator<Item = &SourceFile> {
+        self.overrides.iter()
     }
 
     /// The imported files that could be read, by their path from the folder of this one.
     pub fn imported(&self) -> impl Iterator<Item = (&str, &SourceFile)> {
-        self.imports.files()
+        self.imports.files.iter().filter_map(|import| Some((import.path.as_str(), import.file.as_ref().ok()?)))
     }
 
-    pub(crate) fn imports(&self) -> &Imports {
-        &self.imports
+    /// Which of the texts that belong together this is.
+    pub fn id(&self) -> FileId {
+        self.id
     }
 
-    /// The file that a span lies in, and the span within that file.
-    pub fn locate(&self, span: Span) -> (&SourceFile, Span) {
-        match self.imports.file_at(span.start) {
-            Some((file, base)) => (file, Span::new(span.start - base, span.end.saturating_sub(base))),
-            None => (self, span),
-        }
+    /// The text with this identity; this file itself where nothing that belongs to it has it.
+    pub fn file(&self, id: FileId) -> &SourceFile {
+        let others = self.imported().map(|(_, file)| file).chain(&self.overrides);
+        others.filter(|_| id != self.id).find(|file| file.id == id).unwrap_or(self)
     }
 
-    /// The text under `span`; empty where the span does not lie on character boundaries of one text.
+    /// The span of some bytes of this file.
+    pub fn span(&self, range: std::ops::Range<usize>) -> Span {
+        Span::new(self.id, range)
+    }
+
+    /// The position behind the last word of the text.
+    pub(crate) fn end(&self) -> Span {
+        let end = self.text.trim_end().len();
+        self.span(end..end)
+    }
+
+    /// The text under `span`; empty where the span does not lie on character boundaries of its text.
     pub fn slice(&self, span: Span) -> &str {
-        let (file, span) = self.locate(span);
-        file.text.get(span.start..span.end).unwrap_or("")
+        self.file(span.file()).text.get(span.range()).unwrap_or("")
     }
 
     /// The number of lines; a final line break starts no further line.
@@ -195,21 +180,22 @@ impl SourceFile {
         self.text[start..end].trim_end_matches(['\n', '\r'])
     }
 
-    /// Line and column of a byte offset within its file. An offset past the end is taken as the end, one inside a
-    /// character as the start of that character.
+    /// Line and column of a byte offset in this file. An offset past the end is taken as the end, one inside a character
+    /// as the start of that character.
     pub fn line_column(&self, offset: usize) -> LineColumn {
-        let (file, span) = self.locate(Span::at(offset));
-        let mut offset = span.start.min(file.text.len());
-        while !file.text.is_char_boundary(offset) {
-            offset -= 1;
-        }
-        let line = file.line_starts.partition_point(|&start| start <= offset);
-        let start = file.line_starts[line - 1];
-        LineColumn { line, column: file.text[start..offset].chars().count() + 1 }
+        let offset = self.boundary(offset);
+        let line = self.line_starts.partition_point(|&start| start <= offset);
+        let start = self.line_starts[line - 1];
+        LineColumn { line, column: self.text[start..offset].chars().count() + 1 }
     }
 
-    /// The byte offset of a position in this file, or `None` where the text has no such line or column. The column just after the
-    /// last character of a line exists.
+    /// The nearest character boundary of the text at or before an offset.
+    pub(crate) fn boundary(&self, offset: usize) -> usize {
+        self.text.floor_char_boundary(offset)
+    }
+
+    /// The byte offset of a position in this file, or `None` where the text has no such line or column. The column just
+    /// after the last character of a line exists.
     pub fn offset(&self, position: LineColumn) -> Option<usize> {
         let start = *self.line_starts.get(position.line.checked_sub(1)?)?;
         let line = self.line(position.line);

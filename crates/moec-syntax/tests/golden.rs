@@ -1,7 +1,7 @@
 //! Every file in `tests/syntax` against its snapshot. `err_*` holds rendered diagnostics, `tree_*` the syntax tree,
 //! anything else the canonical layout. `err_imported` is read with what it imports, all others stand alone.
 
-use moec_syntax::{Code, Diagnostic, SourceFile, Span, format, parse};
+use moec_syntax::{Code, Diagnostic, SourceFile, format, parse};
 
 #[test]
 fn golden() {
@@ -39,15 +39,16 @@ fn golden() {
 #[test]
 fn marks() {
     let cases = [
-        ("model m {\r\n\tlayr\r\n}\r\n", Span::new(12, 16)),
-        ("// 漢字 é layr", Span::new(13, 17)),
-        ("model m {", Span::at(9)),
-        ("model m {\n", Span::at(10)),
-        ("", Span::at(0)),
-        ("a\nb\nc\nd", Span::new(0, 7)),
+        ("model m {\r\n\tlayr\r\n}\r\n", 12..16),
+        ("// 漢字 é layr", 13..17),
+        ("model m {", 9..9),
+        ("model m {\n", 10..10),
+        ("", 0..0),
+        ("a\nb\nc\nd", 0..7),
     ];
-    let shown = cases.map(|(text, span)| {
+    let shown = cases.map(|(text, range)| {
         let source = SourceFile::new("a.moe", text);
+        let span = source.span(range);
         let diagnostic = Diagnostic::new(Code::UnknownLayer, "no such layer").primary(span, "here").note("a fact");
         diagnostic.help("advice").patch(span, "new", "replace it").render(&source, false)
     });

@@ -259,16 +259,16 @@ fn answer(text: &str) {
     let source = source.with_imports(|path| Err(format!("no {path}")));
     if let Err(faults) = parse(&source) {
         assert!(!faults.is_empty() && faults.len() <= 20, "{text:?}");
-        assert!(faults.is_sorted_by_key(|fault| fault.span().map(|span| span.start)), "{text:?}");
+        assert!(faults.is_sorted_by_key(|fault| fault.span().map(Span::before)), "{text:?}");
         for fault in faults {
             for label in &fault.labels {
-                assert!(source.text().get(label.span.start..label.span.end).is_some(), "{text:?} {fault:?}");
+                assert!(source.text().get(label.span.range()).is_some(), "{text:?} {fault:?}");
             }
             fault.render(&source, false);
             fault.render_short(&source);
         }
     }
-    let _ = parse_value(&source);
+    let _ = parse_value(&source, 0);
 }
 
 /// The text with comments and blank lines put at line ends, before lines and between words outside strings.

@@ -8,13 +8,13 @@ use crate::error::{Error, Messages};
 use crate::request;
 use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
 use moec_model::{
-    Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry,
+    Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry, span_of,
 };
 use moec_plan::{
     Arrangement, MemoryReport, OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, StateDecl, Wrt,
     on_threads,
 };
-use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
+use moec_syntax::{Code, Diagnostic, Severity, SourceFile};
 use std::time::{Duration, Instant};
 
 /// The functions of a program, in the order in which they are planned.
@@ -81,18 +81,13 @@ impl Checked {
     }
 }
 
-/// Text to checked model.
+/// Text to checked model, with the overrides that the source was given ([`SourceFile::with_overrides`]).
 ///
 /// # Errors
 /// Every message about the file and the overrides, warnings included, if one of them is an error.
-pub fn check(
-    source: &SourceFile,
-    registry: &Registry,
-    model: Option<&str>,
-    overrides: &[String],
-) -> Result<Checked, Vec<Diagnostic>> {
+pub fn check(source: &SourceFile, registry: &Registry, model: Option<&str>) -> Result<Checked, Vec<Diagnostic>> {
     let file = moec_syntax::parse(source)?;
-    let options = CheckOptions { model: model.map(str::to_string), overrides: overrides.to_vec() };
+    let options = CheckOptions { model: model.map(str::to_string) };
     let checked = moec_model::check(source, &file, registry, &options);
     let failed = checked.diagnostics.iter().any(|d| d.severity == Severity::Error);
     match checked.model {
@@ -180,9 +175,7 @@ impl CompileError {
         let span = match self {
             CompileError::Lower(LowerError::Routing { span, .. }) => Some(*span),
             CompileError::Lower(LowerError::NotCached(obstacle)) => Some(obstacle.span),
-            CompileError::Lower(LowerError::Graph(e)) | CompileError::Graph(e) => {
-                e.origin.map(|o| Span::new(o.start, o.end))
-            }
+            CompileError::Lower(LowerError::Graph(e)) | CompileError::Graph(e) => e.origin.map(span_of),
             CompileError::Lower(_) | CompileError::Plan(_) | CompileError::Invalid { .. } => None,
         };
         let diagnostic = Diagnostic::new(Code::CannotBuild, self.to_string());

@@ -8,7 +8,7 @@ use crate::units::bytes;
 use moec_model::{DataSource, Registry, Vocab as ModelVocab};
 use moec_plan::MemoryReport;
 use moec_runtime::{Corpus, Dataset, RunFolder, RunTexts, Vocab};
-use moec_syntax::{Code, Diagnostic, MAX_SOURCE_BYTES, SourceFile, Span};
+use moec_syntax::{Code, Diagnostic, MAX_SOURCE_BYTES, SourceFile};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
@@ -49,7 +49,8 @@ impl Spec {
     /// # Errors
     /// [`Error::Spec`] with everything that is wrong with it.
     pub fn check(source: SourceFile, registry: &Registry, model: Option<&str>, set: &[String]) -> Result<Self, Error> {
-        match pipeline::check(&source, registry, model, set) {
+        let source = source.with_overrides(set);
+        match pipeline::check(&source, registry, model) {
             Ok(checked) => Ok(Self { source, checked, model: model.map(str::to_string), set: set.to_vec() }),
             Err(diagnostics) => Err(Error::Spec(Messages::new(&source, diagnostics))),
         }
@@ -173,7 +174,7 @@ fn too_large(memory: &MemoryReport, needed: u64, available: u64, device: Device)
         if i == 0
             && let Some(origin) = tensor.origin
         {
-            diagnostic = diagnostic.primary(Span::new(origin.start, origin.end), "the largest tensor belongs to this");
+            diagnostic = diagnostic.primary(moec_model::span_of(origin), "the largest tensor belongs to this");
         }
     }
     diagnostic.help("reduce the width, the number of experts or layers, or the batch")

@@ -245,9 +245,10 @@ impl Reader {
 
         let origin = match all(&pair, Rule::origin).next() {
             Some(origin) => {
-                let ends = all(&origin, Rule::integer).map(|p| integer(&p)).collect::<Result<Vec<usize>, _>>()?;
+                let ends = all(&origin, Rule::integer).map(|p| integer(&p)).collect::<Result<Vec<u32>, _>>()?;
                 match *ends {
-                    [start, end] if start <= end => Some(Origin { start, end }),
+                    [start, end] if start <= end => Some(Origin { file: 0, start, end }),
+                    [file, start, end] if start <= end => Some(Origin { file, start, end }),
                     _ => return Err(at(&origin, "an origin ends before it starts")),
                 }
             }

@@ -136,11 +136,15 @@ fn every_elementwise_function_prints_and_parses() {
 fn origins_are_optional() {
     let mut g = Graph::new();
     let op = Op::Input { name: "x".into(), ty: TensorType::f32([2]) };
-    g.add(op, &[], "x", Some(Origin { start: 12, end: 40 })).unwrap();
+    g.add(op.clone(), &[], "x", Some(Origin { file: 0, start: 12, end: 40 })).unwrap();
     assert_eq!(print(&g), "graph {\n  %x = input : f32[2]\n}\n");
     assert_eq!(print_with_origins(&g), "graph {\n  %x = input : f32[2] @12..40\n}\n");
     assert_eq!(parse(&print_with_origins(&g)), Ok(g.clone()));
     assert_ne!(parse(&print(&g)), Ok(g));
+    let mut g = Graph::new();
+    g.add(op, &[], "x", Some(Origin { file: 3, start: 12, end: 40 })).unwrap();
+    assert_eq!(print_with_origins(&g), "graph {\n  %x = input : f32[2] @3:12..40\n}\n");
+    assert_eq!(parse(&print_with_origins(&g)), Ok(g));
 }
 
 #[test]

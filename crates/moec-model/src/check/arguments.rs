@@ -155,7 +155,7 @@ impl<'a> Checker<'a> {
         };
         d = match (meant, specs) {
             (_, []) => d.note(format!("`{}` takes no arguments", owner.name)),
-            (Some(name), _) => d.patch(Span::at(argument.span.start), format!("{name}: "), "name the argument"),
+            (Some(name), _) => d.patch(argument.span.before(), format!("{name}: "), "name the argument"),
             (None, _) => {
                 d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name.as_ref()))))
             }

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use moec_syntax::{self as ast, Code, Diagnostic, Span, Statement, did_you_mean};
 
 use super::arguments::Owner;
+use super::overrides::in_file;
 use super::{Checker, ModelState, Scope, duplicate, listed};
 use crate::argument::{Arguments, Interval, ParameterSpec, ParameterType};
 use crate::layers::LAYERS;
@@ -109,7 +110,7 @@ impl<'a> Checker<'a> {
         } else if !self.model.unembed && flow != Flow::Tokens && !self.model.stopped {
             let d = Diagnostic::new(Code::UnembedPlacement, format!("model `{}` has no `unembed`", model.name))
                 .primary(name, "its last layer must be `unembed`")
-                .patch(Span::at(model.body.span.end.saturating_sub(1)), "  unembed\n", "add the last layer");
+                .patch(model.body.span.tail(1).before(), "  unembed\n", "add the last layer");
             self.report(d);
         }
         self.too_large();
@@ -173,7 +174,7 @@ impl<'a> Checker<'a> {
                     if name == "context" {
                         let owner = Owner { name: "model", kind: "model", span: node.name.span };
                         context = self.value(owner, &CONTEXT, value, scope).and_then(size);
-                        context_span = self.in_file(value.span);
+                        context_span = in_file(value.span);
                     } else {
                         vocab = self.vocab(value, node.name.span, scope);
                     }
@@ -187,7 +188,7 @@ impl<'a> Checker<'a> {
             if !seen.contains_key(name) {
                 let d = Diagnostic::new(code, format!("model `{}` has no `{name}`", model.name))
                     .primary(model.name.span, format!("expected `{example}` in its body"))
-                    .patch(Span::at(model.body.span.start + 1), format!("\n  {example}"), "add the setting");
+                    .patch(model.body.span.head(1).after(), format!("\n  {example}"), "add the setting");
                 self.report(d);
             }
         }
@@ -315,7 +316,7 @@ impl<'a> Checker<'a> {
             };
         }
         let span = node.name.span;
-        self.lets.entry((span.start, span.end)).or_insert((&node.name.name, false));
+        self.lets.entry(span).or_insert((&node.name.name, false));
         self.bind(scope, &node.name.name, value, span)
     }
 

@@ -1,42 +1,43 @@
 //! Values given outside the file, as in `-s width=64` and `-s train.optimizer.lr=3e-4`.
 //!
-//! An override is parsed like a value of the file and then checked by the same rules. So that its spans cannot be
-//! mistaken for places of the file, they are moved beyond any source; a message about such a place names the override.
+//! An override is a text of the source like an imported file: its value is parsed like one of the file, checked by the
+//! same rules, and messages point into it.
 
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, SourceFile, Span, Statement, did_you_mean, parse_value};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, Statement, did_you_mean, parse_value};
 
 use super::train::train_settings;
 use super::{Checker, Override, listed};
 
-/// Where the spans of the first override start, and how far apart the overrides are: above any source's size.
-const STRIDE: usize = 1 << 32;
-
 impl<'a> Checker<'a> {
-    /// Reads `path=value` texts.
-    pub(super) fn read_overrides(&mut self, texts: &[String]) {
-        for text in texts {
+    /// Reads the overrides of the source.
+    pub(super) fn read_overrides(&mut self) {
+        let source = self.source;
+        for given in source.overrides() {
+            let text = given.text();
             let Some((path, value)) = text.split_once('=') else {
                 let d = Diagnostic::new(Code::UnknownOverride, format!("the override `{text}` has no value"))
                     .help("an override is written `path=value`, as in `train.steps=200`");
                 self.report(d);
                 continue;
             };
+            let start = path.len() + 1;
             let (path, value) = (path.trim().to_string(), value.trim());
             let expr = if path == "train.data" && !value.starts_with('"') && value != "synthetic" {
                 // A path needs no quotes here: a shell has taken them off.
-                Ok(ast::Expr { kind: ExprKind::String(value.to_string()), span: Span::new(0, value.len()) })
+                Ok(ast::Expr { kind: ExprKind::String(value.to_string()), span: given.span(start..text.len()) })
             } else {
-                parse_value(&SourceFile::new("override", value))
+                parse_value(given, start)
             };
             match expr {
-                Ok(mut expr) => {
-                    shift(&mut expr, STRIDE * (self.overrides.len() + 1));
-                    self.overrides.push(Override { text: text.clone(), path, value: expr, used: false });
+                Ok(value) => {
+                    let text = text.to_string();
+                    self.overrides.push(Override { text, path, value, used: false });
                 }
                 Err(faults) => {
-                    for fault in faults {
-                        let message = format!("the override `{text}` has no valid value: {}", fault.message);
-                        self.report(Diagnostic::new(Code::OverrideType, message));
+                    for mut fault in faults {
+                        fault.code = Code::OverrideType;
+                        fault.message = format!("the override `{text}` has no valid value: {}", fault.message);
+                        self.report(fault);
                     }
                 }
             }
@@ -54,27 +55,6 @@ impl<'a> Checker<'a> {
             found = Some(given.value.clone());
         }
         found
-    }
-
-    /// The span, if it is a place of the file.
-    pub(super) fn in_file(&self, span: Span) -> Option<Span> {
-        (span.start < STRIDE).then_some(span)
-    }
-
-    /// Labels of a diagnostic that lie in an override become a note that names it.
-    pub(super) fn without_override_spans(&self, mut d: Diagnostic) -> Diagnostic {
-        let Some(start) = d.labels.iter().map(|label| label.span.start).find(|&start| start >= STRIDE) else {
-            return d;
-        };
-        d.labels.retain(|label| label.span.start < STRIDE);
-        d.patches.retain(|patch| patch.span.start < STRIDE);
-        if let Some(given) = self.overrides.get(start / STRIDE - 1) {
-            d.notes.insert(0, format!("in the override `{}`", given.text));
-        }
-        if matches!(d.code, Code::WrongType | Code::UnknownName | Code::UnknownValue | Code::NotCompileTime) {
-            d.code = Code::OverrideType;
-        }
-        d
     }
 
     /// Reports overrides that replaced nothing.
@@ -115,41 +95,16 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Moves every span of a value.
-fn shift(expr: &mut ast::Expr, by: usize) {
-    let moved = |span: &mut Span| *span = Span::new(span.start + by, span.end + by);
-    moved(&mut expr.span);
-    match &mut expr.kind {
-        ExprKind::Int(_)
-        | ExprKind::Float(_)
-        | ExprKind::Bool(_)
-        | ExprKind::String(_)
-        | ExprKind::Name(_)
-        // Layers are no value of any setting; the span of the whole is what the message needs.
-        | ExprKind::Sequence(_) => {}
-        ExprKind::List(list) => list.iter_mut().for_each(|e| shift(e, by)),
-        ExprKind::Call(call) => {
-            moved(&mut call.span);
-            moved(&mut call.name.span);
-            for argument in call.arguments.iter_mut().flat_map(|a| &mut a.list) {
-                moved(&mut argument.span);
-                if let Some(name) = &mut argument.name {
-                    moved(&mut name.span);
-                }
-                shift(&mut argument.value, by);
-            }
-        }
-        ExprKind::Unary { operand, .. } => shift(operand, by),
-        ExprKind::Binary { left, right, .. } => {
-            shift(left, by);
-            shift(right, by);
-        }
-        ExprKind::If { branches, otherwise } => {
-            for branch in branches {
-                shift(&mut branch.condition, by);
-                shift(&mut branch.then, by);
-            }
-            shift(otherwise, by);
-        }
+/// A place where a file says something; `None` for an override.
+pub(super) fn in_file(span: Span) -> Option<Span> {
+    Some(span).filter(|span| !span.file().is_override())
+}
+
+/// A message about the value of an override has the code that says so.
+pub(super) fn about(mut d: Diagnostic) -> Diagnostic {
+    let of_value = matches!(d.code, Code::WrongType | Code::UnknownName | Code::UnknownValue | Code::NotCompileTime);
+    if of_value && d.span().is_some_and(|span| span.file().is_override()) {
+        d.code = Code::OverrideType;
     }
+    d
 }

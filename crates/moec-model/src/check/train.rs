@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, TrainSetting, did_you_mean};
 
 use super::arguments::Owner;
+use super::overrides::in_file;
 use super::values::describe;
 use super::{Checker, Scope, listed};
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
@@ -166,7 +167,7 @@ impl<'a> Checker<'a> {
             })
             .collect();
         if let [first, second, ..] = blocks.as_slice() {
-            let keyword = |span: Span| Span::new(span.start, span.start + "train".len());
+            let keyword = |span: Span| span.head(5);
             let d = Diagnostic::new(Code::SeveralTrainBlocks, "there are several `train` blocks")
                 .primary(keyword(second.span), "another one here")
                 .secondary(keyword(first.span), "the first one")
@@ -200,7 +201,7 @@ impl<'a> Checker<'a> {
         }
         let mut recipe = Recipe { data, ..self.assemble(&settings) };
         for (name, span) in seen {
-            if let Some(span) = self.in_file(span) {
+            if let Some(span) = in_file(span) {
                 recipe.spans.insert(name, span);
             }
         }
@@ -266,7 +267,7 @@ impl<'a> Checker<'a> {
     /// Checks a setting other than `data`.
     fn setting(&mut self, spec: &'static SettingSpec, setting: &TrainSetting) -> Option<Setting> {
         let name = setting.name();
-        let span = self.in_file(name.span);
+        let span = in_file(name.span);
         let checked = |choice, arguments| Some(Setting { choice, arguments, span });
         match (spec.form, setting) {
             (SettingForm::Value(ty, default), TrainSetting::Value(value)) => {

@@ -59,7 +59,7 @@ impl<'a> Checker<'a> {
     fn name(&mut self, name: &str, span: Span, scope: Scope) -> Option<Number> {
         let found = self.visible(scope).find(|b| b.name == name).map(|b| (b.value, b.span));
         if let Some((value, bound)) = found {
-            if let Some((_, used)) = self.lets.get_mut(&(bound.start, bound.end)) {
+            if let Some((_, used)) = self.lets.get_mut(&bound) {
                 *used = true;
             }
             return value;
@@ -67,7 +67,7 @@ impl<'a> Checker<'a> {
         let mut d = Diagnostic::new(Code::UnknownName, format!("`{name}` is not defined"))
             .primary(span, "expected a number, or the name of an earlier `let`");
         // A block does not see the bindings of the model that uses it.
-        let later = self.model.lets.iter().find(|(later, at)| later == name && at.start > span.end);
+        let later = self.model.lets.iter().find(|(later, at)| later == name && *at > span);
         if let (Some(&(_, at)), true) = (later, self.model.expanding.is_empty()) {
             let d = d.secondary(at, "defined here, after its use").help("move the `let` in front of its first use");
             self.report(d);
@@ -192,7 +192,7 @@ impl<'a> Checker<'a> {
     fn mark_names(&mut self, names: &std::collections::BTreeSet<&str>, scope: Scope) {
         let spans: Vec<Span> = self.visible(scope).filter(|b| names.contains(b.name)).map(|b| b.span).collect();
         for span in spans {
-            if let Some((_, used)) = self.lets.get_mut(&(span.start, span.end)) {
+            if let Some((_, used)) = self.lets.get_mut(&span) {
                 *used = true;
             }
         }

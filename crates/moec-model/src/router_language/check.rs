@@ -164,7 +164,7 @@ impl<'a> Checker<'a, '_> {
         }
         let mut d =
             Diagnostic::new(Code::UnknownName, format!("`{name}` is not defined")).primary(span, "unknown name");
-        let later = self.router.statements.iter().filter(|s| s.span().start > span.end).find_map(|s| match s {
+        let later = self.router.statements.iter().filter(|s| s.span() > span).find_map(|s| match s {
             RouterStatement::Let(node) => node.names.iter().find(|n| n.name == name),
             RouterStatement::State(node) => Some(&node.name).filter(|n| n.name == name),
             _ => None,

@@ -3,12 +3,13 @@
 //! Statements are emitted in source order, those only that the result, a loss or, in training, an update depends on. So
 //! the same computation written here and in Rust gives the same nodes under the same names.
 
-use moec_ir::{Binary, Builder, Origin, Tensor, Unary, Value};
+use moec_ir::{Binary, Builder, Tensor, Unary, Value};
 use moec_syntax::Span;
 
 use super::kinds::{Kind, Shape};
 use super::program::{Action, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation};
 use crate::emit::Role;
+use crate::origin::origin_of;
 use crate::router::{Assignment, AuxiliaryLoss, NoisyScores, Routing, RoutingContext};
 
 /// What [`keep_top_k`](Node::KeepTopK) puts in place of minus infinity: far below every score, and finite, since
@@ -145,7 +146,7 @@ impl Emission<'_, '_, '_> {
 
     /// Runs `f` with nodes that remember the statement.
     fn at<T>(&mut self, span: Span, f: impl FnOnce(&mut Self) -> T) -> T {
-        let former = self.b().set_origin(Some(Origin { start: span.start, end: span.end }));
+        let former = self.b().set_origin(Some(origin_of(span)));
         let result = f(self);
         self.b().set_origin(former);
         result

@@ -12,8 +12,8 @@ use moec_syntax::{Code, Diagnostic, Item, Severity, SourceFile};
 /// # Errors
 /// When the file cannot be read or is wrong.
 pub(crate) fn run(args: &CheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let source = read_source(&args.spec.spec)?;
-    let result = pipeline::check(&source, registry, args.spec.model.as_deref(), &args.spec.set);
+    let source = read_source(&args.spec.spec)?.with_overrides(&args.spec.set);
+    let result = pipeline::check(&source, registry, args.spec.model.as_deref());
     if let Err(diagnostics) = &result
         && let Some(routers) = library(&source, diagnostics)
     {

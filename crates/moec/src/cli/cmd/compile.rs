@@ -20,13 +20,12 @@ use std::fmt::Write as _;
 /// # Errors
 /// When the file is wrong, the model needs more memory than the device has, or the output cannot be written.
 pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let source = read_source(&args.spec.spec)?;
+    let source = read_source(&args.spec.spec)?.with_overrides(&args.spec.set);
     if args.emit == Some(Emit::Ast) {
         let file = moec_syntax::parse(&source).map_err(|d| of_source(&source, d))?;
         return deliver(args, console, &format!("{file:#?}\n"));
     }
-    let checked = pipeline::check(&source, registry, args.spec.model.as_deref(), &args.spec.set)
-        .map_err(|d| of_source(&source, d))?;
+    let checked = pipeline::check(&source, registry, args.spec.model.as_deref()).map_err(|d| of_source(&source, d))?;
     console.diagnostics(&source, &checked.warnings, args.spec.message_format);
     let vocab = match checked.model.vocab {
         Vocab::Characters => args.vocab,
