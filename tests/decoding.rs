@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use moec::pipeline::{self, Checked, CompileOptions, Compiled, Function};
-use moec_ir::{Tensor, random};
+use moec_ir::{StateRole, Tensor, random};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{Registry, TrainingText};
 use moec_plan::{Backend, Session, StateKind};
@@ -171,7 +171,7 @@ fn parameters_may_be_stored_transposed() {
         let options = CompileOptions { fixed: true, ..CompileOptions::only(functions) };
         let fixed = pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap();
         assert_eq!(fixed.states, plain.states, "{name}: checkpoints are the same");
-        assert!(fixed.program.states.iter().any(|s| s.kind == StateKind::Transposed), "{name}");
+        assert!(fixed.program.states.iter().any(|s| s.kind == StateKind::State(StateRole::Transposed)), "{name}");
         assert_eq!(fixed.program.state_bytes(), plain.program.state_bytes(), "{name}: nothing is stored twice");
 
         let mut expected = session(&backend, &plain);

@@ -3,6 +3,7 @@
 use crate::graph::{Graph, GraphError};
 use crate::ids::{Origin, Value};
 use crate::op::{AttentionAttrs, Binary, CapacityPriority, Op, Unary};
+use crate::purpose::{Phase, StateRole};
 use crate::types::{DType, TensorType};
 
 /// Appends operations to a graph.
@@ -73,6 +74,11 @@ impl Builder {
         std::mem::replace(&mut self.origin, origin)
     }
 
+    /// Sets the phase of the nodes added from here on and returns the former one.
+    pub fn set_phase(&mut self, phase: Phase) -> Phase {
+        self.graph.set_phase(phase)
+    }
+
     /// A fresh key for a random node: streams of different nodes never coincide.
     pub fn fresh_key(&mut self) -> u32 {
         self.keys += 1;
@@ -140,16 +146,16 @@ impl Builder {
         self.source(&path, op)
     }
 
-    /// A tensor that persists and is not trained, named by the scope and `name`.
+    /// A tensor that a router keeps and that is not trained, named by the scope and `name`.
     pub fn state(&mut self, name: &str, ty: TensorType) -> Value {
         let path = self.path(name);
-        let op = Op::State { name: path.clone(), ty };
+        let op = Op::State { name: path.clone(), role: StateRole::Router, ty };
         self.source(&path, op)
     }
 
-    /// As [`Self::state`], with a name that is taken as it is, without the scope.
-    pub fn state_as(&mut self, name: &str, ty: TensorType) -> Value {
-        self.source(name, Op::State { name: name.into(), ty })
+    /// A tensor that persists and is not trained, for whatever purpose. The name is taken as it is, without the scope.
+    pub fn state_for(&mut self, role: StateRole, name: &str, ty: TensorType) -> Value {
+        self.source(name, Op::State { name: name.into(), role, ty })
     }
 
     /// One node per input, parameter or state name.

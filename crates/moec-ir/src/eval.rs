@@ -125,7 +125,7 @@ pub fn evaluate(graph: &Graph, bindings: &BTreeMap<String, Tensor>) -> Result<Ev
         let operands = graph.operands(id);
         let tensors: Vec<&Tensor> = operands.iter().map(|v| &values[v.node.index()][usize::from(v.slot)]).collect();
         let results = match &node.op {
-            Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty } => {
+            Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty, .. } => {
                 bind(bindings, node.op.mnemonic(), name, ty).map(|t| vec![t])
             }
             op => evaluate_op(op, &tensors),

@@ -3,6 +3,7 @@
 use crate::ids::{NodeId, Origin, Value};
 use crate::infer::{self, InferError};
 use crate::op::Op;
+use crate::purpose::Phase;
 use crate::types::TensorType;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -20,6 +21,8 @@ pub struct Node {
     pub name: String,
     /// Where in the `.moe` file it came from.
     pub origin: Option<Origin>,
+    /// Which part of a training step it belongs to.
+    pub phase: Phase,
 }
 
 /// One use of a value: which result of the producer, and which operand of the user.
@@ -39,6 +42,8 @@ pub struct Graph {
     nodes: DiGraph<Node, Use>,
     outputs: Vec<(String, Value)>,
     updates: Vec<(String, Value)>,
+    /// Of the nodes that are added.
+    phase: Phase,
     /// Asked only, never walked.
     names: HashSet<String>,
 }
@@ -55,7 +60,8 @@ pub struct GraphError {
     pub error: InferError,
 }
 
-/// Graphs are equal when their nodes, operands, outputs and updates are equal in order; names and origins count.
+/// Graphs are equal when their nodes, operands, outputs and updates are equal in order; names, origins and phases
+/// count.
 impl PartialEq for Graph {
     fn eq(&self, other: &Self) -> bool {
         self.len() == other.len()
@@ -71,7 +77,12 @@ impl Graph {
         Self::default()
     }
 
-    /// Appends a node and infers the types of its results.
+    /// Sets the phase of the nodes added from here on and returns the former one.
+    pub fn set_phase(&mut self, phase: Phase) -> Phase {
+        std::mem::replace(&mut self.phase, phase)
+    }
+
+    /// Appends a node of the current phase and infers the types of its results.
     ///
     /// An empty `name` becomes the operation's mnemonic; a name already taken gets a numbered suffix.
     ///
@@ -92,7 +103,7 @@ impl Graph {
             .map_err(fail)?;
         let results = infer::infer(&op, &types).map_err(fail)?;
         let name = self.unique(if name.is_empty() { op.mnemonic() } else { name });
-        let index = self.nodes.add_node(Node { op, results, name, origin });
+        let index = self.nodes.add_node(Node { op, results, name, origin, phase: self.phase });
         for (position, v) in operands.iter().enumerate() {
             self.nodes.add_edge(NodeIndex::new(v.node.index()), index, Use { slot: v.slot, position: position as u32 });
         }
@@ -112,6 +123,11 @@ impl Graph {
     /// Declares a named output.
     pub fn set_output(&mut self, name: impl Into<String>, value: Value) {
         self.outputs.push((name.into(), value));
+    }
+
+    /// Keeps only the outputs of some names.
+    pub fn retain_outputs(&mut self, keep: impl Fn(&str) -> bool) {
+        self.outputs.retain(|(name, _)| keep(name));
     }
 
     /// Declares the value that the state or parameter `name` takes after a run.

@@ -71,6 +71,7 @@ mod infer;
 mod init;
 mod internal;
 mod op;
+mod purpose;
 pub mod random;
 mod tensor;
 #[cfg(any(test, feature = "testing"))]
@@ -88,6 +89,7 @@ pub use infer::{InferError, infer};
 pub use init::Init;
 pub use internal::{Invariant, broken_invariant};
 pub use op::{Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, FusedProgram, Instr, Op, Unary};
+pub use purpose::{Phase, StateRole};
 pub use tensor::{Data, Tensor};
 pub use text::{ParseError, parse, print, print_with_origins};
 pub use types::{DType, Real, TensorType};

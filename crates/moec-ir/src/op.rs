@@ -8,6 +8,7 @@
 //! other index outside of its range; token ids and targets are always within the vocabulary; ties go to the lower index. NaN goes through every function of floats
 //! except comparisons and signs, and [`Op::TopK`] takes it for smaller than everything.
 
+use crate::purpose::StateRole;
 use crate::types::{Real, TensorType};
 
 /// Elementwise functions of one float operand.
@@ -205,6 +206,8 @@ pub enum Op {
     State {
         /// Name in checkpoints.
         name: String,
+        /// What it is for.
+        role: StateRole,
         /// Its type.
         ty: TensorType,
     },

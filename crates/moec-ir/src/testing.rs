@@ -71,7 +71,8 @@ pub fn samples() -> impl Strategy<Value = Sample> {
 pub fn bindings(graph: &Graph, seed: u32) -> BTreeMap<String, Tensor> {
     let mut values = BTreeMap::new();
     for id in graph.ids() {
-        let (Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty }) = &graph.node(id).op else {
+        let (Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty, .. }) = &graph.node(id).op
+        else {
             continue;
         };
         let keys = random::keys(random::state(u64::from(seed), 0), id.index() as u32);

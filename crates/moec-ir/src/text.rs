@@ -13,11 +13,12 @@
 //!
 //! Nodes stand in topological order. `%top` is the first result of a node and `%top#1` its second. Attributes that
 //! repeat what is on the line already are left out: the name of an input, parameter or state that is called like its
-//! node, and the shape of a reshape, broadcast, fill, ramp, random or fused node and the rows of a sort, which are those
+//! node, the role of a state that a router keeps, and the shape of a reshape, broadcast, fill, ramp, random or fused node and the rows of a sort, which are those
 //! of its results. A name with
 //! other characters than letters, digits, `_` and `.` stands in quotes. Origins (`@12..40`, bytes of the `.moe` file; `@1:12..40`, of the first text that belongs to it)
 //! are printed only by [`print_with_origins`], so that a listing does not move with the text it came from. `//` starts
-//! a comment. The grammar is `text/ir.pest`.
+//! a comment. Nodes belong to the forward pass unless a line `phase backward` or `phase optimizer` stands before them.
+//! The grammar is `text/ir.pest`.
 //!
 //! For every graph `g`, `parse(&print_with_origins(&g)) == Ok(g)`; for every text `s` that [`print()`] made,
 //! `print(&parse(s)?) == s`.
@@ -29,6 +30,7 @@ pub use parse::{MAX_TEXT_BYTES, ParseError, parse};
 use crate::graph::{Graph, Node};
 use crate::ids::{NodeId, Value};
 use crate::op::{Access, AttentionAttrs, CapacityPriority, FusedProgram, Instr, Op};
+use crate::purpose::{Phase, StateRole};
 use std::fmt::Display;
 
 /// Prints a graph without origins.
@@ -55,24 +57,25 @@ pub enum Line {
 /// Prints a graph with remarks below the lines they are about.
 pub(crate) fn listing(graph: &Graph, origins: bool, remarks: impl Fn(Line) -> Vec<String>) -> String {
     let mut text = String::from("graph {\n");
-    let mut push = |at: Line, line: String| {
-        text.push_str("  ");
-        text.push_str(&line);
-        text.push('\n');
+    let push = |text: &mut String, at: Line, line: String| {
+        text.push_str(&format!("  {line}\n"));
         for remark in remarks(at) {
-            text.push_str("  ^ ");
-            text.push_str(&remark);
-            text.push('\n');
+            text.push_str(&format!("  ^ {remark}\n"));
         }
     };
+    let mut phase = Phase::default();
     for id in graph.ids() {
-        push(Line::Node(id), node(graph, id, origins));
+        let of_node = graph.node(id).phase;
+        if std::mem::replace(&mut phase, of_node) != of_node {
+            text.push_str(&format!("  phase {of_node}\n"));
+        }
+        push(&mut text, Line::Node(id), node(graph, id, origins));
     }
     for (i, (name, v)) in graph.outputs().iter().enumerate() {
-        push(Line::Output(i), format!("output {} = {}", quote_name(name), value(graph, *v)));
+        push(&mut text, Line::Output(i), format!("output {} = {}", quote_name(name), value(graph, *v)));
     }
     for (i, (name, v)) in graph.updates().iter().enumerate() {
-        push(Line::Update(i), format!("update {} = {}", quote_name(name), value(graph, *v)));
+        push(&mut text, Line::Update(i), format!("update {} = {}", quote_name(name), value(graph, *v)));
     }
     text.push_str("}\n");
     text
@@ -147,13 +150,15 @@ fn attributes_of(op: &Op, node_name: &str) -> Vec<String> {
     let flags = |flags: &[(&str, bool)]| -> Vec<String> {
         flags.iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_string()).collect()
     };
+    let own_name = |name: &str| if name == node_name { Vec::new() } else { vec![pair("name", &quote(name))] };
     match op {
-        Op::Input { name, .. } | Op::Parameter { name, .. } | Op::State { name, .. } => {
-            if *name == node_name {
-                Vec::new()
-            } else {
-                vec![pair("name", &quote(name))]
+        Op::Input { name, .. } | Op::Parameter { name, .. } => own_name(name),
+        Op::State { name, role, .. } => {
+            let mut list = own_name(name);
+            if *role != StateRole::default() {
+                list.push(pair("role", role));
             }
+            list
         }
         Op::Fill { value, .. } => vec![pair("value", value)],
         Op::Ramp { step, .. } => vec![pair("step", step)],

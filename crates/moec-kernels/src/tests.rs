@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use moec_ir::{
-    Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, DType, Data, FusedProgram, Instr, Op, Tensor,
+    Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, DType, Data, FusedProgram, Instr, Op, Phase, Tensor,
     TensorType, Unary, evaluate_op, infer, random,
 };
 use moec_plan::{ALIGNMENT, Backend, BackendError, Buffer, BufferId, Plan, Port, Program, Step, Storage};
@@ -32,6 +32,7 @@ fn program(op: &Op, operands: &[&Tensor]) -> Program {
         operands: (0..n).map(id).collect(),
         results: (n..buffers.len()).map(id).collect(),
         origin: None,
+        phase: Phase::Forward,
     };
     let port = |prefix: &str, i: usize, b: usize| Port { name: format!("{prefix}{i}"), buffer: id(b) };
     let plan = Plan {
@@ -829,8 +830,14 @@ fn every_step_is_timed() {
         });
         let none = BufferId(plan.buffers.len() as u32 - 1);
         let add = plan.steps[0].clone();
-        let empty =
-            Step { name: "none".into(), op: Op::StopGradient, operands: vec![none], results: vec![none], origin: None };
+        let empty = Step {
+            name: "none".into(),
+            op: Op::StopGradient,
+            operands: vec![none],
+            results: vec![none],
+            origin: None,
+            phase: Phase::Forward,
+        };
         plan.steps = vec![empty.clone(), add.clone(), empty, add];
         let mut session = backend.prepare(&program).unwrap();
         for _ in 0..2 {

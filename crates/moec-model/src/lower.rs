@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 
-use moec_ir::{AttentionAttrs, Binary, Builder, Graph, GraphError, Init, Op, TensorType, Unary, Value};
+use moec_ir::{AttentionAttrs, Binary, Builder, Graph, GraphError, Init, Op, StateRole, TensorType, Unary, Value};
 use moec_syntax::Span;
 
 use crate::cost::{self, LayerInfo};
@@ -480,7 +480,7 @@ impl Lowering {
         let (batch, time) = (self.options.batch, self.sequence_length);
         let b = self.b();
         let name = format!("cache.{}", b.path(""));
-        let cache = b.state_as(&name, TensorType::f32([batch, time, 2 * width]));
+        let cache = b.state_for(StateRole::Cache, &name, TensorType::f32([batch, time, 2 * width]));
         let positions = b.input("positions", TensorType::i32([batch]));
         let op = Op::CachedAttention { heads: attention.heads, scale: attention.scale.into() };
         let y = b.op(op, &[qkv, cache, positions]);

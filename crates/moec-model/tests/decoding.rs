@@ -66,7 +66,7 @@ fn persistent(graphs: &[&Graph]) -> BTreeMap<String, Tensor> {
     let mut values = BTreeMap::new();
     for graph in graphs {
         for id in graph.ids() {
-            let (Op::Parameter { name, ty } | Op::State { name, ty }) = &graph.node(id).op else { continue };
+            let (Op::Parameter { name, ty } | Op::State { name, ty, .. }) = &graph.node(id).op else { continue };
             let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
             let keys = random::keys(random::state(seed, 1), 5);
             let number = |i: usize| match ty.dtype {

@@ -5,8 +5,7 @@
 //! that of an operand. Selected indices are constants.
 
 use crate::error::PlanError;
-use crate::planner::OPTIMIZER_PREFIX;
-use moec_ir::{Binary, Builder, DType, Graph, Node, NodeId, Op, TensorType, Unary, Value};
+use moec_ir::{Binary, Builder, DType, Graph, Node, NodeId, Op, Phase, TensorType, Unary, Value};
 
 /// What to differentiate with respect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +19,8 @@ pub enum Wrt {
 /// Appends the gradient of the scalar output `objective` to a copy of the graph.
 ///
 /// For every source that `wrt` names there is a new output `grad.NAME` of the source's type, zeros if the objective does
-/// not depend on it. Everything else is kept. Gradient nodes are called `grad.FORWARD_NAME.*` and carry the origin of
-/// the forward node; only gradients of values between the sources and the objective are built.
+/// not depend on it. Everything else is kept. Gradient nodes are of [`Phase::Backward`], are called `grad.FORWARD_NAME.*` and carry
+/// the origin of the forward node; only gradients of values between the sources and the objective are built.
 ///
 /// # Errors
 /// When there is no such scalar output or no such source, or when a path leads through an operation without a gradient:
@@ -35,6 +34,7 @@ pub fn differentiate(graph: &Graph, objective: &str, wrt: &Wrt) -> Result<Graph,
     let active = active(graph, &sources);
 
     let mut b = Builder::extend(graph.clone());
+    let phase = b.set_phase(Phase::Backward);
     let mut adjoints: Vec<Vec<Option<Value>>> =
         graph.ids().map(|id| vec![None; graph.node(id).results.len()]).collect();
     if active[target.node.index()] {
@@ -76,19 +76,15 @@ pub fn differentiate(graph: &Graph, objective: &str, wrt: &Wrt) -> Result<Graph,
         });
         b.output(format!("grad.{name}"), gradient);
     }
+    b.set_phase(phase);
     Ok(b.finish()?)
-}
-
-/// Whether a node of that name was appended by [`differentiate`] or by the optimiser step after it.
-pub(crate) fn is_backward(name: &str) -> bool {
-    ["grad.", "clip.", OPTIMIZER_PREFIX].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The nodes to differentiate with respect to, with their names.
 fn sources(graph: &Graph, wrt: &Wrt) -> Result<Vec<(String, NodeId)>, PlanError> {
     let named = |wanted: &str| {
         graph.ids().find(|&id| match &graph.node(id).op {
-            Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty } => {
+            Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty, .. } => {
                 name == wanted && ty.dtype == DType::F32
             }
             _ => false,

@@ -61,4 +61,4 @@ pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};
 pub use routes::{ROUTE_PREFIX, freeze_routes, record_routes, routes};
 pub use threads::on_threads;
 pub use transposed::store_transposed;
-pub use work::{Phase, Work, kind, phase, work};
+pub use work::{Work, kind, work};

@@ -1,7 +1,7 @@
 //! The optimiser step as nodes: AdamW per parameter, optionally with clipping by the global norm of the gradient.
 
 use crate::error::PlanError;
-use moec_ir::{AdamWAttrs, Binary, Builder, Graph, Op, TensorType, Unary, Value};
+use moec_ir::{AdamWAttrs, Binary, Builder, Graph, Op, Phase, StateRole, TensorType, Unary, Value};
 
 /// How parameters are updated.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,9 +37,10 @@ pub fn add_optimizer(graph: &Graph, config: &OptimizerConfig) -> Result<Graph, P
         return Err(PlanError::NoGradients);
     }
 
-    let mut b = Builder::extend(without_outputs(graph, |name| {
-        gradients.iter().any(|(parameter, ..)| name.strip_prefix("grad.") == Some(parameter))
-    })?);
+    let mut copy = graph.clone();
+    copy.retain_outputs(|name| !gradients.iter().any(|(parameter, ..)| name.strip_prefix("grad.") == Some(parameter)));
+    let mut b = Builder::extend(copy);
+    let phase = b.set_phase(Phase::Backward);
     let hyper = b.input("hyper", TensorType::f32([3]));
     let scale = config.clip.map(|clip| {
         let all: Vec<Value> = gradients.iter().map(|&(.., g)| g).collect();
@@ -55,11 +56,12 @@ pub fn add_optimizer(graph: &Graph, config: &OptimizerConfig) -> Result<Graph, P
         })
     });
 
+    b.set_phase(Phase::Optimizer);
     for (name, parameter, gradient) in gradients {
         let former = b.set_origin(graph.node(parameter.node).origin);
         let ty = graph.ty(parameter).clone();
         let (m_name, v_name) = (format!("adamw.m.{name}"), format!("adamw.v.{name}"));
-        let (m, v) = (b.state(&m_name, ty.clone()), b.state(&v_name, ty));
+        let [m, v] = [&m_name, &v_name].map(|name| b.state_for(StateRole::Optimizer, name, ty.clone()));
         let mut operands = vec![parameter, gradient, m, v, hyper];
         operands.extend(scale);
         let new = b.named(&format!("adamw.{name}"), Op::AdamW(config.adamw), &operands);
@@ -68,21 +70,6 @@ pub fn add_optimizer(graph: &Graph, config: &OptimizerConfig) -> Result<Graph, P
         b.update(v_name, new.result(2));
         b.set_origin(former);
     }
+    b.set_phase(phase);
     Ok(b.finish()?)
-}
-
-/// A copy of the graph, node for node, without the outputs that `drop` names.
-fn without_outputs(graph: &Graph, drop: impl Fn(&str) -> bool) -> Result<Graph, PlanError> {
-    let mut copy = Graph::new();
-    for id in graph.ids() {
-        let node = graph.node(id);
-        copy.add(node.op.clone(), &graph.operands(id), &node.name, node.origin)?;
-    }
-    for (name, value) in graph.outputs().iter().filter(|(name, _)| !drop(name)) {
-        copy.set_output(name.clone(), *value);
-    }
-    for (name, value) in graph.updates() {
-        copy.set_update(name.clone(), *value);
-    }
-    Ok(copy)
 }

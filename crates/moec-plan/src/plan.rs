@@ -1,7 +1,7 @@
 //! The plan: launches over numbered buffers, with every byte placed before anything runs.
 
-use crate::transposed::{TRANSPOSED_PREFIX, swapped};
-use moec_ir::{Op, Origin, TensorType};
+use crate::transposed::{parameter_of, swapped};
+use moec_ir::{Op, Origin, Phase, StateRole, TensorType};
 
 /// Number of a buffer within a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,6 +52,8 @@ pub struct Step {
     pub results: Vec<BufferId>,
     /// Where in the `.moe` file it came from.
     pub origin: Option<Origin>,
+    /// Which part of a training step it belongs to.
+    pub phase: Phase,
 }
 
 /// A named buffer that the caller writes before or reads after a run.
@@ -85,15 +87,8 @@ pub struct Plan {
 pub enum StateKind {
     /// Trained by gradient.
     Parameter,
-    /// A moment of the optimiser.
-    Optimizer,
-    /// Kept by a router: tables, balance biases.
-    Router,
-    /// Keys and values of the tokens that a sequence has had, while it is written: no part of the model.
-    Cache,
-    /// A parameter with its last two axes swapped, in a program that does not change it: see
-    /// [`crate::store_transposed`]. Checkpoints hold the parameter.
-    Transposed,
+    /// A state of the graph.
+    State(StateRole),
 }
 
 impl StateKind {
@@ -101,26 +96,23 @@ impl StateKind {
     pub fn name(self) -> &'static str {
         match self {
             StateKind::Parameter => "parameter",
-            StateKind::Optimizer => "optimizer",
-            StateKind::Router => "router",
-            StateKind::Cache => "cache",
-            StateKind::Transposed => "transposed",
+            StateKind::State(role) => role.name(),
         }
     }
 
     /// Whether checkpoints hold it.
     pub fn in_checkpoints(self) -> bool {
         match self {
-            StateKind::Parameter | StateKind::Optimizer | StateKind::Router => true,
-            StateKind::Cache | StateKind::Transposed => false,
+            StateKind::Parameter | StateKind::State(StateRole::Optimizer | StateRole::Router) => true,
+            StateKind::State(StateRole::Cache | StateRole::Transposed) => false,
         }
     }
 
     /// Whether it belongs to the trained model, rather than to its training or to what runs it.
     pub fn of_model(self) -> bool {
         match self {
-            StateKind::Parameter | StateKind::Router => true,
-            StateKind::Optimizer | StateKind::Cache | StateKind::Transposed => false,
+            StateKind::Parameter | StateKind::State(StateRole::Router) => true,
+            StateKind::State(StateRole::Optimizer | StateRole::Cache | StateRole::Transposed) => false,
         }
     }
 }
@@ -140,9 +132,7 @@ impl StateDecl {
     /// Name and type of the tensor that it holds: of the parameter, if it is one that is stored transposed.
     pub fn held(&self) -> (&str, TensorType) {
         match self.kind {
-            StateKind::Transposed => {
-                (self.name.strip_prefix(TRANSPOSED_PREFIX).unwrap_or(&self.name), swapped(&self.ty))
-            }
+            StateKind::State(StateRole::Transposed) => (parameter_of(&self.name), swapped(&self.ty)),
             _ => (&self.name, self.ty.clone()),
         }
     }

@@ -84,7 +84,7 @@ fn plan_listing(plan: &Plan, program: &Program) -> PlanListing {
     });
     let steps = plan.steps.iter().map(|s| {
         let results: Vec<TensorType> = s.results.iter().map(|&b| plan.buffer(b).ty.clone()).collect();
-        let node = Node { op: s.op.clone(), results, name: s.name.clone(), origin: s.origin };
+        let node = Node { op: s.op.clone(), results, name: s.name.clone(), origin: s.origin, phase: s.phase };
         StepListing {
             name: s.name.clone(),
             op: s.op.mnemonic(),

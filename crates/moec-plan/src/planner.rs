@@ -5,15 +5,8 @@ use crate::memory::{Life, lives, place};
 use crate::plan::{Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 use crate::schedule::{RegionKind, Tasks};
 use crate::threads::on_threads;
-use crate::transposed::TRANSPOSED_PREFIX;
 use indexmap::IndexMap;
 use moec_ir::{Graph, Op, TensorType};
-
-/// Prefix of the names of the optimiser's states.
-pub(crate) const OPTIMIZER_PREFIX: &str = "adamw.";
-
-/// Prefix of the names of caches: `cache.PATH` for the attention layer of that path.
-pub(crate) const CACHE_PREFIX: &str = "cache.";
 
 /// Plans the functions of a program, which share persistent tensors by name.
 ///
@@ -63,10 +56,7 @@ pub fn declare_states(functions: &[(String, &Graph)]) -> Result<Vec<StateDecl>, 
         for id in graph.ids() {
             let (name, ty, kind) = match &graph.node(id).op {
                 Op::Parameter { name, ty } => (name, ty, StateKind::Parameter),
-                Op::State { name, ty } if name.starts_with(OPTIMIZER_PREFIX) => (name, ty, StateKind::Optimizer),
-                Op::State { name, ty } if name.starts_with(CACHE_PREFIX) => (name, ty, StateKind::Cache),
-                Op::State { name, ty } if name.starts_with(TRANSPOSED_PREFIX) => (name, ty, StateKind::Transposed),
-                Op::State { name, ty } => (name, ty, StateKind::Router),
+                Op::State { name, role, ty } => (name, ty, StateKind::State(*role)),
                 _ => continue,
             };
             let new = StateDecl { name: name.clone(), ty: ty.clone(), kind };
@@ -135,6 +125,7 @@ fn plan_of(name: &str, arranged: Arranged) -> Plan {
                 operands: t.operands.clone(),
                 results: t.results.clone(),
                 origin: t.origin,
+                phase: t.phase,
             }
         })
         .collect();

@@ -1,10 +1,9 @@
 //! Where the memory goes: what a program needs on a device, by kind and by tensor, before anything is allocated.
 
-use crate::autodiff::is_backward;
 use crate::plan::StateKind;
 use crate::planner::{Arranged, Arrangement};
 use crate::schedule::RegionKind;
-use moec_ir::{Op, Origin, TensorType};
+use moec_ir::{Op, Origin, Phase, StateRole, TensorType};
 use serde::Serialize;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -112,10 +111,12 @@ impl Arrangement<'_> {
         for s in &self.states {
             let bytes = s.ty.bytes() as u64;
             let (sum, kind) = match s.kind {
-                StateKind::Parameter | StateKind::Transposed => (&mut report.parameter_bytes, MemoryKind::Parameter),
-                StateKind::Optimizer => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
-                StateKind::Router => (&mut report.router_bytes, MemoryKind::Router),
-                StateKind::Cache => (&mut report.cache_bytes, MemoryKind::Cache),
+                StateKind::Parameter | StateKind::State(StateRole::Transposed) => {
+                    (&mut report.parameter_bytes, MemoryKind::Parameter)
+                }
+                StateKind::State(StateRole::Optimizer) => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
+                StateKind::State(StateRole::Router) => (&mut report.router_bytes, MemoryKind::Router),
+                StateKind::State(StateRole::Cache) => (&mut report.cache_bytes, MemoryKind::Cache),
             };
             *sum = sum.saturating_add(bytes);
             let origin = origins.get(s.name.as_str()).copied();
@@ -148,7 +149,7 @@ fn function_memory(name: &str, arranged: &Arranged, tensors: &mut Vec<LargeTenso
             writer[tasks.drafts[b.index()].region].get_or_insert(i);
         }
         for b in &task.operands {
-            read_backward[tasks.drafts[b.index()].region] |= is_backward(&task.name);
+            read_backward[tasks.drafts[b.index()].region] |= task.phase > Phase::Forward;
         }
     }
     // The gradient that comes with the loss is the second result of the same task.
@@ -158,7 +159,7 @@ fn function_memory(name: &str, arranged: &Arranged, tensors: &mut Vec<LargeTenso
     };
     let kind = |region: usize| match (tasks.regions[region].kind, writer[region]) {
         (RegionKind::Input | RegionKind::Output, _) => MemoryKind::InputOutput,
-        (_, Some(w)) if is_backward(&tasks.tasks[w].name) || with_loss(region, w) => MemoryKind::Gradient,
+        (_, Some(w)) if tasks.tasks[w].phase > Phase::Forward || with_loss(region, w) => MemoryKind::Gradient,
         _ if read_backward[region] => MemoryKind::Activation,
         _ => MemoryKind::Temporary,
     };

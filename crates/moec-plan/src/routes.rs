@@ -54,7 +54,7 @@ pub fn freeze_routes(graph: &Graph) -> Result<Graph, PlanError> {
         };
         let name = format!("{ROUTE_PREFIX}{}", node.name);
         let ty = node.results[usize::from(slot)].clone();
-        let input = r.new.add(Op::Input { name: name.clone(), ty }, &[], &name, node.origin)?;
+        let input = r.add_for(id, Op::Input { name: name.clone(), ty }, &[], &name)?;
         let route = r.new.value(input);
         r.set(Value { node: id, slot }, route);
         if let (Op::TopK { .. }, Some(&x)) = (&node.op, r.operands(id).first()) {

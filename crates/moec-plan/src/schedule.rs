@@ -23,7 +23,7 @@
 use crate::error::PlanError;
 use crate::plan::BufferId;
 use indexmap::IndexMap;
-use moec_ir::{Graph, NodeId, Op, Origin, TensorType, Value};
+use moec_ir::{Graph, NodeId, Op, Origin, Phase, TensorType, Value};
 use std::collections::BTreeSet;
 
 /// What a region is.
@@ -62,6 +62,7 @@ pub(crate) struct Task {
     pub(crate) operands: Vec<BufferId>,
     pub(crate) results: Vec<BufferId>,
     pub(crate) origin: Option<Origin>,
+    pub(crate) phase: Phase,
     /// Tasks that must run before.
     after: BTreeSet<usize>,
 }
@@ -278,9 +279,21 @@ impl Collector<'_> {
         }
     }
 
-    fn copy(&mut self, name: String, from: (BufferId, Source), to: BufferId, origin: Option<Origin>) -> usize {
+    /// Origin and phase of what is done because of a value.
+    fn cause(&self, v: Value) -> (Option<Origin>, Phase) {
+        let node = self.graph.node(v.node);
+        (node.origin, node.phase)
+    }
+
+    fn copy(
+        &mut self,
+        name: String,
+        from: (BufferId, Source),
+        to: BufferId,
+        (origin, phase): (Option<Origin>, Phase),
+    ) -> usize {
         let op = Op::Reshape { shape: self.out.drafts[to.index()].ty.shape.clone() };
-        let task = Task { name, op, operands: vec![from.0], results: vec![to], origin, after: BTreeSet::new() };
+        let task = Task { name, op, operands: vec![from.0], results: vec![to], origin, phase, after: BTreeSet::new() };
         self.task(task, &[from.1])
     }
 
@@ -288,7 +301,7 @@ impl Collector<'_> {
     fn node(&mut self, id: NodeId, states: &IndexMap<String, TensorType>) -> Result<(), PlanError> {
         let node = self.graph.node(id);
         let values = match &node.op {
-            Op::Parameter { name, ty } | Op::State { name, ty } => {
+            Op::Parameter { name, ty } | Op::State { name, ty, .. } => {
                 // Every source of the graph was declared before; see `plan`.
                 let state = states.get_index_of(name).unwrap_or(usize::MAX);
                 let region = self.state_region(state, ty.bytes());
@@ -334,6 +347,7 @@ impl Collector<'_> {
                     operands,
                     results: results.clone(),
                     origin: node.origin,
+                    phase: node.phase,
                     after: BTreeSet::new(),
                 };
                 let task = self.task(task, &sources);
@@ -356,7 +370,7 @@ impl Collector<'_> {
                 }
                 Source::State(_) | Source::Input | Source::Aside { .. } => {
                     let to = self.output_buffer(name, self.graph.ty(*v).clone());
-                    self.copy(format!("output.{name}"), from, to, self.graph.node(v.node).origin);
+                    self.copy(format!("output.{name}"), from, to, self.cause(*v));
                     to
                 }
             };
@@ -378,7 +392,7 @@ impl Collector<'_> {
             if let RegionKind::State(_) = self.out.regions[region].kind {
                 let name = self.graph.outputs()[i].0.clone();
                 let to = self.output_buffer(&name, self.graph.ty(v).clone());
-                self.copy(format!("output.{name}"), from, to, self.graph.node(v.node).origin);
+                self.copy(format!("output.{name}"), from, to, self.cause(v));
                 self.out.outputs[i].1 = to;
             } else {
                 self.out.regions[region].kind = RegionKind::Output;
@@ -413,7 +427,7 @@ impl Collector<'_> {
             if matches!(from.1, Source::State(s) if s != *state) {
                 let region = self.region(RegionKind::Temporary, ty.bytes());
                 let aside = self.buffer(format!("old.{name}"), (*ty).clone(), region);
-                let task = self.copy(format!("old.{name}"), from, aside, self.graph.node(v.node).origin);
+                let task = self.copy(format!("old.{name}"), from, aside, self.cause(*v));
                 from = (aside, Source::Aside { task });
             }
             sources.push(from);
@@ -422,15 +436,15 @@ impl Collector<'_> {
             match from.1 {
                 Source::State(_) => {}
                 Source::Task { task, slot } if self.claim(state, ty, task, slot) => {}
-                _ => copies.push((name.clone(), state, from, self.graph.node(v.node).origin)),
+                _ => copies.push((name.clone(), state, from, self.cause(v))),
             }
         }
-        for (name, state, from, origin) in copies {
+        for (name, state, from, cause) in copies {
             let ty = states[state].clone();
             let region = self.state_region(state, ty.bytes());
             let to = self.buffer(&name, ty, region);
             let before = self.readers.get(&state).cloned().unwrap_or_default();
-            let task = self.copy(format!("update.{name}"), from, to, origin);
+            let task = self.copy(format!("update.{name}"), from, to, cause);
             self.out.tasks[task].after.extend(before);
         }
         Ok(())
@@ -493,9 +507,9 @@ impl Collector<'_> {
                     continue;
                 }
                 let name = format!("{}.operand", self.out.drafts[result.index()].name);
-                let origin = self.out.tasks[task].origin;
+                let cause = (self.out.tasks[task].origin, self.out.tasks[task].phase);
                 // The copy waits for whatever the operation waited for: its readers of the old value included.
-                let copy = self.copy(name, (operand, Source::Input), result, origin);
+                let copy = self.copy(name, (operand, Source::Input), result, cause);
                 self.out.tasks[copy].after = self.out.tasks[task].after.clone();
                 self.out.tasks[copy].after.remove(&copy);
                 self.out.tasks[task].after.insert(copy);

@@ -5,11 +5,16 @@
 
 use crate::error::PlanError;
 use crate::passes::rebuild::Rebuild;
-use moec_ir::{Graph, NodeId, Op, TensorType, Value};
+use moec_ir::{Graph, Invariant, NodeId, Op, StateRole, TensorType, Value};
 use std::collections::BTreeMap;
 
 /// What the names of persistent tensors that are transposed parameters begin with; the name of the parameter follows.
-pub(crate) const TRANSPOSED_PREFIX: &str = "transposed.";
+const TRANSPOSED_PREFIX: &str = "transposed.";
+
+/// The parameter that a state of [`StateRole::Transposed`] stands for.
+pub(crate) fn parameter_of(state: &str) -> &str {
+    state.strip_prefix(TRANSPOSED_PREFIX).invariant("a transposed parameter has the name of the parameter in its own")
+}
 
 /// The graph with a state `transposed.NAME` in place of every parameter `NAME` where a product reads it as stored
 /// transposed: of type `[.., I, O]` instead of `[.., O, I]`. Other readers of a parameter keep it. The results are the
@@ -36,8 +41,8 @@ pub fn store_transposed(graph: &Graph) -> Result<Graph, PlanError> {
     for id in graph.ids() {
         if let (Some(state), Op::Parameter { name, ty }) = (transposed.get_mut(&id), &graph.node(id).op) {
             let name = format!("{TRANSPOSED_PREFIX}{name}");
-            let node =
-                r.new.add(Op::State { name: name.clone(), ty: swapped(ty) }, &[], &name, graph.node(id).origin)?;
+            let op = Op::State { name: name.clone(), role: StateRole::Transposed, ty: swapped(ty) };
+            let node = r.add_for(id, op, &[], &name)?;
             *state = Some(r.new.value(node));
             if !read_otherwise[id.index()] {
                 continue;
@@ -101,7 +106,7 @@ mod tests {
         verify(&stored, Stage::Forward).unwrap();
         let names = |g: &Graph| {
             let name = |id| match &g.node(id).op {
-                Op::Parameter { name, ty } | Op::State { name, ty } => Some(format!("{name} {ty}")),
+                Op::Parameter { name, ty } | Op::State { name, ty, .. } => Some(format!("{name} {ty}")),
                 _ => None,
             };
             g.ids().filter_map(name).collect::<Vec<_>>()

@@ -1,8 +1,6 @@
 //! What a step has to do: its arithmetic, and its operands and results as if each moved once.
 
-use crate::autodiff::is_backward;
 use crate::plan::{Plan, Step};
-use crate::planner::OPTIMIZER_PREFIX;
 use moec_ir::{Op, TensorType};
 
 /// Arithmetic and memory traffic of a step.
@@ -26,39 +24,6 @@ impl std::ops::AddAssign for Work {
     fn add_assign(&mut self, other: Self) {
         self.flops += other.flops;
         self.bytes += other.bytes;
-    }
-}
-
-/// Which part of a training step a step belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Phase {
-    /// Up to the loss, and its gradient where one operation makes both.
-    Forward,
-    /// From the loss to the gradients, clipping included.
-    Backward,
-    /// The updates of the parameters.
-    Optimizer,
-}
-
-impl Phase {
-    /// Name in listings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Phase::Forward => "forward",
-            Phase::Backward => "backward",
-            Phase::Optimizer => "optimizer",
-        }
-    }
-}
-
-/// Which part of a training step this is.
-pub fn phase(step: &Step) -> Phase {
-    if step.name.starts_with(OPTIMIZER_PREFIX) {
-        Phase::Optimizer
-    } else if is_backward(&step.name) {
-        Phase::Backward
-    } else {
-        Phase::Forward
     }
 }
 
@@ -118,7 +83,7 @@ mod tests {
     use super::*;
     use crate::planner::plan;
     use crate::{Wrt, differentiate};
-    use moec_ir::{Builder, TensorType};
+    use moec_ir::{Builder, Phase, TensorType};
 
     #[test]
     fn products_count_two_operations_per_multiply_add() {
@@ -135,7 +100,7 @@ mod tests {
             .steps
             .iter()
             .filter(|s| matches!(s.op, Op::MatMul { .. }))
-            .map(|s| (kind(plan, s), work(plan, s), phase(s)))
+            .map(|s| (kind(plan, s), work(plan, s), s.phase))
             .collect();
         let bytes = 4.0 * (3 * 7 + 5 * 7 + 3 * 5) as f64;
         let expected = Work { flops: 2.0 * (3 * 5 * 7) as f64, bytes };

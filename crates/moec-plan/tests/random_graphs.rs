@@ -169,7 +169,7 @@ fn bindings(seed: u64, graph: &Graph) -> BTreeMap<String, Tensor> {
     let mut d = Draw::new(seed ^ 0x5555);
     let mut values = BTreeMap::new();
     for id in graph.ids() {
-        if let Op::Input { name, ty } | Op::State { name, ty } = &graph.node(id).op {
+        if let Op::Input { name, ty } | Op::State { name, ty, .. } = &graph.node(id).op {
             let n = ty.elements();
             let data = match ty.dtype {
                 DType::F32 if name == "s2" || name.starts_with('v') => {

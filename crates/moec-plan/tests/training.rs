@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use moec_ir::{
-    AdamWAttrs, AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, Tensor, TensorType, Unary, Value,
-    evaluate, random,
+    AdamWAttrs, AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, StateRole, Tensor, TensorType,
+    Unary, Value, evaluate, random,
 };
 use moec_plan::{
     Arrangement, Backend, BackendError, Interpreter, MemoryKind, OptimizeOptions, OptimizerConfig, PlanError,
@@ -120,7 +120,7 @@ fn bindings(graph: &Graph) -> BTreeMap<String, Tensor> {
     };
     let mut values = BTreeMap::new();
     for id in graph.ids() {
-        if let Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty } = &graph.node(id).op {
+        if let Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty, .. } = &graph.node(id).op {
             let n = ty.elements();
             let data = match (ty.dtype, name.as_str()) {
                 (DType::I32, "rng") => Data::I32(random::state(3, 4).to_vec()),
@@ -389,10 +389,10 @@ fn persistent_tensors_are_unified_by_name_and_conflicts_are_errors() {
     let parameter = make(&|b| b.parameter("w", [3]));
     let wider = make(&|b| b.parameter("w", [4]));
     let state = make(&|b| b.state("w", TensorType::f32([3])));
-    let moment = make(&|b| b.state("adamw.m.w", TensorType::f32([3])));
+    let moment = make(&|b| b.state_for(StateRole::Optimizer, "adamw.m.w", TensorType::f32([3])));
     let program = plan(&[("a".into(), &parameter), ("b".into(), &moment), ("c".into(), &parameter)]).unwrap();
     let kinds: Vec<_> = program.states.iter().map(|s| (s.name.as_str(), s.kind)).collect();
-    assert_eq!(kinds, [("w", StateKind::Parameter), ("adamw.m.w", StateKind::Optimizer)]);
+    assert_eq!(kinds, [("w", StateKind::Parameter), ("adamw.m.w", StateKind::State(StateRole::Optimizer))]);
     for other in [&wider, &state] {
         let error = plan(&[("a".into(), &parameter), ("b".into(), other)]).unwrap_err();
         assert!(matches!(error, PlanError::StateConflict { .. }), "{error}");

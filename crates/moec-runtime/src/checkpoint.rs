@@ -22,7 +22,7 @@ use crate::files::{Files, incomplete};
 use crate::init::zeros;
 use crate::tensor_file::{self, Entry, MAX_HEADER, TensorFileError};
 use crate::vocab::Vocab;
-use moec_ir::Tensor;
+use moec_ir::{StateRole, Tensor};
 use moec_plan::{StateDecl, StateKind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -280,7 +280,7 @@ pub(crate) fn save(
         let other = |reason| CheckpointError::Other { path: shown.clone(), reason };
         match (tensor(state).map_err(other)?, state.kind) {
             (Some(tensor), _) => Ok(tensor),
-            (None, StateKind::Optimizer) => Ok(zeros(&state.ty)),
+            (None, StateKind::State(StateRole::Optimizer)) => Ok(zeros(&state.ty)),
             (None, _) => Err(other(format!("there is no tensor `{}`", state.name))),
         }
     };
@@ -288,7 +288,7 @@ pub(crate) fn save(
         let tensor = get(state)?;
         check_tensor(&shown, state, &tensor)?;
         let dtype = tensor_file::dtype_of(&tensor);
-        let part = &mut parts[usize::from(state.kind == StateKind::Optimizer)].1;
+        let part = &mut parts[usize::from(state.kind == StateKind::State(StateRole::Optimizer))].1;
         part.push((state, Entry { name: &state.name, dtype, shape: &state.ty.shape }));
     }
     let mut write_part = |(name, part): &(&str, Vec<(&StateDecl, Entry<'_>)>), out: &mut dyn Write| {
@@ -454,7 +454,7 @@ pub fn load(folder: &Path, states: &[StateDecl], parts: Parts) -> Result<Checkpo
             return Err(CheckpointError::Truncated { path: shown, expected: entry.bytes, found });
         }
         let belongs = |kind: StateKind| match optimizer {
-            true => kind == StateKind::Optimizer,
+            true => kind == StateKind::State(StateRole::Optimizer),
             false => kind.of_model(),
         };
         let expected: Vec<&StateDecl> = states.iter().filter(|s| belongs(s.kind)).collect();
@@ -549,8 +549,8 @@ mod tests {
         vec![
             decl("w", TensorType::f32([3, 7]), StateKind::Parameter),
             decl("bias", TensorType::f32([1]), StateKind::Parameter),
-            decl("table", TensorType::i32([5]), StateKind::Router),
-            decl("adamw.m.w", TensorType::f32([3, 7]), StateKind::Optimizer),
+            decl("table", TensorType::i32([5]), StateKind::State(StateRole::Router)),
+            decl("adamw.m.w", TensorType::f32([3, 7]), StateKind::State(StateRole::Optimizer)),
         ]
     }
 

@@ -1,7 +1,7 @@
 //! A program together with the session that holds its tensors: the only door from the runtime to a device.
 
 use crate::batches::Windows;
-use moec_ir::{Data, Tensor, TensorType, random};
+use moec_ir::{Data, StateRole, Tensor, TensorType, random};
 use moec_plan::{BackendError, Plan, Program, Session, StateKind};
 use std::collections::BTreeMap;
 
@@ -138,7 +138,7 @@ impl<'a> Executable<'a> {
         for state in &self.program.states {
             let (name, ty) = state.held();
             let Some(tensor) = tensors.get(name) else { continue };
-            if state.kind != StateKind::Transposed {
+            if state.kind != StateKind::State(StateRole::Transposed) {
                 self.session.write_state(&state.name, tensor)?;
                 continue;
             }

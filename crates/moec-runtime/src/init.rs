@@ -100,6 +100,7 @@ pub(crate) fn zeros(ty: &TensorType) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moec_ir::StateRole;
     use moec_plan::StateKind;
 
     fn declare(name: &str, ty: TensorType, kind: StateKind) -> StateDecl {
@@ -156,8 +157,8 @@ mod tests {
     fn every_declared_tensor_gets_a_value() {
         let declared = [
             declare("w", TensorType::f32([2, 3]), StateKind::Parameter),
-            declare("adamw.m.w", TensorType::f32([2, 3]), StateKind::Optimizer),
-            declare("table", TensorType::i32([2]), StateKind::Router),
+            declare("adamw.m.w", TensorType::f32([2, 3]), StateKind::State(StateRole::Optimizer)),
+            declare("table", TensorType::i32([2]), StateKind::State(StateRole::Router)),
         ];
         let tensors = initial_tensors(
             0,

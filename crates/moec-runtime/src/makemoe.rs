@@ -213,6 +213,7 @@ fn pieces(name: &str, shape: &[usize], heads: Option<usize>) -> Result<Vec<Piece
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moec_ir::StateRole;
     use moec_plan::StateKind;
 
     /// V, T, C, H, E, F of the model in these tests; layers are numbered past 9 to catch sorting by text.
@@ -253,7 +254,7 @@ mod tests {
         declare("unembed.weight".into(), &[v, c]);
         declare("unembed.bias".into(), &[v]);
         let moment = "adamw.m.unembed.bias".to_string();
-        states.push(StateDecl { name: moment, ty: TensorType::f32([v]), kind: StateKind::Optimizer });
+        states.push(StateDecl { name: moment, ty: TensorType::f32([v]), kind: StateKind::State(StateRole::Optimizer) });
         states
     }
 

@@ -1,7 +1,7 @@
 //! Where the time of a function goes: a session that waits for every step of it and keeps the times.
 
-use moec_ir::Tensor;
-use moec_plan::{BackendError, Phase, Plan, Session, Work, kind, phase, work};
+use moec_ir::{Phase, Tensor};
+use moec_plan::{BackendError, Plan, Session, Work, kind, work};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -103,7 +103,7 @@ impl Timings {
     pub fn by_kind(&self, plan: &Plan) -> Vec<KernelRow> {
         let mut rows: BTreeMap<(Phase, String), KernelRow> = BTreeMap::new();
         for (step, time) in plan.steps.iter().zip(&self.steps) {
-            let (kind, phase) = (kind(plan, step), phase(step));
+            let (kind, phase) = (kind(plan, step), step.phase);
             let row = rows.entry((phase, kind.clone())).or_insert_with(|| KernelRow {
                 kind,
                 phase,
@@ -135,7 +135,7 @@ impl Timings {
                     "ts": at.as_secs_f64() * 1e6,
                     "dur": time.as_secs_f64() * 1e6,
                     "pid": 1,
-                    "tid": phase(step).name(),
+                    "tid": step.phase.name(),
                     "args": { "flops": work.flops, "bytes": work.bytes },
                 }));
                 at += *time;

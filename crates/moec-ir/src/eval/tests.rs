@@ -1,6 +1,7 @@
 //! Tests of this module's parent.
 
 use super::*;
+use crate::purpose::StateRole;
 use crate::types::{DType, Real};
 
 fn t(shape: &[usize], values: &[f64]) -> Tensor {
@@ -758,7 +759,7 @@ fn small_graph() -> Graph {
     let ty = TensorType::f32([2]);
     let x = add(&mut g, Op::Input { name: "x".into(), ty: ty.clone() }, &[]);
     let w = add(&mut g, Op::Parameter { name: "w".into(), ty: ty.clone() }, &[]);
-    let s = add(&mut g, Op::State { name: "s".into(), ty }, &[]);
+    let s = add(&mut g, Op::State { name: "s".into(), role: StateRole::Router, ty }, &[]);
     let y = add(&mut g, Op::Binary(Binary::Mul), &[x, w]);
     let next = add(&mut g, Op::Binary(Binary::Add), &[s, y]);
     g.set_output("y", y);

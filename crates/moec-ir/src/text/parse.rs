@@ -3,6 +3,7 @@
 use crate::graph::Graph;
 use crate::ids::{NodeId, Origin, Value};
 use crate::op::{Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, FusedProgram, Instr, Op, Unary};
+use crate::purpose::{Phase, StateRole};
 use crate::types::{DType, Real, TensorType};
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
@@ -54,6 +55,7 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
     let mut reader = Reader::default();
     for statement in file.flat_map(Pair::into_inner).filter(|p| p.as_rule() == Rule::graph).flat_map(Pair::into_inner) {
         match statement.as_rule() {
+            Rule::phase => reader.phase(&statement)?,
             Rule::node => reader.node(statement)?,
             Rule::output | Rule::update => reader.declaration(statement)?,
             _ => {}
@@ -104,6 +106,7 @@ fn in_words(rule: Rule) -> &'static str {
     match rule {
         Rule::EOI => "the end of the text",
         Rule::file | Rule::graph | Rule::kw_graph => "`graph`",
+        Rule::phase | Rule::kw_phase => "`phase`",
         Rule::node => "a node",
         Rule::output | Rule::kw_output => "`output`",
         Rule::update | Rule::kw_update => "`update`",
@@ -222,6 +225,11 @@ struct Reader {
 }
 
 impl Reader {
+    fn phase(&mut self, pair: &Pair<'_, Rule>) -> Result<(), ParseError> {
+        self.graph.set_phase(word(&first(pair, Rule::word)?, &Phase::ALL, Phase::name)?);
+        Ok(())
+    }
+
     fn node(&mut self, pair: Pair<'_, Rule>) -> Result<(), ParseError> {
         let definition = first(&pair, Rule::definition)?;
         let name = name(&definition)?;
@@ -400,7 +408,7 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
     Ok(match a.op.as_str() {
         "input" => Op::Input { name: own_name(a, node)?, ty },
         "parameter" => Op::Parameter { name: own_name(a, node)?, ty },
-        "state" => Op::State { name: own_name(a, node)?, ty },
+        "state" => Op::State { name: own_name(a, node)?, role: role(a)?, ty },
         "fill" => Op::Fill { value: a.real("value")?, ty },
         "ramp" => Op::Ramp { length: ty.elements(), step: a.integer("step")? },
         "reshape" => Op::Reshape { shape: shape() },
@@ -466,7 +474,10 @@ fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result
         "limit_capacity" => Op::LimitCapacity {
             experts: a.integer("experts")?,
             capacity: a.integer("capacity")?,
-            priority: a.optional("priority")?.map_or(Ok(CapacityPriority::Token), |v| priority(&v))?,
+            priority: match a.optional("priority")? {
+                Some(value) => word(&value, &CapacityPriority::ALL, CapacityPriority::name)?,
+                None => CapacityPriority::Token,
+            },
         },
         "balanced_assignment" => Op::BalancedAssignment,
         "sort_by_expert" => {
@@ -508,11 +519,21 @@ fn own_name(a: &mut Attributes<'_>, node: &str) -> Result<String, ParseError> {
     }
 }
 
-fn priority(pair: &Pair<'_, Rule>) -> Result<CapacityPriority, ParseError> {
-    CapacityPriority::ALL
-        .into_iter()
-        .find(|p| p.name() == pair.as_str())
-        .ok_or_else(|| at(pair, format!("`{}` is not `token`, `choice` or `probability`", pair.as_str())))
+fn role(a: &mut Attributes<'_>) -> Result<StateRole, ParseError> {
+    match a.optional("role")? {
+        Some(value) => word(&value, &StateRole::ALL, StateRole::name),
+        None => Ok(StateRole::default()),
+    }
+}
+
+/// The item whose word stands there.
+fn word<T: Copy>(pair: &Pair<'_, Rule>, items: &[T], name: impl Fn(T) -> &'static str) -> Result<T, ParseError> {
+    items.iter().copied().find(|&item| name(item) == pair.as_str()).ok_or_else(|| {
+        let words: Vec<String> = items.iter().map(|&item| format!("`{}`", name(item))).collect();
+        let (last, first) =
+            words.split_last().map_or((String::new(), String::new()), |(l, f)| (l.clone(), f.join(", ")));
+        at(pair, format!("`{}` is not {first} or {last}", pair.as_str()))
+    })
 }
 
 fn attention(a: &mut Attributes<'_>) -> Result<AttentionAttrs, ParseError> {

@@ -13,6 +13,8 @@ const EVERYTHING: &str = r#"graph {
   %hyper = input : f32[3]
   %"odd \"name\"\\\n\t\u{1} é" = parameter : f32[8, 6]
   %s = state : f32[]
+  %moment = state {name = "m", role = optimizer} : f32[]
+  phase backward
   %half = fill {value = 0.5} : f32[4, 6]
   %least = fill {value = -inf} : f32[]
   %nan = fill {value = NaN} : f32[]
@@ -92,7 +94,9 @@ const EVERYTHING: &str = r#"graph {
   %noise = random_normal(%rng) {key = 1} : f32[2, 3]
   %uniform = random_uniform(%rng) {key = 2} : f32[7]
   %dropout = dropout(%x, %rng) {rate = 0.25, key = 3} : f32[4, 6]
+  phase optimizer
   %adamw:3 = adamw(%x, %x, %x, %x, %hyper, %s) {beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01} : f32[4, 6], f32[4, 6], f32[4, 6]
+  phase forward
   %updates:6 = adamw(%x, %x, %x, %x, %logits, %logits, %logits, %logits, %hyper) {beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01} : f32[4, 6], f32[4, 6], f32[4, 6], f32[4, 3], f32[4, 3], f32[4, 3]
   output loss = %ce
   output load.blocks.0.moe = %count
@@ -187,7 +191,7 @@ fn syntax_errors_say_what_was_expected() {
     fails("  %x = input : f32[2", "line 3, column 1: expected `,` or `]`, found `}`");
     fails("  %x = input : f32[2;3]", "line 2, column 21: expected `,` or `]`, found `;`");
     fails("  %x = neg(a) : f32[]", "line 2, column 12: expected `%` or `)`, found `a`");
-    fails("  é", "line 2, column 3: expected `%`, `output`, `update` or `}`, found `é`");
+    fails("  é", "line 2, column 3: expected `%`, `output`, `phase`, `update` or `}`, found `é`");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::graph::Node;
-use crate::{Builder, parse};
+use crate::{Builder, Phase, parse};
 
 /// Errors of a graph given as the lines between the braces, as text.
 #[track_caller]
@@ -15,7 +15,7 @@ fn errors(stage: Stage, body: &str) -> Vec<String> {
 }
 
 fn node(op: Op, results: Vec<TensorType>, name: &str) -> Node {
-    Node { op, results, name: name.into(), origin: None }
+    Node { op, results, name: name.into(), origin: None, phase: Phase::Forward }
 }
 
 fn input(name: &str) -> Node {

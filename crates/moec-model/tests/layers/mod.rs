@@ -50,7 +50,7 @@ pub(crate) fn numbers(name: &str, ty: &TensorType) -> Tensor {
 pub(crate) fn bindings(graph: &Graph) -> BTreeMap<String, Tensor> {
     let mut bindings = BTreeMap::new();
     for id in graph.ids() {
-        if let Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty } = &graph.node(id).op {
+        if let Op::Input { name, ty } | Op::Parameter { name, ty } | Op::State { name, ty, .. } = &graph.node(id).op {
             let value = match (ty.dtype, name.as_str()) {
                 (DType::F32, _) => numbers(name, ty),
                 (DType::I32, "rng") => Tensor::ints(random::state(3, 4)),

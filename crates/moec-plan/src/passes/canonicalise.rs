@@ -61,7 +61,7 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph
                 Simpler::Op(next, on) => (op, operands) = (next, on),
                 Simpler::WithConstant(f, x, c) => {
                     let fill = Op::Fill { value: c.into(), ty: node.results[0].clone() };
-                    let c = r.new.add(fill, &[], &format!("{}.constant", node.name), node.origin)?;
+                    let c = r.add_for(id, fill, &[], &format!("{}.constant", node.name))?;
                     (op, operands) = (Op::Binary(f), vec![x, r.new.value(c)]);
                 }
             }

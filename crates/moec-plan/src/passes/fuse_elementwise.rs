@@ -19,9 +19,8 @@
 
 use super::rebuild::{Rebuild, reads_nothing, uniform};
 use super::{Rewrites, dce};
-use crate::autodiff::is_backward;
 use indexmap::IndexMap;
-use moec_ir::{Access, FusedProgram, Graph, GraphError, Instr, NodeId, Op, Value};
+use moec_ir::{Access, FusedProgram, Graph, GraphError, Instr, NodeId, Op, Phase, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Operands of a program; with its results, and the operands of a producer before it, a launch stays below the 31 buffers
@@ -176,7 +175,7 @@ impl<'a> Fusion<'a> {
         let leaving: Vec<NodeId> =
             a.iter().flat_map(|m| &self.users[m.index()]).copied().filter(|u| !joined.contains(u)).collect();
         let shared = !leaving.is_empty() || a.iter().any(|&m| self.named.contains(&self.graph.value(m)));
-        let backward = |id: &NodeId| is_backward(&self.graph.node(*id).name);
+        let backward = |id: &NodeId| self.graph.node(*id).phase > Phase::Forward;
         if shared && a.iter().any(|m| !backward(m)) && b.iter().any(backward) {
             return false;
         }
@@ -379,7 +378,7 @@ impl<'a> Fusion<'a> {
             let shape = &node.results[0].shape;
             if *shape != built.program.shape {
                 let reshape = Op::Reshape { shape: shape.clone() };
-                let reshaped = r.new.add(reshape, &[new], &node.name, node.origin)?;
+                let reshaped = r.add_as(old.node, reshape, &[new])?;
                 new = r.new.value(reshaped);
             }
             r.set(old, new);

@@ -39,10 +39,22 @@ impl<'a> Rebuild<'a> {
         }
     }
 
-    /// Appends an operation with the name and origin of an old node.
+    /// Appends an operation with the name, origin and phase of an old node.
     pub(crate) fn add_as(&mut self, old: NodeId, op: Op, operands: &[Value]) -> Result<NodeId, GraphError> {
+        self.add_for(old, op, operands, &self.old.node(old).name)
+    }
+
+    /// Appends an operation with the origin and phase of an old node.
+    pub(crate) fn add_for(
+        &mut self,
+        old: NodeId,
+        op: Op,
+        operands: &[Value],
+        name: &str,
+    ) -> Result<NodeId, GraphError> {
         let node = self.old.node(old);
-        self.new.add(op, operands, &node.name, node.origin)
+        self.new.set_phase(node.phase);
+        self.new.add(op, operands, name, node.origin)
     }
 
     /// Copies an old node.

@@ -315,9 +315,10 @@ fn fusion_keeps_forward_values_out_of_the_backward_pass() {
         "fuse_elementwise",
         "%x = input : f32[7, 3]
          %a = exp(%x) : f32[7, 3]
-         %grad.a.neg = neg(%a) : f32[7, 3]
+         phase backward
+         %b = neg(%a) : f32[7, 3]
          output a = %a
-         output b = %grad.a.neg",
+         output b = %b",
     );
 }
 

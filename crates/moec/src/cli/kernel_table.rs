@@ -1,7 +1,8 @@
 //! The table that says where the time of a training step goes, kernel by kernel.
 
+use moec_ir::Phase;
 use moec_kernels::Limits;
-use moec_plan::{Phase, Plan, Work, work};
+use moec_plan::{Plan, Work, work};
 use moec_runtime::{KernelRow, Timings};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -58,7 +59,7 @@ impl KernelTable {
             }
         };
         let rows = timings.by_kind(plan);
-        let phases = [Phase::Forward, Phase::Backward, Phase::Optimizer].map(|phase| {
+        let phases = Phase::ALL.map(|phase| {
             let of_phase: Vec<&KernelRow> = rows.iter().filter(|r| r.phase == phase).collect();
             line(phase.name(), "", &of_phase)
         });
@@ -98,7 +99,7 @@ impl KernelTable {
 /// multiply-adds, and what the optimiser reads and writes at the speed of memory. Everything else could be computed on
 /// the way.
 pub(crate) fn least_seconds(plan: &Plan, limits: Limits) -> f64 {
-    let steps = plan.steps.iter().map(|step| (moec_plan::phase(step), work(plan, step)));
+    let steps = plan.steps.iter().map(|step| (step.phase, work(plan, step)));
     steps
         .map(|(phase, work)| match phase {
             Phase::Optimizer => work.bytes / limits.bytes,
