@@ -39,7 +39,7 @@ fn specs() -> Vec<(String, Checked)> {
 }
 
 fn compiled(checked: &Checked, samples: usize) -> Compiled {
-    let functions = Function::of(&checked.model);
+    let functions = pipeline::functions_of(&checked.model);
     let functions = functions.into_iter().filter(|f| !matches!(f, Function::TrainStep | Function::Evaluate));
     let options = CompileOptions { samples, ..CompileOptions::only(functions.collect::<Vec<_>>()) };
     pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap()

@@ -4,12 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use moec::pipeline::{self, Checked, CompileOptions, Compiled, Function};
-use moec_ir::{Data, Graph, Tensor, evaluate, print, random};
+use moec_ir::{Data, Graph, Output, Tensor, evaluate, print, random};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{NoisePolicy, Registry, StateInit};
 use moec_plan::{
-    Backend, Interpreter, OptimizeOptions, ROUTE_PREFIX, Wrt, differentiate, freeze_routes, optimize, plan,
-    record_routes,
+    Backend, Interpreter, OptimizeOptions, Wrt, differentiate, freeze_routes, optimize, plan, record_routes,
 };
 use moec_syntax::SourceFile;
 use std::collections::BTreeMap;
@@ -155,7 +154,7 @@ fn its_gradients_agree_with_central_differences() {
     let income = Tensor::floats(vec![0.7, 1.6, 0.5, 1.2]);
     values.extend(["blocks.0.moe.income", "blocks.1.moe.income"].map(|name| (name.to_string(), income.clone())));
     let recorded = evaluate(&record_routes(&graph), &values).unwrap().outputs;
-    values.extend(recorded.into_iter().filter(|(name, _)| name.starts_with(ROUTE_PREFIX)));
+    values.extend(recorded.into_iter().filter(|(name, _)| matches!(Output::of_name(name), Some(Output::Route(_)))));
     let frozen = freeze_routes(&graph).unwrap();
     let found = evaluate(&differentiate(&frozen, "objective", &Wrt::Parameters).unwrap(), &values).unwrap().outputs;
     let objective = |name: &str, element: usize, by: f64| {

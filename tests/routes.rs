@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use moec::pipeline;
-use moec_ir::{Graph, Tensor, random};
+use moec_ir::{Graph, Output, Tensor, random};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{Form, LowerOptions, Mode, NoisePolicy, Registry};
-use moec_plan::{Backend, Interpreter, OptimizeOptions, ROUTE_PREFIX, freeze_routes, optimize, plan, record_routes};
+use moec_plan::{Backend, Interpreter, OptimizeOptions, freeze_routes, optimize, plan, record_routes};
 use moec_syntax::SourceFile;
 use std::collections::BTreeMap;
 
@@ -73,7 +73,7 @@ fn run(backend: &dyn Backend, graph: &Graph, values: &BTreeMap<String, Tensor>) 
 fn replay(backend: &dyn Backend) {
     let (graph, mut values) = graph();
     let recorded = run(backend, &record_routes(&graph), &values);
-    let routes = recorded.iter().filter(|(name, _)| name.starts_with(ROUTE_PREFIX));
+    let routes = recorded.iter().filter(|(name, _)| matches!(Output::of_name(name), Some(Output::Route(_))));
     values.extend(routes.map(|(n, t)| (n.clone(), t.clone())));
     let dropped = recorded["dropped.blocks.0.moe"].item().unwrap();
     assert!(dropped > 0.0, "the test wants dropped choices");

@@ -5,6 +5,7 @@ use crate::ids::{Origin, Value};
 use crate::op::{AttentionAttrs, Binary, CapacityPriority, Op, Unary};
 use crate::purpose::{Phase, StateRole};
 use crate::types::{DType, TensorType};
+use std::fmt::Display;
 
 /// Appends operations to a graph.
 ///
@@ -135,8 +136,9 @@ impl Builder {
     }
 
     /// An input of a run. The name is taken as it is, without the scope.
-    pub fn input(&mut self, name: &str, ty: TensorType) -> Value {
-        self.source(name, Op::Input { name: name.into(), ty })
+    pub fn input(&mut self, name: impl Display, ty: TensorType) -> Value {
+        let name = name.to_string();
+        self.source(&name, Op::Input { name: name.clone(), ty })
     }
 
     /// A trained tensor named by the scope and `name`.

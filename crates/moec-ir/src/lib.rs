@@ -64,6 +64,7 @@
 
 mod balance;
 mod build;
+mod contract;
 mod eval;
 mod graph;
 mod ids;
@@ -82,6 +83,7 @@ pub mod verify;
 
 pub use balance::balanced_assignment;
 pub use build::Builder;
+pub use contract::{Function, Input, Output, TOKEN_TABLE};
 pub use eval::{EvalError, Evaluation, MAX_ELEMENTS, evaluate, evaluate_op};
 pub use graph::{Graph, GraphError, Node};
 pub use ids::{NodeId, Origin, Value};

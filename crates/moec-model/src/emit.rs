@@ -3,7 +3,7 @@
 use std::mem;
 
 use indexmap::IndexMap;
-use moec_ir::{Builder, Init, Op, TensorType, Value};
+use moec_ir::{Builder, Init, Input, Op, TensorType, Value};
 
 use crate::recipe::InitScheme;
 use crate::router::Mode;
@@ -102,7 +102,8 @@ pub(crate) struct Emitter {
     pub(crate) share: f64,
     pub(crate) states: IndexMap<String, StateInit>,
     scheme: InitScheme,
-    inputs: IndexMap<String, usize>,
+    /// How many inputs of a kind a scope has.
+    inputs: IndexMap<Input, usize>,
 }
 
 impl Emitter {
@@ -191,14 +192,14 @@ impl Emitter {
 
     /// State of the random number generator; an input of the graph from the first use on.
     pub(crate) fn rng(&mut self) -> Value {
-        self.builder.input("rng", TensorType::i32([4]))
+        self.builder.input(Input::Rng, TensorType::i32([4]))
     }
 
-    /// A name for an input within the current scope, numbered from the second one on.
-    pub(crate) fn fresh_input(&mut self, name: &str) -> String {
-        let path = self.builder.path(name);
-        let count = self.inputs.entry(path.clone()).or_insert(0);
+    /// An input of the current scope, numbered from the second of its kind on.
+    pub(crate) fn fresh_input(&mut self, given: impl Fn(String, usize) -> Input) -> Input {
+        let path = self.builder.path("");
+        let count = self.inputs.entry(given(path.clone(), 1)).or_insert(0);
         *count += 1;
-        if *count == 1 { path } else { format!("{path}_{count}") }
+        given(path, *count)
     }
 }

@@ -12,7 +12,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 
-use moec_ir::{AttentionAttrs, Binary, Builder, Graph, GraphError, Init, Op, StateRole, TensorType, Unary, Value};
+use moec_ir::{
+    AttentionAttrs, Binary, Builder, Graph, GraphError, Init, Input, Op, Output, StateRole, TOKEN_TABLE, TensorType,
+    Unary, Value,
+};
 use moec_syntax::Span;
 
 use crate::cost::{self, LayerInfo};
@@ -170,11 +173,11 @@ pub fn lower(model: &Model, options: &LowerOptions) -> Result<Lowered, LowerErro
     let mut lowering = Lowering::new(options, model.context, tokens);
     let logits = lowering.sequence(&model.layers, lowering.token_ids, Rows::Tokens);
     let b = lowering.b();
-    b.output("logits", logits);
+    b.output(Output::Logits, logits);
     if options.loss {
-        let targets = b.input("targets", TensorType::i32([tokens]));
+        let targets = b.input(Input::Targets, TensorType::i32([tokens]));
         let loss = b.named("loss", Op::CrossEntropy, &[logits, targets]);
-        b.output("loss", loss);
+        b.output(Output::Loss, loss);
         lowering.objective(loss);
     }
     lowering.finish()
@@ -247,7 +250,7 @@ struct Lowering {
 impl Lowering {
     fn new(options: &LowerOptions, time: usize, tokens: usize) -> Self {
         let mut emitter = Emitter::new(options.mode, options.noise, options.init);
-        let token_ids = emitter.builder.input("tokens", TensorType::i32([tokens]));
+        let token_ids = emitter.builder.input(Input::Tokens, TensorType::i32([tokens]));
         Lowering {
             emitter,
             options: *options,
@@ -290,7 +293,7 @@ impl Lowering {
             let term = b.scale(value, weight);
             total = b.add(total, term);
         }
-        b.output("objective", total);
+        b.output(Output::Objective, total);
     }
 
     fn finish(self) -> Result<Lowered, LowerError> {
@@ -364,7 +367,7 @@ impl Lowering {
         self.time = 1;
         let batch = self.options.batch;
         let b = self.b();
-        let rows = b.input("rows", TensorType::i32([batch]));
+        let rows = b.input(Input::Rows, TensorType::i32([batch]));
         b.op(Op::Embed, &[rows, x])
     }
 
@@ -434,7 +437,7 @@ impl Lowering {
                 let table = self.emitter.parameter("position.weight", [time, width], Role::Embedding);
                 let b = self.b();
                 let positions = if newest {
-                    let places = b.input("positions", TensorType::i32([batch]));
+                    let places = b.input(Input::Positions, TensorType::i32([batch]));
                     b.op(Op::Embed, &[places, table])
                 } else {
                     let positions = b.broadcast(table, [batch, time, width]);
@@ -481,7 +484,7 @@ impl Lowering {
         let b = self.b();
         let name = format!("cache.{}", b.path(""));
         let cache = b.state_for(StateRole::Cache, &name, TensorType::f32([batch, time, 2 * width]));
-        let positions = b.input("positions", TensorType::i32([batch]));
+        let positions = b.input(Input::Positions, TensorType::i32([batch]));
         let op = Op::CachedAttention { heads: attention.heads, scale: attention.scale.into() };
         let y = b.op(op, &[qkv, cache, positions]);
         b.update(name, y.result(1));
@@ -602,6 +605,6 @@ impl Lowering {
     /// The table of token vectors, declared by `embed`, which is always the first layer.
     fn token_table(&mut self) -> Option<Value> {
         let graph = self.emitter.builder.graph();
-        graph.find("embed.token.weight").map(|id| graph.value(id))
+        graph.find(TOKEN_TABLE).map(|id| graph.value(id))
     }
 }

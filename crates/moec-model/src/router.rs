@@ -4,7 +4,7 @@
 //! dispatch, the experts and the weighted sum are not its business. The built-in strategies use nothing that a
 //! strategy from another crate cannot use.
 
-use moec_ir::{Builder, Op, Tensor, TensorType, Value};
+use moec_ir::{Builder, Input, Op, Tensor, TensorType, Value};
 
 use crate::argument::{Arguments, ParameterSpec};
 use crate::emit::{Emitter, NoisePolicy, Role};
@@ -325,7 +325,7 @@ impl Source<'_> {
     /// Numbers of the tokens before those of the rows.
     pub(crate) fn previous(&self, b: &mut Builder) -> Value {
         let previous = match self.newest {
-            true => b.input("previous", b.ty(self.ids).clone()),
+            true => b.input(Input::Previous, b.ty(self.ids).clone()),
             false => b.previous(self.ids, self.time),
         };
         self.rows(b, previous)
@@ -335,7 +335,7 @@ impl Source<'_> {
     pub(crate) fn positions(&self, b: &mut Builder) -> Value {
         let tokens = b.ty(self.ids).elements();
         let positions = match self.newest {
-            true => b.input("positions", b.ty(self.ids).clone()),
+            true => b.input(Input::Positions, b.ty(self.ids).clone()),
             false => {
                 let positions = b.ramp(self.time, 1);
                 let positions = b.broadcast(positions, [tokens / self.time.max(1), self.time]);
@@ -486,15 +486,22 @@ impl RoutingContext<'_> {
     /// Standard normal noise. Under [`NoisePolicy::Injected`] it is an input named `noise` within the scope of the
     /// layer (`noise_2` for the second call, and so on), so that a run can be replayed.
     pub fn normal(&mut self, shape: impl Into<Vec<usize>>) -> Value {
-        self.random("noise", shape.into(), |key, shape| Op::RandomNormal { key, shape })
+        let given = |path, number| Input::Noise { path, number };
+        self.random(given, shape.into(), |key, shape| Op::RandomNormal { key, shape })
     }
 
     /// Numbers uniform on [0, 1); injected as `uniform`, as [`Self::normal`].
     pub fn uniform(&mut self, shape: impl Into<Vec<usize>>) -> Value {
-        self.random("uniform", shape.into(), |key, shape| Op::RandomUniform { key, shape })
+        let given = |path, number| Input::Uniform { path, number };
+        self.random(given, shape.into(), |key, shape| Op::RandomUniform { key, shape })
     }
 
-    fn random(&mut self, name: &str, shape: Vec<usize>, op: impl FnOnce(u32, Vec<usize>) -> Op) -> Value {
+    fn random(
+        &mut self,
+        given: impl Fn(String, usize) -> Input,
+        shape: Vec<usize>,
+        op: impl FnOnce(u32, Vec<usize>) -> Op,
+    ) -> Value {
         match self.emitter.noise {
             NoisePolicy::Generated => {
                 let rng = self.rng();
@@ -502,8 +509,8 @@ impl RoutingContext<'_> {
                 self.emitter.builder.op(op(key, shape), &[rng])
             }
             NoisePolicy::Injected => {
-                let name = self.emitter.fresh_input(name);
-                self.emitter.builder.input(&name, TensorType::f32(shape))
+                let input = self.emitter.fresh_input(given);
+                self.emitter.builder.input(input, TensorType::f32(shape))
             }
         }
     }

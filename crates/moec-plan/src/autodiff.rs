@@ -5,7 +5,8 @@
 //! that of an operand. Selected indices are constants.
 
 use crate::error::PlanError;
-use moec_ir::{Binary, Builder, DType, Graph, Node, NodeId, Op, Phase, TensorType, Unary, Value};
+use moec_ir::{Binary, Builder, DType, Graph, Node, NodeId, Op, Output, Phase, TensorType, Unary, Value};
+use std::fmt::Display;
 
 /// What to differentiate with respect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,14 +19,15 @@ pub enum Wrt {
 
 /// Appends the gradient of the scalar output `objective` to a copy of the graph.
 ///
-/// For every source that `wrt` names there is a new output `grad.NAME` of the source's type, zeros if the objective does
+/// For every source that `wrt` names there is a new output [`Output::Gradient`] of the source's type, zeros if the objective does
 /// not depend on it. Everything else is kept. Gradient nodes are of [`Phase::Backward`], are called `grad.FORWARD_NAME.*` and carry
 /// the origin of the forward node; only gradients of values between the sources and the objective are built.
 ///
 /// # Errors
 /// When there is no such scalar output or no such source, or when a path leads through an operation without a gradient:
 /// those that are themselves part of a backward pass, an optimiser step or an optimised graph.
-pub fn differentiate(graph: &Graph, objective: &str, wrt: &Wrt) -> Result<Graph, PlanError> {
+pub fn differentiate(graph: &Graph, objective: impl Display, wrt: &Wrt) -> Result<Graph, PlanError> {
+    let objective = &objective.to_string();
     let target = graph.output(objective).ok_or_else(|| PlanError::NoObjective(objective.to_string()))?;
     if graph.ty(target) != &TensorType::f32([]) {
         return Err(PlanError::NotScalar { name: objective.to_string(), ty: graph.ty(target).clone() });
@@ -74,7 +76,7 @@ pub fn differentiate(graph: &Graph, objective: &str, wrt: &Wrt) -> Result<Graph,
         let gradient = adjoints[id.index()][0].unwrap_or_else(|| {
             b.scoped("grad", |b| b.named(&format!("{name}.zero"), Op::Fill { value: 0.0.into(), ty }, &[]))
         });
-        b.output(format!("grad.{name}"), gradient);
+        b.output(Output::Gradient(name), gradient);
     }
     b.set_phase(phase);
     Ok(b.finish()?)

@@ -58,7 +58,7 @@ pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, S
 pub use planner::{Arrangement, declare_states, plan};
 pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};
-pub use routes::{ROUTE_PREFIX, freeze_routes, record_routes, routes};
+pub use routes::{freeze_routes, record_routes, routes};
 pub use threads::on_threads;
 pub use transposed::store_transposed;
 pub use work::{Work, kind, work};

@@ -1,7 +1,7 @@
 //! The optimiser step as nodes: AdamW per parameter, optionally with clipping by the global norm of the gradient.
 
 use crate::error::PlanError;
-use moec_ir::{AdamWAttrs, Binary, Builder, Graph, Op, Phase, StateRole, TensorType, Unary, Value};
+use moec_ir::{AdamWAttrs, Binary, Builder, Graph, Input, Op, Output, Phase, StateRole, TensorType, Unary, Value};
 
 /// How parameters are updated.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,7 +28,7 @@ pub fn add_optimizer(graph: &Graph, config: &OptimizerConfig) -> Result<Graph, P
     let mut gradients: Vec<(String, Value, Value)> = Vec::new();
     for id in graph.ids() {
         if let Op::Parameter { name, .. } = &graph.node(id).op
-            && let Some(gradient) = graph.output(&format!("grad.{name}"))
+            && let Some(gradient) = graph.output(&Output::Gradient(name.clone()).to_string())
         {
             gradients.push((name.clone(), graph.value(id), gradient));
         }
@@ -38,15 +38,18 @@ pub fn add_optimizer(graph: &Graph, config: &OptimizerConfig) -> Result<Graph, P
     }
 
     let mut copy = graph.clone();
-    copy.retain_outputs(|name| !gradients.iter().any(|(parameter, ..)| name.strip_prefix("grad.") == Some(parameter)));
+    copy.retain_outputs(|name| match Output::of_name(name) {
+        Some(Output::Gradient(of)) => !gradients.iter().any(|(parameter, ..)| *parameter == of),
+        _ => true,
+    });
     let mut b = Builder::extend(copy);
     let phase = b.set_phase(Phase::Backward);
-    let hyper = b.input("hyper", TensorType::f32([3]));
+    let hyper = b.input(Input::Hyper, TensorType::f32([3]));
     let scale = config.clip.map(|clip| {
         let all: Vec<Value> = gradients.iter().map(|&(.., g)| g).collect();
         let squares = b.named("clip.squares", Op::SumOfSquares, &all);
         let norm = b.named("clip.norm", Op::Unary(Unary::Sqrt), &[squares]);
-        b.output("grad_norm", norm);
+        b.output(Output::GradNorm, norm);
         b.scoped("clip", |b| {
             let norm = b.add_scalar(norm, CLIP_EPSILON);
             let limit = b.fill(clip, []);

@@ -3,6 +3,7 @@
 
 use moec_ir::{Data, EvalError, Evaluation, Graph, NodeId, Op, Tensor, Value, evaluate, evaluate_op};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 /// A forward graph at a point, in 64 bits.
 pub struct Probe<'a> {
@@ -19,9 +20,13 @@ impl<'a> Probe<'a> {
     ///
     /// # Errors
     /// When there is no such output or a node cannot be evaluated.
-    pub fn new(graph: &'a Graph, objective: &str, bindings: &BTreeMap<String, Tensor>) -> Result<Self, EvalError> {
+    pub fn new(
+        graph: &'a Graph,
+        objective: impl Display,
+        bindings: &BTreeMap<String, Tensor>,
+    ) -> Result<Self, EvalError> {
         let dangling = || EvalError::Dangling { name: objective.to_string() };
-        let objective = graph.output(objective).ok_or_else(dangling)?;
+        let objective = graph.output(&objective.to_string()).ok_or_else(dangling)?;
         // Every value of the graph is an output of this copy of it.
         let mut all = graph.clone();
         let mut names = Vec::with_capacity(graph.len());

@@ -7,10 +7,7 @@
 
 use crate::error::PlanError;
 use crate::passes::rebuild::Rebuild;
-use moec_ir::{Graph, Op, Value};
-
-/// What the names of recorded outputs and frozen inputs begin with; the name of the choosing node follows.
-pub const ROUTE_PREFIX: &str = "route.";
+use moec_ir::{Graph, Input, Op, Output, Value};
 
 /// The result of an operation that is a choice.
 fn choice(op: &Op) -> Option<u8> {
@@ -21,25 +18,25 @@ fn choice(op: &Op) -> Option<u8> {
     }
 }
 
-/// The choices of a graph in topological order: `route.NODE` and the value, always of type i32.
+/// The choices of a graph in topological order: the name of the node and the value, always of type i32.
 pub fn routes(graph: &Graph) -> Vec<(String, Value)> {
     let of = |id| {
         let node = graph.node(id);
-        choice(&node.op).map(|slot| (format!("{ROUTE_PREFIX}{}", node.name), Value { node: id, slot }))
+        choice(&node.op).map(|slot| (node.name.clone(), Value { node: id, slot }))
     };
     graph.ids().filter_map(of).collect()
 }
 
-/// The graph with an output `route.NODE` for every choice.
+/// The graph with an output [`Output::Route`] for every choice.
 pub fn record_routes(graph: &Graph) -> Graph {
     let mut recorded = graph.clone();
-    for (name, value) in routes(graph) {
-        recorded.set_output(name, value);
+    for (node, value) in routes(graph) {
+        recorded.set_output(Output::Route(node), value);
     }
     recorded
 }
 
-/// The graph with an input `route.NODE` in place of every choice, of the same type. The values of a `TopK` become those
+/// The graph with an input [`Input::Route`] in place of every choice, of the same type. The values of a `TopK` become those
 /// at the given indices, which are the same values under the same routes.
 ///
 /// # Errors
@@ -52,7 +49,7 @@ pub fn freeze_routes(graph: &Graph) -> Result<Graph, PlanError> {
             r.copy(id)?;
             continue;
         };
-        let name = format!("{ROUTE_PREFIX}{}", node.name);
+        let name = String::from(Input::Route(node.name.clone()));
         let ty = node.results[usize::from(slot)].clone();
         let input = r.add_for(id, Op::Input { name: name.clone(), ty }, &[], &name)?;
         let route = r.new.value(input);

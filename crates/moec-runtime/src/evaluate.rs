@@ -2,10 +2,11 @@
 
 use crate::batches::{Windows, window_count};
 use crate::data::{DataError, Dataset, Split};
-use crate::executable::{EVALUATE, Executable, ExecutableError, Settings};
+use crate::executable::{Executable, ExecutableError, Settings};
 use crate::metrics::{Evaluation, LayerBalance, LayerOutputs, LayerPanel};
 use crate::sample::log_probability;
 use crate::streams::Purpose;
+use moec_ir::{Function, Output};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -59,7 +60,7 @@ pub fn evaluate_split(
     let all = window_count(text, context);
     let windows = most.map_or(all, |most| most.clamp(1, all));
     let number = |i: usize| (i as u128 * all as u128 / windows as u128) as usize;
-    let rows = executable.rows(EVALUATE)?;
+    let rows = executable.rows(Function::Evaluate)?;
     let noise = |window: usize| Purpose::EvaluationNoise.stream(seed, 0).bits64(window as u32);
     let mut panels = Panels::new(executable)?;
     let mut sum = 0.0;
@@ -67,8 +68,8 @@ pub fn evaluate_split(
     while windows - done >= rows {
         let batch = Windows::numbered(text, context, (done..done + rows).map(number));
         let rng = crate::executable::generator(seed, noise(done));
-        executable.run(EVALUATE, &batch, Settings { rng, ..Settings::default() })?;
-        sum += executable.scalar(EVALUATE, "loss")? * rows as f64;
+        executable.run(Function::Evaluate, &batch, Settings { rng, ..Settings::default() })?;
+        sum += executable.scalar(Function::Evaluate, &Output::Loss)? * rows as f64;
         panels.add(executable)?;
         done += rows;
         if progress(done, windows).is_break() {
@@ -113,7 +114,7 @@ pub(crate) fn estimate(
 ) -> Result<Option<Evaluation>, EvaluateError> {
     let Estimate { seed, step, batches } = settings;
     let context = executable.context();
-    let rows = executable.rows(EVALUATE)?;
+    let rows = executable.rows(Function::Evaluate)?;
     let mut panels = Panels::new(executable)?;
     let mut losses = [0.0; 2];
     let splits = [(Split::Train, Purpose::TrainingEstimate), (Split::Validation, Purpose::ValidationEstimate)];
@@ -124,8 +125,8 @@ pub(crate) fn estimate(
         for batch in 0..batches {
             let windows = Windows::random(text, context, rows, stream, batch * rows);
             let rng = crate::executable::generator(seed, noise.bits64((s * batches + batch) as u32));
-            executable.run(EVALUATE, &windows, Settings { rng, ..Settings::default() })?;
-            losses[s] += executable.scalar(EVALUATE, "loss")?;
+            executable.run(Function::Evaluate, &windows, Settings { rng, ..Settings::default() })?;
+            losses[s] += executable.scalar(Function::Evaluate, &Output::Loss)?;
             if split == Split::Validation {
                 panels.add(executable)?;
             }
@@ -147,7 +148,7 @@ struct Panels {
 
 impl Panels {
     fn new(executable: &Executable<'_>) -> Result<Self, ExecutableError> {
-        let names = LayerNames::of_outputs(executable.outputs(EVALUATE)?);
+        let names = LayerNames::of_outputs(&executable.outputs(Function::Evaluate)?);
         let panels = names.0.keys().map(LayerPanel::new).collect();
         Ok(Self { names, panels })
     }
@@ -172,18 +173,19 @@ impl Panels {
 struct LayerNames(BTreeMap<String, Vec<String>>);
 
 impl LayerNames {
-    /// Layers are known by their output `load.PATH`; `aux.PATH.NAME` belongs to the layer with exactly that path.
-    fn of_outputs<'n>(outputs: impl Iterator<Item = &'n str> + Clone) -> Self {
-        let mut layers: BTreeMap<String, Vec<String>> = outputs
-            .clone()
-            .filter_map(|o| o.strip_prefix("load."))
-            .map(|path| (path.to_string(), Vec::new()))
-            .collect();
+    /// Layers are known by their output [`Output::Load`]; [`Output::Aux`] belongs to the layer with exactly that path.
+    fn of_outputs(outputs: &[Output]) -> Self {
+        let mut layers: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for output in outputs {
-            if let Some((path, name)) = output.strip_prefix("aux.").and_then(|rest| rest.rsplit_once('.'))
+            if let Output::Load(path) = output {
+                layers.insert(path.clone(), Vec::new());
+            }
+        }
+        for output in outputs {
+            if let Output::Aux { path, loss } = output
                 && let Some(auxiliary) = layers.get_mut(path)
             {
-                auxiliary.push(name.to_string());
+                auxiliary.push(loss.clone());
             }
         }
         Self(layers)
@@ -195,17 +197,15 @@ fn read_layer(
     path: &str,
     auxiliary: &[String],
 ) -> Result<LayerOutputs, ExecutableError> {
+    let mut scalar = |output: Output| executable.scalar(Function::Evaluate, &output);
     let mut losses = Vec::with_capacity(auxiliary.len());
-    for name in auxiliary {
-        losses.push((name.clone(), executable.scalar(EVALUATE, &format!("aux.{path}.{name}"))?));
+    for loss in auxiliary {
+        losses.push((loss.clone(), scalar(Output::Aux { path: path.into(), loss: loss.clone() })?));
     }
-    Ok(LayerOutputs {
-        load: executable.output(EVALUATE, &format!("load.{path}"))?,
-        entropy: executable.scalar(EVALUATE, &format!("entropy.{path}"))?,
-        dropped: executable.scalar(EVALUATE, &format!("dropped.{path}"))?,
-        balance: executable.scalar(EVALUATE, &format!("balance.{path}"))?,
-        auxiliary: losses,
-    })
+    let (entropy, dropped) = (scalar(Output::Entropy(path.into()))?, scalar(Output::Dropped(path.into()))?);
+    let balance = scalar(Output::Balance(path.into()))?;
+    let load = executable.output(Function::Evaluate, &Output::Load(path.into()))?;
+    Ok(LayerOutputs { load, entropy, dropped, balance, auxiliary: losses })
 }
 
 /// Sorts `blocks.10` after `blocks.9`.
@@ -228,7 +228,8 @@ mod tests {
             "aux.blocks.0.moe.experts.moe.z",
             "aux.other.z",
         ];
-        let layers = LayerNames::of_outputs(outputs.into_iter());
+        let outputs: Vec<Output> = outputs.into_iter().filter_map(Output::of_name).collect();
+        let layers = LayerNames::of_outputs(&outputs);
         assert_eq!(layers.0["blocks.0.moe"], ["importance", "load"]);
         assert_eq!(layers.0["blocks.0.moe.experts.moe"], ["z"]);
         assert_eq!(layers.0.len(), 2);

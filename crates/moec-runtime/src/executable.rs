@@ -1,30 +1,16 @@
 //! A program together with the session that holds its tensors: the only door from the runtime to a device.
 
 use crate::batches::Windows;
-use moec_ir::{Data, StateRole, Tensor, TensorType, random};
+use moec_ir::{Data, Function, Input, Output, StateRole, Tensor, TensorType, random};
 use moec_plan::{BackendError, Plan, Program, Session, StateKind};
 use std::collections::BTreeMap;
-
-/// Function that makes one optimiser step.
-pub const TRAIN_STEP: &str = "train_step";
-/// Function that computes the loss of a batch without training.
-pub const EVALUATE: &str = "evaluate";
-/// Function that computes the logits of all tokens of one window.
-pub const LOGITS: &str = "logits";
-/// Function that computes the logits of one token of each of some windows.
-pub const NEXT: &str = "next";
-/// Function that computes the logits of the newest token of each of some sequences, from what it keeps of the others.
-pub const DECODE: &str = "decode";
-
-/// Inputs that a function may take.
-const INPUTS: [&str; 7] = ["tokens", "targets", "rng", "hyper", "rows", "positions", "previous"];
 
 /// Why a program could not be run.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ExecutableError {
     /// The program lacks a function.
     #[error("the program has no function `{0}`")]
-    MissingFunction(String),
+    MissingFunction(Function),
     /// A function takes an input that the runtime does not know.
     #[error("`{function}` takes an input `{input}` that the runtime does not provide")]
     UnknownInput {
@@ -47,9 +33,9 @@ pub enum ExecutableError {
     #[error("output `{output}` of `{function}` has an unexpected shape")]
     Output {
         /// The function.
-        function: String,
+        function: Function,
         /// The output.
-        output: String,
+        output: Output,
     },
     /// The device failed.
     #[error(transparent)]
@@ -91,11 +77,11 @@ impl<'a> Executable<'a> {
     pub fn new(program: &'a Program, session: &'a mut dyn Session, context: usize) -> Result<Self, ExecutableError> {
         for plan in &program.plans {
             let function = plan.name.clone();
-            if let Some(input) = plan.inputs.iter().find(|i| !INPUTS.contains(&&*i.name)) {
+            if let Some(input) = plan.inputs.iter().find(|i| !is_provided(&i.name)) {
                 return Err(ExecutableError::UnknownInput { function, input: input.name.clone() });
             }
             let tokens = tokens_of(plan);
-            let length = if plan.name == DECODE { 1 } else { context };
+            let length = if Function::of_name(&plan.name) == Some(Function::Decode) { 1 } else { context };
             if context == 0 || tokens == 0 || !tokens.is_multiple_of(length) {
                 return Err(ExecutableError::Tokens { function, tokens, context });
             }
@@ -117,8 +103,8 @@ impl<'a> Executable<'a> {
     ///
     /// # Errors
     /// When the program has no such function.
-    pub fn rows(&self, function: &str) -> Result<usize, ExecutableError> {
-        Ok(tokens_of(self.plan(function)?) / if function == DECODE { 1 } else { self.context })
+    pub fn rows(&self, function: Function) -> Result<usize, ExecutableError> {
+        Ok(tokens_of(self.plan(function)?) / if function == Function::Decode { 1 } else { self.context })
     }
 
     /// Reads a persistent tensor.
@@ -149,37 +135,41 @@ impl<'a> Executable<'a> {
         Ok(())
     }
 
-    fn plan(&self, function: &str) -> Result<&'a Plan, ExecutableError> {
-        self.program.plan(function).ok_or_else(|| ExecutableError::MissingFunction(function.to_string()))
+    fn plan(&self, function: Function) -> Result<&'a Plan, ExecutableError> {
+        self.program.plan(function.name()).ok_or(ExecutableError::MissingFunction(function))
     }
 
-    /// Names of the outputs of a function.
-    pub(crate) fn outputs(
-        &self,
-        function: &str,
-    ) -> Result<impl Iterator<Item = &'a str> + Clone + use<'a>, ExecutableError> {
-        Ok(self.plan(function)?.outputs.iter().map(|port| port.name.as_str()))
+    /// The outputs of a function that the runtime knows.
+    pub(crate) fn outputs(&self, function: Function) -> Result<Vec<Output>, ExecutableError> {
+        Ok(self.plan(function)?.outputs.iter().filter_map(|port| Output::of_name(&port.name)).collect())
     }
 
     /// Runs a function; it may return before the device is done.
-    pub(crate) fn run(&mut self, function: &str, windows: &Windows, settings: Settings) -> Result<(), ExecutableError> {
+    pub(crate) fn run(
+        &mut self,
+        function: Function,
+        windows: &Windows,
+        settings: Settings,
+    ) -> Result<(), ExecutableError> {
         let tokens = Tensor::ints(windows.tokens.as_slice());
         let targets = Tensor::ints(windows.targets.as_slice());
         let rng = Tensor::ints(settings.rng);
         let hyper = Tensor::floats(settings.hyper);
-        self.run_with(function, &[("tokens", tokens), ("targets", targets), ("rng", rng), ("hyper", hyper)])
+        let given = [(Input::Tokens, tokens), (Input::Targets, targets), (Input::Rng, rng), (Input::Hyper, hyper)];
+        self.run_with(function, &given)
     }
 
     /// Runs a function with those of the given inputs that it takes.
-    fn run_with(&mut self, function: &str, given: &[(&str, Tensor)]) -> Result<(), ExecutableError> {
+    fn run_with(&mut self, function: Function, given: &[(Input, Tensor)]) -> Result<(), ExecutableError> {
         let plan = self.plan(function)?;
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for port in &plan.inputs {
-            let tensor = given.iter().find(|(name, _)| *name == port.name).map(|(_, tensor)| tensor);
+            let wanted = Input::of_name(&port.name);
+            let tensor = given.iter().find(|(input, _)| Some(input) == wanted.as_ref()).map(|(_, tensor)| tensor);
             let unknown = || ExecutableError::UnknownInput { function: function.to_string(), input: port.name.clone() };
             inputs.push((port.name.as_str(), tensor.ok_or_else(unknown)?));
         }
-        Ok(self.session.run(function, &inputs)?)
+        Ok(self.session.run(function.name(), &inputs)?)
     }
 
     /// The logits `[B, V]` after the last token of each of B windows of at most T tokens.
@@ -191,9 +181,10 @@ impl<'a> Executable<'a> {
             // What is behind the window is invisible to it where the model is causal; any other sees this padding.
             tokens.resize((i + 1) * self.context, 0);
         }
-        let given = [("tokens", Tensor::ints(tokens)), ("rows", Tensor::ints(rows)), ("rng", Tensor::ints(rng))];
-        self.run_with(NEXT, &given)?;
-        self.output(NEXT, "logits")
+        let given =
+            [(Input::Tokens, Tensor::ints(tokens)), (Input::Rows, Tensor::ints(rows)), (Input::Rng, Tensor::ints(rng))];
+        self.run_with(Function::Next, &given)?;
+        self.output(Function::Next, &Output::Logits)
     }
 
     /// The logits `[B, V]` after the newest token of each of B sequences. The tokens before it have been given in order,
@@ -201,24 +192,23 @@ impl<'a> Executable<'a> {
     pub(crate) fn decode(&mut self, newest: &[Newest]) -> Result<Vec<f64>, ExecutableError> {
         let column = |part: fn(&Newest) -> i32| Tensor::ints(newest.iter().map(part).collect::<Vec<_>>());
         let given = [
-            ("tokens", column(|n| n.token)),
-            ("positions", column(|n| n.position)),
-            ("previous", column(|n| n.previous)),
+            (Input::Tokens, column(|n| n.token)),
+            (Input::Positions, column(|n| n.position)),
+            (Input::Previous, column(|n| n.previous)),
         ];
-        self.run_with(DECODE, &given)?;
-        self.output(DECODE, "logits")
+        self.run_with(Function::Decode, &given)?;
+        self.output(Function::Decode, &Output::Logits)
     }
 
     /// An output of the last run.
-    pub(crate) fn output(&mut self, function: &str, name: &str) -> Result<Vec<f64>, ExecutableError> {
-        Ok(self.session.output(function, name)?.to_f64())
+    pub(crate) fn output(&mut self, function: Function, output: &Output) -> Result<Vec<f64>, ExecutableError> {
+        Ok(self.session.output(function.name(), &output.to_string())?.to_f64())
     }
 
     /// A scalar output of the last run.
-    pub(crate) fn scalar(&mut self, function: &str, name: &str) -> Result<f64, ExecutableError> {
-        let tensor = self.session.output(function, name)?;
-        let unexpected = || ExecutableError::Output { function: function.to_string(), output: name.to_string() };
-        tensor.item().ok_or_else(unexpected)
+    pub(crate) fn scalar(&mut self, function: Function, output: &Output) -> Result<f64, ExecutableError> {
+        let tensor = self.session.output(function.name(), &output.to_string())?;
+        tensor.item().ok_or_else(|| ExecutableError::Output { function, output: output.clone() })
     }
 
     /// Logits `[T, V]` of one window, row after row, with the size of a row.
@@ -227,11 +217,11 @@ impl<'a> Executable<'a> {
         // Causality makes the padding invisible to the rows before it.
         window.resize(self.context, 0);
         let windows = Windows { targets: vec![0; window.len()], tokens: window };
-        self.run(LOGITS, &windows, Settings { rng, ..Settings::default() })?;
-        let logits = self.output(LOGITS, "logits")?;
+        self.run(Function::Logits, &windows, Settings { rng, ..Settings::default() })?;
+        let logits = self.output(Function::Logits, &Output::Logits)?;
         let vocab = logits.len() / self.context;
         if vocab == 0 || !logits.len().is_multiple_of(self.context) {
-            return Err(ExecutableError::Output { function: LOGITS.to_string(), output: "logits".to_string() });
+            return Err(ExecutableError::Output { function: Function::Logits, output: Output::Logits });
         }
         Ok((logits, vocab))
     }
@@ -257,8 +247,25 @@ fn transposed(tensor: &Tensor, ty: &TensorType) -> Option<Tensor> {
     Tensor::new(ty.shape.clone(), data)
 }
 
+/// Whether the runtime gives an input of that name.
+fn is_provided(name: &str) -> bool {
+    match Input::of_name(name) {
+        Some(
+            Input::Tokens
+            | Input::Targets
+            | Input::Rng
+            | Input::Hyper
+            | Input::Rows
+            | Input::Positions
+            | Input::Previous,
+        ) => true,
+        Some(Input::Noise { .. } | Input::Uniform { .. } | Input::Route(_)) | None => false,
+    }
+}
+
 fn tokens_of(plan: &Plan) -> usize {
-    plan.inputs.iter().find(|p| p.name == "tokens").map_or(0, |p| plan.buffer(p.buffer).ty.elements())
+    let is_tokens = |name: &str| Input::of_name(name) == Some(Input::Tokens);
+    plan.inputs.iter().find(|p| is_tokens(&p.name)).map_or(0, |p| plan.buffer(p.buffer).ty.elements())
 }
 
 /// Whether every element of a tensor is a finite number.

@@ -8,11 +8,8 @@
 //!    [`RunFolder::open`] and [`resume`] go on with one, to the same bits.
 //! 3. [`load_checkpoint`] gives the tensors back for [`sample()`], [`evaluate_split`] or [`export_makemoe`].
 //!
-//! A program has some of these functions: [`TRAIN_STEP`] (inputs `tokens`, `targets`, `hyper`, perhaps `rng`; output `loss`,
-//! perhaps `objective` and `grad_norm`), [`EVALUATE`] (inputs `tokens`, `targets`; outputs `loss` and per
-//! mixture-of-experts layer `load.PATH`, `dropped.PATH`, `entropy.PATH`, `balance.PATH`, `aux.PATH.NAME`), [`LOGITS`]
-//! (all tokens of one window; output `logits`), [`NEXT`] (one token of each of some windows: `tokens`, `rows`) and
-//! [`DECODE`] (the newest token of each of some sequences: `tokens`, `positions`, perhaps `previous`).
+//! A program has some of the functions of [`moec_ir::Function`], with inputs of [`moec_ir::Input`] and outputs of
+//! [`moec_ir::Output`]; which of them a command needs decides what it compiles.
 //!
 //! Every random number is keyed by (seed, purpose, index), so nothing but the step is needed to go on where a run
 //! stopped.
@@ -42,7 +39,7 @@ pub use checkpoint::{
 };
 pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};
 pub use evaluate::{EvaluateError, SplitLoss, evaluate_split};
-pub use executable::{DECODE, EVALUATE, Executable, ExecutableError, LOGITS, NEXT, TRAIN_STEP};
+pub use executable::{Executable, ExecutableError};
 pub use init::{initial_tensors, initialise};
 pub use makemoe::{MakeMoeError, attention_heads, export_makemoe, import_makemoe};
 pub use metrics::{Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};

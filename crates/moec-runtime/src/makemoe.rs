@@ -17,7 +17,7 @@
 //! So every tensor here is some of makeMoE's, one after another along the first axis. The causal masks `..tril` that
 //! PyTorch stores as well are left out on import.
 
-use moec_ir::{Data, Op, Tensor, TensorType};
+use moec_ir::{Data, Op, TOKEN_TABLE, Tensor, TensorType};
 use moec_plan::{Program, StateDecl};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -160,7 +160,7 @@ fn is_mask(name: &str) -> bool {
 fn pieces(name: &str, shape: &[usize], heads: Option<usize>) -> Result<Vec<Piece>, MakeMoeError> {
     let whole = |theirs: String| Ok(vec![Piece { name: theirs, shape: shape.to_vec() }]);
     match name {
-        "embed.token.weight" => return whole("token_embedding_table.weight".into()),
+        TOKEN_TABLE => return whole("token_embedding_table.weight".into()),
         "embed.position.weight" => return whole("position_embedding_table.weight".into()),
         "layer_norm.gain" => return whole("ln_f.weight".into()),
         "layer_norm.shift" => return whole("ln_f.bias".into()),
@@ -226,7 +226,7 @@ mod tests {
         let mut declare = |name: String, shape: &[usize]| {
             states.push(StateDecl { name, ty: TensorType::f32(shape), kind: StateKind::Parameter });
         };
-        declare("embed.token.weight".into(), &[v, c]);
+        declare(TOKEN_TABLE.into(), &[v, c]);
         declare("embed.position.weight".into(), &[t, c]);
         for l in LAYERS {
             for (name, shape) in [

@@ -1,6 +1,6 @@
 //! Where the time of a function goes: a session that waits for every step of it and keeps the times.
 
-use moec_ir::{Phase, Tensor};
+use moec_ir::{Function, Phase, Tensor};
 use moec_plan::{BackendError, Plan, Session, Work, kind, work};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const KEPT: usize = 101;
 /// the same bits.
 pub struct Profiled {
     session: Box<dyn Session>,
-    function: String,
+    function: Function,
     paused: bool,
     begun: Instant,
     timings: Timings,
@@ -49,9 +49,8 @@ pub struct KernelRow {
 
 impl Profiled {
     /// Times the runs of `function`.
-    pub fn new(session: Box<dyn Session>, function: &str) -> Self {
-        let (function, begun) = (function.to_string(), Instant::now());
-        Self { session, function, paused: false, begun, timings: Timings::default() }
+    pub fn new(session: Box<dyn Session>, function: Function) -> Self {
+        Self { session, function, paused: false, begun: Instant::now(), timings: Timings::default() }
     }
 
     /// Lets runs pass through untimed.
@@ -173,7 +172,7 @@ impl Session for Profiled {
     }
 
     fn run_timed(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<Vec<Duration>, BackendError> {
-        if self.paused || plan != self.function {
+        if self.paused || plan != self.function.name() {
             self.session.run(plan, inputs)?;
             return Ok(Vec::new());
         }
@@ -191,14 +190,13 @@ impl Session for Profiled {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executable::TRAIN_STEP;
     use crate::tiny::{CONTEXT, Tiny};
     use crate::{Executable, Schedule, TrainConfig, initialise, train_loss, train_step};
 
     #[test]
     fn a_profiled_session_gives_the_same_and_accounts_for_every_step() {
         let tiny = Tiny::new();
-        let mut profiled = Profiled::new(tiny.session(), TRAIN_STEP);
+        let mut profiled = Profiled::new(tiny.session(), Function::TrainStep);
         let mut plain = tiny.session();
         let config = TrainConfig {
             steps: 4,
@@ -223,7 +221,7 @@ mod tests {
             losses.push([0, 1, 2, 3].map(&mut step));
         }
         assert_eq!(losses[0], losses[1]);
-        let (plan, timings) = (tiny.program.plan(TRAIN_STEP).unwrap(), profiled.timings());
+        let (plan, timings) = (tiny.program.plan(Function::TrainStep.name()).unwrap(), profiled.timings());
         assert_eq!(timings.runs(), 3);
         assert!(timings.total() > Duration::ZERO && timings.first() > Duration::ZERO);
         let rows = timings.by_kind(plan);

@@ -7,9 +7,10 @@
 //! Several texts go through the device together, a row each. What is computed for a row does not depend on the other
 //! rows or their number, so a text is the same to the bit as it would be alone.
 
-use crate::executable::{DECODE, Executable, ExecutableError, NEXT, Newest, generator};
+use crate::executable::{Executable, ExecutableError, Newest, generator};
 use crate::streams::Purpose;
 use crate::vocab::{UnknownCharacters, Vocab};
+use moec_ir::Function;
 use std::ops::{ControlFlow, Range};
 
 /// How the next character is chosen.
@@ -47,15 +48,15 @@ pub enum Kept {
 }
 
 /// The functions that [`sample()`] runs to write `length` characters after a prompt of so many characters.
-pub fn sample_functions(kept: Kept, context: usize, prompt: usize, length: usize) -> Vec<&'static str> {
+pub fn sample_functions(kept: Kept, context: usize, prompt: usize, length: usize) -> Vec<Function> {
     let first = prompt.max(1);
     let last = first.saturating_add(length).saturating_sub(1);
     let mut functions = Vec::new();
     if length > 0 && is_decoded(kept, context, first, first) {
-        functions.push(DECODE);
+        functions.push(Function::Decode);
     }
     if length > 0 && !is_decoded(kept, context, first, last) {
-        functions.push(NEXT);
+        functions.push(Function::Next);
     }
     functions
 }
@@ -194,8 +195,8 @@ fn write(
     let mut flow = ControlFlow::Continue(());
     for position in 0..config.length {
         let count = prompt.len() + position;
-        let function = if is_decoded(kept, context, prompt.len(), count) { DECODE } else { NEXT };
-        let logits = if function == DECODE {
+        let function = if is_decoded(kept, context, prompt.len(), count) { Function::Decode } else { Function::Next };
+        let logits = if function == Function::Decode {
             let mut logits = Vec::new();
             for at in decoded..count {
                 logits = decode(executable, &texts, at, start)?;
@@ -242,7 +243,7 @@ fn decode(
         position: (at - start) as i32,
     };
     // Rows without a text of their own repeat the last one.
-    let rows = executable.rows(DECODE)?;
+    let rows = executable.rows(Function::Decode)?;
     let newest: Vec<Newest> = (0..rows).map(|row| newest(&texts[row.min(texts.len() - 1)])).collect();
     executable.decode(&newest)
 }
@@ -254,7 +255,7 @@ fn next(
     position: usize,
     seed: u64,
 ) -> Result<Vec<f64>, ExecutableError> {
-    let (context, rows) = (executable.context(), executable.rows(NEXT)?);
+    let (context, rows) = (executable.context(), executable.rows(Function::Next)?);
     // Where noise is drawn in evaluation, a text goes through the device alone, with noise of its own.
     let number = texts.first().map_or(0, |text| text.number);
     let noise = Purpose::EvaluationNoise.stream(seed, number);
@@ -357,7 +358,9 @@ mod tests {
 
     #[test]
     fn functions_are_those_that_a_text_needs() {
-        let functions = |kept, prompt, length| sample_functions(kept, 8, prompt, length).join(" ");
+        let functions = |kept, prompt, length| {
+            sample_functions(kept, 8, prompt, length).iter().map(|f| f.name()).collect::<Vec<_>>().join(" ")
+        };
         assert_eq!(functions(Kept::Nothing, 0, 5), "next");
         assert_eq!(functions(Kept::LastWindow, 30, 50), "decode");
         // An empty prompt is a line break. The last character needs no scores after it.

@@ -3,7 +3,7 @@
 
 use crate::data::{Corpus, Dataset};
 use crate::vocab::Vocab;
-use moec_ir::{AdamWAttrs, Binary, Builder, Graph, Init, Op, Tensor, TensorType, Unary};
+use moec_ir::{AdamWAttrs, Binary, Builder, Function, Graph, Init, Op, TOKEN_TABLE, Tensor, TensorType, Unary};
 use moec_plan::{Backend, Interpreter, OptimizerConfig, Program, Session, Wrt, add_optimizer, differentiate, plan};
 
 pub(crate) const CONTEXT: usize = 5;
@@ -24,7 +24,7 @@ pub(crate) struct Tiny {
 fn forward(b: &mut Builder, vocab: usize, batch: usize, train: bool) -> moec_ir::Value {
     let n = batch * CONTEXT;
     let tokens = b.input("tokens", TensorType::i32([n]));
-    let table = b.parameter("embed.token.weight", [vocab, WIDTH]);
+    let table = b.parameter(TOKEN_TABLE, [vocab, WIDTH]);
     let position = b.parameter("embed.position.weight", [CONTEXT, WIDTH]);
     let x = b.op(Op::Embed, &[tokens, table]);
     let x = b.reshape(x, [batch, CONTEXT, WIDTH]);
@@ -114,7 +114,7 @@ impl Tiny {
         // No token looks at others here, so there is nothing to keep of them.
         let mut b = Builder::new();
         let [tokens, positions] = ["tokens", "positions"].map(|name| b.input(name, TensorType::i32([TOGETHER])));
-        let table = b.parameter("embed.token.weight", [vocab, WIDTH]);
+        let table = b.parameter(TOKEN_TABLE, [vocab, WIDTH]);
         let places = b.parameter("embed.position.weight", [CONTEXT, WIDTH]);
         let (x, place) = (b.op(Op::Embed, &[tokens, table]), b.op(Op::Embed, &[positions, places]));
         let x = b.add(x, place);
@@ -122,16 +122,16 @@ impl Tiny {
         b.output("logits", newest);
         let decode = b.finish().unwrap();
         let program = plan(&[
-            ("train_step".to_string(), &train),
-            ("evaluate".to_string(), &evaluate),
-            ("logits".to_string(), &logits),
-            ("next".to_string(), &next),
-            ("decode".to_string(), &decode),
+            (Function::TrainStep.name().to_string(), &train),
+            (Function::Evaluate.name().to_string(), &evaluate),
+            (Function::Logits.name().to_string(), &logits),
+            (Function::Next.name().to_string(), &next),
+            (Function::Decode.name().to_string(), &decode),
         ])
         .unwrap();
         let normal = Init::Normal { std: 0.2.into() };
         let parameters = [
-            ("embed.token.weight", normal),
+            (TOKEN_TABLE, normal),
             ("embed.position.weight", normal),
             ("moe.router.weight", normal),
             ("moe.experts.weight", normal),

@@ -4,11 +4,12 @@ use crate::batches::Windows;
 use crate::checkpoint::{self, CheckpointError, Identity, Parts};
 use crate::data::{DataError, Dataset, Split};
 use crate::evaluate::{Estimate, EvaluateError, estimate};
-use crate::executable::{Executable, ExecutableError, Settings, TRAIN_STEP, generator};
+use crate::executable::{Executable, ExecutableError, Settings, generator};
 use crate::metrics::{Evaluation, Metric, TrainMetric};
 use crate::run_folder::{RunError, RunFolder};
 use crate::schedule_lr::Schedule;
 use crate::streams::Purpose;
+use moec_ir::{Function, Output};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -177,7 +178,7 @@ pub fn train(
     reporter: &mut dyn Reporter,
 ) -> Result<Summary, TrainError> {
     let context = executable.context();
-    let rows = executable.rows(TRAIN_STEP)?;
+    let rows = executable.rows(Function::TrainStep)?;
     for split in [Split::Train, Split::Validation] {
         data.windows(split, context)?;
     }
@@ -246,11 +247,11 @@ pub fn train_step(
     config: &TrainConfig,
     step: u64,
 ) -> Result<(), TrainError> {
-    let (context, rows) = (executable.context(), executable.rows(TRAIN_STEP)?);
+    let (context, rows) = (executable.context(), executable.rows(Function::TrainStep)?);
     let text = data.windows(Split::Train, context)?;
     let windows = Windows::random(text, context, rows, Purpose::TrainingWindows.stream(config.seed, step), 0);
     let hyper = config.schedule.hyper(step, config.steps, config.beta1, config.beta2);
-    Ok(executable.run(TRAIN_STEP, &windows, Settings { rng: generator(config.seed, step), hyper })?)
+    Ok(executable.run(Function::TrainStep, &windows, Settings { rng: generator(config.seed, step), hyper })?)
 }
 
 /// The loss of the last [`train_step`], waiting for it.
@@ -258,7 +259,7 @@ pub fn train_step(
 /// # Errors
 /// When the device fails.
 pub fn train_loss(executable: &mut Executable<'_>) -> Result<f64, TrainError> {
-    Ok(executable.scalar(TRAIN_STEP, "loss")?)
+    Ok(executable.scalar(Function::TrainStep, &Output::Loss)?)
 }
 
 fn due(every: u64, step: u64) -> bool {
@@ -284,14 +285,16 @@ fn train_metric(
     step_ms: f64,
     tokens: usize,
 ) -> Result<TrainMetric, TrainError> {
-    let mut optional = |name: &str| -> Result<Option<f64>, TrainError> {
-        if !executable.outputs(TRAIN_STEP)?.any(|output| output == name) {
+    let outputs = executable.outputs(Function::TrainStep)?;
+    let mut optional = |output: Output| -> Result<Option<f64>, TrainError> {
+        if !outputs.contains(&output) {
             return Ok(None);
         }
-        Ok(Some(finite(step, name, executable.scalar(TRAIN_STEP, name)?)?))
+        let value = executable.scalar(Function::TrainStep, &output)?;
+        Ok(Some(finite(step, &output.to_string(), value)?))
     };
-    let objective = optional("objective")?;
-    let grad_norm = optional("grad_norm")?;
+    let objective = optional(Output::Objective)?;
+    let grad_norm = optional(Output::GradNorm)?;
     Ok(TrainMetric {
         step,
         loss_nats: loss,

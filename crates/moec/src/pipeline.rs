@@ -6,7 +6,8 @@
 
 use crate::error::{Error, Messages};
 use crate::request;
-use moec_ir::{AdamWAttrs, Graph, GraphError, Stage, verify};
+pub use moec_ir::Function;
+use moec_ir::{AdamWAttrs, Graph, GraphError, Output, Stage, verify};
 use moec_model::{
     Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry, span_of,
 };
@@ -17,47 +18,10 @@ use moec_plan::{
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile};
 use std::time::{Duration, Instant};
 
-/// The functions of a program, in the order in which they are planned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Function {
-    /// Forward, backward and optimiser of one batch.
-    TrainStep,
-    /// Loss and balance of one batch, without dropout and noise.
-    Evaluate,
-    /// Scores of every token of one sequence.
-    Logits,
-    /// Scores of one token of each of some windows.
-    Next,
-    /// Scores of the newest token of each of some sequences, from the keys and values of those before it.
-    Decode,
-}
-
-impl Function {
-    /// All functions.
-    pub const ALL: [Function; 5] =
-        [Function::TrainStep, Function::Evaluate, Function::Logits, Function::Next, Function::Decode];
-
-    /// Name of the plan.
-    pub fn name(self) -> &'static str {
-        match self {
-            Function::TrainStep => "train_step",
-            Function::Evaluate => "evaluate",
-            Function::Logits => "logits",
-            Function::Next => "next",
-            Function::Decode => "decode",
-        }
-    }
-
-    /// The function of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|f| f.name() == name)
-    }
-
-    /// The functions that a model has: keys and values cannot be kept of all.
-    pub fn of(model: &Model) -> Vec<Self> {
-        let cached = !matches!(moec_model::decoding(model).cache, Cache::Never(_));
-        Self::ALL.into_iter().filter(|f| *f != Function::Decode || cached).collect()
-    }
+/// The functions that a model has: keys and values cannot be kept of all.
+pub fn functions_of(model: &Model) -> Vec<Function> {
+    let cached = !matches!(moec_model::decoding(model).cache, Cache::Never(_));
+    Function::ALL.into_iter().filter(|f| *f != Function::Decode || cached).collect()
 }
 
 /// A model that passed every check, with its recipe.
@@ -232,7 +196,7 @@ pub fn complete(forward: &Graph, recipe: &Recipe, function: Function) -> Result<
     if function != Function::TrainStep {
         return Ok(forward.clone());
     }
-    let differentiated = moec_plan::differentiate(forward, "objective", &Wrt::Parameters)?;
+    let differentiated = moec_plan::differentiate(forward, Output::Objective, &Wrt::Parameters)?;
     let trained = moec_plan::add_optimizer(&differentiated, &optimizer(recipe))?;
     check_stage("differentiation", &trained, Stage::Training)?;
     Ok(trained)
@@ -261,7 +225,7 @@ pub fn compile(
     options: &CompileOptions,
 ) -> Result<Compiled, CompileError> {
     let mut clock = Clock::start();
-    let functions = options.functions.clone().unwrap_or_else(|| Function::of(model));
+    let functions = options.functions.clone().unwrap_or_else(|| functions_of(model));
     let lowered = lower(model, recipe, vocab, Function::TrainStep, options.noise)?;
     let mut forward = Vec::new();
     for &function in &functions {

@@ -46,10 +46,9 @@ impl Sampling {
             Cache::Never(_) => Kept::Nothing,
         };
         let functions = moec_runtime::sample_functions(kept, model.context, prompt, length);
-        if mode == Decode::Cached && functions.contains(&moec_runtime::NEXT) {
+        if mode == Decode::Cached && functions.contains(&Function::Next) {
             return Err(not_cached(&decoding.cache, model.context, prompt.saturating_add(length)));
         }
-        let functions = functions.into_iter().filter_map(Function::from_name).collect();
         let together = if decoding.together { samples.clamp(1, MOST_TOGETHER) } else { 1 };
         Ok(Self { kept, together, functions })
     }

@@ -2,14 +2,14 @@
 
 use crate::device::Device;
 use crate::error::Error;
-use crate::pipeline::Compiled;
+use crate::pipeline::{Compiled, Function};
 use crate::sampling::{Decode, Sampling};
 use crate::spec::Spec;
 use crate::training::{initial_states, train_config};
 use moec_plan::Backend;
 use moec_runtime::{
-    Dataset, Executable, Profiled, Reporter, RunFolder, SampleConfig, Silent, Split, SplitLoss, Summary, TRAIN_STEP,
-    Timings, TrainConfig, Vocab,
+    Dataset, Executable, Profiled, Reporter, RunFolder, SampleConfig, Silent, Split, SplitLoss, Summary, Timings,
+    TrainConfig, Vocab,
 };
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
@@ -36,7 +36,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// When the device cannot hold or run the program.
     pub fn on(backend: &dyn Backend, spec: &'a Spec, compiled: &'a Compiled) -> Result<Self, Error> {
-        let mut session = Profiled::new(backend.prepare(&compiled.program)?, TRAIN_STEP);
+        let mut session = Profiled::new(backend.prepare(&compiled.program)?, Function::TrainStep);
         session.pause();
         Ok(Self { spec, compiled, session })
     }

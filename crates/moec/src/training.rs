@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::run::locate;
-use moec_ir::{Data, Tensor};
+use moec_ir::{Data, TOKEN_TABLE, Tensor};
 use moec_model::{Recipe, Schedule as RecipeSchedule, StateInit, TrainingText};
 use moec_runtime::{Dataset, Decay, Schedule, Split, TrainConfig, Vocab};
 use std::path::Path;
@@ -45,12 +45,11 @@ pub fn initial_states(states: &[(String, StateInit)], dataset: &Dataset) -> Resu
 
 /// The token vectors of a trained run, `[V, C]` in the order of `vocab`.
 fn token_vectors(run: &Path, vocab: &Vocab) -> Result<Tensor, String> {
-    const TABLE: &str = "embed.token.weight";
     let (_, folder) = locate(run).map_err(|e| e.to_string())?;
     let manifest = moec_runtime::read_manifest(&folder).map_err(|e| e.to_string())?;
     let trained = manifest.vocab().ok_or_else(|| format!("{}: the vocabulary is damaged", folder.display()))?;
     let tensors = moec_runtime::read_tensors(&folder.join("model.safetensors")).map_err(|e| e.to_string())?;
-    let table = tensors.get(TABLE).ok_or_else(|| format!("{} has no token vectors", folder.display()))?;
+    let table = tensors.get(TOKEN_TABLE).ok_or_else(|| format!("{} has no token vectors", folder.display()))?;
     let width = table.shape().last().copied().unwrap_or(1);
     let values = table.to_f32();
     let rows = (0..vocab.len() as i32).map(|token| {

@@ -7,7 +7,7 @@
 //! and sampling a predictor decides for each token on its own: a linear map of the activations, behind a stopped
 //! gradient, that is trained with binary cross-entropy to tell who would have been chosen.
 
-use moec_ir::{Binary, Op, Unary, Value};
+use moec_ir::{Binary, Op, Output, Unary, Value};
 
 use super::{Lowering, Rows};
 use crate::model::MixtureOfDepths;
@@ -108,7 +108,7 @@ impl Lowering {
         let taken = b.mul(member, predicted);
         let terms = b.sub(softplus, taken);
         let loss = b.mean_all(terms);
-        b.output(format!("aux.{path}.predictor"), loss);
+        b.output(Output::Aux { path, loss: "predictor".into() }, loss);
         if self.options.mode == Mode::Train {
             self.objective.push((loss, depths.weight));
         }

@@ -5,7 +5,7 @@
 //! product over ragged segments, and the results are summed per token in the order of the slots. Or every expert works
 //! on mixtures of all tokens of a sequence (soft mixture of experts).
 
-use moec_ir::{Binary, Builder, CapacityPriority, DType, Op, TensorType, Unary, Value};
+use moec_ir::{Binary, Builder, CapacityPriority, DType, Op, Output, TensorType, Unary, Value};
 use moec_syntax::Span;
 
 use super::{LowerError, Lowering, MoeLayerInfo, Rows};
@@ -368,7 +368,7 @@ impl Lowering {
         let mut context = LossContext::new(builder, routing, (choice.chosen, choice.weights), experts.count, rows);
         for balance in &moe.balance {
             let value = (balance.loss.lower)(&mut context, &balance.arguments);
-            context.builder().output(format!("aux.{path}.{}", balance.loss.name), value);
+            context.builder().output(Output::Aux { path: path.into(), loss: balance.loss.name.into() }, value);
             self.objective.push((value, balance.weight()));
         }
         self.own_losses(path, own);
@@ -377,7 +377,7 @@ impl Lowering {
     /// Adds the losses of the router itself.
     fn own_losses(&mut self, path: &str, losses: Vec<AuxiliaryLoss>) {
         for loss in losses {
-            self.b().output(format!("aux.{path}.{}", loss.name), loss.value);
+            self.b().output(Output::Aux { path: path.into(), loss: loss.name.into() }, loss.value);
             if self.options.mode == Mode::Train {
                 self.objective.push((loss.value, loss.weight));
             }
@@ -395,7 +395,7 @@ impl Lowering {
         let limited = kept.chosen != choice.chosen;
         let b = self.b();
         let load = b.count(kept.chosen, experts);
-        b.output(format!("load.{path}"), load);
+        b.output(Output::Load(path.into()), load);
         let rows = b.sum_all(load);
         let one = b.fill(1.0, []);
         let dropped = if limited {
@@ -408,7 +408,7 @@ impl Lowering {
         } else {
             b.fill(0.0, [])
         };
-        b.output(format!("dropped.{path}"), dropped);
+        b.output(Output::Dropped(path.into()), dropped);
 
         let terms = entropy_terms(b, choice.weights);
         let tokens = b.shape(choice.weights).first().copied().unwrap_or(1);
@@ -427,14 +427,14 @@ impl Lowering {
             }
             None => b.scale(sum, -1.0 / tokens.max(1) as f64),
         };
-        b.output(format!("entropy.{path}"), entropy);
+        b.output(Output::Entropy(path.into()), entropy);
 
         let rows = b.binary(Binary::Max, rows, one);
         let share = b.div(load, rows);
         let squares = b.mul(share, share);
         let sum = b.sum_all(squares);
         let balance = b.scale(sum, experts as f64);
-        b.output(format!("balance.{path}"), balance);
+        b.output(Output::Balance(path.into()), balance);
     }
 
     /// Outputs of what a layer decided, where they are asked for: see [`super::LowerOptions::routes`].
@@ -447,13 +447,13 @@ impl Lowering {
         let b = &mut self.emitter.builder;
         if !self.gathers.is_empty() {
             let rows = source.tokens(b);
-            b.output(format!("rows.{path}"), rows);
+            b.output(Output::Rows(path.into()), rows);
         }
         let gates = b.scatter_last(kept.1, kept.0, experts);
-        b.output(format!("experts.{path}"), choice.0);
-        b.output(format!("kept.{path}"), kept.0);
-        b.output(format!("weights.{path}"), choice.1);
-        b.output(format!("gates.{path}"), gates);
+        b.output(Output::Experts(path.into()), choice.0);
+        b.output(Output::Kept(path.into()), kept.0);
+        b.output(Output::Weights(path.into()), choice.1);
+        b.output(Output::Gates(path.into()), gates);
     }
 
     /// The outputs of a layer whose experts all work on equally many slots: a token goes to every expert, with the
@@ -475,15 +475,15 @@ impl Lowering {
         }
         let b = self.b();
         let load = b.fill((tokens / time.max(1) * (slots / experts)) as f64, [experts]);
-        b.output(format!("load.{path}"), load);
+        b.output(Output::Load(path.into()), load);
         let none = b.fill(0.0, []);
-        b.output(format!("dropped.{path}"), none);
+        b.output(Output::Dropped(path.into()), none);
         let terms = entropy_terms(b, shares);
         let sum = b.sum_all(terms);
         let entropy = b.scale(sum, -1.0 / tokens.max(1) as f64);
-        b.output(format!("entropy.{path}"), entropy);
+        b.output(Output::Entropy(path.into()), entropy);
         let perfect = b.fill(1.0, []);
-        b.output(format!("balance.{path}"), perfect);
+        b.output(Output::Balance(path.into()), perfect);
     }
 }
 

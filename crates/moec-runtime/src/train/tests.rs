@@ -247,7 +247,7 @@ impl Session for Diverging {
         Ok(tensor)
     }
     fn run(&mut self, plan: &str, inputs: &[(&str, &Tensor)]) -> Result<(), BackendError> {
-        if plan == TRAIN_STEP {
+        if plan == Function::TrainStep.name() {
             self.steps_left.set(self.steps_left.get().saturating_sub(1));
         }
         self.inner.run(plan, inputs)
@@ -416,7 +416,7 @@ fn programs_of_another_form_are_refused() {
     let mut none = tiny.program.clone();
     none.plans.clear();
     let executable = Executable::new(&none, &mut *session, CONTEXT).unwrap();
-    assert_eq!(executable.rows(TRAIN_STEP), Err(ExecutableError::MissingFunction("train_step".into())));
+    assert_eq!(executable.rows(Function::TrainStep), Err(ExecutableError::MissingFunction(Function::TrainStep)));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use crate::cli::exit::EXIT_CODES;
 use crate::{Decode, Device};
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use moec_ir::Function;
 use std::path::PathBuf;
 
 /// Compiles, trains, samples and explains mixture-of-experts language models written as short `.moe` files.
@@ -241,7 +242,7 @@ pub(crate) struct CompileArgs {
     pub(crate) emit: Option<Emit>,
 
     /// The function to emit: train_step, evaluate, logits, next or decode.
-    #[arg(long, default_value = "train_step")]
+    #[arg(long, default_value = Function::TrainStep.name())]
     pub(crate) function: String,
 
     /// With --emit ir or dot: the graph after this pass (`lower`, `differentiate`, or one of the optimiser's).

@@ -10,7 +10,7 @@ use crate::{Device, Spec, cli::downloads, initial_states, train_config};
 use moec_kernels::{CubeBackend, Limits, Yardstick};
 use moec_model::Registry;
 use moec_plan::{Backend, Interpreter, Plan};
-use moec_runtime::{Dataset, Executable, Profiled, Split, TRAIN_STEP, TrainConfig, train_loss, train_step};
+use moec_runtime::{Dataset, Executable, Profiled, Split, TrainConfig, train_loss, train_step};
 use serde::Serialize;
 use std::io::BufRead;
 use std::time::Instant;
@@ -107,7 +107,7 @@ impl Bench<'_> {
     ) -> Result<(), Failure> {
         let (program, model) = (&self.compiled.program, &self.spec.checked.model);
         let config = TrainConfig { steps: u64::MAX, ..train_config(&self.spec.checked.recipe) };
-        let mut session = Profiled::new(backend.prepare(program)?, TRAIN_STEP);
+        let mut session = Profiled::new(backend.prepare(program)?, Function::TrainStep);
         session.pause();
         let mut executable = Executable::new(program, &mut session, model.context)?;
         let lowered = &self.compiled.lowered;
@@ -123,7 +123,9 @@ impl Bench<'_> {
             return steps.serve(&mut executable, console, first_step_s);
         }
 
-        let plan = program.plan(TRAIN_STEP).ok_or_else(|| Failure::new(Exit::Fault, "the program cannot train"))?;
+        let plan = program
+            .plan(Function::TrainStep.name())
+            .ok_or_else(|| Failure::new(Exit::Fault, "the program cannot train"))?;
         let mut yardstick = cube.map(Yardstick::new).transpose()?;
         let (mut times, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         while (times.len() as u64) < args.steps {

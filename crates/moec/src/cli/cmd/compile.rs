@@ -31,7 +31,7 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         Vocab::Characters => args.vocab,
         Vocab::Size(n) => n,
     };
-    let function = Function::from_name(&args.function).ok_or_else(|| {
+    let function = Function::of_name(&args.function).ok_or_else(|| {
         let names = Function::ALL.map(Function::name);
         Failure::new(Exit::Usage, format!("there is no function {}", args.function))
             .help(format!("the functions are {}", names.join(", ")))
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         }
         Some(Emit::Ast | Emit::Plan) | None => {}
     }
-    let mut functions = Function::of(&checked.model);
+    let mut functions = pipeline::functions_of(&checked.model);
     if args.emit == Some(Emit::Plan) && !functions.contains(&function) {
         // Fails with the reason.
         functions.push(function);

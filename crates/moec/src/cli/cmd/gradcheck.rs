@@ -11,9 +11,9 @@ use crate::cli::units::grouped;
 use crate::pipeline::{self, CompileError, Function};
 use crate::{Spec, cli::downloads, initial_states};
 use indicatif::ProgressBar;
-use moec_ir::{Data, EvalError, Graph, Tensor, evaluate, random};
+use moec_ir::{Data, EvalError, Graph, Input, Output, Tensor, evaluate, random};
 use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
-use moec_plan::{Probe, ROUTE_PREFIX, Wrt, on_threads};
+use moec_plan::{Probe, Wrt, on_threads};
 use moec_runtime::{Corpus, Dataset, Split};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,18 +92,22 @@ impl Problem {
         let lowered = pipeline::lower(model, recipe, vocab, Function::TrainStep, NoisePolicy::Generated);
         let lowered = lowered.map_err(|e| failed(e.into()))?;
         let mut bindings = point(&lowered, &dataset, args.seed)?;
-        bindings.insert("tokens".into(), Tensor::ints(tokens));
-        bindings.insert("targets".into(), Tensor::ints(targets));
-        bindings.insert("rng".into(), Tensor::ints(random::state(args.seed, 0)));
+        bindings.insert(Input::Tokens.into(), Tensor::ints(tokens));
+        bindings.insert(Input::Targets.into(), Tensor::ints(targets));
+        bindings.insert(Input::Rng.into(), Tensor::ints(random::state(args.seed, 0)));
 
         let recorded = evaluate(&moec_plan::record_routes(&lowered.graph), &bindings).map_err(not_evaluated)?;
-        bindings.extend(recorded.outputs.into_iter().filter(|(name, _)| name.starts_with(ROUTE_PREFIX)));
+        for (name, tensor) in recorded.outputs {
+            if let Some(Output::Route(node)) = Output::of_name(&name) {
+                bindings.insert(Input::Route(node).into(), tensor);
+            }
+        }
         let forward = moec_plan::freeze_routes(&lowered.graph).map_err(|e| failed(e.into()))?;
         let derived =
-            moec_plan::differentiate(&forward, "objective", &Wrt::Parameters).map_err(|e| failed(e.into()))?;
+            moec_plan::differentiate(&forward, Output::Objective, &Wrt::Parameters).map_err(|e| failed(e.into()))?;
         let mut gradients = evaluate(&derived, &bindings).map_err(not_evaluated)?.outputs;
         let parameters = lowered.parameters.iter().filter_map(|(name, _)| {
-            let gradient = gradients.remove(&format!("grad.{name}"))?;
+            let gradient = gradients.remove(&Output::Gradient(name.clone()).to_string())?;
             Some(Gradient { name: name.clone(), shape: gradient.shape().to_vec(), elements: gradient.to_f64() })
         });
         let parameters = parameters.collect();
@@ -117,7 +121,7 @@ impl Problem {
         shortened: Vec<String>,
         console: &Console,
     ) -> Result<Report, Failure> {
-        let probe = Probe::new(&self.forward, "objective", &self.bindings).map_err(not_evaluated)?;
+        let probe = Probe::new(&self.forward, Output::Objective, &self.bindings).map_err(not_evaluated)?;
         let chosen: Vec<Vec<usize>> =
             self.parameters.iter().enumerate().map(|(i, g)| choose(g, i as u64, args)).collect();
         let jobs: Vec<(usize, usize)> =

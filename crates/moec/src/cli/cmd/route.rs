@@ -7,18 +7,15 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
 use crate::pipeline::{self, CompileError, CompileOptions};
 use crate::{Device, Run};
-use moec_ir::{Builder, Graph, Op, Tensor, random};
+use moec_ir::{Builder, Graph, Input, Invariant, Op, Output, Tensor, random};
 use moec_model::{Lowered, Registry};
-use moec_plan::{OptimizeOptions, ROUTE_PREFIX, Session};
+use moec_plan::{OptimizeOptions, Session};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Largest difference of replayed logits, relative to the largest logit: what kernels and the reference may differ by.
 const TOLERANCE: f64 = 1e-3;
-
-/// What the outputs of random nodes begin with.
-const NOISE_PREFIX: &str = "random.";
 
 /// Runs the command.
 ///
@@ -124,15 +121,14 @@ fn lowered(run: &Run) -> Result<Lowered, Failure> {
     pipeline::lower_routes(model, recipe, run.vocab.len()).map_err(|e| failed(run, e.into()))
 }
 
-/// The graph with an output `random.NODE` for every random number that routers draw.
+/// The graph with an output [`Output::Random`] for every random number that routers draw.
 fn record_noise(graph: Graph) -> Result<Graph, CompileError> {
     let is_noise = |op: &Op| matches!(op, Op::RandomNormal { .. } | Op::RandomUniform { .. });
     let drawn: Vec<_> = graph.ids().filter(|&id| is_noise(&graph.node(id).op)).collect();
     let mut b = Builder::extend(graph);
     for id in drawn {
-        let name = format!("{NOISE_PREFIX}{}", b.graph().node(id).name);
-        let value = b.graph().value(id);
-        b.output(name, value);
+        let (node, value) = (b.graph().node(id).name.clone(), b.graph().value(id));
+        b.output(Output::Random(node), value);
     }
     Ok(b.finish()?)
 }
@@ -150,11 +146,14 @@ fn layers(lowered: &Lowered) -> Vec<Layer> {
     let mut layers: Vec<Layer> = graph
         .outputs()
         .iter()
-        .filter_map(|(name, value)| Some((name.strip_prefix("gates.")?, *value)))
+        .filter_map(|(name, gates)| match Output::of_name(name)? {
+            Output::Gates(path) => Some((path, *gates)),
+            _ => None,
+        })
         .map(|(path, gates)| Layer {
-            path: path.to_string(),
-            strategy: strategy(path),
-            experts: graph.ty(gates).shape.last().copied().unwrap_or(0),
+            strategy: strategy(&path),
+            experts: *graph.ty(gates).shape.last().invariant("gates are a matrix"),
+            path,
         })
         .collect();
     layers.sort_by_cached_key(|l| {
@@ -196,47 +195,46 @@ impl<'a> Windows<'a> {
         random::state(seed, window as u64)
     }
 
-    fn inputs(&self, window: usize, seed: u64) -> BTreeMap<String, Tensor> {
+    fn inputs(&self, window: usize, seed: u64) -> BTreeMap<Input, Tensor> {
         let mut tokens = self.tokens[self.range(window)].to_vec();
         tokens.resize(self.context, 0);
         let rng = Tensor::ints(self.rng(window, seed));
-        BTreeMap::from([("tokens".to_string(), Tensor::ints(tokens)), ("rng".to_string(), rng)])
+        BTreeMap::from([(Input::Tokens, Tensor::ints(tokens)), (Input::Rng, rng)])
     }
 
     /// The logits of the window's own characters.
-    fn logits(&self, window: usize, outputs: &BTreeMap<String, Tensor>) -> Vec<f32> {
-        let mut logits = outputs.get("logits").map(Tensor::to_f32).unwrap_or_default();
+    fn logits(&self, window: usize, outputs: &BTreeMap<Output, Tensor>) -> Vec<f32> {
+        let mut logits = outputs.get(&Output::Logits).invariant("every function that scores gives logits").to_f32();
         logits.truncate(self.range(window).len() * self.run.vocab.len());
         logits
     }
 
-    fn recorded(&self, window: usize, seed: u64, outputs: &BTreeMap<String, Tensor>) -> Window {
-        let with_prefix = |prefix: &'static str| {
-            outputs.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?.to_string(), tensor)))
-        };
-        Window {
-            window,
-            rng: self.rng(window, seed),
-            routes: with_prefix(ROUTE_PREFIX).map(|(name, t)| (name, Array::<i32>::of(t))).collect(),
-            noise: with_prefix(NOISE_PREFIX).map(|(name, t)| (name, Array::<f32>::of(t))).collect(),
-            logits: self.logits(window, outputs),
+    fn recorded(&self, window: usize, seed: u64, outputs: &BTreeMap<Output, Tensor>) -> Window {
+        let (mut routes, mut noise) = (BTreeMap::new(), BTreeMap::new());
+        for (output, tensor) in outputs {
+            match output {
+                Output::Route(node) => drop(routes.insert(node.clone(), Array::<i32>::of(tensor))),
+                Output::Random(node) => drop(noise.insert(node.clone(), Array::<f32>::of(tensor))),
+                _ => {}
+            }
         }
+        Window { window, rng: self.rng(window, seed), routes, noise, logits: self.logits(window, outputs) }
     }
 
     /// Where the window's characters went in every layer.
-    fn routes(&self, window: usize, layers: &[Layer], outputs: &BTreeMap<String, Tensor>) -> Vec<Route> {
+    fn routes(&self, window: usize, layers: &[Layer], outputs: &BTreeMap<Output, Tensor>) -> Vec<Route> {
         let mut routes = Vec::new();
         for layer in layers {
-            let output = |what: &str| outputs.get(&format!("{what}.{}", layer.path));
-            let ints = |what: &str| output(what).and_then(Tensor::as_i32).unwrap_or_default();
-            let (experts, kept) = (ints("experts"), ints("kept"));
-            let (weights, gates) = (output("weights").map(Tensor::to_f32), output("gates").map(Tensor::to_f32));
-            let (weights, gates) = (weights.unwrap_or_default(), gates.unwrap_or_default());
-            let k = output("experts").and_then(|t| t.shape().last().copied()).unwrap_or(1).max(1);
+            let given = |of: fn(String) -> Output| outputs.get(&of(layer.path.clone()));
+            let output = |of| given(of).invariant("a layer with gates says what was chosen");
+            let ints = |of| output(of).as_i32().invariant("choices are whole numbers");
+            let (experts, kept) = (ints(Output::Experts), ints(Output::Kept));
+            let (weights, gates) = (output(Output::Weights).to_f32(), output(Output::Gates).to_f32());
+            let k = *output(Output::Experts).shape().last().invariant("the choices of each token are a row");
             // All tokens in order, unless a layer is given rows that say which tokens they are.
             let count = (experts.len() / k) as i32;
             let every: Vec<i32> = (0..count).collect();
-            let rows = if output("rows").is_some() { ints("rows") } else { &every };
+            let rows = if given(Output::Rows).is_some() { ints(Output::Rows) } else { &every };
             let range = self.range(window);
             let first = routes.len();
             routes.extend(range.clone().map(|position| Route {
@@ -251,12 +249,13 @@ impl<'a> Windows<'a> {
                 let Some(token) = usize::try_from(token).ok().filter(|t| *t < range.len()) else { continue };
                 let route: &mut Route = &mut routes[first + token];
                 for slot in row * k..(row + 1) * k {
-                    let Some(expert) = experts.get(slot).and_then(|&e| usize::try_from(e).ok()) else { continue };
-                    let dropped = kept.get(slot) == Some(&-1);
+                    // Negative where a token has fewer choices than others.
+                    let Ok(expert) = usize::try_from(experts[slot]) else { continue };
+                    let dropped = kept[slot] == -1;
                     // What a dropped choice would have weighed; what a kept one weighs after renormalisation.
-                    let weight = if dropped { weights.get(slot) } else { gates.get(row * layer.experts + expert) };
+                    let weight = if dropped { weights[slot] } else { gates[row * layer.experts + expert] };
                     route.experts.push(expert);
-                    route.weights.push(weight.copied().unwrap_or(0.0));
+                    route.weights.push(weight);
                     route.dropped.push(dropped);
                 }
             }
@@ -271,8 +270,8 @@ fn execute(
     graph: &Graph,
     device: Device,
     windows: usize,
-    inputs: impl Fn(usize) -> BTreeMap<String, Tensor>,
-    mut then: impl FnMut(usize, &BTreeMap<String, Tensor>) -> Result<(), Failure>,
+    inputs: impl Fn(usize) -> BTreeMap<Input, Tensor>,
+    mut then: impl FnMut(usize, &BTreeMap<Output, Tensor>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     const NAME: &str = "route";
     let (graph, _) = moec_plan::optimize(graph, &OptimizeOptions::default()).map_err(|e| failed(run, e.into()))?;
@@ -290,12 +289,13 @@ fn execute(
         let inputs: Vec<(&str, &Tensor)> = plan
             .inputs
             .iter()
-            .filter_map(|port| given.get(&port.name).map(|tensor| (port.name.as_str(), tensor)))
+            .filter_map(|port| Some((port.name.as_str(), given.get(&Input::of_name(&port.name)?)?)))
             .collect();
         session.run(NAME, &inputs)?;
         let mut outputs = BTreeMap::new();
         for port in &plan.outputs {
-            outputs.insert(port.name.clone(), session.output(NAME, &port.name)?);
+            let output = Output::of_name(&port.name).invariant("a lowered model has outputs that moec knows");
+            outputs.insert(output, session.output(NAME, &port.name)?);
         }
         then(window, &outputs)?;
     }
@@ -322,8 +322,8 @@ fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console)
     let frozen = moec_plan::freeze_routes(&lowered(&run)?.graph).map_err(|e| failed(&run, e.into()))?;
     for id in frozen.ids() {
         let Op::Input { name, ty } = &frozen.node(id).op else { continue };
-        let Some(route) = name.strip_prefix(ROUTE_PREFIX) else { continue };
-        let fits = |w: &Window| w.routes.get(route).and_then(Array::tensor).is_some_and(|t| t.ty() == *ty);
+        let Some(Input::Route(node)) = Input::of_name(name) else { continue };
+        let fits = |w: &Window| w.routes.get(&node).and_then(Array::tensor).is_some_and(|t| t.ty() == *ty);
         if record.windows.len() != windows.len() || !record.windows.iter().all(fits) {
             return Err(foreign());
         }
@@ -332,7 +332,7 @@ fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console)
         let mut inputs = windows.inputs(window, header.seed);
         for (name, array) in &record.windows[window].routes {
             if let Some(tensor) = array.tensor() {
-                inputs.insert(format!("{ROUTE_PREFIX}{name}"), tensor);
+                inputs.insert(Input::Route(name.clone()), tensor);
             }
         }
         inputs

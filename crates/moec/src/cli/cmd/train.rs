@@ -11,9 +11,7 @@ use crate::cli::units::{bytes, grouped};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Decode, Device, Request, Sampling, Session, Spec, read_source, train_config};
 use moec_model::Registry;
-use moec_runtime::{
-    Corpus, Dataset, Executable, Kept, Outcome, RunFolder, SampleConfig, Split, Summary, TRAIN_STEP, Timings,
-};
+use moec_runtime::{Corpus, Dataset, Executable, Kept, Outcome, RunFolder, SampleConfig, Split, Summary, Timings};
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
 
@@ -75,7 +73,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> R
 
 /// The table of kernels, and the last steps as a trace in the run folder.
 fn write_profile(compiled: &Compiled, timings: &Timings, root: &Path, console: &Console) -> Result<(), Failure> {
-    let Some(plan) = compiled.program.plan(TRAIN_STEP) else { return Ok(()) };
+    let Some(plan) = compiled.program.plan(Function::TrainStep.name()) else { return Ok(()) };
     if timings.runs() == 0 {
         console.note("no step after the first was made, so there is no profile");
         return Ok(());
