@@ -53,7 +53,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
     BTreeMap::from([
         ("moec-syntax", vec![]),
         ("moec-ir", vec![]),
-        ("moec-model", vec!["moec-syntax", "moec-ir"]),
+        ("moec-model", vec!["moec-syntax", "moec-ir", "moec-plan"]),
         ("moec-plan", vec!["moec-ir"]),
         ("moec-kernels", vec!["moec-plan", "moec-ir"]),
         ("moec-runtime", vec!["moec-plan", "moec-ir"]),

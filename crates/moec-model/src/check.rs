@@ -20,8 +20,6 @@ use crate::recipe::Recipe;
 use crate::registry::Registry;
 use crate::router_language;
 
-pub use train::{SettingForm, SettingSpec, train_settings};
-
 /// Most diagnostics that are shown for one file; only a file that is no model at all has more.
 const MAX_DIAGNOSTICS: usize = 500;
 

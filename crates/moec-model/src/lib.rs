@@ -91,7 +91,7 @@ mod routers;
 mod state;
 
 pub use argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
-pub use check::{CheckOptions, Checked, SettingForm, SettingSpec, check, train_settings};
+pub use check::{CheckOptions, Checked, check};
 pub use cost::LayerInfo;
 pub use data_sets::DataSet;
 pub use decoding::{Cache, Decoding, Obstacle, decoding};
@@ -103,8 +103,9 @@ pub use model::{
     Activation, Attention, Capacity, CapacityOrder, Causality, Layer, LayerKind, MixtureOfDepths, Mlp, Model, Moe,
     MultiHash, Number, Positions, Route, Vocab, WeightedLoss,
 };
+pub use moec_plan::{Optimizer, Schedule};
 pub use origin::span_of;
-pub use recipe::{AdamW, DataSource, Evaluate, InitScheme, Recipe, Schedule};
+pub use recipe::{DataSource, Evaluate, InitScheme, Recipe, SettingForm, SettingSpec, train_settings};
 pub use registry::Registry;
 pub use resolved::{ResolvedLayer, ResolvedModel, ResolvedRecipe, ResolvedValue};
 pub use router::{

@@ -1,7 +1,13 @@
-//! The checked recipe: what the `train` block says, with its defaults, which are makeMoE's.
+//! The recipe: the settings of the `train` block with their defaults, which are makeMoE's, and what they say once checked.
+
+use std::sync::LazyLock;
 
 use indexmap::IndexMap;
+use moec_ir::Invariant;
+use moec_plan::{OPTIMIZERS, Optimizer, SCHEDULES, Schedule, Setting, SettingKind, Settings};
 use moec_syntax::Span;
+
+use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 
 /// A checked recipe.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +23,7 @@ pub struct Recipe {
     /// Seed of everything random.
     pub seed: u64,
     /// The optimizer.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// How the learning rate changes.
     pub schedule: Schedule,
     /// Bound on the global norm of the gradient.
@@ -34,26 +40,48 @@ pub struct Recipe {
 }
 
 impl Default for Recipe {
+    /// What an empty `train` block says.
     fn default() -> Self {
-        Recipe {
-            data: DataSource::Synthetic,
-            split: 0.9,
-            batch: 16,
-            steps: 5000,
-            seed: 1337,
-            optimizer: AdamW::default(),
-            schedule: Schedule::Constant,
-            clip: None,
-            init: InitScheme::KaimingNormal,
-            evaluate: Evaluate { every: 100, batches: 400 },
-            checkpoint_every: 1000,
-            log_every: 10,
-            spans: IndexMap::new(),
-        }
+        Recipe::of(DataSource::Synthetic, &IndexMap::new())
     }
 }
 
 impl Recipe {
+    /// The recipe of what is written; everything else is as in [`train_settings`].
+    pub(crate) fn of(data: DataSource, written: &IndexMap<&'static str, Written>) -> Self {
+        let said: IndexMap<&str, Written> = train_settings()
+            .iter()
+            .map(|spec| (spec.name, written.get(spec.name).cloned().unwrap_or_else(|| spec.unwritten())))
+            .collect();
+        let arguments = |of: &str| &said[of].arguments;
+        let whole = |of: &str, name: &str| u64::try_from(arguments(of).int(name)).invariant("counts are not negative");
+        let (optimizer, schedule) = (&said["optimizer"], &said["schedule"]);
+        let mut chosen = Optimizer::named(optimizer.choice).invariant("the name was checked");
+        chosen.settings = settings(chosen.spec.settings, &optimizer.arguments);
+        let mut rate = Schedule::named(schedule.choice).invariant("the name was checked");
+        rate.settings = settings(rate.spec.settings, &schedule.arguments);
+        Recipe {
+            data,
+            split: arguments("split").float("split"),
+            batch: arguments("batch").size("batch"),
+            steps: whole("steps", "steps"),
+            seed: whole("seed", "seed"),
+            optimizer: chosen,
+            schedule: rate,
+            clip: arguments("clip").get("clip").map(|_| arguments("clip").float("clip")),
+            init: match said["init"].choice {
+                "xavier" => InitScheme::Xavier,
+                "normal" => InitScheme::Normal { std: arguments("init").float("std") },
+                "zeros" => InitScheme::Zeros,
+                _ => InitScheme::KaimingNormal,
+            },
+            evaluate: Evaluate { every: whole("evaluate", "every"), batches: whole("evaluate", "batches") },
+            checkpoint_every: whole("checkpoint", "every"),
+            log_every: whole("log", "every"),
+            spans: IndexMap::new(),
+        }
+    }
+
     /// Where a setting was written, by its name in the file; `None` for a default or an override.
     pub fn span(&self, setting: &str) -> Option<Span> {
         self.spans.get(setting).copied()
@@ -67,41 +95,6 @@ pub enum DataSource {
     Synthetic,
     /// A known data set or the path of a text file.
     Named(String),
-}
-
-/// AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with PyTorch's defaults.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Learning rate.
-    pub lr: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-}
-
-impl Default for AdamW {
-    fn default() -> Self {
-        AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
-    }
-}
-
-/// How the learning rate changes over the steps.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Schedule {
-    /// It does not.
-    Constant,
-    /// Linear warm-up, then half a cosine down to `min_lr` at the last step.
-    Cosine {
-        /// Steps of warm-up.
-        warmup: u64,
-        /// Learning rate at the end.
-        min_lr: f64,
-    },
 }
 
 /// How parameters start; see [`InitScheme::init`].
@@ -128,4 +121,159 @@ pub struct Evaluate {
     pub every: u64,
     /// Batches per evaluation and split.
     pub batches: u64,
+}
+
+/// The settings of an optimiser or schedule from checked arguments.
+fn settings(declared: &[Setting], arguments: &Arguments) -> Settings {
+    declared.iter().fold(Settings::defaults(declared), |settings, declared| match declared.kind {
+        SettingKind::Number(..) => settings.with(declared.name, arguments.float(declared.name)),
+        SettingKind::Steps(_) => {
+            let steps = u64::try_from(arguments.int(declared.name)).invariant("counts are not negative");
+            settings.with(declared.name, steps)
+        }
+        SettingKind::Flag(_) => settings.with(declared.name, arguments.bool(declared.name)),
+    })
+}
+
+/// One setting of the `train` block.
+#[derive(Clone, Debug)]
+pub struct SettingSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+    /// How it is written.
+    pub form: SettingForm,
+}
+
+/// How a setting of the `train` block is written.
+#[derive(Clone, Debug)]
+pub enum SettingForm {
+    /// `data synthetic`, `data "corpus.txt"`.
+    Data,
+    /// `batch 16`
+    Value(ParameterType, DefaultValue),
+    /// `evaluate(every: 100, batches: 400)`
+    Arguments(Vec<ParameterSpec>),
+    /// `optimizer adamw(lr: 1e-3)`: one of several names with arguments, the first by default.
+    Choice(Vec<(&'static str, Vec<ParameterSpec>)>),
+}
+
+impl SettingForm {
+    /// The arguments that the setting can have in any of its forms.
+    pub fn parameters(&self) -> impl Iterator<Item = &ParameterSpec> {
+        let (own, of_choices): (&[ParameterSpec], &[(&str, Vec<ParameterSpec>)]) = match self {
+            SettingForm::Data | SettingForm::Value(..) => (&[], &[]),
+            SettingForm::Arguments(specs) => (specs, &[]),
+            SettingForm::Choice(choices) => (&[], choices),
+        };
+        own.iter().chain(of_choices.iter().flat_map(|(_, specs)| specs))
+    }
+}
+
+const COUNT: ParameterType = ParameterType::Int(Interval::at_least(1.0));
+
+const fn count(name: &'static str, default: i64, help: &'static str) -> ParameterSpec {
+    ParameterSpec::optional(name, COUNT, DefaultValue::Int(default), help)
+}
+
+const fn number(name: &'static str, range: Interval, default: f64, help: &'static str) -> ParameterSpec {
+    ParameterSpec::optional(name, ParameterType::Float(range), DefaultValue::Float(default), help)
+}
+
+const NORMAL: &[ParameterSpec] = &[number("std", Interval::above(0.0), 0.02, "standard deviation of the weights")];
+
+/// Every setting of the `train` block, with the one place of its default.
+pub fn train_settings() -> &'static [SettingSpec] {
+    static SETTINGS: LazyLock<Vec<SettingSpec>> = LazyLock::new(|| {
+        let setting = |name, help, form| SettingSpec { name, help, form };
+        let whole = |low, high, default| {
+            SettingForm::Value(ParameterType::Int(Interval::closed(low, high)), DefaultValue::Int(default))
+        };
+        let every = |default, help| count("every", default, help);
+        let declared = |settings: &[Setting]| settings.iter().map(ParameterSpec::from).collect();
+        vec![
+            setting("data", "`synthetic`, a known data set, or the path of a text file in quotes", SettingForm::Data),
+            setting(
+                "split",
+                "share of the text used for training",
+                SettingForm::Value(ParameterType::Float(Interval::ANY), DefaultValue::Float(0.9)),
+            ),
+            setting("batch", "sequences per step", whole(1.0, 1_048_576.0, 16)),
+            setting("steps", "training steps", SettingForm::Value(COUNT, DefaultValue::Int(5000))),
+            setting(
+                "seed",
+                "seed of everything random",
+                SettingForm::Value(ParameterType::Int(Interval::at_least(0.0)), DefaultValue::Int(1337)),
+            ),
+            setting(
+                "optimizer",
+                "how parameters follow their gradients",
+                SettingForm::Choice(OPTIMIZERS.iter().map(|o| (o.name, declared(o.settings))).collect()),
+            ),
+            setting(
+                "schedule",
+                "how the learning rate changes",
+                SettingForm::Choice(SCHEDULES.iter().map(|s| (s.name, declared(s.settings))).collect()),
+            ),
+            setting(
+                "clip",
+                "bound on the global norm of the gradient",
+                SettingForm::Value(ParameterType::Float(Interval::above(0.0)), DefaultValue::Absent("none")),
+            ),
+            setting(
+                "init",
+                "how weights start",
+                SettingForm::Choice(INIT_SCHEMES.iter().map(|(name, specs)| (*name, specs.to_vec())).collect()),
+            ),
+            setting(
+                "evaluate",
+                "when and how long to evaluate",
+                SettingForm::Arguments(vec![
+                    every(100, "steps between evaluations"),
+                    count("batches", 400, "batches per evaluation and split"),
+                ]),
+            ),
+            setting(
+                "checkpoint",
+                "when to save",
+                SettingForm::Arguments(vec![every(1000, "steps between checkpoints")]),
+            ),
+            setting(
+                "log",
+                "when to report progress",
+                SettingForm::Arguments(vec![every(10, "steps between lines of progress")]),
+            ),
+        ]
+    });
+    &SETTINGS
+}
+
+const INIT_SCHEMES: [(&str, &[ParameterSpec]); 4] =
+    [("kaiming_normal", &[]), ("xavier", &[]), ("normal", NORMAL), ("zeros", &[])];
+
+/// What a setting says once checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Written {
+    /// The name among several, for [`SettingForm::Choice`].
+    pub(crate) choice: &'static str,
+    /// Its arguments; a single value is named like the setting.
+    pub(crate) arguments: Arguments,
+    /// Where it is written.
+    pub(crate) span: Option<Span>,
+}
+
+impl SettingSpec {
+    /// What the setting says when it is not written.
+    fn unwritten(&self) -> Written {
+        let (choice, arguments) = match &self.form {
+            SettingForm::Data => ("", Arguments::default()),
+            SettingForm::Value(ty, default) => {
+                ("", Arguments::defaults(&[ParameterSpec::optional(self.name, *ty, *default, self.help)]))
+            }
+            SettingForm::Arguments(specs) => ("", Arguments::defaults(specs)),
+            SettingForm::Choice(choices) => (choices[0].0, Arguments::defaults(&choices[0].1)),
+        };
+        Written { choice, arguments, span: None }
+    }
 }

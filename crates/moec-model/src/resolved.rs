@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use moec_plan::{SettingValue, Settings};
 use serde::Serialize;
 
 use crate::argument::ArgumentValue;
 use crate::model::{Causality, Layer, LayerKind, Model, Moe, Number, Positions, Vocab};
-use crate::recipe::{DataSource, InitScheme, Recipe, Schedule};
+use crate::recipe::{DataSource, InitScheme, Recipe};
 
 /// A model with every default filled in and every `repeat` unrolled.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -228,23 +229,25 @@ fn moe(moe: &Moe) -> BTreeMap<String, ResolvedValue> {
     arguments
 }
 
+/// The name and the settings of an optimiser or schedule.
+fn declared(name: &str, settings: &Settings) -> BTreeMap<String, ResolvedValue> {
+    let mut entries = map([("name", name.into())]);
+    entries.extend(settings.iter().map(|(name, value)| {
+        let value = match value {
+            SettingValue::Number(x) => x.into(),
+            SettingValue::Steps(n) => n.into(),
+            SettingValue::Flag(b) => b.into(),
+        };
+        (name.to_string(), value)
+    }));
+    entries
+}
+
 impl Recipe {
     /// The recipe as plain data.
     pub fn to_resolved(&self) -> ResolvedRecipe {
-        let optimizer = map([
-            ("name", "adamw".into()),
-            ("lr", self.optimizer.lr.into()),
-            ("beta1", self.optimizer.beta1.into()),
-            ("beta2", self.optimizer.beta2.into()),
-            ("eps", self.optimizer.eps.into()),
-            ("weight_decay", self.optimizer.weight_decay.into()),
-        ]);
-        let schedule = match self.schedule {
-            Schedule::Constant => map([("name", "constant".into())]),
-            Schedule::Cosine { warmup, min_lr } => {
-                map([("name", "cosine".into()), ("warmup", warmup.into()), ("min_lr", min_lr.into())])
-            }
-        };
+        let optimizer = declared(self.optimizer.spec.name, &self.optimizer.settings);
+        let schedule = declared(self.schedule.spec.name, &self.schedule.settings);
         let init = match self.init {
             InitScheme::KaimingNormal => map([("name", "kaiming_normal".into())]),
             InitScheme::Xavier => map([("name", "xavier".into())]),

@@ -110,8 +110,8 @@ fn overrides_change_model_and_recipe() {
     let model = checked.model.unwrap();
     assert_eq!((model.width, model.context), (64, 8));
     assert_eq!(checked.recipe.steps, 7);
-    assert_eq!(checked.recipe.optimizer.lr, 0.5);
-    assert_eq!(checked.recipe.optimizer.beta2, 0.999);
+    assert_eq!(checked.recipe.optimizer.lr(), 0.5);
+    assert_eq!(checked.recipe.optimizer.settings.number("beta2"), 0.999);
     assert_eq!(checked.recipe.clip, Some(1.0));
     assert!(checked.recipe.span("batch").is_some() && checked.recipe.span("steps").is_none());
 }

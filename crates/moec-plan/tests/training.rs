@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use moec_ir::{
-    AdamWAttrs, AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, StateRole, Tensor, TensorType,
-    Unary, Value, evaluate, random,
+    AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, StateRole, Tensor, TensorType, Unary, Value,
+    evaluate, random,
 };
 use moec_plan::{
-    Arrangement, Backend, BackendError, Interpreter, MemoryKind, OptimizeOptions, OptimizerConfig, PlanError,
-    StateKind, Storage, Wrt, add_optimizer, differentiate, listing, optimize, plan,
+    Arrangement, Backend, BackendError, Interpreter, MemoryKind, OptimizeOptions, Optimizer, PlanError, StateKind,
+    Storage, Wrt, add_optimizer, differentiate, listing, optimize, plan,
 };
 use std::collections::BTreeMap;
 
@@ -19,10 +19,6 @@ const E: usize = 3;
 const K: usize = 2;
 const F: usize = 5;
 const V: usize = 11;
-
-fn adamw() -> AdamWAttrs {
-    AdamWAttrs { beta1: 0.9.into(), beta2: 0.999.into(), epsilon: 1e-8.into(), weight_decay: 0.01.into() }
-}
 
 /// A block of attention and of noisy top-2 of three experts, with capacity, dropout, a balance loss, metrics, and a
 /// router bias that a training step updates without a gradient.
@@ -174,7 +170,7 @@ fn three_optimised_steps_are_three_evaluated_steps() {
     for clip in [None, Some(0.3)] {
         let forward = mixture(true);
         let graph = differentiate(&forward, "objective", &Wrt::Parameters).unwrap();
-        let graph = add_optimizer(&graph, &OptimizerConfig { adamw: adamw(), clip }).unwrap();
+        let graph = add_optimizer(&graph, &Optimizer::default(), clip).unwrap();
         assert!(graph.outputs().iter().all(|(n, _)| !n.starts_with("grad.")));
         assert_eq!(graph.output("grad_norm").is_some(), clip.is_some());
         let (optimized, _) = optimize(&graph, &OptimizeOptions::default()).unwrap();
@@ -217,7 +213,7 @@ fn three_optimised_steps_are_three_evaluated_steps() {
 #[test]
 fn any_number_of_rewrites_keeps_a_training_step() {
     let differentiated = differentiate(&mixture(true), "objective", &Wrt::Parameters).unwrap();
-    let graph = add_optimizer(&differentiated, &OptimizerConfig { adamw: adamw(), clip: Some(0.5) }).unwrap();
+    let graph = add_optimizer(&differentiated, &Optimizer::default(), Some(0.5)).unwrap();
     let values = bindings(&graph);
     let expected = evaluate(&graph, &values).unwrap();
     let (_, report) = optimize(&graph, &OptimizeOptions::default()).unwrap();
@@ -248,8 +244,8 @@ fn clipping_scales_the_whole_gradient_to_the_limit() {
     b.output("loss", loss);
     let graph = differentiate(&b.finish().unwrap(), "loss", &Wrt::Parameters).unwrap();
     // With beta1 = 0 the first moment after a step is the clipped gradient itself.
-    let attrs = AdamWAttrs { beta1: 0.0.into(), ..adamw() };
-    let graph = add_optimizer(&graph, &OptimizerConfig { adamw: attrs, clip: Some(1.0) }).unwrap();
+    let adamw = Optimizer::default().with("beta1", 0.0);
+    let graph = add_optimizer(&graph, &adamw, Some(1.0)).unwrap();
     let zero = Tensor::floats([0.0, 0.0]);
     let mut values: BTreeMap<String, Tensor> = [
         ("w", zero.clone()),
@@ -341,8 +337,7 @@ fn what_has_no_gradient_is_an_error_with_its_name() {
     assert!(matches!(differentiate(&graph, "matrix", &wrt), Err(PlanError::NotScalar { .. })));
     let nowhere = Wrt::Nodes(vec!["z".into()]);
     assert!(matches!(differentiate(&graph, "loss", &nowhere), Err(PlanError::NoSource(_))));
-    let config = OptimizerConfig { adamw: adamw(), clip: None };
-    assert_eq!(add_optimizer(&graph, &config), Err(PlanError::NoGradients));
+    assert_eq!(add_optimizer(&graph, &Optimizer::default(), None), Err(PlanError::NoGradients));
 }
 
 /// A chain of square linear maps, so that gradients come one after another.
@@ -363,7 +358,7 @@ fn chain(depth: usize, width: usize) -> Graph {
 fn parameters_are_updated_as_soon_as_their_gradient_is_there() {
     let (depth, width) = (9, 64);
     let bytes = |clip| {
-        let graph = add_optimizer(&chain(depth, width), &OptimizerConfig { adamw: adamw(), clip }).unwrap();
+        let graph = add_optimizer(&chain(depth, width), &Optimizer::default(), clip).unwrap();
         let program = plan(&[("f".into(), &graph)]).unwrap();
         for step in program.plans[0].steps.iter().filter(|s| matches!(s.op, Op::AdamW(_))) {
             for &b in &step.results {
@@ -445,7 +440,7 @@ fn absurd_sizes_are_reported_and_refused_without_allocating() {
     let loss = b.sum_all(y);
     b.output("loss", loss);
     let graph = differentiate(&b.finish().unwrap(), "loss", &Wrt::Parameters).unwrap();
-    let graph = add_optimizer(&graph, &OptimizerConfig { adamw: adamw(), clip: Some(1.0) }).unwrap();
+    let graph = add_optimizer(&graph, &Optimizer::default(), Some(1.0)).unwrap();
     let functions = [("train_step".to_string(), &graph)];
     let report = Arrangement::of(&functions).unwrap().memory();
     assert_eq!(report.parameter_bytes, 4_000_000_000_000);
@@ -472,7 +467,7 @@ fn absurd_sizes_are_reported_and_refused_without_allocating() {
 #[test]
 fn the_report_adds_up() {
     let graph = differentiate(&mixture(true), "objective", &Wrt::Parameters).unwrap();
-    let graph = add_optimizer(&graph, &OptimizerConfig { adamw: adamw(), clip: None }).unwrap();
+    let graph = add_optimizer(&graph, &Optimizer::default(), None).unwrap();
     let functions = [("train_step".to_string(), &graph)];
     let program = plan(&functions).unwrap();
     let report = Arrangement::of(&functions).unwrap().memory();
@@ -487,7 +482,7 @@ fn the_report_adds_up() {
 
 #[test]
 fn the_listing_names_everything() {
-    let graph = add_optimizer(&chain(1, 3), &OptimizerConfig { adamw: adamw(), clip: None }).unwrap();
+    let graph = add_optimizer(&chain(1, 3), &Optimizer::default(), None).unwrap();
     let program = plan(&[("f".into(), &graph)]).unwrap();
     let list = listing(&program);
     assert_eq!(list.states[0].name, "w0");

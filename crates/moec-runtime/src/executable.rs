@@ -60,12 +60,12 @@ pub(crate) struct Newest {
 }
 
 /// What a run is given besides its windows; a function takes what it declares.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Settings {
     /// State of the graph's random generator.
     pub(crate) rng: [i32; 4],
-    /// `[lr, 1 - beta1^t, 1 - beta2^t]`.
-    pub(crate) hyper: [f32; 3],
+    /// What the optimiser is told: see [`moec_plan::Optimizer::hyper`].
+    pub(crate) hyper: Vec<f32>,
 }
 
 impl<'a> Executable<'a> {

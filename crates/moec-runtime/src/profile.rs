@@ -191,7 +191,8 @@ impl Session for Profiled {
 mod tests {
     use super::*;
     use crate::tiny::{CONTEXT, Tiny};
-    use crate::{Executable, Schedule, TrainConfig, initialise, train_loss, train_step};
+    use crate::{Executable, TrainConfig, initialise, train_loss, train_step};
+    use moec_plan::{Optimizer, Schedule};
 
     #[test]
     fn a_profiled_session_gives_the_same_and_accounts_for_every_step() {
@@ -201,9 +202,8 @@ mod tests {
         let config = TrainConfig {
             steps: 4,
             seed: 0,
-            schedule: Schedule::constant(1e-2),
-            beta1: 0.9,
-            beta2: 0.999,
+            optimizer: Optimizer::default().with("lr", 1e-2),
+            schedule: Schedule::default(),
             log_every: 0,
             evaluate_every: 0,
             evaluate_batches: 0,

@@ -7,26 +7,24 @@ use crate::evaluate::{Estimate, EvaluateError, estimate};
 use crate::executable::{Executable, ExecutableError, Settings, generator};
 use crate::metrics::{Evaluation, Metric, TrainMetric};
 use crate::run_folder::{RunError, RunFolder};
-use crate::schedule_lr::Schedule;
 use crate::streams::Purpose;
 use moec_ir::{Function, Output};
+use moec_plan::{Optimizer, Schedule};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// The recipe of a run. "Every" settings count optimiser steps; 0 means never.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
     /// Optimiser steps in all, those before a resumption included.
     pub steps: u64,
     /// With the step it determines every random number of the run.
     pub seed: u64,
-    /// Learning rate.
+    /// The optimiser of the program: it says what each step is told.
+    pub optimizer: Optimizer,
+    /// How its learning rate changes.
     pub schedule: Schedule,
-    /// Decay of AdamW's first moment, as in the program.
-    pub beta1: f64,
-    /// Decay of AdamW's second moment, as in the program.
-    pub beta2: f64,
     /// Steps between two reports of the loss. Between them the loop does not wait for the device.
     pub log_every: u64,
     /// Steps between two evaluations; there is one at the end too.
@@ -37,6 +35,13 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept; `None` keeps all.
     pub keep: Option<usize>,
+}
+
+impl TrainConfig {
+    /// The learning rate of the step after `step` steps.
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        self.schedule.at(self.optimizer.lr(), step, self.steps)
+    }
 }
 
 /// Why training stopped with an error.
@@ -250,7 +255,7 @@ pub fn train_step(
     let (context, rows) = (executable.context(), executable.rows(Function::TrainStep)?);
     let text = data.windows(Split::Train, context)?;
     let windows = Windows::random(text, context, rows, Purpose::TrainingWindows.stream(config.seed, step), 0);
-    let hyper = config.schedule.hyper(step, config.steps, config.beta1, config.beta2);
+    let hyper = config.optimizer.hyper(config.learning_rate(step), step);
     Ok(executable.run(Function::TrainStep, &windows, Settings { rng: generator(config.seed, step), hyper })?)
 }
 
@@ -300,7 +305,7 @@ fn train_metric(
         loss_nats: loss,
         objective,
         grad_norm,
-        lr: config.schedule.at(step - 1, config.steps),
+        lr: config.learning_rate(step - 1),
         step_ms,
         tokens_per_s: tokens as f64 / step_ms * 1e3,
     })

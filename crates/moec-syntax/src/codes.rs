@@ -806,7 +806,7 @@ Right:
     train { split 0.9 }
 "#;
     UnknownOptimizer = "E0605", "there is no optimizer of this name", r#"
-The optimizer is `adamw`, with the arguments `lr`, `beta1`, `beta2`, `eps` and `weight_decay`.
+`moec explain` lists the optimizers, and `moec explain adamw` shows the equations and arguments of one.
 
 Wrong:
 
@@ -828,7 +828,7 @@ Right:
     train { init kaiming_normal }
 "#;
     UnknownSchedule = "E0607", "there is no learning rate schedule of this name", r#"
-The schedule is `constant` or `cosine(warmup: 100, min_lr: 1e-4)`.
+`moec explain` lists the schedules, and `moec explain cosine` shows the equations and arguments of one.
 
 Wrong:
 

@@ -7,13 +7,12 @@
 use crate::error::{Error, Messages};
 use crate::request;
 pub use moec_ir::Function;
-use moec_ir::{AdamWAttrs, Graph, GraphError, Output, Stage, verify};
+use moec_ir::{Graph, GraphError, Output, Stage, verify};
 use moec_model::{
     Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry, span_of,
 };
 use moec_plan::{
-    Arrangement, MemoryReport, OptimizeOptions, OptimizerConfig, PassReport, PlanError, Program, StateDecl, Wrt,
-    on_threads,
+    Arrangement, MemoryReport, OptimizeOptions, PassReport, PlanError, Program, StateDecl, Wrt, on_threads,
 };
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile};
 use std::time::{Duration, Instant};
@@ -197,21 +196,9 @@ pub fn complete(forward: &Graph, recipe: &Recipe, function: Function) -> Result<
         return Ok(forward.clone());
     }
     let differentiated = moec_plan::differentiate(forward, Output::Objective, &Wrt::Parameters)?;
-    let trained = moec_plan::add_optimizer(&differentiated, &optimizer(recipe))?;
+    let trained = moec_plan::add_optimizer(&differentiated, &recipe.optimizer, recipe.clip)?;
     check_stage("differentiation", &trained, Stage::Training)?;
     Ok(trained)
-}
-
-/// The optimiser that a recipe asks for.
-pub fn optimizer(recipe: &Recipe) -> OptimizerConfig {
-    let a = &recipe.optimizer;
-    let adamw = AdamWAttrs {
-        beta1: a.beta1.into(),
-        beta2: a.beta2.into(),
-        epsilon: a.eps.into(),
-        weight_decay: a.weight_decay.into(),
-    };
-    OptimizerConfig { adamw, clip: recipe.clip }
 }
 
 /// Checked model to program, for a vocabulary of `vocab` characters.

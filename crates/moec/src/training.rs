@@ -3,23 +3,17 @@
 use crate::error::Error;
 use crate::run::locate;
 use moec_ir::{Data, TOKEN_TABLE, Tensor};
-use moec_model::{Recipe, Schedule as RecipeSchedule, StateInit, TrainingText};
-use moec_runtime::{Dataset, Decay, Schedule, Split, TrainConfig, Vocab};
+use moec_model::{Recipe, StateInit, TrainingText};
+use moec_runtime::{Dataset, Split, TrainConfig, Vocab};
 use std::path::Path;
 
 /// The recipe as the loop takes it.
 pub fn train_config(recipe: &Recipe) -> TrainConfig {
-    let lr = recipe.optimizer.lr;
-    let schedule = match recipe.schedule {
-        RecipeSchedule::Constant => Schedule::constant(lr),
-        RecipeSchedule::Cosine { warmup, min_lr } => Schedule { lr, warmup, decay: Decay::Cosine { min_lr } },
-    };
     TrainConfig {
         steps: recipe.steps,
         seed: recipe.seed,
-        schedule,
-        beta1: recipe.optimizer.beta1,
-        beta2: recipe.optimizer.beta2,
+        optimizer: recipe.optimizer.clone(),
+        schedule: recipe.schedule.clone(),
         log_every: recipe.log_every,
         evaluate_every: recipe.evaluate.every,
         evaluate_batches: usize::try_from(recipe.evaluate.batches).unwrap_or(usize::MAX),

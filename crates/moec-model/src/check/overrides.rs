@@ -5,8 +5,8 @@
 
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, Statement, did_you_mean, parse_value};
 
-use super::train::train_settings;
 use super::{Checker, Override, listed};
+use crate::recipe::train_settings;
 
 impl<'a> Checker<'a> {
     /// Reads the overrides of the source.

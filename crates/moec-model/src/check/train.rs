@@ -3,156 +3,15 @@
 use std::iter;
 
 use indexmap::IndexMap;
+use moec_plan::{Conflict, SettingKind};
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, TrainSetting, did_you_mean};
 
 use super::arguments::Owner;
 use super::overrides::in_file;
 use super::values::describe;
 use super::{Checker, Scope, listed};
-use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
-use crate::recipe::{AdamW, DataSource, Evaluate, InitScheme, Recipe, Schedule};
-
-/// One setting of the `train` block.
-#[derive(Clone, Copy, Debug)]
-pub struct SettingSpec {
-    /// Its name.
-    pub name: &'static str,
-    /// One line of help.
-    pub help: &'static str,
-    /// How it is written.
-    pub form: SettingForm,
-}
-
-/// How a setting of the `train` block is written.
-#[derive(Clone, Copy, Debug)]
-pub enum SettingForm {
-    /// `data synthetic`, `data "corpus.txt"`.
-    Data,
-    /// `batch 16`
-    Value(ParameterType, DefaultValue),
-    /// `evaluate(every: 100, batches: 400)`
-    Arguments(&'static [ParameterSpec]),
-    /// `optimizer adamw(lr: 1e-3)`: one of several names with arguments, the first by default.
-    Choice(&'static [(&'static str, &'static [ParameterSpec])]),
-}
-
-impl SettingForm {
-    /// The arguments that the setting can have in any of its forms.
-    pub fn parameters(&self) -> impl Iterator<Item = &'static ParameterSpec> + use<> {
-        let lists: Vec<&'static [ParameterSpec]> = match *self {
-            SettingForm::Data | SettingForm::Value(..) => Vec::new(),
-            SettingForm::Arguments(specs) => vec![specs],
-            SettingForm::Choice(choices) => choices.iter().map(|(_, specs)| *specs).collect(),
-        };
-        lists.into_iter().flatten()
-    }
-}
-
-const COUNT: ParameterType = ParameterType::Int(Interval::at_least(1.0));
-const DECAY: ParameterType = ParameterType::Float(Interval::half_open(0.0, 1.0));
-
-const fn count(name: &'static str, default: i64, help: &'static str) -> ParameterSpec {
-    ParameterSpec::optional(name, COUNT, DefaultValue::Int(default), help)
-}
-
-const fn number(name: &'static str, range: Interval, default: f64, help: &'static str) -> ParameterSpec {
-    ParameterSpec::optional(name, ParameterType::Float(range), DefaultValue::Float(default), help)
-}
-
-const ADAMW: &[ParameterSpec] = &[
-    number("lr", Interval::above(0.0), 1e-3, "learning rate"),
-    ParameterSpec::optional("beta1", DECAY, DefaultValue::Float(0.9), "decay of the first moment"),
-    ParameterSpec::optional("beta2", DECAY, DefaultValue::Float(0.999), "decay of the second moment"),
-    number("eps", Interval::above(0.0), 1e-8, "added to the root of the second moment"),
-    number("weight_decay", Interval::at_least(0.0), 0.01, "decoupled weight decay"),
-];
-
-const COSINE: &[ParameterSpec] = &[
-    ParameterSpec::optional(
-        "warmup",
-        ParameterType::Int(Interval::at_least(0.0)),
-        DefaultValue::Int(0),
-        "steps of linear warm-up",
-    ),
-    number("min_lr", Interval::at_least(0.0), 0.0, "learning rate at the last step"),
-];
-
-const NORMAL: &[ParameterSpec] = &[number("std", Interval::above(0.0), 0.02, "standard deviation of the weights")];
-
-/// Every setting of the `train` block.
-pub fn train_settings() -> &'static [SettingSpec] {
-    const SETTINGS: &[SettingSpec] = &[
-        SettingSpec {
-            name: "data",
-            help: "`synthetic`, a known data set, or the path of a text file in quotes",
-            form: SettingForm::Data,
-        },
-        SettingSpec {
-            name: "split",
-            help: "share of the text used for training",
-            form: SettingForm::Value(ParameterType::Float(Interval::ANY), DefaultValue::Float(0.9)),
-        },
-        SettingSpec {
-            name: "batch",
-            help: "sequences per step",
-            form: SettingForm::Value(ParameterType::Int(Interval::closed(1.0, 1_048_576.0)), DefaultValue::Int(16)),
-        },
-        SettingSpec { name: "steps", help: "training steps", form: SettingForm::Value(COUNT, DefaultValue::Int(5000)) },
-        SettingSpec {
-            name: "seed",
-            help: "seed of everything random",
-            form: SettingForm::Value(ParameterType::Int(Interval::at_least(0.0)), DefaultValue::Int(1337)),
-        },
-        SettingSpec {
-            name: "optimizer",
-            help: "how parameters follow their gradients",
-            form: SettingForm::Choice(&[("adamw", ADAMW)]),
-        },
-        SettingSpec {
-            name: "schedule",
-            help: "how the learning rate changes",
-            form: SettingForm::Choice(&[("constant", &[]), ("cosine", COSINE)]),
-        },
-        SettingSpec {
-            name: "clip",
-            help: "bound on the global norm of the gradient",
-            form: SettingForm::Value(ParameterType::Float(Interval::above(0.0)), DefaultValue::Absent("none")),
-        },
-        SettingSpec {
-            name: "init",
-            help: "how weights start",
-            form: SettingForm::Choice(&[("kaiming_normal", &[]), ("xavier", &[]), ("normal", NORMAL), ("zeros", &[])]),
-        },
-        SettingSpec {
-            name: "evaluate",
-            help: "when and how long to evaluate",
-            form: SettingForm::Arguments(&[
-                count("every", 100, "steps between evaluations"),
-                count("batches", 400, "batches per evaluation and split"),
-            ]),
-        },
-        SettingSpec {
-            name: "checkpoint",
-            help: "when to save",
-            form: SettingForm::Arguments(&[count("every", 1000, "steps between checkpoints")]),
-        },
-        SettingSpec {
-            name: "log",
-            help: "when to report progress",
-            form: SettingForm::Arguments(&[count("every", 10, "steps between lines of progress")]),
-        },
-    ];
-    SETTINGS
-}
-
-/// What a setting says once checked.
-struct Setting {
-    /// The name among several, for [`SettingForm::Choice`].
-    choice: &'static str,
-    /// Its arguments; a single value is named like the setting.
-    arguments: Arguments,
-    span: Option<Span>,
-}
+use crate::argument::{Arguments, DefaultValue, ParameterSpec};
+use crate::recipe::{DataSource, Recipe, SettingForm, SettingSpec, Written, train_settings};
 
 impl<'a> Checker<'a> {
     /// Checks the recipe of a file; `None` if it has faults.
@@ -177,7 +36,7 @@ impl<'a> Checker<'a> {
         let mut written: Vec<TrainSetting> = blocks.first().map(|b| b.settings.clone()).unwrap_or_default();
         self.apply_overrides(&mut written);
         let mut data = DataSource::Synthetic;
-        let mut settings: IndexMap<&'static str, Setting> = IndexMap::new();
+        let mut settings: IndexMap<&'static str, Written> = IndexMap::new();
         let mut seen: IndexMap<&'static str, Span> = IndexMap::new();
         for setting in &written {
             let Some(spec) = self.setting_spec(setting) else { continue };
@@ -190,7 +49,7 @@ impl<'a> Checker<'a> {
                 continue;
             }
             seen.insert(spec.name, name_span);
-            match spec.form {
+            match &spec.form {
                 SettingForm::Data => data = self.data(setting).unwrap_or(data),
                 _ => {
                     if let Some(checked) = self.setting(spec, setting) {
@@ -199,7 +58,7 @@ impl<'a> Checker<'a> {
                 }
             }
         }
-        let mut recipe = Recipe { data, ..self.assemble(&settings) };
+        let mut recipe = Recipe::of(data, &settings);
         for (name, span) in seen {
             if let Some(span) = in_file(span) {
                 recipe.spans.insert(name, span);
@@ -265,13 +124,13 @@ impl<'a> Checker<'a> {
     }
 
     /// Checks a setting other than `data`.
-    fn setting(&mut self, spec: &'static SettingSpec, setting: &TrainSetting) -> Option<Setting> {
+    fn setting(&mut self, spec: &'static SettingSpec, setting: &TrainSetting) -> Option<Written> {
         let name = setting.name();
         let span = in_file(name.span);
-        let checked = |choice, arguments| Some(Setting { choice, arguments, span });
-        match (spec.form, setting) {
+        let checked = |choice, arguments| Some(Written { choice, arguments, span });
+        match (&spec.form, setting) {
             (SettingForm::Value(ty, default), TrainSetting::Value(value)) => {
-                let spec = ParameterSpec::optional(spec.name, ty, default, spec.help);
+                let spec = ParameterSpec::optional(spec.name, *ty, *default, spec.help);
                 let owner = Owner { name: "train", kind: "setting", span: name.span };
                 let checked_value = self.value(owner, &spec, &value.value, Scope::default())?;
                 let mut arguments = Arguments::default();
@@ -289,7 +148,7 @@ impl<'a> Checker<'a> {
                     ExprKind::Call(call) => (&call.name.name, call.name.span, call.arguments()),
                     _ => return self.wrong_form(spec, setting),
                 };
-                let Some(&(choice, specs)) = choices.iter().find(|(choice, _)| *choice == word) else {
+                let Some((choice, specs)) = choices.iter().find(|(choice, _)| *choice == word) else {
                     return self.unknown_choice(spec, word, word_span, choices);
                 };
                 let owner = Owner { name: choice, kind: spec.name, span: word_span };
@@ -305,7 +164,7 @@ impl<'a> Checker<'a> {
         spec: &SettingSpec,
         word: &str,
         span: Span,
-        choices: &[(&'static str, &[ParameterSpec])],
+        choices: &[(&'static str, Vec<ParameterSpec>)],
     ) -> Option<T> {
         let code = match spec.name {
             "optimizer" => Code::UnknownOptimizer,
@@ -323,7 +182,7 @@ impl<'a> Checker<'a> {
     }
 
     fn wrong_form<T>(&mut self, spec: &SettingSpec, setting: &TrainSetting) -> Option<T> {
-        let example = match spec.form {
+        let example = match &spec.form {
             SettingForm::Data => "data synthetic".to_string(),
             SettingForm::Value(_, default) => match default {
                 DefaultValue::Absent(_) | DefaultValue::Required => format!("{} 1.0", spec.name),
@@ -334,7 +193,7 @@ impl<'a> Checker<'a> {
                 format!("{}({})", spec.name, list.join(", "))
             }
             SettingForm::Choice(choices) => {
-                let (name, specs) = choices[0];
+                let (name, specs) = &choices[0];
                 let list: Vec<String> = specs.iter().take(1).map(|s| format!("{}: {}", s.name, s.default)).collect();
                 let arguments = if list.is_empty() { String::new() } else { format!("({})", list.join(", ")) };
                 format!("{} {name}{arguments}", spec.name)
@@ -351,52 +210,8 @@ impl<'a> Checker<'a> {
         None
     }
 
-    fn assemble(&self, settings: &IndexMap<&'static str, Setting>) -> Recipe {
-        let defaults = Recipe::default();
-        let arguments = |name: &str| settings.get(name).map(|setting| &setting.arguments);
-        let choice = |name: &str| settings.get(name).map_or("", |setting| setting.choice);
-        let whole = |of: &str, name: &str, default: u64| {
-            arguments(of).and_then(|a| u64::try_from(a.int(name)).ok()).unwrap_or(default)
-        };
-        let float = |of: &str, name: &str, default: f64| arguments(of).map_or(default, |a| a.float(name));
-        Recipe {
-            split: float("split", "split", defaults.split),
-            batch: arguments("batch").map_or(defaults.batch, |a| a.size("batch")),
-            steps: whole("steps", "steps", defaults.steps),
-            seed: whole("seed", "seed", defaults.seed),
-            optimizer: arguments("optimizer").map_or(defaults.optimizer, |a| AdamW {
-                lr: a.float("lr"),
-                beta1: a.float("beta1"),
-                beta2: a.float("beta2"),
-                eps: a.float("eps"),
-                weight_decay: a.float("weight_decay"),
-            }),
-            schedule: match choice("schedule") {
-                "cosine" => Schedule::Cosine {
-                    warmup: whole("schedule", "warmup", 0),
-                    min_lr: float("schedule", "min_lr", 0.0),
-                },
-                _ => defaults.schedule,
-            },
-            clip: arguments("clip").map(|a| a.float("clip")),
-            init: match choice("init") {
-                "xavier" => InitScheme::Xavier,
-                "normal" => InitScheme::Normal { std: float("init", "std", 0.02) },
-                "zeros" => InitScheme::Zeros,
-                _ => defaults.init,
-            },
-            evaluate: Evaluate {
-                every: whole("evaluate", "every", defaults.evaluate.every),
-                batches: whole("evaluate", "batches", defaults.evaluate.batches),
-            },
-            checkpoint_every: whole("checkpoint", "every", defaults.checkpoint_every),
-            log_every: whole("log", "every", defaults.log_every),
-            ..defaults
-        }
-    }
-
     /// Faults that no setting has on its own.
-    fn consistent(&mut self, recipe: &Recipe, settings: &IndexMap<&'static str, Setting>) {
+    fn consistent(&mut self, recipe: &Recipe, settings: &IndexMap<&'static str, Written>) {
         let at = |setting: &str, argument: &str| {
             settings.get(setting).and_then(|s| s.arguments.span(argument)).unwrap_or_default()
         };
@@ -406,22 +221,21 @@ impl<'a> Checker<'a> {
                 .help("0.9 trains on nine tenths of the text and evaluates on the rest");
             self.report(d);
         }
-        let Schedule::Cosine { warmup, min_lr } = recipe.schedule else { return };
-        let schedule = settings.get("schedule").and_then(|s| s.span).unwrap_or_default();
-        if warmup >= recipe.steps {
-            let message = format!("a warm-up of {warmup} steps does not end within {} steps", recipe.steps);
-            let mut d = Diagnostic::new(Code::OutOfRange, message)
-                .primary(at("schedule", "warmup"), format!("expected less than {}", recipe.steps));
-            if let Some(span) = recipe.span("steps") {
+        let optimizer = (recipe.optimizer.spec.check)(&recipe.optimizer.settings);
+        let schedule = recipe.schedule.check(recipe.optimizer.lr(), recipe.steps);
+        let conflicts =
+            optimizer.map(|c| ("optimizer", c)).into_iter().chain(schedule.into_iter().map(|c| ("schedule", c)));
+        for (of, Conflict { setting, message, expected }) in conflicts {
+            let said = settings.get(of);
+            let whole = said.and_then(|s| s.span);
+            let span = said.and_then(|s| s.arguments.span(setting)).or(whole).unwrap_or_default();
+            let mut d = Diagnostic::new(Code::OutOfRange, message).primary(span, expected);
+            let mut counted = recipe.schedule.spec.settings.iter().filter(|s| matches!(s.kind, SettingKind::Steps(_)));
+            if counted.any(|s| of == "schedule" && s.name == setting)
+                && let Some(span) = recipe.span("steps")
+            {
                 d = d.secondary(span, format!("{} steps", recipe.steps));
             }
-            self.report(d);
-        }
-        if min_lr > recipe.optimizer.lr {
-            let message = format!("`min_lr` ({min_lr}) is above the learning rate ({})", recipe.optimizer.lr);
-            let span = settings.get("schedule").and_then(|s| s.arguments.span("min_lr")).unwrap_or(schedule);
-            let d = Diagnostic::new(Code::OutOfRange, message)
-                .primary(span, format!("expected at most {}", recipe.optimizer.lr));
             self.report(d);
         }
     }
@@ -461,7 +275,7 @@ impl<'a> Checker<'a> {
 /// A setting as it is when it is not written.
 fn blank(spec: &SettingSpec, span: Span) -> TrainSetting {
     let name = ast::Ident { name: spec.name.to_string(), span };
-    match spec.form {
+    match &spec.form {
         SettingForm::Arguments(_) => TrainSetting::Call(ast::Call { name, arguments: None, body: None, span }),
         SettingForm::Choice(choices) => {
             let kind = ExprKind::Name(choices[0].0.to_string());
@@ -500,41 +314,5 @@ fn set_argument(setting: &mut TrainSetting, name: &str, value: &ast::Expr) {
     match list.iter_mut().find(|a| a.name.as_ref().is_some_and(|n| n.name == name)) {
         Some(old) => *old = argument,
         None => list.push(argument),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::argument::ArgumentValue;
-
-    #[test]
-    fn the_table_and_the_default_recipe_agree() {
-        let recipe = Recipe::default();
-        let value = |name: &str| {
-            let spec = train_settings().iter().find(|spec| spec.name == name).unwrap();
-            match spec.form {
-                SettingForm::Value(_, DefaultValue::Int(n)) => n as f64,
-                SettingForm::Value(_, DefaultValue::Float(x)) => x,
-                _ => f64::NAN,
-            }
-        };
-        assert_eq!(value("split"), recipe.split);
-        assert_eq!(value("batch"), recipe.batch as f64);
-        assert_eq!(value("steps"), recipe.steps as f64);
-        assert_eq!(value("seed"), recipe.seed as f64);
-        let defaults = |name: &str| {
-            let spec = train_settings().iter().find(|spec| spec.name == name).unwrap();
-            let specs: Vec<ParameterSpec> = spec.form.parameters().cloned().collect();
-            Arguments::defaults(&specs)
-        };
-        assert_eq!(defaults("evaluate").int("every"), recipe.evaluate.every as i64);
-        assert_eq!(defaults("evaluate").int("batches"), recipe.evaluate.batches as i64);
-        assert_eq!(defaults("checkpoint").int("every"), recipe.checkpoint_every as i64);
-        assert_eq!(defaults("log").int("every"), recipe.log_every as i64);
-        let adamw = defaults("optimizer");
-        assert_eq!(adamw.get("lr"), Some(&ArgumentValue::Float(recipe.optimizer.lr)));
-        assert_eq!(adamw.float("beta2"), recipe.optimizer.beta2);
-        assert_eq!(adamw.float("weight_decay"), recipe.optimizer.weight_decay);
     }
 }

@@ -4,7 +4,6 @@ use super::*;
 use crate::metrics::Metric;
 use crate::run_folder::{RunTexts, read_metrics};
 use crate::sample::log_probability;
-use crate::schedule_lr::Decay;
 use crate::tiny::{BATCH, CONTEXT, Tiny};
 use crate::{Kept, SampleConfig, SampleError, evaluate_split, initialise, sample};
 use moec_ir::Tensor;
@@ -16,18 +15,19 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::Duration;
 
-const CONFIG: TrainConfig = TrainConfig {
-    steps: 24,
-    seed: 1337,
-    schedule: Schedule { lr: 0.02, warmup: 3, decay: Decay::Cosine { min_lr: 0.002 } },
-    beta1: 0.9,
-    beta2: 0.999,
-    log_every: 5,
-    evaluate_every: 10,
-    evaluate_batches: 2,
-    checkpoint_every: 7,
-    keep: None,
-};
+fn config() -> TrainConfig {
+    TrainConfig {
+        steps: 24,
+        seed: 1337,
+        optimizer: Optimizer::default().with("lr", 0.02),
+        schedule: Schedule::named("cosine").unwrap().with("warmup", 3u64).with("min_lr", 0.002),
+        log_every: 5,
+        evaluate_every: 10,
+        evaluate_batches: 2,
+        checkpoint_every: 7,
+        keep: None,
+    }
+}
 
 /// Sets the flag after a step, or in the middle of an evaluation, and counts what it is told.
 #[derive(Default)]
@@ -118,7 +118,7 @@ fn the_loss_falls_and_everything_is_reported() {
     let tiny = Tiny::new();
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("run");
-    let config = TrainConfig { steps: 120, evaluate_every: 50, checkpoint_every: 0, log_every: 10, ..CONFIG };
+    let config = TrainConfig { steps: 120, evaluate_every: 50, checkpoint_every: 0, log_every: 10, ..config() };
     let summary = begin(&tiny, &root, &config, &mut Stopper::default()).unwrap();
     assert_eq!((summary.outcome, summary.step), (Outcome::Finished, 120));
     assert!(summary.step_ms.unwrap() > 0.0 && summary.tokens_per_s.unwrap() > 0.0);
@@ -150,7 +150,7 @@ fn the_same_run_twice_gives_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let run = |name: &str, seed| {
         let root = folder.path().join(name);
-        begin(&tiny, &root, &TrainConfig { seed, ..CONFIG }, &mut Stopper::default()).unwrap();
+        begin(&tiny, &root, &TrainConfig { seed, ..config() }, &mut Stopper::default()).unwrap();
         (checkpoints(&root), metrics(&root))
     };
     let (a, b, other) = (run("a", 1337), run("b", 1337), run("c", 1));
@@ -164,7 +164,7 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
     let tiny = Tiny::new();
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
-    let summary = begin(&tiny, &whole, &CONFIG, &mut Stopper::default()).unwrap();
+    let summary = begin(&tiny, &whole, &config(), &mut Stopper::default()).unwrap();
     assert_eq!(summary.checkpoint, whole.join("checkpoints/step-00000024"));
     let (expected, lines) = (checkpoints(&whole), metrics(&whole));
     for at in [1, 7, 10, 13, 20, 23] {
@@ -172,14 +172,14 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
             let root = folder.path().join(format!("stopped-{at}-{in_evaluation}"));
             let (at_step, at_evaluation) = if in_evaluation { (None, Some(at)) } else { (Some(at), None) };
             let mut stopper = Stopper { at_step, at_evaluation, ..Stopper::default() };
-            let summary = begin(&tiny, &root, &CONFIG, &mut stopper).unwrap();
-            let evaluates = at % CONFIG.evaluate_every == 0;
+            let summary = begin(&tiny, &root, &config(), &mut stopper).unwrap();
+            let evaluates = at % config().evaluate_every == 0;
             if !in_evaluation || evaluates {
                 assert_eq!((summary.outcome, summary.step), (Outcome::Interrupted, at));
                 let again = Stopper { at_step: Some(at + 1), ..Stopper::default() };
-                go_on(&tiny, &root, &CONFIG, again).unwrap();
+                go_on(&tiny, &root, &config(), again).unwrap();
             }
-            let summary = go_on(&tiny, &root, &CONFIG, Stopper::default()).unwrap();
+            let summary = go_on(&tiny, &root, &config(), Stopper::default()).unwrap();
             assert_eq!((summary.outcome, summary.step), (Outcome::Finished, 24));
             let found = checkpoints(&root);
             for (name, bytes) in &expected {
@@ -196,20 +196,20 @@ fn a_killed_run_resumes_from_its_newest_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
     for root in [&whole, &killed] {
-        begin(&tiny, root, &CONFIG, &mut Stopper::default()).unwrap();
+        begin(&tiny, root, &config(), &mut Stopper::default()).unwrap();
     }
     // As if the process had died between steps 14 and 21: later checkpoints are not there, later metrics are.
     for step in [21, 24] {
         fs::remove_dir_all(killed.join(format!("checkpoints/step-{step:08}"))).unwrap();
     }
     fs::create_dir(killed.join("checkpoints/.incomplete-step-00000021")).unwrap();
-    go_on(&tiny, &killed, &CONFIG, Stopper::default()).unwrap();
+    go_on(&tiny, &killed, &config(), Stopper::default()).unwrap();
     assert_eq!(checkpoints(&killed), checkpoints(&whole));
     assert_eq!(metrics(&killed), metrics(&whole));
     // A finished run has nothing more to do, and can be given more steps.
-    let summary = go_on(&tiny, &killed, &CONFIG, Stopper::default()).unwrap();
+    let summary = go_on(&tiny, &killed, &config(), Stopper::default()).unwrap();
     assert_eq!((summary.outcome, summary.step, summary.step_ms), (Outcome::Finished, 24, None));
-    let longer = TrainConfig { steps: 26, keep: Some(2), ..CONFIG };
+    let longer = TrainConfig { steps: 26, keep: Some(2), ..config() };
     assert_eq!(go_on(&tiny, &killed, &longer, Stopper::default()).unwrap().step, 26);
     assert_eq!(fs::read_dir(killed.join("checkpoints")).unwrap().count(), 2);
 }
@@ -219,9 +219,9 @@ fn another_seed_data_or_spec_does_not_resume() {
     let tiny = Tiny::new();
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("run");
-    let config = TrainConfig { steps: 2, evaluate_every: 0, ..CONFIG };
+    let config = TrainConfig { steps: 2, evaluate_every: 0, ..config() };
     begin(&tiny, &root, &config, &mut Stopper::default()).unwrap();
-    let error = go_on(&tiny, &root, &TrainConfig { seed: 2, ..config }, Stopper::default()).unwrap_err();
+    let error = go_on(&tiny, &root, &TrainConfig { seed: 2, ..config.clone() }, Stopper::default()).unwrap_err();
     assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Other { .. })), "{error}");
     fs::write(root.join("spec.moe"), "model other { }").unwrap();
     let error = go_on(&tiny, &root, &config, Stopper::default()).unwrap_err();
@@ -273,7 +273,7 @@ fn divergence_stops_with_the_last_checkpoint_intact() {
         let mut executable = Executable::new(&tiny.program, &mut session, CONTEXT).unwrap();
         initialise(&mut executable, 0, &tiny.parameters, &tiny.states()).unwrap();
         let run = RunFolder::create(&root, &RunTexts::default()).unwrap();
-        let config = TrainConfig { log_every, evaluate_every: 0, ..CONFIG };
+        let config = TrainConfig { log_every, evaluate_every: 0, ..config() };
         let stop = AtomicBool::new(false);
         let error = train(&mut executable, &tiny.data, &run, &config, 0, &stop, &mut Silent).unwrap_err();
         assert!(matches!(&error, TrainError::Diverged { step, what: w } if *step == expected && w == what), "{error}");
@@ -287,7 +287,7 @@ fn divergence_stops_with_the_last_checkpoint_intact() {
     let run = RunFolder::create(&folder.path().join("run"), &RunTexts::default()).unwrap();
     let stop = AtomicBool::new(false);
     let mut reporter = Stopper { at_step: Some(3), stop: Some(&stop), ..Stopper::default() };
-    let error = train(&mut executable, &tiny.data, &run, &CONFIG, 0, &stop, &mut reporter).unwrap_err();
+    let error = train(&mut executable, &tiny.data, &run, &config(), 0, &stop, &mut reporter).unwrap_err();
     assert!(matches!(error, TrainError::Diverged { step: 3, .. }), "{error}");
     assert!(run.latest_checkpoint().unwrap().is_none());
 }
@@ -339,7 +339,7 @@ fn samples_repeat_and_obey_their_settings() {
     let tiny = Tiny::new();
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("run");
-    let config = TrainConfig { steps: 60, evaluate_every: 0, ..CONFIG };
+    let config = TrainConfig { steps: 60, evaluate_every: 0, ..config() };
     begin(&tiny, &root, &config, &mut Stopper::default()).unwrap();
     let (_, path) = crate::latest_checkpoint(&root).unwrap().unwrap();
     let checkpoint = crate::load_checkpoint(&path, &tiny.program.states, Parts::Model).unwrap();
@@ -425,6 +425,6 @@ fn short_data_is_refused_before_the_first_step() {
     let corpus = crate::Corpus::from_bytes("short", b"the cat sat on".to_vec()).unwrap();
     tiny.data = Dataset::new(&corpus, tiny.data.vocab().clone(), 0.7).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let error = begin(&tiny, &folder.path().join("run"), &CONFIG, &mut Stopper::default()).unwrap_err();
+    let error = begin(&tiny, &folder.path().join("run"), &config(), &mut Stopper::default()).unwrap_err();
     assert_eq!(error.to_string(), "the validation split of short has 5 characters; a context of 5 needs at least 6");
 }

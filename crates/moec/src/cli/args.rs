@@ -45,7 +45,7 @@ pub(crate) enum Command {
   moec fmt --check my.moe    say whether it is in canonical layout (exit code 1 if not)
   moec fmt - < my.moe        format standard input to standard output")]
     Fmt(FmtArgs),
-    /// Explain a message code, a routing strategy or a balance loss.
+    /// Explain a message code, a routing strategy, a balance loss, an optimizer or a schedule.
     #[command(after_help = "Examples:
   moec explain E0203
   moec explain noisy_top_k           equations with shapes, parameters, cost, references
@@ -191,7 +191,7 @@ pub(crate) struct FmtArgs {
 /// `moec explain`
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// A code such as E0203, a routing strategy or a balance loss; without a name, everything is listed.
+    /// A code such as E0203, a routing strategy, balance loss, optimizer or schedule; without a name, everything is listed.
     pub(crate) name: Option<String>,
 
     /// A `.moe` file whose own routers are known too.

@@ -6,6 +6,7 @@ use moec_model::{
     Arguments, BalanceLoss, CheckOptions, Compares, DefaultValue, ParameterSpec, Quantity, Randomness, Reads, Registry,
     RoutingStrategy, Traits,
 };
+use moec_plan::{OPTIMIZERS, SCHEDULES, Setting};
 use moec_syntax::Code;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -173,6 +174,72 @@ pub(crate) fn loss_json(loss: &BalanceLoss) -> Value {
     })
 }
 
+/// An optimiser or a schedule, as it is declared.
+#[derive(Clone, Copy)]
+pub(crate) struct RecipePart {
+    /// `optimizer` or `schedule`.
+    pub(crate) kind: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) summary: &'static str,
+    equations: &'static str,
+    references: &'static [&'static str],
+    settings: &'static [Setting],
+}
+
+/// Every optimiser, then every schedule.
+pub(crate) fn recipe_parts() -> impl Iterator<Item = RecipePart> {
+    let optimizers = OPTIMIZERS.iter().map(|o| RecipePart {
+        kind: "optimizer",
+        name: o.name,
+        summary: o.summary,
+        equations: o.equations,
+        references: o.references,
+        settings: o.settings,
+    });
+    let schedules = SCHEDULES.iter().map(|s| RecipePart {
+        kind: "schedule",
+        name: s.name,
+        summary: s.summary,
+        equations: s.equations,
+        references: s.references,
+        settings: s.settings,
+    });
+    optimizers.chain(schedules)
+}
+
+impl RecipePart {
+    fn parameters(&self) -> Vec<ParameterSpec> {
+        self.settings.iter().map(ParameterSpec::from).collect()
+    }
+
+    /// Everything that is known about it.
+    pub(crate) fn full(&self) -> String {
+        let article = if self.kind == "optimizer" { "an" } else { "a" };
+        let mut text = format!("{}, {article} {}: {}\n\n", self.name, self.kind, self.summary);
+        for line in self.equations.lines() {
+            text.push_str(&format!("    {line}\n"));
+        }
+        text.push_str("\nParameters\n");
+        match &self.parameters()[..] {
+            [] => text.push_str("  none\n"),
+            parameters => text.push_str(&parameter_lines(parameters)),
+        }
+        text.push_str(&reference_lines(self.references));
+        text
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "kind": self.kind,
+            "name": self.name,
+            "summary": self.summary,
+            "parameters": parameters_json(&self.parameters()),
+            "equations": self.equations,
+            "references": self.references,
+        })
+    }
+}
+
 fn reference_lines(references: &[&str]) -> String {
     if references.is_empty() {
         return String::new();
@@ -250,7 +317,10 @@ fn quantity(quantity: Quantity) -> &'static str {
 
 /// A failure for a name that stands for nothing.
 pub(crate) fn unknown(name: &str, known: &[String]) -> Failure {
-    let failure = Failure::new(Exit::Usage, format!("there is no message code, router or balance loss {name}"));
+    let failure = Failure::new(
+        Exit::Usage,
+        format!("there is no message code, router, balance loss, optimizer or schedule {name}"),
+    );
     match moec_syntax::did_you_mean(name, known.iter().map(String::as_str)) {
         Some(near) => failure.help(format!("did you mean {near}?")),
         None => failure

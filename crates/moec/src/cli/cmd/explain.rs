@@ -1,4 +1,4 @@
-//! `moec explain`: what a message code, a routing strategy or a balance loss means.
+//! `moec explain`: what a message code, a routing strategy, a balance loss, an optimiser or a schedule means.
 
 use crate::cli::args::ExplainArgs;
 use crate::cli::console::Console;
@@ -32,6 +32,10 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
         texts.push(reference::loss_full(loss, registry));
         values.push(reference::loss_json(loss));
     }
+    for part in reference::recipe_parts().filter(|part| part.name == name) {
+        texts.push(part.full());
+        values.push(part.json());
+    }
     if texts.is_empty() {
         return Err(not_found(name, registry, &entries));
     }
@@ -48,7 +52,8 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
         let codes = Code::ALL.iter().map(|c| code_json(*c));
         let routers = entries.iter().map(Entry::json);
         let losses = registry.losses().map(reference::loss_json);
-        return console.json(&Value::Array(codes.chain(routers).chain(losses).collect()));
+        let parts = reference::recipe_parts().map(|part| part.json());
+        return console.json(&Value::Array(codes.chain(routers).chain(losses).chain(parts).collect()));
     }
     for code in Code::ALL {
         console.out(format!("{}  {}", code.number(), code.summary()))?;
@@ -59,6 +64,9 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
     for loss in registry.losses() {
         console.out(format!("{}  balance loss: {}", loss.name, loss.summary))?;
     }
+    for part in reference::recipe_parts() {
+        console.out(format!("{}  {}: {}", part.name, part.kind, part.summary))?;
+    }
     Ok(())
 }
 
@@ -67,7 +75,9 @@ fn not_found(name: &str, registry: &Registry, entries: &[Entry]) -> Failure {
     let upper = name.to_uppercase();
     let codes = Code::ALL.iter().map(|c| c.number().to_string());
     let names = entries.iter().map(|e| e.strategy.name().to_string());
-    let known: Vec<String> = codes.chain(names).chain(registry.losses().map(|l| l.name.to_string())).collect();
+    let parts = reference::recipe_parts().map(|part| part.name.to_string());
+    let losses = registry.losses().map(|l| l.name.to_string());
+    let known: Vec<String> = codes.chain(names).chain(losses).chain(parts).collect();
     reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, &known)
 }
 

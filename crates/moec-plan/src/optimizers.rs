@@ -1,0 +1,285 @@
+//! Optimisers: one file each, and the step that they have in common.
+//!
+//! An optimiser is a declaration: its settings, the moments that it keeps of every parameter, what it must be told in
+//! each step, and its update as nodes of the graph. What all share is written once: the gradients are found, clipped by
+//! their global norm, and decayed as the declaration says.
+
+mod adamw;
+mod sgd;
+
+use crate::error::PlanError;
+use crate::settings::{Conflict, Setting, SettingValue, Settings};
+use moec_ir::{Binary, Builder, Graph, Input, Interval, Op, Output, Phase, StateRole, TensorType, Unary, Value};
+use std::collections::BTreeMap;
+
+/// Every optimiser, the default first.
+pub static OPTIMIZERS: &[&OptimizerSpec] = &[&adamw::ADAMW, &sgd::SGD];
+
+/// A declared optimiser.
+#[derive(Debug)]
+pub struct OptimizerSpec {
+    /// Its name in the file, with which the names of its moments begin.
+    pub name: &'static str,
+    /// One line of help.
+    pub summary: &'static str,
+    /// What it computes, for people.
+    pub equations: &'static str,
+    /// Where it was published.
+    pub references: &'static [&'static str],
+    /// Its settings; `lr` is one of each.
+    pub settings: &'static [Setting],
+    /// What makes settings unfit that are each in range.
+    pub check: fn(&Settings) -> Option<Conflict>,
+    /// Names of the tensors that it keeps of every parameter, of the parameter's shape; zeros at first.
+    moments: fn(&Settings) -> &'static [&'static str],
+    /// What it is told in a step besides the learning rate, given the number of the step (from 1).
+    per_step: fn(&Settings, u64) -> Vec<f64>,
+    /// How it updates a parameter.
+    body: Body,
+}
+
+/// The update of one parameter.
+#[derive(Debug)]
+enum Body {
+    /// `parameter - lr * direction`, the direction computed from the gradient and the moments.
+    Direction(Decay, DirectionOf),
+    /// Everything at once, decay and clipping included.
+    Whole(fn(&Settings, &mut Builder, &Operands) -> Updated),
+}
+
+/// From the settings, the gradient as it is to be followed, and the moments to the direction and the new moments.
+type DirectionOf = fn(&Settings, &mut Builder, Value, &[Value]) -> Direction;
+
+/// Where the setting `weight_decay` acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decay {
+    /// On the gradient, before the moments see it: `gradient + weight_decay * parameter`.
+    Coupled,
+    /// On the direction, past the moments: `direction + weight_decay * parameter`.
+    Decoupled,
+}
+
+/// Where a parameter moves.
+#[derive(Debug)]
+struct Direction {
+    /// What it is moved against, before the learning rate.
+    direction: Value,
+    /// The new moments, in the order of declaration.
+    moments: Vec<Value>,
+}
+
+/// What the update of a parameter reads.
+#[derive(Debug)]
+struct Operands {
+    /// What the update is called.
+    name: String,
+    /// The parameter.
+    parameter: Value,
+    /// Its gradient before clipping.
+    gradient: Value,
+    /// Its moments, in the order of declaration.
+    moments: Vec<Value>,
+    /// `[lr, what the optimiser asked for..]`.
+    hyper: Value,
+    /// What the gradient is to be multiplied with, `[]`.
+    scale: Option<Value>,
+}
+
+/// What the update of a parameter makes.
+#[derive(Debug)]
+struct Updated {
+    /// The parameter.
+    parameter: Value,
+    /// Its moments, in the order of declaration.
+    moments: Vec<Value>,
+}
+
+/// The range of a learning rate.
+const LEARNING_RATE: Interval = Interval::above(0.0);
+/// The range of a weight decay.
+const WEIGHT_DECAY: Interval = Interval::at_least(0.0);
+/// The range of what is left of a moment after a step.
+const MEMORY: Interval = Interval::half_open(0.0, 1.0);
+
+/// An optimiser with its settings.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    /// Its declaration.
+    pub spec: &'static OptimizerSpec,
+    /// Its settings.
+    pub settings: Settings,
+}
+
+impl Optimizer {
+    /// The optimiser of that name, with its defaults.
+    pub fn named(name: &str) -> Option<Self> {
+        let spec = OPTIMIZERS.iter().find(|spec| spec.name == name)?;
+        Some(Self { spec, settings: Settings::defaults(spec.settings) })
+    }
+
+    /// The same optimiser with one setting changed.
+    #[must_use]
+    pub fn with(self, name: &str, value: impl Into<SettingValue>) -> Self {
+        Self { settings: self.settings.with(name, value), ..self }
+    }
+
+    /// The learning rate before any schedule.
+    pub fn lr(&self) -> f64 {
+        self.settings.number("lr")
+    }
+
+    /// What [`Input::Hyper`] is given in step `step` (from 0) at a learning rate: computed in 64 bits.
+    pub fn hyper(&self, lr: f64, step: u64) -> Vec<f32> {
+        std::iter::once(lr).chain((self.spec.per_step)(&self.settings, step + 1)).map(|x| x as f32).collect()
+    }
+}
+
+impl Default for Optimizer {
+    /// The first of [`OPTIMIZERS`] with its defaults.
+    fn default() -> Self {
+        let spec = OPTIMIZERS[0];
+        Self { spec, settings: Settings::defaults(spec.settings) }
+    }
+}
+
+/// Two are equal when their names and settings are.
+impl PartialEq for Optimizer {
+    fn eq(&self, other: &Self) -> bool {
+        self.spec.name == other.spec.name && self.settings == other.settings
+    }
+}
+
+/// Keeps a zero gradient from being divided by: as in PyTorch's `clip_grad_norm_`.
+const CLIP_EPSILON: f64 = 1e-6;
+
+/// Replaces the gradient outputs of parameters by their updates.
+///
+/// For every parameter NAME with an output [`Output::Gradient`] there are states `OPTIMIZER.MOMENT.NAME`, and updates of
+/// all by nodes of [`Phase::Optimizer`], which read the input [`Input::Hyper`]. With `clip`, the largest norm of the whole
+/// gradient, there is an output [`Output::GradNorm`], the norm before clipping, and every gradient is multiplied by
+/// `min(1, clip / (norm + 1e-6))`. Other outputs, gradients of inputs among them, stay.
+///
+/// # Errors
+/// When no parameter has a gradient.
+pub fn add_optimizer(graph: &Graph, optimizer: &Optimizer, clip: Option<f64>) -> Result<Graph, PlanError> {
+    let gradients: BTreeMap<String, Value> = graph
+        .outputs()
+        .iter()
+        .filter_map(|(name, value)| match Output::of_name(name) {
+            Some(Output::Gradient(of)) => Some((of, *value)),
+            _ => None,
+        })
+        .collect();
+    let trained: Vec<(String, Value, Value)> = graph
+        .ids()
+        .filter_map(|id| match &graph.node(id).op {
+            Op::Parameter { name, .. } => Some((name.clone(), graph.value(id), *gradients.get(name)?)),
+            _ => None,
+        })
+        .collect();
+    if trained.is_empty() {
+        return Err(PlanError::NoGradients);
+    }
+    let mut rest = graph.clone();
+    rest.retain_outputs(|name| match Output::of_name(name) {
+        Some(Output::Gradient(of)) => !trained.iter().any(|(name, ..)| *name == of),
+        _ => true,
+    });
+
+    let mut b = Builder::extend(rest);
+    let phase = b.set_phase(Phase::Backward);
+    let hyper = b.input(Input::Hyper, TensorType::f32([optimizer.hyper(0.0, 0).len()]));
+    let scale = clip.map(|clip| clipping(&mut b, clip, trained.iter().map(|&(.., gradient)| gradient).collect()));
+    b.set_phase(Phase::Optimizer);
+    for (name, parameter, gradient) in trained {
+        let former = b.set_origin(graph.node(parameter.node).origin);
+        let ty = graph.ty(parameter).clone();
+        let kind = optimizer.spec.name;
+        let moments: Vec<String> = (optimizer.spec.moments)(&optimizer.settings)
+            .iter()
+            .map(|moment| format!("{kind}.{moment}.{name}"))
+            .collect();
+        let values = moments.iter().map(|moment| b.state_for(StateRole::Optimizer, moment, ty.clone())).collect();
+        let operands = Operands { name: format!("{kind}.{name}"), parameter, gradient, moments: values, hyper, scale };
+        let updated = match optimizer.spec.body {
+            Body::Whole(update) => update(&optimizer.settings, &mut b, &operands),
+            Body::Direction(decay, direction) => {
+                b.scoped(&operands.name, |b| moved(&optimizer.settings, b, &operands, decay, direction))
+            }
+        };
+        b.update(name, updated.parameter);
+        for (moment, value) in moments.into_iter().zip(updated.moments) {
+            b.update(moment, value);
+        }
+        b.set_origin(former);
+    }
+    b.set_phase(phase);
+    Ok(b.finish()?)
+}
+
+/// What every gradient is multiplied with, so that all together are no longer than `clip`.
+fn clipping(b: &mut Builder, clip: f64, gradients: Vec<Value>) -> Value {
+    let squares = b.named("clip.squares", Op::SumOfSquares, &gradients);
+    let norm = b.named("clip.norm", Op::Unary(Unary::Sqrt), &[squares]);
+    b.output(Output::GradNorm, norm);
+    b.scoped("clip", |b| {
+        let norm = b.add_scalar(norm, CLIP_EPSILON);
+        let limit = b.fill(clip, []);
+        let ratio = b.div(limit, norm);
+        let one = b.fill(1.0, []);
+        b.named("scale", Op::Binary(Binary::Min), &[ratio, one])
+    })
+}
+
+/// `parameter - lr * direction`.
+fn moved(settings: &Settings, b: &mut Builder, operands: &Operands, decay: Decay, direction: DirectionOf) -> Updated {
+    let shape = b.shape(operands.parameter);
+    let decayed = |b: &mut Builder, x: Value| match settings.number("weight_decay") {
+        0.0 => x,
+        rate => {
+            let pull = b.scale(operands.parameter, rate);
+            b.add(x, pull)
+        }
+    };
+    let mut gradient = operands.gradient;
+    if let Some(scale) = operands.scale {
+        let scale = b.broadcast(scale, shape.clone());
+        gradient = b.mul(gradient, scale);
+    }
+    if decay == Decay::Coupled {
+        gradient = decayed(b, gradient);
+    }
+    let Direction { mut direction, moments } = direction(settings, b, gradient, &operands.moments);
+    if decay == Decay::Decoupled {
+        direction = decayed(b, direction);
+    }
+    let lr = b.reshape(operands.hyper, []);
+    let lr = b.broadcast(lr, shape);
+    let step = b.mul(lr, direction);
+    Updated { parameter: b.sub(operands.parameter, step), moments }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_optimizer_has_a_learning_rate_and_a_weight_decay() {
+        for spec in OPTIMIZERS {
+            let optimizer = Optimizer::named(spec.name).unwrap();
+            assert!(optimizer.lr() > 0.0 && optimizer.settings.number("weight_decay") >= 0.0, "{}", spec.name);
+            assert!((spec.check)(&optimizer.settings).is_none(), "the defaults of {} go together", spec.name);
+        }
+    }
+
+    #[test]
+    fn adamw_is_told_its_bias_corrections() {
+        let adamw = Optimizer::default();
+        let [lr, c1, c2] = adamw.hyper(1e-3, 0)[..] else { panic!("three numbers") };
+        assert_eq!(lr, 1e-3);
+        assert!((c1 - 0.1).abs() < 1e-7 && (c2 - 0.001).abs() < 1e-9);
+        let [_, c1, c2] = adamw.hyper(1e-3, 999)[..] else { panic!("three numbers") };
+        assert_eq!(c1, 1.0);
+        assert!((f64::from(c2) - (1.0 - 0.999f64.powi(1000))).abs() < 1e-7);
+    }
+}

@@ -1,0 +1,59 @@
+//! AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as in PyTorch.
+
+use super::{Body, LEARNING_RATE, MEMORY, Operands, OptimizerSpec, Updated, WEIGHT_DECAY};
+use crate::settings::{Setting, Settings};
+use moec_ir::{AdamWAttrs, Builder, Interval, Op};
+
+pub(super) static ADAMW: OptimizerSpec = OptimizerSpec {
+    name: "adamw",
+    summary: "Adam with decoupled weight decay",
+    equations: "m = beta1 m + (1 - beta1) g\n\
+                v = beta2 v + (1 - beta2) g²\n\
+                p = p - lr ((m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p)",
+    references: &["Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, arXiv 1711.05101, algorithm 2"],
+    settings: &[
+        Setting::number("lr", LEARNING_RATE, 1e-3, "learning rate"),
+        Setting::number("beta1", MEMORY, 0.9, "decay of the first moment"),
+        Setting::number("beta2", MEMORY, 0.999, "decay of the second moment"),
+        Setting::number("eps", Interval::above(0.0), 1e-8, "added to the root of the second moment"),
+        Setting::number("weight_decay", WEIGHT_DECAY, 0.01, "decoupled weight decay"),
+    ],
+    check: |_| None,
+    moments: |_| &["m", "v"],
+    per_step: bias_corrections,
+    body: Body::Whole(update),
+};
+
+/// `[1 - beta1^t, 1 - beta2^t]`, the bias corrections of Adam (Kingma & Ba 2015, arXiv 1412.6980, algorithm 1).
+fn bias_corrections(settings: &Settings, step: u64) -> Vec<f64> {
+    ["beta1", "beta2"].map(|beta| 1.0 - power(settings.number(beta), step)).to_vec()
+}
+
+/// One operation for all: devices have a kernel that reads and writes every element once.
+fn update(settings: &Settings, b: &mut Builder, operands: &Operands) -> Updated {
+    let attrs = AdamWAttrs {
+        beta1: settings.number("beta1").into(),
+        beta2: settings.number("beta2").into(),
+        epsilon: settings.number("eps").into(),
+        weight_decay: settings.number("weight_decay").into(),
+    };
+    let mut read = vec![operands.parameter, operands.gradient];
+    read.extend(&operands.moments);
+    read.push(operands.hyper);
+    read.extend(operands.scale);
+    let new = b.named(&operands.name, Op::AdamW(attrs), &read);
+    Updated { parameter: new, moments: vec![new.result(1), new.result(2)] }
+}
+
+/// `base^exponent` by squaring: the same bits on every platform, unlike the system's `pow`.
+fn power(mut base: f64, mut exponent: u64) -> f64 {
+    let mut result = 1.0;
+    while exponent > 0 {
+        if exponent & 1 == 1 {
+            result *= base;
+        }
+        base *= base;
+        exponent >>= 1;
+    }
+    result
+}
