@@ -141,3 +141,14 @@ fn adamw_makes_the_steps_of_its_paper() {
         p - 0.01 * (mean / (variance.sqrt() + 1e-8) + 0.1 * p)
     });
 }
+
+/// Chen et al. 2023, algorithm 2.
+#[test]
+fn lion_makes_the_steps_of_its_paper() {
+    let lion = Optimizer::named("lion").unwrap().with("lr", 0.01).with("weight_decay", 0.1);
+    against("lion", &lion, |p, g, [m, _], _| {
+        let update = (0.9 * *m + 0.1 * g).signum();
+        *m = 0.99 * *m + 0.01 * g;
+        p - 0.01 * (update + 0.1 * p)
+    });
+}

@@ -5,6 +5,7 @@
 //! their global norm, and decayed as the declaration says.
 
 mod adamw;
+mod lion;
 mod sgd;
 
 use crate::error::PlanError;
@@ -13,7 +14,7 @@ use moec_ir::{Binary, Builder, Graph, Input, Interval, Op, Output, Phase, StateR
 use std::collections::BTreeMap;
 
 /// Every optimiser, the default first.
-pub static OPTIMIZERS: &[&OptimizerSpec] = &[&adamw::ADAMW, &sgd::SGD];
+pub static OPTIMIZERS: &[&OptimizerSpec] = &[&adamw::ADAMW, &sgd::SGD, &lion::LION];
 
 /// A declared optimiser.
 #[derive(Debug)]
