@@ -5,7 +5,7 @@ use moec_ir::Interval;
 use std::f64::consts::PI;
 
 /// Every schedule, the default first.
-pub static SCHEDULES: &[&ScheduleSpec] = &[&CONSTANT, &COSINE];
+pub static SCHEDULES: &[&ScheduleSpec] = &[&CONSTANT, &COSINE, &WSD];
 
 /// A declared schedule.
 #[derive(Debug)]
@@ -62,6 +62,26 @@ static COSINE: ScheduleSpec = ScheduleSpec {
     },
 };
 
+static WSD: ScheduleSpec = ScheduleSpec {
+    name: "wsd",
+    summary: "linear warm-up, then the full rate, then in the last steps linearly down to min_lr",
+    equations: "lr(t) = lr (t + 1) / warmup            while t < warmup\n\
+                lr(t) = lr                             until the last steps, `decay` of them\n\
+                lr(t) = lr + (min_lr - lr) x           x = 1 / decay, 2 / decay, .., 1 in those",
+    references: &[
+        "Hu et al. 2024, MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies, \
+         arXiv 2404.06395",
+        "Hägele et al. 2024, Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations, arXiv 2405.18392",
+    ],
+    settings: &[WARMUP, Setting::steps("decay", 0, "steps of the fall at the end"), MIN_LR],
+    rate: |settings, lr, Progress { step, steps }| {
+        let (decay, min_lr) = (settings.steps("decay"), settings.number("min_lr"));
+        // Steps of the fall that are made, this one included.
+        let fallen = (step + 1 + decay).saturating_sub(steps).min(decay);
+        if fallen == 0 { lr } else { lr + (min_lr - lr) * (fallen as f64 / decay as f64) }
+    },
+};
+
 /// A schedule with its settings.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -113,6 +133,14 @@ impl Schedule {
                 expected: format!("expected less than {steps}"),
             }));
         }
+        if self.has("decay") {
+            let (warmup, decay) = (self.settings.steps("warmup"), self.settings.steps("decay"));
+            conflicts.extend((warmup < steps && decay > steps - warmup).then(|| Conflict {
+                setting: "decay",
+                message: format!("a warm-up of {warmup} and a decay of {decay} steps do not fit into {steps} steps"),
+                expected: format!("expected at most {}", steps - warmup),
+            }));
+        }
         if self.has("min_lr") {
             let min_lr = self.settings.number("min_lr");
             conflicts.extend((min_lr > lr).then(|| Conflict {
@@ -161,6 +189,20 @@ mod tests {
         assert!((schedule.at(1.0, 50, 9) - 0.1).abs() < 1e-12);
         assert_eq!(schedule.at(1.0, 4, 5), 1.0);
         assert_eq!(schedule.at(1.0, 1, 2), 0.5);
+    }
+
+    #[test]
+    fn warm_up_then_stable_then_decay() {
+        let wsd = Schedule::named("wsd").unwrap().with("warmup", 2u64).with("decay", 4u64).with("min_lr", 0.2);
+        let rates: Vec<f64> = (0..9).map(|s| wsd.at(1.0, s, 9)).collect();
+        for (rate, expected) in rates.iter().zip([0.5, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]) {
+            assert!((rate - expected).abs() < 1e-12, "{rates:?}");
+        }
+        // Without a decay the rate stays, and beyond the end it is that of the last step.
+        assert_eq!(wsd.clone().with("decay", 0u64).at(1.0, 8, 9), 1.0);
+        assert!((wsd.at(1.0, 50, 9) - 0.2).abs() < 1e-12);
+        let settings = |steps| wsd.check(1.0, steps).iter().map(|c| c.setting).collect::<Vec<_>>();
+        assert_eq!((settings(6), settings(5), settings(2)), (vec![], vec!["decay"], vec!["warmup"]));
     }
 
     #[test]
