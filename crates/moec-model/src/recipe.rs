@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use indexmap::IndexMap;
-use moec_ir::Invariant;
+use moec_ir::{Invariant, internal_error};
 use moec_plan::{OPTIMIZERS, Optimizer, SCHEDULES, Schedule, Setting, SettingKind, Settings};
 use moec_syntax::Span;
 
@@ -73,7 +73,8 @@ impl Recipe {
                 "xavier" => InitScheme::Xavier,
                 "normal" => InitScheme::Normal { std: arguments("init").float("std") },
                 "zeros" => InitScheme::Zeros,
-                _ => InitScheme::KaimingNormal,
+                "kaiming_normal" => InitScheme::KaimingNormal,
+                other => internal_error!("no initialisation is called {other}"),
             },
             evaluate: Evaluate { every: whole("evaluate", "every"), batches: whole("evaluate", "batches") },
             checkpoint_every: whole("checkpoint", "every"),

@@ -2,7 +2,7 @@
 
 use crate::executable::{Executable, ExecutableError};
 use crate::streams::Purpose;
-use moec_ir::{DType, Data, Init, Tensor, TensorType};
+use moec_ir::{DType, Data, Init, Invariant, Tensor, TensorType};
 use moec_plan::{StateDecl, on_threads};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ fn draw(seed: u64, name: &str, init: Init, ty: &TensorType) -> Tensor {
             orthogonal(drawn, columns).into_iter().map(|x| (gain.get() * x) as f32).collect()
         }
     };
-    Tensor::new(ty.shape.clone(), Data::F32(values)).unwrap_or_else(|| zeros(ty))
+    Tensor::new(ty.shape.clone(), Data::F32(values)).invariant("there is a value for each element")
 }
 
 /// Unit vectors from a matrix of `columns` columns by the Gram-Schmidt process: the rows, or the columns if there are
@@ -94,7 +94,7 @@ pub(crate) fn zeros(ty: &TensorType) -> Tensor {
         DType::F32 => Data::F32(vec![0.0; ty.elements()]),
         DType::I32 => Data::I32(vec![0; ty.elements()]),
     };
-    Tensor::new(ty.shape.clone(), data).unwrap_or_else(|| Tensor::zeros(ty))
+    Tensor::new(ty.shape.clone(), data).invariant("there is a value for each element")
 }
 
 #[cfg(test)]

@@ -238,7 +238,8 @@ impl RunFolder {
                     kept.push_str(line);
                     metrics.push(metric);
                 }
-                _ => {}
+                // Later than the checkpoint, or cut off when the run was killed.
+                Some(_) | None => {}
             }
         }
         if kept != text {

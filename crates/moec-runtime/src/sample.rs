@@ -10,7 +10,7 @@
 use crate::executable::{Executable, ExecutableError, Newest, generator};
 use crate::streams::Purpose;
 use crate::vocab::{UnknownCharacters, Vocab};
-use moec_ir::Function;
+use moec_ir::{Function, Invariant};
 use std::ops::{ControlFlow, Range};
 
 /// How the next character is chosen.
@@ -144,6 +144,7 @@ pub fn sample(
     config.check()?;
     let mut prompt = vocab.encode(prompt)?;
     if prompt.is_empty() {
+        // A text without line breaks begins with the first character of its vocabulary.
         prompt.push(vocab.id('\n').unwrap_or(0));
     }
     let functions = sample_functions(kept, executable.context(), prompt.len(), config.length);
@@ -257,7 +258,7 @@ fn next(
 ) -> Result<Vec<f64>, ExecutableError> {
     let (context, rows) = (executable.context(), executable.rows(Function::Next)?);
     // Where noise is drawn in evaluation, a text goes through the device alone, with noise of its own.
-    let number = texts.first().map_or(0, |text| text.number);
+    let number = texts.first().invariant("some text is written").number;
     let noise = Purpose::EvaluationNoise.stream(seed, number);
     let windows = (0..rows).map(|row| {
         let tokens = &texts[row.min(texts.len() - 1)].tokens;
@@ -275,8 +276,10 @@ fn candidates(logits: &[f64], config: &SampleConfig) -> Vec<(usize, f64)> {
     if config.temperature == 0.0 {
         order.truncate(1);
     }
-    order.truncate(config.top_k.unwrap_or(usize::MAX));
-    let largest = order.first().map_or(0.0, |&token| logits[token]);
+    if let Some(k) = config.top_k {
+        order.truncate(k);
+    }
+    let largest = logits[*order.first().invariant("a vocabulary has a character, and top-k is at least 1")];
     // A greedy choice has one candidate, whatever it is divided by.
     let temperature = if config.temperature == 0.0 { 1.0 } else { config.temperature };
     let mut candidates: Vec<(usize, f64)> =
@@ -305,7 +308,7 @@ fn choose(candidates: &[(usize, f64)], uniform: f64) -> usize {
         left -= p;
     }
     // Rounding may carry the sum past the last candidate.
-    candidates.last().map_or(0, |c| c.0)
+    candidates.last().invariant("there is a candidate").0
 }
 
 /// Log-probability of a token under a row of logits; minus infinity for one outside the row.
@@ -376,7 +379,6 @@ mod tests {
     fn choices_follow_the_probabilities() {
         let candidates = [(7, 3.0), (2, 1.0)];
         assert_eq!([0.0, 0.74, 0.76, 1.0].map(|u| choose(&candidates, u)), [7, 7, 2, 2]);
-        assert_eq!(choose(&[], 0.5), 0);
     }
 
     #[test]

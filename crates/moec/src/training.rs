@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::run::locate;
-use moec_ir::{Data, TOKEN_TABLE, Tensor};
+use moec_ir::{Data, Invariant, TOKEN_TABLE, Tensor};
 use moec_model::{Recipe, StateInit, TrainingText};
 use moec_runtime::{Dataset, Split, TrainConfig, Vocab};
 use std::path::Path;
@@ -16,6 +16,7 @@ pub fn train_config(recipe: &Recipe) -> TrainConfig {
         schedule: recipe.schedule.clone(),
         log_every: recipe.log_every,
         evaluate_every: recipe.evaluate.every,
+        // More than can be counted are as many as can be.
         evaluate_batches: usize::try_from(recipe.evaluate.batches).unwrap_or(usize::MAX),
         checkpoint_every: recipe.checkpoint_every,
         keep: None,
@@ -39,19 +40,21 @@ pub fn initial_states(states: &[(String, StateInit)], dataset: &Dataset) -> Resu
 
 /// The token vectors of a trained run, `[V, C]` in the order of `vocab`.
 fn token_vectors(run: &Path, vocab: &Vocab) -> Result<Tensor, String> {
+    let damaged = || "the token vectors are damaged".to_string();
     let (_, folder) = locate(run).map_err(|e| e.to_string())?;
     let manifest = moec_runtime::read_manifest(&folder).map_err(|e| e.to_string())?;
     let trained = manifest.vocab().ok_or_else(|| format!("{}: the vocabulary is damaged", folder.display()))?;
     let tensors = moec_runtime::read_tensors(&folder.join("model.safetensors")).map_err(|e| e.to_string())?;
     let table = tensors.get(TOKEN_TABLE).ok_or_else(|| format!("{} has no token vectors", folder.display()))?;
-    let width = table.shape().last().copied().unwrap_or(1);
+    let &[_, width] = table.shape() else { return Err(damaged()) };
     let values = table.to_f32();
     let rows = (0..vocab.len() as i32).map(|token| {
-        let character = vocab.character(token).unwrap_or_default();
+        let character =
+            vocab.character(token).invariant("every number below the size of a vocabulary is a character's");
         let row = trained.id(character).and_then(|id| usize::try_from(id).ok());
         row.and_then(|row| values.chunks(width).nth(row))
             .ok_or_else(|| format!("{} was trained on a text without {character:?}", folder.display()))
     });
     let rows = rows.collect::<Result<Vec<_>, String>>()?.concat();
-    Tensor::new(vec![vocab.len(), width], Data::F32(rows)).ok_or_else(|| "the token vectors are damaged".to_string())
+    Tensor::new(vec![vocab.len(), width], Data::F32(rows)).ok_or_else(damaged)
 }

@@ -1,7 +1,7 @@
 //! The record of a routed text: JSON lines that say which character went to which experts, and hold what replays it.
 
 use crate::cli::exit::{Exit, Failure};
-use moec_ir::{Data, Tensor};
+use moec_ir::{Data, Invariant, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -70,7 +70,7 @@ pub(crate) struct Array<T> {
 
 impl Array<i32> {
     pub(crate) fn of(tensor: &Tensor) -> Self {
-        Self { shape: tensor.shape().to_vec(), data: tensor.as_i32().unwrap_or_default().to_vec() }
+        Self { shape: tensor.shape().to_vec(), data: tensor.as_i32().invariant("choices are whole numbers").to_vec() }
     }
 
     pub(crate) fn tensor(&self) -> Option<Tensor> {

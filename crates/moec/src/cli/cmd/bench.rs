@@ -7,6 +7,7 @@ use crate::cli::kernel_table::{KernelTable, flops, least_seconds};
 use crate::cli::units::{bytes, grouped, scaled};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Device, Spec, cli::downloads, initial_states, train_config};
+use moec_ir::Invariant;
 use moec_kernels::{CubeBackend, Limits, Yardstick};
 use moec_model::Registry;
 use moec_plan::{Backend, Interpreter, Plan};
@@ -264,7 +265,7 @@ impl Report {
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    *values.get(values.len() / 2).invariant("something was measured")
 }
 
 /// The most memory that this process ever held.

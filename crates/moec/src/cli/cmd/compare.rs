@@ -9,6 +9,7 @@ use crate::cli::signals::Signals;
 use crate::cli::units::{duration, grouped};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Error, Request, Session, Spec, train_config};
+use moec_ir::Invariant;
 use moec_model::Registry;
 use moec_plan::Backend;
 use moec_runtime::{Corpus, Dataset, LayerBalance, Metric, Outcome, RunFolder, Split, TrainConfig, TrainError};
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &CompareArgs, registry: &Registry, console: &Console) ->
     let data = data(args, &entries, registry)?;
     let corpus = downloads::corpus(&data, registry, console)?;
     require_equal_budgets(&entries)?;
-    let split = entries.first().map_or(0.9, |e| e.spec.checked.recipe.split);
+    let split = entries.first().invariant("clap asks for specs").spec.checked.recipe.split;
     let dataset = Dataset::new(&corpus, corpus.vocab()?, split)?;
     let options = CompileOptions::only([Function::TrainStep, Function::Evaluate, Function::Logits]);
     let mut compiled = Vec::new();
@@ -435,15 +436,15 @@ impl Row {
 fn comparison(bench: &Bench<'_>, entries: &[Entry], compiled: &[Compiled], results: Vec<Vec<RunResult>>) -> Comparison {
     let any = results.iter().flatten().find(|r| r.loss_nats.is_some());
     let (windows, characters) = any.map_or((0, 0), |r| (r.windows, r.characters));
-    let first = entries.first().map(|e| &e.spec.checked);
+    let first = &entries.first().invariant("clap asks for specs").spec.checked;
     Comparison {
         schema: "moec.compare/1",
         device: bench.args.device.name(),
         data: bench.corpus.name().to_string(),
         data_sha256: bench.corpus.sha256().to_string(),
-        steps: first.map_or(0, |c| c.recipe.steps),
-        batch: first.map_or(0, |c| c.recipe.batch),
-        context: first.map_or(0, |c| c.model.context),
+        steps: first.recipe.steps,
+        batch: first.recipe.batch,
+        context: first.model.context,
         seeds: bench.args.seeds,
         eval_batches: bench.args.eval_batches,
         windows,

@@ -32,8 +32,8 @@ pub(crate) fn run(args: &RouteArgs, registry: &Registry, console: &Console) -> R
 // ---- recording ----
 
 fn record(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    // clap has made sure that both are there.
-    let (run, text) = (args.run.clone().unwrap_or_default(), args.text.clone().unwrap_or_default());
+    let run = args.run.clone().invariant("clap asks for a run to record");
+    let text = args.text.clone().invariant("clap asks for a text to record");
     let run = match args.checkpoint {
         Some(step) => {
             let folder = run.join("checkpoints").join(format!("step-{step:08}"));
@@ -109,7 +109,8 @@ fn header(run: &Run, text: &str, seed: u64, device: Device, layers: &[Layer]) ->
 
 fn parameters_sha256(run: &Run) -> String {
     let files = &run.checkpoint.manifest.files;
-    files.iter().find(|f| f.name == "model.safetensors").map(|f| f.sha256.clone()).unwrap_or_default()
+    let model = files.iter().find(|f| f.name == "model.safetensors");
+    model.invariant("the parameters of a checkpoint were read from this file").sha256.clone()
 }
 
 fn failed(run: &Run, error: CompileError) -> Failure {

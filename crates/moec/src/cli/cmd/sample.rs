@@ -5,6 +5,7 @@ use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::CompileOptions;
 use crate::{Run, Sampling};
+use moec_ir::Invariant;
 use moec_model::Registry;
 use moec_runtime::SampleConfig;
 use std::ops::ControlFlow;
@@ -28,7 +29,7 @@ pub(crate) fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> 
         let prompt = vocab.encode(&args.prompt);
         let prompt = prompt.map_err(|e| Failure::new(Exit::Usage, format!("the prompt cannot be read: {e}")))?;
         let chosen = Sampling::new(model, args.decode, args.samples, prompt.len(), args.length)?;
-        let samples = usize::try_from(chosen.together).unwrap_or(1);
+        let samples = usize::try_from(chosen.together).invariant("few texts are written together");
         let options = CompileOptions { samples, ..CompileOptions::only(chosen.functions.clone()) };
         sampling = Some(chosen);
         Ok(options)

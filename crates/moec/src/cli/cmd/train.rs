@@ -10,6 +10,7 @@ use crate::cli::signals::Signals;
 use crate::cli::units::{bytes, grouped};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Decode, Device, Request, Sampling, Session, Spec, read_source, train_config};
+use moec_ir::Invariant;
 use moec_model::Registry;
 use moec_runtime::{Corpus, Dataset, Executable, Kept, Outcome, RunFolder, SampleConfig, Split, Summary, Timings};
 use moec_syntax::SourceFile;
@@ -103,8 +104,7 @@ fn begun(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Fai
 
 /// The spec and the request of the run that is continued. Only the number of steps may change.
 fn resumed(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Failure> {
-    // clap has made sure that --out is there.
-    let root = args.out.clone().unwrap_or_default();
+    let root = args.out.clone().invariant("clap asks for --out beside --resume");
     // Read first: it says whether there is a run at all.
     let text = moec_runtime::read_spec(&root)?;
     let mut request = Request::read(&root)?;
