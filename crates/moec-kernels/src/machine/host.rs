@@ -157,8 +157,9 @@ fn give_back_free_memory() {
 
 /// What the compiled kernel of a launch depends on.
 fn key(launch: &Recorded) -> (KernelId, u32) {
-    let exponent = launch.offsets.iter().map(|offset| offset.trailing_zeros()).min().unwrap_or(u32::MAX);
-    (launch.kernel.id(), 1 << exponent.min(KERNEL_ALIGNMENT.trailing_zeros()))
+    let exponents = launch.offsets.iter().map(|offset| offset.trailing_zeros());
+    let exponent = exponents.fold(KERNEL_ALIGNMENT.trailing_zeros(), u32::min);
+    (launch.kernel.id(), 1 << exponent)
 }
 
 /// The compiled kernels of launches. Those that the process does not have are compiled on all cores.

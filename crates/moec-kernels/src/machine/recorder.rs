@@ -89,7 +89,8 @@ fn recorded(kernel: Box<dyn CubeKernel>, count: &CubeCount, bindings: KernelArgu
         return Err(format!("kernel {}: its cubes are counted on the device", kernel.name()));
     };
     let offset = |resource: &KernelResource| match resource {
-        KernelResource::Buffer(binding) => Ok(binding.offset_start.unwrap_or(0) as usize),
+        // Without an offset, it is the whole memory.
+        KernelResource::Buffer(binding) => Ok(binding.offset_start.map_or(0, |offset| offset as usize)),
         KernelResource::TensorMap(_) => Err(format!("kernel {}: it takes a tensor map", kernel.name())),
     };
     let offsets = bindings.resources.iter().map(offset).collect::<Result<_, _>>()?;
