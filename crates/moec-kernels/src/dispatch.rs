@@ -4,6 +4,8 @@
 use moec_ir::{Access, CapacityPriority, DType, FusedProgram, Instr, Op, TensorType};
 use moec_plan::Step;
 
+use crate::kernels::matmul::{Fetch, Layout, Product};
+use crate::kernels::norm::Norm;
 use crate::kernels::{
     adamw, attention, balance, cached_attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, indices,
     matmul, norm, random, reduce, rotary, routing, softmax, top_k,
@@ -124,12 +126,14 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         }
 
         Op::LayerNorm { epsilon } => {
-            let (rows, channels) = x[0].matrix();
-            norm::layer_norm(l, a(0), a(1), a(2), r(0), r(1), r(2), rows, channels, epsilon.get() as f32);
+            let (_, channels) = x[0].matrix();
+            let norm = Norm { x: a(0), gain: a(1), mean: Some(r(1)), rstd: r(2), channels };
+            norm::layer_norm(l, norm, a(2), r(0), epsilon.get() as f32);
         }
         Op::RmsNorm { epsilon } => {
-            let (rows, channels) = x[0].matrix();
-            norm::rms_norm(l, a(0), a(1), r(0), r(1), rows, channels, epsilon.get() as f32);
+            let (_, channels) = x[0].matrix();
+            let norm = Norm { x: a(0), gain: a(1), mean: None, rstd: r(1), channels };
+            norm::rms_norm(l, norm, r(0), epsilon.get() as f32);
         }
 
         Op::Softmax => {
@@ -146,24 +150,20 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         }
 
         Op::Attention(attrs) => {
-            let (tokens, channels) = y[0].matrix();
-            let rng = x.get(1).map(|o| o.arg);
-            attention::forward(l, a(0), rng, r(0), r(1), attrs, tokens, channels);
+            let ((_, channels), rng) = (y[0].matrix(), x.get(1).map(|o| o.arg));
+            attention::forward(l, a(0), rng, r(0), r(1), attrs, channels);
         }
         Op::AttentionGrad(attrs) => {
-            let (tokens, channels) = x[0].matrix();
-            let rng = x.get(4).map(|o| o.arg);
-            attention::backward(l, a(0), a(1), a(2), a(3), rng, r(0), attrs, tokens, channels);
+            let ((_, channels), rng) = (x[0].matrix(), x.get(4).map(|o| o.arg));
+            attention::backward(l, a(0), a(1), a(2), a(3), rng, r(0), attrs, channels);
         }
         Op::CachedAttention { heads, scale } => {
-            let (time, (_, channels)) = (x[1].shape()[1], y[0].matrix());
-            let scale = scale.get() as f32;
-            cached_attention::launch(l, a(0), a(1), r(1), a(2), r(0), *heads, time, scale, channels);
+            let (_, channels) = y[0].matrix();
+            cached_attention::launch(l, a(0), a(1), r(1), a(2), r(0), *heads, scale.get() as f32, channels);
         }
         Op::Rotary { heads, time, base, inverse, .. } => {
-            let (tokens, channels3) = x[0].matrix();
-            let positions = x.get(1).map(|o| o.arg);
-            rotary::launch(l, a(0), positions, r(0), *heads, *time, base.get(), *inverse, tokens, channels3 / 3);
+            let ((_, channels3), positions) = (x[0].matrix(), x.get(1).map(|o| o.arg));
+            rotary::launch(l, a(0), positions, r(0), *heads, *time, base.get(), *inverse, channels3 / 3);
         }
 
         Op::EmbedGrad { rows } => {
@@ -245,12 +245,14 @@ fn producer(l: &Launcher, op: &Op, x: &[Operand], y: &[Operand], after: Option<f
             grouped(l, op, x, r(0), None, after);
         }
         Op::LayerNormGrad => {
-            let (rows, channels) = x[0].matrix();
-            norm::layer_norm_grad(l, a(0), a(1), a(2), a(3), a(4), r(0), r(1), r(2), after, rows, channels);
+            let (_, channels) = x[0].matrix();
+            let norm = Norm { x: a(1), gain: a(2), mean: Some(a(3)), rstd: a(4), channels };
+            norm::grad(l, norm, a(0), r(0), r(1), Some(r(2)), after);
         }
         Op::RmsNormGrad => {
-            let (rows, channels) = x[0].matrix();
-            norm::rms_norm_grad(l, a(0), a(1), a(2), a(3), r(0), r(1), after, rows, channels);
+            let (_, channels) = x[0].matrix();
+            let norm = Norm { x: a(1), gain: a(2), mean: None, rstd: a(3), channels };
+            norm::grad(l, norm, a(0), r(0), r(1), None, after);
         }
         Op::Embed => {
             let ((rows, channels), tokens) = (x[1].matrix(), a(0).elements());
@@ -262,66 +264,72 @@ fn producer(l: &Launcher, op: &Op, x: &[Operand], y: &[Operand], after: Option<f
             routing::dispatch(l, a(0), a(1), weights, r(0), after, tokens, slots / tokens, channels);
         }
         Op::Combine { .. } => {
-            let ((rows, channels), slots) = (x[0].matrix(), a(2).elements());
-            let (tokens, weights) = (r(0).elements() / channels, x.get(3).map(|o| o.arg));
-            routing::combine(l, a(0), a(2), weights, r(0), after, rows, tokens, slots / tokens, channels);
+            let ((_, channels), weights) = (x[0].matrix(), x.get(3).map(|o| o.arg));
+            routing::combine(l, a(0), a(2), weights, r(0), after, channels);
         }
-        // Inference lets nothing else be a producer.
-        _ => debug_assert!(op.operands_of_producer().is_none(), "{} has no kernels", op.mnemonic()),
+        _ => moec_ir::internal_error!("no program goes on with {}", op.mnemonic()),
     }
 }
 
 /// Launches a product of two matrices, with the sums of its first operand, or with the program that goes on with it.
 fn matmul(l: &Launcher, op: &Op, x: &[Operand], y: Arg, sums: Option<Arg>, after: Option<fused::After<'_>>) {
-    let Op::MatMul { transpose_a, transpose_b, bias } = op else { return };
+    let Op::MatMul { transpose_a, transpose_b, bias } = *op else {
+        moec_ir::internal_error!("{} is no product of two matrices", op.mnemonic())
+    };
     let a = |i: usize| x[i].arg;
     let ((p, q), (s, t)) = (x[0].matrix(), x[1].matrix());
-    let (m, k) = if *transpose_a { (q, p) } else { (p, q) };
-    let n = if *transpose_b { s } else { t };
-    matmul::launch(l, a(0), a(1), bias.then(|| a(2)), y, sums, m, n, k, *transpose_a, *transpose_b, after);
+    let (m, k) = if transpose_a { (q, p) } else { (p, q) };
+    let n = if transpose_b { s } else { t };
+    let layout = Layout { transpose_a, transpose_b, fetched: false };
+    let (fetch, bias, offsets) = (None, bias.then(|| a(2)), None);
+    let product = Product { layout, a: a(0), b: a(1), fetch, bias, offsets, y, sums, after, m, n, k, experts: 1 };
+    matmul::launch(l, &product);
 }
 
-/// Launches a product per expert, with the sums of its first operand, or with the program that goes on with it.
+/// Launches a product per expert, with the sums of its first operand, or with the program that goes on with it. Rows are
+/// sorted by expert, and an expert without rows has no work; rows after the last expert's are 0.
 fn grouped(l: &Launcher, op: &Op, x: &[Operand], y: Arg, sums: Option<Arg>, after: Option<fused::After<'_>>) {
     let (op, fetch) = match op {
         Op::DispatchedProduct(product) => {
             // Order and positions are the product's last operands.
             let (order, positions) = (x[x.len() - 2].arg, &x[x.len() - 1]);
-            let fetch = matmul::Fetch { order, sharing: positions.matrix().1, slots: positions.arg.elements() };
+            let fetch = Fetch { order, sharing: positions.matrix().1, slots: positions.arg.elements() };
             (&**product, Some(fetch))
         }
         op => (op, None),
     };
-    let (a, offsets) = (|i: usize| x[i].arg, x[2].arg);
-    let experts = offsets.elements() - 1;
-    let rows = |stored: usize| fetch.map_or(stored, |f| f.order.elements());
+    let (a, fetched) = (|i: usize| x[i].arg, fetch.is_some());
+    let experts = a(2).elements() - 1;
     let ((first, columns), (_, inner)) = (x[0].matrix(), x[1].matrix());
-    match op {
+    let (a, b, offsets) = (a(0), a(1), Some(a(2)));
+    let product = match *op {
         Op::GroupedMatMul { transpose_b, bias } => {
-            let (rows, bias) = (rows(first), bias.then(|| a(3)));
-            let (outer, transpose_b) = (y.elements() / rows, *transpose_b);
-            grouped_matmul::forward(
-                l,
-                a(0),
-                a(1),
-                offsets,
-                bias,
-                y,
-                rows,
-                experts,
-                columns,
-                outer,
-                transpose_b,
-                fetch,
-                after,
-            );
+            let layout = Layout { transpose_a: false, transpose_b, fetched };
+            let m = fetch.map_or(first, |f| f.order.elements());
+            let (bias, n) = (bias.then(|| x[3].arg), y.elements() / m);
+            Product { layout, a, b, fetch, bias, offsets, y, sums, after, m, n, k: columns, experts }
         }
         Op::GroupedMatMulWeightGrad => {
-            grouped_matmul::weight_grad(l, a(0), a(1), offsets, y, sums, first, experts, columns, inner, fetch);
+            let layout = Layout { transpose_a: true, transpose_b: false, fetched };
+            Product {
+                layout,
+                a,
+                b,
+                fetch,
+                bias: None,
+                offsets,
+                y,
+                sums,
+                after,
+                m: columns,
+                n: inner,
+                k: first,
+                experts,
+            }
         }
-        // Inference lets nothing else be a product per expert.
-        _ => {}
-    }
+        _ => moec_ir::internal_error!("{} is no product per expert", op.mnemonic()),
+    };
+    matmul::launch(l, &product);
 }
 
 /// A fused program that loads its operands and applies at most one instruction.

@@ -4,10 +4,16 @@
 //! width with [`Launcher::width`] or [`Launcher::matrix_width`] and calls [`Launcher::launch`] once per kernel. The
 //! same functions list the kernels of a plan without a device: then the closure that launches is never called.
 //!
+//! Arguments that belong together are one `struct` with `#[derive(CubeType, CubeLaunch)]`. CubeCL takes it apart where a
+//! kernel is made, so a launch costs the same; the order of its fields is that of the buffers and scalars.
+//!
 //! Widths: a buffer is bound as vectors of `w` floats only if every extent that a vector must not straddle is a
 //! multiple of `w`; otherwise `w` is 1. Buffers start at multiples of 256 bytes.
 
 #![allow(clippy::manual_div_ceil, reason = "the kernel language has no `div_ceil`")]
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -45,9 +51,9 @@ pub struct DeviceProfile {
 }
 
 impl DeviceProfile {
-    /// A CPU on which kernels run with that many threads.
+    /// A CPU on which kernels run with that many threads, of which there is at least one.
     pub fn cpu(threads: usize) -> Self {
-        Self { kind: Kind::Cpu, units: u32::try_from(threads.max(1)).unwrap_or(u32::MAX) }
+        Self { kind: Kind::Cpu, units: threads.clamp(1, u32::MAX as usize) as u32 }
     }
 
     /// The CPU of this machine, all cores.
@@ -200,6 +206,32 @@ impl Target<'_> {
         width: usize,
     ) -> C {
         args.into_iter().map(|&arg| self.bind(arg, width)).collect()
+    }
+}
+
+/// Launches `kernel(vector widths.., arguments.., comptime arguments..)` on a [`Target`]. What CubeCL makes of a kernel takes
+/// the device and the number of units before them.
+macro_rules! run {
+    ($target:ident, $kernel:ident($($argument:expr),* $(,)?)) => {
+        $kernel::launch_unchecked($target.client, $target.count(), $target.dim(), $($argument),*)
+    };
+}
+pub(crate) use run;
+
+/// An operand, or a result, that a launch may do without, where launches with and without it are one kernel. Where they are
+/// two kernels, it is a sequence of one buffer or of none.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Optional<E: CubePrimitive> {
+    /// Its buffer; if it is absent, another one, which is neither read nor written.
+    pub(crate) values: Box<[E]>,
+    /// 1, or 0 if it is absent.
+    pub(crate) given: usize,
+}
+
+impl<E: CubePrimitive> Optional<E> {
+    /// As an argument of a launch, in vectors of `width` elements.
+    pub(crate) fn bind(t: &Target<'_>, arg: Option<Arg>, in_its_place: Arg, width: usize) -> OptionalLaunch<E> {
+        OptionalLaunch::new(t.bind(arg.unwrap_or(in_its_place), width), usize::from(arg.is_some()))
     }
 }
 

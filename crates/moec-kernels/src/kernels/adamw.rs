@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::copy;
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 use moec_ir::AdamWAttrs;
 use moec_plan::MOST_GROUPED_UPDATES;
@@ -32,49 +32,60 @@ fn end_of_part(end: usize, start: usize, length: usize, #[comptime] split: Split
     }
 }
 
-/// `hyper` is `[lr, 1 - beta1^t, 1 - beta2^t]`; `scale` holds one factor of the gradients, or no buffer. `lengths` are
-/// those of the tensors in vectors, and `n` is their sum.
-#[cube(launch_unchecked)]
-fn adamw<W: Size>(
-    parameters: &mut Sequence<Box<[Vector<f32, W>]>>,
-    firsts: &mut Sequence<Box<[Vector<f32, W>]>>,
-    seconds: &mut Sequence<Box<[Vector<f32, W>]>>,
-    grads: &Sequence<Box<[Vector<f32, W>]>>,
-    hyper: &[f32],
-    scale: &Sequence<Box<[f32]>>,
-    lengths: &Sequence<usize>,
-    n: usize,
+/// What is updated, tensor by tensor: parameters and their two moments.
+#[derive(CubeType, CubeLaunch)]
+struct Tensors<W: Size> {
+    parameters: Sequence<Box<[Vector<f32, W>]>>,
+    firsts: Sequence<Box<[Vector<f32, W>]>>,
+    seconds: Sequence<Box<[Vector<f32, W>]>>,
+    grads: Sequence<Box<[Vector<f32, W>]>>,
+    /// Lengths in vectors.
+    lengths: Sequence<usize>,
+}
+
+/// `beta1`, `1 - beta1`, and so on.
+#[derive(CubeType, CubeLaunch)]
+struct Coefficients {
     beta1: f32,
     complement1: f32,
     beta2: f32,
     complement2: f32,
     epsilon: f32,
     weight_decay: f32,
-    #[comptime] tensors: usize,
-    #[comptime] scaled: bool,
+}
+
+/// `hyper` is `[lr, 1 - beta1^t, 1 - beta2^t]`; `scale` holds one factor of the gradients, or no buffer. `n` is the length
+/// of all tensors together.
+#[cube(launch_unchecked)]
+fn adamw<W: Size>(
+    x: &mut Tensors<W>,
+    hyper: &[f32],
+    scale: &Sequence<Box<[f32]>>,
+    coefficients: &Coefficients,
+    n: usize,
     #[comptime] split: Split,
 ) {
     let lr = hyper[0];
     let mut factor = 1.0f32.runtime();
-    if comptime!(scaled) {
+    if comptime!(scale.len() == 1) {
         factor = scale[0][0];
     }
     let factor = Vector::<f32, W>::new(factor);
-    let (b1, b2) = (Vector::<f32, W>::new(beta1), Vector::<f32, W>::new(beta2));
-    let (c1, c2) = (Vector::<f32, W>::new(complement1), Vector::<f32, W>::new(complement2));
-    let decay = Vector::<f32, W>::new(1.0f32 - lr * weight_decay);
+    let (b1, b2) = (Vector::<f32, W>::new(coefficients.beta1), Vector::<f32, W>::new(coefficients.beta2));
+    let (c1, c2) = (Vector::<f32, W>::new(coefficients.complement1), Vector::<f32, W>::new(coefficients.complement2));
+    let decay = Vector::<f32, W>::new(1.0f32 - lr * coefficients.weight_decay);
     let rate = Vector::<f32, W>::new(lr / hyper[1]);
     let correction = Vector::<f32, W>::new(1.0f32 / f32::sqrt(hyper[2]));
-    let epsilon = Vector::<f32, W>::new(epsilon);
+    let epsilon = Vector::<f32, W>::new(coefficients.epsilon);
     let (first, end) = (first_item(n, split), end_item(n, split));
     let mut start = 0usize.runtime();
     #[unroll]
-    for tensor in 0..tensors {
-        let length = *lengths.index(tensor);
-        let grad = grads.index(tensor);
-        let p = parameters.index_mut(tensor);
-        let m = firsts.index_mut(tensor);
-        let v = seconds.index_mut(tensor);
+    for tensor in 0..comptime!(x.lengths.len()) {
+        let length = *x.lengths.index(tensor);
+        let grad = x.grads.index(tensor);
+        let p = x.parameters.index_mut(tensor);
+        let m = x.firsts.index_mut(tensor);
+        let v = x.seconds.index_mut(tensor);
         let own = first_of_part(first, start, length, split);
         for i in range_stepped(own, end_of_part(end, start, length, split), item_step(split)) {
             let g = grad[i] * factor;
@@ -122,29 +133,13 @@ fn together(l: &Launcher, updates: &[&Update], hyper: Arg, scale: Option<Arg>, a
         // one.
         |t| unsafe {
             let [p, m, v] = [0, 1, 2].map(|i| t.bind_all(updates.iter().map(|u| &u.new[i]), w));
-            adamw::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                p,
-                m,
-                v,
-                t.bind_all(updates.iter().map(|u| &u.grad), w),
-                t.bind(hyper, 1),
-                t.bind_all(&scale, 1),
-                lengths.iter().copied().collect(),
-                n,
-                beta1 as f32,
-                (1.0 - beta1) as f32,
-                beta2 as f32,
-                (1.0 - beta2) as f32,
-                epsilon as f32,
-                decay as f32,
-                updates.len(),
-                scale.is_some(),
-                split,
-            );
+            let grads = t.bind_all(updates.iter().map(|u| &u.grad), w);
+            let tensors = TensorsLaunch::new(p, m, v, grads, lengths.iter().copied().collect());
+            let [complement1, complement2] = [beta1, beta2].map(|beta| (1.0 - beta) as f32);
+            let (beta1, beta2, epsilon, decay) = (beta1 as f32, beta2 as f32, epsilon as f32, decay as f32);
+            let coefficients = CoefficientsLaunch::new(beta1, complement1, beta2, complement2, epsilon, decay);
+            let (hyper, scale) = (t.bind(hyper, 1), t.bind_all(&scale, 1));
+            run!(t, adamw(w, tensors, hyper, scale, coefficients, n, split));
         },
     );
 }

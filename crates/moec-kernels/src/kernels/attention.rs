@@ -17,7 +17,7 @@
 
 use super::lanes::lane_numbers;
 use super::random::{key_a, key_b, random_bits};
-use crate::launch::{Arg, Launcher, Split, common_width, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, Target, common_width, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 use moec_ir::AttentionAttrs;
 use moec_ir::random::dropout_threshold;
@@ -41,6 +41,35 @@ struct Shape {
     unroll: bool,
 }
 
+/// What all pairs of a sequence and a head have in common.
+#[derive(CubeType, CubeLaunch)]
+struct Scoring {
+    heads: usize,
+    scale: f32,
+    /// State of the generator, if probabilities are dropped.
+    rng: Sequence<Box<[u32]>>,
+    /// The stream of random numbers.
+    key: u32,
+    /// Random words below it drop.
+    threshold: u32,
+    /// Factor of what is kept.
+    keep: f32,
+}
+
+/// A matrix in which single elements and vectors are read.
+#[derive(CubeType, CubeLaunch)]
+struct Rows<W: Size> {
+    elements: Box<[f32]>,
+    vectors: Box<[Vector<f32, W>]>,
+}
+
+/// Where rows start, and how far they are apart.
+#[derive(CubeType)]
+struct Place {
+    start: usize,
+    step: usize,
+}
+
 /// Rows of a register tile, which divide the lanes of a vector.
 fn tile_rows(lanes: usize) -> usize {
     common_width(ROWS, &[lanes])
@@ -57,11 +86,22 @@ fn dropout_factors<W: Size>(
     a: Vector<u32, W>,
     b: Vector<u32, W>,
     counters: Vector<u32, W>,
-    threshold: u32,
-    keep: f32,
+    scoring: &Scoring,
 ) -> Vector<f32, W> {
     let bits = random_bits::<W>(a, b, counters);
-    select_many(bits.less_than(&Vector::new(threshold)), Vector::new(0.0f32), Vector::new(keep))
+    select_many(bits.less_than(&Vector::new(scoring.threshold)), Vector::new(0.0f32), Vector::new(scoring.keep))
+}
+
+/// The two keys of the stream that drops probabilities.
+#[cube]
+fn dropout_keys<W: Size>(scoring: &Scoring, #[comptime] shape: Shape) -> (Vector<u32, W>, Vector<u32, W>) {
+    let mut a = Vector::<u32, W>::new(0u32);
+    let mut b = Vector::<u32, W>::new(0u32);
+    if comptime!(shape.dropout) {
+        a = key_a::<W>(&scoring.rng[0], scoring.key);
+        b = key_b::<W>(&scoring.rng[0], scoring.key, a);
+    }
+    (a, b)
 }
 
 /// A group of rows from position `first` on, transposed: element `d` holds channel `d` of each.
@@ -118,10 +158,8 @@ fn times_rows<W: Size>(
     factors: &Array<Vector<f32, W>>,
     rows: &[Vector<f32, W>],
     out: &mut [Vector<f32, W>],
-    rows_start: usize,
-    rows_step: usize,
-    out_start: usize,
-    out_step: usize,
+    from: &Place,
+    to: &Place,
     first: usize,
     end: usize,
     #[comptime] shape: Shape,
@@ -138,7 +176,7 @@ fn times_rows<W: Size>(
             for k in 0..common {
                 #[unroll]
                 for j in 0..nv {
-                    let row = rows[rows_start + k * rows_step + panel * nv + j];
+                    let row = rows[from.start + k * from.step + panel * nv + j];
                     #[unroll]
                     for i in 0..tile {
                         let score = Vector::<f32, W>::new(lanes[k * w + lane + i].extract(0usize));
@@ -149,7 +187,7 @@ fn times_rows<W: Size>(
             for k in common..min(first + lane + tile, end) {
                 #[unroll]
                 for j in 0..nv {
-                    let row = rows[rows_start + k * rows_step + panel * nv + j];
+                    let row = rows[from.start + k * from.step + panel * nv + j];
                     #[unroll]
                     for i in 0..tile {
                         if k <= first + lane + i {
@@ -166,7 +204,7 @@ fn times_rows<W: Size>(
                         Vector::<f32, W>::new(factors.with_vector_size::<Const<1>>()[lane + i].extract(0usize));
                     #[unroll]
                     for j in 0..nv {
-                        out[out_start + (first + lane + i) * out_step + panel * nv + j] = acc[i * nv + j] * factor;
+                        out[to.start + (first + lane + i) * to.step + panel * nv + j] = acc[i * nv + j] * factor;
                     }
                 }
             }
@@ -181,10 +219,8 @@ fn transposed_times_rows<W: Size>(
     scores: &Array<Vector<f32, W>>,
     rows: &[Vector<f32, W>],
     out: &mut [Vector<f32, W>],
-    rows_start: usize,
-    rows_step: usize,
-    out_start: usize,
-    out_step: usize,
+    from: &Place,
+    to: &Place,
     first: usize,
     end: usize,
     #[comptime] shape: Shape,
@@ -201,7 +237,7 @@ fn transposed_times_rows<W: Size>(
                 for i in 0..tile {
                     #[unroll]
                     for j in 0..nv {
-                        acc[i * nv + j] = out[out_start + (k + i) * out_step + panel * nv + j];
+                        acc[i * nv + j] = out[to.start + (k + i) * to.step + panel * nv + j];
                     }
                 }
             }
@@ -216,7 +252,7 @@ fn transposed_times_rows<W: Size>(
             for lane in some..all {
                 #[unroll]
                 for j in 0..nv {
-                    let row = rows[rows_start + (first + lane) * rows_step + panel * nv + j];
+                    let row = rows[from.start + (first + lane) * from.step + panel * nv + j];
                     #[unroll]
                     for i in 0..tile {
                         if k + i <= first + lane {
@@ -229,7 +265,7 @@ fn transposed_times_rows<W: Size>(
             for lane in all..queries {
                 #[unroll]
                 for j in 0..nv {
-                    let row = rows[rows_start + (first + lane) * rows_step + panel * nv + j];
+                    let row = rows[from.start + (first + lane) * from.step + panel * nv + j];
                     #[unroll]
                     for i in 0..tile {
                         let score = Vector::<f32, W>::new(lanes[(k + i) * w + lane].extract(0usize));
@@ -242,7 +278,7 @@ fn transposed_times_rows<W: Size>(
                 if k + i < shape.time {
                     #[unroll]
                     for j in 0..nv {
-                        out[out_start + (k + i) * out_step + panel * nv + j] = acc[i * nv + j];
+                        out[to.start + (k + i) * to.step + panel * nv + j] = acc[i * nv + j];
                     }
                 }
             }
@@ -253,23 +289,18 @@ fn transposed_times_rows<W: Size>(
 /// CPU, forward: one unit per (sequence, head).
 #[cube(launch_unchecked)]
 fn forward_pairs<W: Size>(
-    qkv: &[f32],
-    qkv_vectors: &[Vector<f32, W>],
-    rng: &[u32],
+    qkv: &Rows<W>,
     y: &mut [Vector<f32, W>],
     lse: &mut [f32],
     pairs: usize,
-    heads: usize,
-    scale: f32,
-    key: u32,
-    threshold: u32,
-    keep: f32,
+    scoring: &Scoring,
     #[comptime] shape: Shape,
     #[comptime] split: Split,
 ) {
     let w = W::value();
     let tile = comptime!(tile_rows(w));
     let groups = comptime!(shape.time.div_ceil(w));
+    let (heads, scale) = (scoring.heads, scoring.scale);
     let channels = heads * shape.width;
     let row = 3 * channels;
     let lanes = lane_numbers::<W>();
@@ -278,12 +309,7 @@ fn forward_pairs<W: Size>(
     let mut dots = Array::<Vector<f32, W>>::new(tile);
     // One number per query of a group.
     let mut statistic = Array::<Vector<f32, W>>::new(1usize);
-    let mut a = Vector::<u32, W>::new(0u32);
-    let mut b = Vector::<u32, W>::new(0u32);
-    if comptime!(shape.dropout) {
-        a = key_a::<W>(rng, key);
-        b = key_b::<W>(rng, key, a);
-    }
+    let (a, b) = dropout_keys::<W>(scoring, shape);
     for pair in range_stepped(first_item(pairs, split), end_item(pairs, split), item_step(split)) {
         let token = pair / heads * shape.time;
         let head = pair % heads;
@@ -292,10 +318,10 @@ fn forward_pairs<W: Size>(
             let first = g * w;
             let end = min(first + w, shape.time);
             let query = lanes + Vector::new(u32::cast_from(first));
-            transpose::<W>(qkv, &mut queries, start, row, first, shape);
+            transpose::<W>(&qkv.elements, &mut queries, start, row, first, shape);
             let mut highest = Vector::<f32, W>::new(f32::NEG_INFINITY);
             for k in range_stepped(0, first + w, tile) {
-                dot_products::<W>(qkv, &queries, &mut dots, start + channels, row, k, shape);
+                dot_products::<W>(&qkv.elements, &queries, &mut dots, start + channels, row, k, shape);
                 #[unroll]
                 for i in 0..tile {
                     let visible = query.greater_equal(&Vector::new(u32::cast_from(k + i)));
@@ -315,7 +341,7 @@ fn forward_pairs<W: Size>(
                 sum += p;
                 if comptime!(shape.dropout) {
                     let counters = counter + Vector::new(u32::cast_from(k));
-                    scores[k] = p * dropout_factors::<W>(a, b, counters, threshold, keep);
+                    scores[k] = p * dropout_factors::<W>(a, b, counters, scoring);
                 } else {
                     scores[k] = p;
                 }
@@ -326,9 +352,9 @@ fn forward_pairs<W: Size>(
                 lse[(token + first + lane) * heads + head] = log_sum;
             }
             statistic[0] = Vector::new(1.0f32) / sum;
-            let (from, step) = ((start + 2 * channels) / w, row / w);
-            let (to, to_step) = ((token * channels + head * shape.width) / w, channels / w);
-            times_rows::<W>(&scores, &statistic, qkv_vectors, y, from, step, to, to_step, first, end, shape);
+            let values = Place { start: (start + 2 * channels) / w, step: row / w };
+            let results = Place { start: (token * channels + head * shape.width) / w, step: channels / w };
+            times_rows::<W>(&scores, &statistic, &qkv.vectors, y, &values, &results, first, end, shape);
         }
     }
 }
@@ -336,26 +362,20 @@ fn forward_pairs<W: Size>(
 /// CPU, backward: one unit per (sequence, head).
 #[cube(launch_unchecked)]
 fn backward_pairs<W: Size>(
-    dy: &[f32],
-    dy_vectors: &[Vector<f32, W>],
-    qkv: &[f32],
-    qkv_vectors: &[Vector<f32, W>],
+    dy: &Rows<W>,
+    qkv: &Rows<W>,
     y: &[f32],
     lse: &[f32],
-    rng: &[u32],
     dqkv: &mut [Vector<f32, W>],
     pairs: usize,
-    heads: usize,
-    scale: f32,
-    key: u32,
-    threshold: u32,
-    keep: f32,
+    scoring: &Scoring,
     #[comptime] shape: Shape,
     #[comptime] split: Split,
 ) {
     let w = W::value();
     let tile = comptime!(tile_rows(w));
     let groups = comptime!(shape.time.div_ceil(w));
+    let (heads, scale) = (scoring.heads, scoring.scale);
     let channels = heads * shape.width;
     let row = 3 * channels;
     let lanes = lane_numbers::<W>();
@@ -368,12 +388,7 @@ fn backward_pairs<W: Size>(
     let mut error_dots = Array::<Vector<f32, W>>::new(tile);
     // One number per query of a group.
     let mut statistic = Array::<Vector<f32, W>>::new(1usize);
-    let mut a = Vector::<u32, W>::new(0u32);
-    let mut b = Vector::<u32, W>::new(0u32);
-    if comptime!(shape.dropout) {
-        a = key_a::<W>(rng, key);
-        b = key_b::<W>(rng, key, a);
-    }
+    let (a, b) = dropout_keys::<W>(scoring, shape);
     for pair in range_stepped(first_item(pairs, split), end_item(pairs, split), item_step(split)) {
         let token = pair / heads * shape.time;
         let head = pair % heads;
@@ -385,12 +400,12 @@ fn backward_pairs<W: Size>(
             let query = lanes + Vector::new(u32::cast_from(first));
             // The softmax's gradient subtracts sum_k dp p = <dy, y> (Dao et al. 2022, equation 4).
             transpose::<W>(y, &mut queries, out, channels, first, shape);
-            transpose::<W>(dy, &mut errors, out, channels, first, shape);
+            transpose::<W>(&dy.elements, &mut errors, out, channels, first, shape);
             let mut delta = Vector::<f32, W>::new(0.0);
             for d in 0..shape.width {
                 delta = fma(queries[d], errors[d], delta);
             }
-            transpose::<W>(qkv, &mut queries, start, row, first, shape);
+            transpose::<W>(&qkv.elements, &mut queries, start, row, first, shape);
             for lane in 0..w {
                 let log_sum = lse[(token + min(first + lane, shape.time - 1)) * heads + head];
                 statistic.with_vector_size_mut::<Const<1>>()[lane] = Vector::new(log_sum);
@@ -402,8 +417,8 @@ fn backward_pairs<W: Size>(
             let inside = query.less_than(&Vector::new(comptime!(shape.time as u32).runtime()));
             let seen = select_many(inside, query + Vector::new(1u32), Vector::new(0u32));
             for k in range_stepped(0, first + w, tile) {
-                dot_products::<W>(qkv, &queries, &mut dots, start + channels, row, k, shape);
-                dot_products::<W>(qkv, &errors, &mut error_dots, start + 2 * channels, row, k, shape);
+                dot_products::<W>(&qkv.elements, &queries, &mut dots, start + channels, row, k, shape);
+                dot_products::<W>(&qkv.elements, &errors, &mut error_dots, start + 2 * channels, row, k, shape);
                 #[unroll]
                 for i in 0..tile {
                     let visible = seen.greater_than(&Vector::new(u32::cast_from(k + i)));
@@ -413,7 +428,7 @@ fn backward_pairs<W: Size>(
                     let mut dp = error_dots[i];
                     if comptime!(shape.dropout) {
                         let counters = counter + Vector::new(u32::cast_from(k + i));
-                        let factors = dropout_factors::<W>(a, b, counters, threshold, keep);
+                        let factors = dropout_factors::<W>(a, b, counters, scoring);
                         kept = p * factors;
                         dp *= factors;
                     }
@@ -422,21 +437,21 @@ fn backward_pairs<W: Size>(
                 }
             }
             statistic[0] = Vector::new(1.0);
-            let (from, step) = (start / w, row / w);
-            let (from_dy, step_dy) = (out / w, channels / w);
-            let (k_at, v_at) = (from + channels / w, from + 2 * channels / w);
-            times_rows::<W>(&slopes, &statistic, qkv_vectors, dqkv, k_at, step, from, step, first, end, shape);
-            transposed_times_rows::<W>(&slopes, qkv_vectors, dqkv, from, step, k_at, step, first, first + w, shape);
+            let query_rows = Place { start: start / w, step: row / w };
+            let key_rows = Place { start: start / w + channels / w, step: row / w };
+            let value_rows = Place { start: start / w + 2 * channels / w, step: row / w };
+            let result_rows = Place { start: out / w, step: channels / w };
+            let last = first + w;
+            times_rows::<W>(&slopes, &statistic, &qkv.vectors, dqkv, &key_rows, &query_rows, first, end, shape);
+            transposed_times_rows::<W>(&slopes, &qkv.vectors, dqkv, &query_rows, &key_rows, first, last, shape);
             transposed_times_rows::<W>(
                 &probabilities,
-                dy_vectors,
+                &dy.vectors,
                 dqkv,
-                from_dy,
-                step_dy,
-                v_at,
-                step,
+                &result_rows,
+                &value_rows,
                 first,
-                first + w,
+                last,
                 shape,
             );
         }
@@ -458,27 +473,18 @@ fn dot_product(a: &[f32], b: &[f32], a0: usize, b0: usize, #[comptime] shape: Sh
 #[cube(launch_unchecked)]
 fn forward_positions(
     qkv: &[f32],
-    rng: &[u32],
     y: &mut [f32],
     lse: &mut [f32],
     positions: usize,
-    heads: usize,
-    scale: f32,
-    key: u32,
-    threshold: u32,
-    keep: f32,
+    scoring: &Scoring,
     #[comptime] shape: Shape,
     #[comptime] split: Split,
 ) {
     let width = shape.width;
+    let (heads, scale) = (scoring.heads, scoring.scale);
     let channels = heads * width;
     let row = 3 * channels;
-    let mut a = Vector::<u32, Const<1>>::new(0u32);
-    let mut b = Vector::<u32, Const<1>>::new(0u32);
-    if comptime!(shape.dropout) {
-        a = key_a::<Const<1>>(rng, key);
-        b = key_b::<Const<1>>(rng, key, a);
-    }
+    let (a, b) = dropout_keys::<Const<1>>(scoring, shape);
     for item in range_stepped(first_item(positions, split), end_item(positions, split), item_step(split)) {
         let (pair, q) = (item / shape.time, item % shape.time);
         let token = pair / heads * shape.time;
@@ -503,7 +509,7 @@ fn forward_positions(
             let mut kept = p;
             if comptime!(shape.dropout) {
                 let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + k));
-                kept *= dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
+                kept *= dropout_factors::<Const<1>>(a, b, counters, scoring).extract(0usize);
             }
             #[unroll(shape.unroll)]
             for d in 0..width {
@@ -526,26 +532,17 @@ fn backward_positions(
     qkv: &[f32],
     y: &[f32],
     lse: &[f32],
-    rng: &[u32],
     dqkv: &mut [f32],
     positions: usize,
-    heads: usize,
-    scale: f32,
-    key: u32,
-    threshold: u32,
-    keep: f32,
+    scoring: &Scoring,
     #[comptime] shape: Shape,
     #[comptime] split: Split,
 ) {
     let width = shape.width;
+    let (heads, scale) = (scoring.heads, scoring.scale);
     let channels = heads * width;
     let row = 3 * channels;
-    let mut a = Vector::<u32, Const<1>>::new(0u32);
-    let mut b = Vector::<u32, Const<1>>::new(0u32);
-    if comptime!(shape.dropout) {
-        a = key_a::<Const<1>>(rng, key);
-        b = key_b::<Const<1>>(rng, key, a);
-    }
+    let (a, b) = dropout_keys::<Const<1>>(scoring, shape);
     let items = 2 * positions;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let (pair, t) = (item % positions / shape.time, item % shape.time);
@@ -568,7 +565,7 @@ fn backward_positions(
                 let mut dp = dot_product(dy, qkv, out + t * channels, key_row + channels, shape);
                 if comptime!(shape.dropout) {
                     let counters = Vector::new(u32::cast_from((pair * shape.time + t) * shape.time + k));
-                    dp *= dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
+                    dp *= dropout_factors::<Const<1>>(a, b, counters, scoring).extract(0usize);
                 }
                 let slope = p * (dp - delta) * scale;
                 #[unroll(shape.unroll)]
@@ -596,7 +593,7 @@ fn backward_positions(
                 let mut kept = p;
                 if comptime!(shape.dropout) {
                     let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + t));
-                    let factor = dropout_factors::<Const<1>>(a, b, counters, threshold, keep).extract(0usize);
+                    let factor = dropout_factors::<Const<1>>(a, b, counters, scoring).extract(0usize);
                     kept *= factor;
                     dp *= factor;
                 }
@@ -630,9 +627,6 @@ struct Setting {
     lanes: usize,
     shape: Shape,
     pairs: usize,
-    scale: f32,
-    threshold: u32,
-    keep: f32,
 }
 
 impl Setting {
@@ -642,17 +636,24 @@ impl Setting {
         // The backward pass has two: probabilities and slopes.
         let scores = attrs.time.next_multiple_of(lanes).saturating_mul(2 * 4 * lanes);
         let by_pair = l.is_cpu() && scores <= SCORES_ON_STACK;
-        let rate = attrs.dropout.get();
+        let dropout = attrs.dropout.get() > 0.0;
         Self {
             by_pair,
             lanes: if by_pair { lanes } else { 1 },
-            shape: Shape { time: attrs.time, width, dropout: rate > 0.0, unroll: !l.is_cpu() && width <= UNROLLED },
+            shape: Shape { time: attrs.time, width, dropout, unroll: !l.is_cpu() && width <= UNROLLED },
             pairs: tokens / attrs.time * attrs.heads,
-            scale: attrs.scale.get() as f32,
-            threshold: dropout_threshold(rate),
-            keep: (1.0 / (1.0 - rate)) as f32,
         }
     }
+}
+
+fn scoring(t: &Target<'_>, attrs: &AttentionAttrs, rng: Option<Arg>) -> ScoringLaunch {
+    let rate = attrs.dropout.get();
+    let (threshold, keep) = (dropout_threshold(rate), (1.0 / (1.0 - rate)) as f32);
+    ScoringLaunch::new(attrs.heads, attrs.scale.get() as f32, t.bind_all(&rng, 1), attrs.key, threshold, keep)
+}
+
+fn rows<W: Size>(t: &Target<'_>, x: Arg, w: usize) -> RowsLaunch<W> {
+    RowsLaunch::new(t.bind(x, 1), t.bind(x, w))
 }
 
 /// `y [N, C]` and the log-sum-exp of the scaled scores `lse [N, H]` from `qkv [N, 3C]`.
@@ -663,59 +664,22 @@ pub(crate) fn forward(
     y: Arg,
     lse: Arg,
     attrs: &AttentionAttrs,
-    tokens: usize,
     channels: usize,
 ) {
-    let Setting { by_pair, lanes: w, shape, pairs, scale, threshold, keep } = Setting::new(l, attrs, tokens, channels);
-    let (heads, key, split) = (attrs.heads, attrs.key, l.split());
-    // Without dropout the generator's state is never read.
-    let rng = rng.unwrap_or(lse);
-    let positions = pairs * shape.time;
+    let Setting { by_pair, lanes: w, shape, pairs } = Setting::new(l, attrs, y.elements() / channels, channels);
+    let (positions, split) = (pairs * shape.time, l.split());
     l.launch(
         if by_pair { pairs } else { positions },
         || format!("attention w{w} {shape:?}"),
         // SAFETY: a unit writes the rows of its (sequence, head) or position; keys beyond the last are not read.
         |t| unsafe {
-            let (x, rng, lse) = (t.bind(qkv, 1), t.bind(rng, 1), t.bind(lse, 1));
+            let (lse, scoring) = (t.bind(lse, 1), scoring(t, attrs, rng));
             if by_pair {
-                forward_pairs::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    w,
-                    x,
-                    t.bind(qkv, w),
-                    rng,
-                    t.bind(y, w),
-                    lse,
-                    pairs,
-                    heads,
-                    scale,
-                    key,
-                    threshold,
-                    keep,
-                    shape,
-                    split,
-                );
+                let (qkv, y) = (rows(t, qkv, w), t.bind(y, w));
+                run!(t, forward_pairs(w, qkv, y, lse, pairs, scoring, shape, split));
             } else {
-                let y = t.bind(y, 1);
-                forward_positions::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    x,
-                    rng,
-                    y,
-                    lse,
-                    positions,
-                    heads,
-                    scale,
-                    key,
-                    threshold,
-                    keep,
-                    shape,
-                    split,
-                );
+                let (qkv, y) = (t.bind(qkv, 1), t.bind(y, 1));
+                run!(t, forward_positions(qkv, y, lse, positions, scoring, shape, split));
             }
         },
     );
@@ -731,63 +695,22 @@ pub(crate) fn backward(
     rng: Option<Arg>,
     dqkv: Arg,
     attrs: &AttentionAttrs,
-    tokens: usize,
     channels: usize,
 ) {
-    let Setting { by_pair, lanes: w, shape, pairs, scale, threshold, keep } = Setting::new(l, attrs, tokens, channels);
-    let (heads, key, split) = (attrs.heads, attrs.key, l.split());
-    let rng = rng.unwrap_or(lse);
-    let positions = pairs * shape.time;
+    let Setting { by_pair, lanes: w, shape, pairs } = Setting::new(l, attrs, y.elements() / channels, channels);
+    let (positions, split) = (pairs * shape.time, l.split());
     l.launch(
         if by_pair { pairs } else { 2 * positions },
         || format!("attention_grad w{w} {shape:?}"),
         // SAFETY: as for `forward`.
         |t| unsafe {
-            let (d, x, lse, rng) = (t.bind(dy, 1), t.bind(qkv, 1), t.bind(lse, 1), t.bind(rng, 1));
+            let (y, lse, scoring) = (t.bind(y, 1), t.bind(lse, 1), scoring(t, attrs, rng));
             if by_pair {
-                backward_pairs::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    w,
-                    d,
-                    t.bind(dy, w),
-                    x,
-                    t.bind(qkv, w),
-                    t.bind(y, 1),
-                    lse,
-                    rng,
-                    t.bind(dqkv, w),
-                    pairs,
-                    heads,
-                    scale,
-                    key,
-                    threshold,
-                    keep,
-                    shape,
-                    split,
-                );
+                let (dy, qkv, dqkv) = (rows(t, dy, w), rows(t, qkv, w), t.bind(dqkv, w));
+                run!(t, backward_pairs(w, dy, qkv, y, lse, dqkv, pairs, scoring, shape, split));
             } else {
-                let (y, dqkv) = (t.bind(y, 1), t.bind(dqkv, 1));
-                backward_positions::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    d,
-                    x,
-                    y,
-                    lse,
-                    rng,
-                    dqkv,
-                    positions,
-                    heads,
-                    scale,
-                    key,
-                    threshold,
-                    keep,
-                    shape,
-                    split,
-                );
+                let (dy, qkv, dqkv) = (t.bind(dy, 1), t.bind(qkv, 1), t.bind(dqkv, 1));
+                run!(t, backward_positions(dy, qkv, y, lse, dqkv, positions, scoring, shape, split));
             }
         },
     );

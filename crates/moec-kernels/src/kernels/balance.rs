@@ -12,7 +12,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::order::order_key;
-use crate::launch::{Arg, Launcher};
+use crate::launch::{Arg, Launcher, run};
 use cubecl::prelude::*;
 
 /// What a bid adds beyond the lead, in units of the largest power of two that is not above the range of the scores.
@@ -31,7 +31,7 @@ const TOLERANCE: f32 = 1.0 / 262_144.0;
 const EXCHANGES_PER_TOKEN: u32 = 16;
 
 /// Extents of an auction.
-#[derive(CubeType, Clone, Copy)]
+#[derive(CubeType, CubeLaunch)]
 struct Extents {
     tokens: usize,
     experts: usize,
@@ -267,16 +267,13 @@ fn auction(
     chosen: &mut [i32],
     prices: &mut [f32],
     holders: &mut [i32],
-    tokens: usize,
-    experts: usize,
-    floor: usize,
-    places: usize,
+    e: &Extents,
     fillers: usize,
     limit: u32,
     exchanges_at_most: u32,
 ) {
     if ABSOLUTE_POS == 0 {
-        let e = Extents { tokens, experts, floor, places };
+        let (tokens, experts, floor, places) = (e.tokens, e.experts, e.floor, e.places);
         let common = experts * floor;
         let mut refused = false;
         let mut lowest = LARGEST.runtime();
@@ -308,12 +305,12 @@ fn auction(
                         next = -1i32;
                     } else {
                         left -= 1u32;
-                        next = bid(scores, prices, holders, next as usize, lowest, scale, &e);
+                        next = bid(scores, prices, holders, next as usize, lowest, scale, e);
                     }
                 }
             }
             if given_up {
-                in_token_order(scores, chosen, holders, lowest, scale, &e);
+                in_token_order(scores, chosen, holders, lowest, scale, e);
             } else {
                 for place in 0..places {
                     let holder = holders[place];
@@ -335,7 +332,7 @@ fn auction(
             }
             let mut exchanges = select(assigned == tokens, exchanges_at_most, 0u32);
             while exchanges > 0u32 {
-                let found = improve(scores, chosen, prices, holders, lowest, scale, &e);
+                let found = improve(scores, chosen, prices, holders, lowest, scale, e);
                 exchanges = select(found, exchanges - 1u32, 0u32);
             }
         }
@@ -348,8 +345,8 @@ pub(crate) fn launch(l: &Launcher, scores: Arg, chosen: Arg, tokens: usize, expe
     let additional = if tokens == experts * floor { 0 } else { experts };
     let places = experts * floor + additional;
     let fillers = if floor == 0 { 0 } else { places - tokens };
-    let limit = u32::try_from(places).unwrap_or(u32::MAX).saturating_mul(BIDS_PER_PLACE);
-    let exchanges = u32::try_from(tokens).unwrap_or(u32::MAX).saturating_mul(EXCHANGES_PER_TOKEN);
+    let at_most = |each: u32, of: usize| of.saturating_mul(each as usize).min(u32::MAX as usize) as u32;
+    let (limit, exchanges) = (at_most(BIDS_PER_PLACE, places), at_most(EXCHANGES_PER_TOKEN, tokens));
     let [prices, holders] = l.scratch().halves();
     l.launch(
         1,
@@ -360,22 +357,8 @@ pub(crate) fn launch(l: &Launcher, scores: Arg, chosen: Arg, tokens: usize, expe
         |t| unsafe {
             let (scores, chosen) = (t.bind(scores, 1), t.bind(chosen, 1));
             let (prices, holders) = (t.bind(prices, 1), t.bind(holders, 1));
-            auction::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                scores,
-                chosen,
-                prices,
-                holders,
-                tokens,
-                experts,
-                floor,
-                places,
-                fillers,
-                limit,
-                exchanges,
-            );
+            let extents = ExtentsLaunch::new(tokens, experts, floor, places);
+            run!(t, auction(scores, chosen, prices, holders, extents, fillers, limit, exchanges));
         },
     );
 }

@@ -9,8 +9,17 @@
 
 use super::copy;
 use super::lanes::lane_sum;
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
+
+/// What all sequences have in common.
+#[derive(CubeType, CubeLaunch)]
+struct Setting {
+    heads: usize,
+    /// Rows of a cache.
+    time: usize,
+    scale: f32,
+}
 
 #[cube(launch_unchecked)]
 fn newest<W: Size>(
@@ -19,12 +28,11 @@ fn newest<W: Size>(
     positions: &[i32],
     y: &mut [Vector<f32, W>],
     pairs: usize,
-    heads: usize,
-    time: usize,
-    scale: f32,
+    setting: &Setting,
     #[comptime] width: usize,
     #[comptime] split: Split,
 ) {
+    let (heads, time) = (setting.heads, setting.time);
     let w = W::value();
     let vectors = comptime!(width / w);
     let channels = heads * vectors;
@@ -57,7 +65,7 @@ fn newest<W: Size>(
                 for i in 0..vectors {
                     products = fma(query[i], cache[row + i], products);
                 }
-                let score = lane_sum::<W>(products) * scale;
+                let score = lane_sum::<W>(products) * setting.scale;
                 let mut weight = 1.0f32.runtime();
                 if place == 0 {
                     highest = score;
@@ -102,35 +110,32 @@ pub(crate) fn launch(
     positions: Arg,
     y: Arg,
     heads: usize,
-    time: usize,
     scale: f32,
     channels: usize,
 ) {
     copy::launch(l, old, cache);
     let width = channels / heads;
     let w = l.matrix_width(&[width]);
-    let pairs = positions.elements() * heads;
-    let split = l.split();
+    let (sequences, split) = (positions.elements(), l.split());
+    let (pairs, time) = (sequences * heads, cache.elements() / (sequences * 2 * channels));
     l.launch(
         pairs,
         || format!("cached_attention w{w} width{width}"),
         // SAFETY: a unit reads and writes the channels of its head in the rows of its sequence, of which there are `time`.
         |t| unsafe {
-            newest::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(qkv, w),
-                t.bind(cache, w),
-                t.bind(positions, 1),
-                t.bind(y, w),
-                pairs,
-                heads,
-                time,
-                scale,
-                width,
-                split,
+            run!(
+                t,
+                newest(
+                    w,
+                    t.bind(qkv, w),
+                    t.bind(cache, w),
+                    t.bind(positions, 1),
+                    t.bind(y, w),
+                    pairs,
+                    SettingLaunch::new(heads, time, scale),
+                    width,
+                    split
+                )
             );
         },
     );

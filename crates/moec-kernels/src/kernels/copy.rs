@@ -4,7 +4,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked)]
@@ -42,7 +42,7 @@ pub(crate) fn launch(l: &Launcher, x: Arg, y: Arg) {
         || format!("copy w{w}"),
         // SAFETY: both buffers hold n vectors.
         |t| unsafe {
-            copy_kernel::launch_unchecked(t.client, t.count(), t.dim(), w, t.bind(x, w), t.bind(y, w), n, split);
+            run!(t, copy_kernel(w, t.bind(x, w), t.bind(y, w), n, split));
         },
     );
 }
@@ -75,7 +75,7 @@ fn gather(l: &Launcher, x: Arg, y: Arg, axes: Vec<(usize, usize)>, name: impl Fn
         // SAFETY: i < n indexes y, and the strides lead to elements of x.
         |t| unsafe {
             let (x, y) = (t.bind(x, 1), t.bind(y, 1));
-            gather_kernel::launch_unchecked(t.client, t.count(), t.dim(), x, y, n, axes, split);
+            run!(t, gather_kernel(x, y, n, axes, split));
         },
     );
 }

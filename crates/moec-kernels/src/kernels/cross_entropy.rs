@@ -9,7 +9,7 @@
 
 use super::lanes::lane_numbers;
 use super::{reduce, softmax};
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 /// Block `b` of the tokens: `sum (lse - logit of the target) * scale`.
@@ -58,6 +58,23 @@ fn row_grad<W: Size>(
     }
 }
 
+/// Extents of the logits.
+#[derive(CubeType, CubeLaunch)]
+struct Extents {
+    tokens: usize,
+    /// Vectors of a row.
+    cols: usize,
+    /// The last of the vocabulary.
+    last: u32,
+}
+
+impl Extents {
+    /// As an argument of a launch over vectors of width `w`.
+    fn of(tokens: usize, vocab: usize, w: usize) -> ExtentsLaunch {
+        ExtentsLaunch::new(tokens, vocab / w, (vocab - 1) as u32)
+    }
+}
+
 #[cube(launch_unchecked)]
 fn logits_grad_kernel<W: Size>(
     dloss: &[f32],
@@ -65,15 +82,13 @@ fn logits_grad_kernel<W: Size>(
     lse: &[f32],
     targets: &[u32],
     dlogits: &mut [Vector<f32, W>],
-    tokens: usize,
-    cols: usize,
-    last: u32,
+    e: &Extents,
     scale: f32,
     #[comptime] split: Split,
 ) {
     let factor = Vector::<f32, W>::new(dloss[0] * scale);
-    for n in range_stepped(first_item(tokens, split), end_item(tokens, split), item_step(split)) {
-        row_grad::<W>(logits, dlogits, n * cols, cols, lse[n], min(targets[n], last), factor);
+    for n in range_stepped(first_item(e.tokens, split), end_item(e.tokens, split), item_step(split)) {
+        row_grad::<W>(logits, dlogits, n * e.cols, e.cols, lse[n], min(targets[n], e.last), factor);
     }
 }
 
@@ -85,20 +100,18 @@ fn fused_kernel<W: Size>(
     targets: &[u32],
     terms: &mut [f32],
     dlogits: &mut [Vector<f32, W>],
-    tokens: usize,
-    cols: usize,
-    last: u32,
+    e: &Extents,
     scale: f32,
     factor: f32,
     #[comptime] split: Split,
 ) {
     let factor = Vector::<f32, W>::new(factor);
-    for n in range_stepped(first_item(tokens, split), end_item(tokens, split), item_step(split)) {
-        let base = n * cols;
-        let target = min(targets[n], last);
-        let lse = softmax::row_log_sum_exp::<W>(logits, base, cols);
+    for n in range_stepped(first_item(e.tokens, split), end_item(e.tokens, split), item_step(split)) {
+        let base = n * e.cols;
+        let target = min(targets[n], e.last);
+        let lse = softmax::row_log_sum_exp::<W>(logits, base, e.cols);
         terms[n] = (lse - elements[base * W::value() + target as usize]) * scale;
-        row_grad::<W>(logits, dlogits, base, cols, lse, target, factor);
+        row_grad::<W>(logits, dlogits, base, e.cols, lse, target, factor);
     }
 }
 
@@ -141,19 +154,19 @@ pub(crate) fn forward(l: &Launcher, logits: Arg, targets: Arg, loss: Arg, lse: A
         || "cross_entropy".to_string(),
         // SAFETY: logits hold tokens * vocab floats, targets are clamped, and there are `blocks` partial sums.
         |t| unsafe {
-            loss_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                t.bind(logits, 1),
-                t.bind(targets, 1),
-                t.bind(lse, 1),
-                t.bind(partial, 1),
-                tokens,
-                vocab,
-                blocks,
-                scale,
-                split,
+            run!(
+                t,
+                loss_kernel(
+                    t.bind(logits, 1),
+                    t.bind(targets, 1),
+                    t.bind(lse, 1),
+                    t.bind(partial, 1),
+                    tokens,
+                    vocab,
+                    blocks,
+                    scale,
+                    split
+                )
             );
         },
     );
@@ -174,28 +187,25 @@ pub(crate) fn backward(
     vocab: usize,
 ) {
     let w = l.width(&[vocab]);
-    let (cols, split) = (vocab / w, l.split());
-    let scale = (1.0 / tokens as f64) as f32;
+    let (scale, split) = ((1.0 / tokens as f64) as f32, l.split());
     l.launch(
         tokens,
         || format!("cross_entropy_grad w{w}"),
         // SAFETY: logits and dlogits hold tokens * cols vectors, lse and targets one element per token.
         |t| unsafe {
-            logits_grad_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(dloss, 1),
-                t.bind(logits, w),
-                t.bind(lse, 1),
-                t.bind(targets, 1),
-                t.bind(dlogits, w),
-                tokens,
-                cols,
-                (vocab - 1) as u32,
-                scale,
-                split,
+            run!(
+                t,
+                logits_grad_kernel(
+                    w,
+                    t.bind(dloss, 1),
+                    t.bind(logits, w),
+                    t.bind(lse, 1),
+                    t.bind(targets, 1),
+                    t.bind(dlogits, w),
+                    Extents::of(tokens, vocab, w),
+                    scale,
+                    split
+                )
             );
         },
     );
@@ -213,8 +223,7 @@ pub(crate) fn with_grad(
     vocab: usize,
 ) {
     let w = l.width(&[vocab]);
-    let (cols, split) = (vocab / w, l.split());
-    let scale = (1.0 / tokens as f64) as f32;
+    let (scale, split) = ((1.0 / tokens as f64) as f32, l.split());
     // A device with many units adds partial sums in the first half of the scratch buffer.
     let terms = l.scratch().halves()[1].first(tokens);
     let term_scale = if l.is_cpu() { 1.0 } else { scale };
@@ -224,22 +233,20 @@ pub(crate) fn with_grad(
         // SAFETY: logits and dlogits hold tokens * cols vectors, targets one element per token and are clamped, and half
         // of the scratch buffer has room for a term of each of the tokens that inference allows.
         |t| unsafe {
-            fused_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(logits, w),
-                t.bind(logits, 1),
-                t.bind(targets, 1),
-                t.bind(terms, 1),
-                t.bind(dlogits, w),
-                tokens,
-                cols,
-                (vocab - 1) as u32,
-                term_scale,
-                dloss * scale,
-                split,
+            run!(
+                t,
+                fused_kernel(
+                    w,
+                    t.bind(logits, w),
+                    t.bind(logits, 1),
+                    t.bind(targets, 1),
+                    t.bind(terms, 1),
+                    t.bind(dlogits, w),
+                    Extents::of(tokens, vocab, w),
+                    term_scale,
+                    dloss * scale,
+                    split
+                )
             );
         },
     );
@@ -253,7 +260,7 @@ pub(crate) fn with_grad(
         // SAFETY: there is a term of each token, and the loss is one float.
         |t| unsafe {
             let (terms, loss) = (t.bind(terms, 1), t.bind(loss, 1));
-            mean_kernel::launch_unchecked(t.client, t.count(), t.dim(), terms, loss, tokens, blocks, scale, split);
+            run!(t, mean_kernel(terms, loss, tokens, blocks, scale, split));
         },
     );
 }

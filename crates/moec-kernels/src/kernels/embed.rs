@@ -6,35 +6,27 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::fill;
-use super::fused::{After, Program, dropout_keys, go_on, go_on_with};
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use super::fused::{After, Elementwise, dropout_keys, go_on, go_on_with};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked)]
 fn embed_kernel<W: Size>(
     ids: &[u32],
     table: &[Vector<f32, W>],
-    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
-    scalars_after: &Sequence<Box<[f32]>>,
-    rng: &Sequence<Box<[u32]>>,
-    keys: &Sequence<u32>,
     y: &mut [Vector<f32, W>],
-    more: &mut Sequence<Box<[Vector<f32, W>]>>,
+    after: &mut Elementwise<W>,
     tokens: usize,
     last: usize,
     #[comptime] cols: usize,
-    #[comptime] after: Program,
     #[comptime] split: Split,
 ) {
-    let mut keys_a = Sequence::<Vector<u32, W>>::new();
-    let mut keys_b = Sequence::<Vector<u32, W>>::new();
-    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
+    let keys = dropout_keys::<W>(&*after);
     let items = tokens * cols;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let id = min(ids[item / cols] as usize, last);
         let value = table[id * cols + item % cols];
-        y[item] =
-            go_on::<W>(item, value, vectors_after, scalars_after, &keys_a, &keys_b, more, comptime!(after.clone()));
+        y[item] = go_on::<W>(after, &keys, item, value);
     }
 }
 
@@ -78,24 +70,19 @@ pub(crate) fn embed(
             || format!("embed w{w} cols {cols}{then}"),
             // SAFETY: y holds tokens * cols vectors, table rows * cols, and ids are clamped to the table.
             |t| unsafe {
-                embed_kernel::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    w,
-                    t.bind(ids, 1),
-                    t.bind(table, w),
-                    t.bind_all(&then.vectors, w),
-                    t.bind_all(&then.scalars, 1),
-                    t.bind_all(&then.rng, 1),
-                    then.keys.iter().copied().collect(),
-                    t.bind(y, w),
-                    t.bind_all(then.more, w),
-                    tokens,
-                    rows - 1,
-                    cols,
-                    then.program.clone(),
-                    split,
+                run!(
+                    t,
+                    embed_kernel(
+                        w,
+                        t.bind(ids, 1),
+                        t.bind(table, w),
+                        t.bind(y, w),
+                        then.bind(t, w),
+                        tokens,
+                        rows - 1,
+                        cols,
+                        split
+                    )
                 );
             },
         )
@@ -113,19 +100,7 @@ pub(crate) fn embed_grad(l: &Launcher, ids: Arg, dy: Arg, dtable: Arg, tokens: u
         // SAFETY: as for `embed`.
         |t| unsafe {
             let (ids, dy, dtable) = (t.bind(ids, 1), t.bind(dy, w), t.bind(dtable, w));
-            embed_grad_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                ids,
-                dy,
-                dtable,
-                tokens,
-                rows - 1,
-                cols,
-                split,
-            );
+            run!(t, embed_grad_kernel(w, ids, dy, dtable, tokens, rows - 1, cols, split));
         },
     );
 }

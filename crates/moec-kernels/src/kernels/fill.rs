@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked)]
@@ -21,6 +21,6 @@ pub(crate) fn launch(l: &Launcher, y: Arg, value: f32) {
         n,
         || format!("fill w{w}"),
         // SAFETY: units write elements 0..n of a buffer of n vectors.
-        |t| unsafe { fill::launch_unchecked(t.client, t.count(), t.dim(), w, t.bind(y, w), value, n, split) },
+        |t| unsafe { run!(t, fill(w, t.bind(y, w), value, n, split)) },
     );
 }

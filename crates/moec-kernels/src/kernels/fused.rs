@@ -12,7 +12,7 @@
 
 use super::lanes::lane_numbers;
 use super::random::{key_a, key_b, random_bits};
-use crate::launch::{Arg, Launcher, Split, common_width, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, Target, common_width, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 use moec_ir::{Access, Binary, FusedProgram, Instr, Unary, random};
 use std::fmt;
@@ -52,7 +52,7 @@ pub(super) struct Program {
     /// Registers that are results.
     results: Vec<usize>,
     /// Number of dropouts.
-    pub(super) keys: usize,
+    keys: usize,
 }
 
 #[cube]
@@ -148,56 +148,75 @@ fn binary<W: Size>(a: Vector<f32, W>, b: Vector<f32, W>, #[comptime] f: Binary) 
     }
 }
 
-/// The two keys of every dropout of a program.
-#[cube]
-pub(super) fn dropout_keys<W: Size>(
-    rng: &Sequence<Box<[u32]>>,
-    keys: &Sequence<u32>,
-    keys_a: &mut Sequence<Vector<u32, W>>,
-    keys_b: &mut Sequence<Vector<u32, W>>,
-    #[comptime] count: usize,
-) {
-    #[unroll]
-    for j in 0..count {
-        let key = *keys.index(j);
-        let a = key_a::<W>(&rng[0], key);
-        let b = key_b::<W>(&rng[0], key, a);
-        keys_a.push(a);
-        keys_b.push(b);
-    }
+/// A program as a kernel has it, with all that it reads and writes besides the element that it goes on with. An empty one
+/// leaves elements as they are.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Elementwise<W: Size> {
+    /// Operands that are read as vectors.
+    vectors: Sequence<Box<[Vector<f32, W>]>>,
+    /// Operands of which one element is read for a whole vector.
+    scalars: Sequence<Box<[f32]>>,
+    /// State of the generator, if there are dropouts.
+    rng: Sequence<Box<[u32]>>,
+    /// Keys of the dropouts.
+    keys: Sequence<u32>,
+    /// Results that are stored here: all, or from the second on where the kernel stores the first.
+    results: Sequence<Box<[Vector<f32, W>]>>,
+    #[cube(comptime)]
+    program: Program,
 }
 
-/// Fills `r` with the registers of a program for result vector `i`. `made` is what [`Load::Producer`] gives.
+/// The two keys of every dropout of a program.
+#[derive(CubeType)]
+pub(super) struct DropoutKeys<W: Size> {
+    first: Sequence<Vector<u32, W>>,
+    second: Sequence<Vector<u32, W>>,
+}
+
+/// The keys, which depend on the step and not on the element.
 #[cube]
-pub(super) fn evaluate<W: Size>(
+pub(super) fn dropout_keys<W: Size>(e: &Elementwise<W>) -> DropoutKeys<W> {
+    let mut first = Sequence::<Vector<u32, W>>::new();
+    let mut second = Sequence::<Vector<u32, W>>::new();
+    #[unroll]
+    for j in 0..comptime!(e.program.keys) {
+        let key = *e.keys.index(j);
+        let a = key_a::<W>(&e.rng[0], key);
+        let b = key_b::<W>(&e.rng[0], key, a);
+        first.push(a);
+        second.push(b);
+    }
+    DropoutKeys::<W> { first, second }
+}
+
+/// The registers of a program for result vector `i`. `made` is what [`Load::Producer`] gives.
+#[cube]
+fn evaluate<W: Size>(
+    e: &Elementwise<W>,
+    keys: &DropoutKeys<W>,
     i: usize,
     made: Vector<f32, W>,
-    vectors: &Sequence<Box<[Vector<f32, W>]>>,
-    scalars: &Sequence<Box<[f32]>>,
-    keys_a: &Sequence<Vector<u32, W>>,
-    keys_b: &Sequence<Vector<u32, W>>,
-    r: &mut Sequence<Vector<f32, W>>,
-    #[comptime] program: Program,
-) {
+) -> Sequence<Vector<f32, W>> {
+    let mut r = Sequence::<Vector<f32, W>>::new();
     #[unroll]
-    for j in 0..comptime!(program.code.len()) {
-        let code = comptime!(program.code[j]);
+    for j in 0..comptime!(e.program.code.len()) {
+        let code = comptime!(e.program.code[j]);
         match comptime!(code) {
             Code::Load(Load::Producer) => r.push(made),
             Code::Load(Load::Full(buffer)) => {
-                let v = vectors[buffer][i];
+                let v = e.vectors[buffer][i];
                 r.push(v);
             }
             Code::Load(Load::Repeat(buffer, length)) => {
-                let v = vectors[buffer][i % length];
+                let v = e.vectors[buffer][i % length];
                 r.push(v);
             }
             Code::Load(Load::Stretch(buffer, inner)) => {
-                let v = Vector::<f32, W>::new(scalars[buffer][i / inner]);
+                let v = Vector::<f32, W>::new(e.scalars[buffer][i / inner]);
                 r.push(v);
             }
             Code::Load(Load::Scalar(buffer)) => {
-                let v = Vector::<f32, W>::new(scalars[buffer][0]);
+                let v = Vector::<f32, W>::new(e.scalars[buffer][0]);
                 r.push(v);
             }
             Code::Const(bits) => {
@@ -218,69 +237,53 @@ pub(super) fn evaluate<W: Size>(
             }
             Code::Dropout(value, key, threshold, factor) => {
                 let counter = Vector::<u32, W>::new(u32::cast_from(i * W::value())) + lane_numbers::<W>();
-                let word = random_bits::<W>(keys_a[key], keys_b[key], counter);
+                let word = random_bits::<W>(keys.first[key], keys.second[key], counter);
                 let kept = r[value] * Vector::new(comptime!(f32::from_bits(factor)).runtime());
                 let v = select_many(word.less_than(&Vector::new(threshold)), Vector::new(0.0f32), kept);
                 r.push(v);
             }
         }
     }
+    r
 }
 
-/// What becomes of an element that a kernel has made: the first result of the program that goes on with it, whose other
-/// results are stored here; without a program the element itself.
+/// Stores results of a program from result `from` on, for result vector `i`.
+#[cube]
+fn store<W: Size>(e: &mut Elementwise<W>, r: &Sequence<Vector<f32, W>>, i: usize, #[comptime] from: usize) {
+    #[unroll]
+    for j in from..comptime!(e.program.results.len()) {
+        let register = comptime!(e.program.results[j]);
+        let value = r[register];
+        let result = e.results.index_mut(comptime!(j - from));
+        result[i] = value;
+    }
+}
+
+/// What becomes of vector `i` that a kernel has made: the first result of the program that goes on with it, whose other
+/// results are stored here; without a program the vector itself.
 #[cube]
 pub(super) fn go_on<W: Size>(
-    at: usize,
+    e: &mut Elementwise<W>,
+    keys: &DropoutKeys<W>,
+    i: usize,
     made: Vector<f32, W>,
-    vectors: &Sequence<Box<[Vector<f32, W>]>>,
-    scalars: &Sequence<Box<[f32]>>,
-    keys_a: &Sequence<Vector<u32, W>>,
-    keys_b: &Sequence<Vector<u32, W>>,
-    more: &mut Sequence<Box<[Vector<f32, W>]>>,
-    #[comptime] after: Program,
 ) -> Vector<f32, W> {
-    if comptime!(after.results.is_empty()) {
+    if comptime!(e.program.results.is_empty()) {
         made
     } else {
-        let mut r = Sequence::<Vector<f32, W>>::new();
-        evaluate::<W>(at, made, vectors, scalars, keys_a, keys_b, &mut r, comptime!(after.clone()));
-        #[unroll]
-        for j in 1..comptime!(after.results.len()) {
-            let register = comptime!(after.results[j]);
-            let value = r[register];
-            let result = more.index_mut(comptime!(j - 1));
-            result[at] = value;
-        }
-        r[comptime!(after.results[0])]
+        let r = evaluate::<W>(&*e, keys, i, made);
+        store::<W>(e, &r, i, 1usize);
+        r[comptime!(e.program.results[0])]
     }
 }
 
 #[cube(launch_unchecked)]
-fn fused<W: Size>(
-    vectors: &Sequence<Box<[Vector<f32, W>]>>,
-    scalars: &Sequence<Box<[f32]>>,
-    rng: &Sequence<Box<[u32]>>,
-    keys: &Sequence<u32>,
-    results: &mut Sequence<Box<[Vector<f32, W>]>>,
-    n: usize,
-    #[comptime] program: Program,
-    #[comptime] split: Split,
-) {
-    let mut keys_a = Sequence::<Vector<u32, W>>::new();
-    let mut keys_b = Sequence::<Vector<u32, W>>::new();
-    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(program.keys));
+fn fused<W: Size>(e: &mut Elementwise<W>, n: usize, #[comptime] split: Split) {
+    let keys = dropout_keys::<W>(&*e);
     for i in range_stepped(first_item(n, split), end_item(n, split), item_step(split)) {
-        let mut r = Sequence::<Vector<f32, W>>::new();
         let none = Vector::<f32, W>::new(0.0f32);
-        evaluate::<W>(i, none, vectors, scalars, &keys_a, &keys_b, &mut r, comptime!(program.clone()));
-        #[unroll]
-        for j in 0..comptime!(program.results.len()) {
-            let register = comptime!(program.results[j]);
-            let value = r[register];
-            let result = results.index_mut(j);
-            result[i] = value;
-        }
+        let r = evaluate::<W>(&*e, &keys, i, none);
+        store::<W>(e, &r, i, 0usize);
     }
 }
 
@@ -297,21 +300,29 @@ pub(crate) struct After<'a> {
     pub(crate) more: &'a [Arg],
 }
 
-/// What a launch binds of a program; with an empty program, nothing.
+/// What a launch binds of a program; with an empty program, nothing. See [`Elementwise`].
 #[derive(Default)]
 pub(super) struct Then<'a> {
-    /// The program as a comptime value.
-    pub(super) program: Program,
-    /// Operands that are read as vectors.
-    pub(super) vectors: Vec<Arg>,
-    /// Operands of which one element is read for a whole vector.
-    pub(super) scalars: Vec<Arg>,
-    /// Keys of the dropouts.
-    pub(super) keys: Vec<u32>,
-    /// State of the generator, if there are dropouts.
-    pub(super) rng: Option<Arg>,
-    /// Results that are stored beside the first.
-    pub(super) more: &'a [Arg],
+    program: Program,
+    vectors: Vec<Arg>,
+    scalars: Vec<Arg>,
+    rng: Option<Arg>,
+    keys: Vec<u32>,
+    results: &'a [Arg],
+}
+
+impl Then<'_> {
+    /// The argument of a launch over vectors of width `w`.
+    pub(super) fn bind<W: Size>(&self, t: &Target<'_>, w: usize) -> ElementwiseLaunch<W> {
+        ElementwiseLaunch::new(
+            t.bind_all(&self.vectors, w),
+            t.bind_all(&self.scalars, 1),
+            t.bind_all(&self.rng, 1),
+            self.keys.iter().copied().collect(),
+            t.bind_all(self.results, w),
+            self.program.clone(),
+        )
+    }
 }
 
 /// As part of the name of a kernel.
@@ -328,7 +339,7 @@ fn width(program: &FusedProgram, floats: &[Option<Arg>], most: usize) -> usize {
         match (access, x) {
             (Access::Repeat, Some(x)) => extents.push(x.elements()),
             (Access::Stretch { inner }, _) => extents.push(*inner),
-            _ => {}
+            (Access::Repeat, None) | (Access::Full | Access::Scalar, _) => {}
         }
     }
     common_width(most, &extents)
@@ -336,7 +347,7 @@ fn width(program: &FusedProgram, floats: &[Option<Arg>], most: usize) -> usize {
 
 /// Binds a program for vectors of width `w`, which [`width`] allows. An operand that is `None` is what the program goes on
 /// with.
-fn bind<'a>(program: &FusedProgram, floats: &[Option<Arg>], w: usize) -> Then<'a> {
+fn resolve<'a>(program: &FusedProgram, floats: &[Option<Arg>], w: usize) -> Then<'a> {
     let (mut vectors, mut scalars, mut loads) = (Vec::new(), Vec::new(), Vec::new());
     for (access, x) in program.accesses.iter().zip(floats) {
         let Some(x) = *x else {
@@ -372,7 +383,7 @@ fn bind<'a>(program: &FusedProgram, floats: &[Option<Arg>], w: usize) -> Then<'a
         })
         .collect();
     let program = Program { code, results: program.results.clone(), keys: keys.len() };
-    Then { program, vectors, scalars, keys, rng: None, more: &[] }
+    Then { program, vectors, scalars, rng: None, keys, results: &[] }
 }
 
 /// Launches a kernel that makes the elements of `y` in vectors of width `w`, and the program that goes on with them: as a
@@ -389,7 +400,7 @@ pub(super) fn go_on_with(
     if let Some(w) = w
         && width(after.program, &floats, w) == w
     {
-        return launch(&Then { rng: after.rng, more: after.more, ..bind(after.program, &floats, w) });
+        return launch(&Then { rng: after.rng, results: after.more, ..resolve(after.program, &floats, w) });
     }
     // The program finds what was made where its own first result belongs, and replaces it element by element.
     launch(&Then::default());
@@ -402,28 +413,13 @@ pub(crate) fn launch(l: &Launcher, program: &FusedProgram, floats: &[Arg], rng: 
     let floats: Vec<Option<Arg>> = floats.iter().copied().map(Some).collect();
     let w = width(program, &floats, l.profile().elementwise_width());
     let total: usize = program.shape.iter().product();
-    let Then { program, vectors, scalars, keys, .. } = bind(program, &floats, w);
+    let whole = Then { rng, results, ..resolve(program, &floats, w) };
 
     let (n, split) = (total / w, l.split());
     l.launch(
         n,
-        || format!("fused w{w} {:?}", program.code),
+        || format!("fused w{w} {:?} {:?}", whole.program.code, whole.program.results),
         // SAFETY: results and full operands hold n vectors; repeated and stretched operands divide n by construction.
-        |t| unsafe {
-            fused::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind_all(&vectors, w),
-                t.bind_all(&scalars, 1),
-                t.bind_all(&rng, 1),
-                keys.iter().copied().collect(),
-                t.bind_all(results, w),
-                n,
-                program.clone(),
-                split,
-            );
-        },
+        |t| unsafe { run!(t, fused(w, whole.bind(t, w), n, split)) },
     );
 }

@@ -1,79 +1,13 @@
-//! Products per expert over rows sorted by expert: no padding, and no work for an expert without rows.
+//! Sums per expert over rows sorted by expert; the products are those of [`super::matmul`].
 //!
-//! The matrix products are those of [`super::matmul`], which says who owns what. The sum over rows gives a unit a range
-//! of the columns of every expert (on graphics devices some columns of some experts); a column is summed in row order by
-//! the unit that owns it.
+//! The sum over rows gives a unit a range of the columns of every expert (on graphics devices some columns of some experts);
+//! a column is summed in row order by the unit that owns it.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::fused::After;
-use super::matmul::{Fetch, Layout, Product, product, segment_end};
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use super::matmul::segment_end;
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
-
-/// `y [rows, outer]`: rows `offsets[e] .. offsets[e+1]` of `x [rows, inner]` times expert `e`'s matrix
-/// `w [experts, inner, outer]` (transposed: `[experts, outer, inner]`), plus its row of `bias [experts, outer]`.
-/// Rows from `offsets[experts]` on are 0. `x` may be what the rows are fetched from.
-pub(crate) fn forward(
-    l: &Launcher,
-    x: Arg,
-    w: Arg,
-    offsets: Arg,
-    bias: Option<Arg>,
-    y: Arg,
-    rows: usize,
-    experts: usize,
-    inner: usize,
-    outer: usize,
-    transpose_b: bool,
-    fetch: Option<Fetch>,
-    after: Option<After<'_>>,
-) {
-    let layout = Layout { transpose_a: false, transpose_b, fetched: fetch.is_some() };
-    let (offsets, sums) = (Some(offsets), None);
-    product(
-        l,
-        &Product { layout, a: x, b: w, fetch, bias, offsets, y, sums, after, m: rows, n: outer, k: inner, experts },
-    );
-}
-
-/// `dw [experts, outer, inner]`: per expert `dyᵀ x` over its rows of `dy [rows, outer]` and `x [rows, inner]`, and the sums
-/// of its rows of `dy`, `[experts, outer]`; 0 for an expert without rows. `x` may be what the rows are fetched from.
-pub(crate) fn weight_grad(
-    l: &Launcher,
-    dy: Arg,
-    x: Arg,
-    offsets: Arg,
-    dw: Arg,
-    sums: Option<Arg>,
-    rows: usize,
-    experts: usize,
-    outer: usize,
-    inner: usize,
-    fetch: Option<Fetch>,
-) {
-    let layout = Layout { transpose_a: true, transpose_b: false, fetched: fetch.is_some() };
-    let offsets = Some(offsets);
-    let (bias, after) = (None, None);
-    product(
-        l,
-        &Product {
-            layout,
-            a: dy,
-            b: x,
-            fetch,
-            bias,
-            offsets,
-            y: dw,
-            sums,
-            after,
-            m: outer,
-            n: inner,
-            k: rows,
-            experts,
-        },
-    );
-}
 
 /// Sum of a column over the rows of an expert.
 #[cube]
@@ -129,19 +63,7 @@ pub(crate) fn grouped_sum(l: &Launcher, x: Arg, offsets: Arg, y: Arg, rows: usiz
         || format!("grouped_sum w{w}"),
         // SAFETY: segments are cut off at the rows of `x`; a unit writes the columns that it owns.
         |t| unsafe {
-            sum_rows::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(x, w),
-                t.bind(offsets, 1),
-                t.bind(y, w),
-                rows,
-                experts,
-                columns,
-                split,
-            );
+            run!(t, sum_rows(w, t.bind(x, w), t.bind(offsets, 1), t.bind(y, w), rows, experts, columns, split));
         },
     );
 }

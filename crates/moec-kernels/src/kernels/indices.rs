@@ -4,7 +4,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::order::order_key;
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked)]
@@ -66,7 +66,7 @@ pub(crate) fn ramp(l: &Launcher, y: Arg, step: i32) {
         n,
         || "ramp".to_string(),
         // SAFETY: y holds n elements.
-        |t| unsafe { ramp_kernel::launch_unchecked(t.client, t.count(), t.dim(), t.bind(y, 1), n, step, split) },
+        |t| unsafe { run!(t, ramp_kernel(t.bind(y, 1), n, step, split)) },
     );
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn to_float(l: &Launcher, x: Arg, y: Arg) {
         || "to_float".to_string(),
         // SAFETY: both buffers hold n elements.
         |t| unsafe {
-            to_float_kernel::launch_unchecked(t.client, t.count(), t.dim(), t.bind(x, 1), t.bind(y, 1), n, split);
+            run!(t, to_float_kernel(t.bind(x, 1), t.bind(y, 1), n, split));
         },
     );
 }
@@ -92,7 +92,7 @@ pub(crate) fn to_index(l: &Launcher, x: Arg, y: Arg, size: usize) {
         // SAFETY: both buffers hold n elements.
         |t| unsafe {
             let (x, y, size) = (t.bind(x, 1), t.bind(y, 1), size as f32);
-            to_index_kernel::launch_unchecked(t.client, t.count(), t.dim(), x, y, n, size, split);
+            run!(t, to_index_kernel(x, y, n, size, split));
         },
     );
 }
@@ -106,7 +106,7 @@ pub(crate) fn lookup(l: &Launcher, ids: Arg, table: Arg, y: Arg) {
         // SAFETY: ids and y hold n elements, table `size`, and ids are compared with it.
         |t| unsafe {
             let (ids, table, y) = (t.bind(ids, 1), t.bind(table, 1), t.bind(y, 1));
-            lookup_kernel::launch_unchecked(t.client, t.count(), t.dim(), ids, table, y, n, size, split);
+            run!(t, lookup_kernel(ids, table, y, n, size, split));
         },
     );
 }
@@ -120,7 +120,7 @@ pub(crate) fn previous(l: &Launcher, ids: Arg, y: Arg, time: usize) {
         // SAFETY: both buffers hold n elements; element 0 has none before it.
         |t| unsafe {
             let (ids, y) = (t.bind(ids, 1), t.bind(y, 1));
-            previous_kernel::launch_unchecked(t.client, t.count(), t.dim(), ids, y, n, time, split);
+            run!(t, previous_kernel(ids, y, n, time, split));
         },
     );
 }

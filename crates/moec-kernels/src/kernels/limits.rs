@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use crate::launch::{Arg, DeviceProfile, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, DeviceProfile, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 /// Chains of multiply-adds that run side by side: more than any core needs to hide the latency of one.
@@ -38,7 +38,7 @@ pub(crate) fn launch_multiply_adds(l: &Launcher, values: Arg, items: usize, roun
         || format!("multiply_adds w{w}"),
         // SAFETY: a unit writes the vector that it owns, and `values` holds one for each.
         |t| unsafe {
-            multiply_adds::launch_unchecked(t.client, t.count(), t.dim(), w, t.bind(values, w), rounds, CHAINS);
+            run!(t, multiply_adds(w, t.bind(values, w), rounds, CHAINS));
         },
     );
 }
@@ -71,17 +71,7 @@ pub(crate) fn launch_triad(l: &Launcher, b: Arg, c: Arg, a: Arg) {
         // SAFETY: a unit writes the vectors of `a` that it owns.
         |t| unsafe {
             let n = a.elements() / w;
-            triad::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(b, w),
-                t.bind(c, w),
-                t.bind(a, w),
-                n,
-                split,
-            );
+            run!(t, triad(w, t.bind(b, w), t.bind(c, w), t.bind(a, w), n, split));
         },
     );
 }

@@ -7,10 +7,10 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::fused::{After, Program, dropout_keys, go_on, go_on_with};
+use super::fused::{After, Elementwise, dropout_keys, go_on, go_on_with};
 use super::lanes::lane_sum;
 use super::reduce;
-use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, Target, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 /// Units that share a row on a graphics device; they divide a cube.
@@ -82,14 +82,32 @@ fn team_sum(own: f32, #[comptime] teams: Teams) -> f32 {
     }
 }
 
+/// What is known of each row.
+#[derive(CubeType, CubeLaunch)]
+struct Statistics {
+    /// Its mean; no buffer for RMS norm.
+    mean: Sequence<Box<[f32]>>,
+    /// `1 / sqrt(variance + epsilon)`.
+    rstd: Box<[f32]>,
+}
+
+/// Mean of a row, or 0 if it does not matter.
+#[cube]
+fn center_of(statistics: &Statistics, r: usize) -> f32 {
+    let mut center = 0.0f32.runtime();
+    if comptime!(statistics.mean.len() == 1) {
+        center = statistics.mean[0][r];
+    }
+    center
+}
+
 #[cube(launch_unchecked)]
 fn layer_norm_kernel<W: Size>(
     x: &[Vector<f32, W>],
     gain: &[Vector<f32, W>],
     shift: &[Vector<f32, W>],
     y: &mut [Vector<f32, W>],
-    mean: &mut [f32],
-    rstd: &mut [f32],
+    statistics: &mut Statistics,
     rows: usize,
     cols: usize,
     epsilon: f32,
@@ -119,8 +137,9 @@ fn layer_norm_kernel<W: Size>(
                 y[base + c] = fma((x[base + c] - centers) * scales, gain[c], shift[c]);
             }
             if own == 0 {
+                let mean = statistics.mean.index_mut(0usize);
                 mean[r] = center;
-                rstd[r] = scale;
+                statistics.rstd[r] = scale;
             }
         }
     }
@@ -168,35 +187,23 @@ fn norm_grad_kernel<W: Size>(
     dy: &[Vector<f32, W>],
     x: &[Vector<f32, W>],
     gain: &[Vector<f32, W>],
-    mean: &Sequence<Box<[f32]>>,
-    rstd: &[f32],
-    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
-    scalars_after: &Sequence<Box<[f32]>>,
-    rng: &Sequence<Box<[u32]>>,
-    keys: &Sequence<u32>,
+    statistics: &Statistics,
     dx: &mut [Vector<f32, W>],
-    more: &mut Sequence<Box<[Vector<f32, W>]>>,
+    after: &mut Elementwise<W>,
     rows: usize,
     cols: usize,
-    #[comptime] centered: bool,
-    #[comptime] after: Program,
     #[comptime] teams: Teams,
 ) {
-    let mut keys_a = Sequence::<Vector<u32, W>>::new();
-    let mut keys_b = Sequence::<Vector<u32, W>>::new();
-    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
+    let centered = comptime!(statistics.mean.len() == 1);
+    let keys = dropout_keys::<W>(&*after);
     let count = f32::cast_from(cols * W::value());
     let (first, end, step) = rows_of_unit(rows, teams);
     let own = first_vector(teams);
     for round in range_stepped(first, end, step) {
         let r = min(round, rows - 1);
         let base = r * cols;
-        let mut center = 0.0f32.runtime();
-        if comptime!(centered) {
-            center = mean[0][r];
-        }
-        let centers = Vector::<f32, W>::new(center);
-        let scales = Vector::<f32, W>::new(rstd[r]);
+        let centers = Vector::<f32, W>::new(center_of(statistics, r));
+        let scales = Vector::<f32, W>::new(statistics.rstd[r]);
         let mut g_sum = Vector::<f32, W>::new(0.0f32);
         let mut gh_sum = Vector::<f32, W>::new(0.0f32);
         for c in range_stepped(own, cols, teams.size) {
@@ -214,16 +221,7 @@ fn norm_grad_kernel<W: Size>(
             for c in range_stepped(own, cols, teams.size) {
                 let h = (x[base + c] - centers) * scales;
                 let value = (dy[base + c] * gain[c] - g_mean - h * gh_mean) * scales;
-                dx[base + c] = go_on::<W>(
-                    base + c,
-                    value,
-                    vectors_after,
-                    scalars_after,
-                    &keys_a,
-                    &keys_b,
-                    more,
-                    comptime!(after.clone()),
-                );
+                dx[base + c] = go_on::<W>(after, &keys, base + c, value);
             }
         }
     }
@@ -234,16 +232,15 @@ fn norm_grad_kernel<W: Size>(
 fn norm_param_grad_kernel<W: Size>(
     dy: &[Vector<f32, W>],
     x: &[Vector<f32, W>],
-    mean: &Sequence<Box<[f32]>>,
-    rstd: &[f32],
+    statistics: &Statistics,
     dgain: &mut [Vector<f32, W>],
-    dshift: &mut [Vector<f32, W>],
+    dshift: &mut Sequence<Box<[Vector<f32, W>]>>,
     rows: usize,
     cols: usize,
     blocks: usize,
-    #[comptime] centered: bool,
     #[comptime] split: Split,
 ) {
+    let shifted = comptime!(dshift.len() == 1);
     let chunk = (rows + blocks - 1) / blocks;
     let items = blocks * cols;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
@@ -253,219 +250,134 @@ fn norm_param_grad_kernel<W: Size>(
         let mut shift_sum = Vector::<f32, W>::new(0.0f32);
         for r in min(block * chunk, rows)..min((block + 1) * chunk, rows) {
             let d = dy[r * cols + c];
-            let mut center = 0.0f32.runtime();
-            if comptime!(centered) {
-                center = mean[0][r];
+            if comptime!(shifted) {
                 shift_sum += d;
             }
-            let h = (x[r * cols + c] - Vector::new(center)) * Vector::new(rstd[r]);
+            let center = center_of(statistics, r);
+            let h = (x[r * cols + c] - Vector::new(center)) * Vector::new(statistics.rstd[r]);
             gain_sum = fma(d, h, gain_sum);
         }
         dgain[item] = gain_sum;
-        if comptime!(centered) {
+        if comptime!(shifted) {
+            let dshift = dshift.index_mut(0usize);
             dshift[item] = shift_sum;
         }
     }
 }
 
-/// `y = (x - mean) * rstd * gain + shift` with the mean and `1 / sqrt(variance + epsilon)` of each row.
-pub(crate) fn layer_norm(
-    l: &Launcher,
-    x: Arg,
-    gain: Arg,
-    shift: Arg,
-    y: Arg,
-    mean: Arg,
-    rstd: Arg,
-    rows: usize,
-    channels: usize,
-    epsilon: f32,
-) {
-    let w = l.width(&[channels]);
-    let (cols, teams) = (channels / w, Teams::new(l));
+/// A normalisation, forward or backward.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm {
+    /// `[rows, channels]`.
+    pub(crate) x: Arg,
+    /// `[channels]`.
+    pub(crate) gain: Arg,
+    /// Mean of each row; `None` for RMS norm.
+    pub(crate) mean: Option<Arg>,
+    /// `1 / sqrt(variance + epsilon)` of each row.
+    pub(crate) rstd: Arg,
+    /// Length of a row.
+    pub(crate) channels: usize,
+}
+
+impl Norm {
+    fn rows(&self) -> usize {
+        self.rstd.elements()
+    }
+
+    fn kind(&self) -> &'static str {
+        if self.mean.is_some() { "layer" } else { "rms" }
+    }
+
+    fn statistics(&self, t: &Target<'_>) -> StatisticsLaunch {
+        StatisticsLaunch::new(t.bind_all(&self.mean, 1), t.bind(self.rstd, 1))
+    }
+}
+
+/// `y = (x - mean) * rstd * gain + shift`, and the statistics of each row.
+pub(crate) fn layer_norm(l: &Launcher, norm: Norm, shift: Arg, y: Arg, epsilon: f32) {
+    let w = l.width(&[norm.channels]);
+    let (rows, cols, teams) = (norm.rows(), norm.channels / w, Teams::new(l));
     l.launch(
         teams.items(rows),
         || format!("layer_norm w{w}"),
         // SAFETY: x and y hold rows * cols vectors, gain and shift cols, mean and rstd one float per row.
         |t| unsafe {
-            layer_norm_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(x, w),
-                t.bind(gain, w),
-                t.bind(shift, w),
-                t.bind(y, w),
-                t.bind(mean, 1),
-                t.bind(rstd, 1),
-                rows,
-                cols,
-                epsilon,
-                teams,
-            );
+            let (x, gain, shift) = (t.bind(norm.x, w), t.bind(norm.gain, w), t.bind(shift, w));
+            let (y, statistics) = (t.bind(y, w), norm.statistics(t));
+            run!(t, layer_norm_kernel(w, x, gain, shift, y, statistics, rows, cols, epsilon, teams));
         },
     );
 }
 
-/// `y = x * rstd * gain` with `1 / sqrt(mean square + epsilon)` of each row.
-pub(crate) fn rms_norm(l: &Launcher, x: Arg, gain: Arg, y: Arg, rstd: Arg, rows: usize, channels: usize, epsilon: f32) {
-    let w = l.width(&[channels]);
-    let (cols, teams) = (channels / w, Teams::new(l));
+/// `y = x * rstd * gain`, and `rstd` of each row.
+pub(crate) fn rms_norm(l: &Launcher, norm: Norm, y: Arg, epsilon: f32) {
+    let w = l.width(&[norm.channels]);
+    let (rows, cols, teams) = (norm.rows(), norm.channels / w, Teams::new(l));
     l.launch(
         teams.items(rows),
         || format!("rms_norm w{w}"),
         // SAFETY: x and y hold rows * cols vectors, gain cols, rstd one float per row.
         |t| unsafe {
-            let (x, gain, y, rstd) = (t.bind(x, w), t.bind(gain, w), t.bind(y, w), t.bind(rstd, 1));
-            rms_norm_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                x,
-                gain,
-                y,
-                rstd,
-                rows,
-                cols,
-                epsilon,
-                teams,
-            );
+            let (x, gain, y, rstd) = (t.bind(norm.x, w), t.bind(norm.gain, w), t.bind(y, w), t.bind(norm.rstd, 1));
+            run!(t, rms_norm_kernel(w, x, gain, y, rstd, rows, cols, epsilon, teams));
         },
     );
 }
 
-/// Gradients of [`layer_norm`].
-pub(crate) fn layer_norm_grad(
+/// Gradients of [`layer_norm`], or without `dshift` of [`rms_norm`].
+pub(crate) fn grad(
     l: &Launcher,
+    norm: Norm,
     dy: Arg,
-    x: Arg,
-    gain: Arg,
-    mean: Arg,
-    rstd: Arg,
     dx: Arg,
     dgain: Arg,
-    dshift: Arg,
+    dshift: Option<Arg>,
     after: Option<After<'_>>,
-    rows: usize,
-    channels: usize,
 ) {
-    input_grad(l, dy, x, gain, Some(mean), rstd, dx, after, rows, channels);
-    param_grad(l, dy, x, Some(mean), rstd, dgain, Some(dshift), rows, channels);
+    input_grad(l, norm, dy, dx, after);
+    param_grad(l, norm, dy, dgain, dshift);
 }
 
-/// Gradients of [`rms_norm`].
-pub(crate) fn rms_norm_grad(
-    l: &Launcher,
-    dy: Arg,
-    x: Arg,
-    gain: Arg,
-    rstd: Arg,
-    dx: Arg,
-    dgain: Arg,
-    after: Option<After<'_>>,
-    rows: usize,
-    channels: usize,
-) {
-    input_grad(l, dy, x, gain, None, rstd, dx, after, rows, channels);
-    param_grad(l, dy, x, None, rstd, dgain, None, rows, channels);
-}
-
-fn input_grad(
-    l: &Launcher,
-    dy: Arg,
-    x: Arg,
-    gain: Arg,
-    mean: Option<Arg>,
-    rstd: Arg,
-    dx: Arg,
-    after: Option<After<'_>>,
-    rows: usize,
-    channels: usize,
-) {
-    let w = l.width(&[channels]);
-    let (cols, teams) = (channels / w, Teams::new(l));
+fn input_grad(l: &Launcher, norm: Norm, dy: Arg, dx: Arg, after: Option<After<'_>>) {
+    let w = l.width(&[norm.channels]);
+    let (rows, cols, teams) = (norm.rows(), norm.channels / w, Teams::new(l));
     go_on_with(l, dx, after, Some(w), |then| {
         l.launch(
             teams.items(rows),
-            || format!("{}_norm_grad w{w}{then}", if mean.is_some() { "layer" } else { "rms" }),
+            || format!("{}_norm_grad w{w}{then}", norm.kind()),
             // SAFETY: dy, x and dx hold rows * cols vectors, gain cols, mean (if any) and rstd one float per row.
             |t| unsafe {
-                norm_grad_kernel::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    w,
-                    t.bind(dy, w),
-                    t.bind(x, w),
-                    t.bind(gain, w),
-                    t.bind_all(&mean, 1),
-                    t.bind(rstd, 1),
-                    t.bind_all(&then.vectors, w),
-                    t.bind_all(&then.scalars, 1),
-                    t.bind_all(&then.rng, 1),
-                    then.keys.iter().copied().collect(),
-                    t.bind(dx, w),
-                    t.bind_all(then.more, w),
-                    rows,
-                    cols,
-                    mean.is_some(),
-                    then.program.clone(),
-                    teams,
-                );
+                let (dy, x, gain) = (t.bind(dy, w), t.bind(norm.x, w), t.bind(norm.gain, w));
+                let (statistics, dx, then) = (norm.statistics(t), t.bind(dx, w), then.bind(t, w));
+                run!(t, norm_grad_kernel(w, dy, x, gain, statistics, dx, then, rows, cols, teams));
             },
         )
     });
 }
 
-fn param_grad(
-    l: &Launcher,
-    dy: Arg,
-    x: Arg,
-    mean: Option<Arg>,
-    rstd: Arg,
-    dgain: Arg,
-    dshift: Option<Arg>,
-    rows: usize,
-    channels: usize,
-) {
+fn param_grad(l: &Launcher, norm: Norm, dy: Arg, dgain: Arg, dshift: Option<Arg>) {
+    let Norm { x, channels, .. } = norm;
     let w = l.width(&[channels]);
-    let (cols, split) = (channels / w, l.split());
+    let (rows, cols, split) = (norm.rows(), channels / w, l.split());
     let mut blocks = reduce::blocks(l, cols, rows);
     if 2 * blocks * channels > SCRATCH_ELEMENTS {
         blocks = 1;
     }
-    let scratch = l.scratch();
     let (gain_sum, shift_sum) = if blocks == 1 {
         (dgain, dshift)
     } else {
-        let [low, high] = scratch.halves();
+        let [low, high] = l.scratch().halves();
         (low.first(blocks * channels), dshift.map(|_| high.first(blocks * channels)))
     };
     l.launch(
         blocks * cols,
-        || format!("{}_norm_param_grad w{w}", if mean.is_some() { "layer" } else { "rms" }),
+        || format!("{}_norm_param_grad w{w}", norm.kind()),
         // SAFETY: dy and x hold rows * cols vectors, the sums blocks * cols, mean (if any) and rstd one float per row.
         |t| unsafe {
-            norm_param_grad_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(dy, w),
-                t.bind(x, w),
-                t.bind_all(&mean, 1),
-                t.bind(rstd, 1),
-                t.bind(gain_sum, w),
-                // Without a shift this is never written.
-                t.bind(shift_sum.unwrap_or(gain_sum), w),
-                rows,
-                cols,
-                blocks,
-                mean.is_some(),
-                split,
-            );
+            let (dy, x, statistics) = (t.bind(dy, w), t.bind(x, w), norm.statistics(t));
+            let (dgain, dshift) = (t.bind(gain_sum, w), t.bind_all(&shift_sum, w));
+            run!(t, norm_param_grad_kernel(w, dy, x, statistics, dgain, dshift, rows, cols, blocks, split));
         },
     );
     if blocks > 1 {

@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::lanes::lane_numbers;
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 use moec_ir::random::GOLDEN;
 
@@ -86,7 +86,7 @@ pub(crate) fn uniform(l: &Launcher, rng: Arg, y: Arg, key: u32) {
         // SAFETY: units write vectors 0..n of y and read the four words of the generator state.
         |t| unsafe {
             let (rng, y) = (t.bind(rng, 1), t.bind(y, w));
-            uniform_kernel::launch_unchecked(t.client, t.count(), t.dim(), w, rng, y, key, n, split);
+            run!(t, uniform_kernel(w, rng, y, key, n, split));
         },
     );
 }
@@ -101,7 +101,7 @@ pub(crate) fn normal(l: &Launcher, rng: Arg, y: Arg, key: u32) {
         // SAFETY: as for `uniform`.
         |t| unsafe {
             let (rng, y) = (t.bind(rng, 1), t.bind(y, w));
-            normal_kernel::launch_unchecked(t.client, t.count(), t.dim(), w, rng, y, key, n, split);
+            run!(t, normal_kernel(w, rng, y, key, n, split));
         },
     );
 }

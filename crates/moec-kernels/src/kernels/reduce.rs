@@ -15,8 +15,9 @@
 
 use super::fill;
 use super::lanes::lane_sum;
-use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, SCRATCH_ELEMENTS, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
+use moec_ir::Invariant;
 
 /// Most tensors whose blocks one launch sums: the kernel is written out for each of them.
 const SUMMED_TOGETHER: usize = 8;
@@ -158,19 +159,7 @@ fn sum_middle_pass(l: &Launcher, x: Arg, y: Arg, outer: usize, middle: usize, in
         || format!("sum_middle w{w}"),
         // SAFETY: x holds outer * middle * inner vectors and y outer * blocks * inner.
         |t| unsafe {
-            sum_middle_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(x, w),
-                t.bind(y, w),
-                outer,
-                middle,
-                inner,
-                blocks,
-                split,
-            );
+            run!(t, sum_middle_kernel(w, t.bind(x, w), t.bind(y, w), outer, middle, inner, blocks, split));
         },
     );
 }
@@ -184,17 +173,7 @@ fn sum_rows(l: &Launcher, x: Arg, y: Arg, rows: usize, cols: usize) {
         || format!("sum_rows w{w}"),
         // SAFETY: x holds rows * cols vectors and y rows floats.
         |t| unsafe {
-            sum_rows_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                t.bind(x, w),
-                t.bind(y, 1),
-                rows,
-                cols,
-                split,
-            );
+            run!(t, sum_rows_kernel(w, t.bind(x, w), t.bind(y, 1), rows, cols, split));
         },
     );
 }
@@ -215,23 +194,23 @@ fn sum_blocks(l: &Launcher, tensors: &[Blocked], y: Arg, square: bool) {
     for (w, together) in l.by_width(tensors.iter().copied(), |t| t.x.elements(), SUMMED_TOGETHER) {
         let number = together.len();
         l.launch(
-            together.iter().map(|t| t.blocks).max().unwrap_or(0),
+            together.iter().map(|t| t.blocks).max().invariant("a group has a tensor"),
             || format!("{} of {number} w{w}", if square { "sum_squares" } else { "sum_blocks" }),
             // SAFETY: a tensor holds elements / w vectors, and y its blocks from its first on.
             |t| unsafe {
-                sum_blocks_kernel::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    w,
-                    t.bind_all(together.iter().map(|t| &t.x), w),
-                    t.bind(y, 1),
-                    together.iter().map(|t| t.x.elements() / w).collect(),
-                    together.iter().map(|t| t.blocks).collect(),
-                    together.iter().map(|t| t.first).collect(),
-                    number,
-                    square,
-                    split,
+                run!(
+                    t,
+                    sum_blocks_kernel(
+                        w,
+                        t.bind_all(together.iter().map(|t| &t.x), w),
+                        t.bind(y, 1),
+                        together.iter().map(|t| t.x.elements() / w).collect(),
+                        together.iter().map(|t| t.blocks).collect(),
+                        together.iter().map(|t| t.first).collect(),
+                        number,
+                        square,
+                        split
+                    )
                 );
             },
         );
@@ -291,18 +270,7 @@ fn sum_strided(l: &Launcher, x: Arg, y: Arg, shape: &[usize], axes: &[usize]) {
         || format!("sum_strided {shape:?} over {axes:?}"),
         // SAFETY: the strides of x lead from index (i, term) to an element of x, and i < n indexes y.
         |t| unsafe {
-            sum_strided_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                t.bind(x, 1),
-                t.bind(y, 1),
-                n,
-                terms,
-                kept.clone(),
-                summed.clone(),
-                split,
-            );
+            run!(t, sum_strided_kernel(t.bind(x, 1), t.bind(y, 1), n, terms, kept.clone(), summed.clone(), split));
         },
     );
 }

@@ -8,27 +8,34 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::lanes::lane_numbers;
-use crate::launch::{Arg, Launcher, Split, common_width, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, common_width, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 /// Two pi as the sum of two floats, for angles of many turns.
 const TURN: (f32, f32) = (6.283_185_5, -1.748_455_5e-7);
 
-#[cube(launch_unchecked)]
-fn rotate<W: Size>(
-    qkv: &[Vector<f32, W>],
-    positions: &[i32],
-    y: &mut [Vector<f32, W>],
-    sequences: usize,
-    owners: usize,
+/// Who turns how much.
+#[derive(CubeType, CubeLaunch)]
+struct Turns {
     heads: usize,
     time: usize,
     log_base: f32,
+    /// 1, or -1 to turn back.
     sign: f32,
+}
+
+#[cube(launch_unchecked)]
+fn rotate<W: Size>(
+    qkv: &[Vector<f32, W>],
+    positions: &Sequence<Box<[i32]>>,
+    y: &mut [Vector<f32, W>],
+    sequences: usize,
+    owners: usize,
+    turns: &Turns,
     #[comptime] width: usize,
-    #[comptime] given: bool,
     #[comptime] split: Split,
 ) {
+    let (heads, time) = (turns.heads, turns.time);
     let w = W::value();
     let half = comptime!(width / 2 / w);
     let channels = heads * comptime!(width / w);
@@ -38,18 +45,18 @@ fn rotate<W: Size>(
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let (position, owner) = (item / owners, item % owners);
         let mut turned = f32::cast_from(position);
-        if comptime!(given) {
-            turned = f32::cast_from(positions[owner * time + position]);
+        if comptime!(positions.len() == 1) {
+            turned = f32::cast_from(positions[0][owner * time + position]);
         }
         for i in 0..half {
             let pair = Vector::<f32, W>::cast_from(lane_numbers::<W>() + Vector::new(u32::cast_from(i * w)));
-            let exponent = pair * Vector::new(comptime!(-2.0 / width as f32).runtime() * log_base);
+            let exponent = pair * Vector::new(comptime!(-2.0 / width as f32).runtime() * turns.log_base);
             let angle = Vector::exp(exponent) * Vector::new(turned);
-            let turns = Vector::round(angle * Vector::new(1.0f32 / TURN.0));
-            let angle = fma(-turns, Vector::new(TURN.0), angle);
-            let angle = fma(-turns, Vector::new(TURN.1), angle);
+            let whole = Vector::round(angle * Vector::new(1.0f32 / TURN.0));
+            let angle = fma(-whole, Vector::new(TURN.0), angle);
+            let angle = fma(-whole, Vector::new(TURN.1), angle);
             cosines[i] = Vector::cos(angle);
-            sines[i] = Vector::sin(angle) * Vector::new(sign);
+            sines[i] = Vector::sin(angle) * Vector::new(turns.sign);
         }
         for sequence in range_stepped(owner, sequences, owners) {
             let row = (sequence * time + position) * 3 * channels;
@@ -79,12 +86,11 @@ pub(crate) fn launch(
     time: usize,
     base: f64,
     inverse: bool,
-    tokens: usize,
     channels: usize,
 ) {
     let width = channels / heads;
     let w = common_width(l.profile().matrix_width(), &[width / 2]);
-    let sequences = tokens / time;
+    let sequences = qkv.elements() / (3 * channels) / time;
     let given = positions.is_some();
     let owners = if l.is_cpu() && !given { 1 } else { sequences };
     let split = l.split();
@@ -93,29 +99,9 @@ pub(crate) fn launch(
         || format!("rotary w{w} width{width}{}", if given { " positions" } else { "" }),
         // SAFETY: a unit writes the rows of its position in the sequences that it owns.
         |t| unsafe {
-            // Absent positions are never read.
-            let positions = t.bind(positions.unwrap_or(qkv), 1);
-            let (qkv, y) = (t.bind(qkv, w), t.bind(y, w));
-            let sign = if inverse { -1.0 } else { 1.0 };
-            let log_base = base.ln() as f32;
-            rotate::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                qkv,
-                positions,
-                y,
-                sequences,
-                owners,
-                heads,
-                time,
-                log_base,
-                sign,
-                width,
-                given,
-                split,
-            );
+            let (qkv, positions, y) = (t.bind(qkv, w), t.bind_all(&positions, 1), t.bind(y, w));
+            let turns = TurnsLaunch::new(heads, time, base.ln() as f32, if inverse { -1.0 } else { 1.0 });
+            run!(t, rotate(w, qkv, positions, y, sequences, owners, turns, width, split));
         },
     );
 }

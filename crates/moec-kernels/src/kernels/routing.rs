@@ -13,10 +13,10 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::fused::{After, Program, dropout_keys, go_on, go_on_with};
+use super::fused::{After, Elementwise, dropout_keys, go_on, go_on_with};
 use super::lanes::lane_sum;
 use super::order::order_key;
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 /// Whether an index names one of `count`.
@@ -218,41 +218,40 @@ fn sort_by_slot_kernel(
     }
 }
 
+/// How many rows experts have together, and how many tokens with how many slots each.
+#[derive(CubeType, CubeLaunch)]
+struct Extents {
+    rows: usize,
+    tokens: usize,
+    slots: usize,
+    k: usize,
+}
+
 #[cube(launch_unchecked)]
 fn dispatch_kernel<W: Size>(
     x: &[Vector<f32, W>],
     order: &[i32],
     weights: &Sequence<Box<[f32]>>,
-    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
-    scalars_after: &Sequence<Box<[f32]>>,
-    rng: &Sequence<Box<[u32]>>,
-    keys: &Sequence<u32>,
     y: &mut [Vector<f32, W>],
-    more: &mut Sequence<Box<[Vector<f32, W>]>>,
-    rows: usize,
-    slots: usize,
-    k: usize,
+    after: &mut Elementwise<W>,
+    e: &Extents,
     #[comptime] cols: usize,
-    #[comptime] weighted: bool,
-    #[comptime] after: Program,
     #[comptime] split: Split,
 ) {
-    let mut keys_a = Sequence::<Vector<u32, W>>::new();
-    let mut keys_b = Sequence::<Vector<u32, W>>::new();
-    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
-    let items = rows * cols;
+    let weighted = comptime!(weights.len() == 1);
+    let keys = dropout_keys::<W>(&*after);
+    let items = e.rows * cols;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let slot = order[item / cols];
         let mut value = Vector::<f32, W>::new(0.0f32);
-        if names_one(slot, slots) {
+        if names_one(slot, e.slots) {
             let slot = slot as usize;
-            value = x[slot / k * cols + item % cols];
+            value = x[slot / e.k * cols + item % cols];
             if comptime!(weighted) {
                 value = value * Vector::new(weights[0][slot]);
             }
         }
-        y[item] =
-            go_on::<W>(item, value, vectors_after, scalars_after, &keys_a, &keys_b, more, comptime!(after.clone()));
+        y[item] = go_on::<W>(after, &keys, item, value);
     }
 }
 
@@ -261,30 +260,21 @@ fn combine_kernel<W: Size>(
     y: &[Vector<f32, W>],
     positions: &[i32],
     weights: &Sequence<Box<[f32]>>,
-    vectors_after: &Sequence<Box<[Vector<f32, W>]>>,
-    scalars_after: &Sequence<Box<[f32]>>,
-    rng: &Sequence<Box<[u32]>>,
-    keys: &Sequence<u32>,
     z: &mut [Vector<f32, W>],
-    more: &mut Sequence<Box<[Vector<f32, W>]>>,
-    rows: usize,
-    tokens: usize,
-    k: usize,
+    after: &mut Elementwise<W>,
+    e: &Extents,
     #[comptime] cols: usize,
-    #[comptime] weighted: bool,
-    #[comptime] after: Program,
     #[comptime] split: Split,
 ) {
-    let mut keys_a = Sequence::<Vector<u32, W>>::new();
-    let mut keys_b = Sequence::<Vector<u32, W>>::new();
-    dropout_keys::<W>(rng, keys, &mut keys_a, &mut keys_b, comptime!(after.keys));
-    let items = tokens * cols;
+    let weighted = comptime!(weights.len() == 1);
+    let keys = dropout_keys::<W>(&*after);
+    let items = e.tokens * cols;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let token = item / cols;
         let mut sum = Vector::<f32, W>::new(0.0f32);
-        for slot in token * k..(token + 1) * k {
+        for slot in token * e.k..(token + 1) * e.k {
             let row = positions[slot];
-            if names_one(row, rows) {
+            if names_one(row, e.rows) {
                 let value = y[row as usize * cols + item % cols];
                 if comptime!(weighted) {
                     sum = fma(value, Vector::new(weights[0][slot]), sum);
@@ -293,7 +283,7 @@ fn combine_kernel<W: Size>(
                 }
             }
         }
-        z[item] = go_on::<W>(item, sum, vectors_after, scalars_after, &keys_a, &keys_b, more, comptime!(after.clone()));
+        z[item] = go_on::<W>(after, &keys, item, sum);
     }
 }
 
@@ -323,6 +313,11 @@ fn combine_weight_grad_kernel<W: Size>(
     }
 }
 
+/// A bound as 32 bits: whatever is counted there stays below the largest number.
+fn saturated(bound: usize) -> u32 {
+    bound.min(u32::MAX as usize) as u32
+}
+
 /// Entries beyond `capacity` of their expert become -1. Slots stand in `rows` rows of `columns` and are served column by
 /// column.
 pub(crate) fn limit_capacity(
@@ -335,7 +330,7 @@ pub(crate) fn limit_capacity(
     capacity: usize,
 ) {
     let (cpu, split) = (l.is_cpu(), l.split());
-    let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+    let capacity = saturated(capacity);
     l.launch(
         if cpu { count } else { rows * columns },
         || format!("limit_capacity{}", if cpu { "" } else { " by slot" }),
@@ -364,26 +359,14 @@ pub(crate) fn limit_capacity_by_weight(
     capacity: usize,
 ) {
     let (slots, split) = (experts.elements(), l.split());
-    let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+    let capacity = saturated(capacity);
     l.launch(
         slots,
         || "limit_capacity_by_weight".to_string(),
         // SAFETY: the three buffers hold `slots` elements, whole rows of k.
         |t| unsafe {
             let (experts, weights, kept) = (t.bind(experts, 1), t.bind(weights, 1), t.bind(kept, 1));
-            limit_capacity_by_weight_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                experts,
-                weights,
-                kept,
-                slots,
-                k,
-                count,
-                capacity,
-                split,
-            );
+            run!(t, limit_capacity_by_weight_kernel(experts, weights, kept, slots, k, count, capacity, split));
         },
     );
 }
@@ -438,27 +421,19 @@ pub(crate) fn dispatch(
             // SAFETY: x holds tokens * cols vectors, y and order a row per row, weights one element per slot, and slots are
             // compared with their number.
             |t| unsafe {
-                dispatch_kernel::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    w,
-                    t.bind(x, w),
-                    t.bind(order, 1),
-                    t.bind_all(&weights, 1),
-                    t.bind_all(&then.vectors, w),
-                    t.bind_all(&then.scalars, 1),
-                    t.bind_all(&then.rng, 1),
-                    then.keys.iter().copied().collect(),
-                    t.bind(y, w),
-                    t.bind_all(then.more, w),
-                    rows,
-                    slots,
-                    k,
-                    cols,
-                    weights.is_some(),
-                    then.program.clone(),
-                    split,
+                run!(
+                    t,
+                    dispatch_kernel(
+                        w,
+                        t.bind(x, w),
+                        t.bind(order, 1),
+                        t.bind_all(&weights, 1),
+                        t.bind(y, w),
+                        then.bind(t, w),
+                        ExtentsLaunch::new(rows, tokens, slots, k),
+                        cols,
+                        split
+                    )
                 );
             },
         )
@@ -473,13 +448,12 @@ pub(crate) fn combine(
     weights: Option<Arg>,
     z: Arg,
     after: Option<After<'_>>,
-    rows: usize,
-    tokens: usize,
-    k: usize,
     channels: usize,
 ) {
     let w = l.width(&[channels]);
-    let (cols, split) = (channels / w, l.split());
+    let (rows, tokens) = (y.elements() / channels, z.elements() / channels);
+    let (slots, cols, split) = (positions.elements(), channels / w, l.split());
+    let k = slots / tokens;
     go_on_with(l, z, after, Some(w), |then| {
         l.launch(
             tokens * cols,
@@ -487,27 +461,19 @@ pub(crate) fn combine(
             // SAFETY: y holds rows * cols vectors, z tokens * cols, positions and weights one element per slot, and positions
             // are compared with the number of rows.
             |t| unsafe {
-                combine_kernel::launch_unchecked(
-                    t.client,
-                    t.count(),
-                    t.dim(),
-                    w,
-                    t.bind(y, w),
-                    t.bind(positions, 1),
-                    t.bind_all(&weights, 1),
-                    t.bind_all(&then.vectors, w),
-                    t.bind_all(&then.scalars, 1),
-                    t.bind_all(&then.rng, 1),
-                    then.keys.iter().copied().collect(),
-                    t.bind(z, w),
-                    t.bind_all(then.more, w),
-                    rows,
-                    tokens,
-                    k,
-                    cols,
-                    weights.is_some(),
-                    then.program.clone(),
-                    split,
+                run!(
+                    t,
+                    combine_kernel(
+                        w,
+                        t.bind(y, w),
+                        t.bind(positions, 1),
+                        t.bind_all(&weights, 1),
+                        t.bind(z, w),
+                        then.bind(t, w),
+                        ExtentsLaunch::new(rows, tokens, slots, k),
+                        cols,
+                        split
+                    )
                 );
             },
         )
@@ -535,21 +501,7 @@ pub(crate) fn combine_weight_grad(
         |t| unsafe {
             let (dz, y) = (t.bind(dz, w), t.bind(y, w));
             let (positions, dweights) = (t.bind(positions, 1), t.bind(dweights, 1));
-            combine_weight_grad_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                w,
-                dz,
-                y,
-                positions,
-                dweights,
-                rows,
-                slots,
-                k,
-                cols,
-                split,
-            );
+            run!(t, combine_weight_grad_kernel(w, dz, y, positions, dweights, rows, slots, k, cols, split));
         },
     );
 }

@@ -4,7 +4,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::lanes::{lane_max, lane_sum};
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 /// The largest element of the row that starts at `base`, kept finite so that subtracting it from itself is 0: a row of
@@ -99,7 +99,7 @@ pub(crate) fn softmax(l: &Launcher, x: Arg, y: Arg, rows: usize, m: usize) {
         // SAFETY: both buffers hold rows * cols vectors.
         |t| unsafe {
             let (x, y) = (t.bind(x, w), t.bind(y, w));
-            softmax_kernel::launch_unchecked(t.client, t.count(), t.dim(), w, x, y, rows, cols, split);
+            run!(t, softmax_kernel(w, x, y, rows, cols, split));
         },
     );
 }
@@ -114,7 +114,7 @@ pub(crate) fn softmax_grad(l: &Launcher, dy: Arg, y: Arg, dx: Arg, rows: usize, 
         // SAFETY: the three buffers hold rows * cols vectors.
         |t| unsafe {
             let (dy, y, dx) = (t.bind(dy, w), t.bind(y, w), t.bind(dx, w));
-            softmax_grad_kernel::launch_unchecked(t.client, t.count(), t.dim(), w, dy, y, dx, rows, cols, split);
+            run!(t, softmax_grad_kernel(w, dy, y, dx, rows, cols, split));
         },
     );
 }
@@ -129,7 +129,7 @@ pub(crate) fn log_sum_exp(l: &Launcher, x: Arg, y: Arg, rows: usize, m: usize) {
         // SAFETY: x holds rows * cols vectors and y rows floats.
         |t| unsafe {
             let (x, y) = (t.bind(x, w), t.bind(y, 1));
-            log_sum_exp_kernel::launch_unchecked(t.client, t.count(), t.dim(), w, x, y, rows, cols, split);
+            run!(t, log_sum_exp_kernel(w, x, y, rows, cols, split));
         },
     );
 }

@@ -14,7 +14,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::order::order_key;
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step};
+use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 /// Most passes over a row.
@@ -229,8 +229,7 @@ pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize
             || "top_k passes".to_string(),
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
-                let (client, count, dim) = (t.client, t.count(), t.dim());
-                top_k_passes::launch_unchecked(client, count, dim, x, values, indices, rows, extent, k, split);
+                run!(t, top_k_passes(x, values, indices, rows, extent, k, split));
             },
         );
     } else if l.is_cpu() {
@@ -239,8 +238,7 @@ pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize
             || "top_k heap".to_string(),
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
-                let (client, count, dim) = (t.client, t.count(), t.dim());
-                top_k_heap::launch_unchecked(client, count, dim, x, values, indices, rows, extent, k, split);
+                run!(t, top_k_heap(x, values, indices, rows, extent, k, split));
             },
         );
     } else {
@@ -249,8 +247,7 @@ pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize
             || "top_k ranks".to_string(),
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
-                let (client, count, dim) = (t.client, t.count(), t.dim());
-                top_k_ranks::launch_unchecked(client, count, dim, x, values, indices, rows, extent, k, split);
+                run!(t, top_k_ranks(x, values, indices, rows, extent, k, split));
             },
         );
     }
@@ -265,7 +262,7 @@ pub(crate) fn gather_last(l: &Launcher, x: Arg, indices: Arg, y: Arg, rows: usiz
         // SAFETY: indices and y hold n elements, x rows * extent, and indices are compared with it.
         |t| unsafe {
             let (x, indices, y) = (t.bind(x, 1), t.bind(indices, 1), t.bind(y, 1));
-            gather_last_kernel::launch_unchecked(t.client, t.count(), t.dim(), x, indices, y, n, extent, k, split);
+            run!(t, gather_last_kernel(x, indices, y, n, extent, k, split));
         },
     );
 }
@@ -279,18 +276,7 @@ pub(crate) fn scatter_last(l: &Launcher, values: Arg, indices: Arg, y: Arg, rows
         // SAFETY: values and indices hold rows * k elements, y rows * size, and indices are compared with it.
         |t| unsafe {
             let (values, indices, y) = (t.bind(values, 1), t.bind(indices, 1), t.bind(y, 1));
-            scatter_last_kernel::launch_unchecked(
-                t.client,
-                t.count(),
-                t.dim(),
-                values,
-                indices,
-                y,
-                rows,
-                k,
-                size,
-                split,
-            );
+            run!(t, scatter_last_kernel(values, indices, y, rows, k, size, split));
         },
     );
 }
@@ -304,7 +290,7 @@ pub(crate) fn count(l: &Launcher, indices: Arg, counts: Arg, size: usize) {
         // SAFETY: indices hold n elements and counts `size`.
         |t| unsafe {
             let (indices, counts) = (t.bind(indices, 1), t.bind(counts, 1));
-            count_kernel::launch_unchecked(t.client, t.count(), t.dim(), indices, counts, n, size, split);
+            run!(t, count_kernel(indices, counts, n, size, split));
         },
     );
 }

@@ -1,0 +1,111 @@
+//! Names of kernels: two launches of one name are of one compiled kernel, so whatever is compiled in is part of the name.
+
+use std::collections::HashMap;
+
+use moec_ir::{Access, Binary, FusedProgram, Instr, Unary};
+
+use super::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
+use crate::kernels::matmul::{self, Layout, Product};
+use crate::kernels::norm::{self, Norm};
+use crate::kernels::{copy, embed, fused, reduce, rotary, routing};
+use crate::machine::{Launches, recorded_kernels};
+
+/// A buffer of that many elements; what is in it does not matter to a launch.
+fn buffer(elements: usize) -> Arg {
+    Arg::new(0, 0, elements)
+}
+
+/// A program over `[rows, columns]` that reads two matrices, and what follows from results alone: the sum, its exponential,
+/// or several of them in any order.
+fn program(rows: usize, columns: usize, second: Access, results: &[usize]) -> FusedProgram {
+    FusedProgram {
+        shape: vec![rows, columns],
+        accesses: vec![Access::Full, second],
+        instructions: vec![
+            Instr::Load(0),
+            Instr::Load(1),
+            Instr::Binary(Binary::Add, 0, 1),
+            Instr::Unary(Unary::Exp, 2),
+            Instr::Dropout { value: 3, rate: 0.5.into(), key: 1 },
+        ],
+        results: results.to_vec(),
+    }
+}
+
+const ROWS: usize = 12;
+
+/// Launches that differ in a single respect from one to another.
+fn launches() -> Vec<Launches> {
+    let mut all: Vec<Launches> = Vec::new();
+    for columns in [7, 16, 32] {
+        let whole = ROWS * columns;
+        for (access, elements) in
+            [(Access::Full, whole), (Access::Repeat, columns), (Access::Stretch { inner: columns }, ROWS)]
+        {
+            for results in [&[2][..], &[3], &[4], &[2, 3], &[3, 2], &[2, 3, 4]] {
+                let program = program(ROWS, columns, access, results);
+                let (x, second, more) = (buffer(whole), buffer(elements), vec![buffer(whole); results.len() - 1]);
+                let rng = Some(buffer(4));
+                let alone = (program.clone(), [x].into_iter().chain(more.clone()).collect::<Vec<_>>());
+                all.push(Box::new(move |l| fused::launch(l, &alone.0, &[x, second], rng, &alone.1)));
+                // The same after each kind of kernel that goes on with a program.
+                type With = Box<dyn Fn(&Launcher, Option<fused::After<'_>>) + Send + Sync>;
+                let rows = buffer(ROWS);
+                let norm = Norm { x, gain: buffer(columns), mean: None, rstd: rows, channels: columns };
+                let producers: [With; 4] = [
+                    Box::new(move |l, after| embed::embed(l, rows, x, x, after, ROWS, ROWS, columns)),
+                    Box::new(move |l, after| norm::grad(l, norm, x, x, buffer(columns), None, after)),
+                    Box::new(move |l, after| routing::combine(l, x, rows, None, x, after, columns)),
+                    Box::new(move |l, after| product(l, x, buffer(columns * columns), columns, after)),
+                ];
+                for producer in producers {
+                    let (program, more) = (program.clone(), more.clone());
+                    all.push(Box::new(move |l| {
+                        producer(l, Some(fused::After { program: &program, floats: &[second], rng, more: &more }));
+                    }));
+                }
+            }
+        }
+        let (x, row) = (buffer(whole), buffer(columns));
+        all.push(Box::new(move |l| reduce::sum(l, x, row, &[ROWS, columns], &[0])));
+        all.push(Box::new(move |l| reduce::sum(l, x, buffer(ROWS), &[ROWS, columns], &[1])));
+        all.push(Box::new(move |l| reduce::sum_of_squares(l, &[x, row], buffer(1))));
+        all.push(Box::new(move |l| copy::permute(l, x, x, &[ROWS, columns], &[1, 0])));
+        for positions in [None, Some(buffer(ROWS))] {
+            let qkv = buffer(ROWS * 3 * 32);
+            all.push(Box::new(move |l| rotary::launch(l, qkv, positions, qkv, 32 / 8, 4, 1e4, false, 32)));
+        }
+        for weights in [None, Some(buffer(ROWS))] {
+            all.push(Box::new(move |l| routing::combine(l, x, buffer(ROWS), weights, x, None, columns)));
+        }
+    }
+    all
+}
+
+fn product(l: &Launcher, x: Arg, square: Arg, columns: usize, after: Option<fused::After<'_>>) {
+    for transpose_b in [false, true] {
+        let layout = Layout { transpose_a: false, transpose_b, fetched: false };
+        let (fetch, bias, offsets, sums, k) = (None, None, None, None, columns);
+        let (m, n) = (ROWS, columns);
+        let product = Product { layout, a: x, b: square, fetch, bias, offsets, y: x, sums, after, m, n, k, experts: 1 };
+        matmul::launch(l, &product);
+    }
+}
+
+#[test]
+fn a_name_covers_everything_that_is_compiled_into_a_kernel() {
+    let (profile, launches) = (DeviceProfile::cpu(2), launches());
+    let ids = recorded_kernels(profile, SCRATCH_ELEMENTS, &launches).unwrap();
+    let launcher = Launcher::listing(profile);
+    let mut kernels = HashMap::new();
+    for (launch, ids) in launches.iter().zip(ids) {
+        launch(&launcher);
+        let names = launcher.take_names();
+        assert_eq!(names.len(), ids.len());
+        for (name, id) in names.into_iter().zip(ids) {
+            let first = kernels.entry(name.clone()).or_insert_with(|| id.clone());
+            assert_eq!(*first, id, "two kernels have the name `{name}`");
+        }
+    }
+    assert!(kernels.len() > 100, "only {} names", kernels.len());
+}
