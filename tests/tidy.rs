@@ -104,6 +104,18 @@ fn every_message_code_has_a_golden_case() {
 }
 
 #[test]
+fn every_expectation_lies_beside_its_input() {
+    let mut snapshots = Vec::new();
+    for folder in ["autodiff", "check", "opt", "syntax"] {
+        files_below(&root().join("tests").join(folder), "snap", &mut snapshots);
+    }
+    assert!(snapshots.len() > 100, "the walk found only {}", snapshots.len());
+    for path in snapshots {
+        assert!(path.with_extension("").is_file(), "{} expects something of no file", path.display());
+    }
+}
+
+#[test]
 fn no_snapshot_waits_for_review() {
     let mut waiting = Vec::new();
     for folder in ["crates", "tests"] {

@@ -1,4 +1,4 @@
-//! Semantic diagnostics: one file per case in `tests/check`, its messages as a snapshot.
+//! Semantic diagnostics: one file per case in `tests/check`, its messages as the snapshot beside it.
 //!
 //! A first line `// overrides: a=1 b=2` gives overrides.
 
@@ -30,7 +30,10 @@ fn every_case_is_explained() {
         let shown: Vec<String> = checked.diagnostics.iter().map(|d| d.render(&source, false)).collect();
         assert_eq!(checked.model.is_none(), checked.has_errors(), "{name}");
         let verdict = if checked.has_errors() { "refused" } else { "accepted" };
-        insta::assert_snapshot!(format!("{}\n\n{verdict}", shown.join("\n\n")));
+        // The expectation lies beside its input.
+        insta::with_settings!({ prepend_module_to_snapshot => false, snapshot_path => path.parent().unwrap(), snapshot_suffix => "" }, {
+            insta::assert_snapshot!(name, format!("{}\n\n{verdict}", shown.join("\n\n")));
+        });
     });
 }
 

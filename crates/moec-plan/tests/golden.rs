@@ -12,15 +12,21 @@ fn read(path: &Path) -> (String, Graph) {
     (text, graph)
 }
 
+/// The expectation lies beside its input.
+fn snapshot(path: &Path, text: &str, result: &Graph) {
+    let name = path.file_name().unwrap().to_string_lossy().into_owned();
+    insta::with_settings!({ description => text, omit_expression => true, prepend_module_to_snapshot => false, snapshot_path => path.parent().unwrap(), snapshot_suffix => "" }, {
+        insta::assert_snapshot!(name, print(result));
+    });
+}
+
 #[test]
 fn autodiff() {
     insta::glob!("../../../tests/autodiff", "*.ir", |path| {
         let (text, graph) = read(path);
         let graph = differentiate(&graph, "objective", &Wrt::Parameters).unwrap();
         verify(&graph, Stage::Training).unwrap();
-        insta::with_settings!({ description => text, omit_expression => true, prepend_module_to_snapshot => false }, {
-            insta::assert_snapshot!(print(&graph));
-        });
+        snapshot(path, &text, &graph);
     });
 }
 
@@ -35,8 +41,6 @@ fn opt() {
         if text.starts_with("// Must not change") {
             assert_eq!(print(&optimized), print(&graph), "{}", path.display());
         }
-        insta::with_settings!({ description => text, omit_expression => true, prepend_module_to_snapshot => false }, {
-            insta::assert_snapshot!(print(&optimized));
-        });
+        snapshot(path, &text, &optimized);
     });
 }

@@ -1,4 +1,4 @@
-//! Every file in `tests/syntax` against its snapshot. `err_*` holds rendered diagnostics, `tree_*` the syntax tree,
+//! Every file in `tests/syntax` against the snapshot beside it. `err_*` holds rendered diagnostics, `tree_*` the syntax tree,
 //! anything else the canonical layout. `err_imported` is read with what it imports, all others stand alone.
 
 use moec_syntax::{Code, Diagnostic, SourceFile, format, parse};
@@ -29,8 +29,9 @@ fn golden() {
             assert_eq!(once, twice, "formatting {name} twice changes it");
             once
         };
-        insta::with_settings!({ description => source.text(), omit_expression => true, prepend_module_to_snapshot => false }, {
-            insta::assert_snapshot!(shown);
+        // The expectation lies beside its input.
+        insta::with_settings!({ description => source.text(), omit_expression => true, prepend_module_to_snapshot => false, snapshot_path => path.parent().unwrap(), snapshot_suffix => "" }, {
+            insta::assert_snapshot!(name, shown);
         });
     });
 }
