@@ -25,6 +25,7 @@ pub const MAX_ELEMENTS: usize = 1 << 28;
 
 /// Why an operation or a graph could not be evaluated.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum EvalError {
     /// The operands do not fit the operation.
     #[error(transparent)]

@@ -5,6 +5,7 @@ use crate::types::{DType, TensorType};
 
 /// Why an operation does not fit its operands.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InferError {
     /// An operand is not a value of the graph.
     #[error("an operand is not a value of this graph")]

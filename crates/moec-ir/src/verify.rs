@@ -89,6 +89,7 @@ pub struct VerifyError {
 
 /// An invariant that does not hold. The module's documentation lists them all.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Violation {
     /// Operand positions have a gap or a repetition.
     #[error("operand positions are {0:?}, not 0, 1, 2, .. without gaps")]

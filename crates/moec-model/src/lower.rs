@@ -114,6 +114,7 @@ pub struct MoeLayerInfo {
 
 /// Why a checked model could not be lowered.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum LowerError {
     /// An operation does not fit its operands; only a routing strategy or a loss from outside can cause it.
     Graph(GraphError),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 /// Why a backend could not do what it was asked.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BackendError {
     /// There is no such device on this machine.
     #[error("device {device} is not available: {reason}")]

@@ -4,6 +4,7 @@ use moec_ir::{GraphError, Origin, TensorType};
 
 /// Why a graph could not be turned into a training graph or a plan.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PlanError {
     /// A node that this crate wanted to add does not fit its operands: a graph from outside that was not verified.
     #[error(transparent)]

@@ -43,6 +43,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CheckpointError {
     /// The system refused to write; checkpoints written before are untouched.
     #[error("cannot write the checkpoint {path}: {source}")]

@@ -12,6 +12,7 @@ pub const MAX_BYTES: u64 = 1 << 30;
 
 /// Why data cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DataError {
     /// There is no such file.
     #[error("{name}: there is no such file")]

@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 
 /// Why a model could not be evaluated.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EvaluateError {
     /// The data cannot be used.
     #[error(transparent)]

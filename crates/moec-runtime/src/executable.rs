@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 /// Why a program could not be run.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ExecutableError {
     /// The program lacks a function.
     #[error("the program has no function `{0}`")]

@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Why tensors cannot be translated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum MakeMoeError {
     /// The model has a tensor that makeMoE's model has no place for.
     #[error("makeMoE's model has no counterpart of `{name}`")]

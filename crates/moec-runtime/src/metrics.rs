@@ -9,6 +9,7 @@ pub const SCHEMA: u32 = 1;
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Metric {
     /// A training step.
     Train(TrainMetric),

@@ -30,6 +30,7 @@ const LOCK: &str = ".lock";
 
 /// Why a run's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RunError {
     /// A run is there already.
     #[error("{path} already holds a run; resume it, or choose another folder")]

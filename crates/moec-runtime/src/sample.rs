@@ -73,6 +73,7 @@ fn is_decoded(kept: Kept, context: usize, first: usize, tokens: usize) -> bool {
 
 /// Why nothing could be sampled.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SampleError {
     /// A setting is out of range.
     #[error("{name} is {value}; it must be {range}")]

@@ -15,6 +15,7 @@ pub(crate) const MAX_HEADER: u64 = 4 << 20;
 
 /// Why a safetensors file could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TensorFileError {
     /// The system refused.
     #[error("{path}: {source}")]

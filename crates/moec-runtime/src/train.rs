@@ -46,6 +46,7 @@ impl TrainConfig {
 
 /// Why training stopped with an error.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TrainError {
     /// The data cannot be used.
     #[error(transparent)]

@@ -12,6 +12,7 @@ macro_rules! codes {
     ($($variant:ident = $number:literal, $summary:literal, $explanation:literal;)*) => {
         /// The code of a diagnostic.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
         pub enum Code {
             $(#[doc = concat!($number, ": ", $summary, ".")] $variant,)*
         }

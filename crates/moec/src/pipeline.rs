@@ -112,6 +112,7 @@ pub struct Compiled {
 
 /// Why a checked model did not compile. All but memory mean a fault in a router or loss from outside, or in moec.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CompileError {
     /// Lowering failed.
     #[error(transparent)]

@@ -10,6 +10,7 @@ const MOST_TOGETHER: u64 = 16;
 
 /// How a character is computed from those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Decode {
     /// From the keys and values of the characters before it, where the model allows it: with learned positions until the
     /// context is full and from the whole window afterwards; with rotary positions or none throughout, with the keys and

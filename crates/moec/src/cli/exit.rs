@@ -139,7 +139,7 @@ impl From<BackendError> for Failure {
             BackendError::NoDevice { .. } | BackendError::OutOfMemory { .. } | BackendError::Device { .. } => {
                 Exit::Device
             }
-            BackendError::Interface(_) => Exit::Failure,
+            _ => Exit::Failure,
         };
         Failure::new(exit, error.to_string())
     }
@@ -203,6 +203,7 @@ impl From<TrainError> for Failure {
             TrainError::Diverged { .. } => Failure::new(Exit::Diverged, error.to_string())
                 .help("lower the learning rate (-s train.optimizer.lr=3e-4) or clip the gradient (-s train.clip=1.0)")
                 .help("the checkpoints written before are intact"),
+            other => Failure::new(Exit::Failure, other.to_string()),
         }
     }
 }
@@ -212,6 +213,7 @@ impl From<EvaluateError> for Failure {
         match error {
             EvaluateError::Data(e) => e.into(),
             EvaluateError::Executable(e) => e.into(),
+            other => Failure::new(Exit::Failure, other.to_string()),
         }
     }
 }
@@ -221,7 +223,7 @@ impl From<SampleError> for Failure {
         match error {
             SampleError::Executable(e) => e.into(),
             SampleError::Setting { .. } | SampleError::Prompt(_) => Failure::new(Exit::Usage, error.to_string()),
-            SampleError::Vocabulary { .. } | SampleError::NotFinite => Failure::new(Exit::Data, error.to_string()),
+            _ => Failure::new(Exit::Data, error.to_string()),
         }
     }
 }

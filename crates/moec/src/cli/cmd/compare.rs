@@ -314,7 +314,7 @@ impl Bench<'_> {
         let metrics = moec_runtime::read_metrics(folder.root())?;
         let times = metrics.iter().filter_map(|m| match m {
             Metric::Train(m) => Some(m.step_ms),
-            Metric::Evaluation(_) => None,
+            _ => None,
         });
         let result = RunResult {
             schema: RESULT_SCHEMA.to_string(),
