@@ -2,6 +2,8 @@
 
 use crate::graph::{Graph, GraphError};
 use crate::ids::{Origin, Value};
+use crate::internal::Invariant;
+use crate::internal_error;
 use crate::op::{AttentionAttrs, Binary, CapacityPriority, Op, Unary};
 use crate::purpose::{Phase, StateRole};
 use crate::types::{DType, TensorType};
@@ -90,7 +92,11 @@ impl Builder {
     pub fn ty(&self, value: Value) -> &TensorType {
         // After an error a value may stand for a result that does not exist.
         static SCALAR: TensorType = TensorType { dtype: DType::F32, shape: Vec::new() };
-        self.graph.try_ty(value).unwrap_or(&SCALAR)
+        match (self.graph.try_ty(value), &self.error) {
+            (Some(ty), _) => ty,
+            (None, Some(_)) => &SCALAR,
+            (None, None) => internal_error!("a builder is asked for a value that its graph does not have"),
+        }
     }
 
     /// Shape of a value.
@@ -119,10 +125,8 @@ impl Builder {
     /// Stands for the result of an operation that did not fit; it is never seen because `finish` fails.
     fn poison(&mut self) -> Value {
         let ty = TensorType::f32([]);
-        match self.graph.add(Op::Fill { value: f64::NAN.into(), ty }, &[], "poison", None) {
-            Ok(id) => self.graph.value(id),
-            Err(_) => Value { node: crate::ids::NodeId(0), slot: 0 },
-        }
+        let poison = self.graph.add(Op::Fill { value: f64::NAN.into(), ty }, &[], "poison", None);
+        self.graph.value(poison.invariant("a constant fits everywhere"))
     }
 
     /// Declares a named output of the graph.

@@ -1,7 +1,8 @@
 //! The graph: operations in SSA form on petgraph, which is a private matter of this file.
 
-use crate::ids::{NodeId, Origin, Value};
+use crate::ids::{Brand, NodeId, Origin, Value};
 use crate::infer::{self, InferError};
+use crate::internal::Invariant;
 use crate::op::Op;
 use crate::purpose::Phase;
 use crate::types::TensorType;
@@ -10,11 +11,13 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use std::collections::HashSet;
 
-/// An operation with the types of its results.
+/// An operation with its operands and the types of its results.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// What it does.
     pub op: Op,
+    /// What it does it with, in order.
+    pub operands: Vec<Value>,
     /// Types of its results, in slot order.
     pub results: Vec<TensorType>,
     /// Unique readable name, such as `blocks.3.moe.logits`.
@@ -25,27 +28,56 @@ pub struct Node {
     pub phase: Phase,
 }
 
-/// One use of a value: which result of the producer, and which operand of the user.
-#[derive(Clone, Copy, Debug)]
-struct Use {
-    slot: u8,
-    position: u32,
-}
-
 /// A directed acyclic graph of operations.
 ///
 /// Nodes are only ever appended, after their operands, so ids are a topological order. A pass does not edit a graph: it
 /// builds a new one. The graph has named outputs and named updates (the value that a state or parameter takes after a
 /// run).
-#[derive(Clone, Debug, Default)]
+///
+/// A value belongs to the graph that it came from, and to the clones that were made of that graph afterwards; no other
+/// graph takes it.
+#[derive(Debug)]
 pub struct Graph {
-    nodes: DiGraph<Node, Use>,
+    /// An edge from the node of an operand to its user holds the position of the operand.
+    nodes: DiGraph<Node, usize>,
     outputs: Vec<(String, Value)>,
     updates: Vec<(String, Value)>,
     /// Of the nodes that are added.
     phase: Phase,
     /// Asked only, never walked.
     names: HashSet<String>,
+    brand: Brand,
+    /// The graphs that this one was cloned from, each with the number of nodes that it had then.
+    ancestors: Vec<(Brand, usize)>,
+}
+
+impl Default for Graph {
+    fn default() -> Self {
+        Self {
+            nodes: DiGraph::default(),
+            outputs: Vec::new(),
+            updates: Vec::new(),
+            phase: Phase::default(),
+            names: HashSet::new(),
+            brand: Brand::fresh(),
+            ancestors: Vec::new(),
+        }
+    }
+}
+
+/// The clone takes the values of the graph. What either of them appends from then on is a value of that one only.
+impl Clone for Graph {
+    fn clone(&self) -> Self {
+        Self {
+            nodes: self.nodes.clone(),
+            outputs: self.outputs.clone(),
+            updates: self.updates.clone(),
+            phase: self.phase,
+            names: self.names.clone(),
+            brand: Brand::fresh(),
+            ancestors: self.ancestors.iter().copied().chain([(self.brand, self.len())]).collect(),
+        }
+    }
 }
 
 /// Why a node could not be added: the operation does not fit its operands.
@@ -65,7 +97,7 @@ pub struct GraphError {
 impl PartialEq for Graph {
     fn eq(&self, other: &Self) -> bool {
         self.len() == other.len()
-            && self.ids().all(|id| self.node(id) == other.node(id) && self.operands(id) == other.operands(id))
+            && self.nodes.node_weights().eq(other.nodes.node_weights())
             && self.outputs == other.outputs
             && self.updates == other.updates
     }
@@ -103,11 +135,21 @@ impl Graph {
             .map_err(fail)?;
         let results = infer::infer(&op, &types).map_err(fail)?;
         let name = self.unique(if name.is_empty() { op.mnemonic() } else { name });
-        let index = self.nodes.add_node(Node { op, results, name, origin, phase: self.phase });
-        for (position, v) in operands.iter().enumerate() {
-            self.nodes.add_edge(NodeIndex::new(v.node.index()), index, Use { slot: v.slot, position: position as u32 });
+        Ok(self.push(Node { op, operands: operands.to_vec(), results, name, origin, phase: self.phase }))
+    }
+
+    /// Appends a node as it is.
+    pub(crate) fn push(&mut self, node: Node) -> NodeId {
+        let operands = node.operands.clone();
+        let index = self.nodes.add_node(node);
+        for (position, v) in operands.into_iter().enumerate() {
+            self.nodes.add_edge(NodeIndex::new(v.node.index()), index, position);
         }
-        Ok(NodeId(index.index() as u32))
+        self.id(index)
+    }
+
+    fn id(&self, index: NodeIndex) -> NodeId {
+        NodeId::new(index.index(), self.brand)
     }
 
     fn unique(&mut self, name: &str) -> String {
@@ -162,66 +204,56 @@ impl Graph {
 
     /// All nodes in topological order.
     pub fn ids(&self) -> impl DoubleEndedIterator<Item = NodeId> + use<> {
-        (0..self.len() as u32).map(NodeId)
+        let brand = self.brand;
+        (0..self.len()).map(move |index| NodeId::new(index, brand))
+    }
+
+    /// Whether the id was given out by this graph, or by one that it was cloned from before that was cloned.
+    fn owns(&self, id: NodeId) -> bool {
+        id.index() < self.len()
+            && (id.brand() == self.brand
+                || self.ancestors.iter().any(|&(brand, len)| brand == id.brand() && id.index() < len))
+    }
+
+    fn try_node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.node_weight(NodeIndex::new(id.index())).filter(|_| self.owns(id))
     }
 
     /// The node with the given id, which must come from this graph.
     pub fn node(&self, id: NodeId) -> &Node {
-        &self.nodes[NodeIndex::new(id.index())]
+        self.try_node(id).invariant("a node is looked up in the graph that it belongs to")
     }
 
-    /// Operands of a node, by position.
-    pub fn operands(&self, id: NodeId) -> Vec<Value> {
-        let mut uses: Vec<(u32, Value)> = self
-            .nodes
-            .edges_directed(NodeIndex::new(id.index()), Direction::Incoming)
-            .map(|e| {
-                let u = *e.weight();
-                (u.position, Value { node: NodeId(e.source().index() as u32), slot: u.slot })
-            })
-            .collect();
-        uses.sort_by_key(|&(p, _)| p);
-        uses.into_iter().map(|(_, v)| v).collect()
-    }
-
-    /// Operand positions of a node as they are stored, ascending: 0, 1, 2, .. unless the graph is corrupt.
-    pub(crate) fn operand_positions(&self, id: NodeId) -> Vec<usize> {
-        let edges = self.nodes.edges_directed(NodeIndex::new(id.index()), Direction::Incoming);
-        let mut positions: Vec<usize> = edges.map(|e| e.weight().position as usize).collect();
-        positions.sort_unstable();
-        positions
-    }
-
-    /// Appends a node as it is, for tests of the verifier.
-    #[cfg(test)]
-    pub(crate) fn push_unchecked(&mut self, node: Node, operands: &[(usize, Value)]) -> NodeId {
-        let index = self.nodes.add_node(node);
-        for &(position, v) in operands {
-            self.nodes.add_edge(NodeIndex::new(v.node.index()), index, Use { slot: v.slot, position: position as u32 });
-        }
-        NodeId(index.index() as u32)
+    /// Operands of a node, in order.
+    pub fn operands(&self, id: NodeId) -> &[Value] {
+        &self.node(id).operands
     }
 
     /// Uses of a value: the using node and the operand position, ordered by both.
     pub fn uses(&self, value: Value) -> Vec<(NodeId, usize)> {
-        let mut uses: Vec<_> = self
-            .nodes
-            .edges_directed(NodeIndex::new(value.node.index()), Direction::Outgoing)
-            .filter(|e| e.weight().slot == value.slot)
-            .map(|e| (NodeId(e.target().index() as u32), e.weight().position as usize))
+        let edges = self.nodes.edges_directed(NodeIndex::new(value.node.index()), Direction::Outgoing);
+        let mut uses: Vec<_> = edges
+            .map(|e| (self.id(e.target()), *e.weight()))
+            .filter(|&(user, position)| self.operands(user)[position].slot == value.slot)
             .collect();
-        uses.sort();
+        uses.sort_unstable();
         uses
+    }
+
+    /// A value whether or not the graph has it, for tests.
+    #[cfg(test)]
+    pub(crate) fn unchecked(&self, index: usize, slot: u8) -> Value {
+        Value { node: NodeId::new(index, self.brand), slot }
     }
 
     /// Type of a value of this graph.
     pub fn ty(&self, value: Value) -> &TensorType {
-        &self.node(value.node).results[value.slot as usize]
+        self.try_ty(value).invariant("a value is looked up in the graph that it belongs to")
     }
 
-    /// Type of a value, if it exists.
+    /// Type of a value, if it is one of this graph.
     pub fn try_ty(&self, value: Value) -> Option<&TensorType> {
-        self.nodes.node_weight(NodeIndex::new(value.node.index()))?.results.get(value.slot as usize)
+        self.try_node(value.node)?.results.get(usize::from(value.slot))
     }
 
     /// The node with the given unique name.
@@ -234,3 +266,6 @@ impl Graph {
         Value { node: id, slot: 0 }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -340,7 +340,7 @@ impl Growth {
     fn repeat(&mut self, p: u8) {
         let (x, bound) = self.pick(p);
         let op = self.b.graph().node(x.node).op.clone();
-        let operands = self.b.graph().operands(x.node);
+        let operands = self.b.graph().operands(x.node).to_vec();
         let drawn = operands.iter().any(|&v| self.b.ty(v).dtype == DType::I32);
         // A source has one node per name, and a key one node that draws from it.
         if operands.is_empty() || drawn {

@@ -27,7 +27,7 @@ mod parse;
 
 pub use parse::{MAX_TEXT_BYTES, ParseError, parse};
 
-use crate::graph::{Graph, Node};
+use crate::graph::Graph;
 use crate::ids::{NodeId, Value};
 use crate::op::{Access, AttentionAttrs, CapacityPriority, FusedProgram, Instr, Op};
 use crate::purpose::{Phase, StateRole};
@@ -89,11 +89,11 @@ fn node(graph: &Graph, id: NodeId, origins: bool) -> String {
         line.push_str(&format!(":{}", node.results.len()));
     }
     line.push_str(&format!(" = {}", node.op.mnemonic()));
-    let operands: Vec<String> = graph.operands(id).into_iter().map(|v| value(graph, v)).collect();
+    let operands: Vec<String> = node.operands.iter().map(|&v| value(graph, v)).collect();
     if !operands.is_empty() {
         line.push_str(&format!("({})", operands.join(", ")));
     }
-    let attributes = attributes(node);
+    let attributes = attributes(&node.op, &node.name);
     if !attributes.is_empty() {
         line.push_str(&format!(" {{{}}}", attributes.join(", ")));
     }
@@ -140,12 +140,9 @@ fn quote(text: &str) -> String {
     quoted
 }
 
-/// Attributes of a node as they stand in braces, in their canonical order. Flags that are not set are left out.
-pub fn attributes(node: &Node) -> Vec<String> {
-    attributes_of(&node.op, &node.name)
-}
-
-fn attributes_of(op: &Op, node_name: &str) -> Vec<String> {
+/// Attributes of an operation as they stand in braces, in their canonical order. Flags that are not set are left out, as
+/// is a name that is that of the node.
+pub fn attributes(op: &Op, node_name: &str) -> Vec<String> {
     let pair = |key: &str, value: &dyn Display| format!("{key} = {value}");
     let flags = |flags: &[(&str, bool)]| -> Vec<String> {
         flags.iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_string()).collect()
@@ -167,11 +164,11 @@ fn attributes_of(op: &Op, node_name: &str) -> Vec<String> {
         Op::Previous { time } => vec![pair("time", time)],
         Op::Fused(program) => fused(program),
         Op::FusedAfter { producer, program } => {
-            let mut list = attributes_of(producer, "");
+            let mut list = attributes(producer, "");
             list.extend(fused(program));
             list
         }
-        Op::ProductWithSums(product) | Op::DispatchedProduct(product) => attributes_of(product, ""),
+        Op::ProductWithSums(product) | Op::DispatchedProduct(product) => attributes(product, ""),
         Op::Sum { axes } => vec![format!("axes = [{}]", join(axes))],
         Op::MatMul { transpose_a, transpose_b, bias } => {
             flags(&[("transpose_a", *transpose_a), ("transpose_b", *transpose_b), ("bias", *bias)])

@@ -5,7 +5,6 @@
 //! graphs too; it runs after every pass in tests and debug builds. It never stops at the first violation.
 //!
 //! # Structure
-//! - Operand positions of a node are 0, 1, 2, .. without gaps or repetitions.
 //! - An operand is a result of an earlier node, so node ids are a topological order and the graph has no cycle.
 //! - Outputs and updates are values of the graph.
 //!
@@ -91,9 +90,6 @@ pub struct VerifyError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// Operand positions have a gap or a repetition.
-    #[error("operand positions are {0:?}, not 0, 1, 2, .. without gaps")]
-    Positions(Vec<usize>),
     /// An operand, output or update is not a value of the graph.
     #[error("result {slot} of node {node} is not a value of this graph")]
     Dangling {
@@ -368,13 +364,9 @@ impl<'g> Verifier<'g> {
     fn node(&mut self, id: NodeId) {
         let (graph, line) = (self.graph, Line::Node(id));
         let node = graph.node(id);
-        let positions = graph.operand_positions(id);
-        if positions.iter().enumerate().any(|(i, &p)| i != p) {
-            self.report(line, Violation::Positions(positions));
-        }
         let operands = graph.operands(id);
         let mut types = Vec::with_capacity(operands.len());
-        for &operand in &operands {
+        for &operand in operands {
             if operand.node >= id && graph.try_ty(operand).is_some() {
                 self.report(line, Violation::Order(graph.node(operand.node).name.clone()));
             }
@@ -403,7 +395,7 @@ impl<'g> Verifier<'g> {
                 self.report(line, violation);
             }
             // Only now are the operands known to be there.
-            Ok(_) => self.randomness(id, &operands, &types),
+            Ok(_) => self.randomness(id, operands, &types),
         }
     }
 

@@ -55,7 +55,7 @@ pub fn differentiate(graph: &Graph, objective: impl Display, wrt: &Wrt) -> Resul
         let wanted: Vec<bool> =
             operands.iter().map(|v| active[v.node.index()] && graph.ty(*v).dtype == DType::F32).collect();
         let former = b.set_origin(node.origin);
-        let rule = Rule { node, id, operands: &operands, dy: &adjoints[i], wanted: &wanted };
+        let rule = Rule { node, id, operands, dy: &adjoints[i], wanted: &wanted };
         let gradients = b.scoped(format!("grad.{}", node.name), |b| rule.apply(b))?;
         for (position, gradient) in gradients {
             let Some(&operand) = operands.get(position).filter(|_| wanted[position]) else { continue };

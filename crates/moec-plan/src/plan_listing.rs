@@ -1,7 +1,7 @@
 //! A plan as plain data, for reading and for YAML.
 
 use crate::plan::{BufferId, Plan, Port, Program, Storage};
-use moec_ir::{Node, TensorType, text};
+use moec_ir::text;
 use serde::Serialize;
 
 /// A program as plain data.
@@ -83,12 +83,10 @@ fn plan_listing(plan: &Plan, program: &Program) -> PlanListing {
         format!("b{i} %{} : {} {place}", buffer.name, buffer.ty)
     });
     let steps = plan.steps.iter().map(|s| {
-        let results: Vec<TensorType> = s.results.iter().map(|&b| plan.buffer(b).ty.clone()).collect();
-        let node = Node { op: s.op.clone(), results, name: s.name.clone(), origin: s.origin, phase: s.phase };
         StepListing {
             name: s.name.clone(),
             op: s.op.mnemonic(),
-            attributes: text::attributes(&node),
+            attributes: text::attributes(&s.op, &s.name),
             reads: s.operands.iter().map(short).collect(),
             writes: s.results.iter().map(short).collect(),
         }

@@ -334,7 +334,7 @@ impl Collector<'_> {
             }
             op => {
                 let (operands, sources): (Vec<_>, Vec<_>) =
-                    self.graph.operands(id).into_iter().map(|v| self.value(v)).unzip();
+                    self.graph.operands(id).iter().map(|&v| self.value(v)).unzip();
                 let mut results = Vec::with_capacity(node.results.len());
                 for (slot, ty) in node.results.iter().enumerate() {
                     let region = self.region(RegionKind::Temporary, ty.bytes());

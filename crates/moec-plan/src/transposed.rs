@@ -27,7 +27,7 @@ pub fn store_transposed(graph: &Graph) -> Result<Graph, PlanError> {
     let mut transposed: BTreeMap<NodeId, Option<Value>> = BTreeMap::new();
     for id in graph.ids() {
         let weights = transposed_weights(graph, id);
-        for (position, operand) in graph.operands(id).into_iter().enumerate() {
+        for (position, operand) in graph.operands(id).iter().enumerate() {
             match weights {
                 Some((at, parameter)) if at == position => drop(transposed.insert(parameter, None)),
                 _ => read_otherwise[operand.node.index()] = true,

@@ -794,7 +794,8 @@ fn graphs_report_what_is_missing() {
     let error = evaluate(&g, &wrong).unwrap_err().to_string();
     assert_eq!(error, "%input: `x` is f32[2], but the value given is i32[2]");
     let mut dangling = small_graph();
-    dangling.set_output("z", Value { node: crate::ids::NodeId(99), slot: 0 });
+    let nothing = dangling.unchecked(99, 0);
+    dangling.set_output("z", nothing);
     assert_eq!(evaluate(&dangling, &bindings()), Err(EvalError::Dangling { name: "z".into() }));
 }
 

@@ -121,7 +121,7 @@ proptest! {
         for (from, to) in swaps {
             let id = graph.ids().nth(from.index(graph.len())).unwrap();
             let offset = to.index(ints.len());
-            let operands: Vec<Tensor> = graph.operands(id).into_iter().map(|v| {
+            let operands: Vec<Tensor> = graph.operands(id).iter().map(|&v| {
                 let ty = graph.ty(v);
                 match ty.dtype {
                     DType::F32 => Tensor::zeros(ty),

@@ -272,6 +272,7 @@ fn oversized_texts_are_refused() {
 #[test]
 fn unknown_values_are_shown() {
     let mut g = Graph::new();
-    g.set_output("o", Value { node: NodeId(3), slot: 1 });
+    let nothing = g.unchecked(3, 1);
+    g.set_output("o", nothing);
     assert_eq!(print(&g), "graph {\n  output o = %?3#1\n}\n");
 }

@@ -14,12 +14,12 @@ fn errors(stage: Stage, body: &str) -> Vec<String> {
     }
 }
 
-fn node(op: Op, results: Vec<TensorType>, name: &str) -> Node {
-    Node { op, results, name: name.into(), origin: None, phase: Phase::Forward }
+fn node(op: Op, operands: &[Value], result: TensorType, name: &str) -> Node {
+    Node { op, operands: operands.to_vec(), results: vec![result], name: name.into(), origin: None, phase: Phase::Forward }
 }
 
 fn input(name: &str) -> Node {
-    node(Op::Input { name: name.into(), ty: TensorType::f32([2]) }, vec![TensorType::f32([2])], name)
+    node(Op::Input { name: name.into(), ty: TensorType::f32([2]) }, &[], TensorType::f32([2]), name)
 }
 
 fn violations(graph: &Graph) -> Vec<Violation> {
@@ -44,29 +44,29 @@ fn a_graph_from_the_builder_is_fine() {
 #[test]
 fn corrupt_structure_is_found() {
     let mut g = Graph::new();
-    let x = g.push_unchecked(input("x"), &[]);
+    let x = g.push(input("x"));
     let x = g.value(x);
-    let neg = Op::Unary(crate::Unary::Neg);
-    g.push_unchecked(node(neg.clone(), vec![TensorType::f32([2])], "gap"), &[(1, x)]);
-    g.push_unchecked(node(neg.clone(), vec![TensorType::f32([2])], "slot"), &[(0, x.result(3))]);
-    g.push_unchecked(node(neg.clone(), vec![TensorType::f32([5])], "type"), &[(0, x)]);
-    g.push_unchecked(node(neg.clone(), vec![TensorType::f32([2])], "arity"), &[(0, x), (1, x)]);
-    let own = Value { node: NodeId(5), slot: 0 };
-    g.push_unchecked(node(neg, vec![TensorType::f32([2])], "loop"), &[(0, own)]);
-    g.push_unchecked(input("loop"), &[]);
+    let neg = |operands: &[Value], result: usize, name| {
+        node(Op::Unary(crate::Unary::Neg), operands, TensorType::f32([result]), name)
+    };
+    g.push(neg(&[x.result(3)], 2, "slot"));
+    g.push(neg(&[x], 5, "type"));
+    g.push(neg(&[x, x], 2, "arity"));
+    let own = g.unchecked(4, 0);
+    g.push(neg(&[own], 2, "loop"));
+    g.push(input("loop"));
     g.set_output("", own.result(9));
     let found = violations(&g);
     assert_eq!(
         found,
         [
-            Violation::Positions(vec![1]),
             Violation::Dangling { node: 0, slot: 3 },
             Violation::ResultTypes { stored: "f32[5]".into(), inferred: "f32[2]".into() },
             Violation::Infer(InferError::Arity { op: "neg", expected: "1".into(), found: 2 }),
             Violation::Order("loop".into()),
             Violation::NameTaken,
             Violation::NoName,
-            Violation::Dangling { node: 5, slot: 9 },
+            Violation::Dangling { node: 4, slot: 9 },
         ]
     );
 }

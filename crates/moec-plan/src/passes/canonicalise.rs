@@ -37,7 +37,7 @@ const MOST: usize = 32;
 pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     let stays = |id: NodeId| {
         let node = graph.node(id);
-        simplify(graph, &node.op, &graph.operands(id), &node.results[0]).is_none()
+        simplify(graph, &node.op, graph.operands(id), &node.results[0]).is_none()
     };
     if graph.ids().all(stays) {
         return Ok(None);
@@ -85,19 +85,19 @@ fn simplify(g: &Graph, op: &Op, operands: &[Value], ty: &TensorType) -> Option<S
     match op {
         Op::Reshape { .. } | Op::Broadcast { .. } if from == ty => Some(Simpler::Value(x)),
         Op::Reshape { .. } => {
-            matches!(producer, Op::Reshape { .. }).then(|| Simpler::Op(op.clone(), g.operands(x.node)))
+            matches!(producer, Op::Reshape { .. }).then(|| Simpler::Op(op.clone(), g.operands(x.node).to_vec()))
         }
         Op::Broadcast { .. } if from.elements() == ty.elements() && from.elements() > 0 => {
             Some(Simpler::Op(Op::Reshape { shape: ty.shape.clone() }, vec![x]))
         }
         Op::Broadcast { .. } => {
-            matches!(producer, Op::Broadcast { .. }).then(|| Simpler::Op(op.clone(), g.operands(x.node)))
+            matches!(producer, Op::Broadcast { .. }).then(|| Simpler::Op(op.clone(), g.operands(x.node).to_vec()))
         }
         Op::Permute { axes } if axes.iter().enumerate().all(|(i, &axis)| i == axis) => Some(Simpler::Value(x)),
         Op::Permute { axes } => match producer {
             Op::Permute { axes: first } => {
                 let axes = axes.iter().map(|&axis| first[axis]).collect();
-                Some(Simpler::Op(Op::Permute { axes }, g.operands(x.node)))
+                Some(Simpler::Op(Op::Permute { axes }, g.operands(x.node).to_vec()))
             }
             _ => None,
         },
@@ -146,9 +146,7 @@ fn unary(g: &Graph, f: Unary, x: Value) -> Option<Simpler> {
     match f {
         Unary::Neg | Unary::Recip => Some(Simpler::Value(inner)),
         Unary::Relu | Unary::Abs | Unary::Sign => Some(Simpler::Value(x)),
-        Unary::Exp | Unary::Log | Unary::Sqrt | Unary::Tanh | Unary::Sigmoid | Unary::Softplus | Unary::NormalCdf => {
-            None
-        }
+        _ => None,
     }
 }
 

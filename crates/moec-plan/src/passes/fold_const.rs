@@ -7,7 +7,7 @@ use moec_ir::{Graph, GraphError, Op, Tensor, TensorType, Value, evaluate_op};
 pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
     if !graph
         .ids()
-        .any(|id| folded(graph, &graph.node(id).op, &graph.operands(id), &graph.node(id).results[0]).is_some())
+        .any(|id| folded(graph, &graph.node(id).op, graph.operands(id), &graph.node(id).results[0]).is_some())
     {
         return Ok(None);
     }

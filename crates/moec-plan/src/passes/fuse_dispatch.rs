@@ -44,7 +44,7 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph
     let mut r = Rebuild::new(graph);
     for id in graph.ids() {
         if let Some(&at) = fetching.get(&id) {
-            let (op, mut operands) = (&graph.node(id).op, graph.operands(id));
+            let (op, mut operands) = (&graph.node(id).op, graph.operands(id).to_vec());
             let source = graph.operands(operands[at].node);
             operands[at] = source[0];
             let own = op.innermost().operands_of_producer().unwrap_or(operands.len());

@@ -135,13 +135,13 @@ impl<'a> Fusion<'a> {
                 Read::Constant(_) => vec![operands[1]],
             },
             op if is_member(op) => operands
-                .into_iter()
-                .filter_map(|v| match self.read(v) {
+                .iter()
+                .filter_map(|&v| match self.read(v) {
                     Read::Value(v, _) => Some(v),
                     Read::Constant(_) => None,
                 })
                 .collect(),
-            _ => operands,
+            _ => operands.to_vec(),
         }
     }
 
@@ -323,7 +323,7 @@ impl<'a> Fusion<'a> {
         let mut waiting: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (&group, members) in &self.members {
             let needs =
-                |&m: &NodeId| if programs.contains_key(&group) { self.sources(m) } else { self.graph.operands(m) };
+                |&m: &NodeId| if programs.contains_key(&group) { self.sources(m) } else { self.graph.operands(m).to_vec() };
             let needed: BTreeSet<usize> =
                 members.iter().flat_map(needs).map(|v| self.group[v.node.index()]).filter(|&g| g != group).collect();
             missing.insert(group, needed.len());
@@ -357,7 +357,7 @@ impl<'a> Fusion<'a> {
     /// Appends a program, named after its last member.
     fn emit_program(&self, r: &mut Rebuild<'_>, members: &BTreeSet<NodeId>, built: &Built) -> Result<(), GraphError> {
         let Some(&last) = members.last() else { return Ok(()) };
-        let mut operands = built.producer.map(|p| self.graph.operands(p)).unwrap_or_default();
+        let mut operands = built.producer.map(|p| self.graph.operands(p).to_vec()).unwrap_or_default();
         operands.extend(built.operands.iter().chain(&built.random));
         let operands: Vec<Value> = operands.into_iter().map(|v| r.value(v)).collect();
         let program = built.program.clone();

@@ -65,7 +65,7 @@ fn candidates(graph: &Graph) -> IndexMap<Shared, Vec<NodeId>> {
     for id in graph.ids().filter(|id| !read[id.index()]) {
         let (node, operands) = (graph.node(id), graph.operands(id));
         let elements = node.results[0].elements();
-        if let (Op::AdamW(attrs), [_, gradient, _, _, shared @ ..]) = (&node.op, operands.as_slice())
+        if let (Op::AdamW(attrs), [_, gradient, _, _, shared @ ..]) = (&node.op, operands)
             && node.results.len() == 3
             && (1..=MOST_ELEMENTS).contains(&elements)
         {

@@ -24,7 +24,7 @@ impl<'a> Rebuild<'a> {
 
     /// What stands for the operands of an old node.
     pub(crate) fn operands(&self, id: NodeId) -> Vec<Value> {
-        self.old.operands(id).into_iter().map(|v| self.value(v)).collect()
+        self.old.operands(id).iter().map(|&v| self.value(v)).collect()
     }
 
     /// Lets a new value stand for an old one.

@@ -350,7 +350,7 @@ fn dot(graph: &Graph) -> String {
         };
         let _ = writeln!(s, "  n{} [label=\"{}\\n{}\"{shape}];", id.index(), node.name, node.op.mnemonic());
         for operand in graph.operands(id) {
-            let ty = graph.ty(operand);
+            let ty = graph.ty(*operand);
             let _ = writeln!(s, "  n{} -> n{} [label=\"{ty}\"];", operand.node.index(), id.index());
         }
     }
