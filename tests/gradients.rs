@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use moec_ir::{Builder, Data, Graph, Op, Tensor, TensorType, evaluate, random};
+use moec_ir::{Builder, Data, Gradient, Graph, Op, Tensor, TensorType, declarations, evaluate, random};
 use moec_plan::{OptimizeOptions, Wrt, differentiate, optimize};
 use moec_tests::cases::{self, Case};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// PyTorch's gradcheck tolerances.
 const EPSILON: f64 = 1e-6;
@@ -13,29 +13,6 @@ const ATOL: f64 = 1e-5;
 const RTOL: f64 = 1e-3;
 /// Elements checked of each tensor; a large one is sampled.
 const SAMPLES: usize = 24;
-
-/// Derivatives of derivatives are not defined, and some operations have none: with which no gradient is asked for.
-fn has_gradient(op: &Op) -> bool {
-    match op {
-        Op::Input { .. } | Op::Parameter { .. } | Op::State { .. } | Op::Fill { .. } => false,
-        Op::Ramp { .. } | Op::ToFloat | Op::ToIndex { .. } | Op::Lookup | Op::Previous { .. } => false,
-        Op::BalancedAssignment => false,
-        // Its gradient is 0 by decree; see below.
-        Op::StopGradient => false,
-        Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Reshape { .. } | Op::Broadcast { .. } => true,
-        Op::Sum { .. } | Op::SumOfSquares | Op::MatMul { .. } | Op::GroupedMatMul { .. } => true,
-        Op::Permute { .. } | Op::GroupedMatMulWeightGrad => true,
-        Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Softmax | Op::LogSumExp => true,
-        Op::Attention(_) | Op::Rotary { .. } | Op::Embed | Op::CrossEntropy | Op::Dropout { .. } => true,
-        Op::TopK { .. } | Op::GatherLast | Op::ScatterLast { .. } => true,
-        Op::Dispatch { .. } | Op::Combine { .. } | Op::GroupedSum => true,
-        Op::CachedAttention { .. } | Op::Fused(_) | Op::FusedAfter { .. } | Op::ProductWithSums(_) => false,
-        Op::DispatchedProduct(_) | Op::LayerNormGrad | Op::RmsNormGrad | Op::FusedCrossEntropy { .. } => false,
-        Op::SoftmaxGrad | Op::AttentionGrad(_) | Op::EmbedGrad { .. } | Op::CrossEntropyGrad => false,
-        Op::RandomNormal { .. } | Op::RandomUniform { .. } | Op::Count { .. } | Op::LimitCapacity { .. } => false,
-        Op::SortByExpert { .. } | Op::CombineWeightGrad | Op::AdamW(_) => false,
-    }
-}
 
 /// Adds `objective = sum of every float output times a fixed random cotangent`.
 fn with_objective(case: &Case) -> Graph {
@@ -99,47 +76,24 @@ fn check(case: &Case) {
     }
 }
 
-#[test]
-fn every_operation_agrees_with_central_differences() {
-    let mut checked = [false; cases::KINDS];
-    let mut needed = [false; cases::KINDS];
-    for case in cases::all() {
-        let ops: Vec<Op> = case.graph.ids().map(|id| case.graph.node(id).op.clone()).collect();
-        for op in &ops {
-            needed[cases::kind(op)] |= has_gradient(op);
-        }
-        let differentiable = ops.iter().all(|op| has_gradient(op) || is_constant_to_the_gradient(op));
-        if case.differentiable.is_empty() || !differentiable {
-            continue;
-        }
-        check(&case);
-        for op in &ops {
-            checked[cases::kind(op)] = true;
-        }
-    }
-    for (kind, needed) in needed.iter().enumerate() {
-        assert!(!needed || checked[kind], "no gradient case for operation kind {kind}");
-    }
+/// Whether the gradient of an operation is what differences give: it has one, and that is not 0 by decree.
+fn can_be_checked(op: &Op) -> bool {
+    op.declaration().gradient != Gradient::None && *op != Op::StopGradient
 }
 
-/// Sources and index operations: they may be part of a differentiated case.
-fn is_constant_to_the_gradient(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Input { .. }
-            | Op::Parameter { .. }
-            | Op::State { .. }
-            | Op::Fill { .. }
-            | Op::SortByExpert { .. }
-            | Op::LimitCapacity { .. }
-            | Op::BalancedAssignment
-            | Op::Count { .. }
-            | Op::Ramp { .. }
-            | Op::ToFloat
-            | Op::ToIndex { .. }
-            | Op::Lookup
-            | Op::Previous { .. }
-    )
+#[test]
+fn every_operation_agrees_with_central_differences() {
+    let mut checked = BTreeSet::new();
+    for case in cases::all() {
+        let ops: Vec<&Op> = case.graph.ids().map(|id| &case.graph.node(id).op).collect();
+        if !case.differentiable.is_empty() && ops.iter().all(|op| can_be_checked(op)) {
+            check(&case);
+            checked.extend(ops.iter().map(|op| op.mnemonic()));
+        }
+    }
+    for declared in declarations().filter(|declared| declared.gradient == Gradient::Rule) {
+        assert!(checked.contains(declared.mnemonic), "no case checks the gradient of `{}`", declared.mnemonic);
+    }
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub fn balanced_assignment(scores: &[f64], experts: usize) -> Vec<i32> {
 }
 
 fn assignment(scores: &[f64], experts: usize, bids_per_place: usize) -> Vec<i32> {
-    let tokens = scores.len().checked_div(experts).unwrap_or(0);
+    let Some(tokens) = scores.len().checked_div(experts) else { return Vec::new() };
     if tokens * experts != scores.len() || scores.iter().any(|s| s.is_nan()) {
         return vec![-1; tokens];
     }

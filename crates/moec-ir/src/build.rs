@@ -1,10 +1,12 @@
 //! Building a graph by hand: what lowering, gradient rules and routing strategies write.
 
+use crate::function::{Binary, Unary};
 use crate::graph::{Graph, GraphError};
 use crate::ids::{Origin, Value};
+use crate::infer::InferError;
 use crate::internal::Invariant;
 use crate::internal_error;
-use crate::op::{AttentionAttrs, Binary, CapacityPriority, Op, Unary};
+use crate::op::{AttentionAttrs, CapacityPriority, Op};
 use crate::purpose::{Phase, StateRole};
 use crate::types::{DType, TensorType};
 use std::fmt::Display;
@@ -110,10 +112,7 @@ impl Builder {
         let path = self.path(if name.is_empty() { op.mnemonic() } else { name });
         match self.graph.add(op, operands, &path, self.origin) {
             Ok(id) => self.graph.value(id),
-            Err(e) => {
-                self.error.get_or_insert(e);
-                self.poison()
-            }
+            Err(e) => self.failed(e),
         }
     }
 
@@ -122,8 +121,15 @@ impl Builder {
         self.named("", op, operands)
     }
 
-    /// Stands for the result of an operation that did not fit; it is never seen because `finish` fails.
-    fn poison(&mut self) -> Value {
+    /// A method of the builder was given what does not fit.
+    fn refused(&mut self, op: &'static str, message: &str) -> Value {
+        let error = InferError::Mismatch { op, message: message.into() };
+        self.failed(GraphError { name: self.path(op), origin: self.origin, error })
+    }
+
+    /// Keeps the error, and stands for the result of what did not fit; it is never seen because `finish` fails.
+    fn failed(&mut self, error: GraphError) -> Value {
+        self.error.get_or_insert(error);
         let ty = TensorType::f32([]);
         let poison = self.graph.add(Op::Fill { value: f64::NAN.into(), ty }, &[], "poison", None);
         self.graph.value(poison.invariant("a constant fits everywhere"))
@@ -173,10 +179,7 @@ impl Builder {
         }
         match self.graph.add(op, &[], path, self.origin) {
             Ok(id) => self.graph.value(id),
-            Err(e) => {
-                self.error.get_or_insert(e);
-                self.poison()
-            }
+            Err(e) => self.failed(e),
         }
     }
 
@@ -207,13 +210,9 @@ impl Builder {
 
     /// Repeats the elements of `x [s]` along a new last axis: `[s, size]`.
     pub fn broadcast_last(&mut self, x: Value, size: usize) -> Value {
-        let mut shape = self.shape(x);
-        shape.push(1);
-        let x = self.reshape(x, shape.clone());
-        if let Some(last) = shape.last_mut() {
-            *last = size;
-        }
-        self.broadcast(x, shape)
+        let shape = self.shape(x);
+        let x = self.reshape(x, [&shape[..], &[1]].concat());
+        self.broadcast(x, [&shape[..], &[size]].concat())
     }
 
     /// The elements with their axes in another order: axis `i` of the result is axis `axes[i]` of `x`.
@@ -309,7 +308,9 @@ impl Builder {
     /// The columns of `x [N, E]` that are not 0: column `e` itself where `x[n, e] != 0` (or NaN), else -1.
     pub fn nonzero(&mut self, x: Value) -> Value {
         let shape = self.shape(x);
-        let size = shape.last().copied().unwrap_or(1);
+        let Some(&size) = shape.last() else {
+            return self.refused("nonzero", "operand 0 must have at least one axis");
+        };
         let (zero, none) = (self.fill(0.0, shape.clone()), self.fill(-1.0, shape.clone()));
         let is_zero = self.binary(Binary::Equal, x, zero);
         let columns = self.ramp(size, 1);

@@ -1,7 +1,8 @@
 //! The graph: operations in SSA form on petgraph, which is a private matter of this file.
 
+use crate::family::infer;
 use crate::ids::{Brand, NodeId, Origin, Value};
-use crate::infer::{self, InferError};
+use crate::infer::InferError;
 use crate::internal::Invariant;
 use crate::op::Op;
 use crate::purpose::Phase;
@@ -133,7 +134,7 @@ impl Graph {
             .map(|&v| self.try_ty(v).ok_or(InferError::UnknownOperand))
             .collect::<Result<Vec<_>, _>>()
             .map_err(fail)?;
-        let results = infer::infer(&op, &types).map_err(fail)?;
+        let results = infer(&op, &types).map_err(fail)?;
         let name = self.unique(if name.is_empty() { op.mnemonic() } else { name });
         Ok(self.push(Node { op, operands: operands.to_vec(), results, name, origin, phase: self.phase }))
     }
@@ -167,7 +168,7 @@ impl Graph {
         self.outputs.push((name.into(), value));
     }
 
-    /// Keeps only the outputs of some names.
+    /// Keeps the outputs of which `keep` holds.
     pub fn retain_outputs(&mut self, keep: impl Fn(&str) -> bool) {
         self.outputs.retain(|(name, _)| keep(name));
     }

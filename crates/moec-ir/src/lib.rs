@@ -32,40 +32,22 @@
 //!
 //! # What is where
 //!
-//! - [`Op`] is the closed set of operations; its variants document shapes and meaning. [`infer()`] gives result types.
+//! - [`Op`] is the closed set of operations, declared in one table of which names, text form, arity, ranges, legality and
+//!   the reference page `OPERATIONS.md` are made; [`declarations`] lists it. What operations mean is under `family/`:
+//!   [`infer()`] gives result types, [`evaluate`] runs a graph in plain 64-bit Rust, slowly: the oracle for kernels and
+//!   passes.
 //! - [`Builder`] appends operations and reads like the mathematics; [`Graph`] is what it makes.
 //! - [`text`] prints and parses graphs, [`verify`](mod@verify) holds the contract that every graph keeps, stage by stage.
-//! - [`evaluate`] runs a graph in plain 64-bit Rust, slowly: the oracle for kernels and passes.
 //! - [`random`] is the counter-based generator that evaluator and kernels share word for word.
-//!
-//! # Families of operations
-//!
-//! | Family | Operations in the text form | From stage |
-//! |---|---|---|
-//! | structure | `input` `parameter` `state` `fill` `ramp` `reshape` `broadcast` `permute` `stop_gradient` | forward |
-//! | elementwise | [`Unary`], [`Binary`], `select` | forward |
-//! | fused elementwise | `fused` (see [`FusedProgram`]) | optimized |
-//! | with a program after it | `fused_` before `matmul` `grouped_matmul` `dispatched_grouped_matmul` `dispatch` `combine` `embed` `layer_norm_grad` `rms_norm_grad` | optimized |
-//! | products that do more | `_with_sums` after `matmul` `grouped_matmul_weight_grad`; `dispatched_` before `grouped_matmul` `grouped_matmul_weight_grad` | optimized |
-//! | indices | `to_float` `to_index` `lookup` `previous` | forward |
-//! | reduction | `sum`; `sum_of_squares` for clipping | forward; training |
-//! | linear | `matmul` `grouped_matmul` `grouped_matmul_weight_grad` `grouped_sum` | forward |
-//! | norm | `layer_norm` `rms_norm`; `layer_norm_grad` `rms_norm_grad` | forward; training |
-//! | softmax | `softmax` `log_sum_exp`; `softmax_grad` | forward; training |
-//! | attention | `attention` `rotary`; `attention_grad` `rotary {inverse}` | forward; training |
-//! | embedding and loss | `embed` `cross_entropy`; `embed_grad` `cross_entropy_grad` | forward; training |
-//! | loss with its gradient | `fused_cross_entropy` | optimized |
-//! | random | `random_normal` `random_uniform` `dropout` | forward |
-//! | selection | `top_k` `gather_last` `scatter_last` `count` `limit_capacity` `balanced_assignment` | forward |
-//! | dispatch and combine | `sort_by_expert` `dispatch` `combine`; `combine_weight_grad` | forward; training |
-//! | optimiser | `adamw` | training |
-//!
-//! Gradients of the operations that have none of their own are written with the others.
 
 mod balance;
 mod build;
 mod contract;
+mod declaration;
 mod eval;
+mod family;
+mod function;
+mod fused;
 mod graph;
 mod ids;
 mod infer;
@@ -73,8 +55,10 @@ mod init;
 mod internal;
 mod interval;
 mod op;
+mod operands;
 mod purpose;
 pub mod random;
+mod stage;
 mod tensor;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -85,16 +69,22 @@ pub mod verify;
 pub use balance::balanced_assignment;
 pub use build::Builder;
 pub use contract::{Function, Input, Output, TOKEN_TABLE};
-pub use eval::{EvalError, Evaluation, MAX_ELEMENTS, evaluate, evaluate_op};
+pub use declaration::{AttributeDeclaration, Declaration, Family, Gradient, OutOfRange, Range, Slot};
+pub use eval::{Evaluation, MAX_ELEMENTS, evaluate, evaluate_op};
+pub use family::infer;
+pub use function::{Binary, Unary};
+pub use fused::{Access, FusedProgram, Instr};
 pub use graph::{Graph, GraphError, Node};
 pub use ids::{NodeId, Origin, Value};
-pub use infer::{InferError, infer};
+pub use infer::InferError;
 pub use init::Init;
 pub use internal::{Invariant, broken_invariant};
 pub use interval::Interval;
-pub use op::{Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, FusedProgram, Instr, Op, Unary};
+pub use op::{AdamWAttrs, AttentionAttrs, CapacityPriority, Op, declarations, reference};
+pub use operands::EvalError;
 pub use purpose::{Phase, StateRole};
+pub use stage::Stage;
 pub use tensor::{Data, Tensor};
 pub use text::{ParseError, parse, print, print_with_origins};
 pub use types::{DType, Real, TensorType};
-pub use verify::{Stage, VerifyError, annotate, verify};
+pub use verify::{VerifyError, annotate, verify};

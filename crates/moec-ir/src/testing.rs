@@ -18,9 +18,11 @@
 //! magnitudes above [`LARGEST`], so that results can be compared with a tolerance.
 
 use crate::build::Builder;
+use crate::function::{Binary, Unary};
 use crate::graph::Graph;
 use crate::ids::Value;
-use crate::op::{AttentionAttrs, Binary, CapacityPriority, Op, Unary};
+use crate::internal::Invariant;
+use crate::op::{AttentionAttrs, CapacityPriority, Op};
 use crate::random;
 use crate::tensor::{Data, Tensor};
 use crate::text;
@@ -191,23 +193,18 @@ impl Growth {
     fn unary(&mut self, p: u8, q: u8) {
         let (x, bound) = self.pick(p);
         let f = Unary::ALL[usize::from(q) % Unary::ALL.len()];
-        let (x, bound) = match f {
-            // Kept away from where the function is infinite or has no value.
-            Unary::Log | Unary::Sqrt | Unary::Recip => {
-                let magnitude = self.b.unary(Unary::Abs, x);
-                (self.b.add_scalar(magnitude, 0.5), bound + 0.5)
-            }
-            Unary::Exp if bound > NORMAL => (self.b.unary(Unary::Tanh, x), 1.0),
-            _ => (x, bound),
+        // Kept away from where the function is infinite or has no value.
+        let (x, least, most) = if f.needs_positive() {
+            let magnitude = self.b.unary(Unary::Abs, x);
+            (self.b.add_scalar(magnitude, 0.5), 0.5, bound + 0.5)
+        } else if f.evaluate(bound) > LARGEST {
+            (self.b.unary(Unary::Tanh, x), -1.0, 1.0)
+        } else {
+            (x, -bound, bound)
         };
-        let bound = match f {
-            Unary::Exp => bound.exp(),
-            Unary::Recip => 2.0,
-            Unary::Tanh | Unary::Sigmoid | Unary::Sign | Unary::NormalCdf => 1.0,
-            Unary::Neg | Unary::Abs | Unary::Relu | Unary::Log | Unary::Sqrt | Unary::Softplus => bound + 1.0,
-        };
+        // Each function is monotone on either side of 0, or bounded by 1.
         let y = self.b.unary(f, x);
-        self.push(y, bound);
+        self.push(y, [f.evaluate(least).abs(), f.evaluate(most).abs(), 1.0].into_iter().fold(0.0, f64::max));
     }
 
     fn binary(&mut self, p: u8, q: u8, r: u8) {
@@ -392,7 +389,7 @@ impl Growth {
             let y = self.b.softmax(x);
             self.push(y, 1.0);
         } else {
-            let n = self.b.shape(x).last().copied().unwrap_or(1);
+            let n = self.b.ty(x).elements();
             let y = self.b.log_sum_exp(x);
             self.push(y, bound + (n as f64).ln());
         }
@@ -481,7 +478,7 @@ impl Growth {
     fn segments(&mut self, p: u8, q: u8, r: u8) {
         let picked = self.pick(p);
         let (x, bound, rows, width) = self.matrix(picked);
-        let count = (1..=3).rev().find(|count| rows % count == 0).unwrap_or(1);
+        let count = (1..=3).rev().find(|count| rows % count == 0).invariant("1 divides everything");
         let slots = 1 + usize::from(q) % 4;
         if rows * width * slots > 2000 {
             return;
@@ -591,7 +588,7 @@ impl Growth {
         let heads = 1 + usize::from(q) % 2;
         let head_width = 2 * (1 + usize::from(q >> 1) % 2);
         // The longest sequences, up to 4, that the rows make up.
-        let time = (1..=4).rev().find(|t| rows % t == 0).unwrap_or(1);
+        let time = (1..=4).rev().find(|t| rows % t == 0).invariant("1 divides everything");
         if rows > 60 {
             return;
         }
@@ -638,8 +635,7 @@ impl Growth {
             self.b.output("state", state);
             self.b.update("s", next);
         }
-        // The steps above only ask for what fits; a mistake in them shows as an empty graph in the tests below.
-        self.b.finish().unwrap_or_default()
+        self.b.finish().invariant("the steps only ask for what fits")
     }
 }
 

@@ -27,10 +27,11 @@ mod parse;
 
 pub use parse::{MAX_TEXT_BYTES, ParseError, parse};
 
+use crate::fused;
 use crate::graph::Graph;
 use crate::ids::{NodeId, Value};
-use crate::op::{Access, AttentionAttrs, CapacityPriority, FusedProgram, Instr, Op};
-use crate::purpose::{Phase, StateRole};
+use crate::op::{Op, Written};
+use crate::purpose::Phase;
 use std::fmt::Display;
 
 /// Prints a graph without origins.
@@ -142,128 +143,16 @@ fn quote(text: &str) -> String {
 
 /// Attributes of an operation as they stand in braces, in their canonical order. Flags that are not set are left out, as
 /// is a name that is that of the node.
-pub fn attributes(op: &Op, node_name: &str) -> Vec<String> {
-    let pair = |key: &str, value: &dyn Display| format!("{key} = {value}");
-    let flags = |flags: &[(&str, bool)]| -> Vec<String> {
-        flags.iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_string()).collect()
+pub fn attributes(op: &Op, node: &str) -> Vec<String> {
+    let braces = |(key, written): (&str, Written)| match written {
+        Written::Flag => key.to_string(),
+        Written::Plain(value) => format!("{key} = {value}"),
+        Written::Quoted(text) => format!("{key} = {}", quote(&text)),
     };
-    let own_name = |name: &str| if name == node_name { Vec::new() } else { vec![pair("name", &quote(name))] };
-    match op {
-        Op::Input { name, .. } | Op::Parameter { name, .. } => own_name(name),
-        Op::State { name, role, .. } => {
-            let mut list = own_name(name);
-            if *role != StateRole::default() {
-                list.push(pair("role", role));
-            }
-            list
-        }
-        Op::Fill { value, .. } => vec![pair("value", value)],
-        Op::Ramp { step, .. } => vec![pair("step", step)],
-        Op::Permute { axes } => vec![format!("axes = [{}]", join(axes))],
-        Op::ToIndex { size } => vec![pair("size", size)],
-        Op::Previous { time } => vec![pair("time", time)],
-        Op::Fused(program) => fused(program),
-        Op::FusedAfter { producer, program } => {
-            let mut list = attributes(producer, "");
-            list.extend(fused(program));
-            list
-        }
-        Op::ProductWithSums(product) | Op::DispatchedProduct(product) => attributes(product, ""),
-        Op::Sum { axes } => vec![format!("axes = [{}]", join(axes))],
-        Op::MatMul { transpose_a, transpose_b, bias } => {
-            flags(&[("transpose_a", *transpose_a), ("transpose_b", *transpose_b), ("bias", *bias)])
-        }
-        Op::GroupedMatMul { transpose_b, bias } => flags(&[("transpose_b", *transpose_b), ("bias", *bias)]),
-        Op::LayerNorm { epsilon } | Op::RmsNorm { epsilon } => vec![pair("epsilon", epsilon)],
-        Op::Attention(attrs) | Op::AttentionGrad(attrs) => attention(attrs),
-        Op::CachedAttention { heads, scale } => vec![pair("heads", heads), pair("scale", scale)],
-        Op::Rotary { heads, time, base, inverse, positions } => {
-            let mut list = vec![pair("heads", heads), pair("time", time), pair("base", base)];
-            list.extend(flags(&[("inverse", *inverse), ("positions", *positions)]));
-            list
-        }
-        Op::EmbedGrad { rows } => vec![pair("rows", rows)],
-        Op::FusedCrossEntropy { dloss } => vec![pair("dloss", dloss)],
-        Op::RandomNormal { key, .. } | Op::RandomUniform { key, .. } => vec![pair("key", key)],
-        Op::Dropout { rate, key } => vec![pair("rate", rate), pair("key", key)],
-        Op::TopK { k } => vec![pair("k", k)],
-        Op::ScatterLast { size } | Op::Count { size } => vec![pair("size", size)],
-        Op::LimitCapacity { experts, capacity, priority } => {
-            let mut list = vec![pair("experts", experts), pair("capacity", capacity)];
-            if *priority != CapacityPriority::Token {
-                list.push(pair("priority", &priority.name()));
-            }
-            list
-        }
-        Op::SortByExpert { experts, .. } => vec![pair("experts", experts)],
-        Op::Dispatch { weighted } | Op::Combine { weighted } => flags(&[("weighted", *weighted)]),
-        Op::AdamW(a) => vec![
-            pair("beta1", &a.beta1),
-            pair("beta2", &a.beta2),
-            pair("epsilon", &a.epsilon),
-            pair("weight_decay", &a.weight_decay),
-        ],
-        Op::Reshape { .. }
-        | Op::Broadcast { .. }
-        | Op::StopGradient
-        | Op::Unary(_)
-        | Op::Binary(_)
-        | Op::Select
-        | Op::ToFloat
-        | Op::Lookup
-        | Op::SumOfSquares
-        | Op::GroupedMatMulWeightGrad
-        | Op::GroupedSum
-        | Op::LayerNormGrad
-        | Op::RmsNormGrad
-        | Op::Softmax
-        | Op::SoftmaxGrad
-        | Op::LogSumExp
-        | Op::Embed
-        | Op::CrossEntropy
-        | Op::CrossEntropyGrad
-        | Op::GatherLast
-        | Op::BalancedAssignment
-        | Op::CombineWeightGrad => Vec::new(),
+    match op.written(node) {
+        Some(written) => written.into_iter().map(braces).collect(),
+        None => fused::texts(op),
     }
-}
-
-/// Dropout and its key are left out when they are 0.
-fn attention(a: &AttentionAttrs) -> Vec<String> {
-    let mut list = vec![format!("heads = {}", a.heads), format!("time = {}", a.time), format!("scale = {}", a.scale)];
-    if a.dropout.get() != 0.0 {
-        list.push(format!("dropout = {}", a.dropout));
-    }
-    if a.key != 0 {
-        list.push(format!("key = {}", a.key));
-    }
-    list
-}
-
-/// `access = [full, repeat], t0 = load(0), t1 = load(1), t2 = add(t0, t1), results = [t2]`
-fn fused(program: &FusedProgram) -> Vec<String> {
-    let access = |a: &Access| match a {
-        Access::Full => "full".to_string(),
-        Access::Repeat => "repeat".to_string(),
-        Access::Stretch { inner } => format!("stretch({inner})"),
-        Access::Scalar => "scalar".to_string(),
-    };
-    let accesses: Vec<String> = program.accesses.iter().map(access).collect();
-    let results: Vec<String> = program.results.iter().map(|r| format!("t{r}")).collect();
-    let mut list = vec![format!("access = [{}]", accesses.join(", "))];
-    list.extend(program.instructions.iter().enumerate().map(|(j, instr)| {
-        let right = match instr {
-            Instr::Load(i) => format!("load({i})"),
-            Instr::Const(value) => format!("const({value})"),
-            Instr::Unary(f, a) => format!("{}(t{a})", f.mnemonic()),
-            Instr::Binary(f, a, b) => format!("{}(t{a}, t{b})", f.mnemonic()),
-            Instr::Select(condition, a, b) => format!("select(t{condition}, t{a}, t{b})"),
-            Instr::Dropout { value, rate, key } => format!("dropout(t{value}, rate = {rate}, key = {key})"),
-        };
-        format!("t{j} = {right}")
-    }));
-    list.push(format!("results = [{}]", results.join(", ")));
-    list
 }
 
 #[cfg(test)]

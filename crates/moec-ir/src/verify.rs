@@ -13,8 +13,7 @@
 //! - The bytes of a tensor can be counted in `usize`.
 //! - Parameters are f32.
 //! - An update has the type of the state or parameter that it replaces.
-//! - Attributes are in range: dropout rates and the betas of AdamW in [0, 1), epsilons and weight decay finite and not
-//!   negative, the base of rotary positions finite and above 0, the scale of attention finite.
+//! - There are as many operands as the table of operations says, and attributes are in the ranges that it gives.
 //!
 //! # Names
 //! - Every node has a name, and no two nodes have the same.
@@ -29,48 +28,31 @@
 //! - A draw has at most 2^32 counters, since counters are 32 bits wide.
 //!
 //! # Stages
-//! A stage allows what the stages before it allow, and more.
+//! A stage allows what the stages before it allow, and more. The table says in which stage an operation is first legal.
 //!
 //! | Stage | Made by | New in it |
 //! |---|---|---|
-//! | [`Stage::Forward`] | lowering | every operation not named below; updates of states |
-//! | [`Stage::Training`] | differentiation, optimiser | `*_grad` but for `*grouped_matmul_weight_grad`, `rotary {inverse}`, `sum_of_squares`, `adamw`; updates of parameters |
-//! | [`Stage::Optimized`] | passes | `fused`, `fused_*`, `*_with_sums`, `dispatched_*` |
+//! | [`Stage::Forward`] | lowering | updates of states |
+//! | [`Stage::Training`] | differentiation, optimiser | gradients of operations, steps of the optimiser; updates of parameters |
+//! | [`Stage::Optimized`] | passes | several operations in one |
 //!
 //! # Not checked
 //! What depends on values: token ids and targets within the vocabulary, offsets that ascend, `order` and `positions` of a
 //! dispatch, combine or dispatched product from one and the same sort, numbers that are finite. The reference evaluator reports the first two.
 //! Indices of experts, slots and rows may be anything: those out of range are skipped.
 
+use crate::declaration::{Family, OutOfRange};
+use crate::family::infer;
+use crate::fused;
 use crate::graph::Graph;
 use crate::ids::{NodeId, Origin, Value};
-use crate::infer::{InferError, infer};
-use crate::op::{AttentionAttrs, Instr, Op};
+use crate::infer::InferError;
+use crate::internal_error;
+use crate::op::{AttentionAttrs, Op};
+use crate::stage::Stage;
 use crate::text::{self, Line};
 use crate::types::{DType, Real, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-
-/// How far a graph has come. Later stages allow everything that earlier ones do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
-    /// As lowered from a model: values, losses and metrics.
-    Forward,
-    /// With gradients and the optimiser's step.
-    Training,
-    /// After the passes; what is planned and run.
-    Optimized,
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Stage::Forward => "forward",
-            Stage::Training => "training",
-            Stage::Optimized => "optimized",
-        })
-    }
-}
 
 /// A broken invariant and where it is broken.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -123,8 +105,8 @@ pub enum Violation {
     Attribute {
         /// Its name.
         attribute: &'static str,
-        /// Its value.
-        value: Real,
+        /// Its value as text.
+        value: String,
         /// What it must be.
         expected: &'static str,
     },
@@ -246,75 +228,12 @@ pub fn annotate(graph: &Graph, errors: &[VerifyError]) -> String {
     for e in errors {
         remarks.entry(e.line).or_default().push(e.violation.to_string());
     }
-    text::listing(graph, false, |line| remarks.get(&line).cloned().unwrap_or_default())
-}
-
-/// The first stage in which an operation is legal.
-fn first_stage(op: &Op) -> Stage {
-    match op {
-        Op::Fused(_)
-        | Op::FusedAfter { .. }
-        | Op::ProductWithSums(_)
-        | Op::DispatchedProduct(_)
-        | Op::FusedCrossEntropy { .. } => Stage::Optimized,
-        Op::LayerNormGrad
-        | Op::RmsNormGrad
-        | Op::SoftmaxGrad
-        | Op::AttentionGrad(_)
-        | Op::Rotary { inverse: true, .. }
-        | Op::EmbedGrad { .. }
-        | Op::CrossEntropyGrad
-        | Op::CombineWeightGrad
-        | Op::SumOfSquares
-        | Op::AdamW(_) => Stage::Training,
-        Op::Input { .. }
-        | Op::Parameter { .. }
-        | Op::State { .. }
-        | Op::Fill { .. }
-        | Op::Ramp { .. }
-        | Op::Reshape { .. }
-        | Op::Broadcast { .. }
-        | Op::Permute { .. }
-        | Op::StopGradient
-        | Op::Unary(_)
-        | Op::Binary(_)
-        | Op::Select
-        | Op::ToFloat
-        | Op::ToIndex { .. }
-        | Op::Lookup
-        | Op::Previous { .. }
-        | Op::Sum { .. }
-        | Op::MatMul { .. }
-        | Op::GroupedMatMul { .. }
-        | Op::GroupedMatMulWeightGrad
-        | Op::GroupedSum
-        | Op::LayerNorm { .. }
-        | Op::RmsNorm { .. }
-        | Op::Softmax
-        | Op::LogSumExp
-        | Op::Attention(_)
-        | Op::CachedAttention { .. }
-        | Op::Rotary { inverse: false, .. }
-        | Op::Embed
-        | Op::CrossEntropy
-        | Op::RandomNormal { .. }
-        | Op::RandomUniform { .. }
-        | Op::Dropout { .. }
-        | Op::TopK { .. }
-        | Op::GatherLast
-        | Op::ScatterLast { .. }
-        | Op::Count { .. }
-        | Op::LimitCapacity { .. }
-        | Op::BalancedAssignment
-        | Op::SortByExpert { .. }
-        | Op::Dispatch { .. }
-        | Op::Combine { .. } => Stage::Forward,
-    }
+    text::listing(graph, false, |line| remarks.get(&line).into_iter().flatten().cloned().collect())
 }
 
 /// What is drawn from a stream: two draws that are equal give the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Draw {
+pub(crate) enum Draw {
     Normal { elements: u64 },
     Uniform { elements: u64 },
     Dropout { rate: Real, elements: u64 },
@@ -372,7 +291,7 @@ impl<'g> Verifier<'g> {
             }
             types.extend(self.exists(line, operand));
         }
-        if first_stage(&node.op) > self.stage {
+        if node.op.first_stage() > self.stage {
             self.report(line, Violation::Stage { op: node.op.mnemonic(), stage: self.stage });
         }
         if let Op::Parameter { ty, .. } = &node.op
@@ -380,7 +299,9 @@ impl<'g> Verifier<'g> {
         {
             self.report(line, Violation::ParameterType(ty.clone()));
         }
-        self.attributes(line, &node.op);
+        for OutOfRange { attribute, value, range } in node.op.out_of_range() {
+            self.report(line, Violation::Attribute { attribute, value, expected: range.in_words() });
+        }
         if let Some(ty) = node.results.iter().find(|ty| ty.bytes() == usize::MAX) {
             self.report(line, Violation::TooLarge(ty.clone()));
         }
@@ -396,90 +317,6 @@ impl<'g> Verifier<'g> {
             }
             // Only now are the operands known to be there.
             Ok(_) => self.randomness(id, operands, &types),
-        }
-    }
-
-    fn attributes(&mut self, line: Line, op: &Op) {
-        let mut check = |attribute, value: Real, ok: bool, expected| {
-            if !ok {
-                self.report(line, Violation::Attribute { attribute, value, expected });
-            }
-        };
-        let share = |value: Real| (0.0..1.0).contains(&value.get());
-        let small = |value: Real| value.get().is_finite() && value.get() >= 0.0;
-        match op {
-            Op::Dropout { rate, .. } => check("rate", *rate, share(*rate), "in [0, 1)"),
-            Op::Attention(a) | Op::AttentionGrad(a) => {
-                check("dropout", a.dropout, share(a.dropout), "in [0, 1)");
-                check("scale", a.scale, a.scale.get().is_finite(), "finite");
-            }
-            Op::Fused(program) | Op::FusedAfter { program, .. } => {
-                for instr in &program.instructions {
-                    if let Instr::Dropout { rate, .. } = instr {
-                        check("rate", *rate, share(*rate), "in [0, 1)");
-                    }
-                }
-            }
-            Op::LayerNorm { epsilon } | Op::RmsNorm { epsilon } => {
-                check("epsilon", *epsilon, small(*epsilon), "finite and not negative");
-            }
-            Op::CachedAttention { scale, .. } => check("scale", *scale, scale.get().is_finite(), "finite"),
-            Op::Rotary { base, .. } => {
-                check("base", *base, base.get().is_finite() && base.get() > 0.0, "finite and above 0");
-            }
-            Op::AdamW(a) => {
-                check("beta1", a.beta1, share(a.beta1), "in [0, 1)");
-                check("beta2", a.beta2, share(a.beta2), "in [0, 1)");
-                check("epsilon", a.epsilon, small(a.epsilon), "finite and not negative");
-                check("weight_decay", a.weight_decay, small(a.weight_decay), "finite and not negative");
-            }
-            // Numbers without limits, or with limits that `infer` knows.
-            Op::Input { .. }
-            | Op::Parameter { .. }
-            | Op::State { .. }
-            | Op::Fill { .. }
-            | Op::Ramp { .. }
-            | Op::Reshape { .. }
-            | Op::Broadcast { .. }
-            | Op::Permute { .. }
-            | Op::StopGradient
-            | Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Select
-            | Op::ToFloat
-            | Op::ToIndex { .. }
-            | Op::Lookup
-            | Op::Previous { .. }
-            | Op::Sum { .. }
-            | Op::SumOfSquares
-            | Op::MatMul { .. }
-            | Op::GroupedMatMul { .. }
-            | Op::GroupedMatMulWeightGrad
-            | Op::ProductWithSums(_)
-            | Op::DispatchedProduct(_)
-            | Op::GroupedSum
-            | Op::LayerNormGrad
-            | Op::RmsNormGrad
-            | Op::Softmax
-            | Op::SoftmaxGrad
-            | Op::LogSumExp
-            | Op::Embed
-            | Op::EmbedGrad { .. }
-            | Op::CrossEntropy
-            | Op::CrossEntropyGrad
-            | Op::FusedCrossEntropy { .. }
-            | Op::RandomNormal { .. }
-            | Op::RandomUniform { .. }
-            | Op::TopK { .. }
-            | Op::GatherLast
-            | Op::ScatterLast { .. }
-            | Op::Count { .. }
-            | Op::LimitCapacity { .. }
-            | Op::BalancedAssignment
-            | Op::SortByExpert { .. }
-            | Op::Dispatch { .. }
-            | Op::Combine { .. }
-            | Op::CombineWeightGrad => {}
         }
     }
 
@@ -503,77 +340,25 @@ impl<'g> Verifier<'g> {
 
 /// The keys that an operation draws from, and what it draws.
 fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
-    let elements = |shape: &[usize]| TensorType::f32(shape.to_vec()).elements() as u64;
+    let elements = |ty: &TensorType| ty.elements() as u64;
     let attention = |a: &AttentionAttrs, qkv: usize| {
-        let tokens = types.get(qkv).and_then(|t| t.shape.first()).copied().unwrap_or(0) as u64;
-        let draw = Draw::Attention { rate: a.dropout, heads: a.heads, time: a.time, tokens };
+        let draw =
+            Draw::Attention { rate: a.dropout, heads: a.heads, time: a.time, tokens: types[qkv].shape[0] as u64 };
         if a.dropout.get() > 0.0 { vec![(a.key, draw)] } else { Vec::new() }
     };
     match op {
-        Op::RandomNormal { key, shape } => vec![(*key, Draw::Normal { elements: elements(shape) })],
-        Op::RandomUniform { key, shape } => vec![(*key, Draw::Uniform { elements: elements(shape) })],
-        Op::Dropout { rate, key } => {
-            vec![(*key, Draw::Dropout { rate: *rate, elements: types.first().map_or(0, |t| t.elements() as u64) })]
+        op if !op.declaration().random => Vec::new(),
+        Op::RandomNormal { key, shape } => {
+            vec![(*key, Draw::Normal { elements: elements(&TensorType::f32(shape.clone())) })]
         }
+        Op::RandomUniform { key, shape } => {
+            vec![(*key, Draw::Uniform { elements: elements(&TensorType::f32(shape.clone())) })]
+        }
+        Op::Dropout { rate, key } => vec![(*key, Draw::Dropout { rate: *rate, elements: elements(types[0]) })],
         Op::Attention(a) => attention(a, 0),
         Op::AttentionGrad(a) => attention(a, 1),
-        Op::Fused(program) | Op::FusedAfter { program, .. } => {
-            let elements = elements(&program.shape);
-            let dropout = |instr: &Instr| match *instr {
-                Instr::Dropout { rate, key, .. } => Some((key, Draw::Dropout { rate, elements })),
-                Instr::Load(_) | Instr::Const(_) | Instr::Unary(..) | Instr::Binary(..) | Instr::Select(..) => None,
-            };
-            program.instructions.iter().filter_map(dropout).collect()
-        }
-        Op::Input { .. }
-        | Op::Parameter { .. }
-        | Op::State { .. }
-        | Op::Fill { .. }
-        | Op::Ramp { .. }
-        | Op::Reshape { .. }
-        | Op::Broadcast { .. }
-        | Op::Permute { .. }
-        | Op::StopGradient
-        | Op::Unary(_)
-        | Op::Binary(_)
-        | Op::Select
-        | Op::ToFloat
-        | Op::ToIndex { .. }
-        | Op::Lookup
-        | Op::Previous { .. }
-        | Op::Sum { .. }
-        | Op::SumOfSquares
-        | Op::MatMul { .. }
-        | Op::GroupedMatMul { .. }
-        | Op::GroupedMatMulWeightGrad
-        | Op::ProductWithSums(_)
-        | Op::DispatchedProduct(_)
-        | Op::GroupedSum
-        | Op::LayerNorm { .. }
-        | Op::LayerNormGrad
-        | Op::RmsNorm { .. }
-        | Op::RmsNormGrad
-        | Op::Softmax
-        | Op::SoftmaxGrad
-        | Op::LogSumExp
-        | Op::CachedAttention { .. }
-        | Op::Rotary { .. }
-        | Op::Embed
-        | Op::EmbedGrad { .. }
-        | Op::CrossEntropy
-        | Op::CrossEntropyGrad
-        | Op::FusedCrossEntropy { .. }
-        | Op::TopK { .. }
-        | Op::GatherLast
-        | Op::ScatterLast { .. }
-        | Op::Count { .. }
-        | Op::LimitCapacity { .. }
-        | Op::BalancedAssignment
-        | Op::SortByExpert { .. }
-        | Op::Dispatch { .. }
-        | Op::Combine { .. }
-        | Op::CombineWeightGrad
-        | Op::AdamW(_) => Vec::new(),
+        op if op.declaration().family == Family::Fused => fused::draws(op),
+        op => internal_error!("`{}` is declared to be random, but nobody knows what it draws", op.mnemonic()),
     }
 }
 

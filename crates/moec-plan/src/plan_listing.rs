@@ -82,14 +82,12 @@ fn plan_listing(plan: &Plan, program: &Program) -> PlanListing {
         };
         format!("b{i} %{} : {} {place}", buffer.name, buffer.ty)
     });
-    let steps = plan.steps.iter().map(|s| {
-        StepListing {
-            name: s.name.clone(),
-            op: s.op.mnemonic(),
-            attributes: text::attributes(&s.op, &s.name),
-            reads: s.operands.iter().map(short).collect(),
-            writes: s.results.iter().map(short).collect(),
-        }
+    let steps = plan.steps.iter().map(|s| StepListing {
+        name: s.name.clone(),
+        op: s.op.mnemonic(),
+        attributes: text::attributes(&s.op, &s.name),
+        reads: s.operands.iter().map(short).collect(),
+        writes: s.results.iter().map(short).collect(),
     });
     let ports =
         |ports: &[Port]| ports.iter().map(|p| PortListing { name: p.name.clone(), buffer: short(&p.buffer) }).collect();

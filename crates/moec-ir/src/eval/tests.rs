@@ -1,8 +1,11 @@
 //! Tests of this module's parent.
 
 use super::*;
+use crate::family::linear::dot;
+use crate::op::{AdamWAttrs, AttentionAttrs, CapacityPriority};
 use crate::purpose::StateRole;
 use crate::types::{DType, Real};
+use crate::{Access, Binary, FusedProgram, Instr, Unary, random};
 
 fn t(shape: &[usize], values: &[f64]) -> Tensor {
     Tensor::new(shape, Data::F64(values.to_vec())).unwrap()

@@ -1,14 +1,19 @@
 //! Text to graph. The only place of this crate that knows pest.
 
+mod fused;
+
 use crate::graph::Graph;
 use crate::ids::{NodeId, Origin, Value};
-use crate::op::{Access, AdamWAttrs, AttentionAttrs, Binary, CapacityPriority, FusedProgram, Instr, Op, Unary};
-use crate::purpose::{Phase, StateRole};
+use crate::internal::Invariant;
+use crate::internal_error;
+use crate::op::{Op, Source};
+use crate::purpose::Phase;
 use crate::types::{DType, Real, TensorType};
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
 use pest::iterators::Pair;
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 /// pest derives a public type with public rules; the module keeps both inside the crate.
 mod grammar {
@@ -58,7 +63,8 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
             Rule::phase => reader.phase(&statement)?,
             Rule::node => reader.node(statement)?,
             Rule::output | Rule::update => reader.declaration(statement)?,
-            _ => {}
+            Rule::kw_graph | Rule::open_brace | Rule::close_brace => {}
+            rule => internal_error!("the grammar has {rule:?} in a graph"),
         }
     }
     Ok(reader.graph)
@@ -75,8 +81,7 @@ fn syntax_error(text: &str, error: pest::error::Error<Rule>) -> ParseError {
     let position = match error.location {
         InputLocation::Pos(p) | InputLocation::Span((p, _)) => p,
     };
-    let before = text.get(..position).unwrap_or_default();
-    let rest = text.get(position..).unwrap_or_default();
+    let (before, rest) = text.split_at(position);
     let found = match rest.chars().next() {
         None => "the end of the text".to_string(),
         Some(c) if c.is_ascii_alphanumeric() || c == '_' => {
@@ -91,14 +96,23 @@ fn syntax_error(text: &str, error: pest::error::Error<Rule>) -> ParseError {
     };
     expected.sort_unstable();
     expected.dedup();
-    let message = match expected.split_last() {
-        None => format!("{found} does not belong here"),
-        Some((last, [])) => format!("expected {last}, found {found}"),
-        Some((last, first)) => format!("expected {} or {last}, found {found}", first.join(", ")),
+    let message = match expected.is_empty() {
+        true => format!("{found} does not belong here"),
+        false => format!("expected {}, found {found}", either(&expected)),
     };
     let line = before.matches('\n').count() + 1;
     let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
     ParseError { line, column, message }
+}
+
+/// One of these, as it stands in a sentence.
+fn either<S: AsRef<str>>(words: &[S]) -> String {
+    let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
+    match words.split_last() {
+        None => String::new(),
+        Some((last, [])) => last.to_string(),
+        Some((last, first)) => format!("{} or {last}", first.join(", ")),
+    }
 }
 
 /// What a rule is called in an error message.
@@ -151,7 +165,7 @@ fn first<'i>(pair: &Pair<'i, Rule>, rule: Rule) -> Result<Pair<'i, Rule>, ParseE
     all(pair, rule).next().ok_or_else(|| at(pair, format!("expected {}", in_words(rule))))
 }
 
-fn integer<T: std::str::FromStr>(pair: &Pair<'_, Rule>) -> Result<T, ParseError> {
+fn integer<T: FromStr>(pair: &Pair<'_, Rule>) -> Result<T, ParseError> {
     pair.as_str().parse().map_err(|_| at(pair, format!("`{}` is not a whole number in range", pair.as_str())))
 }
 
@@ -170,7 +184,8 @@ fn name(pair: &Pair<'_, Rule>) -> Result<String, ParseError> {
 
 fn string(pair: &Pair<'_, Rule>) -> Result<String, ParseError> {
     let quoted = pair.as_str();
-    let mut chars = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default().chars();
+    let between = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let mut chars = between.invariant("the grammar puts a string between quotes").chars();
     let mut text = String::new();
     while let Some(c) = chars.next() {
         if c != '\\' {
@@ -187,7 +202,7 @@ fn string(pair: &Pair<'_, Rule>) -> Result<String, ParseError> {
                 code.ok_or_else(|| at(pair, format!("`\\u{{{hex}}}` is not a character")))?
             }
             Some(other) => other,
-            None => '\\',
+            None => internal_error!("the grammar lets no string end in a backslash"),
         });
     }
     Ok(text)
@@ -226,7 +241,8 @@ struct Reader {
 
 impl Reader {
     fn phase(&mut self, pair: &Pair<'_, Rule>) -> Result<(), ParseError> {
-        self.graph.set_phase(word(&first(pair, Rule::word)?, &Phase::ALL, Phase::name)?);
+        let phase = which(&first(pair, Rule::word)?, &Phase::ALL.map(Phase::name))?;
+        self.graph.set_phase(Phase::ALL[phase]);
         Ok(())
     }
 
@@ -247,9 +263,12 @@ impl Reader {
         let types = all(&types_pair, Rule::r#type).map(|t| tensor_type(&t)).collect::<Result<Vec<_>, _>>()?;
 
         let mnemonic = first(&pair, Rule::word)?;
-        let mut attributes = Attributes::read(&pair, &mnemonic)?;
-        let op = operation(&mut attributes, &name, &types)?;
-        attributes.finish()?;
+        let mut given = Given::read(&pair, &mnemonic, &name, &types)?;
+        let op = match Op::read(&mut given)? {
+            Some(op) => op,
+            None => fused::read(&mut given)?,
+        };
+        given.finish()?;
 
         let origin = match all(&pair, Rule::origin).next() {
             Some(origin) => {
@@ -287,7 +306,8 @@ impl Reader {
         let value = self.value(&first(&pair, Rule::value)?)?;
         match pair.as_rule() {
             Rule::output => self.graph.set_output(name, value),
-            _ => self.graph.set_update(name, value),
+            Rule::update => self.graph.set_update(name, value),
+            rule => internal_error!("{rule:?} declares nothing"),
         }
         Ok(())
     }
@@ -311,88 +331,61 @@ impl Reader {
 
 // ---- attributes ----
 
-/// The attributes of a node that have not been asked for yet, and the names of those that have.
-struct Attributes<'i> {
+/// The line of a node, with the attributes that have not been asked for yet, and the names of those that have.
+struct Given<'i, 'a> {
     op: Pair<'i, Rule>,
-    given: Vec<Given<'i>>,
+    node: &'a str,
+    types: &'a [TensorType],
+    written: Vec<Attribute<'i>>,
     known: Vec<&'static str>,
 }
 
 /// An attribute as it is written. A flag has no value.
-struct Given<'i> {
+struct Attribute<'i> {
     key: Pair<'i, Rule>,
     value: Option<Pair<'i, Rule>>,
 }
 
-impl<'i> Attributes<'i> {
-    fn read(node: &Pair<'i, Rule>, op: &Pair<'i, Rule>) -> Result<Self, ParseError> {
-        let mut given = Vec::new();
-        for attribute in all(node, Rule::attributes).flat_map(|list| all(&list, Rule::attribute)) {
+impl<'i, 'a> Given<'i, 'a> {
+    fn read(
+        line: &Pair<'i, Rule>,
+        op: &Pair<'i, Rule>,
+        node: &'a str,
+        types: &'a [TensorType],
+    ) -> Result<Self, ParseError> {
+        let mut written = Vec::new();
+        for attribute in all(line, Rule::attributes).flat_map(|list| all(&list, Rule::attribute)) {
             let key = first(&attribute, Rule::word)?;
             let value = attribute.into_inner().find(|p| matches!(p.as_rule(), Rule::list | Rule::term | Rule::string));
-            given.push(Given { key, value });
+            written.push(Attribute { key, value });
         }
         // Sorted by name: a long list with a repetition is found out in time.
-        let mut keys: Vec<&Pair<'i, Rule>> = given.iter().map(|g| &g.key).collect();
+        let mut keys: Vec<&Pair<'i, Rule>> = written.iter().map(|g| &g.key).collect();
         keys.sort_by_key(|key| key.as_str());
         if let Some(twice) = keys.windows(2).find(|w| w[0].as_str() == w[1].as_str()) {
             return Err(at(twice[1], format!("attribute `{}` is given twice", twice[1].as_str())));
         }
-        Ok(Self { op: op.clone(), given, known: Vec::new() })
+        Ok(Self { op: op.clone(), node, types, written, known: Vec::new() })
     }
 
     /// Takes the attribute: the place of its name, and its value unless it is a flag.
-    fn take(&mut self, key: &'static str) -> Option<Given<'i>> {
+    fn take(&mut self, key: &'static str) -> Option<Attribute<'i>> {
         self.known.push(key);
-        let i = self.given.iter().position(|g| g.key.as_str() == key)?;
-        Some(self.given.remove(i))
+        let i = self.written.iter().position(|g| g.key.as_str() == key)?;
+        Some(self.written.remove(i))
     }
 
-    /// The value of an attribute that may be absent.
-    fn optional(&mut self, key: &'static str) -> Result<Option<Pair<'i, Rule>>, ParseError> {
+    /// The value of an attribute that is no flag, if it is there.
+    fn value(&mut self, key: &'static str) -> Result<Option<Pair<'i, Rule>>, ParseError> {
         match self.take(key) {
             None => Ok(None),
-            Some(Given { value: Some(value), .. }) => Ok(Some(value)),
-            Some(given) => Err(at(&given.key, format!("attribute `{key}` needs a value"))),
+            Some(Attribute { value: Some(value), .. }) => Ok(Some(value)),
+            Some(written) => Err(at(&written.key, format!("attribute `{key}` needs a value"))),
         }
-    }
-
-    /// The value of an attribute that must be there.
-    fn required(&mut self, key: &'static str) -> Result<Pair<'i, Rule>, ParseError> {
-        match self.optional(key)? {
-            Some(value) => Ok(value),
-            None => Err(at(&self.op, format!("`{}` needs the attribute `{key}`", self.op.as_str()))),
-        }
-    }
-
-    fn flag(&mut self, key: &'static str) -> Result<bool, ParseError> {
-        match self.take(key) {
-            None => Ok(false),
-            Some(Given { value: None, .. }) => Ok(true),
-            Some(Given { value: Some(value), .. }) => {
-                Err(at(&value, format!("attribute `{key}` is a flag and has no value")))
-            }
-        }
-    }
-
-    fn integer<T: std::str::FromStr>(&mut self, key: &'static str) -> Result<T, ParseError> {
-        integer(&self.required(key)?)
-    }
-
-    fn real(&mut self, key: &'static str) -> Result<Real, ParseError> {
-        real(&self.required(key)?)
-    }
-
-    fn list(&mut self, key: &'static str) -> Result<Vec<Pair<'i, Rule>>, ParseError> {
-        let value = self.required(key)?;
-        if value.as_rule() != Rule::list {
-            return Err(at(&value, format!("attribute `{key}` is a list in brackets")));
-        }
-        Ok(all(&value, Rule::term).collect())
     }
 
     fn finish(self) -> Result<(), ParseError> {
-        let Some(Given { key, .. }) = self.given.first() else { return Ok(()) };
+        let Some(Attribute { key, .. }) = self.written.first() else { return Ok(()) };
         let has = match self.known.as_slice() {
             [] => "none".to_string(),
             known => known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", "),
@@ -401,237 +394,72 @@ impl<'i> Attributes<'i> {
     }
 }
 
-/// The operation of a node. `types` are the declared types of its results.
-fn operation(a: &mut Attributes<'_>, node: &str, types: &[TensorType]) -> Result<Op, ParseError> {
-    let ty = types.first().cloned().unwrap_or(TensorType::f32([]));
-    let shape = || ty.shape.clone();
-    Ok(match a.op.as_str() {
-        "input" => Op::Input { name: own_name(a, node)?, ty },
-        "parameter" => Op::Parameter { name: own_name(a, node)?, ty },
-        "state" => Op::State { name: own_name(a, node)?, role: role(a)?, ty },
-        "fill" => Op::Fill { value: a.real("value")?, ty },
-        "ramp" => Op::Ramp { length: ty.elements(), step: a.integer("step")? },
-        "reshape" => Op::Reshape { shape: shape() },
-        "broadcast" => Op::Broadcast { shape: shape() },
-        "permute" => Op::Permute { axes: a.list("axes")?.iter().map(integer).collect::<Result<_, _>>()? },
-        "stop_gradient" => Op::StopGradient,
-        "select" => Op::Select,
-        "to_float" => Op::ToFloat,
-        "to_index" => Op::ToIndex { size: a.integer("size")? },
-        "lookup" => Op::Lookup,
-        "previous" => Op::Previous { time: a.integer("time")? },
-        "fused" => Op::Fused(fused(a, shape())?),
-        "fused_matmul" => after(matmul(a)?, a, shape())?,
-        "fused_grouped_matmul" => after(grouped_matmul(a)?, a, shape())?,
-        "fused_dispatched_grouped_matmul" => after(Op::DispatchedProduct(Box::new(grouped_matmul(a)?)), a, shape())?,
-        "fused_layer_norm_grad" => after(Op::LayerNormGrad, a, shape())?,
-        "fused_rms_norm_grad" => after(Op::RmsNormGrad, a, shape())?,
-        "fused_embed" => after(Op::Embed, a, shape())?,
-        "fused_dispatch" => after(Op::Dispatch { weighted: a.flag("weighted")? }, a, shape())?,
-        "fused_combine" => after(Op::Combine { weighted: a.flag("weighted")? }, a, shape())?,
-        "matmul_with_sums" => Op::ProductWithSums(Box::new(matmul(a)?)),
-        "grouped_matmul_weight_grad_with_sums" => Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)),
-        "dispatched_grouped_matmul" => Op::DispatchedProduct(Box::new(grouped_matmul(a)?)),
-        "dispatched_grouped_matmul_weight_grad" => Op::DispatchedProduct(Box::new(Op::GroupedMatMulWeightGrad)),
-        "dispatched_grouped_matmul_weight_grad_with_sums" => {
-            Op::ProductWithSums(Box::new(Op::DispatchedProduct(Box::new(Op::GroupedMatMulWeightGrad))))
+impl Source for Given<'_, '_> {
+    type Error = ParseError;
+
+    fn mnemonic(&self) -> &str {
+        self.op.as_str()
+    }
+
+    fn node(&self) -> &str {
+        self.node
+    }
+
+    fn result(&self, slot: usize) -> Result<&TensorType, ParseError> {
+        let missing = || at(&self.op, format!("`{}` gives more than {slot} results", self.op.as_str()));
+        self.types.get(slot).ok_or_else(missing)
+    }
+
+    fn flag(&mut self, key: &'static str) -> Result<bool, ParseError> {
+        match self.take(key) {
+            None => Ok(false),
+            Some(Attribute { value: None, .. }) => Ok(true),
+            Some(Attribute { value: Some(value), .. }) => {
+                Err(at(&value, format!("attribute `{key}` is a flag and has no value")))
+            }
         }
-        "sum" => Op::Sum { axes: a.list("axes")?.iter().map(integer).collect::<Result<_, _>>()? },
-        "sum_of_squares" => Op::SumOfSquares,
-        "matmul" => matmul(a)?,
-        "grouped_matmul" => grouped_matmul(a)?,
-        "grouped_matmul_weight_grad" => Op::GroupedMatMulWeightGrad,
-        "grouped_sum" => Op::GroupedSum,
-        "layer_norm" => Op::LayerNorm { epsilon: a.real("epsilon")? },
-        "layer_norm_grad" => Op::LayerNormGrad,
-        "rms_norm" => Op::RmsNorm { epsilon: a.real("epsilon")? },
-        "rms_norm_grad" => Op::RmsNormGrad,
-        "softmax" => Op::Softmax,
-        "softmax_grad" => Op::SoftmaxGrad,
-        "log_sum_exp" => Op::LogSumExp,
-        "attention" => Op::Attention(attention(a)?),
-        "attention_grad" => Op::AttentionGrad(attention(a)?),
-        "cached_attention" => Op::CachedAttention { heads: a.integer("heads")?, scale: a.real("scale")? },
-        "rotary" => Op::Rotary {
-            heads: a.integer("heads")?,
-            time: a.integer("time")?,
-            base: a.real("base")?,
-            inverse: a.flag("inverse")?,
-            positions: a.flag("positions")?,
-        },
-        "embed" => Op::Embed,
-        "embed_grad" => Op::EmbedGrad { rows: a.integer("rows")? },
-        "cross_entropy" => Op::CrossEntropy,
-        "cross_entropy_grad" => Op::CrossEntropyGrad,
-        "fused_cross_entropy" => Op::FusedCrossEntropy { dloss: a.real("dloss")? },
-        "random_normal" => Op::RandomNormal { key: a.integer("key")?, shape: shape() },
-        "random_uniform" => Op::RandomUniform { key: a.integer("key")?, shape: shape() },
-        "dropout" => Op::Dropout { rate: a.real("rate")?, key: a.integer("key")? },
-        "top_k" => Op::TopK { k: a.integer("k")? },
-        "gather_last" => Op::GatherLast,
-        "scatter_last" => Op::ScatterLast { size: a.integer("size")? },
-        "count" => Op::Count { size: a.integer("size")? },
-        "limit_capacity" => Op::LimitCapacity {
-            experts: a.integer("experts")?,
-            capacity: a.integer("capacity")?,
-            priority: match a.optional("priority")? {
-                Some(value) => word(&value, &CapacityPriority::ALL, CapacityPriority::name)?,
-                None => CapacityPriority::Token,
-            },
-        },
-        "balanced_assignment" => Op::BalancedAssignment,
-        "sort_by_expert" => {
-            // The rows are those of `order`, the second result; the operation has three.
-            let rows = types.get(1).map_or(0, TensorType::elements);
-            Op::SortByExpert { experts: a.integer("experts")?, rows }
+    }
+
+    fn whole<T: FromStr>(&mut self, key: &'static str) -> Result<Option<T>, ParseError> {
+        self.value(key)?.map(|value| integer(&value)).transpose()
+    }
+
+    fn real(&mut self, key: &'static str) -> Result<Option<Real>, ParseError> {
+        self.value(key)?.map(|value| real(&value)).transpose()
+    }
+
+    fn wholes(&mut self, key: &'static str) -> Result<Option<Vec<usize>>, ParseError> {
+        self.value(key)?.map(|value| list(key, &value)?.iter().map(integer).collect()).transpose()
+    }
+
+    fn word(&mut self, key: &'static str, known: &[&str]) -> Result<Option<usize>, ParseError> {
+        self.value(key)?.map(|value| which(&value, known)).transpose()
+    }
+
+    fn text(&mut self, key: &'static str) -> Result<Option<String>, ParseError> {
+        match self.value(key)? {
+            None => Ok(None),
+            Some(value) if value.as_rule() == Rule::string => string(&value).map(Some),
+            Some(value) => Err(at(&value, "a name is a string in quotes")),
         }
-        "dispatch" => Op::Dispatch { weighted: a.flag("weighted")? },
-        "combine" => Op::Combine { weighted: a.flag("weighted")? },
-        "combine_weight_grad" => Op::CombineWeightGrad,
-        "adamw" => Op::AdamW(AdamWAttrs {
-            beta1: a.real("beta1")?,
-            beta2: a.real("beta2")?,
-            epsilon: a.real("epsilon")?,
-            weight_decay: a.real("weight_decay")?,
-        }),
-        other => match (unary(other), binary(other)) {
-            (Some(f), _) => Op::Unary(f),
-            (_, Some(f)) => Op::Binary(f),
-            (None, None) => return Err(at(&a.op, format!("unknown operation `{other}`"))),
-        },
-    })
-}
+    }
 
-fn unary(name: &str) -> Option<Unary> {
-    Unary::ALL.into_iter().find(|f| f.mnemonic() == name)
-}
-
-fn binary(name: &str) -> Option<Binary> {
-    Binary::ALL.into_iter().find(|f| f.mnemonic() == name)
-}
-
-/// The name of an input, parameter or state: that of its node unless it says otherwise.
-fn own_name(a: &mut Attributes<'_>, node: &str) -> Result<String, ParseError> {
-    match a.optional("name")? {
-        Some(value) if value.as_rule() == Rule::string => string(&value),
-        Some(value) => Err(at(&value, "a name is a string in quotes")),
-        None => Ok(node.to_string()),
+    fn missing(&self, key: &'static str) -> ParseError {
+        at(&self.op, format!("`{}` needs the attribute `{key}`", self.op.as_str()))
     }
 }
 
-fn role(a: &mut Attributes<'_>) -> Result<StateRole, ParseError> {
-    match a.optional("role")? {
-        Some(value) => word(&value, &StateRole::ALL, StateRole::name),
-        None => Ok(StateRole::default()),
+/// Which of the words stands there.
+fn which(pair: &Pair<'_, Rule>, words: &[&str]) -> Result<usize, ParseError> {
+    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    let is_not = || at(pair, format!("`{}` is not {}", pair.as_str(), either(&quoted)));
+    words.iter().position(|word| *word == pair.as_str()).ok_or_else(is_not)
+}
+
+/// The elements of a list in brackets.
+fn list<'i>(key: &str, value: &Pair<'i, Rule>) -> Result<Vec<Pair<'i, Rule>>, ParseError> {
+    if value.as_rule() != Rule::list {
+        return Err(at(value, format!("attribute `{key}` is a list in brackets")));
     }
-}
-
-/// The item whose word stands there.
-fn word<T: Copy>(pair: &Pair<'_, Rule>, items: &[T], name: impl Fn(T) -> &'static str) -> Result<T, ParseError> {
-    items.iter().copied().find(|&item| name(item) == pair.as_str()).ok_or_else(|| {
-        let words: Vec<String> = items.iter().map(|&item| format!("`{}`", name(item))).collect();
-        let (last, first) =
-            words.split_last().map_or((String::new(), String::new()), |(l, f)| (l.clone(), f.join(", ")));
-        at(pair, format!("`{}` is not {first} or {last}", pair.as_str()))
-    })
-}
-
-fn attention(a: &mut Attributes<'_>) -> Result<AttentionAttrs, ParseError> {
-    Ok(AttentionAttrs {
-        heads: a.integer("heads")?,
-        time: a.integer("time")?,
-        scale: a.real("scale")?,
-        dropout: a.optional("dropout")?.map_or(Ok(Real::new(0.0)), |v| real(&v))?,
-        key: a.optional("key")?.map_or(Ok(0), |v| integer(&v))?,
-    })
-}
-
-fn matmul(a: &mut Attributes<'_>) -> Result<Op, ParseError> {
-    Ok(Op::MatMul { transpose_a: a.flag("transpose_a")?, transpose_b: a.flag("transpose_b")?, bias: a.flag("bias")? })
-}
-
-fn grouped_matmul(a: &mut Attributes<'_>) -> Result<Op, ParseError> {
-    Ok(Op::GroupedMatMul { transpose_b: a.flag("transpose_b")?, bias: a.flag("bias")? })
-}
-
-// ---- fused programs ----
-
-/// A program with the operation that it goes on with.
-fn after(producer: Op, a: &mut Attributes<'_>, shape: Vec<usize>) -> Result<Op, ParseError> {
-    Ok(Op::FusedAfter { producer: Box::new(producer), program: fused(a, shape)? })
-}
-
-/// Instruction `j` is the attribute `tj`, in order.
-fn fused(a: &mut Attributes<'_>, shape: Vec<usize>) -> Result<FusedProgram, ParseError> {
-    let accesses = a.list("access")?.iter().map(access).collect::<Result<_, _>>()?;
-    let results = a.list("results")?.iter().map(register).collect::<Result<_, _>>()?;
-    let mut instructions = Vec::new();
-    for Given { key, value } in std::mem::take(&mut a.given) {
-        let (expected, found) = (format!("t{}", instructions.len()), key.as_str());
-        if found != expected {
-            return Err(at(&key, format!("expected instruction `{expected}`, found `{found}`")));
-        }
-        let value = value.ok_or_else(|| at(&key, format!("instruction `{expected}` needs a right-hand side")))?;
-        instructions.push(instruction(&value)?);
-    }
-    Ok(FusedProgram { shape, accesses, instructions, results })
-}
-
-fn access(pair: &Pair<'_, Rule>) -> Result<Access, ParseError> {
-    let call = Call::read(pair)?;
-    match (call.name, call.arguments.as_slice()) {
-        ("full", []) => Ok(Access::Full),
-        ("repeat", []) => Ok(Access::Repeat),
-        ("scalar", []) => Ok(Access::Scalar),
-        ("stretch", [(None, inner)]) => Ok(Access::Stretch { inner: integer(inner)? }),
-        _ => Err(at(pair, "expected `full`, `repeat`, `stretch(inner)` or `scalar`")),
-    }
-}
-
-fn instruction(pair: &Pair<'_, Rule>) -> Result<Instr, ParseError> {
-    let call = Call::read(pair)?;
-    Ok(match (call.name, call.arguments.as_slice()) {
-        ("load", [(None, i)]) => Instr::Load(integer(i)?),
-        ("const", [(None, value)]) => Instr::Const(real(value)?),
-        ("select", [(None, condition), (None, a), (None, b)]) => {
-            Instr::Select(register(condition)?, register(a)?, register(b)?)
-        }
-        ("dropout", [(None, value), (Some("rate"), rate), (Some("key"), key)]) => {
-            Instr::Dropout { value: register(value)?, rate: real(rate)?, key: integer(key)? }
-        }
-        (name, arguments) => match (unary(name), binary(name), arguments) {
-            (Some(f), _, [(None, x)]) => Instr::Unary(f, register(x)?),
-            (_, Some(f), [(None, x), (None, y)]) => Instr::Binary(f, register(x)?, register(y)?),
-            _ => return Err(at(pair, "this is not an instruction with its operands, such as `add(t0, t1)`")),
-        },
-    })
-}
-
-/// `t3`
-fn register(pair: &Pair<'_, Rule>) -> Result<usize, ParseError> {
-    let digits = pair.as_str().strip_prefix('t').filter(|d| d.chars().all(|c| c.is_ascii_digit()));
-    digits
-        .and_then(|d| d.parse().ok())
-        .ok_or_else(|| at(pair, format!("expected a register such as `t0`, found `{}`", pair.as_str())))
-}
-
-/// `name` or `name(1, t2, rate = 0.5)`
-struct Call<'i> {
-    name: &'i str,
-    arguments: Vec<(Option<&'i str>, Pair<'i, Rule>)>,
-}
-
-impl<'i> Call<'i> {
-    fn read(pair: &Pair<'i, Rule>) -> Result<Self, ParseError> {
-        let Some(word) = all(pair, Rule::word).next() else {
-            return Err(at(pair, "expected a word"));
-        };
-        let arguments = all(pair, Rule::argument)
-            .map(|argument| {
-                let key = all(&argument, Rule::word).next().map(|w| w.as_str());
-                first(&argument, Rule::atom).map(|atom| (key, atom))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { name: word.as_str(), arguments })
-    }
+    Ok(all(value, Rule::term).collect())
 }

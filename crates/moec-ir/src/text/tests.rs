@@ -1,7 +1,8 @@
 //! Tests of this module's parent.
 
 use super::*;
-use crate::op::{AdamWAttrs, Binary, Unary};
+use crate::function::{Binary, Unary};
+use crate::op::AdamWAttrs;
 use crate::types::{Real, TensorType};
 use crate::{Builder, Origin};
 

@@ -15,7 +15,14 @@ fn errors(stage: Stage, body: &str) -> Vec<String> {
 }
 
 fn node(op: Op, operands: &[Value], result: TensorType, name: &str) -> Node {
-    Node { op, operands: operands.to_vec(), results: vec![result], name: name.into(), origin: None, phase: Phase::Forward }
+    Node {
+        op,
+        operands: operands.to_vec(),
+        results: vec![result],
+        name: name.into(),
+        origin: None,
+        phase: Phase::Forward,
+    }
 }
 
 fn input(name: &str) -> Node {
@@ -148,8 +155,8 @@ fn attributes_are_in_range() {
         errors(Stage::Training, body),
         [
             "%n: epsilon is -1.0, not finite and not negative",
-            "%a: dropout is -0.5, not in [0, 1)",
             "%a: scale is NaN, not finite",
+            "%a: dropout is -0.5, not in [0, 1)",
             "%r: base is 0.0, not finite and above 0",
             "%p: beta1 is 1.0, not in [0, 1)",
             "%p: epsilon is inf, not finite and not negative",

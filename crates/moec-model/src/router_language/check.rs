@@ -808,7 +808,7 @@ fn uniform(value: &Expr) -> Option<Num> {
         Node::Number(number) => return Some(number.clone()),
         Node::Filled { value, .. } => NumNode::Constant(Number::Float(*value)),
         Node::Unary(Unary::Neg, x) => NumNode::Negated(Box::new(uniform(x)?)),
-        Node::Unary(f, x) if *f != Unary::NormalCdf => NumNode::Unary(*f, Box::new(uniform(x)?)),
+        Node::Unary(f, x) => NumNode::Unary(*f, Box::new(uniform(x)?)),
         Node::Binary(f, a, b) => {
             let operator = match f {
                 Binary::Add => B::Add,

@@ -1,8 +1,9 @@
 //! What a router is like, derived from its expressions: what it reads, which tokens it compares, when it is random, what
 //! balance losses can be computed from, and whether it learns from the task.
 
-use moec_ir::Unary;
+use moec_ir::Gradient;
 
+use super::emit::LOWEST;
 use super::kinds::{Kind, Shape};
 use super::program::{Action, Assigned, Expr, Node, Over, Program, Reduction, Situation};
 use crate::router::Reads;
@@ -140,18 +141,11 @@ impl Walk<'_> {
             }
             Node::Noise { .. } => Facts { random: true, ..NOTHING },
             Node::Unary(f, _) => {
-                let few = match f {
-                    // 0 stays 0, and what is far below every score becomes 0.
-                    Unary::Relu => first.few.map(|few| Few { zero: true, ..few }),
-                    Unary::Abs | Unary::Sqrt | Unary::Sign | Unary::Neg | Unary::Tanh => {
-                        first.few.filter(|few| few.zero)
-                    }
-                    Unary::Exp | Unary::Sigmoid | Unary::Softplus | Unary::NormalCdf => {
-                        first.few.filter(|few| !few.zero).map(|few| Few { zero: true, ..few })
-                    }
-                    Unary::Log | Unary::Recip => None,
-                };
-                Facts { few, learns: first.learns && *f != Unary::Sign, ..first }
+                // Where 0 stays 0, or what is far below every score becomes 0.
+                let few = first.few.filter(|few| f.evaluate(if few.zero { 0.0 } else { LOWEST }) == 0.0);
+                let few = few.map(|few| Few { zero: true, ..few });
+                let learns = first.learns && f.declaration().gradient != Gradient::Zero;
+                Facts { few, learns, ..first }
             }
             Node::Binary(f, a, b) => {
                 use moec_ir::Binary as F;

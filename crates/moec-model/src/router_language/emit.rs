@@ -14,7 +14,7 @@ use crate::router::{Assignment, AuxiliaryLoss, NoisyScores, Routing, RoutingCont
 
 /// What [`keep_top_k`](Node::KeepTopK) puts in place of minus infinity: far below every score, and finite, since
 /// arithmetic on infinities is not defined on every device.
-const LOWEST: f64 = -1e30;
+pub(super) const LOWEST: f64 = -1e30;
 
 /// Above every index whose float is exact.
 const LARGEST_WHOLE: usize = 1 << 24;

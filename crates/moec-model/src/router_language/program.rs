@@ -327,7 +327,7 @@ impl Situation {
                 _ => Err(fault(NoResult::WrongKind)),
             },
             NumNode::Unary(f, x) => {
-                let value = self.number(x)?.float().and_then(|x| applied(*f, x)).filter(|y| y.is_finite());
+                let value = self.number(x)?.float().map(|x| f.evaluate(x)).filter(|y| y.is_finite());
                 value.map(Number::Float).ok_or(fault(NoResult::TooLarge))
             }
             NumNode::Larger(a, b) | NumNode::Smaller(a, b) => {
@@ -384,28 +384,4 @@ impl Situation {
 
 fn whole(value: usize) -> Number {
     Number::Int(i64::try_from(value).unwrap_or(i64::MAX))
-}
-
-/// The functions that numbers can be given to.
-pub(super) fn applied(f: Unary, x: f64) -> Option<f64> {
-    Some(match f {
-        Unary::Neg => -x,
-        Unary::Exp => x.exp(),
-        Unary::Log => x.ln(),
-        Unary::Sqrt => x.sqrt(),
-        Unary::Recip => 1.0 / x,
-        Unary::Abs => x.abs(),
-        Unary::Sign => {
-            if x == 0.0 {
-                0.0
-            } else {
-                x.signum()
-            }
-        }
-        Unary::Tanh => x.tanh(),
-        Unary::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-        Unary::Relu => x.max(0.0),
-        Unary::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
-        Unary::NormalCdf => return None,
-    })
 }

@@ -35,8 +35,7 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph
 
 /// The cross-entropy whose gradient this node is, if one operation can make both, and that operation.
 fn fusion(graph: &Graph, gradient: NodeId) -> Option<(NodeId, Op)> {
-    let (Op::CrossEntropyGrad, &[dloss, logits, lse, targets]) =
-        (&graph.node(gradient).op, graph.operands(gradient))
+    let (Op::CrossEntropyGrad, &[dloss, logits, lse, targets]) = (&graph.node(gradient).op, graph.operands(gradient))
     else {
         return None;
     };

@@ -322,8 +322,9 @@ impl<'a> Fusion<'a> {
         let mut missing: BTreeMap<usize, usize> = BTreeMap::new();
         let mut waiting: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (&group, members) in &self.members {
-            let needs =
-                |&m: &NodeId| if programs.contains_key(&group) { self.sources(m) } else { self.graph.operands(m).to_vec() };
+            let needs = |&m: &NodeId| {
+                if programs.contains_key(&group) { self.sources(m) } else { self.graph.operands(m).to_vec() }
+            };
             let needed: BTreeSet<usize> =
                 members.iter().flat_map(needs).map(|v| self.group[v.node.index()]).filter(|&g| g != group).collect();
             missing.insert(group, needed.len());

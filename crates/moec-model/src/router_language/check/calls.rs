@@ -228,7 +228,7 @@ impl<'a> Checker<'a, '_> {
         let span = given.call.span;
         let x = self.expression(given.get("x")?)?;
         match (&x.node, &x.kind) {
-            (Node::Number(number), Kind::Int(_) | Kind::Float) if f != Unary::NormalCdf => {
+            (Node::Number(number), Kind::Int(_) | Kind::Float) => {
                 let node = NumNode::Unary(f, Box::new(number.clone()));
                 Some(Expr { node: Node::Number(Num { node, span }), kind: Kind::Float, span })
             }
@@ -593,7 +593,7 @@ impl<'a> Checker<'a, '_> {
 }
 
 fn elementwise(name: &str) -> Option<Unary> {
-    Unary::ALL.into_iter().find(|f| f.mnemonic() == name && !matches!(f, Unary::Neg | Unary::Recip))
+    Unary::named(name).filter(|f| !matches!(f, Unary::Neg | Unary::Recip))
 }
 
 /// The axis of that many columns.

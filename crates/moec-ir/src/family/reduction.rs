@@ -1,0 +1,56 @@
+//! Sums along axes.
+
+use super::misplaced;
+use super::structure::{strides, walk};
+use crate::infer::{Check, InferError, f32s};
+use crate::internal::Invariant;
+use crate::op::Op;
+use crate::operands::{Operands, floats};
+use crate::tensor::Data;
+use crate::types::TensorType;
+
+pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferError> {
+    Ok(match op {
+        Op::Sum { axes } => {
+            let shape = c.float(0)?;
+            let sorted = axes.windows(2).all(|w| w[0] < w[1]) && axes.iter().all(|&a| a < shape.len());
+            c.require(sorted && !axes.is_empty(), || format!("axes {axes:?} must be ascending axes of {}", c.ty(0)))?;
+            let kept: Vec<usize> =
+                shape.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, &d)| d).collect();
+            vec![f32s(&kept)]
+        }
+        Op::SumOfSquares => {
+            for i in 0..c.types.len() {
+                c.float(i)?;
+            }
+            vec![f32s(&[])]
+        }
+        other => misplaced(other),
+    })
+}
+
+pub(super) fn evaluate(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Vec<Data> {
+    let len = types[0].elements();
+    match op {
+        Op::Sum { axes } => floats(sum(&x.f(0), x.shape(0), axes, len)),
+        Op::SumOfSquares => {
+            floats(vec![(0..x.tensors.len()).map(|i| x.f(i).iter().map(|v| v * v).sum::<f64>()).sum::<f64>()])
+        }
+        other => misplaced(other),
+    }
+}
+
+pub(crate) fn sum(x: &[f64], shape: &[usize], axes: &[usize], len: usize) -> Vec<f64> {
+    let kept: Vec<usize> = (0..shape.len()).filter(|axis| !axes.contains(axis)).collect();
+    let kept_shape: Vec<usize> = kept.iter().map(|&axis| shape[axis]).collect();
+    let mut target = vec![0; shape.len()];
+    for (&axis, stride) in kept.iter().zip(strides(&kept_shape)) {
+        target[axis] = stride;
+    }
+    let mut y = vec![0.0; len];
+    let mut elements = x.iter();
+    walk(shape, &target, |offset| {
+        y[offset] += elements.next().invariant("a walk visits as many elements as the shape has");
+    });
+    y
+}
