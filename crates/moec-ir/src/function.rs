@@ -82,6 +82,8 @@ functions! {
     /// `ln(1 + e^x)`, computed without overflow.
     // ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|)
     Softplus = "softplus", Rule: (if x < 0.0 { 0.0 } else { x }) + (-x.abs()).exp().ln_1p();
+    /// Error function: `2 / sqrt pi` times the integral of `e^(-t^2)` from 0 to x.
+    Erf = "erf", Rule: libm::erf(x);
     /// Cumulative distribution function of the standard normal: `(1 + erf(x / sqrt 2)) / 2`.
     // erfc keeps its relative precision in the lower tail, where 1 + erf would cancel.
     NormalCdf = "normal_cdf", Rule: 0.5 * libm::erfc(-x * FRAC_1_SQRT_2);

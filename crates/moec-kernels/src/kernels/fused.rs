@@ -82,6 +82,7 @@ fn unary<W: Size>(x: Vector<f32, W>, #[comptime] f: Unary) -> Vector<f32, W> {
             select_many(x.less_than(&zero), zero, x) + tail
         }
         Unary::NormalCdf => normal_cdf::<W>(x),
+        Unary::Erf => erf::<W>(x),
     }
 }
 
@@ -122,6 +123,21 @@ fn normal_cdf<W: Size>(x: Vector<f32, W>) -> Vector<f32, W> {
     // x * x / 2 is more exact than z * z.
     let tail = t * Vector::exp(fma(x * x, Vector::new(-0.5f32), p)) * Vector::new(0.5f32);
     select_many(x.greater_than(&Vector::new(0.0f32)), one - tail, tail)
+}
+
+/// `1 - erfc`, where that keeps its digits; near 0, where it does not, the Taylor polynomial of degree 9.
+#[cube]
+fn erf<W: Size>(x: Vector<f32, W>) -> Vector<f32, W> {
+    let one = Vector::<f32, W>::new(1.0f32);
+    let two = Vector::<f32, W>::new(2.0f32);
+    // erf x = 2 normal_cdf(sqrt 2 x) - 1
+    let large = fma(two, normal_cdf::<W>(x * Vector::new(1.414_213_5f32)), Vector::new(-1.0f32));
+    let x2 = x * x;
+    let p = fma(x2, Vector::new(1.0f32 / 216.0), Vector::new(-1.0f32 / 42.0));
+    let p = fma(x2, p, Vector::new(1.0f32 / 10.0));
+    let p = fma(x2, p, Vector::new(-1.0f32 / 3.0));
+    let small = x * fma(x2, p, one) * Vector::new(1.128_379_2f32);
+    select_many(Vector::abs(x).less_than(&Vector::new(0.4f32)), small, large)
 }
 
 #[cube]

@@ -97,6 +97,7 @@ pub const ROUTER_FUNCTIONS: &[RouterFunction] = &[
     function("sign", "sign(x)", X, &[], "-1, 0 or 1; constant to the gradient"),
     function("relu", "relu(x)", X, &[], "x where it is above 0, else 0"),
     function("tanh", "tanh(x)", X, &[], "the hyperbolic tangent"),
+    function("erf", "erf(x)", X, &[], "the error function"),
     function("normal_cdf", "normal_cdf(x)", X, &[], "the cumulative distribution function of the standard normal"),
     function(
         "max",

@@ -128,6 +128,14 @@ fn unary(b: &mut Builder, f: Unary, x: Value, y: Value, dy: Value) -> Option<Val
             let slope = b.unary(Unary::Sigmoid, x);
             b.mul(dy, slope)
         }
+        // dy 2 e^(-x^2) / sqrt pi
+        Unary::Erf => {
+            let square = b.mul(x, x);
+            let exponent = b.unary(Unary::Neg, square);
+            let bell = b.unary(Unary::Exp, exponent);
+            let slope = b.scale(bell, std::f64::consts::FRAC_2_SQRT_PI);
+            b.mul(dy, slope)
+        }
         // dy e^(-x^2 / 2) / sqrt(2 pi)
         Unary::NormalCdf => {
             let square = b.mul(x, x);
