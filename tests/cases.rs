@@ -425,6 +425,23 @@ fn reductions(cases: &mut Vec<Case>) {
         let x = c.normal("x", &shape);
         cases.push(c.finish(Op::Sum { axes }, &[x]));
     }
+    for (shape, axis) in [
+        (vec![1], 0),
+        (vec![33], 0),
+        (vec![3, 7], 0),
+        (vec![7, 3], 1),
+        (vec![17, 33], 0),
+        (vec![33, 17], 1),
+        (vec![3, 7, 16], 1),
+        (vec![2, 3, 5, 7], 2),
+        (vec![300, 8], 0),
+    ] {
+        for (exclusive, reverse) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut c = CaseBuilder::new(format!("cumsum of {shape:?} along {axis} {exclusive} {reverse}"));
+            let x = c.normal("x", &shape);
+            cases.push(c.finish(Op::CumulativeSum { axis, exclusive, reverse }, &[x]));
+        }
+    }
     let mut c = CaseBuilder::new("sum of squares");
     let (x, y, z) = (c.normal("x", &[33, 17]), c.normal("y", &[1]), c.normal("z", &[5000]));
     cases.push(c.finish(Op::SumOfSquares, &[x, y, z]));

@@ -343,6 +343,11 @@ impl Builder {
         if axes.is_empty() { x } else { self.sum(x, &axes) }
     }
 
+    /// The sum of the elements along an axis up to each, itself included.
+    pub fn cumsum(&mut self, x: Value, axis: usize) -> Value {
+        self.op(Op::CumulativeSum { axis, exclusive: false, reverse: false }, &[x])
+    }
+
     /// Mean of all elements.
     pub fn mean_all(&mut self, x: Value) -> Value {
         let n = self.ty(x).elements().max(1);

@@ -199,6 +199,16 @@ operations! {
             axes: Vec<usize>,
         } = "sum"(x "[s]") -> (y "[s] without the axes"): Forward, Rule;
 
+        /// The sum of the elements along an axis up to each, added in their order.
+        CumulativeSum {
+            /// The axis.
+            axis: usize,
+            /// Up to each without itself: the first is 0.
+            exclusive: bool,
+            /// From each on to the end instead of up to each, added from the end.
+            reverse: bool,
+        } = "cumsum"(x "[s]") -> (y "[s]"): Forward, Rule;
+
         /// Sum of the squares of all elements of all operands (for clipping by global norm).
         SumOfSquares = "sum_of_squares"(x "[..]": SEVERAL) -> (y "[]"): Training, Rule;
     }

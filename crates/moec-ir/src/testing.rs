@@ -255,6 +255,12 @@ impl Growth {
     fn sum(&mut self, p: u8, q: u8) {
         let (x, bound) = self.pick(p);
         let shape = self.b.shape(x);
+        if let (true, Some(axis)) = (q & 128 == 128, (usize::from(q) % 4).checked_rem(shape.len())) {
+            let op = Op::CumulativeSum { axis, exclusive: q & 64 == 64, reverse: q & 32 == 32 };
+            let y = self.b.op(op, &[x]);
+            self.push(y, bound * shape[axis] as f64);
+            return;
+        }
         let axes: Vec<usize> = (0..shape.len()).filter(|axis| q >> axis & 1 == 1).collect();
         if axes.is_empty() {
             let y = self.b.sum_all(x);

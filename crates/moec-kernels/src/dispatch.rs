@@ -7,8 +7,8 @@ use moec_plan::Step;
 use crate::kernels::matmul::{Fetch, Layout, Product};
 use crate::kernels::norm::Norm;
 use crate::kernels::{
-    adamw, attention, balance, cached_attention, copy, cross_entropy, embed, fill, fused, grouped_matmul, indices,
-    matmul, norm, random, reduce, rotary, routing, softmax, top_k,
+    adamw, attention, balance, cached_attention, copy, cross_entropy, cumsum, embed, fill, fused, grouped_matmul,
+    indices, matmul, norm, random, reduce, rotary, routing, softmax, top_k,
 };
 use crate::launch::{Arg, Launcher};
 
@@ -91,6 +91,9 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         Op::Previous { time } => indices::previous(l, a(0), r(0), *time),
 
         Op::Sum { axes } => reduce::sum(l, a(0), r(0), x[0].shape(), axes),
+        Op::CumulativeSum { axis, exclusive, reverse } => {
+            cumsum::launch(l, a(0), r(0), x[0].shape(), *axis, *exclusive, *reverse);
+        }
         Op::SumOfSquares => {
             let operands: Vec<Arg> = x.iter().map(|o| o.arg).filter(|x| x.elements() > 0).collect();
             reduce::sum_of_squares(l, &operands, r(0));

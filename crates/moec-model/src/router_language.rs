@@ -22,7 +22,7 @@ use crate::argument::{ArgumentValue, Arguments, DefaultValue, Interval, Paramete
 use crate::arithmetic::NoResult;
 use crate::model::Number;
 use crate::registry::Registry;
-use crate::router::{Compares, Mode, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::router::{Mode, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 use derive::Derived;
 use kinds::{Columns, Kind, Shape};
@@ -183,7 +183,6 @@ impl RoutingStrategy for LanguageRouter {
         // What depends on the number of experts does so only for a single one.
         let experts = SOME_TOKENS;
         let (training, sampling) = (self.derived(arguments, experts, true), self.derived(arguments, experts, false));
-        let compares = |derived: &Derived| if derived.assignment.mixes { Compares::Batch } else { Compares::None };
         let random = match (training.assignment.random, sampling.assignment.random) {
             (_, true) => Randomness::Always,
             (true, false) => Randomness::Training,
@@ -198,8 +197,8 @@ impl RoutingStrategy for LanguageRouter {
         let (logits, probabilities) = (returned.logits.is_some(), returned.probabilities.is_some());
         Traits {
             reads,
-            compares: compares(&training),
-            compares_when_sampling: compares(&sampling),
+            compares: training.assignment.compares,
+            compares_when_sampling: sampling.assignment.compares,
             counts_tokens: self.program.counts_tokens,
             random,
             provides: provided(logits, probabilities, noisy),

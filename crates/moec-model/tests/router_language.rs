@@ -195,6 +195,15 @@ fn traits_follow_from_the_expressions() {
         (traits(&centred, "(k: 2)").compares, traits(&centred, "(k: 2)").verdict()),
         (Compares::Batch, Verdict::LooksAhead)
     );
+    let summed = |axis: &str| {
+        let scores = format!("let l = linear(x, experts) let m = l - cumsum(l, over: {axis}) let v, c = top_k(m, k)");
+        let router = router(&format!("{scores} return token_choice(experts: c, weights: softmax(v))"));
+        (traits(&router, "(k: 2)").compares, traits(&router, "(k: 2)").verdict())
+    };
+    assert_eq!(summed("experts"), (Compares::None, Verdict::Causal));
+    assert_eq!(summed("positions"), (Compares::EarlierTokens, Verdict::Causal));
+    // Along the batch, the tokens of other sequences are in the sum.
+    assert_eq!(summed("tokens"), (Compares::Batch, Verdict::LooksAhead));
     let in_training = "let l = linear(x, experts) let m = if training { softmax(l, over: tokens) } else { l } \
                        let v, c = top_k(m, k)";
     let in_training = router(&format!("{in_training} return token_choice(experts: c, weights: softmax(v))"));
@@ -306,6 +315,33 @@ fn functions_compute_what_they_say() {
                 columns.map(|c| lse(&c) + c.iter().copied().fold(f64::MIN, f64::max)).sum::<f64>() / experts as f64
             }),
         ),
+        (
+            "mean(cumsum(l, over: experts) * l) + mean(cumsum(v, over: experts))",
+            each_row(&|r| {
+                let up_to = |r: &[f64]| -> Vec<f64> { (1..=r.len()).map(|n| r[..n].iter().sum()).collect() };
+                let all = up_to(&r).iter().zip(&r).map(|(sum, v)| sum * v).sum::<f64>() / r.len() as f64;
+                let mut largest = r;
+                largest.sort_by(|a, b| b.total_cmp(a));
+                all + up_to(&largest[..3]).iter().sum::<f64>() / 3.0
+            }),
+        ),
+        (
+            "mean(cumsum(l, over: tokens) * l)",
+            Box::new(|l| {
+                let up_to = |n: usize, e: usize| (0..=n).map(|m| l[m * experts + e]).sum::<f64>();
+                let terms = (0..tokens * experts).map(|i| up_to(i / experts, i % experts) * l[i]);
+                terms.sum::<f64>() / (tokens * experts) as f64
+            }),
+        ),
+        (
+            "mean(cumsum(l, over: positions) * l) + mean(cumsum(mean(l, over: experts), over: positions))",
+            Box::new(|l| {
+                // Sequences of 4 tokens.
+                let up_to = |n: usize, e: usize| (n / 4 * 4..=n).map(|m| l[m * experts + e]).sum::<f64>();
+                let each = (0..tokens * experts).map(|i| up_to(i / experts, i % experts) * (l[i] + 1.0));
+                each.sum::<f64>() / (tokens * experts) as f64
+            }),
+        ),
         // Columns of a softmax over tokens sum to 1, and so do rows of one over experts.
         ("sum(softmax(l, over: tokens)) + sum(p) / tokens", Box::new(|_| experts as f64 + 1.0)),
         ("sum(count(c))", Box::new(|_| (tokens * k) as f64)),
@@ -399,6 +435,7 @@ fn verdicts_hold_when_later_tokens_change() {
             "state n = ones(experts) let l = linear(x, experts) let s = sigmoid(l) / n update n = sum(s, over: tokens)",
             Verdict::Causal,
         ),
+        ("let l = linear(x, experts) let s = l - cumsum(sigmoid(l), over: positions)", Verdict::Causal),
         ("let l = linear(x, experts) let s = softmax(l, over: tokens)", Verdict::LooksAhead),
         ("let l = linear(x, experts) let s = l - max(l, over: tokens)", Verdict::LooksAhead),
         ("let l = linear(x, experts) let s = l * mean(sum(l * l, over: experts), over: tokens)", Verdict::LooksAhead),

@@ -19,6 +19,11 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
                 shape.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, &d)| d).collect();
             vec![f32s(&kept)]
         }
+        Op::CumulativeSum { axis, .. } => {
+            let shape = c.float(0)?;
+            c.require(*axis < shape.len(), || format!("{} has no axis {axis}", c.ty(0)))?;
+            vec![c.ty(0).clone()]
+        }
         Op::SumOfSquares => {
             for i in 0..c.types.len() {
                 c.float(i)?;
@@ -33,6 +38,9 @@ pub(super) fn evaluate(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Vec<D
     let len = types[0].elements();
     match op {
         Op::Sum { axes } => floats(sum(&x.f(0), x.shape(0), axes, len)),
+        Op::CumulativeSum { axis, exclusive, reverse } => {
+            floats(cumulative_sum(&x.f(0), x.shape(0), *axis, *exclusive, *reverse))
+        }
         Op::SumOfSquares => {
             floats(vec![(0..x.tensors.len()).map(|i| x.f(i).iter().map(|v| v * v).sum::<f64>()).sum::<f64>()])
         }
@@ -52,5 +60,21 @@ pub(crate) fn sum(x: &[f64], shape: &[usize], axes: &[usize], len: usize) -> Vec
     walk(shape, &target, |offset| {
         y[offset] += elements.next().invariant("a walk visits as many elements as the shape has");
     });
+    y
+}
+
+fn cumulative_sum(x: &[f64], shape: &[usize], axis: usize, exclusive: bool, reverse: bool) -> Vec<f64> {
+    let (extent, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
+    let outer: usize = shape[..axis].iter().product();
+    let mut y = vec![0.0; x.len()];
+    for (o, i) in (0..outer).flat_map(|o| (0..inner).map(move |i| (o, i))) {
+        let mut sum = 0.0;
+        for step in 0..extent {
+            let place = if reverse { extent - 1 - step } else { step };
+            let at = (o * extent + place) * inner + i;
+            y[at] = if exclusive { sum } else { sum + x[at] };
+            sum += x[at];
+        }
+    }
     y
 }

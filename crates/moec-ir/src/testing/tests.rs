@@ -199,6 +199,7 @@ fn samples_reach_the_forward_operations() {
     for op in elementwise.chain([
         "select",
         "sum",
+        "cumsum",
         "broadcast",
         "reshape",
         "fill",

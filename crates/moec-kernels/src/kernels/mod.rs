@@ -18,6 +18,7 @@ pub(crate) mod balance;
 pub(crate) mod cached_attention;
 pub(crate) mod copy;
 pub(crate) mod cross_entropy;
+pub(crate) mod cumsum;
 pub(crate) mod embed;
 pub(crate) mod fill;
 pub(crate) mod fused;

@@ -5,15 +5,15 @@ use moec_ir::Gradient;
 
 use super::emit::LOWEST;
 use super::kinds::{Kind, Shape};
-use super::program::{Action, Assigned, Expr, Node, Over, Program, Reduction, Situation};
-use crate::router::Reads;
+use super::program::{Action, Along, Assigned, Expr, Node, Over, Program, Reduction, Situation};
+use crate::router::{Compares, Reads};
 
 /// What is known about a value, whatever the numbers in it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Facts {
     pub(super) reads: Reads,
-    /// A token's part of it depends on other tokens of the batch.
-    pub(super) mixes: bool,
+    /// Which other tokens a token's part of it depends on.
+    pub(super) compares: Compares,
     pub(super) random: bool,
     /// It changes with trained tensors of the router, and the gradient says so.
     pub(super) learns: bool,
@@ -32,7 +32,7 @@ struct Few {
 
 const NOTHING: Facts = Facts {
     reads: Reads { activations: false, token_ids: false, positions: false },
-    mixes: false,
+    compares: Compares::None,
     random: false,
     learns: false,
     few: None,
@@ -99,16 +99,26 @@ impl Facts {
                 token_ids: self.reads.token_ids || other.reads.token_ids,
                 positions: self.reads.positions || other.reads.positions,
             },
-            mixes: self.mixes || other.mixes,
+            compares: self.compares.max(other.compares),
             random: self.random || other.random,
             learns: self.learns || other.learns,
             few: None,
         }
     }
 
+    /// The same, but with other tokens in it.
+    fn among(self, compares: Compares) -> Facts {
+        Facts { compares: self.compares.max(compares), ..self }
+    }
+
     fn constant(self) -> Facts {
         Facts { learns: false, ..self }
     }
+}
+
+/// What a function of an axis depends on.
+fn over_tokens(tokens: bool) -> Compares {
+    if tokens { Compares::Batch } else { Compares::None }
 }
 
 struct Walk<'a> {
@@ -179,25 +189,31 @@ impl Walk<'_> {
                 // The softmax of one number, or of one that is far above the others, is 1.
                 let one = self.single(x) || few.is_some_and(|few| few.count == 1);
                 let learns = first.learns && !(*over == Over::Columns && one);
-                Facts { few, learns, mixes: first.mixes || *over == Over::Tokens, ..first }
+                Facts { few, learns, ..first }.among(over_tokens(*over == Over::Tokens))
             }
-            Node::LogSumExp(_, over) => Facts { few: None, mixes: first.mixes || *over == Over::Tokens, ..first },
+            Node::LogSumExp(_, over) => Facts { few: None, ..first }.among(over_tokens(*over == Over::Tokens)),
             Node::KeepTopK(_, k) => Facts { few: Some(Few { count: situation.size(k), zero: false }), ..first },
             Node::Gather(..) => Facts { learns: first.learns, ..all },
             Node::Scatter(_, indices) => {
                 let few = self.columns(indices).map(|count| Few { count, zero: true });
                 Facts { few, learns: first.learns, ..all }
             }
-            Node::Count(_) => Facts { mixes: true, few: None, ..first.constant() },
+            Node::Count(_) => Facts { few: None, ..first.constant() }.among(Compares::Batch),
             // Extremes pass the gradient on to the element that they are.
             Node::Reduce(_, x, over) => {
-                let over_tokens = match over {
+                let tokens = match over {
                     Over::Tokens => true,
                     Over::Columns => false,
                     Over::All => matches!(&x.kind, Kind::Tensor(Shape { tokens: true, .. })),
                 };
-                Facts { few: None, mixes: first.mixes || over_tokens, ..first }
+                Facts { few: None, ..first }.among(over_tokens(tokens))
             }
+            // A token's sum has those before it, along the batch also those of other sequences.
+            Node::CumulativeSum(_, along) => Facts { few: None, ..first }.among(match along {
+                Along::Tokens => Compares::Batch,
+                Along::Positions => Compares::EarlierTokens,
+                Along::Columns => Compares::None,
+            }),
             Node::StopGradient(_) => first.constant(),
             Node::If(..) => first,
         }

@@ -7,7 +7,7 @@ use moec_ir::{Binary, Builder, Tensor, Unary, Value};
 use moec_syntax::Span;
 
 use super::kinds::{Kind, Shape};
-use super::program::{Action, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation};
+use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation};
 use crate::emit::Role;
 use crate::origin::origin_of;
 use crate::router::{Assignment, AuxiliaryLoss, NoisyScores, Routing, RoutingContext};
@@ -297,6 +297,11 @@ impl Emission<'_, '_, '_> {
                 let (value, whole) = (self.value(x), shape_of(x));
                 reduce(self.b(), *reduction, value, &whole, *over)
             }
+            Node::CumulativeSum(x, along) => {
+                let (value, whole) = (self.value(x), shape_of(x));
+                let time = self.context.time();
+                cumulative_sum(self.b(), value, &whole, *along, time)
+            }
             Node::StopGradient(x) => {
                 let x = self.value(x);
                 self.b().stop_gradient(x)
@@ -415,6 +420,20 @@ fn reduce(b: &mut Builder, reduction: Reduction, x: Value, whole: &Shape, over: 
             let (largest, _) = b.top_k(x, 1);
             let largest = negate(b, largest);
             b.reshape(largest, shape)
+        }
+    }
+}
+
+fn cumulative_sum(b: &mut Builder, x: Value, whole: &Shape, along: Along, time: usize) -> Value {
+    match along {
+        Along::Tokens => b.cumsum(x, 0),
+        Along::Columns => b.cumsum(x, usize::from(whole.tokens)),
+        Along::Positions => {
+            // The tokens stand sequence after sequence.
+            let shape = b.shape(x);
+            let sequences = b.reshape(x, [&[shape[0] / time, time], &shape[1..]].concat());
+            let sums = b.cumsum(sequences, 1);
+            b.reshape(sums, shape)
         }
     }
 }

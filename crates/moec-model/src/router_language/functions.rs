@@ -135,6 +135,13 @@ pub const ROUTER_FUNCTIONS: &[RouterFunction] = &[
         "the mean over `tokens`, `experts` (or choices) or `width`; of everything without `over`",
     ),
     function(
+        "cumsum",
+        "cumsum(x, over: positions)",
+        X,
+        &["over"],
+        "the sum up to each element along `experts` (or choices), `width`, `tokens` of the batch, or `positions` of each sequence",
+    ),
+    function(
         "top_k",
         "let values, chosen = top_k(x, k)",
         (&["x", "k"], 2),

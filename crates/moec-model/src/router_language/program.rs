@@ -115,6 +115,16 @@ pub(super) enum Over {
     All,
 }
 
+/// An axis along which elements are added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Along {
+    /// The tokens of the batch, sequence after sequence.
+    Tokens,
+    /// The tokens of each sequence by itself.
+    Positions,
+    Columns,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reduction {
     Sum,
@@ -173,6 +183,7 @@ pub(super) enum Node {
     /// How often each expert occurs.
     Count(Box<Expr>),
     Reduce(Reduction, Box<Expr>, Over),
+    CumulativeSum(Box<Expr>, Along),
     StopGradient(Box<Expr>),
     ToFloat(Box<Expr>),
     /// Whole parts as numbers of experts.
@@ -203,6 +214,7 @@ impl Expr {
             | Node::KeepTopK(x, _)
             | Node::Count(x)
             | Node::Reduce(_, x, _)
+            | Node::CumulativeSum(x, _)
             | Node::StopGradient(x)
             | Node::ToFloat(x)
             | Node::ToExpert(x) => vec![x],

@@ -16,6 +16,11 @@ pub(super) fn gradients(rule: &Rule<'_>, b: &mut Builder) -> Result<Gradients, P
             let dy = b.reshape(dy, kept.collect::<Vec<_>>());
             out.push((0, b.broadcast(dy, shape)));
         }
+        // x[i] is in every sum from its own on (or to the other end), so dx sums dy from the other end
+        Op::CumulativeSum { axis, exclusive, reverse } => {
+            let op = Op::CumulativeSum { axis: *axis, exclusive: *exclusive, reverse: !reverse };
+            out.push((0, b.op(op, &[rule.only()])));
+        }
         // dx = 2 dy x
         Op::SumOfSquares => {
             let dy = rule.only();

@@ -6,7 +6,7 @@ use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
 
 use super::super::functions::{self, ROUTER_FUNCTIONS, RouterFunction};
 use super::super::kinds::{Columns, Extent, Kind, Of, Shape};
-use super::super::program::{Expr, Node, Num, NumNode, Over, Reduction};
+use super::super::program::{Along, Expr, Node, Num, NumNode, Over, Reduction};
 use super::{Checker, PARTS_OF_MOE, listed};
 use crate::model::Number;
 
@@ -155,6 +155,7 @@ impl<'a> Checker<'a, '_> {
                 }
             },
             "sum" | "mean" => self.reduction(&given),
+            "cumsum" => self.cumulative_sum(&given),
             "select" => {
                 let parts = ["condition", "a", "b"].map(|name| self.tensor_argument(&given, name));
                 let [Some(condition), Some(a), Some(b)] = parts else { return None };
@@ -393,18 +394,46 @@ impl<'a> Checker<'a, '_> {
         Some(Expr { node, kind: Kind::Tensor(shape), span: given.call.span })
     }
 
+    fn cumulative_sum(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let x = self.tensor_argument(given, "x")?;
+        let Some(over) = given.get("over") else {
+            let d = Diagnostic::new(Code::FunctionArguments, "`cumsum` needs `over`");
+            let d = d.primary(given.call.span, "there is no `over`");
+            return self.fault(d.note(format!("it is written `{}`: {}", given.function.form, given.function.summary)));
+        };
+        let along = match self.axis_named(over, &x, &["tokens", "positions", "experts", "width"])? {
+            "tokens" => Along::Tokens,
+            "positions" => Along::Positions,
+            _ => Along::Columns,
+        };
+        let kind = x.kind.clone();
+        Some(Expr { node: Node::CumulativeSum(Box::new(x), along), kind, span: given.call.span })
+    }
+
     /// The axis that `over` names, and the shape without it.
     fn over(&mut self, given: &Given<'a>, x: &Expr) -> Option<(Over, Shape)> {
-        let expr = given.get("over")?;
         let Kind::Tensor(shape) = &x.kind else { return None };
-        let words = ["tokens", "experts", "width"];
-        let word = match &expr.kind {
-            ExprKind::Name(word) if words.contains(&word.as_str()) => word.as_str(),
-            _ => {
+        let word = self.axis_named(given.get("over")?, x, &["tokens", "experts", "width"])?;
+        Some(match word {
+            "tokens" => (Over::Tokens, Shape { tokens: false, columns: shape.columns.clone() }),
+            _ => (Over::Columns, Shape { tokens: shape.tokens, columns: None }),
+        })
+    }
+
+    /// Which of the words the value of `over` is, if it names an axis of `x`.
+    fn axis_named(&mut self, expr: &'a ast::Expr, x: &Expr, words: &[&'static str]) -> Option<&'static str> {
+        let Kind::Tensor(shape) = &x.kind else { return None };
+        let named = match &expr.kind {
+            ExprKind::Name(name) => words.iter().copied().find(|word| word == name),
+            _ => None,
+        };
+        let word = match named {
+            Some(word) => word,
+            None => {
                 let mut d = Diagnostic::new(Code::UnknownValue, "`over` names an axis")
-                    .primary(expr.span, "expected `tokens`, `experts` or `width`");
+                    .primary(expr.span, format!("expected {}", either(words)));
                 if let ExprKind::Name(word) = &expr.kind
-                    && let Some(near) = did_you_mean(word, words)
+                    && let Some(near) = did_you_mean(word, words.iter().copied())
                 {
                     d = d.patch(expr.span, near, "use the name that it has");
                 }
@@ -412,7 +441,7 @@ impl<'a> Checker<'a, '_> {
             }
         };
         let there = match (word, &shape.columns) {
-            ("tokens", _) => shape.tokens,
+            ("tokens" | "positions", _) => shape.tokens,
             ("experts", columns) => matches!(columns, Some(Columns::Experts | Columns::Choices(_))),
             (_, columns) => matches!(columns, Some(Columns::Features(_))),
         };
@@ -426,14 +455,13 @@ impl<'a> Checker<'a, '_> {
                 None => None,
             };
             return self.fault(match columns {
-                Some(columns) if word != "tokens" => d.help(format!("its last axis is called `{columns}`")),
+                Some(columns) if !matches!(word, "tokens" | "positions") => {
+                    d.help(format!("its last axis is called `{columns}`"))
+                }
                 _ => d,
             });
         }
-        Some(match word {
-            "tokens" => (Over::Tokens, Shape { tokens: false, columns: shape.columns.clone() }),
-            _ => (Over::Columns, Shape { tokens: shape.tokens, columns: None }),
-        })
+        Some(word)
     }
 
     // Arguments of a kind.
@@ -594,6 +622,16 @@ impl<'a> Checker<'a, '_> {
 
 fn elementwise(name: &str) -> Option<Unary> {
     Unary::named(name).filter(|f| !matches!(f, Unary::Neg | Unary::Recip))
+}
+
+/// The words as they stand in a sentence: one of them.
+fn either(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    match quoted.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        None => String::new(),
+    }
 }
 
 /// The axis of that many columns.
