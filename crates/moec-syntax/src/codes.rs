@@ -6,8 +6,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::diag::Severity;
-
 macro_rules! codes {
     ($($variant:ident = $number:literal, $summary:literal, $explanation:literal;)*) => {
         /// The code of a diagnostic.
@@ -1061,6 +1059,27 @@ Right:
 
     let share = 1.0 / experts
 "#;
+}
+
+/// How serious a diagnostic is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Something worth knowing.
+    Note,
+    /// The file can be used, but probably does not do what was meant.
+    Warning,
+    /// The file cannot be used.
+    Error,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Severity::Note => "note",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        })
+    }
 }
 
 impl Code {

@@ -2,29 +2,8 @@
 
 use std::fmt;
 
-use crate::codes::Code;
+use crate::codes::{Code, Severity};
 use crate::span::Span;
-
-/// How serious a diagnostic is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Severity {
-    /// Something worth knowing.
-    Note,
-    /// The file can be used, but probably does not do what was meant.
-    Warning,
-    /// The file cannot be used.
-    Error,
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Severity::Note => "note",
-            Severity::Warning => "warning",
-            Severity::Error => "error",
-        })
-    }
-}
 
 /// A span with what is to be said about it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,31 +1,77 @@
 //! What to say when the grammar cannot go on: the expectation in plain words, and a guess at what was meant.
 
+use pest::Parser;
+
 use crate::codes::Code;
 use crate::diag::{Diagnostic, did_you_mean};
-use crate::lex::{Token, TokenKind};
-use crate::parse::Expected;
+use crate::grammar::{Grammar, Rule};
 use crate::source::SourceFile;
 use crate::span::Span;
-
-/// Words that cannot be names.
-const RESERVED: [&str; 12] =
-    ["model", "block", "train", "let", "repeat", "as", "if", "else", "true", "false", "router", "import"];
+use crate::tree::logical_word;
+use crate::words::{Token, TokenKind};
 
 /// What stands at the top level of a file.
 const ITEMS: &str = "`model`, `block`, `router`, `train` or `import`";
 
-/// Where the parser stopped.
-pub(crate) struct Context<'a> {
+/// What a value may begin with, and what pest names in place of all of it.
+const VALUE: &[Rule] =
+    &[Rule::lone_value, Rule::head, Rule::expression, Rule::operand, Rule::unary_operator, Rule::number, Rule::boolean];
+
+/// Whether a word cannot be a name.
+fn is_reserved(word: &str) -> bool {
+    Grammar::parse(Rule::reserved, word).is_ok()
+}
+
+/// Where a step stopped.
+pub(crate) struct Stop<'a> {
     pub(crate) source: &'a SourceFile,
     pub(crate) tokens: &'a [Token],
+    /// The rule of the step, and its first token.
+    pub(crate) step: Rule,
+    pub(crate) first: usize,
     /// The last token that was accepted.
     pub(crate) before: Option<usize>,
     /// The token that was not; `None` at the end of the file.
     pub(crate) found: Option<usize>,
-    pub(crate) expected: &'a Expected,
+    /// What the grammar would have accepted in its place.
+    pub(crate) rules: &'a [Rule],
 }
 
-impl Context<'_> {
+impl Stop<'_> {
+    fn wants(&self, rule: Rule) -> bool {
+        self.rules.contains(&rule)
+    }
+
+    /// Whether a step like this one could begin here.
+    fn wants_step(&self) -> bool {
+        self.wants(Rule::next) || self.found.is_none_or(|found| found <= self.first)
+    }
+
+    fn wants_item(&self) -> bool {
+        self.step == Rule::item_step && self.wants_step()
+    }
+
+    fn wants_statement(&self) -> bool {
+        self.step == Rule::statement_step && self.wants_step() || self.wants(Rule::kw_repeat)
+    }
+
+    fn wants_router_statement(&self) -> bool {
+        self.step == Rule::router_step && self.wants_step()
+    }
+
+    fn wants_setting(&self) -> bool {
+        self.step == Rule::train_step && self.wants_step()
+    }
+
+    /// Whether a statement would have begun here.
+    pub(crate) fn begins(&self) -> bool {
+        self.wants_item() || self.wants_statement() || self.wants_router_statement() || self.wants_setting()
+    }
+
+    fn wants_value(&self) -> bool {
+        VALUE.iter().any(|&rule| self.wants(rule))
+    }
+
     fn text(&self, token: Option<usize>) -> &str {
         token.map_or("", |i| self.source.slice(self.tokens[i].span))
     }
@@ -51,24 +97,8 @@ impl Context<'_> {
         self.text(self.found.and_then(|i| self.tokens[i].parent))
     }
 
-    /// Whether the found token stands directly between the braces of a router.
     fn in_router(&self) -> bool {
-        self.found.and_then(|i| self.tokens[i].parent).is_some_and(|brace| self.opens_router(brace))
-    }
-
-    /// Whether a brace opens the body of a router: `router NAME {` or `router NAME (...) {`.
-    fn opens_router(&self, brace: usize) -> bool {
-        let Some(last) = brace.checked_sub(1).filter(|_| self.text(Some(brace)) == "{") else { return false };
-        self.heads_router(last)
-    }
-
-    /// Whether a token ends `router NAME` or `router NAME (...)`.
-    fn heads_router(&self, last: usize) -> bool {
-        let name = match self.tokens[last].partner {
-            Some(open) if self.text(Some(last)) == ")" => open.checked_sub(1),
-            _ => Some(last),
-        };
-        self.text(self.previous(name)) == "router" && name.is_some_and(|i| self.tokens[i].parent.is_none())
+        self.step == Rule::router_step
     }
 
     /// Just behind the last accepted token.
@@ -86,7 +116,7 @@ impl Context<'_> {
     }
 
     fn before_is_name(&self) -> bool {
-        self.kind(self.before) == Some(TokenKind::Name) && !RESERVED.contains(&self.text(self.before))
+        self.kind(self.before) == Some(TokenKind::Name) && !is_reserved(self.text(self.before))
     }
 
     /// Whether the found token could be the first of a value.
@@ -110,16 +140,16 @@ impl Context<'_> {
 }
 
 /// Says what is wrong where the parser stopped: the first likely cause that fits, or else the expectation alone.
-pub(crate) fn describe(at: &Context<'_>) -> Diagnostic {
+pub(crate) fn describe(at: &Stop<'_>) -> Diagnostic {
     let causes = [bad_name, import_path, parameters, arguments, wrong_sign, values, router, statements, items];
     causes.iter().find_map(|cause| cause(at)).unwrap_or_else(|| general(at))
 }
 
 /// A name is missing, in quotes, or a reserved word.
-fn bad_name(at: &Context<'_>) -> Option<Diagnostic> {
+fn bad_name(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
     let reserved = || Diagnostic::new(Code::ReservedWord, format!("`{found}` is a reserved word"));
-    if RESERVED.contains(&found) && at.text(at.next(at.found)) == ":" && at.around() == "(" {
+    if is_reserved(found) && at.text(at.next(at.found)) == ":" && at.around() == "(" {
         return Some(reserved().primary(span, "no argument has this name"));
     }
     let (thing, example) = match before {
@@ -135,10 +165,10 @@ fn bad_name(at: &Context<'_>) -> Option<Diagnostic> {
         },
         _ => return None,
     };
-    if !at.expected.name {
+    if !at.wants(Rule::name) {
         return None;
     }
-    if RESERVED.contains(&found) && !at.on_new_line() {
+    if is_reserved(found) && !at.on_new_line() {
         let fault = reserved().primary(span, format!("cannot name {thing}"));
         return Some(fault.patch(span, format!("{found}_"), "choose another name"));
     }
@@ -152,8 +182,8 @@ fn bad_name(at: &Context<'_>) -> Option<Diagnostic> {
 }
 
 /// `import other`, `import other.moe`.
-fn import_path(at: &Context<'_>) -> Option<Diagnostic> {
-    if at.text(at.before) != "import" || !at.expected.text {
+fn import_path(at: &Stop<'_>) -> Option<Diagnostic> {
+    if at.text(at.before) != "import" || !at.wants(Rule::string) || at.wants_value() {
         return None;
     }
     let message = format!("expected a path in quotes after `import`, found {}", at.found_words());
@@ -167,7 +197,7 @@ fn import_path(at: &Context<'_>) -> Option<Diagnostic> {
 }
 
 /// What stands between the parentheses of a router.
-fn parameters(at: &Context<'_>) -> Option<Diagnostic> {
+fn parameters(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
     // A closing bracket is not inside the brackets that it closes.
     let open = at.found.and_then(|i| if found == ")" { at.tokens[i].partner } else { at.tokens[i].parent })?;
@@ -178,26 +208,26 @@ fn parameters(at: &Context<'_>) -> Option<Diagnostic> {
     let fault = |message: &str| Diagnostic::new(Code::ParameterForm, message);
     let form = "a parameter is written `name: type`";
     let example = "for example `router my_top_k(k: int, scale: float = 1.0) { .. }`";
-    if at.expected.colon && found == "=" {
+    if at.wants(Rule::colon) && found == "=" {
         let fault = fault(form).primary(span, "expected `:` and a type");
         return Some(fault.help("the default comes behind the type").help(example));
     }
-    if at.expected.colon {
+    if at.wants(Rule::colon) {
         let label = format!("expected `:` and the type of `{before}`");
         return Some(fault(form).primary(at.gap(), label).help(example));
     }
-    if before == ":" && at.expected.name {
+    if before == ":" && at.wants(Rule::name) {
         let words = format!("expected a type after `:`, found {}", at.found_words());
         return Some(fault(&words).primary(at.here(), "expected `int`, `float` or `bool`"));
     }
-    if at.expected.equals && found == ":" {
+    if at.wants(Rule::equals) && found == ":" {
         return Some(fault(form).primary(span, "a default stands behind `=`").patch(span, " =", "write `=`"));
     }
     if matches!(before, "(" | ",") {
         let words = format!("expected a parameter, found {}", at.found_words());
         return Some(fault(&words).primary(at.here(), "expected `name: type`").help(example));
     }
-    if at.expected.comma && at.kind(at.found) == Some(TokenKind::Name) {
+    if at.wants(Rule::comma) && at.kind(at.found) == Some(TokenKind::Name) {
         let fault = fault("expected `,` between parameters").primary(at.gap(), "expected `,`");
         return Some(fault.patch(at.gap(), ",", "write `,`"));
     }
@@ -205,9 +235,9 @@ fn parameters(at: &Context<'_>) -> Option<Diagnostic> {
 }
 
 /// `context = 32`, `batch: 16`, `let width: 128`, `if a = 3`.
-fn wrong_sign(at: &Context<'_>) -> Option<Diagnostic> {
+fn wrong_sign(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
-    if found == "=" && at.expected.operator && !at.expected.statement {
+    if found == "=" && at.wants(Rule::binary_operator) && !at.wants_statement() {
         let fault = Diagnostic::new(Code::UnexpectedText, "`=` does not compare").primary(span, "");
         return Some(fault.patch(span, "==", "to compare, write `==`"));
     }
@@ -225,7 +255,7 @@ fn wrong_sign(at: &Context<'_>) -> Option<Diagnostic> {
         let spaced = at.gap().start() < span.start();
         return Some(fault.patch(span, if spaced { "=" } else { " =" }, "write `=`"));
     }
-    if at.expected.value {
+    if at.wants_value() {
         let value = Some(at.text(at.next(at.found))).filter(|value| !value.is_empty()).unwrap_or("value");
         let to_value = at.gap().to(at.span(at.next(at.found)).before()).to(span);
         return Some(
@@ -244,7 +274,7 @@ fn wrong_sign(at: &Context<'_>) -> Option<Diagnostic> {
 }
 
 /// What stands between parentheses or in a list.
-fn arguments(at: &Context<'_>) -> Option<Diagnostic> {
+fn arguments(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
     let in_call = at.around() == "(";
     if !in_call && at.around() != "[" {
@@ -264,10 +294,10 @@ fn arguments(at: &Context<'_>) -> Option<Diagnostic> {
                 .help("arguments are written `name: value`, as in `attention(heads: 8)`"),
         );
     }
-    if in_call && found == "," && at.expected.argument {
+    if in_call && found == "," && at.wants(Rule::argument) {
         return Some(fault("expected an argument before `,`").primary(span, "expected `name: value`"));
     }
-    if !at.expected.comma || !at.begins_value() {
+    if !at.wants(Rule::comma) || !at.begins_value() {
         return None;
     }
     if let Some(fault) = logical_word(found, span) {
@@ -283,10 +313,9 @@ fn arguments(at: &Context<'_>) -> Option<Diagnostic> {
 }
 
 /// What goes wrong inside an expression.
-fn values(at: &Context<'_>) -> Option<Diagnostic> {
+fn values(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
-    let expected = at.expected;
-    if expected.statement || expected.item {
+    if at.wants_statement() || at.wants_item() {
         return None;
     }
     if let Some(fault) = logical_word(found, span) {
@@ -295,14 +324,14 @@ fn values(at: &Context<'_>) -> Option<Diagnostic> {
     if before == "not" && at.begins_value() {
         return logical_word(before, at.span(at.before));
     }
-    if found == "{" && at.before_is_name() && (expected.comma || matches!(at.around(), "(" | "[")) {
+    if found == "{" && at.before_is_name() && (at.wants(Rule::comma) || matches!(at.around(), "(" | "[")) {
         return Some(
             Diagnostic::new(Code::UnexpectedText, format!("as a value, `{before} {{ ... }}` needs braces of its own"))
                 .primary(span, "unexpected `{`")
                 .help(format!("write it as a sequence of one layer: `{{ {before} {{ ... }} }}`")),
         );
     }
-    if expected.else_keyword {
+    if at.wants(Rule::kw_else) {
         return Some(
             Diagnostic::new(Code::IfWithoutElse, "an `if` used as a value needs an `else`")
                 .primary(at.gap(), "expected `else { ... }`"),
@@ -312,16 +341,16 @@ fn values(at: &Context<'_>) -> Option<Diagnostic> {
 }
 
 /// What goes wrong between the statements of a router.
-fn router(at: &Context<'_>) -> Option<Diagnostic> {
+fn router(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, span) = (at.text(at.found), at.span(at.found));
     let fault = |message: String| Diagnostic::new(Code::UnexpectedText, message);
-    if at.expected.open_brace && at.before.is_some_and(|last| at.heads_router(last)) {
+    if at.wants(Rule::open_brace) && at.text(Some(at.first)) == "router" {
         return Some(
             fault(format!("expected `{{`, found {}", at.found_words()))
                 .primary(at.here(), "expected a body: `{ ... }`"),
         );
     }
-    if !at.expected.router_statement {
+    if !at.wants_router_statement() {
         return None;
     }
     if found == "," {
@@ -344,7 +373,7 @@ fn router(at: &Context<'_>) -> Option<Diagnostic> {
     let next = at.text(at.next(at.found));
     let keywords = ["let", "state", "update", "aux", "return"];
     let fault = fault(format!("expected a statement, found {}", at.found_words()));
-    if at.kind(at.found) != Some(TokenKind::Name) || RESERVED.contains(&found) {
+    if at.kind(at.found) != Some(TokenKind::Name) || is_reserved(found) {
         return Some(fault.primary(span, expected));
     }
     if matches!(next, "=" | ",") {
@@ -362,20 +391,19 @@ fn router(at: &Context<'_>) -> Option<Diagnostic> {
 }
 
 /// What goes wrong between the statements of a body, or in their heads.
-fn statements(at: &Context<'_>) -> Option<Diagnostic> {
+fn statements(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
-    let expected = at.expected;
-    let found_is_name = at.kind(at.found) == Some(TokenKind::Name) && !RESERVED.contains(&found);
+    let found_is_name = at.kind(at.found) == Some(TokenKind::Name) && !is_reserved(found);
     let ahead = at.text(at.previous(at.before));
     let fault = |message: String| Diagnostic::new(Code::UnexpectedText, message);
-    if found == "," && (expected.statement || expected.train_setting) {
+    if found == "," && (at.wants_statement() || at.wants_setting()) {
         return Some(
             Diagnostic::new(Code::Separator, "statements are not separated by commas")
                 .primary(span, "unexpected `,`")
                 .patch(span, "", "remove it"),
         );
     }
-    if found == "(" && expected.open_brace && matches!(ahead, "model" | "block") {
+    if found == "(" && at.wants(Rule::open_brace) && matches!(ahead, "model" | "block") {
         let fault = fault(format!("a {ahead} has no parameters")).primary(span, "expected `{`");
         return Some(fault.help(format!("use `let` in the {ahead}")));
     }
@@ -384,7 +412,7 @@ fn statements(at: &Context<'_>) -> Option<Diagnostic> {
         return Some(fault.patch(at.gap().to(span), "", "remove it"));
     }
     // `repeat i in 8 { ... }`, `repeat 8 i { ... }`, and a count or condition without a body.
-    if expected.open_brace && expected.operator && !expected.statement {
+    if at.wants(Rule::open_brace) && at.wants(Rule::binary_operator) && !at.wants_statement() {
         let fault = fault(format!("expected `{{`, found {}", at.found_words()));
         if found == "in" {
             let fault = fault.primary(span, "unexpected `in`");
@@ -396,24 +424,25 @@ fn statements(at: &Context<'_>) -> Option<Diagnostic> {
         }
         return Some(fault.primary(at.here(), "expected a body: `{ ... }`"));
     }
-    if found == "else" && (expected.statement || expected.item) {
+    if found == "else" && (at.wants_statement() || at.wants_item()) {
         return Some(fault("this `else` belongs to no `if`".to_owned()).primary(span, "unexpected `else`"));
     }
-    if (expected.statement || expected.router_statement) && matches!(found, "model" | "train" | "router" | "import") {
+    if (at.wants_statement() || at.wants_router_statement()) && matches!(found, "model" | "train" | "router" | "import")
+    {
         return Some(
             fault(format!("`{found}` stands at the top level of a file, not in a body"))
                 .primary(span, "unexpected here")
                 .help("perhaps a `}` is missing above"),
         );
     }
-    if expected.train_setting && RESERVED.contains(&found) {
+    if at.wants_setting() && is_reserved(found) {
         return Some(
             fault(format!("expected a setting, found `{found}`"))
                 .primary(span, "a `train` block holds only settings, such as `steps 1000`"),
         );
     }
     // `dropout 0.1`, `contxt 32`: a bare value after what can only be a layer.
-    if expected.statement && expected.open_paren && at.before_is_name() && !at.on_new_line() && at.begins_value() {
+    if at.wants_statement() && at.before_is_name() && !at.on_new_line() && at.begins_value() {
         let fault = fault(format!("`{before}` takes no bare value")).primary(span, "unexpected value");
         return Some(match did_you_mean(before, ["context", "vocab"]) {
             Some(near) => fault.patch(at.span(at.before), near, format!("did you mean `{near}`?")),
@@ -424,9 +453,9 @@ fn statements(at: &Context<'_>) -> Option<Diagnostic> {
 }
 
 /// A misspelt or misplaced start of an item.
-fn items(at: &Context<'_>) -> Option<Diagnostic> {
+fn items(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, span) = (at.text(at.found), at.span(at.found));
-    if !at.expected.item || at.kind(at.found) != Some(TokenKind::Name) {
+    if !at.wants_item() || at.kind(at.found) != Some(TokenKind::Name) {
         return None;
     }
     let message = format!("expected {ITEMS}, found `{found}`");
@@ -441,25 +470,12 @@ fn items(at: &Context<'_>) -> Option<Diagnostic> {
     })
 }
 
-/// `and`, `or` and `not` where the operator was meant.
-pub(crate) fn logical_word(word: &str, span: Span) -> Option<Diagnostic> {
-    let symbol = match word {
-        "and" => "&&",
-        "or" => "||",
-        "not" => "!",
-        _ => return None,
-    };
-    let fault = Diagnostic::new(Code::UnexpectedText, format!("`{word}` is not an operator")).primary(span, "");
-    Some(fault.patch(span, symbol, format!("write `{symbol}`")))
-}
-
 /// The expectation alone.
-fn general(at: &Context<'_>) -> Diagnostic {
-    let expected = at.expected;
+fn general(at: &Stop<'_>) -> Diagnostic {
     let before = at.text(at.before);
     let found = at.found_words();
-    if expected.value || expected.argument {
-        let what = if expected.argument { "an argument" } else { "a value" };
+    if at.wants_value() || at.wants(Rule::argument) {
+        let what = if at.wants(Rule::argument) { "an argument" } else { "a value" };
         let after = if before.is_empty() { String::new() } else { format!(" after `{before}`") };
         let fault = Diagnostic::new(Code::MissingValue, format!("expected {what}{after}, found {found}"));
         let fault = match at.before {
@@ -471,41 +487,41 @@ fn general(at: &Context<'_>) -> Diagnostic {
             None => fault,
         };
     }
-    let words = expectation_words(expected);
+    let words = expectation_words(at);
     let fault = Diagnostic::new(Code::UnexpectedText, format!("expected {words}, found {found}"));
-    if expected.statement || expected.train_setting || expected.router_statement || expected.item {
+    if at.wants_statement() || at.wants_setting() || at.wants_router_statement() || at.wants_item() {
         fault.primary(at.span(at.found), "unexpected here")
     } else {
         fault.primary(at.here(), format!("expected {words}"))
     }
 }
 
-fn expectation_words(expected: &Expected) -> &'static str {
-    if expected.item {
+fn expectation_words(at: &Stop<'_>) -> &'static str {
+    if at.wants_item() {
         ITEMS
-    } else if expected.statement {
+    } else if at.wants_statement() {
         "a layer, `let`, `repeat`, `if`, `block` or a setting"
-    } else if expected.router_statement {
+    } else if at.wants_router_statement() {
         "`let`, `state`, `update`, `aux` or `return`"
-    } else if expected.train_setting {
+    } else if at.wants_setting() {
         "a setting such as `steps 1000`"
-    } else if expected.name {
+    } else if at.wants(Rule::name) {
         "a name"
-    } else if expected.equals {
+    } else if at.wants(Rule::equals) {
         "`=`"
-    } else if expected.open_brace {
+    } else if at.wants(Rule::open_brace) {
         "`{`"
-    } else if expected.comma && expected.close_paren {
+    } else if at.wants(Rule::comma) && at.wants(Rule::close_paren) {
         "`,` or `)`"
-    } else if expected.comma {
+    } else if at.wants(Rule::comma) {
         "`,` or `]`"
-    } else if expected.close_paren {
+    } else if at.wants(Rule::close_paren) {
         "`)`"
-    } else if expected.open_paren {
+    } else if at.wants(Rule::open_paren) {
         "`(`"
-    } else if expected.colon {
+    } else if at.wants(Rule::colon) {
         "`:`"
-    } else if expected.operator {
+    } else if at.wants(Rule::binary_operator) {
         "an operator or the end of the value"
     } else {
         "something else"

@@ -14,10 +14,10 @@ use std::fmt;
 
 use crate::ast::*;
 use crate::diag::Diagnostic;
-use crate::lex;
 use crate::parse::parse_alone;
 use crate::source::SourceFile;
 use crate::span::Span;
+use crate::words;
 
 /// The longest line, in characters, unless a comment or a single word is longer.
 const MAX_COLUMNS: usize = 100;
@@ -38,7 +38,7 @@ pub fn format(source: &SourceFile) -> Result<String, Vec<Diagnostic>> {
 /// Prints a file once, and says whether a comment had to be moved.
 fn print(source: &SourceFile) -> Result<(String, bool), Vec<Diagnostic>> {
     let file = File { items: parse_alone(source)?, imported: Vec::new() };
-    let comments = lex::comments(source);
+    let comments = words::comments(source);
     let emitted = comments.iter().map(|_| Cell::new(false)).collect();
     let printer = Printer { text: Some(source.text()), comments, emitted, moved: Cell::new(false) };
     let text = printer.file(&file);

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ast::{File, Import, Imported, Item};
 use crate::codes::Code;
 use crate::diag::Diagnostic;
-use crate::lex::{self, MAX_FAULTS, TokenKind};
-use crate::parse::{parse_alone, unescape};
+use crate::literal::unescape;
+use crate::parse::parse_alone;
 use crate::source::{ImportedFile, Imports, SourceFile};
 use crate::span::{FileId, Span};
+use crate::words::{self, MAX_FAULTS, TokenKind};
 
 /// Most files that a source may import, counting those that they import.
 const MAX_IMPORTS: u32 = 64;
@@ -195,11 +196,13 @@ impl Joined<'_> {
 
 /// The paths that a text imports, as written. The text need not be free of faults.
 fn paths_in(source: &SourceFile) -> Vec<String> {
-    let tokens = lex::lex(source, 0).tokens;
-    let text = |i: usize| source.slice(tokens[i].span);
-    let is_import =
-        |i: &usize| tokens[*i].parent.is_none() && tokens[*i + 1].kind == TokenKind::String && text(*i) == "import";
-    (0..tokens.len().saturating_sub(1)).filter(is_import).map(|i| unescape(text(i + 1))).collect()
+    let tokens = words::read(source, 0).tokens;
+    let path = |pair: &[words::Token]| {
+        let [keyword, path] = pair else { return None };
+        let imports = keyword.parent.is_none() && source.slice(keyword.span) == "import";
+        if imports && path.kind == TokenKind::String { unescape(source.slice(path.span)) } else { None }
+    };
+    tokens.windows(2).filter_map(path).collect()
 }
 
 /// The path of a source from its own folder: its name without folders.

@@ -27,20 +27,24 @@ mod codes;
 mod diag;
 mod expect;
 mod format;
+mod grammar;
 mod import;
-mod lex;
+mod literal;
 mod parse;
+mod recover;
 mod render;
 mod source;
 mod span;
+mod tree;
+mod words;
 
 pub use ast::{
     Argument, Arguments, Aux, BinaryOperator, Block, Body, Branch, Call, Expr, ExprKind, File, Ident, If, Import,
     Imported, Item, Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterStatement, Setting,
     Spanned, Statement, Train, TrainSetting, UnaryOperator,
 };
-pub use codes::{Code, UnknownCode};
-pub use diag::{Diagnostic, Label, Patch, Severity, did_you_mean};
+pub use codes::{Code, Severity, UnknownCode};
+pub use diag::{Diagnostic, Label, Patch, did_you_mean};
 pub use format::format;
 pub use import::parse;
 pub use parse::parse_value;

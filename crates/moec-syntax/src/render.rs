@@ -5,7 +5,8 @@ use std::ops::Range;
 use annotate_snippets::{AnnotationKind, Group, Level, Patch as SnippetPatch, Renderer, Snippet};
 use serde::Serialize;
 
-use crate::diag::{Diagnostic, Severity};
+use crate::codes::Severity;
+use crate::diag::Diagnostic;
 use crate::source::SourceFile;
 use crate::span::Span;
 
