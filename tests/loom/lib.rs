@@ -4,8 +4,12 @@
 //! read, up to a number of preemptions. A run in which two threads touch the same cell without one happening before the
 //! other fails, as does one in which threads wait for each other for ever.
 
+//!
+//! [`on_threads`] runs the same on threads of the system, for tools that watch a program: miri and ThreadSanitizer.
+
 #![cfg(test)]
 
+mod on_threads;
 #[path = "../../crates/moec-kernels/src/machine/team/rounds.rs"]
 mod rounds;
 
