@@ -58,6 +58,7 @@ fn every_command_has_help_with_examples() {
         "check",
         "fmt",
         "explain",
+        "layers",
         "routers",
         "compile",
         "train",
@@ -180,6 +181,31 @@ fn codes_are_explained() {
     assert!(list.lines().count() > 30);
     assert!(expect(&["explain", "e0201"], 0).out.contains("Wrong"));
     expect(&["explain", "E9999"], 2);
+}
+
+#[test]
+fn layers_are_listed_and_explained() {
+    let list = expect(&["layers"], 0).out;
+    let json: serde_json::Value = serde_json::from_str(&expect(&["layers", "--json"], 0).out).unwrap();
+    assert_eq!(json["schema"], "moec.layers/1");
+    let all = expect(&["explain"], 0).out;
+    let rows = json["layers"].as_array().unwrap();
+    assert_eq!(rows.len(), moec_model::LAYERS.len());
+    for (layer, row) in moec_model::LAYERS.iter().zip(rows) {
+        let name = layer.name;
+        assert!(list.contains(&format!("{name}\n  {}", layer.summary)), "{name}: {list}");
+        assert!(all.contains(&format!("{name}  layer: ")), "{name}: {all}");
+        assert_eq!(row["name"], name);
+        assert_eq!(row["parameters"].as_array().unwrap().len(), layer.parameters.len(), "{name}");
+        let explained = expect(&["explain", name], 0).out;
+        let parts = [layer.equations.lines().next().unwrap(), "Parameters: ", "Cost", "Arguments\n", "Decoding  "];
+        assert!(parts.iter().all(|part| explained.contains(part)), "{name}: {explained}");
+        assert!(layer.parameters.iter().all(|p| explained.contains(p.help.as_ref())), "{name}: {explained}");
+    }
+    let moe = expect(&["explain", "moe"], 0).out;
+    assert!(moe.contains("Arguments of capacity(..)") && moe.contains("evaluation_factor"), "{moe}");
+    assert!(expect(&["explain", "atention"], 2).err.contains("did you mean attention"));
+    expect(&["layers", "moe"], 2);
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod optimizers;
 use moec::pipeline::{self, Checked, CompileOptions, Function};
 use moec_ir::{Builder, Graph, Tensor, TensorType};
 use moec_kernels::{CubeBackend, Device};
-use moec_model::{Form, InitScheme, Layer, LayerKind, LowerOptions, Lowered, Mode, NoisePolicy, Registry, lower_layer};
+use moec_model::{Form, InitScheme, Layer, LowerOptions, Lowered, Mode, NoisePolicy, Registry, lower_layer};
 use moec_plan::{Backend, Interpreter, OptimizeOptions, Program, Session, Wrt, differentiate, optimize, plan};
 use moec_syntax::SourceFile;
 use moec_tests::compare::{assert_close, relative_error};
@@ -76,7 +76,7 @@ fn described(fixture: &Fixture) -> (Layer, Mode) {
     };
     let text = format!("model m {{ context 4  vocab 9  embed(width: {width}, positions: none)  {layer}  unembed }}");
     let layers = checked(&text).model.layers;
-    let wanted = |l: &Layer| matches!(l.kind, LayerKind::Moe(_) | LayerKind::MultiHash(_));
+    let wanted = |l: &Layer| matches!(l.name(), "moe" | "multi_hash");
     let mode = if fixture.text("mode") == "eval" { Mode::Evaluate } else { Mode::Train };
     (layers.into_iter().find(wanted).unwrap(), mode)
 }

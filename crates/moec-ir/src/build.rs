@@ -59,10 +59,20 @@ impl Builder {
 
     /// Runs `f` with `name` appended to the scope of names.
     pub fn scoped<T>(&mut self, name: impl Into<String>, f: impl FnOnce(&mut Self) -> T) -> T {
-        self.scope.push(name.into());
+        self.enter(name);
         let result = f(self);
-        self.scope.pop();
+        self.leave();
         result
+    }
+
+    /// Appends `name` to the scope of names, until [`Self::leave`]: for whoever has the builder as a part.
+    pub fn enter(&mut self, name: impl Into<String>) {
+        self.scope.push(name.into());
+    }
+
+    /// Ends the scope entered last.
+    pub fn leave(&mut self) {
+        self.scope.pop().invariant("a scope is left once for each time that one is entered");
     }
 
     /// The current scope with `name` appended: `blocks.3.moe.name`.
@@ -104,6 +114,23 @@ impl Builder {
     /// Shape of a value.
     pub fn shape(&self, value: Value) -> Vec<usize> {
         self.ty(value).shape.clone()
+    }
+
+    /// Extent of an axis of a value; 1 after an error, when a value may stand for a result that does not exist.
+    pub fn extent(&self, value: Value, axis: usize) -> usize {
+        match self.ty(value).shape.get(axis) {
+            Some(&extent) => extent,
+            None if self.error.is_some() => 1,
+            None => internal_error!("a value of type {} has no axis {axis}", self.ty(value)),
+        }
+    }
+
+    /// Extent of the last axis of a value; 1 after an error, as for [`Self::extent`].
+    pub fn columns(&self, value: Value) -> usize {
+        match self.ty(value).shape.len() {
+            0 => self.extent(value, 0),
+            axes => self.extent(value, axes - 1),
+        }
     }
 
     /// Appends an operation under a name within the current scope; result 0 is returned, further results are

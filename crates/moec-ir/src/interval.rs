@@ -46,6 +46,16 @@ impl Interval {
         Interval { low, high, low_open: true, high_open: true }
     }
 
+    /// The low end; above one that is not part of the range, 1 more or the middle; without one, 0 or what is nearest.
+    pub fn least(&self) -> f64 {
+        match (self.low.is_finite(), self.low_open) {
+            (true, false) => self.low,
+            (true, true) if self.contains(self.low + 1.0) => self.low + 1.0,
+            (true, true) => (self.low + self.high) / 2.0,
+            (false, _) => self.high.min(0.0),
+        }
+    }
+
     /// Whether the number lies in the range.
     pub fn contains(&self, value: f64) -> bool {
         let low = if self.low_open { value > self.low } else { value >= self.low };

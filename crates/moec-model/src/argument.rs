@@ -8,8 +8,11 @@ use std::fmt;
 
 use indexmap::IndexMap;
 pub use moec_ir::Interval;
+use moec_ir::{Invariant, internal_error};
 use moec_plan::{Setting, SettingKind};
 use moec_syntax::Span;
+
+use crate::words::listed;
 
 /// What an argument may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +29,19 @@ pub enum ParameterType {
     Text,
     /// A form that the layer itself reads, such as `NUMBER * EXPERT`; not for routing strategies.
     Form(&'static str),
+}
+
+impl ParameterType {
+    /// The least value, the first of a choice, `false`; `None` for a text or a form.
+    fn least(&self) -> Option<ArgumentValue> {
+        match *self {
+            ParameterType::Int(range) => Some(ArgumentValue::Int(range.least().ceil() as i64)),
+            ParameterType::Float(range) => Some(ArgumentValue::Float(range.least())),
+            ParameterType::Bool => Some(ArgumentValue::Bool(false)),
+            ParameterType::Choice(words) => words.first().copied().map(ArgumentValue::Word),
+            ParameterType::Text | ParameterType::Form(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for ParameterType {
@@ -104,7 +120,8 @@ impl From<&Setting> for ParameterSpec {
         let (ty, default) = match setting.kind {
             SettingKind::Number(range, x) => (ParameterType::Float(range), DefaultValue::Float(x)),
             SettingKind::Steps(n) => {
-                (ParameterType::Int(Interval::at_least(0.0)), DefaultValue::Int(i64::try_from(n).unwrap_or(i64::MAX)))
+                let steps = i64::try_from(n).invariant("a default of steps is a number of the language");
+                (ParameterType::Int(Interval::at_least(0.0)), DefaultValue::Int(steps))
             }
             SettingKind::Flag(b) => (ParameterType::Bool, DefaultValue::Bool(b)),
         };
@@ -165,97 +182,150 @@ impl From<&'static str> for ArgumentValue {
 
 /// Checked arguments: every declared one has a value, unless it is absent by default.
 ///
-/// The readers give a neutral value (0, false, "") for a name that was not declared with that type, so reading cannot
-/// fail; a strategy that reads what it did not declare finds out in its first test.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Reading what was not declared, or not with that type, is a fault of whoever reads: it ends with a message that names
+/// the parameter and its owner, so that a misspelt name shows in the first test.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Arguments {
-    values: IndexMap<Cow<'static, str>, (ArgumentValue, Option<Span>)>,
+    /// Whose they are: a router, a loss, a setting.
+    owner: String,
+    slots: IndexMap<Cow<'static, str>, Slot>,
+}
+
+/// A declared argument.
+#[derive(Clone, Debug, PartialEq)]
+struct Slot {
+    value: Option<ArgumentValue>,
+    /// Where the value was written; `None` for a default.
+    span: Option<Span>,
 }
 
 impl Arguments {
-    /// The defaults of a declaration. Required arguments are left out.
-    pub fn defaults(specs: &[ParameterSpec]) -> Self {
-        let mut arguments = Arguments::default();
-        for spec in specs {
+    /// The defaults of what `owner` declares. Required arguments have no value.
+    pub fn defaults(owner: &str, specs: &[ParameterSpec]) -> Self {
+        let slot = |spec: &ParameterSpec| {
             let value = match spec.default {
-                DefaultValue::Required | DefaultValue::Absent(_) => continue,
-                DefaultValue::Int(value) => ArgumentValue::Int(value),
-                DefaultValue::Float(value) => ArgumentValue::Float(value),
-                DefaultValue::Bool(value) => ArgumentValue::Bool(value),
-                DefaultValue::Word(word) => ArgumentValue::Word(word),
+                DefaultValue::Required | DefaultValue::Absent(_) => None,
+                DefaultValue::Int(value) => Some(ArgumentValue::Int(value)),
+                DefaultValue::Float(value) => Some(ArgumentValue::Float(value)),
+                DefaultValue::Bool(value) => Some(ArgumentValue::Bool(value)),
+                DefaultValue::Word(word) => Some(ArgumentValue::Word(word)),
             };
-            arguments.values.insert(spec.name.clone(), (value, None));
+            (spec.name.clone(), Slot { value, span: None })
+        };
+        Arguments { owner: owner.to_string(), slots: specs.iter().map(slot).collect() }
+    }
+
+    /// As [`Self::defaults`], with the least value for each required number, and the first of each choice: they stand
+    /// for the owner where no arguments are known.
+    pub fn least(owner: &str, specs: &[ParameterSpec]) -> Self {
+        let mut arguments = Self::defaults(owner, specs);
+        for spec in specs.iter().filter(|spec| spec.default == DefaultValue::Required) {
+            arguments.slot_mut(&spec.name).value = spec.ty.least();
         }
         arguments
     }
 
-    /// The same arguments with one set, for building them by hand: `Arguments::defaults(specs).with("k", 2)`.
+    /// The same arguments with one set, for building them by hand: `Arguments::defaults(name, specs).with("k", 2)`.
     #[must_use]
-    pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<ArgumentValue>) -> Self {
-        self.values.insert(name.into(), (value.into(), None));
+    pub fn with(mut self, name: &str, value: impl Into<ArgumentValue>) -> Self {
+        self.slot_mut(name).value = Some(value.into());
         self
     }
 
-    pub(crate) fn set(&mut self, name: Cow<'static, str>, value: ArgumentValue, span: Span) {
-        self.values.insert(name, (value, Some(span)));
+    pub(crate) fn set(&mut self, name: &str, value: ArgumentValue, span: Span) {
+        *self.slot_mut(name) = Slot { value: Some(value), span: Some(span) };
     }
 
-    /// The value of an argument, if it has one.
+    fn undeclared(&self, name: &str) -> ! {
+        let declared: Vec<&str> = self.slots.keys().map(Cow::as_ref).collect();
+        internal_error!("`{}` declares no parameter `{name}`, only {}", self.owner, listed(declared))
+    }
+
+    fn slot_mut(&mut self, name: &str) -> &mut Slot {
+        if !self.slots.contains_key(name) {
+            self.undeclared(name);
+        }
+        &mut self.slots[name]
+    }
+
+    /// The value of an argument, if it has one. Unlike the readers below it can be asked for what was not declared.
     pub fn get(&self, name: &str) -> Option<&ArgumentValue> {
-        self.values.get(name).map(|(value, _)| value)
+        self.slots.get(name).and_then(|slot| slot.value.as_ref())
     }
 
     /// Where the argument's value was written; `None` for a default.
     pub fn span(&self, name: &str) -> Option<Span> {
-        self.values.get(name).and_then(|(_, span)| *span)
+        self.slots.get(name).and_then(|slot| slot.span)
     }
 
     /// Names and values in the order of declaration.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &ArgumentValue)> {
-        self.values.iter().map(|(name, (value, _))| (name.as_ref(), value))
+        self.slots.iter().filter_map(|(name, slot)| Some((name.as_ref(), slot.value.as_ref()?)))
+    }
+
+    /// The value of an argument that is read as `wanted`, if it is of that kind.
+    fn read<'v, T>(&'v self, name: &str, wanted: &str, value: impl FnOnce(&'v ArgumentValue) -> Option<T>) -> T {
+        let slot = self.slots.get(name).unwrap_or_else(|| self.undeclared(name));
+        match &slot.value {
+            Some(found) => {
+                value(found).unwrap_or_else(|| internal_error!("`{name}` of `{}` is {found}, not {wanted}", self.owner))
+            }
+            None => internal_error!("`{name}` of `{}` has no value to be read as {wanted}", self.owner),
+        }
     }
 
     /// A whole number.
     pub fn int(&self, name: &str) -> i64 {
-        match self.get(name) {
-            Some(ArgumentValue::Int(value)) => *value,
-            _ => 0,
-        }
+        self.read(name, "a whole number", |value| match value {
+            ArgumentValue::Int(value) => Some(*value),
+            _ => None,
+        })
     }
 
     /// A whole number that counts something.
     pub fn size(&self, name: &str) -> usize {
-        usize::try_from(self.int(name)).unwrap_or(0)
+        self.read(name, "a number that counts", |value| match value {
+            ArgumentValue::Int(value) => usize::try_from(*value).ok(),
+            _ => None,
+        })
     }
 
     /// A number.
     pub fn float(&self, name: &str) -> f64 {
-        match self.get(name) {
-            Some(ArgumentValue::Float(value)) => *value,
-            Some(ArgumentValue::Int(value)) => *value as f64,
-            _ => 0.0,
-        }
+        self.read(name, "a number", |value| match value {
+            ArgumentValue::Float(value) => Some(*value),
+            ArgumentValue::Int(value) => Some(*value as f64),
+            _ => None,
+        })
     }
 
     /// `true` or `false`.
     pub fn bool(&self, name: &str) -> bool {
-        matches!(self.get(name), Some(ArgumentValue::Bool(true)))
+        self.read(name, "`true` or `false`", |value| match value {
+            ArgumentValue::Bool(value) => Some(*value),
+            _ => None,
+        })
     }
 
     /// One of the words of a choice.
     pub fn word(&self, name: &str) -> &'static str {
-        match self.get(name) {
-            Some(ArgumentValue::Word(word)) => word,
-            _ => "",
-        }
+        self.read(name, "a word", |value| match value {
+            ArgumentValue::Word(word) => Some(*word),
+            _ => None,
+        })
     }
 
     /// A text; `None` if the argument has none.
     pub fn text(&self, name: &str) -> Option<&str> {
-        match self.get(name) {
-            Some(ArgumentValue::Text(text)) => Some(text),
-            _ => None,
+        if !self.slots.contains_key(name) {
+            self.undeclared(name);
         }
+        self.get(name).map(|_| {
+            self.read(name, "a text", |value| match value {
+                ArgumentValue::Text(text) => Some(text.as_str()),
+                _ => None,
+            })
+        })
     }
 }
 
@@ -274,16 +344,38 @@ impl fmt::Display for Arguments {
 mod tests {
     use super::*;
 
+    const SPECS: &[ParameterSpec] = &[
+        ParameterSpec::required("k", ParameterType::Int(Interval::at_least(1.0)), "experts per token"),
+        ParameterSpec::optional("bias", ParameterType::Bool, DefaultValue::Bool(true), "add a bias"),
+        ParameterSpec::optional("from", ParameterType::Text, DefaultValue::Absent("none"), "a run"),
+    ];
+
     #[test]
-    fn defaults_are_read_back_and_wrong_reads_are_neutral() {
-        const SPECS: &[ParameterSpec] = &[
-            ParameterSpec::required("k", ParameterType::Int(Interval::at_least(1.0)), "experts per token"),
-            ParameterSpec::optional("bias", ParameterType::Bool, DefaultValue::Bool(true), "add a bias"),
-        ];
-        let arguments = Arguments::defaults(SPECS).with("k", 2);
+    fn defaults_are_read_back_in_the_order_of_declaration() {
+        let arguments = Arguments::defaults("mine", SPECS).with("k", 2);
         assert!(arguments.bool("bias"));
-        assert_eq!((arguments.size("k"), arguments.float("k"), arguments.word("k")), (2, 2.0, ""));
-        assert_eq!(arguments.to_string(), "bias: true, k: 2");
-        assert_eq!(arguments.int("absent"), 0);
+        assert_eq!((arguments.size("k"), arguments.float("k")), (2, 2.0));
+        assert_eq!(arguments.to_string(), "k: 2, bias: true");
+        assert_eq!((arguments.get("jitter"), arguments.get("from")), (None, None));
+        assert_eq!(arguments.text("from"), None);
+        assert_eq!(Arguments::least("mine", SPECS).int("k"), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "`mine` declares no parameter `bais`, only `k`, `bias` and `from`")]
+    fn a_misspelt_name_is_an_internal_error() {
+        Arguments::defaults("mine", SPECS).bool("bais");
+    }
+
+    #[test]
+    #[should_panic(expected = "`bias` of `mine` is true, not a number")]
+    fn so_is_a_wrong_type() {
+        Arguments::defaults("mine", SPECS).float("bias");
+    }
+
+    #[test]
+    #[should_panic(expected = "`k` of `mine` has no value")]
+    fn so_is_reading_a_required_argument_that_was_not_given() {
+        Arguments::defaults("mine", SPECS).size("k");
     }
 }

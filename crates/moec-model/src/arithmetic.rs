@@ -1,10 +1,30 @@
 //! Arithmetic on compile-time values: two integers give an integer, anything else a float; nothing overflows silently.
 
 use std::cmp::Ordering;
+use std::fmt;
 
 use moec_syntax::BinaryOperator as B;
 
-use crate::model::Number;
+/// A compile-time value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Number {
+    /// A whole number.
+    Int(i64),
+    /// A number with a fraction.
+    Float(f64),
+    /// `true` or `false`.
+    Bool(bool),
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Number::Int(value) => write!(f, "{value}"),
+            Number::Float(value) => write!(f, "{value:?}"),
+            Number::Bool(value) => write!(f, "{value}"),
+        }
+    }
+}
 
 /// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +38,15 @@ pub(crate) enum NoResult {
 }
 
 impl Number {
+    /// What it is, in words.
+    pub(crate) fn kind(self) -> &'static str {
+        match self {
+            Number::Int(_) => "an integer",
+            Number::Float(_) => "a float",
+            Number::Bool(_) => "a boolean",
+        }
+    }
+
     /// The value as a float; `None` for a boolean.
     pub(crate) fn float(self) -> Option<f64> {
         match self {

@@ -3,25 +3,26 @@
 //! The walk goes on after a fault: what cannot be known (a width after a broken `linear`) is unknown from there on, and
 //! what depends on it is not reported again.
 
-mod arguments;
-mod layers;
-mod moe;
+pub(crate) mod arguments;
+mod checker;
+pub(crate) mod layer;
+mod model;
 mod overrides;
+mod stack;
 mod train;
-mod values;
+pub(crate) mod values;
 
 use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
 use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span, did_you_mean};
 
-use crate::model::{Causality, Model, Number, Positions};
+use crate::model::Model;
 use crate::recipe::Recipe;
 use crate::registry::Registry;
 use crate::router_language;
-
-/// Most diagnostics that are shown for one file; only a file that is no model at all has more.
-const MAX_DIAGNOSTICS: usize = 500;
+use crate::words::listed;
+use checker::{BlockDefinition, Checker, ModelState, Override, Scope};
 
 /// What to check for.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +54,8 @@ impl Checked {
 
 /// Checks a parsed file with what it imports. Every model and router in it is checked, and the recipe; the overrides of
 /// the source ([`SourceFile::with_overrides`]) apply to the chosen model: `width=64` to a `let` of it (or its `context` or
-/// `vocab`), `train.steps=200` and `train.optimizer.lr=3e-4` to the recipe. A model of the file itself goes before those that it imports.
+/// `vocab`), `train.steps=200` and `train.optimizer.lr=3e-4` to the recipe. A model of the file itself goes before those
+/// that it imports.
 pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options: &CheckOptions) -> Checked {
     let defined = router_language::define(source, file, registry);
     let known = defined.routers.into_iter().fold(registry.clone(), Registry::strategy);
@@ -86,144 +88,7 @@ pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options
     Checked { model, recipe, registry: known, diagnostics }
 }
 
-/// The names that are visible at some place, as positions in the checker's tables.
-#[derive(Clone, Copy, Debug, Default)]
-struct Scope {
-    binding: Option<usize>,
-    block: Option<usize>,
-}
-
-/// A `let` or the index of a `repeat`. `parent` is the binding visible before it.
-struct Binding<'a> {
-    name: &'a str,
-    /// Unknown after a fault, which has been reported.
-    value: Option<Number>,
-    span: Span,
-    parent: Option<usize>,
-}
-
-/// A block with the names that its body sees.
-struct BlockDefinition<'a> {
-    block: &'a ast::Block,
-    scope: Scope,
-    parent: Option<usize>,
-}
-
-/// A value given outside the file.
-struct Override {
-    text: String,
-    path: String,
-    value: ast::Expr,
-    used: bool,
-}
-
-struct Checker<'a> {
-    source: &'a SourceFile,
-    registry: &'a Registry,
-    diagnostics: Vec<Diagnostic>,
-    errors: usize,
-    /// What was reported, to report it once.
-    reported: BTreeSet<(Code, Option<Span>, String)>,
-    bindings: Vec<Binding<'a>>,
-    blocks: Vec<BlockDefinition<'a>>,
-    /// Routers whose definitions have faults.
-    faulty_routers: Vec<String>,
-    overrides: Vec<Override>,
-    /// Every `let` that was reached, by its span, with its name and whether it was read.
-    lets: IndexMap<Span, (&'a str, bool)>,
-    model: ModelState,
-}
-
-/// What is known about the model that is being checked.
-struct ModelState {
-    /// Whether overrides apply to it.
-    chosen: bool,
-    positions: Positions,
-    width: usize,
-    causality: Causality,
-    context: Option<usize>,
-    vocab: Option<usize>,
-    /// Blocks that are being expanded, outermost first.
-    expanding: Vec<usize>,
-    /// How deep layers are nested.
-    depth: usize,
-    /// Statements reached, counting repetitions.
-    reached: usize,
-    /// A limit was hit and reported; nothing more is expanded.
-    stopped: bool,
-    /// `embed` is late, and that has been reported.
-    late_embed: bool,
-    /// Bindings of the model's own body, to tell a name that is used too early.
-    lets: Vec<(String, Span)>,
-    /// An `unembed` was reached, well-placed or not.
-    unembed: bool,
-    /// Iterations of repeats in the model's body so far.
-    iterations: usize,
-    /// Number of copies of the layer that is being checked.
-    copies: usize,
-    /// Trained numbers so far, and the layer with most of them.
-    parameters: u128,
-    largest: Option<(u128, Span)>,
-}
-
-impl Default for ModelState {
-    fn default() -> Self {
-        ModelState {
-            chosen: false,
-            positions: Positions::None,
-            width: 0,
-            causality: Causality::Causal,
-            context: None,
-            vocab: None,
-            expanding: Vec::new(),
-            depth: 0,
-            reached: 0,
-            stopped: false,
-            late_embed: false,
-            lets: Vec::new(),
-            unembed: false,
-            iterations: 0,
-            copies: 1,
-            parameters: 0,
-            largest: None,
-        }
-    }
-}
-
 impl<'a> Checker<'a> {
-    fn new(source: &'a SourceFile, registry: &'a Registry) -> Self {
-        Checker {
-            source,
-            registry,
-            diagnostics: Vec::new(),
-            errors: 0,
-            reported: BTreeSet::new(),
-            bindings: Vec::new(),
-            blocks: Vec::new(),
-            faulty_routers: Vec::new(),
-            overrides: Vec::new(),
-            lets: IndexMap::new(),
-            model: ModelState::default(),
-        }
-    }
-
-    /// Keeps a diagnostic, once: the body of a `repeat` and of a block is walked several times.
-    fn report(&mut self, diagnostic: Diagnostic) {
-        let diagnostic = overrides::about(diagnostic);
-        let key = (diagnostic.code, diagnostic.span(), diagnostic.message.clone());
-        if self.reported.insert(key) {
-            self.errors += usize::from(diagnostic.is_error());
-            if self.diagnostics.len() < MAX_DIAGNOSTICS || self.errors == 1 {
-                self.diagnostics.push(diagnostic);
-            }
-        }
-    }
-
-    /// Errors so far, with those that are not shown.
-    fn error_count(&self) -> usize {
-        self.errors
-    }
-
     /// Blocks of the file see each other, whatever their order.
     fn define_blocks(&mut self, file: &'a ast::File) {
         let mut names: IndexMap<&str, Span> = IndexMap::new();
@@ -292,46 +157,6 @@ impl<'a> Checker<'a> {
             }
         }
     }
-
-    /// Warns about bindings of the model just checked that nothing reads, unless a fault may be the reason.
-    fn unused_lets(&mut self, faultless: bool) {
-        for (span, (name, used)) in std::mem::take(&mut self.lets) {
-            if used || !faultless || name.starts_with('_') {
-                continue;
-            }
-            self.report(
-                Diagnostic::new(Code::UnusedLet, format!("`{name}` is never used"))
-                    .primary(span, "bound here")
-                    .help(format!("remove the binding, or name it `_{name}` to keep it")),
-            );
-        }
-    }
-
-    /// Names visible at a place, nearest first.
-    fn visible(&self, scope: Scope) -> impl Iterator<Item = &Binding<'a>> {
-        let mut next = scope.binding;
-        std::iter::from_fn(move || {
-            let binding = self.bindings.get(next?)?;
-            next = binding.parent;
-            Some(binding)
-        })
-    }
-
-    /// Blocks visible at a place with their positions, nearest first.
-    fn visible_blocks(&self, scope: Scope) -> impl Iterator<Item = (usize, &'a ast::Block)> {
-        let mut next = scope.block;
-        std::iter::from_fn(move || {
-            let at = next?;
-            let definition = self.blocks.get(at)?;
-            next = definition.parent;
-            Some((at, definition.block))
-        })
-    }
-
-    fn bind(&mut self, scope: Scope, name: &'a str, value: Option<Number>, span: Span) -> Scope {
-        self.bindings.push(Binding { name, value, span, parent: scope.binding });
-        Scope { binding: Some(self.bindings.len() - 1), ..scope }
-    }
 }
 
 /// The report of a name that was taken.
@@ -340,16 +165,6 @@ fn duplicate(what: &str, name: &ast::Ident, first: Span) -> Diagnostic {
         .primary(name.span, "defined again here")
         .secondary(first, "first defined here")
         .help("give one of them another name")
-}
-
-/// `a`, `b` and `c`
-pub(crate) fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
-    match names.split_last() {
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
-        None => "nothing".to_string(),
-    }
 }
 
 /// Names that occur in an expression that is not evaluated still count as read.

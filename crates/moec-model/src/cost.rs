@@ -1,7 +1,6 @@
 //! Sizes and costs of layers, for the table that compiling prints.
 
 use crate::emit::Declared;
-use crate::model::{Activation, Layer, LayerKind, Mlp, Moe};
 
 /// One layer of a lowered model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,68 +17,21 @@ pub struct LayerInfo {
     pub flops: usize,
 }
 
-/// The row of a layer that declared `parameters`; routers multiply each token with `router` weights of it.
+/// The row of a layer that declared `parameters` and takes `flops` operations a token, besides those of routers, which
+/// multiply each token with all of their parameters.
 pub(crate) fn layer_info<'a>(
-    layer: &Layer,
     path: String,
+    kind: &'static str,
     parameters: impl Iterator<Item = &'a Declared>,
-    router: f64,
-    time: usize,
-    vocab: usize,
+    flops: f64,
 ) -> LayerInfo {
-    let (mut total, mut active) = (0usize, 0.0);
+    let (mut total, mut active, mut router) = (0usize, 0.0, 0.0);
     for declared in parameters {
-        total = usize::saturating_add(total, declared.elements);
-        active += declared.elements as f64 * declared.share;
+        let met = declared.elements as f64 * declared.share;
+        total = total.saturating_add(declared.elements);
+        active += met;
+        router += if declared.router { met } else { 0.0 };
     }
-    let flops = flops(layer, time, vocab) + 2.0 * router;
-    LayerInfo {
-        path,
-        kind: layer.kind.name(),
-        parameters: total,
-        active: active.round() as usize,
-        flops: flops.round() as usize,
-    }
-}
-
-fn sequence(layers: &[Layer], time: usize, vocab: usize) -> f64 {
-    layers.iter().map(|layer| flops(layer, time, vocab)).sum()
-}
-
-/// Operations per token: products exactly, elementwise work by a few operations per element.
-fn flops(layer: &Layer, time: usize, vocab: usize) -> f64 {
-    let (input, output) = (layer.input, layer.output);
-    let counted = match &layer.kind {
-        LayerKind::Moe(moe) => return moe_flops(moe, time, vocab),
-        LayerKind::MixtureOfDepths(depths) => {
-            let kept = depths.tokens(time);
-            return kept as f64 / time.max(1) as f64 * (sequence(&depths.layers, kept, vocab) + 3.0 * input as f64);
-        }
-        LayerKind::Residual(layers) => return input as f64 + sequence(layers, time, vocab),
-        LayerKind::Block { layers, .. } => return sequence(layers, time, vocab),
-        LayerKind::Embed { .. } => output,
-        // Scores and weighted values over T/2 positions on average, and four square maps.
-        LayerKind::Attention(_) => 8 * input * input + 2 * input * (time + 1),
-        LayerKind::Mlp(mlp) => mlp_flops(mlp, input),
-        // Each hash meets a block of either map.
-        LayerKind::MultiHash(hash) => 4 * input * hash.hidden,
-        LayerKind::LayerNorm { .. } => 8 * input,
-        LayerKind::RmsNorm { .. } => 4 * input,
-        LayerKind::Dropout { .. } => 0,
-        LayerKind::Linear { .. } => 2 * input * output,
-        LayerKind::Activation(_) => input,
-        LayerKind::Unembed { .. } => 2 * input * vocab,
-    };
-    counted as f64
-}
-
-fn mlp_flops(mlp: &Mlp, width: usize) -> usize {
-    let maps = if mlp.activation == Activation::Swiglu { 3 } else { 2 };
-    2 * maps * width * mlp.hidden
-}
-
-/// The experts that a token meets; the router is counted by its parameters.
-fn moe_flops(moe: &Moe, time: usize, vocab: usize) -> f64 {
-    let routed = moe.route.experts_per_token(moe.experts, time) * sequence(&moe.expert, time, vocab);
-    routed + moe.shared as f64 * sequence(&moe.shared_expert, time, vocab)
+    let flops = flops + 2.0 * router;
+    LayerInfo { path, kind, parameters: total, active: active.round() as usize, flops: flops.round() as usize }
 }

@@ -1,13 +1,19 @@
 //! Building a graph with named persistent tensors: the shared ground of layer lowering and routing strategies.
 
-use std::mem;
-
 use indexmap::IndexMap;
 use moec_ir::{Builder, Init, Input, Op, TensorType, Value};
 
 use crate::recipe::InitScheme;
-use crate::router::Mode;
 use crate::state::StateInit;
+
+/// What a function of the program is for. Dropout and training noise exist only in [`Mode::Train`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// A training step.
+    Train,
+    /// Evaluation and sampling.
+    Evaluate,
+}
 
 /// Where the noise of routing strategies comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -89,6 +95,8 @@ pub(crate) struct Declared {
     pub(crate) elements: usize,
     /// Share of the elements that one token makes use of, on average.
     pub(crate) share: f64,
+    /// Whether a router multiplies each of its tokens with all of it.
+    pub(crate) router: bool,
 }
 
 /// A graph builder that also keeps the initial values of what it declares.
@@ -98,8 +106,6 @@ pub(crate) struct Emitter {
     pub(crate) noise: NoisePolicy,
     /// Parameters by name.
     pub(crate) parameters: IndexMap<String, Declared>,
-    /// Share of the tokens that meet what is being built: k/E in an expert.
-    pub(crate) share: f64,
     pub(crate) states: IndexMap<String, StateInit>,
     scheme: InitScheme,
     /// How many inputs of a kind a scope has.
@@ -113,7 +119,6 @@ impl Emitter {
             mode,
             noise,
             parameters: IndexMap::new(),
-            share: 1.0,
             states: IndexMap::new(),
             scheme,
             inputs: IndexMap::new(),
@@ -122,14 +127,9 @@ impl Emitter {
 
     /// Runs `f` with `name` appended to the scope of names.
     pub(crate) fn scoped<T>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> T) -> T {
-        let mut outer = mem::take(&mut self.builder);
-        let result = outer.scoped(name, |scoped| {
-            mem::swap(scoped, &mut self.builder);
-            let result = f(self);
-            mem::swap(scoped, &mut self.builder);
-            result
-        });
-        self.builder = outer;
+        self.builder.enter(name);
+        let result = f(self);
+        self.builder.leave();
         result
     }
 
@@ -138,8 +138,8 @@ impl Emitter {
         // The first declaration counts: a tied output layer reads the table that the embedding has declared.
         let path = self.builder.path(name);
         let elements = self.builder.ty(value).elements();
-        let (init, share) = (self.scheme.init(role), self.share);
-        self.parameters.entry(path).or_insert(Declared { init, elements, share });
+        let init = self.scheme.init(role);
+        self.parameters.entry(path).or_insert(Declared { init, elements, share: 1.0, router: false });
         value
     }
 

@@ -23,12 +23,6 @@
 //!     fn parameters(&self) -> &[ParameterSpec] {
 //!         &[]
 //!     }
-//!     fn references(&self) -> &[&str] {
-//!         &[]
-//!     }
-//!     fn equations(&self) -> &str {
-//!         "l = x Wᵀ, e = the largest of l, w = sigmoid(l_e)"
-//!     }
 //!     fn experts_per_token(&self, _: &Arguments, _experts: usize, _time: usize) -> f64 {
 //!         1.0
 //!     }
@@ -77,10 +71,12 @@ mod cost;
 mod data_sets;
 mod decoding;
 mod emit;
+mod layer;
 mod layers;
 mod losses;
 mod lower;
 mod model;
+mod needs;
 mod origin;
 mod recipe;
 mod registry;
@@ -89,27 +85,31 @@ mod router;
 mod router_language;
 mod routers;
 mod state;
+mod words;
 
 pub use argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
+pub use arithmetic::Number;
 pub use check::{CheckOptions, Checked, check};
 pub use cost::LayerInfo;
 pub use data_sets::DataSet;
-pub use decoding::{Cache, Decoding, Obstacle, decoding};
-pub use emit::{NoisePolicy, Role};
-pub use layers::{LAYERS, LayerSpec};
+pub use decoding::{Cache, Decoding, decoding};
+pub use emit::{Mode, NoisePolicy, Role};
+pub use layer::Layer;
+pub use layers::{
+    Activation, Attention, Capacity, CapacityOrder, LAYERS, LayerSpec, MixtureOfDepths, Mlp, Moe, MultiHash, Route,
+    WeightedLoss,
+};
 pub use losses::{BalanceLoss, LossContext};
 pub use lower::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, lower, lower_layer};
-pub use model::{
-    Activation, Attention, Capacity, CapacityOrder, Causality, Layer, LayerKind, MixtureOfDepths, Mlp, Model, Moe,
-    MultiHash, Number, Positions, Route, Vocab, WeightedLoss,
-};
+pub use model::{Causality, Model, Positions, Vocab};
 pub use moec_plan::{Optimizer, Schedule};
+pub use needs::Obstacle;
 pub use origin::span_of;
 pub use recipe::{DataSource, Evaluate, InitScheme, Recipe, SettingForm, SettingSpec, train_settings};
 pub use registry::Registry;
 pub use resolved::{ResolvedLayer, ResolvedModel, ResolvedRecipe, ResolvedValue};
 pub use router::{
-    Assignment, AuxiliaryLoss, Compares, Mode, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext,
+    Assignment, AuxiliaryLoss, Compares, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext,
     RoutingStrategy, Traits, Verdict,
 };
 pub use router_language::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};

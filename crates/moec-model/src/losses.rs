@@ -122,7 +122,7 @@ impl<'a> LossContext<'a> {
 
     /// Number of tokens, N.
     pub fn tokens(&self) -> usize {
-        self.builder.ty(self.chosen).shape.first().copied().unwrap_or(0)
+        self.builder.extent(self.chosen, 0)
     }
 
     /// Number of experts that a token chooses, K; where gates are dense, what the router declares, rounded up.
@@ -135,7 +135,7 @@ impl<'a> LossContext<'a> {
 
     /// Number of columns of the choice.
     fn columns(&self) -> usize {
-        self.builder.ty(self.chosen).shape.last().copied().unwrap_or(0)
+        self.builder.columns(self.chosen)
     }
 
     /// Gates as a matrix, `[N, E]`: the weight of each chosen expert, 0 elsewhere.
@@ -217,7 +217,7 @@ impl<'a> LossContext<'a> {
                 // Sigmoids may all be 0.
                 let tiny = b.fill(1e-20, []);
                 let sum = b.binary(Binary::Max, sum, tiny);
-                let columns = b.shape(probabilities).last().copied().unwrap_or(1);
+                let columns = b.columns(probabilities);
                 let sum = b.broadcast_last(sum, columns);
                 b.div(probabilities, sum)
             }
@@ -319,7 +319,7 @@ fn importance(context: &mut LossContext<'_>, _: &Arguments) -> Value {
 /// Without noise, or with all experts chosen, `P` is 0 or 1: the load is the count of tokens and has no gradient.
 fn load(context: &mut LossContext<'_>, _: &Arguments) -> Value {
     let k = context.experts_per_token();
-    let own = |context: &LossContext<'_>, v: Value| context.builder.ty(v).shape.last().copied().unwrap_or(0);
+    let own = |context: &LossContext<'_>, v: Value| context.builder.columns(v);
     let load = match (context.routing().noisy, context.routing().logits) {
         (Some(NoisyScores { scores, std }), Some(clean)) if k < own(context, scores) => {
             let b = context.builder();

@@ -268,12 +268,13 @@ impl SettingSpec {
     /// What the setting says when it is not written.
     fn unwritten(&self) -> Written {
         let (choice, arguments) = match &self.form {
-            SettingForm::Data => ("", Arguments::default()),
+            SettingForm::Data => ("", Arguments::defaults(self.name, &[])),
             SettingForm::Value(ty, default) => {
-                ("", Arguments::defaults(&[ParameterSpec::optional(self.name, *ty, *default, self.help)]))
+                let spec = ParameterSpec::optional(self.name, *ty, *default, self.help);
+                ("", Arguments::defaults("train", &[spec]))
             }
-            SettingForm::Arguments(specs) => ("", Arguments::defaults(specs)),
-            SettingForm::Choice(choices) => (choices[0].0, Arguments::defaults(&choices[0].1)),
+            SettingForm::Arguments(specs) => ("", Arguments::defaults(self.name, specs)),
+            SettingForm::Choice(choices) => (choices[0].0, Arguments::defaults(choices[0].0, &choices[0].1)),
         };
         Written { choice, arguments, span: None }
     }

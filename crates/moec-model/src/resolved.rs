@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use moec_ir::Invariant;
 use moec_plan::{SettingValue, Settings};
 use serde::Serialize;
 
-use crate::argument::ArgumentValue;
-use crate::model::{Causality, Layer, LayerKind, Model, Moe, Number, Positions, Vocab};
+use crate::argument::{ArgumentValue, Arguments};
+use crate::arithmetic::Number;
 use crate::recipe::{DataSource, InitScheme, Recipe};
 
 /// A model with every default filled in and every `repeat` unrolled.
@@ -65,13 +66,13 @@ pub type ResolvedRecipe = BTreeMap<String, ResolvedValue>;
 
 impl From<usize> for ResolvedValue {
     fn from(n: usize) -> Self {
-        ResolvedValue::Int(i64::try_from(n).unwrap_or(i64::MAX))
+        ResolvedValue::Int(i64::try_from(n).invariant("numbers of a file have 64 bits with a sign"))
     }
 }
 
 impl From<u64> for ResolvedValue {
     fn from(n: u64) -> Self {
-        ResolvedValue::Int(i64::try_from(n).unwrap_or(i64::MAX))
+        ResolvedValue::Int(i64::try_from(n).invariant("numbers of a file have 64 bits with a sign"))
     }
 }
 
@@ -115,118 +116,18 @@ impl From<Number> for ResolvedValue {
     }
 }
 
-fn map<const N: usize>(entries: [(&str, ResolvedValue); N]) -> BTreeMap<String, ResolvedValue> {
+/// Named values.
+pub(crate) fn map<const N: usize>(entries: [(&str, ResolvedValue); N]) -> BTreeMap<String, ResolvedValue> {
     entries.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 
-impl Model {
-    /// The model as plain data.
-    pub fn to_resolved(&self) -> ResolvedModel {
-        ResolvedModel {
-            name: self.name.clone(),
-            context: self.context,
-            vocab: match self.vocab {
-                Vocab::Characters => "characters".into(),
-                Vocab::Size(size) => size.into(),
-            },
-            width: self.width,
-            causality: match self.causality {
-                Causality::Causal => "causal",
-                Causality::BatchDependent => "batch_dependent",
-                Causality::SamplesDifferently => "samples_differently",
-                Causality::LooksAhead => "looks_ahead",
-            },
-            bindings: self.bindings.iter().map(|(name, value)| (name.clone(), (*value).into())).collect(),
-            layers: layers(&self.layers),
-        }
+impl Arguments {
+    /// The arguments as plain data, with an entry for whose they are.
+    pub(crate) fn resolved(&self, owner: [(&str, ResolvedValue); 1]) -> ResolvedValue {
+        let mut values = map(owner);
+        values.extend(self.iter().map(|(name, value)| (name.to_string(), value.into())));
+        ResolvedValue::Map(values)
     }
-}
-
-fn layers(list: &[Layer]) -> Vec<ResolvedLayer> {
-    list.iter().map(layer).collect()
-}
-
-fn layer(layer: &Layer) -> ResolvedLayer {
-    let mut name = layer.kind.name().to_string();
-    let arguments = match &layer.kind {
-        LayerKind::Embed { positions } => {
-            let positions = match positions {
-                Positions::Learned => "learned",
-                Positions::Rotary => "rotary",
-                Positions::None => "none",
-            };
-            map([("width", layer.output.into()), ("positions", positions.into())])
-        }
-        LayerKind::Attention(a) => map([
-            ("heads", a.heads.into()),
-            ("scale", a.scale.into()),
-            ("dropout", a.dropout.into()),
-            ("bias", a.bias.into()),
-            ("rotary", a.rotary.into()),
-        ]),
-        LayerKind::Mlp(m) => map([
-            ("hidden", m.hidden.into()),
-            ("activation", m.activation.name().into()),
-            ("dropout", m.dropout.into()),
-            ("bias", m.bias.into()),
-        ]),
-        LayerKind::Moe(m) => moe(m),
-        LayerKind::LayerNorm { epsilon } | LayerKind::RmsNorm { epsilon } => map([("epsilon", (*epsilon).into())]),
-        LayerKind::Dropout { rate } => map([("rate", (*rate).into())]),
-        LayerKind::Linear { bias } => map([("width", layer.output.into()), ("bias", (*bias).into())]),
-        LayerKind::Activation(_) => BTreeMap::new(),
-        LayerKind::Residual(inner) => map([("layers", ResolvedValue::Layers(layers(inner)))]),
-        LayerKind::Block { index, layers: inner } => {
-            name = format!("blocks.{index}");
-            map([("layers", ResolvedValue::Layers(layers(inner)))])
-        }
-        LayerKind::MixtureOfDepths(m) => map([
-            ("capacity", m.capacity.into()),
-            ("weight", m.weight.into()),
-            ("layers", ResolvedValue::Layers(layers(&m.layers))),
-        ]),
-        LayerKind::MultiHash(m) => map([
-            ("hidden", m.hidden.into()),
-            ("buckets", m.buckets.into()),
-            ("hashes", m.hashes.into()),
-            ("activation", m.activation.name().into()),
-            ("dropout", m.dropout.into()),
-            ("seed", m.seed.into()),
-        ]),
-        LayerKind::Unembed { tied, bias } => map([("tied", (*tied).into()), ("bias", (*bias).into())]),
-    };
-    ResolvedLayer { layer: name, arguments }
-}
-
-fn moe(moe: &Moe) -> BTreeMap<String, ResolvedValue> {
-    let mut route = map([("router", moe.route.strategy.name().into())]);
-    route.extend(moe.route.arguments.iter().map(|(name, value)| (name.to_string(), value.into())));
-    let balance = moe.balance.iter().map(|balance| {
-        let mut loss = map([("loss", balance.loss.name.into())]);
-        loss.extend(balance.arguments.iter().map(|(name, value)| (name.to_string(), value.into())));
-        ResolvedValue::Map(loss)
-    });
-    let mut arguments = map([
-        ("experts", moe.experts.into()),
-        ("expert", ResolvedValue::Layers(layers(&moe.expert))),
-        ("route", ResolvedValue::Map(route)),
-        ("balance", ResolvedValue::List(balance.collect())),
-    ]);
-    if moe.shared > 0 {
-        arguments.insert("shared".into(), moe.shared.into());
-        arguments.insert("shared_expert".into(), ResolvedValue::Layers(layers(&moe.shared_expert)));
-    }
-    if let Some(capacity) = moe.capacity {
-        let capacity = map([
-            ("factor", capacity.factor.into()),
-            ("evaluation_factor", capacity.evaluation_factor.into()),
-            ("minimum", capacity.minimum.into()),
-            ("order", capacity.order.word().into()),
-            ("renormalise", if capacity.renormalise { "after" } else { "before" }.into()),
-        ]);
-        arguments.insert("capacity".into(), ResolvedValue::Map(capacity));
-    }
-    arguments
 }
 
 /// The name and the settings of an optimiser or schedule.

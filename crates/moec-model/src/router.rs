@@ -7,17 +7,8 @@
 use moec_ir::{Builder, Input, Op, Tensor, TensorType, Value};
 
 use crate::argument::{Arguments, ParameterSpec};
-use crate::emit::{Emitter, NoisePolicy, Role};
+use crate::emit::{Emitter, Mode, NoisePolicy, Role};
 use crate::state::{StateInit, StateSource};
-
-/// What a function of the program is for. Dropout and training noise exist only in [`Mode::Train`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// A training step.
-    Train,
-    /// Evaluation and sampling.
-    Evaluate,
-}
 
 /// What a strategy looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -156,11 +147,15 @@ pub trait RoutingStrategy: Send + Sync {
     /// The arguments it takes. A strategy that chooses experts for tokens declares how many as `k`.
     fn parameters(&self) -> &[ParameterSpec];
 
-    /// Papers and code it follows.
-    fn references(&self) -> &[&str];
+    /// Papers and code it follows; none unless the strategy says some.
+    fn references(&self) -> &[&str] {
+        &[]
+    }
 
-    /// Its equations with shapes, and what it costs, in lines of plain text.
-    fn equations(&self) -> &str;
+    /// Its equations with shapes, and what it costs, in lines of plain text; none unless the strategy says some.
+    fn equations(&self) -> &str {
+        ""
+    }
 
     /// Whether the arguments go together and suit the number of experts, E.
     ///
@@ -173,13 +168,20 @@ pub trait RoutingStrategy: Send + Sync {
     /// What it declares about itself.
     fn traits(&self, arguments: &Arguments) -> Traits;
 
+    /// The arguments that stand for the strategy in general: the defaults, and the least value where there is none.
+    fn default_arguments(&self) -> Arguments {
+        Arguments::least(self.name(), self.parameters())
+    }
+
+    /// What it declares about itself in general.
+    fn default_traits(&self) -> Traits {
+        self.traits(&self.default_arguments())
+    }
+
     /// How many of E experts work on a token, on average over sequences of T tokens: what tables of cost and active
     /// parameters count with. Unless the strategy says otherwise, the argument `k`, or all if there is none.
     fn experts_per_token(&self, arguments: &Arguments, experts: usize, _time: usize) -> f64 {
-        match arguments.get("k") {
-            Some(_) => arguments.size("k") as f64,
-            None => experts as f64,
-        }
+        arguments.get("k").map_or(experts as f64, |_| arguments.size("k") as f64)
     }
 
     /// Builds the graph that routes the tokens. The scope of the `moe` layer is open, so names are relative to it.
@@ -421,12 +423,12 @@ impl RoutingContext<'_> {
 
     /// Number of tokens, N.
     pub fn token_count(&self) -> usize {
-        self.emitter.builder.ty(self.tokens).shape.first().copied().unwrap_or(0)
+        self.emitter.builder.extent(self.tokens, 0)
     }
 
     /// Width of the activations, C.
     pub fn width(&self) -> usize {
-        self.emitter.builder.ty(self.tokens).shape.get(1).copied().unwrap_or(0)
+        self.emitter.builder.extent(self.tokens, 1)
     }
 
     /// Whether this is a training step.
@@ -436,7 +438,7 @@ impl RoutingContext<'_> {
 
     /// `x [N, I] -> [N, output]` with the parameters `NAME.weight [output, I]` and, if asked, `NAME.bias [output]`.
     pub fn linear(&mut self, name: &str, x: Value, output: usize, bias: bool) -> Value {
-        let input = self.emitter.builder.ty(x).shape.last().copied().unwrap_or(0);
+        let input = self.emitter.builder.columns(x);
         match self.nested {
             None => self.emitter.linear(name, x, input, output, bias),
             Some(Nested { experts, offsets }) => {
@@ -450,7 +452,7 @@ impl RoutingContext<'_> {
         if self.nested.is_some() {
             self.refuse("has a linear map with initial values of its own, which an expert cannot hold");
         }
-        let input = self.emitter.builder.ty(x).shape.last().copied().unwrap_or(0);
+        let input = self.emitter.builder.columns(x);
         self.emitter.scoped(name, |e| e.linear_of(x, (input, output), weight, bias))
     }
 

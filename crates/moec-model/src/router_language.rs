@@ -16,13 +16,14 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
+use moec_ir::internal_error;
 use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span};
 
 use crate::argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
-use crate::arithmetic::NoResult;
-use crate::model::Number;
+use crate::arithmetic::{NoResult, Number};
+use crate::emit::Mode;
 use crate::registry::Registry;
-use crate::router::{Mode, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::router::{Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 use derive::Derived;
 use kinds::{Columns, Kind, Shape};
@@ -110,8 +111,7 @@ impl LanguageRouter {
             Some(ArgumentValue::Int(value)) => Number::Int(*value),
             Some(ArgumentValue::Float(value)) => Number::Float(*value),
             Some(ArgumentValue::Bool(value)) => Number::Bool(*value),
-            // Required and not given: asked for what it is like without arguments.
-            _ => Number::Int(2),
+            value => internal_error!("`{name}` of `{}` is {value:?}, not a number", self.name),
         };
         let values = self.program.parameters.iter().map(|name| value(name)).collect();
         Situation::new(&self.program, values, sizes, training)
@@ -135,10 +135,6 @@ impl RoutingStrategy for LanguageRouter {
         &self.parameters
     }
 
-    fn references(&self) -> &[&str] {
-        &[]
-    }
-
     fn equations(&self) -> &str {
         &self.equations
     }
@@ -146,7 +142,8 @@ impl RoutingStrategy for LanguageRouter {
     fn check(&self, arguments: &Arguments, experts: usize) -> Result<(), String> {
         // More choices than experts have a message of their own where they are called `k`.
         let known = self.derived(arguments, experts, false).experts_per_token;
-        let all_chosen = arguments.size("k") > experts && known.is_some_and(|k| k > experts);
+        let called_k = arguments.get("k").is_some_and(|_| arguments.size("k") > experts);
+        let all_chosen = called_k && known.is_some_and(|k| k > experts);
         for training in [true, false] {
             let situation = self.situation(arguments, [experts, SOME_WIDTH, SOME_TOKENS], training);
             for step in &self.program.steps {
@@ -177,6 +174,16 @@ impl RoutingStrategy for LanguageRouter {
             }
         }
         Ok(())
+    }
+
+    /// Two of whatever a required argument counts: a single choice would be an exception.
+    fn default_arguments(&self) -> Arguments {
+        let required = self.parameters.iter().filter(|spec| spec.default == DefaultValue::Required);
+        required.fold(Arguments::defaults(&self.name, &self.parameters), |arguments, spec| match spec.ty {
+            ParameterType::Float(_) => arguments.with(&spec.name, 2.0),
+            ParameterType::Bool => arguments.with(&spec.name, true),
+            _ => arguments.with(&spec.name, 2),
+        })
     }
 
     fn traits(&self, arguments: &Arguments) -> Traits {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use moec_ir::{Tensor, TensorType};
+use moec_ir::{Invariant, Tensor, TensorType};
 
 /// Initial value of a state.
 #[derive(Clone, Debug)]
@@ -29,9 +29,8 @@ impl TrainingText<'_> {
     pub fn counts(&self) -> Vec<u64> {
         let mut counts = vec![0; self.vocab];
         for &token in self.tokens {
-            if let Some(count) = usize::try_from(token).ok().and_then(|t| counts.get_mut(t)) {
-                *count += 1;
-            }
+            let count = usize::try_from(token).ok().and_then(|token| counts.get_mut(token));
+            *count.invariant("each token has a number of the vocabulary") += 1;
         }
         counts
     }

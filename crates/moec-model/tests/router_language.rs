@@ -7,9 +7,9 @@ use std::path::Path;
 
 use moec_ir::{Data, Evaluation, Stage, Tensor, evaluate, print, verify};
 use moec_model::{
-    Arguments, Causality, CheckOptions, Checked, Compares, Form, InitScheme, Layer, LayerKind, LowerOptions, Lowered,
-    Mode, Model, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy,
-    Traits, Verdict, check, lower, lower_layer,
+    Arguments, Causality, CheckOptions, Checked, Compares, Form, InitScheme, Layer, LowerOptions, Lowered, Mode, Model,
+    Moe, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy, Traits,
+    Verdict, check, lower, lower_layer,
 };
 use moec_syntax::{SourceFile, format, parse};
 
@@ -93,12 +93,12 @@ fn layer(router: &str, arguments: &str, experts: usize, more: &str) -> Layer {
          moe(experts: {experts} * mlp(hidden: 3), route: r{arguments}{more})\n  unembed }}"
     );
     let layers = checked(&SourceFile::new("router.moe", text)).model.unwrap().layers;
-    layers.into_iter().find(|layer| matches!(layer.kind, LayerKind::Moe(_))).unwrap()
+    layers.into_iter().find(|layer| layer.of::<Moe>().is_some()).unwrap()
 }
 
 fn traits(router: &str, arguments: &str) -> Traits {
     let layer = layer(router, arguments, 4, ", allow: lookahead, balance: [importance]");
-    let LayerKind::Moe(moe) = layer.kind else { panic!("no moe") };
+    let moe = layer.of::<Moe>().unwrap();
     moe.route.strategy.traits(&moe.route.arguments)
 }
 
@@ -153,8 +153,9 @@ fn the_reference_shows_a_router_that_is_sound_and_names_every_function() {
     assert_eq!(format(&SourceFile::new("readme", text)).unwrap(), text);
     let strategy = {
         let text = text.replace("fair_top_k", "r");
-        let LayerKind::Moe(moe) = layer(&text, "(k: 2)", 4, "").kind else { panic!("no moe") };
-        moe.route.strategy
+        let layer = layer(&text, "(k: 2)", 4, "");
+        let moe = layer.of::<Moe>().unwrap();
+        moe.route.strategy.clone()
     };
     assert_eq!(strategy.summary(), "Top-k of sigmoids; a bias that only selects keeps the experts equally busy");
     let kept = "\nParameters: scores.weight [experts, width]. State: bias [experts].\n\
@@ -234,7 +235,7 @@ fn experts_per_token_are_known_where_the_expressions_say_so() {
     let experts_of = |body: &str| {
         let router = format!("router r(k: int) {{ let l = linear(x, experts) {body} }}");
         let layer = layer(&router, "(k: 3)", 7, ", balance: [importance]");
-        let LayerKind::Moe(moe) = layer.kind else { panic!("no moe") };
+        let moe = layer.of::<Moe>().unwrap();
         moe.route.experts_per_token(7, 4)
     };
     for (body, expected) in [
@@ -391,14 +392,15 @@ fn a_state_changes_in_training_only_and_by_its_rule() {
 #[test]
 fn arguments_that_cannot_be_are_refused_where_they_are_given() {
     let strategy = |text: &str| -> std::sync::Arc<dyn RoutingStrategy> {
-        let LayerKind::Moe(moe) = layer(text, "(k: 1)", 4, "").kind else { panic!("no moe") };
-        moe.route.strategy
+        let layer = layer(text, "(k: 1)", 4, "");
+        let moe = layer.of::<Moe>().unwrap();
+        moe.route.strategy.clone()
     };
     let r = strategy(
         "router r(k: int, of: int = 2) { let h = linear(x, of, name: \"h\") let v, c = top_k(linear(h, experts, name: \"l\"), k) \
          return token_choice(experts: c, weights: v / k) }",
     );
-    let with = |k: i64, of: i64| Arguments::defaults(r.parameters()).with("k", k).with("of", of);
+    let with = |k: i64, of: i64| Arguments::defaults(r.name(), r.parameters()).with("k", k).with("of", of);
     assert_eq!(r.check(&with(4, 2), 4), Ok(()));
     assert_eq!(r.check(&with(2, 0), 4), Err("would have a tensor of 0 columns".to_string()));
     assert_eq!(r.check(&with(0, 1), 4), Err("would have a tensor of 0 columns".to_string()));

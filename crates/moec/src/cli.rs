@@ -52,6 +52,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Check(args) => (args.spec.message_format, cmd::check::run(args, registry, &console)),
         Command::Fmt(args) => (MessageFormat::Full, cmd::fmt::run(args, &console)),
         Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, &console)),
+        Command::Layers(args) => (MessageFormat::Full, cmd::layers::run(args, &console)),
         Command::Routers(args) => (MessageFormat::Full, cmd::routers::run(args, registry, &console)),
         Command::Compile(args) => (args.spec.message_format, cmd::compile::run(args, registry, &console)),
         Command::Train(args) => (args.spec.message_format, cmd::train::run(args, registry, &console)),

@@ -6,42 +6,44 @@ use std::collections::BTreeSet;
 use indexmap::IndexMap;
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
 
+use super::checker::{Checker, Scope};
 use super::values::describe;
-use super::{Checker, Scope, listed};
 use crate::argument::{ArgumentValue, Arguments, DefaultValue, ParameterSpec, ParameterType};
-use crate::model::Number;
+use crate::arithmetic::Number;
+use crate::words::{any_of, listed};
 
 /// Checked arguments of one call.
-pub(super) struct Resolved<'e> {
+pub(crate) struct Resolved<'e> {
     /// Values, with defaults for what was not given.
-    pub(super) arguments: Arguments,
+    pub(crate) arguments: Arguments,
     /// Arguments that the layer itself reads.
-    pub(super) forms: IndexMap<Cow<'static, str>, &'e ast::Expr>,
+    pub(crate) forms: IndexMap<Cow<'static, str>, &'e ast::Expr>,
     /// Whether there was a fault.
-    pub(super) failed: bool,
+    pub(crate) failed: bool,
 }
 
 /// The thing whose arguments are checked.
 #[derive(Clone, Copy)]
-pub(super) struct Owner<'o> {
+pub(crate) struct Owner<'o> {
     /// Its name.
-    pub(super) name: &'o str,
+    pub(crate) name: &'o str,
     /// What it is, such as `layer`.
-    pub(super) kind: &'o str,
+    pub(crate) kind: &'o str,
     /// Where its name was written.
-    pub(super) span: Span,
+    pub(crate) span: Span,
 }
 
 impl<'a> Checker<'a> {
     /// Checks `list` against what `owner` declares and reports every fault in it.
-    pub(super) fn arguments<'e>(
+    pub(crate) fn arguments<'e>(
         &mut self,
         owner: Owner<'_>,
         specs: &[ParameterSpec],
         list: &'e [ast::Argument],
         scope: Scope,
     ) -> Resolved<'e> {
-        let mut resolved = Resolved { arguments: Arguments::defaults(specs), forms: IndexMap::new(), failed: false };
+        let mut resolved =
+            Resolved { arguments: Arguments::defaults(owner.name, specs), forms: IndexMap::new(), failed: false };
         let mut given: IndexMap<Cow<'static, str>, Span> = IndexMap::new();
         for argument in list {
             let Some(spec) = self.parameter(owner, specs, argument, &given, list) else {
@@ -67,7 +69,7 @@ impl<'a> Checker<'a> {
                 continue;
             }
             match self.value(owner, spec, &argument.value, scope) {
-                Some(value) => resolved.arguments.set(spec.name.clone(), value, argument.value.span),
+                Some(value) => resolved.arguments.set(&spec.name, value, argument.value.span),
                 None => resolved.failed = true,
             }
         }
@@ -164,7 +166,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Checks one value against what is declared.
-    pub(super) fn value(
+    pub(crate) fn value(
         &mut self,
         owner: Owner<'_>,
         spec: &ParameterSpec,
@@ -268,18 +270,6 @@ impl<'a> Checker<'a> {
         .note(format!("`{}`: {}", spec.name, spec.help));
         self.report(d);
         None
-    }
-}
-
-/// `a`, `b` or `c`
-pub(super) fn any_of(words: &[&str]) -> String {
-    match words.split_last() {
-        Some((last, [])) => format!("`{last}`"),
-        Some((last, rest)) => {
-            let rest: Vec<String> = rest.iter().map(|word| format!("`{word}`")).collect();
-            format!("{} or `{last}`", rest.join(", "))
-        }
-        None => "nothing".to_string(),
     }
 }
 

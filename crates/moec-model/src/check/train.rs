@@ -7,11 +7,12 @@ use moec_plan::{Conflict, SettingKind};
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, TrainSetting, did_you_mean};
 
 use super::arguments::Owner;
+use super::checker::{Checker, Scope};
 use super::overrides::in_file;
 use super::values::describe;
-use super::{Checker, Scope, listed};
 use crate::argument::{Arguments, DefaultValue, ParameterSpec};
 use crate::recipe::{DataSource, Recipe, SettingForm, SettingSpec, Written, train_settings};
+use crate::words::{any_of, listed};
 
 impl<'a> Checker<'a> {
     /// Checks the recipe of a file; `None` if it has faults.
@@ -133,8 +134,8 @@ impl<'a> Checker<'a> {
                 let spec = ParameterSpec::optional(spec.name, *ty, *default, spec.help);
                 let owner = Owner { name: "train", kind: "setting", span: name.span };
                 let checked_value = self.value(owner, &spec, &value.value, Scope::default())?;
-                let mut arguments = Arguments::default();
-                arguments.set(spec.name, checked_value, value.value.span);
+                let mut arguments = Arguments::defaults(owner.name, std::slice::from_ref(&spec));
+                arguments.set(&spec.name, checked_value, value.value.span);
                 checked("", arguments)
             }
             (SettingForm::Arguments(specs), TrainSetting::Call(call)) => {
@@ -173,7 +174,7 @@ impl<'a> Checker<'a> {
         };
         let names = || choices.iter().map(|(name, _)| *name);
         let mut d = Diagnostic::new(code, format!("there is no {} named `{word}`", spec.name))
-            .primary(span, format!("expected {}", super::arguments::any_of(&names().collect::<Vec<_>>())));
+            .primary(span, format!("expected {}", any_of(&names().collect::<Vec<_>>())));
         if let Some(near) = did_you_mean(word, names()).or_else(|| names().find(|name| name.starts_with(word))) {
             d = d.patch(span, near, "use the name that it has");
         }

@@ -2,23 +2,13 @@
 
 use moec_syntax::{self as ast, BinaryOperator as B, Code, Diagnostic, ExprKind, Span, UnaryOperator, did_you_mean};
 
-use super::{Checker, Scope, names_in, names_in_body};
-use crate::arithmetic::NoResult;
-use crate::model::Number;
-
-impl Number {
-    /// What it is, in words.
-    pub(crate) fn kind(self) -> &'static str {
-        match self {
-            Number::Int(_) => "an integer",
-            Number::Float(_) => "a float",
-            Number::Bool(_) => "a boolean",
-        }
-    }
-}
+use super::checker::{Checker, Scope};
+use super::{names_in, names_in_body};
+use crate::arithmetic::{NoResult, Number};
+use crate::words::listed;
 
 /// What an expression is, in words, without evaluating it.
-pub(super) fn describe(expr: &ast::Expr) -> &'static str {
+pub(crate) fn describe(expr: &ast::Expr) -> &'static str {
     match &expr.kind {
         ExprKind::Int(_) => "an integer",
         ExprKind::Float(_) => "a float",
@@ -81,7 +71,7 @@ impl<'a> Checker<'a> {
                 if names.is_empty() {
                     d.note("no names are defined here")
                 } else {
-                    d.note(format!("defined here: {}", super::listed(names.into_iter().rev().take(12))))
+                    d.note(format!("defined here: {}", listed(names.into_iter().rev().take(12))))
                 }
             }
         };

@@ -14,8 +14,8 @@ use moec_syntax::{
 use super::functions::{self, ROUTER_RESULTS};
 use super::kinds::{Columns, Extent, Kind, Of, Shape};
 use super::program::{Action, Assigned, Expr, Node, Num, NumNode, Program, Returned, State, Step};
-use crate::check::listed;
-use crate::model::Number;
+use crate::arithmetic::Number;
+use crate::words::listed;
 
 /// Names that mean something in every router, and what.
 const BUILT_IN: [(&str, &str); 8] = [

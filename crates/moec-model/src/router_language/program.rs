@@ -8,8 +8,7 @@ use moec_ir::{Binary, Unary};
 use moec_syntax::{BinaryOperator, Span};
 
 use super::kinds::{Columns, Extent, Kind, Shape};
-use crate::arithmetic::NoResult;
-use crate::model::Number;
+use crate::arithmetic::{NoResult, Number};
 
 /// A checked router.
 #[derive(Clone, Debug)]

@@ -3,8 +3,8 @@
 use moec_ir::Unary;
 
 use crate::argument::{Arguments, ParameterSpec};
-use crate::emit::Role;
-use crate::router::{Compares, Mode, Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::emit::{Mode, Role};
+use crate::router::{Compares, Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
 
 /// Every expert gets equally many tokens of the batch, so that the sum of the scores `s = x w_eᵀ` is as large as that
 /// allows; the weight is `sigmoid(s)`. In evaluation each token goes to the expert with its largest score.

@@ -3,7 +3,8 @@
 use moec_ir::Binary;
 
 use crate::argument::{Arguments, DefaultValue, ParameterSpec, ParameterType};
-use crate::router::{Mode, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::emit::Mode;
+use crate::router::{Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 /// The two most probable experts with their probabilities divided by their sum. In training the second is used with
 /// probability `min(1, 2 g_2)`: a small weight is not worth a place in an expert of bounded capacity (algorithm 1 of

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use moec_ir::random;
-use moec_ir::{DType, Data, Tensor, TensorType, Value};
+use moec_ir::{DType, Data, Invariant, Tensor, TensorType, Value, internal_error};
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::router::{Compares, Reads, Routing, RoutingContext, RoutingStrategy, Traits};
@@ -172,7 +172,8 @@ fn table(
         "previous" => vocab + 1,
         "bigram" => (vocab + 1).saturating_mul(vocab),
         "position" => time,
-        _ => vocab,
+        "token" => vocab,
+        other => internal_error!("nothing is hashed by {other}"),
     };
     let ty = TensorType { dtype: DType::I32, shape: vec![keys] };
     let (by, made) = (by.to_string(), made.to_string());
@@ -186,7 +187,8 @@ fn table(
                 // The mark before the first token belongs to no cluster.
                 if by == "previous" { [0].into_iter().chain(entries).collect() } else { entries }
             }
-            _ => (0..keys).map(|key| drawn_bucket(seed, key, experts)).collect(),
+            ("random", _) => (0..keys).map(|key| drawn_bucket(seed, key, experts)).collect(),
+            (made, _) => internal_error!("a {made} table without a run, which the check asks for"),
         };
         Tensor::new(vec![keys], Data::I32(entries)).ok_or_else(|| "the hash table has the wrong size".to_string())
     })
@@ -208,12 +210,8 @@ fn uniform(seed: usize, purpose: u64, index: usize) -> f64 {
 /// How often each key occurs in the training text.
 fn frequencies(text: &TrainingText<'_>, by: &str, keys: usize, time: usize) -> Vec<u64> {
     let mut counts = vec![0; keys];
-    let index = |token: i32| usize::try_from(token).unwrap_or(0);
-    let mut add = |key: usize| {
-        if let Some(count) = counts.get_mut(key) {
-            *count += 1;
-        }
-    };
+    let index = |token: i32| usize::try_from(token).invariant("tokens are numbered from 0 on");
+    let mut add = |key: usize| *counts.get_mut(key).invariant("each token has a number of the vocabulary") += 1;
     match by {
         "previous" => text.tokens.iter().for_each(|&t| add(index(t) + 1)),
         "bigram" => {
@@ -221,7 +219,8 @@ fn frequencies(text: &TrainingText<'_>, by: &str, keys: usize, time: usize) -> V
         }
         // Every position occurs equally often.
         "position" => (0..time).for_each(add),
-        _ => text.tokens.iter().for_each(|&t| add(index(t))),
+        "token" => text.tokens.iter().for_each(|&t| add(index(t))),
+        other => internal_error!("no table counts by {other}"),
     }
     counts
 }
@@ -234,7 +233,7 @@ pub(crate) fn balanced(frequencies: &[u64], buckets: usize) -> Vec<i32> {
     let mut loads = vec![(0u64, 0usize); buckets.max(1)];
     let mut table = vec![0; frequencies.len()];
     for key in order {
-        let bucket = (0..loads.len()).min_by_key(|&b| (loads[b], b)).unwrap_or(0);
+        let bucket = (0..loads.len()).min_by_key(|&b| (loads[b], b)).invariant("there is a bucket");
         loads[bucket].0 += frequencies[key];
         loads[bucket].1 += 1;
         table[key] = bucket as i32;
@@ -245,7 +244,7 @@ pub(crate) fn balanced(frequencies: &[u64], buckets: usize) -> Vec<i32> {
 /// k-means on the rows of `vectors`: k-means++ centres (Arthur & Vassilvitskii 2007) from the seed, then Lloyd's
 /// iterations until nothing changes. A cluster that loses all its vectors keeps its centre.
 pub(crate) fn cluster(vectors: &Tensor, clusters: usize, seed: usize) -> Vec<i32> {
-    let columns = vectors.shape().last().copied().unwrap_or(1).max(1);
+    let &columns = vectors.shape().last().invariant("token vectors are a matrix");
     let values = vectors.to_f64();
     let rows: Vec<&[f64]> = values.chunks(columns).collect();
     let distance = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum() };
@@ -278,7 +277,7 @@ pub(crate) fn cluster(vectors: &Tensor, clusters: usize, seed: usize) -> Vec<i32
         for (entry, row) in assignment.iter_mut().zip(&rows) {
             let best = (0..centres.len())
                 .min_by(|&a, &b| distance(row, &centres[a]).total_cmp(&distance(row, &centres[b])))
-                .unwrap_or(0);
+                .invariant("there are as many centres as clusters, and at least one");
             changed |= std::mem::replace(entry, best) != best;
         }
         for (c, centre) in centres.iter_mut().enumerate() {

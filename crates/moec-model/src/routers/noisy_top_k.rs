@@ -3,7 +3,8 @@
 use moec_ir::Unary;
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
-use crate::router::{Mode, NoisyScores, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::emit::Mode;
+use crate::router::{NoisyScores, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 /// Top-k of scores with trained Gaussian noise: `h = c + z * s` with `c = x Wᵀ + b`, `s = softplus(x W_nᵀ + b_n) +
 /// epsilon` and `z` standard normal; the weights are the softmax over the k largest `h` (equations 3 to 5 of the

@@ -3,7 +3,8 @@
 use moec_ir::{Binary, Tensor, Unary, Value};
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
-use crate::router::{Mode, Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::emit::Mode;
+use crate::router::{Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
 
 /// The k experts with the largest `s + b`, where `s = sigmoid(x Wᵀ)` and b is a bias per expert that only selects: the
 /// weights are the s of the chosen divided by their sum. After every training step b of an expert with more tokens than
@@ -132,7 +133,7 @@ fn within_groups(b: &mut moec_ir::Builder, scores: Value, experts: usize, groups
     if kept >= groups {
         return scores;
     }
-    let tokens = b.shape(scores).first().copied().unwrap_or(0);
+    let tokens = b.extent(scores, 0);
     let size = experts / groups;
     let grouped = b.reshape(scores, [tokens * groups, size]);
     let (best, _) = b.top_k(grouped, size.min(2));

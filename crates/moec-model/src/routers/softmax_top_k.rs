@@ -65,12 +65,11 @@ does not train the router."
         let (k, experts) = (arguments.size("k"), context.experts());
         let logits = context.linear("router", context.tokens(), experts, arguments.bool("bias"));
         let b = context.builder();
-        let (scores, probabilities) = match arguments.word("normalize") {
-            "all" => {
-                let probabilities = b.softmax(logits);
-                (probabilities, Some(probabilities))
-            }
-            _ => (logits, None),
+        let (scores, probabilities) = if arguments.word("normalize") == "all" {
+            let probabilities = b.softmax(logits);
+            (probabilities, Some(probabilities))
+        } else {
+            (logits, None)
         };
         // Selecting by the logits in either case: two probabilities can round to the same number.
         let (top, chosen) = b.top_k(logits, k);

@@ -1,7 +1,8 @@
 //! Switch routing (Fedus et al. 2021).
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
-use crate::router::{Mode, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::emit::Mode;
+use crate::router::{Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 /// The expert with the largest probability, weighted by it: `p = softmax(x' Wᵀ)`, `y = p_e f_e(x)`.
 ///

@@ -45,14 +45,22 @@ pub(crate) enum Command {
   moec fmt --check my.moe    say whether it is in canonical layout (exit code 1 if not)
   moec fmt - < my.moe        format standard input to standard output")]
     Fmt(FmtArgs),
-    /// Explain a message code, a routing strategy, a balance loss, an optimizer or a schedule.
+    /// Explain a message code, a layer, a routing strategy, a balance loss, an optimizer or a schedule.
     #[command(after_help = "Examples:
   moec explain E0203
+  moec explain attention             equations with shapes, arguments, cost, decoding, references
   moec explain noisy_top_k           equations with shapes, parameters, cost, references
   moec explain importance
   moec explain mine --spec my.moe    a router that a file defines
   moec explain                       list everything that can be explained")]
     Explain(ExplainArgs),
+    /// List the layers that a file can name.
+    #[command(after_help = "Examples:
+  moec layers
+  moec layers --json
+
+`moec explain NAME` prints the equations of one.")]
+    Layers(LayersArgs),
     /// List the routing strategies and balance losses that a file can name.
     #[command(after_help = "Examples:
   moec routers
@@ -191,13 +199,22 @@ pub(crate) struct FmtArgs {
 /// `moec explain`
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// A code such as E0203, a routing strategy, balance loss, optimizer or schedule; without a name, everything is listed.
+    /// A code such as E0203, a layer, routing strategy, balance loss, optimizer or schedule; without a name, everything is
+    /// listed.
     pub(crate) name: Option<String>,
 
     /// A `.moe` file whose own routers are known too.
     #[arg(long, value_name = "FILE")]
     pub(crate) spec: Option<PathBuf>,
 
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `moec layers`
+#[derive(Debug, Args)]
+pub(crate) struct LayersArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,9 +1,9 @@
-//! The reference of routing strategies and balance losses, as text and as JSON, from what they declare.
+//! The reference of layers, routing strategies and balance losses, as text and as JSON, from what they declare.
 
 use crate::cli::exit::{Exit, Failure};
 use crate::read_source;
 use moec_model::{
-    Arguments, BalanceLoss, CheckOptions, Compares, DefaultValue, ParameterSpec, Quantity, Randomness, Reads, Registry,
+    BalanceLoss, CheckOptions, Compares, DefaultValue, LayerSpec, ParameterSpec, Quantity, Randomness, Reads, Registry,
     RoutingStrategy, Traits,
 };
 use moec_plan::{OPTIMIZERS, SCHEDULES, Setting};
@@ -74,8 +74,7 @@ fn with_file(registry: &Registry, path: &Path) -> Result<Registry, Failure> {
 
 impl Entry {
     fn traits(&self) -> Traits {
-        // Of required arguments, which have no default, none decides about what is declared.
-        self.strategy.traits(&Arguments::defaults(self.strategy.parameters()))
+        self.strategy.default_traits()
     }
 
     /// Name, origin, verdict and parameters.
@@ -139,6 +138,45 @@ impl Entry {
     }
 }
 
+/// Name, summary and arguments of a layer.
+pub(crate) fn layer_brief(layer: &LayerSpec) -> String {
+    format!("{}\n  {}\n{}", layer.name, layer.summary, parameter_lines(layer.parameters))
+}
+
+/// Everything that is known about a layer.
+pub(crate) fn layer_full(layer: &LayerSpec) -> String {
+    let mut text = format!("{}, a layer: {}\n\n", layer.name, layer.summary);
+    for line in layer.equations.lines() {
+        text.push_str(&format!("    {line}\n"));
+    }
+    text.push_str("\nArguments\n");
+    match layer.parameters {
+        [] => text.push_str("  none\n"),
+        parameters => text.push_str(&parameter_lines(parameters)),
+    }
+    for (form, parameters) in layer.forms {
+        text.push_str(&format!("\nArguments of {form}(..)\n{}", parameter_lines(parameters)));
+    }
+    text.push_str(&format!("\nDecoding  {}\n", layer.decoding));
+    text.push_str(&reference_lines(layer.references));
+    text
+}
+
+pub(crate) fn layer_json(layer: &LayerSpec) -> Value {
+    let forms = layer.forms.iter().map(|(form, parameters)| (form.to_string(), parameters_json(parameters).into()));
+    json!({
+        "kind": "layer",
+        "name": layer.name,
+        "summary": layer.summary,
+        "has_layers": layer.has_layers,
+        "parameters": parameters_json(layer.parameters),
+        "forms": forms.collect::<serde_json::Map<String, Value>>(),
+        "equations": layer.equations,
+        "decoding": layer.decoding,
+        "references": layer.references,
+    })
+}
+
 /// Name, summary and parameters of a balance loss.
 pub(crate) fn loss_brief(loss: &BalanceLoss) -> String {
     format!("{}\n  {}\n{}", loss.name, loss.summary, parameter_lines(&loss.all_parameters()))
@@ -151,7 +189,7 @@ pub(crate) fn loss_full(loss: &BalanceLoss, registry: &Registry) -> String {
     let fits: Vec<&str> = registry
         .routers()
         .filter(|r| {
-            let traits = r.traits(&Arguments::defaults(r.parameters()));
+            let traits = r.default_traits();
             loss.needs.iter().all(|q| traits.provides.contains(q))
         })
         .map(|r| r.name())
@@ -319,7 +357,7 @@ fn quantity(quantity: Quantity) -> &'static str {
 pub(crate) fn unknown(name: &str, known: &[String]) -> Failure {
     let failure = Failure::new(
         Exit::Usage,
-        format!("there is no message code, router, balance loss, optimizer or schedule {name}"),
+        format!("there is no message code, layer, router, balance loss, optimizer or schedule {name}"),
     );
     match moec_syntax::did_you_mean(name, known.iter().map(String::as_str)) {
         Some(near) => failure.help(format!("did you mean {near}?")),

@@ -8,7 +8,7 @@ use super::super::functions::{self, ROUTER_FUNCTIONS, RouterFunction};
 use super::super::kinds::{Columns, Extent, Kind, Of, Shape};
 use super::super::program::{Along, Expr, Node, Num, NumNode, Over, Reduction};
 use super::{Checker, PARTS_OF_MOE, listed};
-use crate::model::Number;
+use crate::arithmetic::Number;
 
 /// The arguments of a call, found by name or place.
 pub(super) struct Given<'a> {

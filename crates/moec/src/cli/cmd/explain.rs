@@ -1,10 +1,10 @@
-//! `moec explain`: what a message code, a routing strategy, a balance loss, an optimiser or a schedule means.
+//! `moec explain`: what a message code, a layer, a routing strategy, a balance loss, an optimiser or a schedule means.
 
 use crate::cli::args::ExplainArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::reference::{self, Entry};
-use moec_model::Registry;
+use moec_model::{LAYERS, Registry};
 use moec_syntax::Code;
 use serde_json::{Value, json};
 
@@ -18,11 +18,15 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
         list(args, registry, &entries, console)?;
         return Ok(Exit::Success);
     };
-    // A router and a loss can have the same name: both are explained.
+    // Things of different kinds can have the same name: all are explained.
     let (mut texts, mut values): (Vec<String>, Vec<Value>) = (Vec::new(), Vec::new());
     if let Ok(code) = name.to_uppercase().parse::<Code>() {
         texts.push(code.explain() + "\n");
         values.push(code_json(code));
+    }
+    if let Some(layer) = LAYERS.iter().find(|layer| layer.name == name) {
+        texts.push(reference::layer_full(layer));
+        values.push(reference::layer_json(layer));
     }
     if let Some(entry) = entries.iter().find(|e| e.strategy.name() == name) {
         texts.push(entry.full());
@@ -50,13 +54,18 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
 fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Console) -> Result<(), Failure> {
     if args.json {
         let codes = Code::ALL.iter().map(|c| code_json(*c));
+        let layers = LAYERS.iter().map(|layer| reference::layer_json(layer));
         let routers = entries.iter().map(Entry::json);
         let losses = registry.losses().map(reference::loss_json);
         let parts = reference::recipe_parts().map(|part| part.json());
-        return console.json(&Value::Array(codes.chain(routers).chain(losses).chain(parts).collect()));
+        let all = codes.chain(layers).chain(routers).chain(losses).chain(parts);
+        return console.json(&Value::Array(all.collect()));
     }
     for code in Code::ALL {
         console.out(format!("{}  {}", code.number(), code.summary()))?;
+    }
+    for layer in LAYERS {
+        console.out(format!("{}  layer: {}", layer.name, layer.summary))?;
     }
     for entry in entries {
         console.out(format!("{}  router: {}", entry.strategy.name(), entry.strategy.summary()))?;
@@ -74,10 +83,11 @@ fn not_found(name: &str, registry: &Registry, entries: &[Entry]) -> Failure {
     let is_code = |text: &str| text.len() > 1 && text[1..].bytes().all(|b| b.is_ascii_digit());
     let upper = name.to_uppercase();
     let codes = Code::ALL.iter().map(|c| c.number().to_string());
-    let names = entries.iter().map(|e| e.strategy.name().to_string());
+    let layers = LAYERS.iter().map(|layer| layer.name.to_string());
+    let routers = entries.iter().map(|e| e.strategy.name().to_string());
+    let losses = registry.losses().map(|loss| loss.name.to_string());
     let parts = reference::recipe_parts().map(|part| part.name.to_string());
-    let losses = registry.losses().map(|l| l.name.to_string());
-    let known: Vec<String> = codes.chain(names).chain(losses).chain(parts).collect();
+    let known: Vec<String> = codes.chain(layers).chain(routers).chain(losses).chain(parts).collect();
     reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, &known)
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod export;
 pub(crate) mod fmt;
 pub(crate) mod gradcheck;
 pub(crate) mod import;
+pub(crate) mod layers;
 pub(crate) mod route;
 pub(crate) mod routers;
 pub(crate) mod sample;

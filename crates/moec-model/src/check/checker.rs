@@ -1,0 +1,185 @@
+//! What is known while a file is checked: names, blocks, overrides, faults, and the model so far.
+
+use std::collections::BTreeSet;
+
+use indexmap::IndexMap;
+use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span};
+
+use super::overrides;
+use crate::arithmetic::Number;
+use crate::model::{Causality, Positions};
+use crate::registry::Registry;
+
+/// Most diagnostics that are shown for one file; only a file that is no model at all has more.
+const MAX_DIAGNOSTICS: usize = 500;
+
+/// The names that are visible at some place, as positions in the checker's tables.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Scope {
+    pub(super) binding: Option<usize>,
+    pub(super) block: Option<usize>,
+}
+
+/// A `let` or the index of a `repeat`. `parent` is the binding visible before it.
+pub(super) struct Binding<'a> {
+    pub(super) name: &'a str,
+    /// Unknown after a fault, which has been reported.
+    pub(super) value: Option<Number>,
+    pub(super) span: Span,
+    pub(super) parent: Option<usize>,
+}
+
+/// A block with the names that its body sees.
+pub(super) struct BlockDefinition<'a> {
+    pub(super) block: &'a ast::Block,
+    pub(super) scope: Scope,
+    pub(super) parent: Option<usize>,
+}
+
+/// A value given outside the file.
+pub(super) struct Override {
+    pub(super) text: String,
+    pub(super) path: String,
+    pub(super) value: ast::Expr,
+    pub(super) used: bool,
+}
+
+pub(super) struct Checker<'a> {
+    pub(super) source: &'a SourceFile,
+    pub(super) registry: &'a Registry,
+    pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) errors: usize,
+    /// What was reported, to report it once.
+    pub(super) reported: BTreeSet<(Code, Option<Span>, String)>,
+    pub(super) bindings: Vec<Binding<'a>>,
+    pub(super) blocks: Vec<BlockDefinition<'a>>,
+    /// Routers whose definitions have faults.
+    pub(super) faulty_routers: Vec<String>,
+    pub(super) overrides: Vec<Override>,
+    /// Every `let` that was reached, by its span, with its name and whether it was read.
+    pub(super) lets: IndexMap<Span, (&'a str, bool)>,
+    pub(super) model: ModelState,
+}
+
+/// What layers tell each other about the model, so far.
+pub(crate) struct ModelFacts {
+    /// How positions enter it.
+    pub(crate) positions: Positions,
+    /// Width of the token vectors; unknown before `embed`, and after a fault in it.
+    pub(crate) width: Option<usize>,
+    /// What later tokens can do to earlier ones.
+    pub(crate) causality: Causality,
+    /// Tokens that it sees at once; unknown after a fault.
+    pub(crate) context: Option<usize>,
+    /// Size of the vocabulary, if the file says it.
+    pub(crate) vocab: Option<usize>,
+}
+
+impl Default for ModelFacts {
+    fn default() -> Self {
+        ModelFacts { positions: Positions::None, width: None, causality: Causality::Causal, context: None, vocab: None }
+    }
+}
+
+/// What is known about the model that is being checked.
+#[derive(Default)]
+pub(super) struct ModelState {
+    /// Whether overrides apply to it.
+    pub(super) chosen: bool,
+    pub(super) facts: ModelFacts,
+    /// Blocks that are being expanded, outermost first.
+    pub(super) expanding: Vec<usize>,
+    /// How deep layers are nested.
+    pub(super) depth: usize,
+    /// Statements reached, counting repetitions.
+    pub(super) reached: usize,
+    /// A limit was hit and reported; nothing more is expanded.
+    pub(super) stopped: bool,
+    /// `embed` is late, and that has been reported.
+    pub(super) late_embed: bool,
+    /// Bindings of the model's own body, to tell a name that is used too early.
+    pub(super) lets: Vec<(String, Span)>,
+    /// An `unembed` was reached, well-placed or not.
+    pub(super) unembed: bool,
+    /// Iterations of repeats in the model's body so far.
+    pub(super) iterations: usize,
+
+    /// Trained numbers so far, and the layer with most of them.
+    pub(super) parameters: u128,
+    pub(super) largest: Option<(u128, Span)>,
+}
+
+impl<'a> Checker<'a> {
+    pub(super) fn new(source: &'a SourceFile, registry: &'a Registry) -> Self {
+        Checker {
+            source,
+            registry,
+            diagnostics: Vec::new(),
+            errors: 0,
+            reported: BTreeSet::new(),
+            bindings: Vec::new(),
+            blocks: Vec::new(),
+            faulty_routers: Vec::new(),
+            overrides: Vec::new(),
+            lets: IndexMap::new(),
+            model: ModelState::default(),
+        }
+    }
+
+    /// Keeps a diagnostic, once: the body of a `repeat` and of a block is walked several times.
+    pub(super) fn report(&mut self, diagnostic: Diagnostic) {
+        let diagnostic = overrides::about(diagnostic);
+        let key = (diagnostic.code, diagnostic.span(), diagnostic.message.clone());
+        if self.reported.insert(key) {
+            self.errors += usize::from(diagnostic.is_error());
+            if self.diagnostics.len() < MAX_DIAGNOSTICS || self.errors == 1 {
+                self.diagnostics.push(diagnostic);
+            }
+        }
+    }
+
+    /// Errors so far, with those that are not shown.
+    pub(super) fn error_count(&self) -> usize {
+        self.errors
+    }
+
+    /// Warns about bindings of the model just checked that nothing reads, unless a fault may be the reason.
+    pub(super) fn unused_lets(&mut self, faultless: bool) {
+        for (span, (name, used)) in std::mem::take(&mut self.lets) {
+            if used || !faultless || name.starts_with('_') {
+                continue;
+            }
+            self.report(
+                Diagnostic::new(Code::UnusedLet, format!("`{name}` is never used"))
+                    .primary(span, "bound here")
+                    .help(format!("remove the binding, or name it `_{name}` to keep it")),
+            );
+        }
+    }
+
+    /// Names visible at a place, nearest first.
+    pub(super) fn visible(&self, scope: Scope) -> impl Iterator<Item = &Binding<'a>> {
+        let mut next = scope.binding;
+        std::iter::from_fn(move || {
+            let binding = self.bindings.get(next?)?;
+            next = binding.parent;
+            Some(binding)
+        })
+    }
+
+    /// Blocks visible at a place with their positions, nearest first.
+    pub(super) fn visible_blocks(&self, scope: Scope) -> impl Iterator<Item = (usize, &'a ast::Block)> {
+        let mut next = scope.block;
+        std::iter::from_fn(move || {
+            let at = next?;
+            let definition = self.blocks.get(at)?;
+            next = definition.parent;
+            Some((at, definition.block))
+        })
+    }
+
+    pub(super) fn bind(&mut self, scope: Scope, name: &'a str, value: Option<Number>, span: Span) -> Scope {
+        self.bindings.push(Binding { name, value, span, parent: scope.binding });
+        Scope { binding: Some(self.bindings.len() - 1), ..scope }
+    }
+}

@@ -1,0 +1,113 @@
+//! A layer of a checked model: what each kind of layer can do, whatever it is.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use moec_ir::Value;
+use moec_syntax::Span;
+
+use crate::lower::lowering::{LowerError, Lowering, Site};
+use crate::needs::Needs;
+use crate::resolved::{ResolvedLayer, ResolvedValue};
+
+/// A layer with the widths it takes and gives.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// What it is.
+    pub(crate) kind: Arc<dyn LayerKind>,
+    /// Where it was written.
+    pub span: Span,
+    /// Width of what it is given; `None` for `embed`, which is given tokens.
+    pub input: Option<usize>,
+    /// Width of what it returns; `None` for `unembed`, whose width is the vocabulary's.
+    pub output: Option<usize>,
+}
+
+impl Layer {
+    /// Its name in the file; empty for the iteration of a `repeat`.
+    pub fn name(&self) -> &'static str {
+        self.kind.name()
+    }
+
+    /// The layer as one of that kind, such as [`Moe`](crate::Moe), if it is.
+    pub fn of<K: 'static>(&self) -> Option<&K> {
+        let kind: &dyn Any = self.kind.as_ref();
+        kind.downcast_ref()
+    }
+
+    /// Whether the result for a token follows from its activations alone.
+    pub(crate) fn is_tokenwise(&self) -> bool {
+        self.kind.needs() == Needs::default()
+    }
+
+    fn resolved(&self) -> ResolvedLayer {
+        let layer = match self.kind.naming() {
+            Naming::Own | Naming::None => self.name().to_string(),
+            Naming::Block(index) => format!("blocks.{index}"),
+        };
+        ResolvedLayer { layer, arguments: self.kind.resolved() }
+    }
+}
+
+/// How the tensors of a layer are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// By the layer's name, within the names around it; the layer has a row in the table of layers.
+    Own,
+    /// Its layers are named as if they stood around it.
+    None,
+    /// By this number: an iteration of a `repeat` of the model's body.
+    Block(usize),
+}
+
+/// A kind of layer with its arguments: what is built of it, and what follows from that.
+pub(crate) trait LayerKind: Any + fmt::Debug + Send + Sync {
+    /// Its name in the file.
+    fn name(&self) -> &'static str;
+
+    /// How its tensors are named.
+    fn naming(&self) -> Naming {
+        Naming::Own
+    }
+
+    /// Builds it on `x`, the rows of the site.
+    ///
+    /// # Errors
+    /// Where a routing strategy or a loss of another crate misbehaves, or sizes cannot be.
+    fn lower(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Result<Value, LowerError>;
+
+    /// Floating point operations of the forward pass per token, with sequences of `time` tokens and a vocabulary of
+    /// `vocab`: products exactly, elementwise work by a few operations per element. Those of routers are counted by
+    /// their parameters ([`Lowering::routing`]).
+    fn flops(&self, time: usize, vocab: usize) -> f64;
+
+    /// What the result for a token depends on besides its activations, from which follows what decoding can keep.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// Its arguments by name, and `layers` for one that has layers of its own.
+    fn resolved(&self) -> BTreeMap<String, ResolvedValue>;
+}
+
+/// What a checking function returns for a layer without faults.
+pub(crate) fn checked(kind: impl LayerKind) -> Option<Arc<dyn LayerKind>> {
+    Some(Arc::new(kind))
+}
+
+/// Operations of several layers, as [`LayerKind::flops`].
+pub(crate) fn flops(layers: &[Layer], time: usize, vocab: usize) -> f64 {
+    layers.iter().map(|layer| layer.kind.flops(time, vocab)).sum()
+}
+
+/// What several layers need together.
+pub(crate) fn needs(layers: &[Layer]) -> Needs {
+    layers.iter().map(|layer| layer.kind.needs()).fold(Needs::default(), Needs::and)
+}
+
+/// Layers as plain data.
+pub(crate) fn resolved(layers: &[Layer]) -> Vec<ResolvedLayer> {
+    layers.iter().map(Layer::resolved).collect()
+}

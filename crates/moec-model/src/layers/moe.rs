@@ -1,0 +1,237 @@
+//! `moe`: a mixture of experts, what a router decided executed sparsely.
+//!
+//! Whatever the shape of the decision, it becomes one of two forms. Either every row goes to some experts with a weight
+//! each ([`Choice`]): the rows are sorted by expert, the experts run as one grouped product over ragged segments, and
+//! the results are summed per token in the order of the slots. Or every expert works on mixtures of all tokens of a
+//! sequence (soft mixture of experts).
+
+mod balance;
+mod capacity;
+mod choice;
+mod experts;
+mod metrics;
+mod route;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use moec_ir::Value;
+use moec_syntax::Span;
+
+use super::spec::LayerSpec;
+use crate::argument::{DefaultValue, ParameterSpec, ParameterType};
+use crate::check::layer::LayerCheck;
+use crate::layer::{self, Layer, LayerKind, checked};
+use crate::lower::lowering::{LowerError, Lowering, MoeLayerInfo, Site};
+use crate::needs::Needs;
+use crate::resolved::{ResolvedValue, map};
+use crate::router::{Assignment, Routing};
+use capacity::CAPACITY;
+use choice::Choice;
+
+pub use balance::WeightedLoss;
+pub use capacity::{Capacity, CapacityOrder};
+pub use route::Route;
+
+pub(super) const LAYER: LayerSpec = LayerSpec {
+    name: "moe",
+    summary: "a mixture of experts: each token goes to a few of them",
+    parameters: &[
+        ParameterSpec::required("experts", ParameterType::Form("NUMBER * EXPERT"), "the experts"),
+        ParameterSpec::required("route", ParameterType::Form("ROUTER(..)"), "how tokens are sent to experts"),
+        ParameterSpec::optional(
+            "shared",
+            ParameterType::Form("NUMBER * EXPERT"),
+            DefaultValue::Absent("none"),
+            "experts that every token goes to",
+        ),
+        ParameterSpec::optional(
+            "balance",
+            ParameterType::Form("[LOSS(weight: ..), ..]"),
+            DefaultValue::Absent("none"),
+            "balance losses",
+        ),
+        ParameterSpec::optional(
+            "capacity",
+            ParameterType::Form("capacity(factor: .., ..)"),
+            DefaultValue::Absent("unlimited"),
+            "bound on the tokens of an expert",
+        ),
+        ParameterSpec::optional(
+            "allow",
+            ParameterType::Choice(&["lookahead"]),
+            DefaultValue::Absent("nothing"),
+            "allow a router that compares tokens with later ones",
+        ),
+    ],
+    forms: &[("capacity", CAPACITY)],
+    has_layers: false,
+    equations: "\
+e, w = route(x)                                     x [N, C], e i32 [N, K], w [N, K]: experts and weights of each token
+y_n = sum_k w_nk f_{e_nk}(x_n) + sum_s g_s(x_n)     y [N, C], f_1 .. f_E the experts, g_s the shared ones
+With a capacity, an expert takes at most max(minimum, int(N K / E * factor)) tokens; the rest of the sum is 0.
+The rows of all experts are sorted by expert, and each linear map of the experts is one product over ragged segments.
+Objective of a training step: + weight * loss for each loss of `balance`.
+Parameters: those of E experts, with the axis of experts in front, of the shared experts, and of the router.
+Cost per token: K experts on average, the shared experts, and 2 for each parameter of the router.",
+    decoding: "Nothing is kept. It follows from the router: one that compares tokens, counts them or is random in \
+               evaluation, and a capacity in evaluation, have the window computed anew; `moec explain ROUTER` says more.",
+    references: &[
+        "Shazeer et al. 2017, Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv \
+         1701.06538",
+        "Gale et al. 2022, MegaBlocks: Efficient Sparse Training with Mixture-of-Experts, arXiv 2211.15841",
+    ],
+    check,
+};
+
+/// A mixture of experts.
+#[derive(Clone, Debug)]
+pub struct Moe {
+    /// Number of experts, E.
+    pub experts: usize,
+    /// The layers of each expert.
+    pub expert: Vec<Layer>,
+    /// Number of experts that every token goes to.
+    pub shared: usize,
+    /// The layers of each shared expert.
+    pub shared_expert: Vec<Layer>,
+    /// How tokens are sent to experts.
+    pub route: Route,
+    /// Balance losses.
+    pub balance: Vec<WeightedLoss>,
+    /// Bound on the tokens of an expert; every token is kept if `None`.
+    pub capacity: Option<Capacity>,
+    /// Where it was written.
+    pub span: Span,
+}
+
+fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
+    let errors = c.errors();
+    let experts = c.form("experts").and_then(|expr| experts::check(c, "experts", expr));
+    let shared = c.form("shared").map(|expr| experts::check(c, "shared", expr));
+    let route = c.form("route").and_then(|expr| route::check(c, expr));
+    let balance = c.form("balance").map(|expr| balance::check(c, expr, route.as_ref()));
+    let capacity = c.form("capacity").and_then(|expr| capacity::check(c, expr));
+    if let Some(route) = &route {
+        if let Some(experts) = &experts
+            && let Some(count) = experts.count
+        {
+            route.suits(c, count, experts.span);
+        }
+        route.causality(c, capacity);
+        route.in_expert(c);
+        route.without_use(c);
+        route.learns(c, balance.as_deref());
+    }
+    if c.errors() > errors {
+        return None;
+    }
+    let experts = experts?;
+    let (shared, shared_expert) = match shared {
+        Some(shared) => shared.and_then(|shared| Some((shared.count?, shared.layers?)))?,
+        None => (0, Vec::new()),
+    };
+    checked(Moe {
+        experts: experts.count?,
+        expert: experts.layers?,
+        shared,
+        shared_expert,
+        route: route?,
+        balance: balance.into_iter().flatten().collect(),
+        capacity: capacity.map(|(capacity, _)| capacity),
+        span: c.span(),
+    })
+}
+
+impl Moe {
+    /// What routed experts add up to, and the bound on the tokens of one.
+    fn sparse(
+        &self,
+        l: &mut Lowering,
+        site: Site<'_>,
+        x: Value,
+        routing: Routing,
+        choice: Choice,
+    ) -> Result<(Value, usize, Option<usize>), LowerError> {
+        let path = l.path();
+        let (choice, experts) = choice::leaves(l, site, choice, self.experts);
+        let (kept, capacity) = self.within_capacity(l, site, choice, experts.count);
+        let z = self.dispatched(l, site, x, kept, experts)?;
+        if l.options.loss {
+            self.balance_losses(l, site, routing, choice, experts);
+        }
+        if metrics::observed(l) {
+            metrics::balance(l, &path, experts, choice, kept);
+        }
+        l.expose(&path, site, experts.count, (choice.chosen, choice.weights), (kept.chosen, kept.weights));
+        Ok((z, experts.count, capacity))
+    }
+}
+
+impl LayerKind for Moe {
+    fn name(&self) -> &'static str {
+        LAYER.name
+    }
+
+    fn lower(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Result<Value, LowerError> {
+        let path = l.path();
+        let routing = self.route.lower(l, site, x, self.experts)?;
+        let own_losses: Vec<_> = routing.auxiliary.iter().map(|loss| (loss.name.clone(), loss.weight)).collect();
+        let (z, experts, capacity) = match routing.assignment {
+            Assignment::Slots { dispatch, combine } => {
+                self.slots_fit(l, site, x, dispatch, combine)?;
+                let z = self.mixed(l, site, x, dispatch, combine)?;
+                if l.options.loss {
+                    routing.auxiliary.into_iter().for_each(|loss| l.own_loss(&path, loss));
+                }
+                metrics::slots(l, site, self.experts, combine);
+                (z, self.experts, None)
+            }
+            Assignment::TokenChoice { .. } | Assignment::DenseGates { .. } | Assignment::ExpertChoice { .. } => {
+                let choice = self.choice(l, x, &routing.assignment)?;
+                self.sparse(l, site, x, routing, choice)?
+            }
+        };
+        let z = self.shared_experts(l, site, x, z)?;
+        let balance = self.balance.iter().map(|loss| (loss.loss.name.to_string(), loss.weight()));
+        l.moe_layers.push(MoeLayerInfo {
+            path,
+            experts,
+            experts_per_token: self.route.experts_per_token(self.experts, site.time),
+            shared: self.shared,
+            strategy: self.route.strategy.name().to_string(),
+            capacity,
+            losses: balance.chain(own_losses).collect(),
+            span: self.span,
+        });
+        Ok(z)
+    }
+
+    fn flops(&self, time: usize, vocab: usize) -> f64 {
+        // The experts that a token meets.
+        let routed = self.route.experts_per_token(self.experts, time) * layer::flops(&self.expert, time, vocab);
+        routed + self.shared as f64 * layer::flops(&self.shared_expert, time, vocab)
+    }
+
+    fn needs(&self) -> Needs {
+        let bounded = self.capacity.is_some_and(|capacity| capacity.evaluation_factor > 0.0);
+        layer::needs(&self.expert).and(layer::needs(&self.shared_expert)).and(self.route.needs(bounded))
+    }
+
+    fn resolved(&self) -> BTreeMap<String, ResolvedValue> {
+        let mut arguments = map([
+            ("experts", self.experts.into()),
+            ("expert", ResolvedValue::Layers(layer::resolved(&self.expert))),
+            ("route", self.route.resolved()),
+            ("balance", ResolvedValue::List(self.balance.iter().map(WeightedLoss::resolved).collect())),
+        ]);
+        if self.shared > 0 {
+            arguments.insert("shared".into(), self.shared.into());
+            arguments.insert("shared_expert".into(), ResolvedValue::Layers(layer::resolved(&self.shared_expert)));
+        }
+        if let Some(capacity) = self.capacity {
+            arguments.insert("capacity".into(), capacity.resolved());
+        }
+        arguments
+    }
+}

@@ -1,0 +1,144 @@
+//! Balance losses of a `moe`: `balance: [LOSS(weight: ..), ..]` as written, and as terms of the objective.
+
+use moec_ir::Output;
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
+
+use super::Moe;
+use super::choice::{Choice, Experts};
+use super::route::{Route, named};
+use crate::argument::Arguments;
+use crate::check::arguments::Owner;
+use crate::check::layer::LayerCheck;
+use crate::check::values::describe;
+use crate::losses::{BalanceLoss, LossContext, RowKind};
+use crate::lower::lowering::{Lowering, Site};
+use crate::resolved::ResolvedValue;
+use crate::router::{Assignment, Quantity, Routing};
+use crate::words::listed;
+
+/// A balance loss with its arguments.
+#[derive(Clone, Debug)]
+pub struct WeightedLoss {
+    /// The loss.
+    pub loss: BalanceLoss,
+    /// Its arguments; `weight` is its factor in the objective.
+    pub arguments: Arguments,
+}
+
+impl WeightedLoss {
+    /// Its factor in the objective.
+    pub fn weight(&self) -> f64 {
+        self.arguments.float("weight")
+    }
+
+    /// The loss as plain data.
+    pub(super) fn resolved(&self) -> ResolvedValue {
+        self.arguments.resolved([("loss", self.loss.name.into())])
+    }
+}
+
+/// Checks what `balance:` is given; losses with faults are left out.
+pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Vec<WeightedLoss> {
+    let Some(expr) = c.chosen(expr) else { return Vec::new() };
+    let ExprKind::List(list) = &expr.kind else {
+        let mut d = Diagnostic::new(Code::WrongType, format!("`balance` must be a list, not {}", describe(expr)))
+            .primary(expr.span, "expected `[LOSS(weight: ..), ..]`");
+        if named(expr).is_some() {
+            d = d.patch(expr.span, format!("[{}]", c.text(expr.span)), "make it a list");
+        }
+        c.report(d);
+        return Vec::new();
+    };
+    let mut losses: Vec<(WeightedLoss, Span)> = Vec::new();
+    for item in list {
+        let Some(loss) = weighted(c, item, route) else { continue };
+        if let Some((_, first)) = losses.iter().find(|(other, _)| other.loss.name == loss.loss.name) {
+            let d = Diagnostic::new(Code::DuplicateArgument, format!("loss `{}` is listed twice", loss.loss.name))
+                .primary(item.span, "listed again here")
+                .secondary(*first, "first listed here")
+                .help("remove one of them");
+            c.report(d);
+            continue;
+        }
+        losses.push((loss, item.span));
+    }
+    losses.into_iter().map(|(loss, _)| loss).collect()
+}
+
+fn weighted<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Option<WeightedLoss> {
+    let Some(call) = named(expr) else {
+        let d = Diagnostic::new(Code::WrongType, format!("a balance loss cannot be {}", describe(expr)))
+            .primary(expr.span, "expected a loss, such as `importance(weight: 0.01)`");
+        c.report(d);
+        return None;
+    };
+    let Some(loss) = c.registry().find_loss(call.name).copied() else {
+        let names: Vec<&str> = c.registry().losses().map(|l| l.name).collect();
+        let message = format!("there is no balance loss named `{}`", call.name);
+        let mut d = Diagnostic::new(Code::UnknownLoss, message).primary(call.name_span, "unknown loss");
+        if let Some(near) = did_you_mean(call.name, names.iter().copied()) {
+            d = d.help(format!("did you mean `{near}`?")).patch(call.name_span, near, "use the name that it has");
+        }
+        c.report(d.note(format!("the losses are {}", listed(names))));
+        return None;
+    };
+    let owner = Owner { name: call.name, kind: "loss", span: call.name_span };
+    let resolved = c.arguments(owner, &loss.all_parameters(), call.arguments);
+    let lacking = route.and_then(|route| {
+        let provided = route.traits().provides;
+        Some((route, *loss.needs.iter().find(|quantity| !provided.contains(quantity))?))
+    });
+    if let Some((route, quantity)) = lacking {
+        unsupported(c, &loss, call.span, route, quantity);
+        return None;
+    }
+    (!resolved.failed).then_some(WeightedLoss { loss, arguments: resolved.arguments })
+}
+
+fn unsupported(c: &mut LayerCheck<'_, '_>, loss: &BalanceLoss, span: Span, route: &Route, lacking: Quantity) {
+    let what = match lacking {
+        Quantity::Logits => "scores of all experts",
+        Quantity::Probabilities => "probabilities over all experts",
+        Quantity::NoisyScores => "noise on its scores",
+    };
+    let (loss_name, router) = (loss.name, route.strategy.name());
+    let fits = c.registry().routers().filter(|r| loss.needs.iter().all(|q| r.default_traits().provides.contains(q)));
+    let have = listed(fits.map(|r| r.name()));
+    let d = Diagnostic::new(Code::LossNotSupported, format!("`{loss_name}` does not work with the router `{router}`"))
+        .primary(span, format!("needs {what}, which `{router}` does not have"))
+        .help(format!("routers that have it: {have}"));
+    c.report(d);
+}
+
+impl Moe {
+    /// Adds the balance losses of the layer and of its router to the objective. `choice` is that before a capacity.
+    pub(super) fn balance_losses(
+        &self,
+        l: &mut Lowering,
+        site: Site<'_>,
+        mut routing: Routing,
+        choice: Choice,
+        experts: Experts,
+    ) {
+        let path = l.path();
+        if let Assignment::TokenChoice { experts, .. } = &mut routing.assignment {
+            *experts = choice.chosen;
+        }
+        let own = routing.auxiliary.clone();
+        // The sequences of the batch, where the rows are whole sequences.
+        let time = experts.rescale.is_none().then_some(site.time);
+        let average = self.route.experts_per_token(self.experts, site.time);
+        let rows = RowKind { rescale: experts.rescale, valid: experts.valid, time, average };
+        let chosen = (choice.chosen, choice.weights);
+        let mut context = LossContext::new(l.b(), routing, chosen, experts.count, rows);
+        let mut terms = Vec::new();
+        for balance in &self.balance {
+            let value = (balance.loss.lower)(&mut context, &balance.arguments);
+            let output = Output::Aux { path: path.clone(), loss: balance.loss.name.into() };
+            context.builder().output(output, value);
+            terms.push((value, balance.weight()));
+        }
+        terms.into_iter().for_each(|(value, weight)| l.add_to_objective(value, weight));
+        own.into_iter().for_each(|loss| l.own_loss(&path, loss));
+    }
+}

@@ -1,0 +1,183 @@
+//! The experts of a `moe`: `NUMBER * EXPERT` as written, and how they are run on the rows that are sent to them.
+
+use moec_ir::{Builder, Op, Value};
+use moec_syntax::{self as ast, BinaryOperator, Code, Diagnostic, ExprKind, Span};
+
+use super::Moe;
+use super::choice::{Choice, Experts};
+use crate::arithmetic::Number;
+use crate::check::layer::{Flow, LayerCheck, with_culprit};
+use crate::check::values::describe;
+use crate::layer::Layer;
+use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
+use crate::router::Gather;
+
+/// Most experts of a layer.
+const MAX_EXPERTS: i64 = 65_536;
+
+/// A number of experts and what they are; parts with faults are absent.
+pub(super) struct Copies {
+    pub(super) count: Option<usize>,
+    pub(super) span: Span,
+    pub(super) layers: Option<Vec<Layer>>,
+}
+
+/// Checks `NUMBER * EXPERT`; `None` if it is not of that form.
+pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
+    let expr = c.chosen(expr)?;
+    let found = match &expr.kind {
+        // `mlp(hidden: 512) * 8` is the other way round.
+        ExprKind::Binary { operator, left, .. }
+            if operator.value == BinaryOperator::Multiply
+                && matches!(left.kind, ExprKind::Call(_) | ExprKind::Sequence(_)) =>
+        {
+            "`EXPERT * NUMBER`"
+        }
+        ExprKind::Binary { operator, left, right } if operator.value == BinaryOperator::Multiply => {
+            let count = count(c, argument, left);
+            // One copy stands for all where their number is unknown after a fault.
+            let layers = expert(c, argument, right, count.unwrap_or(1));
+            return Some(Copies { count, span: left.span, layers });
+        }
+        ExprKind::Binary { .. } => "another operation",
+        _ => describe(expr),
+    };
+    let d = Diagnostic::new(Code::ExpertForm, format!("`{argument}` must be `NUMBER * EXPERT`, not {found}"))
+        .primary(expr.span, "expected a number of copies, `*`, and a layer, a block or `{ .. }`");
+    c.report(d.help(format!("for example `{argument}: 8 * mlp(hidden: 512)`")));
+    None
+}
+
+fn count(c: &mut LayerCheck<'_, '_>, argument: &str, expr: &ast::Expr) -> Option<usize> {
+    let d = match c.number(expr)? {
+        Number::Int(n) if (1..=MAX_EXPERTS).contains(&n) => return usize::try_from(n).ok(),
+        Number::Int(n) if n < 1 => {
+            let d = Diagnostic::new(Code::NoExperts, format!("`{argument}` asks for {n} experts"))
+                .primary(expr.span, "expected at least 1");
+            if argument == "shared" { d.help("leave `shared` out for none") } else { d }
+        }
+        Number::Int(n) => Diagnostic::new(Code::OutOfRange, format!("{n} experts are too many"))
+            .primary(expr.span, format!("expected at most {MAX_EXPERTS}")),
+        other => Diagnostic::new(Code::WrongType, "the number of experts must be an integer")
+            .primary(expr.span, format!("this is {} ({other})", other.kind())),
+    };
+    c.report(d);
+    None
+}
+
+/// The layers of an expert, which must return the width that they are given.
+fn expert<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, copies: usize) -> Option<Vec<Layer>> {
+    let errors = c.errors();
+    let Some((layers, flow)) = c.expert(expr, copies) else {
+        let message = format!("an expert must be a layer, a block or `{{ .. }}`, not {}", describe(expr));
+        let d = Diagnostic::new(Code::ExpertForm, message).primary(expr.span, "expected an expert");
+        c.report(d.help(format!("for example `{argument}: 8 * mlp(hidden: 512)`")));
+        return None;
+    };
+    if c.errors() > errors {
+        return None;
+    }
+    if layers.is_empty() {
+        let d = Diagnostic::new(Code::ExpertForm, "an expert has no layers")
+            .primary(expr.span, "expected at least one layer");
+        c.report(d);
+        return None;
+    }
+    if let (Some(input), Flow::Width(output)) = (c.input(), flow)
+        && input != output
+    {
+        let message = format!("an expert turns width {input} into {output}");
+        let d = Diagnostic::new(Code::WidthMismatch, message)
+            .primary(expr.span, format!("an expert must return width {input}"));
+        c.report(with_culprit(d, &layers).help(format!("end it with `linear(width: {input})`")));
+        return None;
+    }
+    Some(layers)
+}
+
+impl Moe {
+    /// Sorts rows by expert, runs the experts, and sums per token.
+    pub(super) fn dispatched(
+        &self,
+        l: &mut Lowering,
+        site: Site<'_>,
+        x: Value,
+        kept: Choice,
+        Experts { count: experts, rescale, .. }: Experts,
+    ) -> Result<Value, LowerError> {
+        let [tokens, k] = l.extents(kept.chosen);
+        let b = l.b();
+        let offsets = b.op(Op::SortByExpert { experts, rows: kept.bound }, &[kept.chosen]);
+        let gather = Gather { order: offsets.result(1), positions: offsets.result(2) };
+        let rows = b.op(Op::Dispatch { weighted: false }, &[x, gather.order, gather.positions]);
+        // What an expert contributes in the end is the product of the weights of all levels.
+        let weights = match rescale {
+            Some(rescale) => {
+                let outer = b.broadcast(rescale.weight, [tokens, k]);
+                b.mul(kept.weights, outer)
+            }
+            None => kept.weights,
+        };
+        let gathers = [site.gathers, &[gather]].concat();
+        let outer_choice = Some((kept.chosen, weights));
+        let inner = Site { rows: Rows::Experts { experts, offsets }, gathers: &gathers, outer_choice, ..site };
+        let y = self.routed_experts(l, inner, rows)?;
+        Ok(l.b().op(Op::Combine { weighted: true }, &[y, gather.order, gather.positions, kept.weights]))
+    }
+
+    /// The routed experts on rows that are sorted by expert.
+    fn routed_experts(&self, l: &mut Lowering, site: Site<'_>, sorted: Value) -> Result<Value, LowerError> {
+        let share = self.route.experts_per_token(self.experts, site.time) / self.experts as f64;
+        let site = Site { inside: true, ..site };
+        l.shared(share, |l| l.opened("experts", |l| l.sequence(&self.expert, site, sorted)))
+    }
+
+    /// Every expert works on P mixtures of the tokens of each sequence: `slots = Dᵀ x`, `y = C experts(slots)`, both per
+    /// sequence (Puigcerver et al. 2023, arXiv 2308.00951, equations 1 to 3).
+    pub(super) fn mixed(
+        &self,
+        l: &mut Lowering,
+        site: Site<'_>,
+        x: Value,
+        dispatch: Value,
+        combine: Value,
+    ) -> Result<Value, LowerError> {
+        let (experts, time) = (self.experts, site.time);
+        let ([tokens, width], [_, slots]) = (l.extents(x), l.extents(dispatch));
+        let (batch, per_expert) = (tokens / time, slots / experts);
+        let b = l.b();
+        let sequences = b.ramp(batch + 1, time as i32);
+        let mixtures = b.op(Op::GroupedMatMulWeightGrad, &[dispatch, x, sequences]);
+        let rows = swap_outer(b, mixtures, [batch, experts, per_expert * width]);
+        let rows = b.reshape(rows, [experts * batch * per_expert, width]);
+        let offsets = b.ramp(experts + 1, (batch * per_expert) as i32);
+        let y = self.routed_experts(l, Site { rows: Rows::Experts { experts, offsets }, ..site }, rows)?;
+        let b = l.b();
+        let y = swap_outer(b, y, [experts, batch, per_expert * width]);
+        let y = b.reshape(y, [batch, slots, width]);
+        Ok(b.op(Op::GroupedMatMul { transpose_b: false, bias: false }, &[combine, y, sequences]))
+    }
+
+    /// Adds what the experts compute that every token goes to.
+    pub(super) fn shared_experts(
+        &self,
+        l: &mut Lowering,
+        site: Site<'_>,
+        x: Value,
+        mut z: Value,
+    ) -> Result<Value, LowerError> {
+        let site = Site { rows: Rows::Tokens, inside: true, ..site };
+        for copy in 0..self.shared {
+            let scope = if self.shared == 1 { "shared".to_string() } else { format!("shared.{copy}") };
+            let y = l.opened(&scope, |l| l.sequence(&self.shared_expert, site, x))?;
+            z = l.b().add(z, y);
+        }
+        Ok(z)
+    }
+}
+
+/// Exchanges the two outer axes of `x` seen as `shape`.
+fn swap_outer(b: &mut Builder, x: Value, shape: [usize; 3]) -> Value {
+    let x = b.reshape(x, shape);
+    b.permute(x, &[1, 0, 2])
+}

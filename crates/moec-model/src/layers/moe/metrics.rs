@@ -1,0 +1,108 @@
+//! What is watched of a `moe` in evaluation: load, dropped choices, entropy and balance.
+
+use moec_ir::{Binary, Builder, Output, Unary, Value};
+
+use super::choice::{Choice, Experts};
+use crate::emit::Mode;
+use crate::lower::lowering::{Lowering, Site};
+
+/// Whether anyone looks at the balance of the layers: a training step would compute it in vain.
+pub(super) fn observed(l: &Lowering) -> bool {
+    l.options.loss && (l.options.mode == Mode::Evaluate || l.options.routes)
+}
+
+/// Outputs `load`, `dropped`, `entropy` and `balance` of the layer, from what was chosen and what a capacity left.
+pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Choice, kept: Choice) {
+    let Experts { count: experts, valid, .. } = experts;
+    let b = l.b();
+    let load = b.count(kept.chosen, experts);
+    b.output(Output::Load(path.into()), load);
+    let rows = b.sum_all(load);
+    let one = b.fill(1.0, []);
+    let dropped = if kept.chosen != choice.chosen {
+        let wanted = b.count(choice.chosen, experts);
+        let wanted = b.sum_all(wanted);
+        let wanted = b.binary(Binary::Max, wanted, one);
+        let share = b.div(rows, wanted);
+        let share = b.scale(share, -1.0);
+        b.add_scalar(share, 1.0)
+    } else {
+        b.fill(0.0, [])
+    };
+    b.output(Output::Dropped(path.into()), dropped);
+    let entropy = mean_entropy(b, choice.weights, valid, one);
+    b.output(Output::Entropy(path.into()), entropy);
+
+    let rows = b.binary(Binary::Max, rows, one);
+    let share = b.div(load, rows);
+    let squares = b.mul(share, share);
+    let sum = b.sum_all(squares);
+    let balance = b.scale(sum, experts as f64);
+    b.output(Output::Balance(path.into()), balance);
+}
+
+/// Mean over the tokens of the entropy of a token's weights; rows that are not `valid` have no weights that count.
+fn mean_entropy(b: &mut Builder, weights: Value, valid: Option<Value>, one: Value) -> Value {
+    let terms = entropy_terms(b, weights);
+    let tokens = b.extent(weights, 0);
+    let sum = b.sum_all(terms);
+    match valid {
+        Some(valid) => {
+            let k = b.columns(terms);
+            let each = b.broadcast(valid, [tokens, k]);
+            let terms = b.mul(terms, each);
+            let sum = b.sum_all(terms);
+            let count = b.sum_all(valid);
+            let count = b.binary(Binary::Max, count, one);
+            let mean = b.div(sum, count);
+            b.scale(mean, -1.0)
+        }
+        None => b.scale(sum, -1.0 / tokens as f64),
+    }
+}
+
+/// The outputs of a layer whose experts all work on equally many slots: a token goes to every expert, with the weight of
+/// all slots of the expert in what the token gets.
+pub(super) fn slots(l: &mut Lowering, site: Site<'_>, experts: usize, combine: Value) {
+    if !l.options.loss && !l.options.routes {
+        return;
+    }
+    let path = l.path();
+    let [tokens, slots] = l.extents(combine);
+    let b = l.b();
+    let shares = b.reshape(combine, [tokens, experts, slots / experts]);
+    let shares = b.sum(shares, &[2]);
+    if l.options.routes {
+        let b = l.b();
+        let every = b.ramp(experts, 1);
+        let every = b.broadcast(every, [tokens, experts]);
+        l.expose(&path, site, experts, (every, shares), (every, shares));
+    }
+    if !l.options.loss {
+        return;
+    }
+    let b = l.b();
+    let load = b.fill((tokens / site.time * (slots / experts)) as f64, [experts]);
+    b.output(Output::Load(path.clone()), load);
+    let none = b.fill(0.0, []);
+    b.output(Output::Dropped(path.clone()), none);
+    let terms = entropy_terms(b, shares);
+    let sum = b.sum_all(terms);
+    let entropy = b.scale(sum, -1.0 / tokens as f64);
+    b.output(Output::Entropy(path.clone()), entropy);
+    let perfect = b.fill(1.0, []);
+    b.output(Output::Balance(path.clone()), perfect);
+}
+
+/// `p ln p` for the weights of each row as shares p; 0 for a row without weights.
+fn entropy_terms(b: &mut Builder, weights: Value) -> Value {
+    let tiny = b.fill(1e-30, []);
+    let k = b.columns(weights);
+    let total = b.sum(weights, &[1]);
+    let total = b.binary(Binary::Max, total, tiny);
+    let total = b.broadcast_last(total, k);
+    let p = b.div(weights, total);
+    let guarded = b.binary(Binary::Max, p, tiny);
+    let log = b.unary(Unary::Log, guarded);
+    b.mul(p, log)
+}
