@@ -4,14 +4,30 @@
 
 use moec_ir::{declarations, evaluate};
 use moec_kernels::{CubeBackend, Device};
-use moec_plan::{Backend, Interpreter, OptimizeOptions, optimize, plan};
+use moec_plan::{Backend, ClusterOptions, Clusters, Interpreter, OptimizeOptions, cluster, optimize, plan};
 use moec_tests::cases::{self, Case};
 use moec_tests::compare::assert_close;
 use std::collections::BTreeSet;
 
+/// Runs a case with each node on its own and, where that is something else, in clusters.
 fn run(backend: &dyn Backend, case: &Case, tolerance: f64) {
+    let clusters = clustered(case);
+    for clusters in [Some(Clusters::single(&case.graph)), is_fused(&clusters).then_some(clusters)].iter().flatten() {
+        run_clusters(backend, case, clusters, tolerance);
+    }
+}
+
+fn clustered(case: &Case) -> Clusters {
+    cluster(&case.graph, &ClusterOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name)).0
+}
+
+fn is_fused(clusters: &Clusters) -> bool {
+    clusters.iter().any(|c| c.nodes.len() > 1)
+}
+
+fn run_clusters(backend: &dyn Backend, case: &Case, clusters: &Clusters, tolerance: f64) {
     let expected = evaluate(&case.graph, &case.values).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    let program = plan(&[("case".to_string(), &case.graph)]).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let program = plan(&[("case".to_string(), clusters)]).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let mut session = backend.prepare(&program).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     for state in &program.states {
         session.write_state(&state.name, &case.values[&state.name]).unwrap();
@@ -38,6 +54,37 @@ fn the_table_has_a_case_for_every_operation() {
     for declared in declarations().filter(|declared| declared.mnemonic != "parameter") {
         assert!(covered.contains(declared.mnemonic), "`{}` has no case", declared.mnemonic);
     }
+}
+
+#[test]
+fn the_table_has_a_case_for_every_fusion() {
+    let mut found = BTreeSet::new();
+    for case in cases::all() {
+        let clusters = clustered(&case);
+        found.extend(clusters.iter().filter(|c| c.nodes.len() > 1).map(|c| c.kernel.mnemonic()));
+        if ["fused", "dispatched", "with sums", "with its gradient"].iter().any(|name| case.name.contains(name)) {
+            assert!(is_fused(&clusters), "{}:\n{clusters}", case.name);
+        }
+    }
+    let kernels = [
+        "adamw",
+        "dispatched_grouped_matmul",
+        "dispatched_grouped_matmul_weight_grad",
+        "dispatched_grouped_matmul_weight_grad_with_sums",
+        "fused",
+        "fused_combine",
+        "fused_cross_entropy",
+        "fused_dispatch",
+        "fused_dispatched_grouped_matmul",
+        "fused_embed",
+        "fused_grouped_matmul",
+        "fused_layer_norm_grad",
+        "fused_matmul",
+        "fused_rms_norm_grad",
+        "grouped_matmul_weight_grad_with_sums",
+        "matmul_with_sums",
+    ];
+    assert_eq!(found.iter().collect::<Vec<_>>(), kernels);
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! One table of small graphs that together use every operation, on awkward shapes: every backend runs it against the
-//! reference evaluator, and every differentiable case is checked by finite differences.
+//! One table of small graphs that together use every operation and every fusion, on awkward shapes: every backend runs it
+//! against the reference evaluator, each node on its own and in clusters, and every differentiable case is checked by finite
+//! differences.
 
 use moec_ir::{
-    Access, AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, Data, FusedProgram, Graph, Instr, Op,
-    Tensor, TensorType, Unary, Value, random,
+    AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, Data, Graph, Op, Tensor, TensorType, Unary, Value,
+    random,
 };
 use std::collections::BTreeMap;
 
@@ -141,6 +142,15 @@ impl CaseBuilder {
         self.end()
     }
 
+    /// Ends the case with these values as outputs; it is about how they are computed together, not about their gradients.
+    fn give(mut self, values: &[Value]) -> Case {
+        self.differentiable.clear();
+        for (i, &value) in values.iter().enumerate() {
+            self.b.output(format!("y{i}"), value);
+        }
+        self.end()
+    }
+
     /// Ends a case whose outputs are declared.
     pub fn end(self) -> Case {
         let graph = self.b.finish().unwrap_or_else(|e| panic!("case {}: {e}", self.name));
@@ -231,59 +241,40 @@ fn elementwise(cases: &mut Vec<Case>) {
     let c = CaseBuilder::new("fill");
     cases.push(c.finish(Op::Fill { value: (-2.5).into(), ty: TensorType::f32([3, 17]) }, &[]));
 
-    for (shape, inner) in [(vec![7, 3], 3), (vec![16, 32], 32), (vec![33, 17], 17)] {
-        let rows = shape[0];
-        let mut c = CaseBuilder::new(format!("fused with every access {shape:?}"));
+    for [rows, inner] in [[7, 3], [16, 32], [33, 17]] {
+        let mut c = CaseBuilder::new(format!("fused with every access [{rows}, {inner}]"));
+        let shape = [rows, inner];
         let (x, bias) = (c.normal("x", &shape), c.normal("bias", &[inner]));
-        let (row, scalar) = (c.normal("row", &[rows]), c.normal("scalar", &[]));
+        let (row, scalar) = (c.normal("row", &[rows, 1]), c.normal("scalar", &[]));
         let rng = c.rng();
-        let program = FusedProgram {
-            shape,
-            accesses: vec![Access::Full, Access::Repeat, Access::Stretch { inner }, Access::Scalar],
-            instructions: vec![
-                Instr::Load(0),
-                Instr::Load(1),
-                Instr::Binary(Binary::Add, 0, 1),
-                Instr::Load(2),
-                Instr::Binary(Binary::Mul, 2, 3),
-                Instr::Unary(Unary::Tanh, 4),
-                Instr::Load(3),
-                Instr::Const((-0.75).into()),
-                Instr::Binary(Binary::Less, 6, 7),
-                Instr::Select(8, 5, 4),
-                Instr::Dropout { value: 9, rate: 0.3.into(), key: 9 },
-            ],
-            results: vec![4, 10],
-        };
-        cases.push(c.finish(Op::Fused(program), &[x, bias, row, scalar, rng]));
+        let b = &mut c.b;
+        let [bias, row, scalar] = [bias, row, scalar].map(|v| b.broadcast(v, shape));
+        let bound = b.fill(-0.75, shape);
+        let sum = b.add(x, bias);
+        let product = b.mul(sum, row);
+        let tanh = b.unary(Unary::Tanh, product);
+        let less = b.binary(Binary::Less, scalar, bound);
+        let chosen = b.select(less, tanh, product);
+        let kept = b.op(Op::Dropout { rate: 0.3.into(), key: 9 }, &[chosen, rng]);
+        cases.push(c.give(&[product, kept]));
     }
 }
 
-/// A program that goes on with the `[m, n]` result of another operation, reading further operands in every way, one of
-/// them again after each `period` elements.
-fn continuation(c: &mut CaseBuilder, m: usize, n: usize, period: usize) -> (FusedProgram, Vec<Value>) {
-    let program = FusedProgram {
-        shape: vec![m, n],
-        accesses: vec![Access::Full, Access::Full, Access::Repeat, Access::Stretch { inner: n }, Access::Scalar],
-        instructions: vec![
-            Instr::Load(0),
-            Instr::Unary(Unary::Relu, 0),
-            Instr::Load(2),
-            Instr::Binary(Binary::Add, 1, 2),
-            Instr::Load(3),
-            Instr::Binary(Binary::Mul, 3, 4),
-            Instr::Dropout { value: 5, rate: 0.3.into(), key: 9 },
-            Instr::Load(1),
-            Instr::Binary(Binary::Add, 6, 7),
-            Instr::Load(4),
-            Instr::Binary(Binary::Sub, 8, 9),
-        ],
-        results: vec![10, 0],
-    };
-    let operands = [("x", vec![m, n]), ("columns", vec![period]), ("rows", vec![m]), ("scalar", vec![])];
-    let mut operands: Vec<Value> = operands.iter().map(|(name, shape)| c.normal(name, shape)).collect();
-    operands.push(c.rng());
-    (program, operands)
+/// Elementwise operations that go on with an `[m, n]` value, reading further operands in every way, one of them again
+/// after each `period` elements; and that value itself.
+fn go_on(c: &mut CaseBuilder, made: Value, m: usize, n: usize, period: usize) -> [Value; 2] {
+    let operands = [("x", vec![m, n]), ("columns", vec![period]), ("rows", vec![m, 1]), ("scalar", vec![])];
+    let [x, columns, rows, scalar] = operands.map(|(name, shape)| c.normal(name, &shape));
+    let (rng, b) = (c.rng(), &mut c.b);
+    let repeats = [m * n / period, period];
+    let relu = b.unary(Unary::Relu, made);
+    let (relu, columns) = (b.reshape(relu, repeats), b.broadcast(columns, repeats));
+    let sum = b.add(relu, columns);
+    let (sum, rows) = (b.reshape(sum, [m, n]), b.broadcast(rows, [m, n]));
+    let product = b.mul(sum, rows);
+    let kept = b.op(Op::Dropout { rate: 0.3.into(), key: 9 }, &[product, rng]);
+    let (more, scalar) = (b.add(kept, x), b.broadcast(scalar, [m, n]));
+    [b.sub(more, scalar), made]
 }
 
 /// Products whose result goes through a program with every access, and is a result itself. Sums are shorter and longer
@@ -295,9 +286,9 @@ fn fused_products(cases: &mut Vec<Case>) {
             let mut operands = vec![c.normal("a", &if transpose_a { [k, m] } else { [m, k] })];
             operands.push(c.normal("b", &if transpose_b { [n, k] } else { [k, n] }));
             operands.extend(bias.then(|| c.normal("bias", &[n])));
-            let producer = Box::new(Op::MatMul { transpose_a, transpose_b, bias });
-            let (program, further) = continuation(&mut c, m, n, n);
-            cases.push(c.finish(Op::FusedAfter { producer, program }, &[operands, further].concat()));
+            let made = c.b.op(Op::MatMul { transpose_a, transpose_b, bias }, &operands);
+            let results = go_on(&mut c, made, m, n, n);
+            cases.push(c.give(&results));
         }
     }
     for (offsets, rows, inner, outer) in
@@ -314,9 +305,9 @@ fn fused_products(cases: &mut Vec<Case>) {
                 c.ints("offsets", &[experts + 1], offsets.clone()),
             ];
             operands.extend(transpose_b.then(|| c.normal("bias", &[experts, outer])));
-            let producer = Box::new(Op::GroupedMatMul { transpose_b, bias: transpose_b });
-            let (program, further) = continuation(&mut c, rows, outer, outer);
-            cases.push(c.finish(Op::FusedAfter { producer, program }, &[operands, further].concat()));
+            let made = c.b.op(Op::GroupedMatMul { transpose_b, bias: transpose_b }, &operands);
+            let results = go_on(&mut c, made, rows, outer, outer);
+            cases.push(c.give(&results));
         }
     }
 }
@@ -328,17 +319,19 @@ fn fused_producers(cases: &mut Vec<Case>) {
         for producer in [Op::LayerNormGrad, Op::RmsNormGrad] {
             let mut c = CaseBuilder::new(format!("fused {} {rows}x{ch} {period}", producer.mnemonic()));
             let mut operands = vec![c.normal("dy", &[rows, ch]), c.normal("y", &[rows, ch]), c.positive("gain", &[ch])];
-            operands.extend((producer == Op::LayerNormGrad).then(|| c.normal("mean", &[rows])));
+            let further = if producer == Op::LayerNormGrad { 2 } else { 1 };
+            operands.extend((further == 2).then(|| c.normal("mean", &[rows])));
             operands.push(c.positive("rstd", &[rows]));
-            let (program, further) = continuation(&mut c, rows, ch, period);
-            let op = Op::FusedAfter { producer: Box::new(producer), program };
-            cases.push(c.finish(op, &[operands, further].concat()));
+            let made = c.b.op(producer, &operands);
+            let mut results = go_on(&mut c, made, rows, ch, period).to_vec();
+            results.extend((1..=further).map(|slot| made.result(slot)));
+            cases.push(c.give(&results));
         }
         let mut c = CaseBuilder::new(format!("fused embed {rows}x{ch} {period}"));
-        let operands = vec![c.indices("ids", &[rows], 3), c.normal("table", &[3, ch])];
-        let (program, further) = continuation(&mut c, rows, ch, period);
-        let op = Op::FusedAfter { producer: Box::new(Op::Embed), program };
-        cases.push(c.finish(op, &[operands, further].concat()));
+        let operands = [c.indices("ids", &[rows], 3), c.normal("table", &[3, ch])];
+        let made = c.b.op(Op::Embed, &operands);
+        let results = go_on(&mut c, made, rows, ch, period);
+        cases.push(c.give(&results));
         for (experts, k) in [(1, 1), (4, 2), (3, 3)] {
             // Some slots are dropped, so that there are rows of no token.
             for weighted in [false, true] {
@@ -351,9 +344,9 @@ fn fused_producers(cases: &mut Vec<Case>) {
                     let sort = c.b.op(Op::SortByExpert { experts, rows: rows * k }, &[i]);
                     let mut operands = vec![y, sort.result(1), sort.result(2)];
                     operands.extend(weighted.then(|| c.normal("weights", &[rows, k])));
-                    let (program, further) = continuation(&mut c, to, ch, period);
-                    let op = Op::FusedAfter { producer: Box::new(producer), program };
-                    cases.push(c.finish(op, &[operands, further].concat()));
+                    let made = c.b.op(producer, &operands);
+                    let results = go_on(&mut c, made, to, ch, period);
+                    cases.push(c.give(&results));
                 }
             }
         }
@@ -368,44 +361,36 @@ fn dispatched_products(cases: &mut Vec<Case>) {
     {
         for drops in [false, true] {
             let name = format!("N={tokens} E={experts} K={k} {inner}->{outer} drops={drops}");
+            let dispatch = |c: &mut CaseBuilder, x: Value| {
+                let i = c.experts("i", tokens, k, experts, drops);
+                let sort = c.b.op(Op::SortByExpert { experts, rows: tokens * k }, &[i]);
+                (c.b.op(Op::Dispatch { weighted: false }, &[x, sort.result(1), sort.result(2)]), sort)
+            };
             for transpose_b in [false, true] {
                 for fused in [false, true] {
                     let (transposed, then) = (format!("tb={transpose_b}"), if fused { "fused " } else { "" });
                     let mut c = CaseBuilder::new(format!("{then}dispatched product {name} {transposed}"));
-                    let (x, i) = (c.normal("tokens", &[tokens, inner]), c.experts("i", tokens, k, experts, drops));
-                    let sort = c.b.op(Op::SortByExpert { experts, rows: tokens * k }, &[i]);
+                    let x = c.normal("tokens", &[tokens, inner]);
+                    let (rows, sort) = dispatch(&mut c, x);
                     let w = if transpose_b { [experts, outer, inner] } else { [experts, inner, outer] };
-                    let mut operands = vec![x, c.normal("w", &w), sort];
+                    let mut operands = vec![rows, c.normal("w", &w), sort];
                     operands.extend(transpose_b.then(|| c.normal("bias", &[experts, outer])));
-                    operands.extend([sort.result(1), sort.result(2)]);
-                    let product = Op::GroupedMatMul { transpose_b, bias: transpose_b };
-                    let mut op = Op::DispatchedProduct(Box::new(product));
-                    if fused {
-                        let (program, further) = continuation(&mut c, tokens * k, outer, outer);
-                        op = Op::FusedAfter { producer: Box::new(op), program };
-                        operands.extend(further);
-                    }
-                    cases.push(c.finish(op, &operands));
+                    let made = c.b.op(Op::GroupedMatMul { transpose_b, bias: transpose_b }, &operands);
+                    let results =
+                        if fused { go_on(&mut c, made, tokens * k, outer, outer).to_vec() } else { vec![made] };
+                    cases.push(c.give(&results));
                 }
             }
             for sums in [false, true] {
                 let mut c = CaseBuilder::new(format!("dispatched weight grad {name} sums={sums}"));
                 let (dy, x) = (c.normal("dy", &[tokens * k, outer]), c.normal("x", &[tokens, inner]));
-                let i = c.experts("i", tokens, k, experts, drops);
-                let sort = c.b.op(Op::SortByExpert { experts, rows: tokens * k }, &[i]);
-                let product = Op::DispatchedProduct(Box::new(Op::GroupedMatMulWeightGrad));
-                let op = if sums { Op::ProductWithSums(Box::new(product)) } else { product };
-                cases.push(c.finish(op, &[dy, x, sort, sort.result(1), sort.result(2)]));
+                let (rows, sort) = dispatch(&mut c, x);
+                let mut results = vec![c.b.op(Op::GroupedMatMulWeightGrad, &[dy, rows, sort])];
+                results.extend(sums.then(|| c.b.op(Op::GroupedSum, &[dy, sort])));
+                cases.push(c.give(&results));
             }
         }
     }
-    // Indices that are none: rows of no expert, and what must not lead outside of the operand.
-    let mut c = CaseBuilder::new("dispatched product of rows of nobody");
-    let (x, w) = (c.normal("x", &[3, 4]), c.normal("w", &[2, 5, 4]));
-    let (offsets, order) = (c.ints("o", &[3], vec![0, 2, 3]), c.ints("order", &[6], vec![4, 0, 2, -1, -1, -1]));
-    let positions = c.ints("p", &[3, 2], vec![1, -1, 2, -1, 0, -1]);
-    let product = Op::DispatchedProduct(Box::new(Op::GroupedMatMul { transpose_b: true, bias: false }));
-    cases.push(c.finish(product, &[x, w, offsets, order, positions]));
 }
 
 fn reductions(cases: &mut Vec<Case>) {
@@ -474,8 +459,9 @@ fn linear(cases: &mut Vec<Case>) {
         }
         let mut c = CaseBuilder::new(format!("matmul with sums {m}x{k}x{n}"));
         let operands = [c.normal("a", &[k, m]), c.normal("b", &[k, n])];
-        let product = Op::MatMul { transpose_a: true, transpose_b: false, bias: false };
-        cases.push(c.finish(Op::ProductWithSums(Box::new(product)), &operands));
+        let product = c.b.op(Op::MatMul { transpose_a: true, transpose_b: false, bias: false }, &operands);
+        let sums = c.b.sum(operands[0], &[0]);
+        cases.push(c.give(&[product, sums]));
     }
     let segments: [&[i32]; 6] =
         [&[0, 7], &[0, 0, 5, 5], &[0, 3, 3, 10, 17], &[0, 17, 17, 17], &[0, 4, 9, 12], &[0, 20, 33, 33, 64, 64]];
@@ -503,7 +489,9 @@ fn linear(cases: &mut Vec<Case>) {
         let mut c = CaseBuilder::new(format!("grouped matmul weight grad with sums {offsets:?} {inner}->{outer}"));
         let (dy, x) = (c.normal("dy", &[rows, outer]), c.normal("x", &[rows, inner]));
         let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
-        cases.push(c.finish(Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)), &[dy, x, o]));
+        let product = c.b.op(Op::GroupedMatMulWeightGrad, &[dy, x, o]);
+        let sums = c.b.op(Op::GroupedSum, &[dy, o]);
+        cases.push(c.give(&[product, sums]));
         let mut c = CaseBuilder::new(format!("grouped sum {offsets:?} {outer}"));
         let x = c.normal("x", &[rows, outer]);
         let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
@@ -624,7 +612,9 @@ fn embedding_and_loss(cases: &mut Vec<Case>) {
         let mut c = CaseBuilder::new(format!("cross entropy with its gradient N={n} V={v}"));
         let (logits, targets) = (c.normal("logits", &[n, v]), c.indices("targets", &[n], v));
         c.differentiable.clear();
-        cases.push(c.finish(Op::FusedCrossEntropy { dloss: (-0.75).into() }, &[logits, targets]));
+        let (loss, dloss) = (c.b.op(Op::CrossEntropy, &[logits, targets]), c.b.fill(-0.75, []));
+        let gradient = c.b.op(Op::CrossEntropyGrad, &[dloss, logits, loss.result(1), targets]);
+        cases.push(c.give(&[loss, gradient]));
     }
 }
 
@@ -742,7 +732,9 @@ fn optimizer(cases: &mut Vec<Case>) {
     for sizes in [vec![1], vec![33], vec![4096], vec![64, 96], vec![1, 3, 7, 17, 33, 64], vec![1; 9], vec![5, 0, 16]] {
         for scaled in [false, true] {
             let mut c = CaseBuilder::new(format!("adamw {sizes:?} scaled={scaled}"));
-            let (mut operands, mut names) = (Vec::new(), Vec::new());
+            let hyper = c.given("hyper", &[3], [1e-3f32, 0.271, 0.002_997].map(f64::from).to_vec());
+            let scale = scaled.then(|| c.given("scale", &[], vec![0.25]));
+            let mut names = Vec::new();
             for (t, &n) in sizes.iter().enumerate() {
                 let own = ["p", "m", "v"].map(|kind| format!("{kind}{t}"));
                 let [p, m, v] = [0, 1, 2].map(|i| {
@@ -751,16 +743,12 @@ fn optimizer(cases: &mut Vec<Case>) {
                     c.values.insert(own[i].clone(), Tensor::new([n], Data::F64(values)).unwrap());
                     c.b.state(&own[i], TensorType::f32([n]))
                 });
-                operands.extend([p, c.normal(&format!("g{t}"), &[n]), m, v]);
-                names.extend(own);
+                let operands = [p, c.normal(&format!("g{t}"), &[n]), m, v, hyper];
+                let step = c.b.op(Op::AdamW(attrs), &operands.into_iter().chain(scale).collect::<Vec<_>>());
+                names.extend(own.into_iter().zip((0..).map(|slot| step.result(slot))));
             }
-            operands.push(c.given("hyper", &[3], [1e-3f32, 0.271, 0.002_997].map(f64::from).to_vec()));
-            if scaled {
-                operands.push(c.given("scale", &[], vec![0.25]));
-            }
-            let step = c.b.op(Op::AdamW(attrs), &operands);
-            for (i, name) in names.into_iter().enumerate() {
-                c.b.update(name, step.result(i as u8));
+            for (name, value) in names {
+                c.b.update(name, value);
             }
             cases.push(c.end());
         }

@@ -100,7 +100,10 @@ fn every_stage_can_be_printed() {
     let lowered = expect(&["compile", &tiny, "--emit", "ir", "--after", "lower"], 0).out;
     let optimized = expect(&["compile", &tiny, "--emit", "ir"], 0).out;
     assert!(!lowered.contains("adamw") && optimized.contains("adamw"));
-    assert!(!lowered.contains("fused") && optimized.contains("fused"));
+    let after = |name: &str| expect(&["compile", &tiny, "--emit", "plan", "--after", name], 0).out;
+    assert!(!after("dce").contains("rows ") && after("fuse_dispatch").contains("grouped_matmul(rows "));
+    let wrong = expect(&["compile", &tiny, "--emit", "ir", "--after", "fuse_elementwise"], 2).err;
+    assert!(wrong.contains("--emit plan"), "{wrong}");
     let wrong = expect(&["compile", &tiny, "--emit", "ir", "--after", "fuse"], 2).err;
     assert!(wrong.contains("fuse_elementwise"), "{wrong}");
     expect(&["compile", &tiny, "--emit", "ir", "--function", "nothing"], 2);

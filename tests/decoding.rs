@@ -167,7 +167,7 @@ fn parameters_may_be_stored_transposed() {
     let backend = CubeBackend::open(Device::Cpu).unwrap();
     for (name, checked) in specs() {
         let plain = compiled(&checked, 1);
-        let functions: Vec<Function> = plain.graphs.iter().map(|(f, _)| *f).collect();
+        let functions: Vec<Function> = plain.clusters.iter().map(|(f, _)| *f).collect();
         let options = CompileOptions { fixed: true, ..CompileOptions::only(functions) };
         let fixed = pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap();
         assert_eq!(fixed.states, plain.states, "{name}: checkpoints are the same");

@@ -11,7 +11,10 @@ use moec::pipeline::{self, Checked, CompileOptions, Function};
 use moec_ir::{Builder, Graph, Tensor, TensorType};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{Form, InitScheme, Layer, LowerOptions, Lowered, Mode, NoisePolicy, Registry, lower_layer};
-use moec_plan::{Backend, Interpreter, OptimizeOptions, Program, Session, Wrt, differentiate, optimize, plan};
+use moec_plan::{
+    Backend, ClusterOptions, Interpreter, OptimizeOptions, Program, Session, Wrt, cluster, differentiate, optimize,
+    plan,
+};
 use moec_syntax::SourceFile;
 use moec_tests::compare::{assert_close, relative_error};
 use moec_tests::fixtures::{self, Fixture};
@@ -186,7 +189,8 @@ fn routing(backend: &dyn Backend, tolerance: Tolerance) {
             let wrt: Vec<String> = fixture.with_prefix(prefix).map(|(n, _)| our_name(&fixture, n)).collect();
             let derived = differentiate(&graph, "test.objective", &Wrt::Nodes(wrt)).unwrap();
             let (optimized, _) = optimize(&derived, &OptimizeOptions::default()).unwrap();
-            let program = plan(&[("test".to_string(), &optimized)]).unwrap();
+            let (clusters, _) = cluster(&optimized, &ClusterOptions::default()).unwrap();
+            let program = plan(&[("test".to_string(), &clusters)]).unwrap();
             let mut values = values(&fixture, &program);
             if let Some(c) = cotangent {
                 values.insert("cotangent".into(), c.clone());
@@ -316,7 +320,8 @@ fn models(backend: &dyn Backend, tolerance: Tolerance) {
         // The gradients of the first step, as outputs.
         let derived = differentiate(&lowered.graph, "objective", &Wrt::Parameters).unwrap();
         let (optimized, _) = optimize(&derived, &OptimizeOptions::default()).unwrap();
-        let program = plan(&[("gradients".to_string(), &optimized)]).unwrap();
+        let (clusters, _) = cluster(&optimized, &ClusterOptions::default()).unwrap();
+        let program = plan(&[("gradients".to_string(), &clusters)]).unwrap();
         let initial = ours(&fixture, "init.", &program);
         let mut first = session(backend, &program, &initial);
         run(&mut *first, &program, "gradients", &inputs(&fixture, 0, &lowered));

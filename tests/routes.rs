@@ -6,7 +6,9 @@ use moec::pipeline;
 use moec_ir::{Graph, Output, Tensor, random};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{Form, LowerOptions, Mode, NoisePolicy, Registry};
-use moec_plan::{Backend, Interpreter, OptimizeOptions, freeze_routes, optimize, plan, record_routes};
+use moec_plan::{
+    Backend, ClusterOptions, Interpreter, OptimizeOptions, cluster, freeze_routes, optimize, plan, record_routes,
+};
 use moec_syntax::SourceFile;
 use std::collections::BTreeMap;
 
@@ -59,7 +61,8 @@ fn text(first: i32) -> [(String, Tensor); 2] {
 
 fn run(backend: &dyn Backend, graph: &Graph, values: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let (optimized, _) = optimize(graph, &OptimizeOptions::default()).unwrap();
-    let program = plan(&[("f".to_string(), &optimized)]).unwrap();
+    let (clusters, _) = cluster(&optimized, &ClusterOptions::default()).unwrap();
+    let program = plan(&[("f".to_string(), &clusters)]).unwrap();
     let mut session = backend.prepare(&program).unwrap();
     for state in &program.states {
         session.write_state(&state.name, &values[&state.name]).unwrap();

@@ -47,12 +47,14 @@ fn specs_at_every_stage() {
         let lower = |function| pipeline::lower(&model, &recipe, VOCAB, function, NoisePolicy::Generated).unwrap().graph;
         snapshot("forward", &source, &moec_ir::print(&lower(Function::Evaluate)));
         let compiled = pipeline::compile(&model, &recipe, VOCAB, &CompileOptions::default()).unwrap();
-        for (_, graph) in &compiled.graphs {
-            let text = moec_ir::print(graph);
+        for (_, clusters) in &compiled.clusters {
+            let text = moec_ir::print(clusters.graph());
             assert_eq!(moec_ir::print(&moec_ir::parse(&text).unwrap()), text, "{}", source.name());
         }
-        let optimized = |function| &compiled.graphs.iter().find(|(f, _)| *f == function).unwrap().1;
-        snapshot("logits.optimized", &source, &moec_ir::print(optimized(Function::Logits)));
+        let clusters = |function| {
+            compiled.clusters.iter().find(|(f, _)| *f == function).map(|(_, clusters)| clusters.to_string()).unwrap()
+        };
+        snapshot("logits.clusters", &source, &clusters(Function::Logits));
         // The whole training step of the small one: the others repeat its blocks.
         if source.name() == "tiny.moe" {
             let file = moec_syntax::parse(&source).unwrap();
@@ -60,11 +62,9 @@ fn specs_at_every_stage() {
             let forward = lower(Function::TrainStep);
             let trained = pipeline::complete(&forward, &recipe, Function::TrainStep).unwrap();
             snapshot("train_step.differentiated", &source, &moec_ir::print(&trained));
-            snapshot("next.optimized", &source, &moec_ir::print(optimized(Function::Next)));
-            snapshot("decode.optimized", &source, &moec_ir::print(optimized(Function::Decode)));
-            snapshot("train_step.optimized", &source, &moec_ir::print(optimized(Function::TrainStep)));
-            let listing = moec_plan::listing(&compiled.program);
-            snapshot("plan", &source, &serde_json::to_string_pretty(&listing).unwrap());
+            for function in [Function::Next, Function::Decode, Function::TrainStep] {
+                snapshot(&format!("{}.clusters", function.name()), &source, &clusters(function));
+            }
         }
         seen += 1;
     }

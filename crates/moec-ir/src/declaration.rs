@@ -78,8 +78,6 @@ pub enum Family {
     Dispatch,
     /// The step of the optimiser.
     Optimizer,
-    /// Several operations in one, which only passes make.
-    Fused,
 }
 
 /// What the gradient pass makes of an operation.

@@ -18,7 +18,6 @@ mod softmax;
 mod structure;
 
 use crate::declaration::{Family, OutOfRange, Range};
-use crate::fused;
 use crate::infer::{Check, InferError};
 use crate::internal_error;
 use crate::op::Op;
@@ -56,7 +55,6 @@ pub fn infer(op: &Op, types: &[&TensorType]) -> Result<Vec<TensorType>, InferErr
         Family::Selection => selection::infer(op, c),
         Family::Dispatch => dispatch::infer(op, c),
         Family::Optimizer => optimizer::infer(op, c),
-        Family::Fused => fused::infer_types(op, c),
     }
 }
 
@@ -76,7 +74,6 @@ pub(crate) fn evaluate(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Resul
         Family::Selection => selection::evaluate(op, x, types),
         Family::Dispatch => dispatch::evaluate(op, x, types),
         Family::Optimizer => optimizer::evaluate(op, x),
-        Family::Fused => fused::evaluate(op, x, types)?,
     })
 }
 

@@ -62,10 +62,6 @@ impl<'a> Check<'a> {
         Err(InferError::Arity { op: self.op, expected, found: self.types.len() })
     }
 
-    pub(crate) fn arity(&self, n: usize) -> Result<(), InferError> {
-        self.times(&vec![(1, 1); n])
-    }
-
     pub(crate) fn fail<T>(&self, message: impl Into<String>) -> Result<T, InferError> {
         Err(InferError::Mismatch { op: self.op, message: message.into() })
     }

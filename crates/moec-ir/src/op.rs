@@ -17,8 +17,8 @@ pub use reference::reference;
 
 use crate::declaration::{AttributeDeclaration, Declaration, Family, Gradient, OutOfRange, Range, Slot};
 use crate::function::{Binary, Unary};
-use crate::fused::{self, FusedProgram};
 use crate::internal::Invariant;
+use crate::internal_error;
 use crate::purpose::StateRole;
 use crate::stage::Stage;
 use crate::types::{Real, TensorType};
@@ -448,40 +448,10 @@ operations! {
         Unary(Unary),
         /// A function of two elements: `(a [s], b [s]) -> (y [s])`. Its row is that of the function.
         Binary(Binary),
-
-        // ---- several operations in one: see `fused.rs` ----
-        /// Fused elementwise program; see [`FusedProgram`]. Only in the optimised stage.
-        Fused(FusedProgram),
-        /// `(operands of the producer.., further operands of the program..) -> (results of the program.., further
-        /// results of the producer..)`: the elements of the producer's first result go through an elementwise program
-        /// before they are stored. Operand 0 of the program is that result, read [`crate::Access::Full`], and is no
-        /// operand of the operation. Only in the optimised stage.
-        FusedAfter {
-            /// An operation with [`Op::operands_of_producer`].
-            producer: Box<Op>,
-            /// What is done with its first result.
-            program: FusedProgram,
-        },
-        /// `(operands of the product..) -> (y, sums)`: a product over rows that also sums the rows of its first operand,
-        /// the gradients of a weight and of its bias: `sums [M]` of [`Op::MatMul`] with `a` transposed, per expert
-        /// `[E, O]` of [`Op::GroupedMatMulWeightGrad`]. Only in the optimised stage.
-        ProductWithSums(Box<Op>),
-        /// `(operands of the product.., order i32[R], positions i32[N, K])`: a product that fetches its rows from where
-        /// they are. The first operand of [`Op::GroupedMatMul`], the second of [`Op::GroupedMatMulWeightGrad`], is
-        /// `[N, C]`, and the product is that of what [`Op::Dispatch`] without weights makes of it. Offsets, order and
-        /// positions are of one [`Op::SortByExpert`], so that every row of an expert is that of a slot. Only in the
-        /// optimised stage.
-        DispatchedProduct(Box<Op>),
-        /// `(logits [N, V], targets i32[N]) -> (loss [], dlogits [N, V])`: [`Op::CrossEntropy`] with its gradient, for at
-        /// most 2^19 tokens. Only in the optimised stage.
-        FusedCrossEntropy {
-            /// Gradient of the objective with respect to the loss.
-            dloss: Real,
-        },
     }
 }
 
-/// What is declared of every operation, in the order of the table. Operations that only passes make are not among them.
+/// What is declared of every operation, in the order of the table.
 pub fn declarations() -> impl Iterator<Item = &'static Declaration> {
     let functions =
         Unary::ALL.into_iter().map(Unary::declaration).chain(Binary::ALL.into_iter().map(Binary::declaration));
@@ -495,29 +465,24 @@ impl Op {
             (_, Some(row)) => &ROWS[row as usize],
             (Op::Unary(f), None) => f.declaration(),
             (Op::Binary(f), None) => f.declaration(),
-            (_, None) => &fused::DECLARATION,
+            (op, None) => internal_error!("{op:?} has no row in the table"),
         }
     }
 
     /// Name of the operation in the text form, without attributes.
     pub fn mnemonic(&self) -> &'static str {
-        fused::mnemonic(self).unwrap_or(self.declaration().mnemonic)
+        self.declaration().mnemonic
     }
 
-    /// What is written down of the attributes, in their canonical order; `None` of an operation that the table does not
-    /// describe.
-    pub(crate) fn written(&self, node: &str) -> Option<Vec<(&'static str, Written)>> {
-        match self {
-            Op::Unary(_) | Op::Binary(_) => Some(Vec::new()),
-            op => op.row_written(node),
-        }
+    /// What is written down of the attributes, in their canonical order.
+    pub(crate) fn written(&self, node: &str) -> Vec<(&'static str, Written)> {
+        // Functions of elements have no row here, and no attributes.
+        self.row_written(node).unwrap_or_default()
     }
 
     /// Attributes that are not in their range.
     pub fn out_of_range(&self) -> Vec<OutOfRange> {
-        let mut list = self.row_out_of_range();
-        list.extend(fused::out_of_range(self));
-        list
+        self.row_out_of_range()
     }
 
     /// The first stage in which the operation is legal with its attributes.
@@ -530,8 +495,6 @@ impl Op {
         match self {
             Op::Unary(_) => Some(vec![(1, 1)]),
             Op::Binary(_) => Some(vec![(1, 1); 2]),
-            // An update of several tensors has the operands of one again and again.
-            Op::AdamW(_) => None,
             op => op.row_times(),
         }
     }
@@ -540,14 +503,9 @@ impl Op {
     /// have the same storage.
     pub fn in_place(&self, result: usize) -> Option<usize> {
         let declared = self.declaration();
-        // An update of several tensors has the operands and results of one again and again.
-        let (tensor, slot) = match self {
-            Op::AdamW(_) => (result / declared.results.len(), result % declared.results.len()),
-            _ => (0, result),
-        };
-        let over = Self::row_over(self.row()?)[slot]?;
+        let over = Self::row_over(self.row()?)[result]?;
         let position = declared.operands.iter().position(|operand| operand.name == over);
-        Some(4 * tensor + position.invariant("a result takes the place of an operand"))
+        Some(position.invariant("a result takes the place of an operand"))
     }
 
     /// The operation on a line of the text form; `None` if the table has none of that name.

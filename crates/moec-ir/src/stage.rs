@@ -7,10 +7,8 @@ use std::fmt;
 pub enum Stage {
     /// As lowered from a model: values, losses and metrics.
     Forward,
-    /// With gradients and the optimiser's step.
+    /// With gradients and the optimiser's step; what is optimised and run.
     Training,
-    /// After the passes; what is planned and run.
-    Optimized,
 }
 
 impl fmt::Display for Stage {
@@ -18,7 +16,6 @@ impl fmt::Display for Stage {
         f.write_str(match self {
             Stage::Forward => "forward",
             Stage::Training => "training",
-            Stage::Optimized => "optimized",
         })
     }
 }

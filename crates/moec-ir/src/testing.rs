@@ -100,9 +100,8 @@ fn index_bound(graph: &Graph, value: Value) -> usize {
     };
     let bounds = graph.uses(value).into_iter().filter_map(|(user, position)| match graph.node(user).op {
         Op::Embed => extent(user, 1, 0),
-        Op::FusedAfter { ref producer, .. } if **producer == Op::Embed => extent(user, 1, 0),
         Op::EmbedGrad { rows } => Some(rows),
-        Op::CrossEntropy | Op::FusedCrossEntropy { .. } => extent(user, 0, 1),
+        Op::CrossEntropy => extent(user, 0, 1),
         Op::CrossEntropyGrad => extent(user, 1, 1),
         Op::GatherLast if position == 1 => extent(user, 0, 1),
         Op::ScatterLast { size } | Op::Count { size } => Some(size),

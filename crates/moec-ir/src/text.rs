@@ -13,7 +13,7 @@
 //!
 //! Nodes stand in topological order. `%top` is the first result of a node and `%top#1` its second. Attributes that
 //! repeat what is on the line already are left out: the name of an input, parameter or state that is called like its
-//! node, the role of a state that a router keeps, and the shape of a reshape, broadcast, fill, ramp, random or fused node and the rows of a sort, which are those
+//! node, the role of a state that a router keeps, and the shape of a reshape, broadcast, fill, ramp, or random node and the rows of a sort, which are those
 //! of its results. A name with
 //! other characters than letters, digits, `_` and `.` stands in quotes. Origins (`@12..40`, bytes of the `.moe` file; `@1:12..40`, of the first text that belongs to it)
 //! are printed only by [`print_with_origins`], so that a listing does not move with the text it came from. `//` starts
@@ -27,7 +27,6 @@ mod parse;
 
 pub use parse::{MAX_TEXT_BYTES, ParseError, parse};
 
-use crate::fused;
 use crate::graph::Graph;
 use crate::ids::{NodeId, Value};
 use crate::op::{Op, Written};
@@ -149,10 +148,7 @@ pub fn attributes(op: &Op, node: &str) -> Vec<String> {
         Written::Plain(value) => format!("{key} = {value}"),
         Written::Quoted(text) => format!("{key} = {}", quote(&text)),
     };
-    match op.written(node) {
-        Some(written) => written.into_iter().map(braces).collect(),
-        None => fused::texts(op),
-    }
+    op.written(node).into_iter().map(braces).collect()
 }
 
 #[cfg(test)]

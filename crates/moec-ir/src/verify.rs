@@ -34,16 +34,14 @@
 //! |---|---|---|
 //! | [`Stage::Forward`] | lowering | updates of states |
 //! | [`Stage::Training`] | differentiation, optimiser | gradients of operations, steps of the optimiser; updates of parameters |
-//! | [`Stage::Optimized`] | passes | several operations in one |
 //!
 //! # Not checked
 //! What depends on values: token ids and targets within the vocabulary, offsets that ascend, `order` and `positions` of a
 //! dispatch, combine or dispatched product from one and the same sort, numbers that are finite. The reference evaluator reports the first two.
 //! Indices of experts, slots and rows may be anything: those out of range are skipped.
 
-use crate::declaration::{Family, OutOfRange};
+use crate::declaration::OutOfRange;
 use crate::family::infer;
-use crate::fused;
 use crate::graph::Graph;
 use crate::ids::{NodeId, Origin, Value};
 use crate::infer::InferError;
@@ -328,9 +326,8 @@ impl<'g> Verifier<'g> {
                 self.report(Line::Node(id), Violation::Counters(draw.words()));
             }
             let &mut (by, first) = self.streams.entry((rng, key)).or_insert((id, draw));
-            // Two draws of one fused node are two draws as well.
             let repeated = self.stage > Stage::Forward && first == draw;
-            if by != id && !repeated || by == id && first != draw {
+            if by != id && !repeated {
                 let by = self.graph.node(by).name.clone();
                 self.report(Line::Node(id), Violation::SharedKey { key, by });
             }
@@ -357,7 +354,6 @@ fn draws(op: &Op, types: &[&TensorType]) -> Vec<(u32, Draw)> {
         Op::Dropout { rate, key } => vec![(*key, Draw::Dropout { rate: *rate, elements: elements(types[0]) })],
         Op::Attention(a) => attention(a, 0),
         Op::AttentionGrad(a) => attention(a, 1),
-        op if op.declaration().family == Family::Fused => fused::draws(op),
         op => internal_error!("`{}` is declared to be random, but nobody knows what it draws", op.mnemonic()),
     }
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
-use moec_ir::{DType, Data, Tensor, TensorType, infer};
-use moec_plan::{ALIGNMENT, Backend, BackendError, Plan, Program, Session, Step, Storage};
+use moec_ir::{DType, Data, Tensor, TensorType};
+use moec_plan::{ALIGNMENT, Backend, BackendError, Kernel, LaunchLimits, Plan, Program, Session, Step, Storage};
 
 use crate::dispatch::{self, Operand};
 use crate::launch::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
@@ -160,7 +160,7 @@ impl Backend for CubeBackend {
     }
 
     fn prepare(&self, program: &Program) -> Result<Box<dyn Session>, BackendError> {
-        program.plans.iter().try_for_each(|plan| check(program, plan))?;
+        program.plans.iter().try_for_each(|plan| check(program, plan, &self.profile.launch_limits()))?;
         let scratch_bytes = 4 * SCRATCH_ELEMENTS;
         // Partial results of kernels would otherwise need an empty arena to be a special case.
         let arena_bytes = program.arena_bytes().max(ALIGNMENT);
@@ -206,9 +206,9 @@ impl Backend for CubeBackend {
     }
 }
 
-/// Checks that the steps of a plan have the types that inference gives and that buffers lie within their storage:
+/// Checks that the steps of a plan have types that their kernels are for and that buffers lie within their storage:
 /// launching relies on it.
-fn check(program: &Program, plan: &Plan) -> Result<(), BackendError> {
+fn check(program: &Program, plan: &Plan, limits: &LaunchLimits) -> Result<(), BackendError> {
     let at = |name: &str, message: String| Err(interface(format!("`{}`, %{name}: {message}", plan.name)));
     for buffer in &plan.buffers {
         let fits = match buffer.storage {
@@ -224,14 +224,13 @@ fn check(program: &Program, plan: &Plan) -> Result<(), BackendError> {
     let ty = |id: &moec_plan::BufferId| plan.buffers.get(id.index()).map(|b| &b.ty);
     for step in &plan.steps {
         let operands: Option<Vec<&TensorType>> = step.operands.iter().map(ty).collect();
-        let results: Option<Vec<TensorType>> = step.results.iter().map(|id| ty(id).cloned()).collect();
+        let results: Option<Vec<&TensorType>> = step.results.iter().map(ty).collect();
         let (Some(operands), Some(results)) = (operands, results) else {
             return at(&step.name, "there is no such buffer".into());
         };
-        match infer(&step.op, &operands) {
-            Ok(types) if types == results => {}
-            Ok(_) => return at(&step.name, "the results have other types".into()),
-            Err(error) => return at(&step.name, error.to_string()),
+        let kernel = step.kernel();
+        if let Err(reason) = kernel.check(&operands, &results).and_then(|()| limits.check(kernel, &operands)) {
+            return at(&step.name, format!("{}: {reason}", kernel.mnemonic()));
         }
     }
     Ok(())
@@ -262,9 +261,9 @@ impl Prepared {
 
     /// What launches each step.
     fn launches(&self, plan: &Plan) -> Vec<Launches> {
-        let steps = plan.steps.iter().cloned().zip(self.steps.iter().cloned());
-        let launches = |(step, (operands, results)): (Step, (Vec<Operand>, Vec<Operand>))| -> Launches {
-            Box::new(move |launcher| dispatch::step(launcher, &step, &operands, &results))
+        let steps = plan.steps.iter().map(|s| s.kernel().clone()).zip(self.steps.iter().cloned());
+        let launches = |(kernel, (operands, results)): (Kernel, (Vec<Operand>, Vec<Operand>))| -> Launches {
+            Box::new(move |launcher| dispatch::step(launcher, &kernel, &operands, &results))
         };
         steps.map(launches).collect()
     }
@@ -277,12 +276,12 @@ impl Prepared {
 /// [`BackendError::Interface`] when the plan is not one that can be prepared.
 pub fn kernel_names(program: &Program, plan: &str, profile: &DeviceProfile) -> Result<Vec<Vec<String>>, BackendError> {
     let plan = program.plan(plan).ok_or_else(|| interface(format!("there is no function `{plan}`")))?;
-    check(program, plan)?;
+    check(program, plan, &profile.launch_limits())?;
     let states: Vec<Arg> = program.states.iter().enumerate().map(|(i, s)| Arg::new(i, 0, s.ty.elements())).collect();
     let prepared = Prepared::new(plan, &states, states.len());
     let launcher = Launcher::listing(*profile);
     let names = |(step, (operands, results)): (&Step, &(Vec<Operand>, Vec<Operand>))| {
-        dispatch::step(&launcher, step, operands, results);
+        dispatch::step(&launcher, step.kernel(), operands, results);
         launcher.take_names()
     };
     Ok(plan.steps.iter().zip(&prepared.steps).map(names).collect())

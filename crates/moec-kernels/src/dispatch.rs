@@ -1,8 +1,7 @@
-//! Which kernels a step of a plan launches. The match is exhaustive: a new operation does not compile without kernels, and
-//! one that a program can go on with ([`Op::operands_of_producer`]) has its own in [`producer`].
+//! Which kernels a step of a plan launches. The match is exhaustive: a new operation does not compile without kernels.
 
-use moec_ir::{Access, CapacityPriority, DType, FusedProgram, Instr, Op, TensorType};
-use moec_plan::Step;
+use moec_ir::{AdamWAttrs, CapacityPriority, DType, Invariant, Op, TensorType, internal_error};
+use moec_plan::{Access, Body, Elementwise, Instr, Kernel};
 
 use crate::kernels::matmul::{Fetch, Layout, Product};
 use crate::kernels::norm::Norm;
@@ -36,54 +35,91 @@ impl Operand {
     }
 }
 
-/// Launches the kernels of one step. Operands and results have the types that inference gives for the operation.
-pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
+/// What a kernel does beside its operation.
+#[derive(Clone, Copy, Default)]
+struct More<'a> {
+    /// Rows of a product that are fetched.
+    fetch: Option<Fetch>,
+    /// Where the sums of a product's first operand go.
+    sums: Option<Arg>,
+    /// The program that goes on with the first result.
+    after: Option<fused::After<'a>>,
+}
+
+/// Launches the kernels of one step, whose operands and results have the types that [`Kernel::check`] wants.
+pub(crate) fn step(l: &Launcher, kernel: &Kernel, x: &[Operand], y: &[Operand]) {
+    let args = |operands: &[Operand]| operands.iter().map(|o| o.arg).collect::<Vec<Arg>>();
     let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
     // Every operation over nothing is a sum over nothing, and 0 are the offsets of no rows. An operation over several
     // tensors does what it does with those that are not empty.
-    let several = matches!(step.op, Op::AdamW(_) | Op::SumOfSquares);
+    let several = matches!(kernel.body, Body::Updates(_) | Body::Op(Op::AdamW(_) | Op::SumOfSquares));
     if x.iter().chain(y).any(|o| o.arg.elements() == 0) && !several {
         for o in y.iter().filter(|o| o.arg.elements() > 0) {
             fill::launch(l, o.arg, 0.0);
         }
         return;
     }
-    match &step.op {
-        Op::Input { .. } | Op::Parameter { .. } | Op::State { .. } => {}
+    match &kernel.body {
+        Body::Op(op) => {
+            let parts = kernel.operands(x).invariant("a kernel has its operands");
+            let fetch = parts.fetch.map(|[order, positions]| Fetch {
+                order: order.arg,
+                sharing: positions.matrix().1,
+                slots: positions.arg.elements(),
+            });
+            match &kernel.after {
+                None => {
+                    let (y, sums) = if kernel.sums { y.split_at(y.len() - 1) } else { (y, &[][..]) };
+                    operation(l, op, parts.body, y, More { fetch, sums: sums.first().map(|o| o.arg), after: None });
+                }
+                Some(program) => {
+                    // The program's first result takes the place of what it goes on with.
+                    let (made, further) = y.split_at(program.results.len());
+                    let (floats, more) = (args(parts.after), args(&made[1..]));
+                    let rng = parts.random.map(|o| o.arg);
+                    let after = Some(fused::After { program, floats: &floats, rng, more: &more });
+                    operation(l, op, parts.body, &[&made[..1], further].concat(), More { fetch, sums: None, after });
+                }
+            }
+        }
+        Body::Elementwise(program) => {
+            let (floats, rng) = x.split_at(program.accesses.len());
+            fused::launch(l, program, &args(floats), rng.first().map(|o| o.arg), &args(y));
+        }
+        Body::CrossEntropyWithGradient { dloss } => {
+            let (tokens, vocab) = x[0].matrix();
+            cross_entropy::with_grad(l, a(0), a(1), dloss.get() as f32, r(0), r(1), tokens, vocab);
+        }
+        Body::Updates(attrs) => updates(l, attrs, x, y),
+        Body::Copy => copy::launch(l, a(0), r(0)),
+    }
+}
+
+/// Launches the kernels of one operation and what is to be done beside it.
+fn operation(l: &Launcher, op: &Op, x: &[Operand], y: &[Operand], more: More<'_>) {
+    let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
+    let elementwise = |accesses: Vec<Access>, last: Option<Instr>, floats: &[Arg], rng: Option<Arg>| {
+        fused::launch(l, &Elementwise::one(y[0].arg.elements(), accesses, last), floats, rng, &[r(0)]);
+    };
+    match op {
+        Op::Input { .. } | Op::Parameter { .. } | Op::State { .. } | Op::Reshape { .. } => {
+            internal_error!("{} is no step: it only names memory", op.mnemonic())
+        }
         Op::Fill { value, .. } => fill::launch(l, r(0), value.get() as f32),
         Op::Ramp { step, .. } => indices::ramp(l, r(0), *step),
-        Op::Reshape { .. } | Op::StopGradient => copy::launch(l, a(0), r(0)),
-        Op::Broadcast { shape } => match broadcast_access(x[0].shape(), shape) {
-            Some(access) if x[0].ty.dtype == DType::F32 => {
-                fused::launch(l, &one(shape, vec![access], Vec::new()), &[a(0)], None, &[r(0)])
-            }
+        Op::StopGradient => copy::launch(l, a(0), r(0)),
+        Op::Broadcast { shape } => match Access::of_broadcast(x[0].shape(), shape) {
+            Some(access) if x[0].ty.dtype == DType::F32 => elementwise(vec![access], None, &[a(0)], None),
             _ => copy::broadcast(l, a(0), r(0), x[0].shape(), shape),
         },
         Op::Permute { axes } => copy::permute(l, a(0), r(0), x[0].shape(), axes),
 
-        Op::Unary(f) => {
-            let program = one(y[0].shape(), vec![Access::Full], vec![Instr::Unary(*f, 0)]);
-            fused::launch(l, &program, &[a(0)], None, &[r(0)]);
+        Op::Unary(_) | Op::Binary(_) | Op::Select => {
+            let registers: Vec<usize> = (0..x.len()).collect();
+            let floats: Vec<Arg> = x.iter().map(|o| o.arg).collect();
+            elementwise(vec![Access::Full; x.len()], Instr::of(op, &registers), &floats, None);
         }
-        Op::Binary(f) => {
-            let program = one(y[0].shape(), vec![Access::Full; 2], vec![Instr::Binary(*f, 0, 1)]);
-            fused::launch(l, &program, &[a(0), a(1)], None, &[r(0)]);
-        }
-        Op::Select => {
-            let program = one(y[0].shape(), vec![Access::Full; 3], vec![Instr::Select(0, 1, 2)]);
-            fused::launch(l, &program, &[a(0), a(1), a(2)], None, &[r(0)]);
-        }
-        Op::Dropout { rate, key } => {
-            let instr = Instr::Dropout { value: 0, rate: *rate, key: *key };
-            let program = one(y[0].shape(), vec![Access::Full], vec![instr]);
-            fused::launch(l, &program, &[a(0)], Some(a(1)), &[r(0)]);
-        }
-        Op::Fused(program) => {
-            let floats: Vec<Arg> = x.iter().take(program.accesses.len()).map(|o| o.arg).collect();
-            let rng = program.uses_random().then(|| a(floats.len()));
-            let results: Vec<Arg> = y.iter().map(|o| o.arg).collect();
-            fused::launch(l, program, &floats, rng, &results);
-        }
+        Op::Dropout { .. } => elementwise(vec![Access::Full], Instr::of(op, &[0]), &[a(0)], Some(a(1))),
 
         Op::ToFloat => indices::to_float(l, a(0), r(0)),
         Op::ToIndex { size } => indices::to_index(l, a(0), r(0), *size),
@@ -99,30 +135,34 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             reduce::sum_of_squares(l, &operands, r(0));
         }
 
-        Op::MatMul { .. }
-        | Op::GroupedMatMul { .. }
-        | Op::GroupedMatMulWeightGrad
-        | Op::DispatchedProduct(_)
-        | Op::LayerNormGrad
-        | Op::RmsNormGrad
-        | Op::Embed
-        | Op::Dispatch { .. }
-        | Op::Combine { .. } => producer(l, &step.op, x, y, None),
-        Op::FusedAfter { producer: op, program } => {
-            let (own, rest) = x.split_at(op.operands_of_producer().unwrap_or(0));
-            let rest: Vec<Arg> = rest.iter().map(|o| o.arg).collect();
-            // Operand 0 of the program is what the producer makes, and its first result takes the place of that.
-            let (floats, rng) = rest.split_at(program.accesses.len() - 1);
-            let (first, others) = y.split_at(1);
-            let (more, further) = others.split_at(program.results.len() - 1);
-            let more: Vec<Arg> = more.iter().map(|o| o.arg).collect();
-            let after = fused::After { program, floats, rng: rng.first().copied(), more: &more };
-            producer(l, op, own, &[first, further].concat(), Some(after));
+        Op::MatMul { transpose_a, transpose_b, bias } => {
+            let ((p, q), (s, t)) = (x[0].matrix(), x[1].matrix());
+            let (m, k) = if *transpose_a { (q, p) } else { (p, q) };
+            let (n, bias) = (if *transpose_b { s } else { t }, bias.then(|| a(2)));
+            let layout = Layout { transpose_a: *transpose_a, transpose_b: *transpose_b, fetched: false };
+            let More { fetch, sums, after } = more;
+            let (a, b, y, offsets) = (a(0), a(1), r(0), None);
+            let product = Product { layout, a, b, fetch, bias, offsets, y, sums, after, m, n, k, experts: 1 };
+            matmul::launch(l, &product);
         }
-        Op::ProductWithSums(op) => match **op {
-            Op::MatMul { .. } => matmul(l, op, x, r(0), Some(r(1)), None),
-            _ => grouped(l, op, x, r(0), Some(r(1)), None),
-        },
+        // Rows are sorted by expert, and an expert without rows has no work; rows after the last expert's are 0.
+        Op::GroupedMatMul { transpose_b, bias } => {
+            let ((stored, k), bias) = (x[0].matrix(), bias.then(|| a(3)));
+            let More { fetch, sums, after } = more;
+            let layout = Layout { transpose_a: false, transpose_b: *transpose_b, fetched: fetch.is_some() };
+            let m = fetch.map_or(stored, |f| f.order.elements());
+            let (n, experts) = (r(0).elements() / m, a(2).elements() - 1);
+            let (a, b, y, offsets) = (a(0), a(1), r(0), Some(a(2)));
+            matmul::launch(l, &Product { layout, a, b, fetch, bias, offsets, y, sums, after, m, n, k, experts });
+        }
+        Op::GroupedMatMulWeightGrad => {
+            let ((k, m), (_, n)) = (x[0].matrix(), x[1].matrix());
+            let More { fetch, sums, after } = more;
+            let layout = Layout { transpose_a: true, transpose_b: false, fetched: fetch.is_some() };
+            let experts = a(2).elements() - 1;
+            let (a, b, y, offsets) = (a(0), a(1), r(0), Some(a(2)));
+            matmul::launch(l, &Product { layout, a, b, fetch, bias: None, offsets, y, sums, after, m, n, k, experts });
+        }
         Op::GroupedSum => {
             let (rows, outer) = x[0].matrix();
             grouped_matmul::grouped_sum(l, a(0), a(1), r(0), rows, a(1).elements() - 1, outer);
@@ -137,6 +177,17 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             let (_, channels) = x[0].matrix();
             let norm = Norm { x: a(0), gain: a(1), mean: None, rstd: r(1), channels };
             norm::rms_norm(l, norm, r(0), epsilon.get() as f32);
+        }
+
+        Op::LayerNormGrad => {
+            let (_, channels) = x[0].matrix();
+            let norm = Norm { x: a(1), gain: a(2), mean: Some(a(3)), rstd: a(4), channels };
+            norm::grad(l, norm, a(0), r(0), r(1), Some(r(2)), more.after);
+        }
+        Op::RmsNormGrad => {
+            let (_, channels) = x[0].matrix();
+            let norm = Norm { x: a(1), gain: a(2), mean: None, rstd: a(3), channels };
+            norm::grad(l, norm, a(0), r(0), r(1), None, more.after);
         }
 
         Op::Softmax => {
@@ -169,6 +220,10 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
             rotary::launch(l, a(0), positions, r(0), *heads, *time, base.get(), *inverse, channels3 / 3);
         }
 
+        Op::Embed => {
+            let ((rows, channels), tokens) = (x[1].matrix(), a(0).elements());
+            embed::embed(l, a(0), a(1), r(0), more.after, tokens, rows, channels);
+        }
         Op::EmbedGrad { rows } => {
             let (tokens, channels) = x[1].matrix();
             embed::embed_grad(l, a(0), a(1), r(0), tokens, *rows, channels);
@@ -180,10 +235,6 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         Op::CrossEntropyGrad => {
             let (tokens, vocab) = x[1].matrix();
             cross_entropy::backward(l, a(0), a(1), a(2), a(3), r(0), tokens, vocab);
-        }
-        Op::FusedCrossEntropy { dloss } => {
-            let (tokens, vocab) = x[0].matrix();
-            cross_entropy::with_grad(l, a(0), a(1), dloss.get() as f32, r(0), r(1), tokens, vocab);
         }
 
         Op::RandomNormal { key, .. } => random::normal(l, a(0), r(0), *key),
@@ -218,153 +269,33 @@ pub(crate) fn step(l: &Launcher, step: &Step, x: &[Operand], y: &[Operand]) {
         }
 
         Op::SortByExpert { experts, .. } => routing::sort_by_expert(l, a(0), r(0), r(1), r(2), *experts),
+        Op::Dispatch { .. } => {
+            let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
+            let weights = x.get(3).map(|o| o.arg);
+            routing::dispatch(l, a(0), a(1), weights, r(0), more.after, tokens, slots / tokens, channels);
+        }
+        Op::Combine { .. } => {
+            let ((_, channels), weights) = (x[0].matrix(), x.get(3).map(|o| o.arg));
+            routing::combine(l, a(0), a(2), weights, r(0), more.after, channels);
+        }
         Op::CombineWeightGrad => {
             let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
             routing::combine_weight_grad(l, a(0), a(1), a(2), r(0), slots / tokens, channels);
         }
 
-        Op::AdamW(attrs) => {
-            // Four operands a tensor, then one or two.
-            let tensors = x.len() / 4;
-            let scale = x.get(4 * tensors + 1).map(|o| o.arg);
-            let updates: Vec<adamw::Update> = (0..tensors)
-                .map(|t| adamw::Update {
-                    old: [0, 2, 3].map(|i| a(4 * t + i)),
-                    grad: a(4 * t + 1),
-                    new: [0, 1, 2].map(|i| r(3 * t + i)),
-                })
-                .collect();
-            adamw::launch(l, &updates, a(4 * tensors), scale, attrs);
-        }
+        Op::AdamW(attrs) => updates(l, attrs, x, y),
     }
 }
 
-/// Launches an operation that a program can go on with, and that program.
-fn producer(l: &Launcher, op: &Op, x: &[Operand], y: &[Operand], after: Option<fused::After<'_>>) {
-    let (a, r) = (|i: usize| x[i].arg, |i: usize| y[i].arg);
-    match op {
-        Op::MatMul { .. } => matmul(l, op, x, r(0), None, after),
-        Op::GroupedMatMul { .. } | Op::GroupedMatMulWeightGrad | Op::DispatchedProduct(_) => {
-            grouped(l, op, x, r(0), None, after);
-        }
-        Op::LayerNormGrad => {
-            let (_, channels) = x[0].matrix();
-            let norm = Norm { x: a(1), gain: a(2), mean: Some(a(3)), rstd: a(4), channels };
-            norm::grad(l, norm, a(0), r(0), r(1), Some(r(2)), after);
-        }
-        Op::RmsNormGrad => {
-            let (_, channels) = x[0].matrix();
-            let norm = Norm { x: a(1), gain: a(2), mean: None, rstd: a(3), channels };
-            norm::grad(l, norm, a(0), r(0), r(1), None, after);
-        }
-        Op::Embed => {
-            let ((rows, channels), tokens) = (x[1].matrix(), a(0).elements());
-            embed::embed(l, a(0), a(1), r(0), after, tokens, rows, channels);
-        }
-        Op::Dispatch { .. } => {
-            let ((tokens, channels), slots) = (x[0].matrix(), a(2).elements());
-            let weights = x.get(3).map(|o| o.arg);
-            routing::dispatch(l, a(0), a(1), weights, r(0), after, tokens, slots / tokens, channels);
-        }
-        Op::Combine { .. } => {
-            let ((_, channels), weights) = (x[0].matrix(), x.get(3).map(|o| o.arg));
-            routing::combine(l, a(0), a(2), weights, r(0), after, channels);
-        }
-        _ => moec_ir::internal_error!("no program goes on with {}", op.mnemonic()),
-    }
-}
-
-/// Launches a product of two matrices, with the sums of its first operand, or with the program that goes on with it.
-fn matmul(l: &Launcher, op: &Op, x: &[Operand], y: Arg, sums: Option<Arg>, after: Option<fused::After<'_>>) {
-    let Op::MatMul { transpose_a, transpose_b, bias } = *op else {
-        moec_ir::internal_error!("{} is no product of two matrices", op.mnemonic())
-    };
-    let a = |i: usize| x[i].arg;
-    let ((p, q), (s, t)) = (x[0].matrix(), x[1].matrix());
-    let (m, k) = if transpose_a { (q, p) } else { (p, q) };
-    let n = if transpose_b { s } else { t };
-    let layout = Layout { transpose_a, transpose_b, fetched: false };
-    let (fetch, bias, offsets) = (None, bias.then(|| a(2)), None);
-    let product = Product { layout, a: a(0), b: a(1), fetch, bias, offsets, y, sums, after, m, n, k, experts: 1 };
-    matmul::launch(l, &product);
-}
-
-/// Launches a product per expert, with the sums of its first operand, or with the program that goes on with it. Rows are
-/// sorted by expert, and an expert without rows has no work; rows after the last expert's are 0.
-fn grouped(l: &Launcher, op: &Op, x: &[Operand], y: Arg, sums: Option<Arg>, after: Option<fused::After<'_>>) {
-    let (op, fetch) = match op {
-        Op::DispatchedProduct(product) => {
-            // Order and positions are the product's last operands.
-            let (order, positions) = (x[x.len() - 2].arg, &x[x.len() - 1]);
-            let fetch = Fetch { order, sharing: positions.matrix().1, slots: positions.arg.elements() };
-            (&**product, Some(fetch))
-        }
-        op => (op, None),
-    };
-    let (a, fetched) = (|i: usize| x[i].arg, fetch.is_some());
-    let experts = a(2).elements() - 1;
-    let ((first, columns), (_, inner)) = (x[0].matrix(), x[1].matrix());
-    let (a, b, offsets) = (a(0), a(1), Some(a(2)));
-    let product = match *op {
-        Op::GroupedMatMul { transpose_b, bias } => {
-            let layout = Layout { transpose_a: false, transpose_b, fetched };
-            let m = fetch.map_or(first, |f| f.order.elements());
-            let (bias, n) = (bias.then(|| x[3].arg), y.elements() / m);
-            Product { layout, a, b, fetch, bias, offsets, y, sums, after, m, n, k: columns, experts }
-        }
-        Op::GroupedMatMulWeightGrad => {
-            let layout = Layout { transpose_a: true, transpose_b: false, fetched };
-            Product {
-                layout,
-                a,
-                b,
-                fetch,
-                bias: None,
-                offsets,
-                y,
-                sums,
-                after,
-                m: columns,
-                n: inner,
-                k: first,
-                experts,
-            }
-        }
-        _ => moec_ir::internal_error!("{} is no product per expert", op.mnemonic()),
-    };
-    matmul::launch(l, &product);
-}
-
-/// A fused program that loads its operands and applies at most one instruction.
-fn one(shape: &[usize], accesses: Vec<Access>, last: Vec<Instr>) -> FusedProgram {
-    let mut instructions: Vec<Instr> = (0..accesses.len()).map(Instr::Load).collect();
-    instructions.extend(last);
-    let results = vec![instructions.len() - 1];
-    FusedProgram { shape: shape.to_vec(), accesses, instructions, results }
-}
-
-/// How a fused program reads an operand of shape `from` that is broadcast to shape `to`, if it can.
-fn broadcast_access(from: &[usize], to: &[usize]) -> Option<Access> {
-    let (elements, total): (usize, usize) = (from.iter().product(), to.iter().product());
-    if elements == total {
-        return Some(Access::Full);
-    }
-    if elements == 1 {
-        return Some(Access::Scalar);
-    }
-    let lead = to.len() - from.len();
-    let repeated: Vec<bool> = (0..to.len()).map(|i| i < lead || from[i - lead] != to[i]).collect();
-    // Axes of extent 1 in the result fit either side.
-    let kept = |i: usize| !repeated[i] && to[i] != 1;
-    let (first, last) = ((0..to.len()).find(|&i| kept(i))?, (0..to.len()).rev().find(|&i| kept(i))?);
-    if (first..=last).any(|i| repeated[i]) {
-        return None;
-    }
-    let inner: usize = to[last + 1..].iter().product();
-    let outer: usize = to[..first].iter().product();
-    match (outer, inner) {
-        (_, 1) => Some(Access::Repeat),
-        (1, _) => Some(Access::Stretch { inner }),
-        _ => None,
-    }
+/// Launches the updates of some tensors: four operands for each, then one or two.
+fn updates(l: &Launcher, attrs: &AdamWAttrs, x: &[Operand], y: &[Operand]) {
+    let (a, tensors) = (|i: usize| x[i].arg, y.len() / 3);
+    let updates: Vec<adamw::Update> = (0..tensors)
+        .map(|t| adamw::Update {
+            old: [0, 2, 3].map(|i| a(4 * t + i)),
+            grad: a(4 * t + 1),
+            new: [0, 1, 2].map(|i| y[3 * t + i].arg),
+        })
+        .collect();
+    adamw::launch(l, &updates, a(4 * tensors), x.get(4 * tensors + 1).map(|o| o.arg), attrs);
 }

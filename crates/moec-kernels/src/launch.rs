@@ -24,6 +24,7 @@ use std::sync::Arc;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use moec_plan::LaunchLimits;
 
 /// Units of a cube on a graphics device.
 pub(crate) const GPU_CUBE: u32 = 64;
@@ -33,6 +34,12 @@ const GPU_CUBES: usize = 2048;
 
 /// Floats of the scratch buffer that every session has, for partial results of one step.
 pub(crate) const SCRATCH_ELEMENTS: usize = 1 << 20;
+
+/// Widest vectors of elementwise work, in elements: on the CPU two registers, so that two chains of operations overlap.
+const WIDEST_VECTORS: usize = 16;
+
+/// Most buffers that a launch can bind: Metal has the fewest. Kernels are launched alike on all devices.
+const MOST_BINDINGS: usize = 31;
 
 /// The two kinds of hardware that kernels are shaped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,10 +78,15 @@ impl DeviceProfile {
         self.units as usize
     }
 
-    /// Widest vectors for elementwise work: on the CPU two registers, so that two chains of operations overlap.
+    /// What decides which nodes of a graph are computed together.
+    pub fn launch_limits(&self) -> LaunchLimits {
+        LaunchLimits { bindings: MOST_BINDINGS, scratch: SCRATCH_ELEMENTS, vector: WIDEST_VECTORS }
+    }
+
+    /// Widest vectors for elementwise work.
     pub(crate) fn elementwise_width(&self) -> usize {
         match self.kind {
-            Kind::Cpu => moec_plan::WIDEST_VECTORS,
+            Kind::Cpu => WIDEST_VECTORS,
             Kind::Gpu => 4,
         }
     }

@@ -195,7 +195,7 @@ impl Rule<'_> {
             Family::Random => random::gradients(self, b),
             Family::Selection => selection::gradients(self, b),
             Family::Dispatch => dispatch::gradients(self, b),
-            Family::Indices | Family::Optimizer | Family::Fused => misplaced(&self.node.op),
+            Family::Indices | Family::Optimizer => misplaced(&self.node.op),
         }
     }
 }

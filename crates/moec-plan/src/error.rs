@@ -56,6 +56,16 @@ pub enum PlanError {
         /// What is wrong.
         reason: String,
     },
+    /// A node is too large for the kernels of the device.
+    #[error("%{node}: {reason}")]
+    TooLarge {
+        /// Name of the node.
+        node: String,
+        /// Where it came from.
+        origin: Option<Origin>,
+        /// What is too large.
+        reason: String,
+    },
     /// There is no pass of that name.
     #[error("there is no pass `{name}`; the passes are {known}")]
     NoPass {

@@ -5,8 +5,9 @@
 //! for a right one.
 
 use crate::backend::{Backend, BackendError, Session};
-use crate::plan::{Buffer, Plan, Program, Storage};
-use moec_ir::{DType, Data, Tensor, evaluate_op};
+use crate::plan::{Buffer, Plan, Program, Step, Storage};
+use moec_ir::{DType, Data, EvalError, Graph, Invariant, Tensor, Value, evaluate_op};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Name of the device.
@@ -140,11 +141,7 @@ impl InterpreterSession {
             let at = |e: BackendError| failed(format!("%{}: {e}", step.name));
             let operands =
                 step.operands.iter().map(|&b| self.read(plan.buffer(b))).collect::<Result<Vec<_>, _>>().map_err(at)?;
-            let results = evaluate_op(&step.op, &operands.iter().collect::<Vec<_>>())
-                .map_err(|e| failed(format!("%{}: {e}", step.name)))?;
-            if results.len() != step.results.len() {
-                return Err(failed(format!("%{} has {} results", step.name, results.len())));
-            }
+            let results = compute(&plan.graph, step, operands).map_err(|e| failed(format!("%{}: {e}", step.name)))?;
             for (&b, value) in step.results.iter().zip(&results) {
                 self.write(plan.buffer(b), value).map_err(at)?;
             }
@@ -152,6 +149,19 @@ impl InterpreterSession {
         }
         Ok(times)
     }
+}
+
+/// Evaluates the nodes of a step, one after the other.
+fn compute(graph: &Graph, step: &Step, operands: Vec<Tensor>) -> Result<Vec<Tensor>, EvalError> {
+    let cluster = &step.cluster;
+    let mut values: BTreeMap<Value, Tensor> = cluster.operands.iter().copied().zip(operands).collect();
+    let known = "a cluster computes or reads what its nodes read";
+    for &id in &cluster.nodes {
+        let operands: Vec<&Tensor> = graph.operands(id).iter().map(|v| values.get(v).invariant(known)).collect();
+        let results = evaluate_op(&graph.node(id).op, &operands)?;
+        values.extend((0..).map(|slot| graph.value(id).result(slot)).zip(results));
+    }
+    Ok(cluster.results.iter().map(|v| values.get(v).invariant("a cluster computes its results").clone()).collect())
 }
 
 impl Session for InterpreterSession {

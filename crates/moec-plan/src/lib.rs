@@ -1,17 +1,18 @@
-//! Forward graph to executable plan: differentiate, optimise, schedule, place memory.
+//! Forward graph to executable plan: differentiate, optimise, cluster, schedule, place memory.
 //!
 //! The way of a training step:
 //!
 //! 1. [`differentiate`] appends the gradient of the objective, [`add_optimizer`] the update of every parameter;
-//! 2. [`optimize`] runs the passes of [`PASSES`];
-//! 3. [`plan()`] orders the nodes of all functions of a program and places every byte; [`Arrangement::memory`] says
+//! 2. [`optimize`] runs the passes of [`PASSES`], each of which gives a graph that means the same;
+//! 3. [`cluster`] decides which nodes of that graph are computed together ([`FUSIONS`]), and what each [`Kernel`] must know;
+//! 4. [`plan()`] orders the clusters of all functions of a program and places every byte; [`Arrangement::memory`] says
 //!    what it needs beforehand;
-//! 4. a [`Backend`] prepares the [`Program`] and gives a [`Session`] that runs it. [`Interpreter`] is the one for
-//!    reference: it obeys the plan to the byte and computes in 64 bits.
+//! 5. a [`Backend`] prepares the [`Program`] and gives a [`Session`] that runs it. [`Interpreter`] is the one for
+//!    reference: it obeys the plan to the byte, evaluates the nodes of each cluster, and computes in 64 bits.
 //!
 //! ```
 //! use moec_ir::{Builder, Tensor, TensorType};
-//! use moec_plan::{Backend, Interpreter, OptimizeOptions, Wrt, differentiate, optimize, plan};
+//! use moec_plan::{Backend, ClusterOptions, Interpreter, OptimizeOptions, Wrt, cluster, differentiate, optimize, plan};
 //!
 //! let mut b = Builder::new();
 //! let x = b.input("x", TensorType::f32([3]));
@@ -22,7 +23,8 @@
 //! let graph = differentiate(&b.finish()?, "loss", &Wrt::Parameters)?;
 //! let (graph, _) = optimize(&graph, &OptimizeOptions::default())?;
 //!
-//! let program = plan(&[("f".to_string(), &graph)])?;
+//! let (clusters, _) = cluster(&graph, &ClusterOptions::default())?;
+//! let program = plan(&[("f".to_string(), &clusters)])?;
 //! let mut session = Interpreter.prepare(&program)?;
 //! session.run("f", &[("x", &Tensor::floats([1.0, 2.0, 3.0]))])?;
 //! assert_eq!(session.output("f", "grad.w")?.to_f64(), [1.0, 2.0, 3.0]);
@@ -31,9 +33,14 @@
 
 mod autodiff;
 mod backend;
+mod cluster;
+mod elementwise;
 mod error;
 mod interp;
+mod kernel;
 mod learning_rate;
+mod limits;
+mod liveness;
 mod memory;
 mod optimizers;
 mod passes;
@@ -51,13 +58,17 @@ mod work;
 
 pub use autodiff::{Wrt, differentiate};
 pub use backend::{Backend, BackendError, Session};
+pub use cluster::{Cluster, ClusterOptions, Clusters, FUSIONS, Fusion, cluster};
+pub use elementwise::{Access, Elementwise, Instr};
 pub use error::PlanError;
 pub use interp::Interpreter;
+pub use kernel::{Body, Kernel, Operands};
 pub use learning_rate::{SCHEDULES, Schedule, ScheduleSpec};
+pub use limits::LaunchLimits;
 pub use optimizers::{OPTIMIZERS, Optimizer, OptimizerSpec, add_optimizer};
-pub use passes::{MOST_GROUPED_UPDATES, OptimizeOptions, PASSES, Pass, PassReport, PassRun, WIDEST_VECTORS, optimize};
+pub use passes::{OptimizeOptions, PASSES, Pass, PassReport, PassRun, optimize};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
-pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, StepListing, listing};
+pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, listing};
 pub use planner::{Arrangement, declare_states, plan};
 pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};

@@ -7,16 +7,9 @@ mod canonicalise;
 mod cse;
 mod dce;
 mod fold_const;
-mod fuse_cross_entropy;
-mod fuse_dispatch;
-mod fuse_elementwise;
-mod fuse_sums;
-mod group_updates;
 pub(crate) mod rebuild;
 #[cfg(test)]
 mod tests;
-
-pub use group_updates::{MOST_GROUPED_UPDATES, WIDEST_VECTORS};
 
 use crate::error::PlanError;
 use moec_ir::{Graph, GraphError, Stage, VerifyError, verify};
@@ -34,7 +27,7 @@ pub struct Pass {
 }
 
 /// All passes, in the order in which they run.
-pub const PASSES: [Pass; 9] = [
+pub const PASSES: [Pass; 4] = [
     Pass { name: "fold_const", summary: "computes what is made of filled tensors only", run: fold_const::run },
     Pass {
         name: "canonicalise",
@@ -42,28 +35,7 @@ pub const PASSES: [Pass; 9] = [
         run: canonicalise::run,
     },
     Pass { name: "cse", summary: "computes equal expressions once", run: cse::run },
-    Pass {
-        name: "fuse_cross_entropy",
-        summary: "computes a cross-entropy together with its gradient",
-        run: fuse_cross_entropy::run,
-    },
     Pass { name: "dce", summary: "drops what no output or update depends on", run: dce::run },
-    Pass {
-        name: "fuse_elementwise",
-        summary: "joins elementwise operations and the broadcasts they read into single programs",
-        run: fuse_elementwise::run,
-    },
-    Pass {
-        name: "fuse_sums",
-        summary: "lets the products of weight gradients make the gradients of biases, too",
-        run: fuse_sums::run,
-    },
-    Pass {
-        name: "fuse_dispatch",
-        summary: "lets the products of experts fetch their rows from where they are",
-        run: fuse_dispatch::run,
-    },
-    Pass { name: "group_updates", summary: "updates several small tensors in one operation", run: group_updates::run },
 ];
 
 /// How [`optimize`] runs.
@@ -106,6 +78,13 @@ pub struct PassReport {
     pub passes: Vec<PassRun>,
 }
 
+impl PassReport {
+    /// Changes of all passes together.
+    pub fn rewrites(&self) -> usize {
+        self.passes.iter().map(|p| p.rewrites).sum()
+    }
+}
+
 /// Counts the changes of passes against a budget.
 #[derive(Debug)]
 pub(crate) struct Rewrites {
@@ -114,7 +93,7 @@ pub(crate) struct Rewrites {
 }
 
 impl Rewrites {
-    fn new(budget: Option<usize>) -> Self {
+    pub(crate) fn new(budget: Option<usize>) -> Self {
         Self { left: budget.unwrap_or(usize::MAX), done: 0 }
     }
 
@@ -149,10 +128,10 @@ pub fn optimize(graph: &Graph, options: &OptimizeOptions) -> Result<(Graph, Pass
         return Err(PlanError::NoPass { name: name.clone(), known });
     }
     if options.verify {
-        verify(graph, Stage::Optimized).map_err(|e| PlanError::InvalidGraph(first_violations(&e)))?;
+        verify(graph, Stage::Training).map_err(|e| PlanError::InvalidGraph(first_violations(&e)))?;
     }
     let (optimized, report) = run_passes(graph, options, false)?;
-    if options.verify && verify(&optimized, Stage::Optimized).is_err() {
+    if options.verify && verify(&optimized, Stage::Training).is_err() {
         // Verifying costs about as much as a pass, so whose fault it is is only looked for when there is one.
         return run_passes(graph, options, true);
     }
@@ -172,7 +151,7 @@ fn run_passes(graph: &Graph, options: &OptimizeOptions, verifying: bool) -> Resu
         }
         let time = start.elapsed();
         if verifying {
-            verify(&graph, Stage::Optimized).map_err(|errors| broken(first_violations(&errors)))?;
+            verify(&graph, Stage::Training).map_err(|errors| broken(first_violations(&errors)))?;
         }
         report.passes.push(PassRun { name: pass.name, rewrites: rewrites.done() - before, nodes: graph.len(), time });
         if options.after.as_deref() == Some(pass.name) {

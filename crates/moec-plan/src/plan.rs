@@ -1,7 +1,10 @@
 //! The plan: launches over numbered buffers, with every byte placed before anything runs.
 
+use crate::cluster::Cluster;
+use crate::kernel::Kernel;
 use crate::transposed::{parameter_of, swapped};
-use moec_ir::{Op, Origin, Phase, StateRole, TensorType};
+use moec_ir::{Graph, Origin, Phase, StateRole, TensorType};
+use std::sync::Arc;
 
 /// Number of a buffer within a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,14 +41,14 @@ pub struct Buffer {
     pub storage: Storage,
 }
 
-/// One operation to run.
+/// One cluster to run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// Name of the IR node.
+    /// Name of the node whose place it has.
     pub name: String,
-    /// What to do. [`Op::Reshape`] means: copy the operand to the result. Results share no storage with operands, but
-    /// for those of [`Op::in_place`], which are stored where their operands are.
-    pub op: Op,
+    /// What to compute of the plan's graph; nothing, if it is a copy. Results share no storage with operands, but for
+    /// those of [`Kernel::in_place`], which are stored where their operands are.
+    pub cluster: Cluster,
     /// Buffers that are read, in operand order.
     pub operands: Vec<BufferId>,
     /// Buffers that are written, in result order. A result that nobody reads still has a buffer.
@@ -54,6 +57,13 @@ pub struct Step {
     pub origin: Option<Origin>,
     /// Which part of a training step it belongs to.
     pub phase: Phase,
+}
+
+impl Step {
+    /// How it is computed.
+    pub fn kernel(&self) -> &Kernel {
+        &self.cluster.kernel
+    }
 }
 
 /// A named buffer that the caller writes before or reads after a run.
@@ -70,6 +80,8 @@ pub struct Port {
 pub struct Plan {
     /// Name of the function: `train_step`, `evaluate`, `logits`.
     pub name: String,
+    /// What it computes.
+    pub graph: Arc<Graph>,
     /// All buffers.
     pub buffers: Vec<Buffer>,
     /// All steps, in launch order.

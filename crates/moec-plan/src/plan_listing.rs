@@ -1,7 +1,6 @@
 //! A plan as plain data, for reading and for YAML.
 
 use crate::plan::{BufferId, Plan, Port, Program, Storage};
-use moec_ir::text;
 use serde::Serialize;
 
 /// A program as plain data.
@@ -37,8 +36,8 @@ pub struct PlanListing {
     pub outputs: Vec<PortListing>,
     /// One line for each buffer: `b7 %name : f32[512, 128] at 4096`, or `.. in state name`.
     pub buffers: Vec<String>,
-    /// Steps in launch order.
-    pub steps: Vec<StepListing>,
+    /// One line for each step, in launch order: `%name: b9 = matmul(b3, b4) {transpose_b}`.
+    pub steps: Vec<String>,
 }
 
 /// An input or output as plain data.
@@ -48,22 +47,6 @@ pub struct PortListing {
     pub name: String,
     /// Its buffer.
     pub buffer: String,
-}
-
-/// A step as plain data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct StepListing {
-    /// Name of the node.
-    pub name: String,
-    /// Mnemonic of the operation; a `reshape` is a copy.
-    pub op: &'static str,
-    /// Attributes as in the text form of the graph.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub attributes: Vec<String>,
-    /// Buffers that are read, in operand order.
-    pub reads: Vec<String>,
-    /// Buffers that are written, in result order.
-    pub writes: Vec<String>,
 }
 
 /// Lists a program.
@@ -82,12 +65,9 @@ fn plan_listing(plan: &Plan, program: &Program) -> PlanListing {
         };
         format!("b{i} %{} : {} {place}", buffer.name, buffer.ty)
     });
-    let steps = plan.steps.iter().map(|s| StepListing {
-        name: s.name.clone(),
-        op: s.op.mnemonic(),
-        attributes: text::attributes(&s.op, &s.name),
-        reads: s.operands.iter().map(short).collect(),
-        writes: s.results.iter().map(short).collect(),
+    let steps = plan.steps.iter().map(|s| {
+        let names = |buffers: &[BufferId]| buffers.iter().map(short).collect::<Vec<_>>();
+        format!("%{}: {}", s.name, s.kernel().line(&names(&s.operands), &names(&s.results)))
     });
     let ports =
         |ports: &[Port]| ports.iter().map(|p| PortListing { name: p.name.clone(), buffer: short(&p.buffer) }).collect();

@@ -1,5 +1,6 @@
 //! Graphs to a program: persistent tensors unified, steps ordered, every byte placed.
 
+use crate::cluster::Clusters;
 use crate::error::PlanError;
 use crate::memory::{Life, lives, place};
 use crate::plan::{Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
@@ -8,23 +9,24 @@ use crate::threads::on_threads;
 use indexmap::IndexMap;
 use moec_ir::{Graph, Op, TensorType};
 
-/// Plans the functions of a program, which share persistent tensors by name.
+/// Plans the functions of a program, which share persistent tensors by name: clusters, or graphs, of which each node is then
+/// computed on its own.
 ///
 /// # Errors
 /// As [`Arrangement::of`].
-pub fn plan(functions: &[(String, &Graph)]) -> Result<Program, PlanError> {
+pub fn plan(functions: &[(String, impl Copy + Into<Clusters>)]) -> Result<Program, PlanError> {
     Ok(Arrangement::of(functions)?.into_program())
 }
 
 /// The functions of a program, which share persistent tensors by name, with every step ordered and every byte placed.
-pub struct Arrangement<'a> {
-    pub(crate) functions: &'a [(String, &'a Graph)],
+pub struct Arrangement {
+    pub(crate) functions: Vec<(String, Clusters)>,
     pub(crate) states: Vec<StateDecl>,
     /// One per function.
     pub(crate) arranged: Vec<Arranged>,
 }
 
-impl<'a> Arrangement<'a> {
+impl Arrangement {
     /// Orders and places the steps of all functions.
     ///
     /// Sizes saturate: a graph of absurd shapes has a plan (of absurd size), so that the caller can say what is too large
@@ -32,16 +34,19 @@ impl<'a> Arrangement<'a> {
     ///
     /// # Errors
     /// When functions disagree about a persistent tensor or an update does not fit one.
-    pub fn of(functions: &'a [(String, &'a Graph)]) -> Result<Self, PlanError> {
-        let states = declare_states(functions)?;
+    pub fn of(functions: &[(String, impl Copy + Into<Clusters>)]) -> Result<Self, PlanError> {
+        let functions: Vec<(String, Clusters)> =
+            functions.iter().map(|(name, f)| (name.clone(), (*f).into())).collect();
+        let graphs: Vec<(String, &Graph)> = functions.iter().map(|(name, f)| (name.clone(), f.graph())).collect();
+        let states = declare_states(&graphs)?;
         let types = states.iter().map(|s| (s.name.clone(), s.ty.clone())).collect();
-        let arranged = on_threads(functions, |(name, graph)| arrange(name, graph, &types));
+        let arranged = on_threads(&functions, |(name, clusters)| arrange(name, clusters, &types));
         Ok(Self { functions, states, arranged: arranged.into_iter().collect::<Result<_, _>>()? })
     }
 
     /// The program that runs them.
     pub fn into_program(self) -> Program {
-        let plans = self.functions.iter().zip(self.arranged).map(|((name, _), arranged)| plan_of(name, arranged));
+        let plans = self.functions.iter().zip(self.arranged).map(|((name, f), a)| plan_of(name, f, a));
         Program { plans: plans.collect(), states: self.states }
     }
 }
@@ -89,8 +94,8 @@ pub(crate) struct Arranged {
 }
 
 /// Orders and places the tasks of one function.
-fn arrange(name: &str, graph: &Graph, states: &IndexMap<String, TensorType>) -> Result<Arranged, PlanError> {
-    let tasks = Tasks::collect(name, graph, states)?;
+fn arrange(name: &str, clusters: &Clusters, states: &IndexMap<String, TensorType>) -> Result<Arranged, PlanError> {
+    let tasks = Tasks::collect(name, clusters, states)?;
     // The early order nearly always needs less memory; where it does not, the graph's own is taken.
     let [eager, plain] = [tasks.eager_order(), tasks.graph_order()].map(|order| {
         let lives = lives(&tasks, &order);
@@ -101,7 +106,7 @@ fn arrange(name: &str, graph: &Graph, states: &IndexMap<String, TensorType>) -> 
     Ok(Arranged { tasks, order, lives, offsets, arena_bytes })
 }
 
-fn plan_of(name: &str, arranged: Arranged) -> Plan {
+fn plan_of(name: &str, clusters: &Clusters, arranged: Arranged) -> Plan {
     let Arranged { tasks, order, offsets, arena_bytes, .. } = arranged;
     let buffers = tasks
         .drafts
@@ -121,7 +126,7 @@ fn plan_of(name: &str, arranged: Arranged) -> Plan {
             let t = &tasks.tasks[i];
             Step {
                 name: t.name.clone(),
-                op: t.op.clone(),
+                cluster: t.cluster.clone(),
                 operands: t.operands.clone(),
                 results: t.results.clone(),
                 origin: t.origin,
@@ -134,6 +139,7 @@ fn plan_of(name: &str, arranged: Arranged) -> Plan {
     };
     Plan {
         name: name.to_string(),
+        graph: clusters.shared_graph(),
         buffers,
         steps,
         inputs: ports(&tasks.inputs),

@@ -95,13 +95,13 @@ impl MemoryReport {
     }
 }
 
-impl Arrangement<'_> {
+impl Arrangement {
     /// Reports the memory of the functions.
     ///
     /// All sums saturate, and nothing as large as the tensors is allocated, so a model of 10^12 parameters has a report.
     pub fn memory(&self) -> MemoryReport {
         let mut origins = HashMap::new();
-        for node in self.functions.iter().flat_map(|(_, graph)| graph.ids().map(|id| graph.node(id))) {
+        for node in self.functions.iter().flat_map(|(_, f)| f.graph().ids().map(|id| f.graph().node(id))) {
             if let (Op::Parameter { name, .. } | Op::State { name, .. }, Some(origin)) = (&node.op, node.origin) {
                 origins.entry(name.as_str()).or_insert(origin);
             }
@@ -152,14 +152,11 @@ fn function_memory(name: &str, arranged: &Arranged, tensors: &mut Vec<LargeTenso
             read_backward[tasks.drafts[b.index()].region] |= task.phase > Phase::Forward;
         }
     }
-    // The gradient that comes with the loss is the second result of the same task.
-    let with_loss = |region: usize, w: usize| {
-        let task = &tasks.tasks[w];
-        matches!(task.op, Op::FusedCrossEntropy { .. }) && tasks.drafts[task.results[1].index()].region == region
-    };
     let kind = |region: usize| match (tasks.regions[region].kind, writer[region]) {
         (RegionKind::Input | RegionKind::Output, _) => MemoryKind::InputOutput,
-        (_, Some(w)) if tasks.tasks[w].phase > Phase::Forward || with_loss(region, w) => MemoryKind::Gradient,
+        (_, Some(_)) if first_draft[region].is_some_and(|i| tasks.drafts[i].phase > Phase::Forward) => {
+            MemoryKind::Gradient
+        }
         _ if read_backward[region] => MemoryKind::Activation,
         _ => MemoryKind::Temporary,
     };

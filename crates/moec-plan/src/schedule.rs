@@ -5,14 +5,14 @@
 //!
 //! # Updates
 //! A persistent tensor has its old value until its update. AdamW and attention over a cache run in place
-//! ([`Op::in_place`]): such a result is the storage of the tensor that it updates, and every other reader of the old
+//! ([`Kernel::in_place`](crate::Kernel::in_place)): such a result is the storage of the tensor that it updates, and every other reader of the old
 //! value is ordered before it. Another operation that
 //! ends in an update writes the tensor directly if it does not read it and all its readers can run before. Everything
 //! else goes through a copy at the end. Where such an operation cannot run in place on a persistent tensor, its operand is
 //! copied to the result first, so that it always finds operand and result in the same place.
 //!
 //! # Copies
-//! A step whose operation is [`Op::Reshape`] copies its operand to its result; there are no other reshapes among steps.
+//! Some steps only copy their operand to their result; a reshape is no step.
 //! An output that is a persistent tensor or an input is a copy too, so outputs stay valid when those change.
 //!
 //! # Order
@@ -20,11 +20,12 @@
 //! frees at least what it allocates runs as soon as it can (AdamW right after the last gradient that it reads, unless
 //! clipping needs all gradients first), and a step that reads no intermediate result waits for its first reader.
 
+use crate::cluster::{Cluster, Clusters};
 use crate::error::PlanError;
 use crate::plan::BufferId;
 use indexmap::IndexMap;
-use moec_ir::{Graph, NodeId, Op, Origin, Phase, TensorType, Value};
-use std::collections::BTreeSet;
+use moec_ir::{Graph, Invariant, Node, Op, Origin, Phase, TensorType, Value};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a region is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +53,15 @@ pub(crate) struct Draft {
     pub(crate) name: String,
     pub(crate) ty: TensorType,
     pub(crate) region: usize,
+    /// Phase in which it is made.
+    pub(crate) phase: Phase,
 }
 
 /// A step before it has a place in the order.
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) name: String,
-    pub(crate) op: Op,
+    pub(crate) cluster: Cluster,
     pub(crate) operands: Vec<BufferId>,
     pub(crate) results: Vec<BufferId>,
     pub(crate) origin: Option<Origin>,
@@ -97,8 +100,8 @@ struct Collector<'a> {
     function: &'a str,
     graph: &'a Graph,
     out: Tasks,
-    /// By node and slot, for live nodes.
-    values: Vec<Vec<(BufferId, Source)>>,
+    /// Values that are stored.
+    values: BTreeMap<Value, (BufferId, Source)>,
     /// Region of each persistent tensor that this function uses.
     state_regions: IndexMap<usize, usize>,
     /// Tasks that read the old value of a persistent tensor.
@@ -106,24 +109,23 @@ struct Collector<'a> {
 }
 
 impl Tasks {
-    /// Collects the tasks of a graph. `states` maps the name of a persistent tensor to its number.
+    /// Collects the tasks of the clusters of a graph. `states` maps the name of a persistent tensor to its number.
     pub(crate) fn collect(
         function: &str,
-        graph: &Graph,
+        clusters: &Clusters,
         states: &IndexMap<String, TensorType>,
     ) -> Result<Tasks, PlanError> {
         let out = Tasks { regions: vec![], drafts: vec![], tasks: vec![], inputs: vec![], outputs: vec![] };
         let mut c = Collector {
             function,
-            graph,
+            graph: clusters.graph(),
             out,
-            values: vec![vec![]; graph.len()],
+            values: BTreeMap::new(),
             state_regions: IndexMap::new(),
             readers: IndexMap::new(),
         };
-        let live = live(graph);
-        for id in graph.ids().filter(|id| live[id.index()]) {
-            c.node(id, states)?;
+        for cluster in clusters.iter() {
+            c.cluster(cluster, states)?;
         }
         let rest = c.copy_sources_to_outputs();
         c.updates(states)?;
@@ -209,28 +211,9 @@ impl Tasks {
     }
 }
 
-/// Nodes that an output or an update depends on, and all inputs: they are the interface of the function.
-fn live(graph: &Graph) -> Vec<bool> {
-    let mut live = vec![false; graph.len()];
-    for (_, v) in graph.outputs().iter().chain(graph.updates()) {
-        live[v.node.index()] = true;
-    }
-    for id in graph.ids().rev() {
-        if matches!(graph.node(id).op, Op::Input { .. }) {
-            live[id.index()] = true;
-        }
-        if live[id.index()] {
-            for v in graph.operands(id) {
-                live[v.node.index()] = true;
-            }
-        }
-    }
-    live
-}
-
 impl Collector<'_> {
     fn value(&self, v: Value) -> (BufferId, Source) {
-        self.values[v.node.index()][usize::from(v.slot)]
+        *self.values.get(&v).invariant("a value is stored before it is read")
     }
 
     fn region(&mut self, kind: RegionKind, bytes: usize) -> usize {
@@ -238,8 +221,8 @@ impl Collector<'_> {
         self.out.regions.len() - 1
     }
 
-    fn buffer(&mut self, name: impl Into<String>, ty: TensorType, region: usize) -> BufferId {
-        self.out.drafts.push(Draft { name: name.into(), ty, region });
+    fn buffer(&mut self, name: impl Into<String>, ty: TensorType, region: usize, phase: Phase) -> BufferId {
+        self.out.drafts.push(Draft { name: name.into(), ty, region, phase });
         BufferId((self.out.drafts.len() - 1) as u32)
     }
 
@@ -279,35 +262,26 @@ impl Collector<'_> {
         }
     }
 
-    /// Origin and phase of what is done because of a value.
-    fn cause(&self, v: Value) -> (Option<Origin>, Phase) {
-        let node = self.graph.node(v.node);
-        (node.origin, node.phase)
-    }
-
-    fn copy(
-        &mut self,
-        name: String,
-        from: (BufferId, Source),
-        to: BufferId,
-        (origin, phase): (Option<Origin>, Phase),
-    ) -> usize {
-        let op = Op::Reshape { shape: self.out.drafts[to.index()].ty.shape.clone() };
-        let task = Task { name, op, operands: vec![from.0], results: vec![to], origin, phase, after: BTreeSet::new() };
+    /// Adds a task that copies a value from one buffer to another.
+    fn copy(&mut self, name: String, v: Value, from: (BufferId, Source), to: BufferId) -> usize {
+        let (cluster, node, operands) = (Cluster::copy(v), self.graph.node(v.node), vec![from.0]);
+        let (origin, phase, after) = (node.origin, node.phase, BTreeSet::new());
+        let task = Task { name, cluster, operands, results: vec![to], origin, phase, after };
         self.task(task, &[from.1])
     }
 
-    /// Gives a live node its buffers and, unless it only names memory, its task.
-    fn node(&mut self, id: NodeId, states: &IndexMap<String, TensorType>) -> Result<(), PlanError> {
-        let node = self.graph.node(id);
-        let values = match &node.op {
-            Op::Parameter { name, ty } | Op::State { name, ty, .. } => {
-                // Every source of the graph was declared before; see `plan`.
-                let state = states.get_index_of(name).unwrap_or(usize::MAX);
+    /// Gives what a cluster makes its buffers and, unless it only names memory, its task.
+    fn cluster(&mut self, cluster: &Cluster, states: &IndexMap<String, TensorType>) -> Result<(), PlanError> {
+        let node = self.graph.node(cluster.node);
+        let value = self.graph.value(cluster.node);
+        match cluster.kernel.op() {
+            Some(Op::Parameter { name, ty } | Op::State { name, ty, .. }) => {
+                let state = states.get_index_of(name).invariant("the sources of a graph are declared");
                 let region = self.state_region(state, ty.bytes());
-                vec![(self.buffer(name, ty.clone(), region), Source::State(state))]
+                let buffer = self.buffer(name, ty.clone(), region, node.phase);
+                self.values.insert(value, (buffer, Source::State(state)));
             }
-            Op::Input { name, ty } => {
+            Some(Op::Input { name, ty }) => {
                 let known = self.out.inputs.iter().find(|(n, _)| n == name).map(|&(_, b)| b);
                 let buffer = match known {
                     Some(b) if &self.out.drafts[b.index()].ty == ty => b,
@@ -320,30 +294,32 @@ impl Collector<'_> {
                     }
                     None => {
                         let region = self.region(RegionKind::Input, ty.bytes());
-                        let b = self.buffer(name, ty.clone(), region);
+                        let b = self.buffer(name, ty.clone(), region, node.phase);
                         self.out.inputs.push((name.clone(), b));
                         b
                     }
                 };
-                vec![(buffer, Source::Input)]
+                self.values.insert(value, (buffer, Source::Input));
             }
-            Op::Reshape { .. } => {
-                let (from, source) = self.value(self.graph.operands(id)[0]);
+            Some(Op::Reshape { .. }) => {
+                let (from, source) = self.value(cluster.operands[0]);
                 let region = self.region_of(from);
-                vec![(self.buffer(&node.name, node.results[0].clone(), region), source)]
+                let buffer = self.buffer(&node.name, node.results[0].clone(), region, node.phase);
+                self.values.insert(value, (buffer, source));
             }
-            op => {
-                let (operands, sources): (Vec<_>, Vec<_>) =
-                    self.graph.operands(id).iter().map(|&v| self.value(v)).unzip();
-                let mut results = Vec::with_capacity(node.results.len());
-                for (slot, ty) in node.results.iter().enumerate() {
+            _ => {
+                let (operands, sources): (Vec<_>, Vec<_>) = cluster.operands.iter().map(|&v| self.value(v)).unzip();
+                let mut results = Vec::with_capacity(cluster.results.len());
+                for &v in &cluster.results {
+                    let ty = self.graph.ty(v);
                     let region = self.region(RegionKind::Temporary, ty.bytes());
-                    let name = if slot == 0 { node.name.clone() } else { format!("{}.{slot}", node.name) };
-                    results.push(self.buffer(name, ty.clone(), region));
+                    let Node { name, phase, .. } = self.graph.node(v.node);
+                    let name = if v.slot == 0 { name.clone() } else { format!("{name}.{}", v.slot) };
+                    results.push(self.buffer(name, ty.clone(), region, *phase));
                 }
                 let task = Task {
                     name: node.name.clone(),
-                    op: op.clone(),
+                    cluster: cluster.clone(),
                     operands,
                     results: results.clone(),
                     origin: node.origin,
@@ -351,10 +327,11 @@ impl Collector<'_> {
                     after: BTreeSet::new(),
                 };
                 let task = self.task(task, &sources);
-                results.into_iter().enumerate().map(|(slot, b)| (b, Source::Task { task, slot })).collect()
+                for (slot, (&v, buffer)) in cluster.results.iter().zip(results).enumerate() {
+                    self.values.insert(v, (buffer, Source::Task { task, slot }));
+                }
             }
-        };
-        self.values[id.index()] = values;
+        }
         Ok(())
     }
 
@@ -369,8 +346,8 @@ impl Collector<'_> {
                     from.0
                 }
                 Source::State(_) | Source::Input | Source::Aside { .. } => {
-                    let to = self.output_buffer(name, self.graph.ty(*v).clone());
-                    self.copy(format!("output.{name}"), from, to, self.cause(*v));
+                    let to = self.output_buffer(name, *v);
+                    self.copy(format!("output.{name}"), *v, from, to);
                     to
                 }
             };
@@ -379,9 +356,10 @@ impl Collector<'_> {
         rest
     }
 
-    fn output_buffer(&mut self, name: &str, ty: TensorType) -> BufferId {
+    fn output_buffer(&mut self, name: &str, v: Value) -> BufferId {
+        let ty = self.graph.ty(v).clone();
         let region = self.region(RegionKind::Output, ty.bytes());
-        self.buffer(format!("output.{name}"), ty, region)
+        self.buffer(format!("output.{name}"), ty, region, self.graph.node(v.node).phase)
     }
 
     /// Lets results be outputs where they are, or copies them if they are where a persistent tensor is.
@@ -391,8 +369,8 @@ impl Collector<'_> {
             let region = self.region_of(from.0);
             if let RegionKind::State(_) = self.out.regions[region].kind {
                 let name = self.graph.outputs()[i].0.clone();
-                let to = self.output_buffer(&name, self.graph.ty(v).clone());
-                self.copy(format!("output.{name}"), from, to, self.cause(v));
+                let to = self.output_buffer(&name, v);
+                self.copy(format!("output.{name}"), v, from, to);
                 self.out.outputs[i].1 = to;
             } else {
                 self.out.regions[region].kind = RegionKind::Output;
@@ -426,8 +404,8 @@ impl Collector<'_> {
             let mut from = self.value(*v);
             if matches!(from.1, Source::State(s) if s != *state) {
                 let region = self.region(RegionKind::Temporary, ty.bytes());
-                let aside = self.buffer(format!("old.{name}"), (*ty).clone(), region);
-                let task = self.copy(format!("old.{name}"), from, aside, self.cause(*v));
+                let aside = self.buffer(format!("old.{name}"), (*ty).clone(), region, self.graph.node(v.node).phase);
+                let task = self.copy(format!("old.{name}"), *v, from, aside);
                 from = (aside, Source::Aside { task });
             }
             sources.push(from);
@@ -436,15 +414,15 @@ impl Collector<'_> {
             match from.1 {
                 Source::State(_) => {}
                 Source::Task { task, slot } if self.claim(state, ty, task, slot) => {}
-                _ => copies.push((name.clone(), state, from, self.cause(v))),
+                _ => copies.push((name.clone(), state, from, v)),
             }
         }
-        for (name, state, from, cause) in copies {
+        for (name, state, from, v) in copies {
             let ty = states[state].clone();
             let region = self.state_region(state, ty.bytes());
-            let to = self.buffer(&name, ty, region);
+            let to = self.buffer(&name, ty, region, self.graph.node(v.node).phase);
             let before = self.readers.get(&state).cloned().unwrap_or_default();
-            let task = self.copy(format!("update.{name}"), from, to, cause);
+            let task = self.copy(format!("update.{name}"), v, from, to);
             self.out.tasks[task].after.extend(before);
         }
         Ok(())
@@ -465,7 +443,7 @@ impl Collector<'_> {
             .filter(|(_, b)| self.region_of(**b) == target)
             .map(|(position, _)| position)
             .collect();
-        let fits = match self.out.tasks[task].op.in_place(slot) {
+        let fits = match self.out.tasks[task].cluster.kernel.in_place(slot) {
             Some(operand) => reads == [operand],
             None => reads.is_empty(),
         };
@@ -501,15 +479,17 @@ impl Collector<'_> {
     fn in_place(&mut self) {
         for task in 0..self.out.tasks.len() {
             for slot in 0..self.out.tasks[task].results.len() {
-                let Some(position) = self.out.tasks[task].op.in_place(slot) else { continue };
+                let Some(position) = self.out.tasks[task].cluster.kernel.in_place(slot) else { continue };
                 let (operand, result) = (self.out.tasks[task].operands[position], self.out.tasks[task].results[slot]);
                 if self.region_of(operand) == self.region_of(result) {
                     continue;
                 }
                 let name = format!("{}.operand", self.out.drafts[result.index()].name);
-                let cause = (self.out.tasks[task].origin, self.out.tasks[task].phase);
+                let value = self.out.tasks[task].cluster.operands[position];
+                let (origin, phase) = (self.out.tasks[task].origin, self.out.tasks[task].phase);
                 // The copy waits for whatever the operation waited for: its readers of the old value included.
-                let copy = self.copy(name, (operand, Source::Input), result, cause);
+                let copy = self.copy(name, value, (operand, Source::Input), result);
+                (self.out.tasks[copy].origin, self.out.tasks[copy].phase) = (origin, phase);
                 self.out.tasks[copy].after = self.out.tasks[task].after.clone();
                 self.out.tasks[copy].after.remove(&copy);
                 self.out.tasks[task].after.insert(copy);

@@ -1,7 +1,7 @@
 //! What a step has to do: its arithmetic, and its operands and results as if each moved once.
 
 use crate::plan::{Plan, Step};
-use moec_ir::{Op, TensorType};
+use moec_ir::{TensorType, flops, length_of_sums};
 
 /// Arithmetic and memory traffic of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -33,48 +33,27 @@ pub fn work(plan: &Plan, step: &Step) -> Work {
     let bytes = step.operands.iter().chain(&step.results).map(|id| ty(id).bytes() as f64).sum();
     let (x, y): (Vec<&TensorType>, Vec<&TensorType>) =
         (step.operands.iter().map(ty).collect(), step.results.iter().map(ty).collect());
-    Work { flops: flops(&step.op, &x, &y), bytes }
-}
-
-/// The kind of a step: its operation, for products with the extents of the result and of the sums.
-pub fn kind(plan: &Plan, step: &Step) -> String {
-    let mnemonic = step.op.mnemonic();
-    let (Some(x), Some(y)) = (step.operands.first(), step.results.first()) else { return mnemonic.to_string() };
-    let (x, y) = (&plan.buffer(*x).ty, &plan.buffer(*y).ty);
-    match step.op.innermost() {
-        op @ (Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::GroupedMatMulWeightGrad) => {
-            let extents: Vec<String> = y.shape.iter().map(ToString::to_string).collect();
-            format!("{mnemonic} {} over {}", extents.join("x"), summed(op, x))
-        }
-        _ => mnemonic.to_string(),
-    }
-}
-
-/// Length of the sums of a product with that first operand.
-fn summed(op: &Op, x: &TensorType) -> usize {
-    let rows = || x.shape.first().copied().unwrap_or(1);
-    match op {
-        Op::GroupedMatMulWeightGrad => rows(),
-        Op::MatMul { transpose_a: true, .. } => rows(),
-        _ => x.shape.last().copied().unwrap_or(1),
-    }
-}
-
-fn flops(op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
-    let (Some(first), Some(result)) = (x.first(), y.first()) else { return 0.0 };
-    let elements = result.elements() as f64;
-    match op.innermost() {
-        op @ (Op::MatMul { .. } | Op::GroupedMatMul { .. }) => 2.0 * elements * summed(op, first) as f64,
-        op @ Op::GroupedMatMulWeightGrad => {
-            // Every row meets one expert, so the experts' gradients together are one product.
-            let outer: f64 = x.iter().take(2).map(|t| t.shape.last().copied().unwrap_or(1) as f64).product();
-            2.0 * outer * summed(op, first) as f64
-        }
-        // Scores and weighted values over (T + 1) / 2 positions on average; backward recomputes the scores and has two
-        // products for each of the two.
-        Op::Attention(a) => 2.0 * elements * (a.time + 1) as f64,
-        Op::AttentionGrad(a) => 5.0 * first.elements() as f64 * (a.time + 1) as f64,
+    let kernel = step.kernel();
+    let flops = match (kernel.op(), kernel.operands(&x)) {
+        (Some(op), Some(operands)) => flops(op, operands.body, &y),
         _ => 0.0,
+    };
+    Work { flops, bytes }
+}
+
+/// The kind of a step: what its kernel computes, for products with the extents of the result and of the sums.
+pub fn kind(plan: &Plan, step: &Step) -> String {
+    let mnemonic = step.kernel().mnemonic();
+    let shape = |id: &crate::plan::BufferId| &plan.buffer(*id).ty;
+    let (Some(op), Some(x), Some(y)) = (step.kernel().op(), step.operands.first(), step.results.first()) else {
+        return mnemonic;
+    };
+    match length_of_sums(op, shape(x)) {
+        Some(length) => {
+            let extents: Vec<String> = shape(y).shape.iter().map(ToString::to_string).collect();
+            format!("{mnemonic} {} over {length}", extents.join("x"))
+        }
+        None => mnemonic,
     }
 }
 
@@ -82,8 +61,8 @@ fn flops(op: &Op, x: &[&TensorType], y: &[&TensorType]) -> f64 {
 mod tests {
     use super::*;
     use crate::planner::plan;
-    use crate::{Wrt, differentiate};
-    use moec_ir::{Builder, Phase, TensorType};
+    use crate::{ClusterOptions, Wrt, cluster, differentiate};
+    use moec_ir::{Builder, Op, Phase, TensorType};
 
     #[test]
     fn products_count_two_operations_per_multiply_add() {
@@ -99,7 +78,7 @@ mod tests {
         let products: Vec<(String, Work, Phase)> = plan
             .steps
             .iter()
-            .filter(|s| matches!(s.op, Op::MatMul { .. }))
+            .filter(|s| matches!(s.kernel().op(), Some(Op::MatMul { .. })))
             .map(|s| (kind(plan, s), work(plan, s), s.phase))
             .collect();
         let bytes = 4.0 * (3 * 7 + 5 * 7 + 3 * 5) as f64;
@@ -114,35 +93,25 @@ mod tests {
     }
 
     #[test]
-    fn a_product_with_sums_counts_as_the_product() {
-        let program = |op: Op, offsets: bool| {
-            let mut b = Builder::new();
-            let mut operands = vec![b.input("dy", TensorType::f32([7, 5])), b.input("x", TensorType::f32([7, 3]))];
-            operands.extend(offsets.then(|| b.input("offsets", TensorType::i32([3]))));
-            let y = b.op(op, &operands);
-            b.output("y", y);
-            plan(&[("f".to_string(), &b.finish().unwrap())]).unwrap()
-        };
-        let flops = |program: &crate::Program| {
-            let plan = &program.plans[0];
-            plan.steps.iter().map(|s| work(plan, s).flops).sum::<f64>()
-        };
-        let dense = Op::MatMul { transpose_a: true, transpose_b: false, bias: false };
+    fn a_product_that_does_more_counts_as_the_product() {
         // Three tokens of which each has a row or more.
         let mut b = Builder::new();
         let (dy, x) = (b.input("dy", TensorType::f32([7, 5])), b.input("x", TensorType::f32([3, 3])));
-        let (offsets, order) = (b.input("offsets", TensorType::i32([3])), b.input("order", TensorType::i32([7])));
-        let positions = b.input("positions", TensorType::i32([3, 4]));
-        let fetched = Op::DispatchedProduct(Box::new(Op::GroupedMatMulWeightGrad));
-        let y = b.op(fetched, &[dy, x, offsets, order, positions]);
-        b.output("y", y);
-        let fetched = plan(&[("f".to_string(), &b.finish().unwrap())]).unwrap();
-        assert_eq!(flops(&fetched), 2.0 * (7 * 5 * 3) as f64);
-        for (product, offsets) in [(dense, false), (Op::GroupedMatMulWeightGrad, true)] {
-            let with_sums = program(Op::ProductWithSums(Box::new(product.clone())), offsets);
-            assert_eq!(flops(&with_sums), flops(&program(product, offsets)));
-            assert_eq!(flops(&with_sums), 2.0 * (7 * 5 * 3) as f64);
+        let experts = b.input("experts", TensorType::i32([3, 3]));
+        let sort = b.op(Op::SortByExpert { experts: 2, rows: 7 }, &[experts]);
+        let rows = b.op(Op::Dispatch { weighted: false }, &[x, sort.result(1), sort.result(2)]);
+        let dw = b.op(Op::GroupedMatMulWeightGrad, &[dy, rows, sort]);
+        let db = b.op(Op::GroupedSum, &[dy, sort]);
+        b.output("dw", dw);
+        b.output("db", db);
+        let graph = b.finish().unwrap();
+        let (clusters, _) = cluster(&graph, &ClusterOptions::default()).unwrap();
+        for program in [plan(&[("f".to_string(), &graph)]), plan(&[("f".to_string(), &clusters)])] {
+            let plan = &program.unwrap().plans[0];
+            let flops = plan.steps.iter().map(|s| work(plan, s).flops).sum::<f64>();
+            assert_eq!(flops, 2.0 * (7 * 5 * 3) as f64);
         }
+        assert!(clusters.iter().any(|c| c.kernel.sums && c.kernel.fetch.is_some()));
     }
 
     #[test]

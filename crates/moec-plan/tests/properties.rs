@@ -4,7 +4,7 @@
 
 use moec_ir::testing::{Sample, samples};
 use moec_ir::{Tensor, evaluate};
-use moec_plan::{Backend, Interpreter, OptimizeOptions, optimize, plan};
+use moec_plan::{Backend, ClusterOptions, Interpreter, OptimizeOptions, cluster, optimize, plan};
 use proptest::prelude::*;
 
 fn close(what: &str, found: &Tensor, expected: &Tensor) -> Result<(), TestCaseError> {
@@ -31,7 +31,8 @@ proptest! {
             close(name, &found.updates[name], value)?;
         }
 
-        let program = plan(&[("f".into(), &optimized)]).unwrap();
+        let (clusters, _) = cluster(&optimized, &ClusterOptions::default()).unwrap();
+        let program = plan(&[("f".into(), &clusters)]).unwrap();
         let mut session = Interpreter.prepare(&program).unwrap();
         for s in &program.states {
             session.write_state(&s.name, &bindings[&s.name]).unwrap();

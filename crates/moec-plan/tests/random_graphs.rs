@@ -5,7 +5,10 @@
 use moec_ir::{
     AdamWAttrs, Binary, Builder, DType, Data, Evaluation, Graph, Op, Tensor, TensorType, Unary, Value, evaluate, random,
 };
-use moec_plan::{ALIGNMENT, Backend, Interpreter, OptimizeOptions, PASSES, Plan, Program, Storage, optimize, plan};
+use moec_plan::{
+    ALIGNMENT, Backend, ClusterOptions, FUSIONS, Interpreter, OptimizeOptions, PASSES, Plan, Program, Storage, cluster,
+    optimize, plan,
+};
 use std::collections::BTreeMap;
 
 struct Draw {
@@ -278,9 +281,9 @@ fn plans_mean_what_their_graphs_mean() {
         same(&format!("seed {seed}"), &run(&program, &graph, &values), &expected);
         assert_eq!(program, plan(&[("f".to_string(), &graph)]).unwrap(), "planning is not deterministic");
         for step in &program.plans[0].steps {
-            if let Op::AdamW(_) = step.op {
+            if let Some(Op::AdamW(_)) = step.kernel().op() {
                 for slot in 0..step.results.len() {
-                    let position = step.op.in_place(slot).unwrap();
+                    let position = step.kernel().in_place(slot).unwrap();
                     let storage = |b| &program.plans[0].buffer(b).storage;
                     assert_eq!(storage(step.operands[position]), storage(step.results[slot]), "AdamW not in place");
                 }
@@ -302,8 +305,13 @@ fn every_pass_keeps_the_meaning() {
             same(&what, &evaluate(&optimized, &values).unwrap(), &expected);
         }
         let (optimized, _) = optimize(&graph, &OptimizeOptions::default()).unwrap();
-        let program = plan(&[("f".to_string(), &optimized)]).unwrap();
-        same(&format!("seed {seed}, optimised plan"), &run(&program, &optimized, &values), &expected);
+        for fusion in &FUSIONS {
+            let options = ClusterOptions { after: Some(fusion.name.to_string()), ..ClusterOptions::default() };
+            let (clusters, _) = cluster(&optimized, &options).unwrap();
+            let program = plan(&[("f".to_string(), &clusters)]).unwrap();
+            no_overlap(&program.plans[0]);
+            same(&format!("seed {seed} after {}", fusion.name), &run(&program, &optimized, &values), &expected);
+        }
     }
 }
 
@@ -313,13 +321,20 @@ fn any_number_of_rewrites_keeps_the_meaning() {
         let graph = random_graph(seed, 40);
         let values = bindings(seed, &graph);
         let expected = evaluate(&graph, &values).unwrap();
-        let (_, report) = optimize(&graph, &OptimizeOptions::default()).unwrap();
-        let all: usize = report.passes.iter().map(|p| p.rewrites).sum();
-        for budget in 0..=all {
+        let (optimized, report) = optimize(&graph, &OptimizeOptions::default()).unwrap();
+        for budget in 0..=report.rewrites() {
             let options = OptimizeOptions { max_rewrites: Some(budget), ..OptimizeOptions::default() };
             let (optimized, report) = optimize(&graph, &options).unwrap();
-            assert_eq!(report.passes.iter().map(|p| p.rewrites).sum::<usize>(), budget);
+            assert_eq!(report.rewrites(), budget);
             same(&format!("seed {seed}, {budget} rewrites"), &evaluate(&optimized, &values).unwrap(), &expected);
+        }
+        let (_, report) = cluster(&optimized, &ClusterOptions::default()).unwrap();
+        for budget in 0..=report.rewrites() {
+            let options = ClusterOptions { max_decisions: Some(budget), ..ClusterOptions::default() };
+            let (clusters, report) = cluster(&optimized, &options).unwrap();
+            assert_eq!(report.rewrites(), budget);
+            let program = plan(&[("f".to_string(), &clusters)]).unwrap();
+            same(&format!("seed {seed}, {budget} decisions"), &run(&program, &optimized, &values), &expected);
         }
     }
 }

@@ -73,8 +73,8 @@ struct Piece {
 pub fn attention_heads(program: &Program) -> Option<usize> {
     let steps = program.plans.iter().flat_map(|plan| &plan.steps);
     let heads: BTreeSet<usize> = steps
-        .filter_map(|step| match &step.op {
-            Op::Attention(attrs) => Some(attrs.heads),
+        .filter_map(|step| match step.kernel().op() {
+            Some(Op::Attention(attrs)) => Some(attrs.heads),
             _ => None,
         })
         .collect();

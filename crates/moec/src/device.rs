@@ -2,7 +2,7 @@
 
 #[cfg(feature = "kernels")]
 use moec_kernels::CubeBackend;
-use moec_plan::{Backend, BackendError, Interpreter};
+use moec_plan::{Backend, BackendError, Interpreter, LaunchLimits};
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +45,19 @@ impl Device {
                 reason: "this build was made without it".to_string(),
             }),
             Device::Interpreter => Ok(Box::new(Interpreter)),
+        }
+    }
+
+    /// What its kernels can do at most: decides which operations of a model are computed together.
+    pub fn launch_limits(self) -> LaunchLimits {
+        match self {
+            #[cfg(feature = "kernels")]
+            Device::Cpu => moec_kernels::Device::Cpu.profile().launch_limits(),
+            #[cfg(feature = "kernels")]
+            Device::Wgpu => moec_kernels::Device::Wgpu.profile().launch_limits(),
+            #[cfg(not(feature = "kernels"))]
+            Device::Cpu | Device::Wgpu => LaunchLimits::default(),
+            Device::Interpreter => LaunchLimits::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The way through the house, as one function per half: text to checked model, checked model to program.
 //!
 //! ```text
-//! bytes ─parse─▶ File ─check─▶ Model ─lower─▶ Graph ─differentiate─▶ Graph ─optimize─▶ Graph ─plan─▶ Program
+//! bytes ─parse─▶ File ─check─▶ Model ─lower─▶ Graph ─differentiate─▶ Graph ─optimize─▶ Graph ─cluster─▶ Clusters ─plan─▶ Program
 //! ```
 
 use crate::error::{Error, Messages};
@@ -12,7 +12,8 @@ use moec_model::{
     Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry, span_of,
 };
 use moec_plan::{
-    Arrangement, MemoryReport, OptimizeOptions, PassReport, PlanError, Program, StateDecl, Wrt, on_threads,
+    Arrangement, ClusterOptions, Clusters, FUSIONS, LaunchLimits, MemoryReport, OptimizeOptions, PassReport, PlanError,
+    Program, StateDecl, Wrt, on_threads,
 };
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile};
 use std::time::{Duration, Instant};
@@ -69,8 +70,12 @@ pub struct CompileOptions {
     pub functions: Option<Vec<Function>>,
     /// Texts that are written at once: sequences of [`Function::Next`] and [`Function::Decode`].
     pub samples: usize,
-    /// Stop the optimiser of every function after this many rewrites.
+    /// Stop the compilation of every function after this pass or fusion.
+    pub after: Option<String>,
+    /// Stop the passes and fusions of every function after this many rewrites.
     pub max_rewrites: Option<usize>,
+    /// What the kernels of the device can do at most; what every device can by default.
+    pub limits: LaunchLimits,
     /// Whether noise of routers is drawn or given.
     pub noise: NoisePolicy,
     /// Parameters are written with `Executable::write_states`, so that those which products read transposed may be stored
@@ -80,7 +85,15 @@ pub struct CompileOptions {
 
 impl Default for CompileOptions {
     fn default() -> Self {
-        Self { functions: None, samples: 1, max_rewrites: None, noise: NoisePolicy::Generated, fixed: false }
+        Self {
+            functions: None,
+            samples: 1,
+            after: None,
+            max_rewrites: None,
+            limits: LaunchLimits::default(),
+            noise: NoisePolicy::Generated,
+            fixed: false,
+        }
     }
 }
 
@@ -96,9 +109,9 @@ impl CompileOptions {
 pub struct Compiled {
     /// The training step as it was lowered, whichever functions were asked for: parameters, states, layers.
     pub lowered: Lowered,
-    /// The optimised graph of every function.
-    pub graphs: Vec<(Function, Graph)>,
-    /// What the optimiser did to every function.
+    /// The optimised graph of every function, in clusters that are computed together.
+    pub clusters: Vec<(Function, Clusters)>,
+    /// What passes and fusions did to every function.
     pub reports: Vec<(Function, PassReport)>,
     /// The plans of all functions over shared persistent tensors.
     pub program: Program,
@@ -140,6 +153,7 @@ impl CompileError {
             CompileError::Lower(LowerError::Routing { span, .. }) => Some(*span),
             CompileError::Lower(LowerError::NotCached(obstacle)) => Some(obstacle.span),
             CompileError::Lower(LowerError::Graph(e)) | CompileError::Graph(e) => e.origin.map(span_of),
+            CompileError::Plan(PlanError::TooLarge { origin, .. }) => origin.map(span_of),
             CompileError::Lower(_) | CompileError::Plan(_) | CompileError::Invalid { .. } => None,
         };
         let diagnostic = Diagnostic::new(Code::CannotBuild, self.to_string());
@@ -230,20 +244,22 @@ pub fn compile(
         completed.push((function, complete(graph, recipe, function)?));
     }
     clock.stage("differentiate");
-    let (mut graphs, mut reports) = (Vec::new(), Vec::new());
-    let optimize = OptimizeOptions { max_rewrites: options.max_rewrites, ..OptimizeOptions::default() };
     let fixed = options.fixed && !functions.contains(&Function::TrainStep);
     let optimized = on_threads(&completed, |(_, graph)| match fixed {
-        true => moec_plan::optimize(&moec_plan::store_transposed(graph)?, &optimize),
-        false => moec_plan::optimize(graph, &optimize),
+        true => optimize(&moec_plan::store_transposed(graph)?, options),
+        false => optimize(graph, options),
     });
-    for ((function, _), optimized) in completed.iter().zip(optimized) {
-        let (graph, report) = optimized?;
-        graphs.push((*function, graph));
-        reports.push((*function, report));
-    }
+    let optimized = optimized.into_iter().collect::<Result<Vec<_>, _>>()?;
     clock.stage("optimize");
-    let functions: Vec<(String, &Graph)> = graphs.iter().map(|(f, g)| (f.name().to_string(), g)).collect();
+    let clustered = on_threads(&optimized, |(graph, report)| cluster(graph, report, options));
+    let (mut clusters, mut reports) = (Vec::new(), Vec::new());
+    for (&function, clustered) in functions.iter().zip(clustered) {
+        let (of_function, report) = clustered?;
+        clusters.push((function, of_function));
+        reports.push((function, report));
+    }
+    clock.stage("cluster");
+    let functions: Vec<(String, &Clusters)> = clusters.iter().map(|(f, c)| (f.name().to_string(), c)).collect();
     let arrangement = Arrangement::of(&functions)?;
     let memory = arrangement.memory();
     let program = arrangement.into_program();
@@ -251,7 +267,32 @@ pub fn compile(
     declaring.push(("model".to_string(), &lowered.graph));
     let states = moec_plan::declare_states(&declaring)?;
     clock.stage("plan");
-    Ok(Compiled { lowered, graphs, reports, program, states, memory, times: clock.times })
+    Ok(Compiled { lowered, clusters, reports, program, states, memory, times: clock.times })
+}
+
+/// The names of passes and fusions, in the order in which they run.
+pub fn passes() -> Vec<&'static str> {
+    moec_plan::PASSES.iter().map(|p| p.name).chain(FUSIONS.iter().map(|f| f.name)).collect()
+}
+
+/// The passes over a graph, up to the one to stop after.
+fn optimize(graph: &Graph, options: &CompileOptions) -> Result<(Graph, PassReport), PlanError> {
+    let after = options.after.clone().filter(|name| !FUSIONS.iter().any(|f| f.name == name));
+    moec_plan::optimize(graph, &OptimizeOptions { after, max_rewrites: options.max_rewrites, ..Default::default() })
+}
+
+/// The fusions over a graph that passes left so, up to the one to stop after; adds what they did to the report.
+fn cluster(graph: &Graph, report: &PassReport, options: &CompileOptions) -> Result<(Clusters, PassReport), PlanError> {
+    let mut report = report.clone();
+    let after = options.after.clone();
+    if after.as_ref().is_some_and(|name| report.passes.iter().any(|p| p.name == name)) {
+        return Ok((Clusters::single(graph), report));
+    }
+    let max_decisions = options.max_rewrites.map(|most| most.saturating_sub(report.rewrites()));
+    let (clusters, fused) =
+        moec_plan::cluster(graph, &ClusterOptions { limits: options.limits, after, max_decisions })?;
+    report.passes.extend(fused.passes);
+    Ok((clusters, report))
 }
 
 fn check_stage(name: &'static str, graph: &Graph, stage: Stage) -> Result<(), CompileError> {

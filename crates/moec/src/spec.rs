@@ -76,7 +76,8 @@ impl Spec {
         {
             return Err(Error::Vocabulary { model: size, text: vocab.len() });
         }
-        let compiled = pipeline::compile(model, recipe, vocab.len(), options).map_err(|e| e.at(&self.source))?;
+        let options = CompileOptions { limits: device.launch_limits(), ..options.clone() };
+        let compiled = pipeline::compile(model, recipe, vocab.len(), &options).map_err(|e| e.at(&self.source))?;
         require_memory(&compiled.memory, device, &self.source)?;
         Ok(compiled)
     }

@@ -5,7 +5,7 @@ use crate::family::linear::dot;
 use crate::op::{AdamWAttrs, AttentionAttrs, CapacityPriority};
 use crate::purpose::StateRole;
 use crate::types::{DType, Real};
-use crate::{Access, Binary, FusedProgram, Instr, Unary, random};
+use crate::{Binary, Unary, random};
 
 fn t(shape: &[usize], values: &[f64]) -> Tensor {
     Tensor::new(shape, Data::F64(values.to_vec())).unwrap()
@@ -139,45 +139,6 @@ fn single_precision_operands_are_converted() {
 }
 
 #[test]
-fn fused_programs_equal_their_parts() {
-    let (x, bias, row, s) = (noise(&[3, 7], 1), noise(&[7], 2), noise(&[3], 3), noise(&[], 4));
-    let program = FusedProgram {
-        shape: vec![3, 7],
-        accesses: vec![Access::Full, Access::Repeat, Access::Stretch { inner: 7 }, Access::Scalar],
-        instructions: vec![
-            Instr::Load(0),
-            Instr::Load(1),
-            Instr::Binary(Binary::Add, 0, 1),
-            Instr::Load(2),
-            Instr::Binary(Binary::Mul, 2, 3),
-            Instr::Dropout { value: 4, rate: Real::new(0.5), key: 6 },
-            Instr::Load(3),
-            Instr::Const(Real::new(0.0)),
-            Instr::Binary(Binary::Less, 2, 7),
-            Instr::Select(8, 6, 5),
-            Instr::Unary(Unary::Tanh, 9),
-        ],
-        results: vec![10, 4],
-    };
-    let found = run(Op::Fused(program), &[&x, &bias, &row, &s, &rng()]);
-
-    let shape = vec![3, 7];
-    let bias = &run(Op::Broadcast { shape: shape.clone() }, &[&bias])[0];
-    let row = &run(Op::Broadcast { shape: shape.clone() }, &[&row.with_shape([3, 1]).unwrap()])[0];
-    let s = &run(Op::Broadcast { shape: shape.clone() }, &[&s])[0];
-    let zero = &run(Op::Fill { value: Real::new(0.0), ty: TensorType::f32(shape) }, &[])[0];
-    let sum = &run(Op::Binary(Binary::Add), &[&x, bias])[0];
-    let product = &run(Op::Binary(Binary::Mul), &[sum, row])[0];
-    let dropped = &run(Op::Dropout { rate: Real::new(0.5), key: 6 }, &[product, &rng()])[0];
-    let negative = &run(Op::Binary(Binary::Less), &[sum, zero])[0];
-    let chosen = &run(Op::Select, &[negative, s, dropped])[0];
-    assert_eq!(found[0], run(Op::Unary(Unary::Tanh), &[chosen])[0]);
-    assert_eq!(&found[1], product);
-}
-
-// ---- shape and reduction ----
-
-#[test]
 fn broadcast_and_sum_are_transposes() {
     let x = t(&[2, 1], &[1.0, 2.0]);
     let y = run(Op::Broadcast { shape: vec![2, 2, 3] }, &[&x]);
@@ -242,23 +203,6 @@ fn grouped_products_skip_empty_experts_and_trailing_rows() {
     let dy = t(&[4, 1], &[1.0, 2.0, 3.0, 4.0]);
     assert_eq!(one(Op::GroupedMatMulWeightGrad, &[&dy, &x, &offsets]), [7.0, 10.0, 0.0, 0.0, 15.0, 18.0]);
     assert_eq!(one(Op::GroupedSum, &[&x, &offsets]), [4.0, 6.0, 0.0, 0.0, 5.0, 6.0]);
-    let both = evaluate_op(&Op::ProductWithSums(Box::new(Op::GroupedMatMulWeightGrad)), &[&dy, &x, &offsets]).unwrap();
-    assert_eq!(both[0].to_f64(), [7.0, 10.0, 0.0, 0.0, 15.0, 18.0]);
-    assert_eq!((both[1].shape(), both[1].to_f64()), ([3, 1].as_slice(), vec![3.0, 0.0, 3.0]));
-}
-
-#[test]
-fn a_product_may_sum_its_first_operand() {
-    let (dy, x) = (t(&[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), t(&[3, 1], &[1.0, 10.0, 100.0]));
-    let product = Op::MatMul { transpose_a: true, transpose_b: false, bias: false };
-    let both = evaluate_op(&Op::ProductWithSums(Box::new(product)), &[&dy, &x]).unwrap();
-    assert_eq!((both[0].shape(), both[0].to_f64()), ([2, 1].as_slice(), vec![531.0, 642.0]));
-    assert_eq!((both[1].shape(), both[1].to_f64()), ([2].as_slice(), vec![9.0, 12.0]));
-    // Not the sum over what the product does not sum over, nor with what the sum must not have.
-    for (transpose_a, bias) in [(false, false), (true, true)] {
-        let product = Op::MatMul { transpose_a, transpose_b: false, bias };
-        assert!(evaluate_op(&Op::ProductWithSums(Box::new(product)), &[&dy, &x]).is_err());
-    }
 }
 
 #[test]
@@ -432,15 +376,6 @@ fn cross_entropy_by_hand_and_its_gradient() {
     let lse = &run(Op::CrossEntropy, &[&logits, &targets])[1];
     let g = one(Op::CrossEntropyGrad, &[&Tensor::scalar(2.5), &logits, lse, &targets]);
     matches_differences(&|x| one(Op::CrossEntropy, &[x, &targets]), &logits, &[2.5], &g);
-
-    let fused = run(Op::FusedCrossEntropy { dloss: Real::new(2.5) }, &[&logits, &targets]);
-    assert_eq!(fused[0], run(Op::CrossEntropy, &[&logits, &targets])[0]);
-    assert_eq!(fused[1].to_f64(), g);
-    let fused = Op::FusedCrossEntropy { dloss: Real::new(1.0) };
-    assert!(evaluate_op(&fused, &[&logits, &Tensor::ints([16, 17, 9])]).is_err());
-    let types = |n| [TensorType::f32([n, 2]), TensorType::i32([n])];
-    assert!(infer(&fused, &types(1 << 19).each_ref()).is_ok());
-    assert!(infer(&fused, &types((1 << 19) + 1).each_ref()).is_err());
 }
 
 // ---- random ----
@@ -708,39 +643,6 @@ fn adamw_follows_torch() {
     // A weight without gradient and moments only decays.
     let still = run(Op::AdamW(attrs), &[&p, &zero, &zero, &zero, &hyper]);
     close(&still[0].to_f64(), &[1.9], 1e-15);
-}
-
-#[test]
-fn adamw_of_several_tensors_is_that_of_each() {
-    let half = Real::new(0.5);
-    let op = Op::AdamW(AdamWAttrs { beta1: half, beta2: half, epsilon: Real::new(1e-3), weight_decay: half });
-    let hyper = t(&[3], &[0.1, 0.25, 0.25]);
-    let tensors: Vec<[Tensor; 4]> = [vec![3], vec![2, 5], vec![0], vec![]]
-        .iter()
-        .enumerate()
-        .map(|(i, shape)| {
-            [0, 1, 2, 3].map(|j| {
-                let x = noise(shape, (4 * i + j) as u32);
-                // Second moments are squares.
-                if j == 3 { t(shape, &x.to_f64().iter().map(|v| v * v).collect::<Vec<_>>()) } else { x }
-            })
-        })
-        .collect();
-    let scale = Tensor::scalar(0.3);
-    for shared in [vec![&hyper], vec![&hyper, &scale]] {
-        let alone: Vec<Tensor> = tensors
-            .iter()
-            .flat_map(|own| run(op.clone(), &own.iter().chain(shared.iter().copied()).collect::<Vec<_>>()))
-            .collect();
-        let together = run(op.clone(), &tensors.iter().flatten().chain(shared).collect::<Vec<_>>());
-        assert_eq!(together, alone);
-    }
-    let all: Vec<&Tensor> = tensors.iter().flatten().chain([&hyper, &scale]).collect();
-    for wrong in [&all[..16], &all[1..17], &all[..3], &[&all[..], &[&scale]].concat()] {
-        assert!(matches!(evaluate_op(&op, wrong), Err(EvalError::Infer(_))), "{} operands", wrong.len());
-    }
-    let many: Vec<&Tensor> = std::iter::repeat_n(&all[..4], 86).flatten().copied().chain([&hyper]).collect();
-    assert!(run(op.clone(), &many[4..]).len() == 255 && evaluate_op(&op, &many).is_err());
 }
 
 #[test]

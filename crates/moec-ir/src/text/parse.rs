@@ -1,7 +1,5 @@
 //! Text to graph. The only place of this crate that knows pest.
 
-mod fused;
-
 use crate::graph::Graph;
 use crate::ids::{NodeId, Origin, Value};
 use crate::internal::Invariant;
@@ -264,9 +262,8 @@ impl Reader {
 
         let mnemonic = first(&pair, Rule::word)?;
         let mut given = Given::read(&pair, &mnemonic, &name, &types)?;
-        let op = match Op::read(&mut given)? {
-            Some(op) => op,
-            None => fused::read(&mut given)?,
+        let Some(op) = Op::read(&mut given)? else {
+            return Err(at(&mnemonic, format!("unknown operation `{}`", mnemonic.as_str())));
         };
         given.finish()?;
 

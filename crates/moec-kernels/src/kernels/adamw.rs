@@ -9,7 +9,6 @@ use super::copy;
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 use moec_ir::AdamWAttrs;
-use moec_plan::MOST_GROUPED_UPDATES;
 
 /// First item of this unit in a part of `length` items that begins at item `start` of all; `first` is its first of all.
 #[cube]
@@ -115,7 +114,7 @@ pub(crate) fn launch(l: &Launcher, updates: &[Update], hyper: Arg, scale: Option
     for (from, to) in updates().flat_map(|u| u.old.into_iter().zip(u.new)) {
         copy::launch(l, from, to);
     }
-    for (w, group) in l.by_width(updates(), |u| u.grad.elements(), MOST_GROUPED_UPDATES) {
+    for (w, group) in l.by_width(updates(), |u| u.grad.elements(), l.profile().launch_limits().grouped_updates()) {
         together(l, &group, hyper, scale, attrs, w);
     }
 }

@@ -351,7 +351,7 @@ pub(crate) fn launch(l: &Launcher, scores: Arg, chosen: Arg, tokens: usize, expe
     l.launch(
         1,
         || "balanced_assignment".to_string(),
-        // SAFETY: inference allows no more tokens and three times the experts together than half of the scratch memory has
+        // SAFETY: `LaunchLimits` allow no more tokens and three times the experts together than half of the scratch memory has
         // elements, and there are no more places and walks than that; holders are -1 or bidders, walks hold experts and
         // tokens or -1, and only tokens index `chosen`, all of which have an expert when exchanges begin.
         |t| unsafe {

@@ -14,7 +14,8 @@ use super::lanes::lane_numbers;
 use super::random::{key_a, key_b, random_bits};
 use crate::launch::{Arg, Launcher, Split, Target, common_width, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
-use moec_ir::{Access, Binary, FusedProgram, Instr, Unary, random};
+use moec_ir::{Binary, Unary, random};
+use moec_plan::{Access, Instr};
 use std::fmt;
 
 /// How an operand is read for result vector `i` of `n`.
@@ -307,7 +308,7 @@ fn fused<W: Size>(e: &mut Elementwise<W>, n: usize, #[comptime] split: Split) {
 #[derive(Clone, Copy)]
 pub(crate) struct After<'a> {
     /// The program.
-    pub(crate) program: &'a FusedProgram,
+    pub(crate) program: &'a moec_plan::Elementwise,
     /// Its operands from the second on.
     pub(crate) floats: &'a [Arg],
     /// State of the generator, if it has dropouts.
@@ -349,8 +350,8 @@ impl fmt::Display for Then<'_> {
 }
 
 /// The widest vectors up to `most` that do not straddle a repetition of an operand.
-fn width(program: &FusedProgram, floats: &[Option<Arg>], most: usize) -> usize {
-    let mut extents = vec![program.shape.iter().product()];
+fn width(program: &moec_plan::Elementwise, floats: &[Option<Arg>], most: usize) -> usize {
+    let mut extents = vec![program.elements];
     for (access, x) in program.accesses.iter().zip(floats) {
         match (access, x) {
             (Access::Repeat, Some(x)) => extents.push(x.elements()),
@@ -363,7 +364,7 @@ fn width(program: &FusedProgram, floats: &[Option<Arg>], most: usize) -> usize {
 
 /// Binds a program for vectors of width `w`, which [`width`] allows. An operand that is `None` is what the program goes on
 /// with.
-fn resolve<'a>(program: &FusedProgram, floats: &[Option<Arg>], w: usize) -> Then<'a> {
+fn resolve<'a>(program: &moec_plan::Elementwise, floats: &[Option<Arg>], w: usize) -> Then<'a> {
     let (mut vectors, mut scalars, mut loads) = (Vec::new(), Vec::new(), Vec::new());
     for (access, x) in program.accesses.iter().zip(floats) {
         let Some(x) = *x else {
@@ -425,10 +426,16 @@ pub(super) fn go_on_with(
 }
 
 /// Runs a fused program. `floats` are its operands without the generator state.
-pub(crate) fn launch(l: &Launcher, program: &FusedProgram, floats: &[Arg], rng: Option<Arg>, results: &[Arg]) {
+pub(crate) fn launch(
+    l: &Launcher,
+    program: &moec_plan::Elementwise,
+    floats: &[Arg],
+    rng: Option<Arg>,
+    results: &[Arg],
+) {
     let floats: Vec<Option<Arg>> = floats.iter().copied().map(Some).collect();
     let w = width(program, &floats, l.profile().elementwise_width());
-    let total: usize = program.shape.iter().product();
+    let total = program.elements;
     let whole = Then { rng, results, ..resolve(program, &floats, w) };
 
     let (n, split) = (total / w, l.split());

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use moec_ir::{Access, Binary, FusedProgram, Instr, Unary};
+use moec_ir::{Binary, Unary};
+use moec_plan::{Access, Elementwise, Instr};
 
 use super::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
 use crate::kernels::matmul::{self, Layout, Product};
@@ -17,9 +18,9 @@ fn buffer(elements: usize) -> Arg {
 
 /// A program over `[rows, columns]` that reads two matrices, and what follows from results alone: the sum, its exponential,
 /// or several of them in any order.
-fn program(rows: usize, columns: usize, second: Access, results: &[usize]) -> FusedProgram {
-    FusedProgram {
-        shape: vec![rows, columns],
+fn program(rows: usize, columns: usize, second: Access, results: &[usize]) -> Elementwise {
+    Elementwise {
+        elements: rows * columns,
         accesses: vec![Access::Full, second],
         instructions: vec![
             Instr::Load(0),

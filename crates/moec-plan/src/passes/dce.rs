@@ -2,24 +2,12 @@
 
 use super::Rewrites;
 use super::rebuild::{Rebuild, is_interface};
+use crate::liveness::live;
 use moec_ir::{Graph, GraphError};
 
 pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph>, GraphError> {
-    let mut live = vec![false; graph.len()];
-    for (_, v) in graph.outputs().iter().chain(graph.updates()) {
-        live[v.node.index()] = true;
-    }
-    for id in graph.ids().rev() {
-        // Without budget for a change a dead node stays, and with it what it reads.
-        if !live[id.index()] && (is_interface(&graph.node(id).op) || !rewrites.take()) {
-            live[id.index()] = true;
-        }
-        if live[id.index()] {
-            for v in graph.operands(id) {
-                live[v.node.index()] = true;
-            }
-        }
-    }
+    // Without budget for a change a dead node stays, and with it what it reads.
+    let live = live(graph, |id| is_interface(&graph.node(id).op) || !rewrites.take());
     if live.iter().all(|&l| l) {
         return Ok(None);
     }
@@ -28,9 +16,4 @@ pub(crate) fn run(graph: &Graph, rewrites: &mut Rewrites) -> Result<Option<Graph
         r.copy(id)?;
     }
     Ok(Some(r.finish()))
-}
-
-/// The graph without what nothing depends on.
-pub(crate) fn cleaned(graph: Graph) -> Result<Graph, GraphError> {
-    Ok(run(&graph, &mut Rewrites::new(None))?.unwrap_or(graph))
 }

@@ -87,12 +87,6 @@ pub(crate) fn uniform(graph: &Graph, value: Value) -> Option<f64> {
     }
 }
 
-/// Whether an operand of a node has no elements. Backends have a rule of their own for that, which is not made part of
-/// anything.
-pub(crate) fn reads_nothing(graph: &Graph, id: NodeId) -> bool {
-    graph.operands(id).iter().any(|&v| graph.ty(v).elements() == 0)
-}
-
 /// Whether a node belongs to the interface of a function and stays even if nothing reads it.
 pub(crate) fn is_interface(op: &Op) -> bool {
     matches!(op, Op::Input { .. } | Op::Parameter { .. } | Op::State { .. })

@@ -72,7 +72,7 @@ pub(crate) enum Command {
     /// Compile a model and print its sizes, layers, kernels and memory on one screen.
     #[command(after_help = "Examples:
   moec compile specs/noisy_top2.moe
-  moec compile specs/tiny.moe --emit ir --after fuse_elementwise
+  moec compile specs/tiny.moe --emit plan --after fuse_elementwise
   moec compile specs/tiny.moe --emit plan --function evaluate -o plan.yaml
   moec compile specs/tiny.moe --json")]
     Compile(CompileArgs),
@@ -262,7 +262,8 @@ pub(crate) struct CompileArgs {
     #[arg(long, default_value = Function::TrainStep.name())]
     pub(crate) function: String,
 
-    /// With --emit ir or dot: the graph after this pass (`lower`, `differentiate`, or one of the optimiser's).
+    /// Stop after this pass: `lower`, `differentiate` or one of the optimiser's with --emit ir or dot, one of the
+    /// optimiser's or a fusion with --emit plan.
     #[arg(long, value_name = "PASS")]
     pub(crate) after: Option<String>,
 

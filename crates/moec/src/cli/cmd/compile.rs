@@ -9,7 +9,7 @@ use crate::{read_source, require_memory};
 use moec_ir::{Graph, Op};
 use moec_kernels::DeviceProfile;
 use moec_model::{LayerInfo, NoisePolicy, Registry, Vocab};
-use moec_plan::{BackendError, OptimizeOptions, PASSES, on_threads};
+use moec_plan::{BackendError, FUSIONS, OptimizeOptions, on_threads};
 use moec_syntax::{SourceFile, did_you_mean};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -50,7 +50,15 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         // Fails with the reason.
         functions.push(function);
     }
-    let options = CompileOptions { max_rewrites: args.opt_steps, ..CompileOptions::only(functions) };
+    if let Some(after) = &args.after {
+        known_pass(after, &pipeline::passes())?;
+    }
+    let options = CompileOptions {
+        after: args.after.clone(),
+        max_rewrites: args.opt_steps,
+        limits: args.device.launch_limits(),
+        ..CompileOptions::only(functions)
+    };
     let compiled = pipeline::compile(&checked.model, &checked.recipe, vocab, &options).map_err(|e| e.at(&source))?;
     if args.time_passes {
         report_times(&compiled, console);
@@ -104,21 +112,30 @@ fn graph_after(
     if after == Some("differentiate") {
         return Ok(completed);
     }
-    let names: Vec<&str> = ["lower", "differentiate"].into_iter().chain(PASSES.iter().map(|p| p.name)).collect();
-    if let Some(name) = after
-        && !names.contains(&name)
-    {
-        let failure = Failure::new(Exit::Usage, format!("there is no pass {name}"));
-        let failure = match did_you_mean(name, names.iter().copied()) {
-            Some(near) => failure.help(format!("did you mean {near}?")),
-            None => failure,
-        };
-        return Err(failure.help(format!("the passes are {}", names.join(", "))));
+    if let Some(name) = after {
+        if FUSIONS.iter().any(|f| f.name == name) {
+            let failure = format!("{name} decides which nodes are computed together, and leaves the graph as it is");
+            return Err(Failure::new(Exit::Usage, failure).help("--emit plan shows what it decides"));
+        }
+        known_pass(name, &["lower", "differentiate"].into_iter().chain(pipeline::passes()).collect::<Vec<_>>())?;
     }
     let options =
         OptimizeOptions { after: args.after.clone(), max_rewrites: args.opt_steps, ..OptimizeOptions::default() };
     let optimized = moec_plan::optimize(&completed, &options).map_err(|e| failed(e.into()))?;
     Ok(optimized.0)
+}
+
+/// Refuses the name of a pass that there is not.
+fn known_pass(name: &str, names: &[&str]) -> Result<(), Failure> {
+    if names.contains(&name) {
+        return Ok(());
+    }
+    let failure = Failure::new(Exit::Usage, format!("there is no pass {name}"));
+    let failure = match did_you_mean(name, names.iter().copied()) {
+        Some(near) => failure.help(format!("did you mean {near}?")),
+        None => failure,
+    };
+    Err(failure.help(format!("the passes are {}", names.join(", "))))
 }
 
 fn report_times(compiled: &Compiled, console: &Console) {
@@ -192,7 +209,7 @@ fn totals(checked: &Checked, compiled: &Compiled) -> Totals {
 /// Launches and distinct kernels of every function, in the order of the graphs.
 fn kernels(compiled: &Compiled) -> Result<Vec<(usize, usize)>, Failure> {
     let profile = DeviceProfile::this_cpu();
-    let listed = on_threads(&compiled.graphs, |(function, _)| {
+    let listed = on_threads(&compiled.clusters, |(function, _)| {
         let names = moec_kernels::kernel_names(&compiled.program, function.name(), &profile)?;
         let distinct: BTreeSet<&String> = names.iter().flatten().collect();
         Ok((names.iter().map(Vec::len).sum(), distinct.len()))
@@ -238,11 +255,11 @@ fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: us
         line(format!("  {moe}"));
     }
     line(String::new());
-    for ((function, graph), (launches, distinct)) in compiled.graphs.iter().zip(kernels(compiled)?) {
+    for ((function, clusters), (launches, distinct)) in compiled.clusters.iter().zip(kernels(compiled)?) {
         line(format!(
             "  {:<11} {:>4} nodes, {:>4} launches of {:>3} kernels",
             function.name(),
-            graph.len(),
+            clusters.len(),
             launches,
             distinct
         ));
@@ -308,11 +325,11 @@ fn as_json(checked: &Checked, compiled: &Compiled, vocab: usize) -> Result<Value
         .map(|l| json!({ "path": l.path, "kind": l.kind, "parameters": l.parameters, "active": l.active, "flops": l.flops }))
         .collect();
     let functions: Vec<Value> = compiled
-        .graphs
+        .clusters
         .iter()
         .zip(kernels(compiled)?)
-        .map(|((function, graph), (launches, distinct))| {
-            json!({ "name": function.name(), "nodes": graph.len(), "launches": launches, "kernels": distinct })
+        .map(|((function, clusters), (launches, distinct))| {
+            json!({ "name": function.name(), "nodes": clusters.len(), "launches": launches, "kernels": distinct })
         })
         .collect();
     Ok(json!({

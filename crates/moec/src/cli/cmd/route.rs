@@ -9,7 +9,7 @@ use crate::pipeline::{self, CompileError, CompileOptions};
 use crate::{Device, Run};
 use moec_ir::{Builder, Graph, Input, Invariant, Op, Output, Tensor, random};
 use moec_model::{Lowered, Registry};
-use moec_plan::{OptimizeOptions, Session};
+use moec_plan::{ClusterOptions, OptimizeOptions, Session};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -276,7 +276,9 @@ fn execute(
 ) -> Result<(), Failure> {
     const NAME: &str = "route";
     let (graph, _) = moec_plan::optimize(graph, &OptimizeOptions::default()).map_err(|e| failed(run, e.into()))?;
-    let program = moec_plan::plan(&[(NAME.to_string(), &graph)]).map_err(|e| failed(run, e.into()))?;
+    let options = ClusterOptions { limits: device.launch_limits(), ..ClusterOptions::default() };
+    let (clusters, _) = moec_plan::cluster(&graph, &options).map_err(|e| failed(run, e.into()))?;
+    let program = moec_plan::plan(&[(NAME.to_string(), &clusters)]).map_err(|e| failed(run, e.into()))?;
     let backend = device.open()?;
     let mut session: Box<dyn Session> = backend.prepare(&program)?;
     for state in &program.states {
