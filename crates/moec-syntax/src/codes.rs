@@ -6,8 +6,28 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// What the examples of an explanation are part of. Every wrong example has the fault that it is there for and no other, and
+/// every right one has none; what is around them need not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A file as it is, called `example.moe`.
+    File,
+    /// A file that also holds a model.
+    Beside,
+    /// The body of a model of width 128, between `embed` and `unembed`.
+    Body,
+    /// The `train` block.
+    Train,
+    /// The body of a router, behind `let scores = linear(x, experts)` and `let top, chosen = top_k(scores, k)`.
+    Router,
+    /// A command with an override.
+    Command,
+    /// Nothing that text of a few lines can show.
+    Nowhere,
+}
+
 macro_rules! codes {
-    ($($variant:ident = $number:literal, $summary:literal, $explanation:literal;)*) => {
+    ($($variant:ident = $number:literal, $place:ident, $summary:literal, $explanation:literal;)*) => {
         /// The code of a diagnostic.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
@@ -29,6 +49,11 @@ macro_rules! codes {
                 match self { $(Code::$variant => $summary,)* }
             }
 
+            /// Where the examples of the explanation stand.
+            pub fn place(self) -> Place {
+                match self { $(Code::$variant => Place::$place,)* }
+            }
+
             /// Why it is wrong and how to put it right, with an example of each, as Markdown.
             pub fn explanation(self) -> &'static str {
                 match self { $(Code::$variant => $explanation.trim_ascii(),)* }
@@ -39,7 +64,7 @@ macro_rules! codes {
 
 codes! {
     // Syntax.
-    UnexpectedText = "E0101", "the text does not fit the grammar at this place", r#"
+    UnexpectedText = "E0101", File, "the text does not fit the grammar at this place", r#"
 The parser found something that cannot stand here. The message says what it expected instead. At the top level of a
 file stand `model`, `block`, `router`, `train` and `import`; in a model, a block or a layer stand layers, `let`,
 `repeat`, `if`, `block`, `context` and `vocab`; in a router stand `let`, `state`, `update`, `aux` and `return`; in
@@ -52,10 +77,13 @@ Wrong:
 Right:
 
     model small {
+      context 32
+      vocab characters
       embed(width: 128)
+      unembed
     }
 "#;
-    MissingValue = "E0102", "a value is missing", r#"
+    MissingValue = "E0102", Body, "a value is missing", r#"
 A setting, a binding, an argument or an operator needs a value, and there is none. The value of a setting stands on
 the same line as its name.
 
@@ -68,20 +96,22 @@ Right:
 
     context 32
     let hidden = 4 * 128
+    mlp(hidden: hidden)
 "#;
-    MissingName = "E0103", "a name is missing", r#"
+    MissingName = "E0103", Body, "a name is missing", r#"
 Models, blocks, routers and bindings have names, and so has the index of a `repeat` after `as`. A name starts with an
 ASCII letter or `_` and goes on with letters, digits and `_`.
 
 Wrong:
 
-    model { layer_norm }
+    block { layer_norm }
 
 Right:
 
-    model small { layer_norm }
+    block norm { layer_norm }
+    norm
 "#;
-    UnclosedBracket = "E0104", "a bracket is never closed, or closed by another kind", r#"
+    UnclosedBracket = "E0104", Body, "a bracket is never closed, or closed by another kind", r#"
 Every `{`, `(` and `[` needs its own closing bracket. Where one is missing, the end of the file is often the first
 place where that shows; the message points at the bracket that was left open and, where the indentation gives it
 away, at the one that was probably meant to close it.
@@ -94,7 +124,7 @@ Right:
 
     attention(heads: 8)
 "#;
-    UnopenedBracket = "E0105", "a closing bracket closes nothing", r#"
+    UnopenedBracket = "E0105", Body, "a closing bracket closes nothing", r#"
 A `}`, `)` or `]` stands where no bracket of its kind is open. Either it is one too many, or its opening bracket is
 missing.
 
@@ -106,7 +136,7 @@ Right:
 
     residual { layer_norm }
 "#;
-    ArgumentForm = "E0106", "an argument is not written `name: value`", r#"
+    ArgumentForm = "E0106", Body, "an argument is not written `name: value`", r#"
 Arguments are written `name: value`, with commas between them. A comma after the last one is fine, and so are line
 breaks between the parentheses.
 
@@ -118,21 +148,21 @@ Right:
 
     attention(heads: 8, dropout: 0.1)
 "#;
-    UnknownCharacter = "E0107", "a character has no meaning in the language", r#"
+    UnknownCharacter = "E0107", Body, "a character has no meaning in the language", r#"
 Only text in quotes and comments may hold arbitrary characters. Comments start with `//` and end with the line; text
 stands in double quotes.
 
 Wrong:
 
     # a comment
-    vocab 'characters';
+    vocab 'characters'
 
 Right:
 
     // a comment
     vocab characters
 "#;
-    BadString = "E0108", "text in quotes is not closed or holds an unknown escape", r#"
+    BadString = "E0108", Train, "text in quotes is not closed or holds an unknown escape", r#"
 Text starts and ends with `"` on one line. Inside, `\"`, `\\`, `\n`, `\r`, `\t` and `\u{2192}` (a Unicode scalar value
 in hexadecimal) stand for characters that cannot be written directly.
 
@@ -144,21 +174,21 @@ Right:
 
     data "C:\\data\\corpus.txt"
 "#;
-    BadNumber = "E0109", "a number is malformed or too large", r#"
+    BadNumber = "E0109", Train, "a number is malformed or too large", r#"
 Integers go up to 9223372036854775807. Numbers with a fraction have digits on both sides of the point; an exponent
 follows `e`. Underscores may separate digits.
 
 Wrong:
 
-    steps   5k
-    dropout .1
+    steps 5k
+    split .9
 
 Right:
 
-    steps   5_000
-    dropout 0.1
+    steps 5_000
+    split 0.9
 "#;
-    ReservedWord = "E0110", "a reserved word is used as a name", r#"
+    ReservedWord = "E0110", Body, "a reserved word is used as a name", r#"
 The words `model`, `block`, `train`, `let`, `repeat`, `as`, `if`, `else`, `true`, `false`, `router` and `import` have
 a meaning of their own and cannot name anything else.
 
@@ -169,8 +199,9 @@ Wrong:
 Right:
 
     let repeats = 4
+    repeat repeats { layer_norm }
 "#;
-    TooDeep = "E0112", "nesting is too deep", r#"
+    TooDeep = "E0112", Nowhere, "nesting is too deep", r#"
 Brackets may nest 128 deep, and an expression may be 256 operations high. No model that a person writes comes near;
 a generated file can bind parts of a long expression with `let`.
 
@@ -182,7 +213,7 @@ Right:
 
     let n = 4000
 "#;
-    FileTooLarge = "E0113", "the file is too large to be a model description", r#"
+    FileTooLarge = "E0113", Nowhere, "the file is too large to be a model description", r#"
 Files above one mebibyte are refused before they are parsed. Usually a data file was given by mistake.
 
 Wrong:
@@ -193,7 +224,7 @@ Right:
 
     moec check model.moe
 "#;
-    NotUtf8 = "E0114", "the file is not UTF-8 text", r#"
+    NotUtf8 = "E0114", Nowhere, "the file is not UTF-8 text", r#"
 A model description is UTF-8 text, with or without a byte order mark, with line breaks of either kind. The message
 gives the offset of the first byte that does not fit.
 
@@ -205,29 +236,33 @@ Right:
 
     the same file saved as UTF-8
 "#;
-    ChainedComparison = "E0115", "comparisons do not chain", r#"
+    ChainedComparison = "E0115", Body, "comparisons do not chain", r#"
 `a < b < c` has no agreed meaning, so it is not allowed. Combine two comparisons with `&&`.
 
 Wrong:
 
+    let width = 128
     if 2 < width < 512 { layer_norm }
 
 Right:
 
+    let width = 128
     if 2 < width && width < 512 { layer_norm }
 "#;
-    IfWithoutElse = "E0116", "an `if` used as a value has no `else`", r#"
+    IfWithoutElse = "E0116", Body, "an `if` used as a value has no `else`", r#"
 As a statement `if` may stand without `else`. As a value it must say what the value is in either case, each in braces.
 
 Wrong:
 
+    let wide = true
     mlp(hidden: if wide { 512 })
 
 Right:
 
+    let wide = true
     mlp(hidden: if wide { 512 } else { 128 })
 "#;
-    Separator = "E0117", "statements are not separated by commas", r#"
+    Separator = "E0117", Body, "statements are not separated by commas", r#"
 Statements follow each other with nothing between them but a line break or a blank. Commas separate arguments and the
 elements of lists.
 
@@ -239,7 +274,7 @@ Right:
 
     residual { layer_norm  attention(heads: 8) }
 "#;
-    SettingForm = "E0118", "a setting or binding is written with the wrong sign", r#"
+    SettingForm = "E0118", Body, "a setting or binding is written with the wrong sign", r#"
 Arguments in parentheses take a colon, a binding takes `=`, and a setting takes nothing between name and value.
 
 Wrong:
@@ -251,8 +286,9 @@ Right:
 
     context 32
     let width = 128
+    mlp(hidden: width)
 "#;
-    CannotImport = "E0119", "a file cannot be imported", r#"
+    CannotImport = "E0119", Beside, "a file cannot be imported", r#"
 `import` names a file by its path from the folder of the importing file, with `/` between folders. The file must exist,
 be UTF-8 text of at most one mebibyte, and be one of at most 64 that belong to a source. A text that comes without a
 folder, from a program for example, can import only what that program hands over.
@@ -265,20 +301,19 @@ Right:
 
     import "routers.moe"
 "#;
-    ImportCircle = "E0120", "files import each other in a circle", r#"
+    ImportCircle = "E0120", Beside, "files import each other in a circle", r#"
 A file that imports another must not be imported by it, not even through a third. What both need belongs in a file of
 its own.
 
 Wrong:
 
-    import "b.moe"       // in a.moe
-    import "a.moe"       // in b.moe
+    import "example.moe"     // in example.moe
 
 Right:
 
-    import "shared.moe"  // in both
+    import "shared.moe"
 "#;
-    ImportedTwice = "E0121", "a file is imported twice", r#"
+    ImportedTwice = "E0121", Beside, "a file is imported twice", r#"
 One import brings everything that the other file defines, so a second one of the same file is a mistake. Two files may
 import a third one: it is then read once.
 
@@ -291,20 +326,26 @@ Right:
 
     import "routers.moe"
 "#;
-    ParameterForm = "E0122", "a router's parameter is not written `name: type`", r#"
+    ParameterForm = "E0122", Beside, "a router's parameter is not written `name: type`", r#"
 The parameters of a router have a type, `int`, `float` or `bool`, and may have a default behind it. Commas stand
 between them.
 
 Wrong:
 
-    router scaled(k, scale = 1.0) { ... }
+    router scaled(k, scale = 1.0) {
+      let top, chosen = top_k(scale * linear(x, experts, name: "scores"), k)
+      return token_choice(experts: chosen, weights: softmax(top))
+    }
 
 Right:
 
-    router scaled(k: int, scale: float = 1.0) { ... }
+    router scaled(k: int, scale: float = 1.0) {
+      let top, chosen = top_k(scale * linear(x, experts, name: "scores"), k)
+      return token_choice(experts: chosen, weights: softmax(top))
+    }
 "#;
     // Names and arguments.
-    UnknownLayer = "E0201", "no layer or block has this name", r#"
+    UnknownLayer = "E0201", Body, "no layer or block has this name", r#"
 The name is neither a layer of the language nor a block defined in this file. The language reference lists the layers.
 
 Wrong:
@@ -315,7 +356,7 @@ Right:
 
     attention(heads: 8)
 "#;
-    UnknownArgument = "E0202", "the thing called has no argument of this name", r#"
+    UnknownArgument = "E0202", Body, "the thing called has no argument of this name", r#"
 Each layer, router, loss and optimizer declares its arguments; nothing else is accepted, so that a typing error never
 passes silently.
 
@@ -327,7 +368,7 @@ Right:
 
     attention(heads: 8)
 "#;
-    MissingArgument = "E0203", "a required argument is missing", r#"
+    MissingArgument = "E0203", Body, "a required argument is missing", r#"
 Arguments without a default must be given.
 
 Wrong:
@@ -338,7 +379,7 @@ Right:
 
     mlp(hidden: 512, activation: gelu)
 "#;
-    DuplicateArgument = "E0204", "an argument is given twice", r#"
+    DuplicateArgument = "E0204", Body, "an argument is given twice", r#"
 Each argument may be given once. The message points at both places.
 
 Wrong:
@@ -349,7 +390,7 @@ Right:
 
     attention(heads: 8)
 "#;
-    PositionalArgument = "E0205", "an argument has no name", r#"
+    PositionalArgument = "E0205", Body, "an argument has no name", r#"
 All arguments are named, so that a model can be read without a manual. Order does not matter.
 
 Wrong:
@@ -360,7 +401,7 @@ Right:
 
     dropout(rate: 0.1)
 "#;
-    UnknownName = "E0206", "a name in an expression is not defined", r#"
+    UnknownName = "E0206", Body, "a name in an expression is not defined", r#"
 Names in expressions are `let` bindings and `repeat` indices that were introduced earlier, in the same body or one
 around it.
 
@@ -374,7 +415,7 @@ Right:
     let width = 128
     mlp(hidden: 4 * width)
 "#;
-    DuplicateDefinition = "E0207", "a name is defined twice", r#"
+    DuplicateDefinition = "E0207", Body, "a name is defined twice", r#"
 Models, blocks and bindings of one body have different names. Defining a name again would make it unclear which one a
 reader should look at.
 
@@ -387,8 +428,10 @@ Right:
 
     let width = 128
     let wide  = 256
+    mlp(hidden: width)
+    mlp(hidden: wide)
 "#;
-    UnknownRouter = "E0208", "no routing strategy has this name", r#"
+    UnknownRouter = "E0208", Body, "no routing strategy has this name", r#"
 `route` names a registered routing strategy. `moec routers` lists them with their arguments.
 
 Wrong:
@@ -399,18 +442,18 @@ Right:
 
     moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 "#;
-    UnknownLoss = "E0209", "no balance loss has this name", r#"
+    UnknownLoss = "E0209", Body, "no balance loss has this name", r#"
 `balance` is a list of auxiliary losses: `importance`, `load`, `switch` and `z`, each with a weight.
 
 Wrong:
 
-    balance: [importence(weight: 0.01)]
+    moe(experts: 8 * mlp(hidden: 512), route: switch, balance: [swich(weight: 0.01)])
 
 Right:
 
-    balance: [importance(weight: 0.01)]
+    moe(experts: 8 * mlp(hidden: 512), route: switch, balance: [switch(weight: 0.01)])
 "#;
-    UnknownValue = "E0210", "the argument does not take this word", r#"
+    UnknownValue = "E0210", Body, "the argument does not take this word", r#"
 Some arguments take one of a few words. The message lists them.
 
 Wrong:
@@ -421,7 +464,7 @@ Right:
 
     mlp(hidden: 512, activation: relu)
 "#;
-    MissingBody = "E0211", "a layer that wraps others has no body", r#"
+    MissingBody = "E0211", Body, "a layer that wraps others has no body", r#"
 `residual` adds what its layers compute to what they were given, so it needs layers in braces.
 
 Wrong:
@@ -432,7 +475,7 @@ Right:
 
     residual { layer_norm  mlp(hidden: 512) }
 "#;
-    UnexpectedBody = "E0212", "a layer that wraps nothing has a body", r#"
+    UnexpectedBody = "E0212", Body, "a layer that wraps nothing has a body", r#"
 Only layers such as `residual` have layers of their own in braces.
 
 Wrong:
@@ -445,7 +488,7 @@ Right:
     mlp(hidden: 512)
 "#;
     // Types, values and ranges.
-    WrongType = "E0301", "a value has the wrong type", r#"
+    WrongType = "E0301", Body, "a value has the wrong type", r#"
 The values are integers, floats, booleans, words, text, lists, calls and layer sequences. An integer is accepted where
 a float is wanted; nothing else is converted.
 
@@ -457,7 +500,7 @@ Right:
 
     attention(heads: 4)
 "#;
-    OutOfRange = "E0302", "a value lies outside its range", r#"
+    OutOfRange = "E0302", Body, "a value lies outside its range", r#"
 The argument or setting accepts only part of the numbers; the message gives the range.
 
 Wrong:
@@ -468,31 +511,33 @@ Right:
 
     dropout(rate: 0.5)
 "#;
-    DivisionByZero = "E0303", "a division by zero", r#"
+    DivisionByZero = "E0303", Body, "a division by zero", r#"
 The right side of `/` or `%` is zero.
 
 Wrong:
 
     let heads = 0
-    let head_width = 128 / heads
+    mlp(hidden: 128 / heads)
 
 Right:
 
     let heads = 8
-    let head_width = 128 / heads
+    mlp(hidden: 128 / heads)
 "#;
-    NumberOverflow = "E0304", "a computed number is too large", r#"
+    NumberOverflow = "E0304", Body, "a computed number is too large", r#"
 Integers are 64 bits wide and never wrap around; floats must stay finite.
 
 Wrong:
 
     let n = 9223372036854775807 + 1
+    mlp(hidden: n)
 
 Right:
 
-    let n = 1024 * 1024
+    let n = 4 * 1024
+    mlp(hidden: n)
 "#;
-    NotCompileTime = "E0305", "a value is not known at compile time", r#"
+    NotCompileTime = "E0305", Body, "a value is not known at compile time", r#"
 Shapes, counts and `let` bindings are computed when the model is compiled, from numbers, booleans and earlier
 bindings. A layer, a router or a piece of text is no number and cannot be computed with.
 
@@ -506,7 +551,7 @@ Right:
     embed(width: width)
 "#;
     // Shapes and structure.
-    NoModel = "E0401", "the file defines no model", r#"
+    NoModel = "E0401", File, "the file defines no model", r#"
 A file that is to be compiled or trained holds at least one `model NAME { ... }`.
 
 Wrong:
@@ -523,7 +568,7 @@ Right:
     }
     train { steps 100 }
 "#;
-    SeveralModels = "E0402", "the file defines several models, and none was chosen", r#"
+    SeveralModels = "E0402", Nowhere, "the file defines several models, and none was chosen", r#"
 Say which one is meant with `--model NAME` on the command line.
 
 Wrong:
@@ -534,7 +579,7 @@ Right:
 
     moec train two.moe --model small
 "#;
-    MissingContext = "E0403", "the model has no `context`", r#"
+    MissingContext = "E0403", File, "the model has no `context`", r#"
 `context` is the number of tokens that the model sees at once. Attention, positions and memory depend on it, so it has
 no default.
 
@@ -551,7 +596,7 @@ Right:
       unembed
     }
 "#;
-    MissingVocab = "E0404", "the model has no `vocab`", r#"
+    MissingVocab = "E0404", File, "the model has no `vocab`", r#"
 `vocab` says how text becomes tokens. `vocab characters` takes the characters of the training text; a number fixes the
 size.
 
@@ -568,7 +613,7 @@ Right:
       unembed
     }
 "#;
-    EmbedPlacement = "E0405", "`embed` is missing, repeated or not the first layer", r#"
+    EmbedPlacement = "E0405", Body, "`embed` is missing, repeated or not the first layer", r#"
 `embed` turns token numbers into vectors, so it is the first layer of a model, stands once, and stands outside every
 `repeat` and `residual`.
 
@@ -582,7 +627,7 @@ Right:
     embed(width: 128)
     layer_norm
 "#;
-    UnembedPlacement = "E0406", "`unembed` is missing, repeated or not the last layer", r#"
+    UnembedPlacement = "E0406", Body, "`unembed` is missing, repeated or not the last layer", r#"
 `unembed` turns vectors into one logit for each token of the vocabulary, so it is the last layer of a model, stands
 once, and stands outside every `repeat` and `residual`.
 
@@ -596,7 +641,7 @@ Right:
     layer_norm
     unembed
 "#;
-    WidthMismatch = "E0407", "two widths that must agree differ", r#"
+    WidthMismatch = "E0407", Body, "two widths that must agree differ", r#"
 The layers of a `residual` and the experts of a `moe` must return vectors as wide as those they were given, because
 the results are added up.
 
@@ -608,7 +653,7 @@ Right:
 
     residual { linear(width: 64)  linear(width: 128) }
 "#;
-    HeadsDoNotDivideWidth = "E0408", "the number of heads does not divide the width", r#"
+    HeadsDoNotDivideWidth = "E0408", Body, "the number of heads does not divide the width", r#"
 Attention splits the width evenly among its heads.
 
 Wrong:
@@ -621,18 +666,20 @@ Right:
     embed(width: 128)
     attention(heads: 8)
 "#;
-    BlockRecursion = "E0409", "a block contains itself", r#"
+    BlockRecursion = "E0409", Body, "a block contains itself", r#"
 A block is copied where it is used, so it cannot contain itself, directly or through other blocks.
 
 Wrong:
 
     block tower { layer_norm  tower }
+    tower
 
 Right:
 
     block storey { layer_norm  mlp(hidden: 512) }
+    storey
 "#;
-    RepeatTooLarge = "E0410", "a `repeat` has too many repetitions", r#"
+    RepeatTooLarge = "E0410", Body, "a `repeat` has too many repetitions", r#"
 The number of layers after all repetitions is bounded, so that a typing error is reported at once and does not fill
 the memory.
 
@@ -644,7 +691,7 @@ Right:
 
     repeat 8 { residual { layer_norm  mlp(hidden: 512) } }
 "#;
-    RotaryHeadWidth = "E0411", "rotary positions need heads of even width", r#"
+    RotaryHeadWidth = "E0411", Body, "rotary positions need heads of even width", r#"
 Rotary positions turn pairs of numbers, so `width / heads` must be even.
 
 Wrong:
@@ -658,7 +705,7 @@ Right:
     attention(heads: 8)
 "#;
     // Routing.
-    TopKTooLarge = "E0501", "more experts are selected than there are", r#"
+    TopKTooLarge = "E0501", Body, "more experts are selected than there are", r#"
 `k` experts are selected for each token, so `k` is at most the number of experts.
 
 Wrong:
@@ -669,29 +716,29 @@ Right:
 
     moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 4))
 "#;
-    TopKZero = "E0502", "no expert is selected", r#"
+    TopKZero = "E0502", Body, "no expert is selected", r#"
 With `k: 0` no token would reach any expert.
 
 Wrong:
 
-    route: softmax_top_k(k: 0)
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 0))
 
 Right:
 
-    route: softmax_top_k(k: 1)
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 "#;
-    NoExperts = "E0503", "a `moe` has no experts", r#"
+    NoExperts = "E0503", Body, "a `moe` has no experts", r#"
 The number before `*` is the number of experts and is at least 1. To leave the layer out, use `if` around it.
 
 Wrong:
 
-    moe(experts: 0 * mlp(hidden: 512), route: softmax_top_k(k: 1))
+    moe(experts: 0 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 
 Right:
 
-    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 1))
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 "#;
-    ExpertForm = "E0504", "experts are not written `NUMBER * EXPERT`", r#"
+    ExpertForm = "E0504", Body, "experts are not written `NUMBER * EXPERT`", r#"
 `experts` and `shared` take a number of copies and what is copied: a layer, a block by its name, or a layer sequence in
 braces.
 
@@ -703,7 +750,7 @@ Right:
 
     moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 "#;
-    ExpertNotTokenwise = "E0505", "an expert contains a layer that looks at several tokens", r#"
+    ExpertNotTokenwise = "E0505", Body, "an expert contains a layer that looks at several tokens", r#"
 An expert is given the tokens routed to it, in no sequence, so each of its layers must work on single tokens.
 Attention belongs before the `moe`.
 
@@ -716,7 +763,7 @@ Right:
     attention(heads: 8)
     moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 "#;
-    LossNotSupported = "E0506", "this router does not provide what the balance loss needs", r#"
+    LossNotSupported = "E0506", Body, "this router does not provide what the balance loss needs", r#"
 Each balance loss is computed from something that the router produces; `load`, for example, needs the noise of
 `noisy_top_k`, which makes the number of tokens an expert gets differentiable.
 
@@ -728,32 +775,32 @@ Right:
 
     moe(experts: 8 * mlp(hidden: 512), route: noisy_top_k(k: 2), balance: [load(weight: 0.01)])
 "#;
-    NotCausal = "E0507", "the router lets a token see later ones", r#"
+    NotCausal = "E0507", Body, "the router lets a token see later ones", r#"
 A language model predicts each token from the tokens before it. A router that compares tokens of the whole sequence
 (as expert choice does) lets later tokens decide what happens to earlier ones, which leaks the answer during training
 and cannot be done while sampling. `allow: lookahead` switches the check off for studies of exactly that.
 
 Wrong:
 
-    moe(experts: 8 * mlp(hidden: 512), route: expert_choice(capacity: 2))
+    moe(experts: 8 * mlp(hidden: 512), route: expert_choice)
 
 Right:
 
     moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 "#;
-    ArgumentsConflict = "E0508", "arguments of a router do not go together", r#"
+    ArgumentsConflict = "E0508", Body, "arguments of a router do not go together", r#"
 Each argument is right by itself, but the router cannot do what they ask for together. The message says which.
 
 Wrong:
 
-    hash(by: bigram, table: clustered, from: "runs/dense")   // clusters are made of single tokens
+    moe(experts: 8 * mlp(hidden: 512), route: hash(by: bigram, table: clustered, from: "runs/dense"))
 
 Right:
 
-    hash(by: bigram, table: balanced)
+    moe(experts: 8 * mlp(hidden: 512), route: hash(by: bigram, table: balanced))
 "#;
     // The training recipe and overrides.
-    UnknownSetting = "E0601", "there is no setting of this name", r#"
+    UnknownSetting = "E0601", Beside, "there is no setting of this name", r#"
 The settings of `train` are `data`, `split`, `batch`, `steps`, `seed`, `optimizer`, `schedule`, `clip`, `init`,
 `evaluate`, `checkpoint` and `log`.
 
@@ -765,7 +812,7 @@ Right:
 
     train { batch 16 }
 "#;
-    DuplicateSetting = "E0602", "a setting is given twice", r#"
+    DuplicateSetting = "E0602", Beside, "a setting is given twice", r#"
 Each setting may be given once. The message points at both places.
 
 Wrong:
@@ -781,7 +828,7 @@ Right:
       batch 32
     }
 "#;
-    MisplacedSetting = "E0603", "a setting stands where it has no effect", r#"
+    MisplacedSetting = "E0603", Body, "a setting stands where it has no effect", r#"
 `context` and `vocab` describe the whole model and stand directly in its body, not in a block, a `repeat` or a layer.
 
 Wrong:
@@ -793,7 +840,7 @@ Right:
     context 32
     repeat 8 { layer_norm }
 "#;
-    BadSplit = "E0604", "the split leaves no text to train or to evaluate on", r#"
+    BadSplit = "E0604", Beside, "the split leaves no text to train or to evaluate on", r#"
 `split` is the share of the text used for training, more than 0 and less than 1. The rest is held out.
 
 Wrong:
@@ -804,7 +851,7 @@ Right:
 
     train { split 0.9 }
 "#;
-    UnknownOptimizer = "E0605", "there is no optimizer of this name", r#"
+    UnknownOptimizer = "E0605", Beside, "there is no optimizer of this name", r#"
 `moec explain` lists the optimizers, and `moec explain adamw` shows the equations and arguments of one.
 
 Wrong:
@@ -815,7 +862,7 @@ Right:
 
     train { optimizer adamw(lr: 1e-3) }
 "#;
-    UnknownInit = "E0606", "there is no initialisation of this name", r#"
+    UnknownInit = "E0606", Beside, "there is no initialisation of this name", r#"
 Weights start as `kaiming_normal`, `xavier`, `normal(std: 0.02)` or `zeros`.
 
 Wrong:
@@ -826,7 +873,7 @@ Right:
 
     train { init kaiming_normal }
 "#;
-    UnknownSchedule = "E0607", "there is no learning rate schedule of this name", r#"
+    UnknownSchedule = "E0607", Beside, "there is no learning rate schedule of this name", r#"
 `moec explain` lists the schedules, and `moec explain cosine` shows the equations and arguments of one.
 
 Wrong:
@@ -837,7 +884,7 @@ Right:
 
     train { schedule cosine(warmup: 100) }
 "#;
-    UnknownOverride = "E0608", "an override names nothing in the file", r#"
+    UnknownOverride = "E0608", Command, "an override names nothing in the file", r#"
 `-s path=value` replaces a `let` of the model by its name, or a setting of the recipe by `train.` and its name.
 
 Wrong:
@@ -848,7 +895,7 @@ Right:
 
     moec train small.moe -s train.steps=200
 "#;
-    OverrideType = "E0609", "an override has a value of the wrong type", r#"
+    OverrideType = "E0609", Command, "an override has a value of the wrong type", r#"
 An override has the type of what it replaces. Text that the shell might take apart goes in quotes.
 
 Wrong:
@@ -859,7 +906,7 @@ Right:
 
     moec train small.moe -s train.steps=200
 "#;
-    SeveralTrainBlocks = "E0610", "the file holds several `train` blocks", r#"
+    SeveralTrainBlocks = "E0610", Beside, "the file holds several `train` blocks", r#"
 One file, one recipe. Variations are made with `-s path=value`.
 
 Wrong:
@@ -872,19 +919,21 @@ Right:
     train { steps 200 }
 "#;
     // Resources.
-    ModelTooLarge = "E0701", "the model is too large to build", r#"
+    ModelTooLarge = "E0701", Body, "the model is too large to build", r#"
 Parameters, optimizer, activations and gradients need more memory than the device has, or a size exceeds what can be
 addressed. Nothing has been allocated. The message gives the sum and names the largest tensors.
 
 Wrong:
 
-    embed(width: 1_000_000_000)
+    embed(width: 100_000)
+    moe(experts: 65_536 * mlp(hidden: 1_000_000), route: softmax_top_k(k: 2))
 
 Right:
 
-    embed(width: 1024)
+    embed(width: 1_024)
+    moe(experts: 16 * mlp(hidden: 4_096), route: softmax_top_k(k: 2))
 "#;
-    CannotBuild = "E0702", "the model does not fit together when it is built", r#"
+    CannotBuild = "E0702", Nowhere, "the model does not fit together when it is built", r#"
 The file is sound, but a routing strategy or a loss from outside built operations whose shapes do not fit, or returned
 something else than it declares. The message names the operation. It is a fault of that plugin, not of the file.
 
@@ -897,72 +946,76 @@ Right:
     b.linear(x, weight, None)    // x is [N, 128], the weight [8, 128]
 "#;
     // Routers in the language.
-    NameTaken = "E0801", "a name in a router definition is taken", r#"
+    NameTaken = "E0801", Beside, "a name in a router definition is taken", r#"
 A router must not be called like one that is built in, a loss of a router not like a balance loss, and no tensor of a
 router like a part of the `moe` layer. Otherwise it would be unclear which one a model or a line of the log means.
 
 Wrong:
 
-    router noisy_top_k(k: int) { ... }
+    router noisy_top_k(k: int) {
+      let top, chosen = top_k(linear(x, experts, name: "scores"), k)
+      return token_choice(experts: chosen, weights: softmax(top))
+    }
 
 Right:
 
-    router quiet_top_k(k: int) { ... }
+    router quiet_top_k(k: int) {
+      let top, chosen = top_k(linear(x, experts, name: "scores"), k)
+      return token_choice(experts: chosen, weights: softmax(top))
+    }
 "#;
-    UnknownFunction = "E0802", "no function has this name", r#"
+    UnknownFunction = "E0802", Router, "no function has this name", r#"
 A router calls the functions of the language, such as `linear`, `softmax` and `top_k`; the language reference lists
 them. There are no others, and a router cannot call another one.
 
 Wrong:
 
-    let weights = soft_max(top)
+    return token_choice(experts: chosen, weights: soft_max(top))
 
 Right:
 
-    let weights = softmax(top)
+    return token_choice(experts: chosen, weights: softmax(top))
 "#;
-    FunctionArguments = "E0803", "a function is given other arguments than it takes", r#"
+    FunctionArguments = "E0803", Router, "a function is given other arguments than it takes", r#"
 The values that a function works on stand in order, without names; what it can be told beyond that has names. The
 message shows how the function is written.
 
 Wrong:
 
     let top, chosen = top_k(scores)
-    let total = sum(scores, experts)
+    aux total = mean(sum(scores, experts))
 
 Right:
 
     let top, chosen = top_k(scores, k)
-    let total = sum(scores, over: experts)
+    aux total = mean(sum(scores, over: experts))
 "#;
-    WrongKind = "E0804", "a value is of a kind that cannot stand here", r#"
+    WrongKind = "E0804", Router, "a value is of a kind that cannot stand here", r#"
 A router computes with numbers that are known at compile time (`k`, `experts`), with tensors that are computed for
 every batch (`x`, `linear(x, experts)`), and with indices (the second result of `top_k`). Extents and conditions of
 `if` are known at compile time; indices become tensors with `float(..)`.
 
 Wrong:
 
-    let gates = if scores > 0 { scores } else { zeros() }
+    return dense_gates(if scores > 0 { scores } else { zeros() })
 
 Right:
 
-    let gates = select(scores > 0, scores, 0.0)
+    return dense_gates(select(scores > 0, scores, 0.0))
 "#;
-    ShapeMismatch = "E0805", "shapes do not fit each other", r#"
+    ShapeMismatch = "E0805", Router, "shapes do not fit each other", r#"
 Tensors are combined element by element. Each is repeated along the axis that it lacks, so a number for every token, a
 vector over experts and a single number fit anything; but the k choices of a token and the experts are different axes.
 
 Wrong:
 
-    let top, chosen = top_k(scores, k)
-    let weights = top * scores
+    return token_choice(experts: chosen, weights: top * scores)
 
 Right:
 
-    let top, chosen = top_k(scores, k)
-    let weights = top * gather(scores, chosen)
+    return token_choice(experts: chosen, weights: top * gather(scores, chosen))
 "#;
-    ReturnForm = "E0806", "a router does not end with one `return` of an assignment", r#"
+    ReturnForm = "E0806", Router, "a router does not end with one `return` of an assignment", r#"
 The last statement of a router, and only that, is `return token_choice(..)` (the experts of each token with their
 weights) or `return dense_gates(..)` (a weight for every expert). What depends on the mode is chosen inside.
 
@@ -974,7 +1027,7 @@ Right:
 
     return token_choice(experts: chosen, weights: softmax(top))
 "#;
-    StateForm = "E0807", "a state is declared or updated in a way that cannot be", r#"
+    StateForm = "E0807", Router, "a state is declared or updated in a way that cannot be", r#"
 A `state` is a tensor that is kept from step to step: it starts from constants, and has no axis of tokens, which differ
 from batch to batch. `update` gives it a value of the same shape after a training step, at most once.
 
@@ -987,7 +1040,7 @@ Right:
     state load = zeros(experts)
     update load = 0.9 * load + 0.1 * count(chosen)
 "#;
-    LossForm = "E0808", "a loss of a router is not a single number", r#"
+    LossForm = "E0808", Router, "a loss of a router is not a single number", r#"
 `aux` adds a number to the training objective, so what is computed for every token or expert must be reduced.
 
 Wrong:
@@ -996,35 +1049,36 @@ Wrong:
 
 Right:
 
+    let p = softmax(scores)
     aux spread(weight: 0.01) = experts * sum(mean(p, over: tokens) * count(chosen)) / (tokens * k)
 "#;
-    UnnamedTensor = "E0809", "what a router trains has no name", r#"
+    UnnamedTensor = "E0809", Router, "what a router trains has no name", r#"
 The tensors of a `linear` or a `parameter` are saved under the name of the `let` that it is bound to. Inside a larger
 expression it needs a name of its own, of letters, digits and `_`.
 
 Wrong:
 
-    let scores = sigmoid(linear(x, experts))
+    return dense_gates(sigmoid(linear(x, experts)))
 
 Right:
 
-    let scores = sigmoid(linear(x, experts, name: "scores"))
+    return dense_gates(sigmoid(linear(x, experts, name: "gate")))
 "#;
     // Warnings.
-    UnusedLet = "W0201", "a binding is never used", r#"
+    UnusedLet = "W0201", Body, "a binding is never used", r#"
 Nothing reads this `let`. Perhaps a number was meant to be computed from it.
 
 Wrong:
 
     let width = 128
-    embed(width: 64)
+    mlp(hidden: 64)
 
 Right:
 
-    let width = 64
-    embed(width: width)
+    let width = 128
+    mlp(hidden: width)
 "#;
-    EmptyRepeat = "W0401", "a `repeat` adds no layer", r#"
+    EmptyRepeat = "W0401", Body, "a `repeat` adds no layer", r#"
 Its count is 0 or its body is empty, so the model is the same without it.
 
 Wrong:
@@ -1035,29 +1089,29 @@ Right:
 
     repeat 4 { residual { layer_norm  mlp(hidden: 512) } }
 "#;
-    ZeroTaskGradient = "W0501", "the router learns nothing from the task", r#"
+    ZeroTaskGradient = "W0501", Body, "the router learns nothing from the task", r#"
 With one selected expert and weights renormalised over the selected ones, the weight is always 1: its gradient is
 zero, and without a balance loss the router keeps its random start. `normalize: all` keeps the probability as weight.
 
 Wrong:
 
-    route: softmax_top_k(k: 1, normalize: selected)
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 1, normalize: selected))
 
 Right:
 
-    route: softmax_top_k(k: 1, normalize: all)
+    moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 1, normalize: all))
 "#;
-    IntegerDivision = "W0801", "a division of integers drops the fraction", r#"
+    IntegerDivision = "W0801", Router, "a division of integers drops the fraction", r#"
 Two integers give an integer, also in a router: `1 / experts` is 0 for more than one expert. Where the fraction
 matters, one side must be a float.
 
 Wrong:
 
-    let share = 1 / experts
+    aux size(weight: 0.01) = mean(scores) * (1 / experts)
 
 Right:
 
-    let share = 1.0 / experts
+    aux size(weight: 0.01) = mean(scores) * (1.0 / experts)
 "#;
 }
 
@@ -1083,6 +1137,16 @@ impl fmt::Display for Severity {
 }
 
 impl Code {
+    /// The wrong and the right example of the explanation.
+    pub fn examples(self) -> Option<[String; 2]> {
+        let (_, examples) = self.explanation().split_once("\nWrong:\n\n")?;
+        let (wrong, right) = examples.split_once("\n\nRight:\n\n")?;
+        Some(
+            [wrong, right]
+                .map(|text| text.lines().map(|line| line.get(4..).unwrap_or("")).collect::<Vec<_>>().join("\n")),
+        )
+    }
+
     /// What `moec explain` prints: number, summary and explanation.
     pub fn explain(self) -> String {
         format!("{}: {}\n\n{}\n", self.number(), self.summary(), self.explanation())

@@ -43,7 +43,7 @@ pub use ast::{
     Imported, Item, Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterStatement, Setting,
     Spanned, Statement, Train, TrainSetting, UnaryOperator,
 };
-pub use codes::{Code, Severity, UnknownCode};
+pub use codes::{Code, Place, Severity, UnknownCode};
 pub use diag::{Diagnostic, Label, Patch, did_you_mean};
 pub use format::format;
 pub use import::parse;
