@@ -163,7 +163,7 @@ fn assignment_score(fixture: &Fixture, experts: &Tensor) -> f64 {
 fn routing(backend: &dyn Backend, tolerance: Tolerance) {
     for fixture in fixtures::load("routing") {
         let (layer, mode) = described(&fixture);
-        let path = layer.kind.name();
+        let path = layer.name();
         let time = fixture.tensor("x").shape()[0];
         let options = LowerOptions {
             mode,
