@@ -92,12 +92,16 @@ fn with_loss(vocab: usize, train: bool) -> Graph {
 
 impl Tiny {
     pub(crate) fn new() -> Self {
+        Self::trained_by(&Optimizer::default())
+    }
+
+    pub(crate) fn trained_by(optimizer: &Optimizer) -> Self {
         let text = TEXT.repeat(8);
         let corpus = Corpus::from_bytes("cats", text.clone().into_bytes()).unwrap();
         let data = Dataset::new(&corpus, Vocab::of_text(&text), 0.8).unwrap();
         let vocab = data.vocab().len();
         let train = differentiate(&with_loss(vocab, true), "objective", &Wrt::Parameters).unwrap();
-        let train = add_optimizer(&train, &Optimizer::default(), Some(1.0)).unwrap();
+        let train = add_optimizer(&train, optimizer, Some(1.0)).unwrap();
         let evaluate = with_loss(vocab, false);
         let mut b = Builder::new();
         let logits = forward(&mut b, vocab, 1, false);

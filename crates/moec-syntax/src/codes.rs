@@ -788,8 +788,8 @@ Right:
 
     moe(experts: 8 * mlp(hidden: 512), route: softmax_top_k(k: 2))
 "#;
-    ArgumentsConflict = "E0508", Body, "arguments of a router do not go together", r#"
-Each argument is right by itself, but the router cannot do what they ask for together. The message says which.
+    ArgumentsConflict = "E0508", Body, "arguments do not go together", r#"
+Each argument is right by itself, but what they ask for together cannot be done. The message says which.
 
 Wrong:
 

@@ -222,19 +222,20 @@ impl<'a> Checker<'a> {
                 .help("0.9 trains on nine tenths of the text and evaluates on the rest");
             self.report(d);
         }
-        let optimizer = (recipe.optimizer.spec.check)(&recipe.optimizer.settings);
-        let schedule = recipe.schedule.check(recipe.optimizer.lr(), recipe.steps);
-        let conflicts =
-            optimizer.map(|c| ("optimizer", c)).into_iter().chain(schedule.into_iter().map(|c| ("schedule", c)));
-        for (of, Conflict { setting, message, expected }) in conflicts {
+        let conflict = |code, of: &str, Conflict { setting, message, expected }| {
             let said = settings.get(of);
             let whole = said.and_then(|s| s.span);
             let span = said.and_then(|s| s.arguments.span(setting)).or(whole).unwrap_or_default();
-            let mut d = Diagnostic::new(Code::OutOfRange, message).primary(span, expected);
+            Diagnostic::new(code, message).primary(span, expected)
+        };
+        if let Some(found) = (recipe.optimizer.spec.check)(&recipe.optimizer.settings) {
+            self.report(conflict(Code::ArgumentsConflict, "optimizer", found));
+        }
+        for found in recipe.schedule.check(recipe.optimizer.lr(), recipe.steps) {
             let mut counted = recipe.schedule.spec.settings.iter().filter(|s| matches!(s.kind, SettingKind::Steps(_)));
-            if counted.any(|s| of == "schedule" && s.name == setting)
-                && let Some(span) = recipe.span("steps")
-            {
+            let steps = recipe.span("steps").filter(|_| counted.any(|s| s.name == found.setting));
+            let mut d = conflict(Code::OutOfRange, "schedule", found);
+            if let Some(span) = steps {
                 d = d.secondary(span, format!("{} steps", recipe.steps));
             }
             self.report(d);

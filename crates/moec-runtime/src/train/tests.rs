@@ -191,6 +191,30 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
 }
 
 #[test]
+fn every_optimizer_learns_and_resumes_to_the_same_bits() {
+    let sgd = Optimizer::named("sgd").unwrap().with("lr", 0.3);
+    let nesterov = sgd.clone().with("lr", 0.05).with("momentum", 0.9).with("nesterov", true);
+    let lion = Optimizer::named("lion").unwrap().with("lr", 0.01).with("weight_decay", 0.1);
+    for (i, optimizer) in [sgd, nesterov, lion].into_iter().enumerate() {
+        let tiny = Tiny::trained_by(&optimizer);
+        let wsd = Schedule::named("wsd").unwrap().with("warmup", 2u64).with("decay", 8u64);
+        let config = TrainConfig { optimizer, schedule: wsd, evaluate_every: 0, ..config() };
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+        begin(&tiny, &whole, &config, &mut Stopper::default()).unwrap();
+        begin(&tiny, &stopped, &config, &mut Stopper { at_step: Some(10), ..Stopper::default() }).unwrap();
+        go_on(&tiny, &stopped, &config, Stopper::default()).unwrap();
+        let (expected, found) = (checkpoints(&whole), checkpoints(&stopped));
+        assert!(expected.iter().all(|(name, bytes)| found[name] == *bytes), "optimizer {i} differs after stopping");
+        let losses: Vec<f64> = metrics(&whole)
+            .into_iter()
+            .filter_map(|m| if let Metric::Train(m) = m { Some(m.loss_nats) } else { None })
+            .collect();
+        assert!(losses.last() < losses.first(), "optimizer {i} does not learn: {losses:?}");
+    }
+}
+
+#[test]
 fn a_killed_run_resumes_from_its_newest_checkpoint() {
     let tiny = Tiny::new();
     let folder = tempfile::tempdir().unwrap();
