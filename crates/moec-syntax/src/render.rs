@@ -6,7 +6,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Patch as SnippetPatch, Ren
 use serde::Serialize;
 
 use crate::codes::Severity;
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Label};
 use crate::source::SourceFile;
 use crate::span::Span;
 
@@ -99,23 +99,24 @@ impl Diagnostic {
             }
         }
         for file in files {
-            let annotations = self.labels.iter().filter_map(|label| {
-                let (within, span) = clamped(source, label.span);
+            let here = |label: &&Label| std::ptr::eq(clamped(source, label.span).0, file);
+            let labels: Vec<&Label> = self.labels.iter().filter(here).collect();
+            let excerpt = Excerpt::around(file, labels.iter().map(|label| clamped(source, label.span).1));
+            let annotations = labels.into_iter().map(|label| {
                 let kind = if label.primary { AnnotationKind::Primary } else { AnnotationKind::Context };
-                let annotation = kind.span(span);
-                let annotation = if label.text.is_empty() { annotation } else { annotation.label(label.text.as_str()) };
-                std::ptr::eq(within, file).then_some(annotation)
+                let annotation = kind.span(excerpt.within(&clamped(source, label.span).1));
+                if label.text.is_empty() { annotation } else { annotation.label(label.text.as_str()) }
             });
-            main = main.element(Snippet::source(file.text()).path(file.name()).annotations(annotations));
+            main = main.element(excerpt.snippet().annotations(annotations));
         }
         main = main.elements(self.notes.iter().map(|note| Level::NOTE.message(note.as_str())));
         main = main.elements(self.helps.iter().map(|help| Level::HELP.message(help.as_str())));
         let mut report = vec![main];
         for patch in &self.patches {
-            let (file, span) = clamped(source, patch.span);
-            let change = SnippetPatch::new(span, patch.replacement.as_str());
-            let title = Level::HELP.secondary_title(patch.text.as_str());
-            report.push(title.element(Snippet::source(file.text()).path(file.name()).patch(change)));
+            let (file, range) = clamped(source, patch.span);
+            let excerpt = Excerpt::around(file, std::iter::once(range.clone()));
+            let change = SnippetPatch::new(excerpt.within(&range), patch.replacement.as_str());
+            report.push(Level::HELP.secondary_title(patch.text.as_str()).element(excerpt.snippet().patch(change)));
         }
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let rendered = renderer.render(&report);
@@ -179,6 +180,36 @@ fn position(source: &SourceFile, span: Span) -> RenderedSpan {
         column: start.column,
         end_line: end.line,
         end_column: end.column,
+    }
+}
+
+/// The lines of a file that a message shows. Only they are handed to the renderer, which looks at all that it is given: many
+/// messages about a long file would take its length for each.
+struct Excerpt<'a> {
+    file: &'a SourceFile,
+    first_line: usize,
+    lines: Range<usize>,
+}
+
+impl<'a> Excerpt<'a> {
+    /// The lines that some ranges lie in.
+    fn around(file: &'a SourceFile, ranges: impl Iterator<Item = Range<usize>>) -> Self {
+        let (start, end) =
+            ranges.fold((usize::MAX, 0), |(start, end), range| (start.min(range.start), end.max(range.end)));
+        let text = file.text();
+        // The end of a text lies on its last line, not behind the line break.
+        let start = start.min(end).min(text.trim_end_matches(['\r', '\n']).len());
+        let start = text[..start].rfind('\n').map_or(0, |i| i + 1);
+        let end = text[end..].find('\n').map_or(text.len(), |i| end + i + 1);
+        Excerpt { file, first_line: file.line_column(start).line, lines: start..end }
+    }
+
+    fn within(&self, range: &Range<usize>) -> Range<usize> {
+        range.start - self.lines.start..range.end - self.lines.start
+    }
+
+    fn snippet<T: Clone>(&self) -> Snippet<'a, T> {
+        Snippet::source(&self.file.text()[self.lines.clone()]).line_start(self.first_line).path(self.file.name())
     }
 }
 
