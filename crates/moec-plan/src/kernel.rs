@@ -79,7 +79,9 @@ impl Kernel {
     /// same storage.
     pub fn in_place(&self, result: usize) -> Option<usize> {
         match &self.body {
-            Body::Op(op) => op.in_place(result),
+            Body::Op(op) if result < op.declaration().results.len() => op.in_place(result),
+            // Sums, or what a program makes beside the operation's own results.
+            Body::Op(_) => None,
             Body::Updates(attrs) => Some(4 * (result / 3) + Op::AdamW(*attrs).in_place(result % 3)?),
             Body::Elementwise(_) | Body::CrossEntropyWithGradient { .. } | Body::Copy => None,
         }
