@@ -580,7 +580,7 @@ impl Growth {
         let picked = self.pick(p);
         let (logits, bound, rows, vocab) = self.matrix(picked);
         self.counted += 1;
-        let targets = self.b.input(&format!("targets{}", self.counted), TensorType::i32([rows]));
+        let targets = self.b.input(format!("targets{}", self.counted), TensorType::i32([rows]));
         let loss = self.b.op(Op::CrossEntropy, &[logits, targets]);
         let largest = 2.0 * bound + (vocab as f64).ln();
         self.push(loss, largest);

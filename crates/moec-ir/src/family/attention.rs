@@ -23,14 +23,14 @@ fn attention_qkv(c: &Check<'_>, i: usize, heads: usize, time: usize) -> Result<(
 pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferError> {
     Ok(match op {
         Op::Attention(a) => {
-            let (n, width) = attention_qkv(&c, 0, a.heads, a.time)?;
+            let (n, width) = attention_qkv(c, 0, a.heads, a.time)?;
             if a.dropout.get() > 0.0 {
                 c.rng(1)?;
             }
             vec![f32s(&[n, width]), f32s(&[n, a.heads])]
         }
         Op::AttentionGrad(a) => {
-            let (n, width) = attention_qkv(&c, 1, a.heads, a.time)?;
+            let (n, width) = attention_qkv(c, 1, a.heads, a.time)?;
             c.is(0, &f32s(&[n, width]))?;
             c.is(2, &f32s(&[n, width]))?;
             c.is(3, &f32s(&[n, a.heads]))?;
@@ -40,7 +40,7 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
             vec![c.ty(1).clone()]
         }
         Op::CachedAttention { heads, .. } => {
-            let (n, width) = attention_qkv(&c, 0, *heads, 1)?;
+            let (n, width) = attention_qkv(c, 0, *heads, 1)?;
             let time = match c.float(1)? {
                 &[_, time, _] if time > 0 => time,
                 _ => return c.fail(format!("operand 1 must be [S, T, 2C], not {}", c.ty(1))),
@@ -50,7 +50,7 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
             vec![f32s(&[n, width]), c.ty(1).clone()]
         }
         Op::Rotary { heads, time, positions, .. } => {
-            let (n, width) = attention_qkv(&c, 0, *heads, *time)?;
+            let (n, width) = attention_qkv(c, 0, *heads, *time)?;
             c.require((width / heads).is_multiple_of(2), || {
                 format!("rotary positions need an even head width, not {}", width / heads)
             })?;

@@ -35,13 +35,13 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
         }
         Op::Dispatch { weighted } => {
             let (n, ch) = c.float_matrix(0)?;
-            let rows = slots(&c, 1, n, *weighted)?;
+            let rows = slots(c, 1, n, *weighted)?;
             vec![f32s(&[rows, ch])]
         }
         Op::Combine { weighted } => {
             let (rows, ch) = c.float_matrix(0)?;
             let (n, _) = c.int_matrix(2)?;
-            let r = slots(&c, 1, n, *weighted)?;
+            let r = slots(c, 1, n, *weighted)?;
             c.require(r == rows, || format!("{} has not the {r} rows of operand 1", c.ty(0)))?;
             vec![f32s(&[n, ch])]
         }

@@ -47,11 +47,11 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
             let (r1, o) = c.float_matrix(0)?;
             let (r2, i) = c.float_matrix(1)?;
             c.require(r1 == r2, || format!("row counts differ: {r1} and {r2}"))?;
-            vec![f32s(&[offsets(&c, 2)?, o, i])]
+            vec![f32s(&[offsets(c, 2)?, o, i])]
         }
         Op::GroupedSum => {
             let (_, o) = c.float_matrix(0)?;
-            vec![f32s(&[offsets(&c, 1)?, o])]
+            vec![f32s(&[offsets(c, 1)?, o])]
         }
         other => misplaced(other),
     })

@@ -81,7 +81,7 @@ fn entry(page: &mut String, declaration: &Declaration) {
             range => format!(", {}", range.in_words()),
         };
         let form = if attribute.form.is_empty() { "as the types of the results say" } else { attribute.form };
-        let _ = write!(page, "- `{}` ({form}{range}): {}\n", attribute.name, prose(attribute.doc));
+        let _ = writeln!(page, "- `{}` ({form}{range}): {}", attribute.name, prose(attribute.doc));
     }
 }
 
