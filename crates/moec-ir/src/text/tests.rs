@@ -86,8 +86,6 @@ const EVERYTHING: &str = r#"graph {
   %dropout = dropout(%x, %rng) {rate = 0.25, key = 3} : f32[4, 6]
   phase optimizer
   %adamw:3 = adamw(%x, %x, %x, %x, %hyper, %s) {beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01} : f32[4, 6], f32[4, 6], f32[4, 6]
-  phase forward
-  %updates:6 = adamw(%x, %x, %x, %x, %logits, %logits, %logits, %logits, %hyper) {beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01} : f32[4, 6], f32[4, 6], f32[4, 6], f32[4, 3], f32[4, 3], f32[4, 3]
   output loss = %ce
   output load.blocks.0.moe = %count
   output "two words" = %adamw#2
