@@ -649,8 +649,8 @@ fn adamw_follows_torch() {
 fn updates_in_place_take_the_place_of_tensor_and_moments() {
     let zero = Real::new(0.0);
     let op = Op::AdamW(AdamWAttrs { beta1: zero, beta2: zero, epsilon: zero, weight_decay: zero });
-    let places: Vec<usize> = (0..6).filter_map(|result| op.in_place(result)).collect();
-    assert_eq!(places, [0, 2, 3, 4, 6, 7]);
+    let places: Vec<usize> = (0..3).filter_map(|result| op.in_place(result)).collect();
+    assert_eq!(places, [0, 2, 3]);
 }
 
 // ---- graphs ----
