@@ -171,12 +171,12 @@ fn operation(l: &Launcher, op: &Op, x: &[Operand], y: &[Operand], more: More<'_>
         Op::LayerNorm { epsilon } => {
             let (_, channels) = x[0].matrix();
             let norm = Norm { x: a(0), gain: a(1), mean: Some(r(1)), rstd: r(2), channels };
-            norm::layer_norm(l, norm, a(2), r(0), epsilon.get() as f32);
+            norm::layer_norm(l, norm, a(2), r(0), more.after, epsilon.get() as f32);
         }
         Op::RmsNorm { epsilon } => {
             let (_, channels) = x[0].matrix();
             let norm = Norm { x: a(0), gain: a(1), mean: None, rstd: r(1), channels };
-            norm::rms_norm(l, norm, r(0), epsilon.get() as f32);
+            norm::rms_norm(l, norm, r(0), more.after, epsilon.get() as f32);
         }
 
         Op::LayerNormGrad => {

@@ -319,6 +319,24 @@ fn norms() {
     }
 }
 
+/// A residual and a mask that go on with the rows of a norm, beside its statistics.
+#[test]
+fn norms_go_on_with_a_program() {
+    for (rows, ch) in [(1, 1), (3, 7), (17, 33), (33, 16), (5, 48)] {
+        let (x, gain, residual) = (normal(&[rows, ch], 1), normal(&[ch], 2), normal(&[rows, ch], 3));
+        let epsilon = 1e-5.into();
+        for (norm, vectors) in [(Op::LayerNorm { epsilon }, 2), (Op::RmsNorm { epsilon }, 1)] {
+            let operands = [&x, &gain, &residual, &rng()];
+            let graph = graph(&operands, |b, v| {
+                let made = b.op(norm.clone(), &[&v[..1], &vec![v[1]; vectors]].concat());
+                let kept = b.op(Op::Dropout { rate: 0.25.into(), key: 7 }, &[made, v[3]]);
+                vec![b.add(v[2], kept), made, made.result(1)]
+            });
+            check_together(&graph, 1, &operands, 1e-5);
+        }
+    }
+}
+
 #[test]
 fn embedding_and_loss() {
     for (tokens, rows, c) in [(1, 1, 1), (33, 7, 3), (40, 65, 16), (17, 3, 128)] {

@@ -236,7 +236,9 @@ pub(crate) fn can_go_on(op: &Op) -> bool {
         op,
         Op::MatMul { .. }
             | Op::GroupedMatMul { .. }
+            | Op::LayerNorm { .. }
             | Op::LayerNormGrad
+            | Op::RmsNorm { .. }
             | Op::RmsNormGrad
             | Op::Embed
             | Op::Dispatch { .. }

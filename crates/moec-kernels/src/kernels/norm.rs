@@ -108,11 +108,13 @@ fn layer_norm_kernel<W: Size>(
     shift: &[Vector<f32, W>],
     y: &mut [Vector<f32, W>],
     statistics: &mut Statistics,
+    after: &mut Elementwise<W>,
     rows: usize,
     cols: usize,
     epsilon: f32,
     #[comptime] teams: Teams,
 ) {
+    let keys = dropout_keys::<W>(&*after);
     let count = f32::cast_from(cols * W::value());
     let (first, end, step) = rows_of_unit(rows, teams);
     let own = first_vector(teams);
@@ -134,7 +136,8 @@ fn layer_norm_kernel<W: Size>(
         let scales = Vector::<f32, W>::new(scale);
         if round < rows {
             for c in range_stepped(own, cols, teams.size) {
-                y[base + c] = fma((x[base + c] - centers) * scales, gain[c], shift[c]);
+                let value = fma((x[base + c] - centers) * scales, gain[c], shift[c]);
+                y[base + c] = go_on::<W>(after, &keys, base + c, value);
             }
             if own == 0 {
                 let mean = statistics.mean.index_mut(0usize);
@@ -151,11 +154,13 @@ fn rms_norm_kernel<W: Size>(
     gain: &[Vector<f32, W>],
     y: &mut [Vector<f32, W>],
     rstd: &mut [f32],
+    after: &mut Elementwise<W>,
     rows: usize,
     cols: usize,
     epsilon: f32,
     #[comptime] teams: Teams,
 ) {
+    let keys = dropout_keys::<W>(&*after);
     let count = f32::cast_from(cols * W::value());
     let (first, end, step) = rows_of_unit(rows, teams);
     let own = first_vector(teams);
@@ -171,7 +176,8 @@ fn rms_norm_kernel<W: Size>(
         let scales = Vector::<f32, W>::new(scale);
         if round < rows {
             for c in range_stepped(own, cols, teams.size) {
-                y[base + c] = x[base + c] * scales * gain[c];
+                let value = x[base + c] * scales * gain[c];
+                y[base + c] = go_on::<W>(after, &keys, base + c, value);
             }
             if own == 0 {
                 rstd[r] = scale;
@@ -295,34 +301,39 @@ impl Norm {
 }
 
 /// `y = (x - mean) * rstd * gain + shift`, and the statistics of each row.
-pub(crate) fn layer_norm(l: &Launcher, norm: Norm, shift: Arg, y: Arg, epsilon: f32) {
+pub(crate) fn layer_norm(l: &Launcher, norm: Norm, shift: Arg, y: Arg, after: Option<After<'_>>, epsilon: f32) {
     let w = l.width(&[norm.channels]);
     let (rows, cols, teams) = (norm.rows(), norm.channels / w, Teams::new(l));
-    l.launch(
-        teams.items(rows),
-        || format!("layer_norm w{w}"),
-        // SAFETY: x and y hold rows * cols vectors, gain and shift cols, mean and rstd one float per row.
-        |t| unsafe {
-            let (x, gain, shift) = (t.bind(norm.x, w), t.bind(norm.gain, w), t.bind(shift, w));
-            let (y, statistics) = (t.bind(y, w), norm.statistics(t));
-            run!(t, layer_norm_kernel(w, x, gain, shift, y, statistics, rows, cols, epsilon, teams));
-        },
-    );
+    go_on_with(l, y, after, Some(w), |then| {
+        l.launch(
+            teams.items(rows),
+            || format!("layer_norm w{w}{then}"),
+            // SAFETY: x and y hold rows * cols vectors, gain and shift cols, mean and rstd one float per row.
+            |t| unsafe {
+                let (x, gain, shift) = (t.bind(norm.x, w), t.bind(norm.gain, w), t.bind(shift, w));
+                let (y, statistics, then) = (t.bind(y, w), norm.statistics(t), then.bind(t, w));
+                run!(t, layer_norm_kernel(w, x, gain, shift, y, statistics, then, rows, cols, epsilon, teams));
+            },
+        )
+    });
 }
 
 /// `y = x * rstd * gain`, and `rstd` of each row.
-pub(crate) fn rms_norm(l: &Launcher, norm: Norm, y: Arg, epsilon: f32) {
+pub(crate) fn rms_norm(l: &Launcher, norm: Norm, y: Arg, after: Option<After<'_>>, epsilon: f32) {
     let w = l.width(&[norm.channels]);
     let (rows, cols, teams) = (norm.rows(), norm.channels / w, Teams::new(l));
-    l.launch(
-        teams.items(rows),
-        || format!("rms_norm w{w}"),
-        // SAFETY: x and y hold rows * cols vectors, gain cols, rstd one float per row.
-        |t| unsafe {
-            let (x, gain, y, rstd) = (t.bind(norm.x, w), t.bind(norm.gain, w), t.bind(y, w), t.bind(norm.rstd, 1));
-            run!(t, rms_norm_kernel(w, x, gain, y, rstd, rows, cols, epsilon, teams));
-        },
-    );
+    go_on_with(l, y, after, Some(w), |then| {
+        l.launch(
+            teams.items(rows),
+            || format!("rms_norm w{w}{then}"),
+            // SAFETY: x and y hold rows * cols vectors, gain cols, rstd one float per row.
+            |t| unsafe {
+                let (x, gain, y) = (t.bind(norm.x, w), t.bind(norm.gain, w), t.bind(y, w));
+                let (rstd, then) = (t.bind(norm.rstd, 1), then.bind(t, w));
+                run!(t, rms_norm_kernel(w, x, gain, y, rstd, then, rows, cols, epsilon, teams));
+            },
+        )
+    });
 }
 
 /// Gradients of [`layer_norm`], or without `dshift` of [`rms_norm`].

@@ -472,6 +472,22 @@ fn a_program_goes_on_with_the_first_result_only() {
 }
 
 #[test]
+fn a_norm_goes_on_with_the_program_that_reads_its_rows() {
+    becomes(
+        "fuse_elementwise",
+        "%x = input : f32[7, 3]
+         %gain = input : f32[3]
+         %residual = input : f32[7, 3]
+         %norm:2 = rms_norm(%x, %gain) {epsilon = 1e-5} : f32[7, 3], f32[7]
+         %r = relu(%norm) : f32[7, 3]
+         %sum = add(%residual, %r) : f32[7, 3]
+         output sum = %sum
+         output rstd = %norm#1",
+        "(y, %norm#1) = rms_norm(%x, %gain) {epsilon = 1e-5}; %sum = add(%residual, relu(y))",
+    );
+}
+
+#[test]
 fn products_fetch_their_rows() {
     let lines = "%x = input : f32[7, 3]
          %w = input : f32[2, 5, 3]
