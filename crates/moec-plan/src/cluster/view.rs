@@ -100,8 +100,7 @@ impl<'a> View<'a> {
             return Read::Constant(c);
         }
         let mut v = operand;
-        loop {
-            let Some(&x) = self.graph.operands(v.node).first() else { break };
+        while let Some(&x) = self.graph.operands(v.node).first() {
             match self.op(v.node) {
                 Op::Reshape { .. } => {
                     through.insert(v.node);
