@@ -18,7 +18,7 @@ const EXTENTS: [usize; 8] = [1, 3, 7, 16, 17, 33, 64, 128];
 /// A graph whose inputs `x0`, `x1`, .. are some operands and whose outputs `y0`, `y1`, .. are what is built of them.
 fn graph(operands: &[&Tensor], build: impl FnOnce(&mut Builder, &[Value]) -> Vec<Value>) -> Graph {
     let mut b = Builder::new();
-    let inputs: Vec<Value> = operands.iter().enumerate().map(|(i, t)| b.input(&format!("x{i}"), t.ty())).collect();
+    let inputs: Vec<Value> = operands.iter().enumerate().map(|(i, t)| b.input(format!("x{i}"), t.ty())).collect();
     for (i, value) in build(&mut b, &inputs).into_iter().enumerate() {
         b.output(format!("y{i}"), value);
     }

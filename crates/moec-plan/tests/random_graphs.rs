@@ -49,7 +49,7 @@ fn random_graph(seed: u64, size: usize) -> Graph {
         (0..STATES).map(|i| b.state(&format!("s{i}"), TensorType::f32(state_shape.clone()))).collect();
     pool.extend(&states);
     for (i, shape) in SHAPES.iter().enumerate() {
-        pool.push(b.input(&format!("x{i}"), TensorType::f32(shape.to_vec())));
+        pool.push(b.input(format!("x{i}"), TensorType::f32(shape.to_vec())));
     }
     let hyper = b.input("hyper", TensorType::f32([3]));
     let rng = b.input("rng", TensorType::i32([4]));

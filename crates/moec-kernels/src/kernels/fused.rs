@@ -16,6 +16,7 @@ use crate::launch::{Arg, Launcher, Split, Target, common_width, end_item, first_
 use cubecl::prelude::*;
 use moec_ir::{Binary, Unary, random};
 use moec_plan::{Access, Instr};
+use std::f32::consts::{FRAC_2_SQRT_PI, SQRT_2};
 use std::fmt;
 
 /// How an operand is read for result vector `i` of `n`.
@@ -132,12 +133,12 @@ fn erf<W: Size>(x: Vector<f32, W>) -> Vector<f32, W> {
     let one = Vector::<f32, W>::new(1.0f32);
     let two = Vector::<f32, W>::new(2.0f32);
     // erf x = 2 normal_cdf(sqrt 2 x) - 1
-    let large = fma(two, normal_cdf::<W>(x * Vector::new(1.414_213_5f32)), Vector::new(-1.0f32));
+    let large = fma(two, normal_cdf::<W>(x * Vector::new(SQRT_2)), Vector::new(-1.0f32));
     let x2 = x * x;
     let p = fma(x2, Vector::new(1.0f32 / 216.0), Vector::new(-1.0f32 / 42.0));
     let p = fma(x2, p, Vector::new(1.0f32 / 10.0));
     let p = fma(x2, p, Vector::new(-1.0f32 / 3.0));
-    let small = x * fma(x2, p, one) * Vector::new(1.128_379_2f32);
+    let small = x * fma(x2, p, one) * Vector::new(FRAC_2_SQRT_PI);
     select_many(Vector::abs(x).less_than(&Vector::new(0.4f32)), small, large)
 }
 
