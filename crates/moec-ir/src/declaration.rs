@@ -30,7 +30,7 @@ pub struct Declaration {
 pub struct Slot {
     /// What it is called.
     pub name: &'static str,
-    /// Shape in the letters of [`crate::types`] (a float tensor), or a whole type such as `i32[N, K]`.
+    /// Shape in the letters of `types.rs` (a float tensor), or a whole type such as `i32[N, K]`.
     pub ty: &'static str,
     /// Whether it is always there, and once.
     pub always: bool,

@@ -99,7 +99,7 @@ one_of_words! {
 operations! {
     /// An operation.
     ///
-    /// Shapes are written in the letters of [`crate::types`]; an operand or result without an element type is of floats.
+    /// Shapes are written in the letters of `types.rs`; an operand or result without an element type is of floats.
 
     Structure {
         /// A value given anew for every run: token ids, targets, generator state, learning rate.
