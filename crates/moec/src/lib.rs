@@ -47,6 +47,7 @@
 mod cli;
 mod device;
 mod error;
+mod locate;
 pub mod pipeline;
 mod request;
 pub mod router;

@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::error::Error;
+use crate::locate::locate;
 use crate::pipeline::{CompileOptions, Compiled};
 use crate::request::Request;
 use crate::session::Session;
@@ -67,20 +68,4 @@ impl Run {
 fn kept_source(root: &Path, request: &Request) -> Result<SourceFile, Error> {
     let (name, text) = (root.join("spec.moe").display().to_string(), moec_runtime::read_spec(root)?);
     Ok(SourceFile::new(name, text).with_kept_imports(&request.imports))
-}
-
-/// The root of a run and the checkpoint that is meant.
-pub(crate) fn locate(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
-    if path.join("manifest.json").is_file() {
-        let absolute = path.canonicalize().map_err(|source| Error::File { path: path.to_path_buf(), source })?;
-        if let Some(root) = absolute.parent().and_then(Path::parent) {
-            return Ok((root.to_path_buf(), absolute));
-        }
-    }
-    // Says that there is no run before it says that there is no checkpoint.
-    moec_runtime::read_spec(path)?;
-    match moec_runtime::latest_checkpoint(path)? {
-        Some((_, folder)) => Ok((path.to_path_buf(), folder)),
-        None => Err(Error::NoCheckpoint(path.to_path_buf())),
-    }
 }

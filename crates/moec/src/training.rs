@@ -1,7 +1,7 @@
 //! How a training begins: the recipe as the loop's configuration, and the first values of the tensors that routers keep.
 
 use crate::error::Error;
-use crate::run::locate;
+use crate::locate::locate;
 use moec_ir::{Data, Invariant, TOKEN_TABLE, Tensor};
 use moec_model::{Recipe, StateInit, TrainingText};
 use moec_runtime::{Dataset, Split, TrainConfig, Vocab};
