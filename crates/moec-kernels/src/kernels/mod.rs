@@ -20,6 +20,7 @@ pub(crate) mod copy;
 pub(crate) mod cross_entropy;
 pub(crate) mod cumsum;
 pub(crate) mod embed;
+mod exponential;
 pub(crate) mod fill;
 pub(crate) mod fused;
 pub(crate) mod grouped_matmul;

@@ -40,7 +40,23 @@ pub(crate) fn key_b<W: Size>(rng: &[u32], key: u32, a: Vector<u32, W>) -> Vector
 /// 32 random bits of each counter; see [`moec_ir::random::bits`].
 #[cube]
 pub(crate) fn random_bits<W: Size>(a: Vector<u32, W>, b: Vector<u32, W>, counter: Vector<u32, W>) -> Vector<u32, W> {
-    mix::<W>(mix::<W>((counter * Vector::new(GOLDEN)) ^ a) + b)
+    random_bits_of_multiples::<W>(a, b, golden_multiples::<W>(counter))
+}
+
+/// What [`random_bits_of_multiples`] takes for a counter; that of a sum of counters is the sum of theirs.
+#[cube]
+pub(crate) fn golden_multiples<W: Size>(counter: Vector<u32, W>) -> Vector<u32, W> {
+    counter * Vector::new(GOLDEN)
+}
+
+/// 32 random bits of each counter, from its multiple: who goes from counter to counter adds instead of multiplying.
+#[cube]
+pub(crate) fn random_bits_of_multiples<W: Size>(
+    a: Vector<u32, W>,
+    b: Vector<u32, W>,
+    multiple: Vector<u32, W>,
+) -> Vector<u32, W> {
+    mix::<W>(mix::<W>(multiple ^ a) + b)
 }
 
 /// Uniform on [0, 1) from 32 bits.
