@@ -10,17 +10,22 @@
 //!
 //! - scores and their gradients, `rows * columns`: 8 keys by 2 vectors of queries, summed over channels;
 //! - results, and gradients of queries, keys and values, `scores * rows`: 16 queries or keys by one vector of channels, or 8
-//!   by two, summed over keys or queries. Along the diagonal such a tile ends with a triangle that is written out, which
+//!   by two, summed over keys or queries. Along the diagonal such a tile has two triangles, which are written out, and
 //!   never touches what a query does not see: 0 times infinity is not 0.
 //!
-//! Rows of the block of keys are copied to private arrays, as rows of vectors with zeros behind the last channel, since rows
-//! in memory are far apart, often at a distance for which the first cache has few places. A block of 64 keys and 32
-//! queries with two arrays of scores fits that cache up to heads of 64 channels. Powers of two, not of e: queries are
-//! multiplied by `log2 e` beforehand.
+//! Rows of a block are copied to private arrays, as rows of vectors with zeros behind the last channel, since rows in memory
+//! are far apart, often at a distance for which the first cache has few places. A block has 32 keys and 64 queries (fewer
+//! where a head is wide); with heads of 16 channels all its arrays fit the first cache, with wider ones the second. Of 16 to
+//! 64 keys and 32 to 128 queries this was the fastest from heads of 16 to 64 channels; more queries save loads and stores
+//! of the gradients of keys, and fewer loops end early. Powers of two, not of e: queries are multiplied by `log2 e`
+//! beforehand. Lengths of sequences are runtime values: one kernel serves all.
 //!
 //! Forward, units share the blocks of queries of all pairs of a sequence and a head by their work. Backward, a pair
-//! belongs to one unit: a block of queries adds to the gradients of all keys before it. Either way each sum runs in order
-//! of channels, keys or queries, whatever the number of units.
+//! belongs to one unit: a block of queries adds to the gradients of all keys before it. Either way each sum runs in an order
+//! that positions alone decide, whatever the number of units.
+//!
+//! Measured (benchmarks/README.md): half of the peak and more from heads of 32 channels on. With 16 channels a score costs
+//! only 32 multiply-adds of the lanes forward and 80 backward beside 14 other instructions, and 24 more where a mask is drawn.
 
 use super::{Scoring, dropout_keys, scoring};
 use crate::kernels::exponential::exp2;
@@ -35,7 +40,10 @@ use std::f32::consts::{LN_2, LOG2_E};
 const LONGEST_ARRAY: usize = 1024;
 
 /// Most keys of a block.
-const MOST_KEYS: usize = 64;
+const MOST_KEYS: usize = 32;
+
+/// Most vectors of queries of a block.
+const MOST_QUERIES: usize = 4;
 
 /// How the kernels are blocked, and what else the compiler must know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,7 +52,7 @@ pub(super) struct Blocking {
     width: usize,
     /// Vectors of the channels of a head.
     vectors: usize,
-    /// Vectors of the queries of a block: 1 or 2.
+    /// Vectors of the queries of a block.
     queries: usize,
     /// Keys of a block, a multiple of the lanes.
     keys: usize,
@@ -57,7 +65,7 @@ impl Blocking {
     pub(super) fn new(l: &Launcher, attrs: &AttentionAttrs, channels: usize) -> Option<Self> {
         let (lanes, width) = (l.profile().matrix_width(), channels / attrs.heads);
         let vectors = width.div_ceil(lanes);
-        let queries = if 2 * lanes * vectors <= LONGEST_ARRAY { 2 } else { 1 };
+        let queries = (LONGEST_ARRAY / (lanes * vectors)).min(MOST_QUERIES);
         let keys = (LONGEST_ARRAY / vectors).min(MOST_KEYS) / lanes * lanes;
         let fits = l.is_cpu() && lanes * vectors <= LONGEST_ARRAY && keys > 0;
         fits.then_some(Self { width, vectors, queries, keys, dropout: attrs.dropout.get() > 0.0 })
@@ -69,6 +77,13 @@ impl Blocking {
     }
 }
 
+/// A register tile: rows of some vectors, summed over keys or over queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tile {
+    rows: usize,
+    over_keys: bool,
+}
+
 /// A matrix in which single elements and vectors are read.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Rows<L: Size> {
@@ -76,11 +91,37 @@ pub(super) struct Rows<L: Size> {
     vectors: Box<[Vector<f32, L>]>,
 }
 
-/// The rows of one head: element `start + step * position` is the first of a position's.
+/// Rows of a matrix: element `start + step * position` is the first of a position's.
 #[derive(CubeType)]
 struct Place {
     start: usize,
     step: usize,
+}
+
+/// Where the rows of a (sequence, head) lie.
+#[derive(CubeType)]
+struct Places {
+    query: Place,
+    key: Place,
+    value: Place,
+    /// Results and their gradients.
+    result: Place,
+    /// Log-sum-exps: element `start + step * position`.
+    lse: Place,
+}
+
+/// Where the rows of pair `pair` lie.
+#[cube]
+fn places(pair: usize, time: usize, heads: usize, width: usize) -> Places {
+    let (token, head, channels) = (pair / heads * time, pair % heads, heads * width);
+    let (start, step) = (token * 3 * channels + head * width, 3 * channels);
+    Places {
+        query: Place { start, step },
+        key: Place { start: start + channels, step },
+        value: Place { start: start + 2 * channels, step },
+        result: Place { start: token * channels + head * width, step: channels },
+        lse: Place { start: token * heads + head, step: heads },
+    }
 }
 
 /// A block of queries of a (sequence, head).
@@ -92,6 +133,18 @@ struct Queries {
     end: usize,
     /// The last position of the sequence.
     last: usize,
+    /// Vectors of queries, and queries with those that fill the last vector.
+    vectors: usize,
+    rounded: usize,
+}
+
+/// The block of queries from position `first` on in a sequence of `time`.
+#[cube]
+fn queries_from<W: Size>(first: usize, time: usize, #[comptime] blocking: Blocking) -> Queries {
+    let w = W::value();
+    let end = min(first + comptime!(blocking.queries * w), time);
+    let vectors = (end - first + w - 1) / w;
+    Queries { first, end, last: time - 1, vectors, rounded: vectors * w }
 }
 
 /// A block of keys.
@@ -119,8 +172,29 @@ struct Running<W: Size> {
     shrink: Array<Vector<f32, W>>,
 }
 
+/// A block of queries and of the gradients of their results, as the backward pass needs them.
+#[derive(CubeType)]
+struct Errors<W: Size> {
+    query_columns: Array<Vector<f32, W>>,
+    query_rows: Array<Vector<f32, W>>,
+    error_columns: Array<Vector<f32, W>>,
+    error_rows: Array<Vector<f32, W>>,
+    /// What scores and gradients of probabilities start from: less the log-sum-exp, and less a row's product with its result.
+    score_start: Array<Vector<f32, W>>,
+    gradient_start: Array<Vector<f32, W>>,
+}
+
+/// What the backward pass reads.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Saved<L: Size> {
+    dy: Rows<L>,
+    qkv: Rows<L>,
+    y: Rows<L>,
+    lse: Box<[f32]>,
+}
+
 #[cube]
-fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, #[comptime] length: usize) {
+fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, length: usize) {
     for i in 0..length {
         values[i] = Vector::new(0.0f32);
     }
@@ -177,23 +251,22 @@ fn pack_keys<W: Size, L: Size>(
     pack::<W, L>(values, out, place, keys.first, count, queries.last, 1.0f32, blocking);
 }
 
-/// The rows of a block of queries, times `factor`, transposed: a vector holds a channel of as many queries as it has lanes.
+/// Rows of a block of queries, times `factor`, transposed: a vector holds a channel of as many queries as it has lanes.
 #[cube]
 fn transpose<W: Size>(
-    values: &[f32],
+    rows: &Array<Vector<f32, W>>,
     out: &mut Array<Vector<f32, W>>,
-    place: &Place,
     queries: &Queries,
     factor: f32,
     #[comptime] blocking: Blocking,
 ) {
     let w = W::value();
-    let span = comptime!(blocking.queries * w);
+    let (span, row) = comptime!((blocking.queries * w, blocking.vectors * w));
+    let rows = rows.with_vector_size::<Const<1>>();
     let out = out.with_vector_size_mut::<Const<1>>();
-    for q in 0..span {
-        let row = place.start + min(queries.first + q, queries.last) * place.step;
+    for q in 0..queries.rounded {
         for d in 0..blocking.width {
-            out[d * span + q] = Vector::new(values[row + d] * factor);
+            out[d * span + q] = rows[q * row + d] * Vector::new(factor);
         }
     }
 }
@@ -225,25 +298,27 @@ fn multiply_columns<W: Size>(
         }
     }
     for d in 0..blocking.width {
+        let (element0, column0) = (top * row + d, d * nq + j0);
         let mut column = Sequence::<Vector<f32, W>>::new();
         #[unroll]
         for j in 0..count {
-            column.push(columns[d * nq + j0 + j]);
+            column.push(columns[column0 + j]);
         }
         #[unroll]
         for i in 0..tile {
-            let element = Vector::<f32, W>::new(elements[(top + i) * row + d].extract(0usize));
+            let element = Vector::<f32, W>::new(elements[element0 + comptime!(i * row)].extract(0usize));
             #[unroll]
             for j in 0..count {
                 acc[i * count + j] = fma(element, column[j], acc[i * count + j]);
             }
         }
     }
+    let out0 = top * nq + j0;
     #[unroll]
     for i in 0..tile {
         #[unroll]
         for j in 0..count {
-            out[(top + i) * nq + j0 + j] = acc[i * count + j];
+            out[out0 + comptime!(i * nq + j)] = acc[i * count + j];
         }
     }
 }
@@ -260,140 +335,141 @@ fn products<W: Size>(
     #[comptime] blocking: Blocking,
 ) {
     let w = W::value();
-    let nq = blocking.queries;
-    let present = (queries.end - queries.first + w - 1) / w;
     for top in range_stepped(0, keys.length, comptime!(w / 2)) {
         // The first vector of queries that sees a key of the tile.
         let j0 = (max(keys.first + top, queries.first) - queries.first) / w;
-        if comptime!(nq == 1) {
-            multiply_columns::<W>(rows, columns, start, out, top, 0usize, 1usize, blocking);
-        } else if j0 + 2 == present {
-            multiply_columns::<W>(rows, columns, start, out, top, j0, 2usize, blocking);
-        } else {
+        let odd = (queries.vectors - j0) % 2;
+        if comptime!(blocking.queries > 1) {
+            for j in range_stepped(j0 + odd, queries.vectors, 2usize) {
+                multiply_columns::<W>(rows, columns, start, out, top, j, 2usize, blocking);
+            }
+        }
+        if odd == 1 {
             multiply_columns::<W>(rows, columns, start, out, top, j0, 1usize, blocking);
         }
     }
 }
 
-/// Adds to a tile, which starts at query `top` of the block, the sum of `scores[k][q] rows[k]` over those keys of the block that
-/// each of its queries sees.
+/// Where a tile's scores, in lanes, and rows, in vectors, start in their arrays.
+#[derive(CubeType)]
+struct Corner {
+    score: usize,
+    row: usize,
+}
+
+/// Adds `sum_x score[x] rows[x]` over `from <= x < to` to the rows of a tile, whose scores start with those of row `first`.
 #[cube]
-fn add_over_keys<W: Size>(
+fn add_rectangle<W: Size>(
     scores: &Array<Vector<f32, W>>,
     rows: &Array<Vector<f32, W>>,
-    tile: &mut Array<Vector<f32, W>>,
-    top: usize,
-    panel: usize,
-    queries: &Queries,
-    keys: &Keys,
+    acc: &mut Array<Vector<f32, W>>,
+    corner: &Corner,
+    first: usize,
+    from: usize,
+    to: usize,
+    #[comptime] tile: Tile,
     #[comptime] blocking: Blocking,
 ) {
     let w = W::value();
     let nv = comptime!(blocking.tile_vectors());
-    let (mr, row, span) = comptime!((w / nv, blocking.vectors, blocking.queries * w));
+    let (row, span) = comptime!((blocking.vectors, blocking.queries * w));
+    let (row_step, sum_step) = comptime!(if tile.over_keys { (1, span) } else { (span, 1) });
     let lanes = scores.with_vector_size::<Const<1>>();
-    let mut acc = Array::<Vector<f32, W>>::new(w);
-    #[unroll]
-    for i in 0..w {
-        acc[i] = tile[i];
-    }
-    // Keys that all queries of the tile see.
-    let common = min(max(queries.first + top, keys.first) - keys.first, keys.length);
-    for k in 0..common {
+    for x in from..to {
+        let (score0, vector0) = (corner.score + first * row_step + x * sum_step, corner.row + x * row);
         let mut vectors = Sequence::<Vector<f32, W>>::new();
         #[unroll]
         for j in 0..nv {
-            vectors.push(rows[k * row + panel * nv + j]);
+            vectors.push(rows[vector0 + j]);
         }
         #[unroll]
-        for i in 0..mr {
-            let score = Vector::<f32, W>::new(lanes[k * span + top + i].extract(0usize));
+        for i in 0..tile.rows {
+            let score = Vector::<f32, W>::new(lanes[score0 + comptime!(i * row_step)].extract(0usize));
             #[unroll]
             for j in 0..nv {
                 acc[i * nv + j] = fma(score, vectors[j], acc[i * nv + j]);
             }
         }
-    }
-    if common < keys.length {
-        #[unroll]
-        for t in 0..mr {
-            let k = common + t;
-            #[unroll]
-            for j in 0..nv {
-                let vector = rows[k * row + panel * nv + j];
-                #[unroll]
-                for i in t..mr {
-                    let score = Vector::<f32, W>::new(lanes[k * span + top + i].extract(0usize));
-                    acc[i * nv + j] = fma(score, vector, acc[i * nv + j]);
-                }
-            }
-        }
-    }
-    #[unroll]
-    for i in 0..w {
-        tile[i] = acc[i];
     }
 }
 
-/// Adds to a tile, which starts at key `top` of the block, the sum of `scores[k][q] rows[q]` over those queries of the block that
-/// see each of its keys.
+/// Adds the part of a tile that lies on the diagonal, a row of which is only as long as what it sees or what sees it: the
+/// triangles of both halves are written out, which is as much as the compiler takes quickly.
 #[cube]
-fn add_over_queries<W: Size>(
+fn add_diagonal<W: Size>(
     scores: &Array<Vector<f32, W>>,
     rows: &Array<Vector<f32, W>>,
-    tile: &mut Array<Vector<f32, W>>,
-    top: usize,
-    panel: usize,
-    queries: &Queries,
-    keys: &Keys,
+    whole: &mut Array<Vector<f32, W>>,
+    corner: &Corner,
+    #[comptime] tile: Tile,
     #[comptime] blocking: Blocking,
 ) {
     let w = W::value();
     let nv = comptime!(blocking.tile_vectors());
-    let (mr, row, span) = comptime!((w / nv, blocking.vectors, blocking.queries * w));
+    let (row, span) = comptime!((blocking.vectors, blocking.queries * w));
+    let (row_step, sum_step) = comptime!(if tile.over_keys { (1, span) } else { (span, 1) });
+    let half = comptime!(Tile { rows: tile.rows / 2, ..tile });
     let lanes = scores.with_vector_size::<Const<1>>();
-    let mut acc = Array::<Vector<f32, W>>::new(w);
-    #[unroll]
-    for i in 0..w {
-        acc[i] = tile[i];
-    }
-    let mut all = 0usize.runtime();
-    if keys.first + top >= queries.first {
-        // The first query that sees a key of the tile; after `mr` of them, all see all.
-        let some = keys.first + top - queries.first;
+    let mut acc = Array::<Vector<f32, W>>::new(comptime!(half.rows * nv));
+    for first in range_stepped(0, tile.rows, half.rows) {
         #[unroll]
-        for t in 0..mr {
-            let q = some + t;
+        for i in 0..comptime!(half.rows * nv) {
+            acc[i] = whole[first * nv + i];
+        }
+        if comptime!(tile.over_keys) {
+            add_rectangle::<W>(scores, rows, &mut acc, corner, first, 0usize, first, half, blocking);
+        }
+        let (score0, vector0) = (corner.score + first * (row_step + sum_step), corner.row + first * row);
+        #[unroll]
+        for t in 0..half.rows {
+            let (i0, i1) = comptime!(if tile.over_keys { (t, half.rows) } else { (0, t + 1) });
+            let mut vectors = Sequence::<Vector<f32, W>>::new();
             #[unroll]
             for j in 0..nv {
-                let vector = rows[q * row + panel * nv + j];
+                vectors.push(rows[vector0 + comptime!(t * row + j)]);
+            }
+            #[unroll]
+            for i in i0..i1 {
+                let at = score0 + comptime!(i * row_step + t * sum_step);
+                let score = Vector::<f32, W>::new(lanes[at].extract(0usize));
                 #[unroll]
-                for i in 0..comptime!(t + 1) {
-                    let score = Vector::<f32, W>::new(lanes[(top + i) * span + q].extract(0usize));
-                    acc[i * nv + j] = fma(score, vector, acc[i * nv + j]);
+                for j in 0..nv {
+                    acc[i * nv + j] = fma(score, vectors[j], acc[i * nv + j]);
                 }
             }
         }
-        all = some + mr;
-    }
-    for q in all..queries.end - queries.first {
-        let mut vectors = Sequence::<Vector<f32, W>>::new();
-        #[unroll]
-        for j in 0..nv {
-            vectors.push(rows[q * row + panel * nv + j]);
+        if comptime!(!tile.over_keys) {
+            add_rectangle::<W>(scores, rows, &mut acc, corner, first, first + half.rows, tile.rows, half, blocking);
         }
         #[unroll]
-        for i in 0..mr {
-            let score = Vector::<f32, W>::new(lanes[(top + i) * span + q].extract(0usize));
-            #[unroll]
-            for j in 0..nv {
-                acc[i * nv + j] = fma(score, vectors[j], acc[i * nv + j]);
-            }
+        for i in 0..comptime!(half.rows * nv) {
+            whole[first * nv + i] = acc[i];
         }
     }
+}
+
+/// As [`add_rectangle`], to a tile that is on its way from and to memory.
+#[cube]
+fn add_whole<W: Size>(
+    scores: &Array<Vector<f32, W>>,
+    rows: &Array<Vector<f32, W>>,
+    whole: &mut Array<Vector<f32, W>>,
+    corner: &Corner,
+    from: usize,
+    to: usize,
+    #[comptime] tile: Tile,
+    #[comptime] blocking: Blocking,
+) {
+    let w = W::value();
+    let mut acc = Array::<Vector<f32, W>>::new(w);
     #[unroll]
     for i in 0..w {
-        tile[i] = acc[i];
+        acc[i] = whole[i];
+    }
+    add_rectangle::<W>(scores, rows, &mut acc, corner, 0usize, from, to, tile, blocking);
+    #[unroll]
+    for i in 0..w {
+        whole[i] = acc[i];
     }
 }
 
@@ -527,10 +603,9 @@ fn softmax<W: Size>(
     scoring: &Scoring,
     #[comptime] blocking: Blocking,
 ) {
-    let w = W::value();
     let nq = blocking.queries;
-    for j in 0..(queries.end - queries.first + w - 1) / w {
-        let (some, all) = seen::<W>(queries, keys, j);
+    for j in 0..queries.vectors {
+        let (some, _) = seen::<W>(queries, keys, j);
         if some > 0 {
             let before = running.highest[j];
             let now = largest::<W>(scores, before, queries, keys, j, blocking);
@@ -558,6 +633,27 @@ fn softmax<W: Size>(
     }
 }
 
+/// Nothing has been summed yet.
+#[cube]
+fn begin<W: Size>(running: &mut Running<W>, #[comptime] blocking: Blocking) {
+    #[unroll]
+    for j in 0..blocking.queries {
+        running.highest[j] = Vector::new(f32::NEG_INFINITY);
+        running.total[j] = Vector::new(0.0f32);
+    }
+}
+
+/// All keys are summed: `total` becomes the log-sum-exp, `shrink` the factor of the result.
+#[cube]
+fn finish<W: Size>(running: &mut Running<W>, keep: f32, #[comptime] blocking: Blocking) {
+    #[unroll]
+    for j in 0..blocking.queries {
+        let total = running.total[j];
+        running.shrink[j] = Vector::new(keep) / total;
+        running.total[j] = fma(running.highest[j], Vector::new(comptime!(LN_2).runtime()), Vector::ln(total));
+    }
+}
+
 /// `work * part / parts`, but for rounding that is the same for all units: the product may not fit 32 bits.
 #[cube]
 fn share(work: usize, part: usize, parts: usize) -> usize {
@@ -580,6 +676,7 @@ fn add_to_queries<W: Size>(
     let w = W::value();
     let nv = comptime!(blocking.tile_vectors());
     let (mr, row) = comptime!((w / nv, blocking.vectors));
+    let over_keys = comptime!(Tile { rows: mr, over_keys: true });
     let mut tile = Array::<Vector<f32, W>>::new(w);
     for top in range_stepped(0, queries.end - queries.first, mr) {
         // No query of an earlier tile sees these keys.
@@ -596,7 +693,15 @@ fn add_to_queries<W: Size>(
                         tile[i * nv + j] = sum;
                     }
                 }
-                add_over_keys::<W>(scores, rows, &mut tile, top, panel, queries, keys, blocking);
+                // Keys that all queries of the tile see.
+                let all = min(max(queries.first + top, keys.first) - keys.first, keys.length);
+                let corner = Corner { score: top, row: panel * nv };
+                add_whole::<W>(scores, rows, &mut tile, &corner, 0usize, all, over_keys, blocking);
+                if all < keys.length {
+                    let corner =
+                        Corner { score: top + all * comptime!(blocking.queries * w), row: all * row + panel * nv };
+                    add_diagonal::<W>(scores, rows, &mut tile, &corner, over_keys, blocking);
+                }
                 #[unroll]
                 for i in 0..mr {
                     #[unroll]
@@ -624,6 +729,7 @@ fn add_to_keys<W: Size, L: Size>(
     let w = W::value();
     let nv = comptime!(blocking.tile_vectors());
     let mr = comptime!(w / nv);
+    let over_queries = comptime!(Tile { rows: mr, over_keys: false });
     let width = blocking.width;
     let mut tile = Array::<Vector<f32, W>>::new(w);
     clear(&mut tile, w);
@@ -639,31 +745,21 @@ fn add_to_keys<W: Size, L: Size>(
                     load_row::<W, L>(&*out, &mut tile, i, row + i * place.step, panel * nv, nv, width);
                 }
             }
-            add_over_queries::<W>(scores, rows, &mut tile, top, panel, queries, keys, blocking);
+            let corner = Corner { score: top * comptime!(blocking.queries * w), row: panel * nv };
+            // The first query that sees all keys of the tile.
+            let mut all = 0usize.runtime();
+            if keys.first + top >= queries.first {
+                let some = keys.first + top - queries.first;
+                let corner = Corner { score: corner.score + some, row: corner.row + some * blocking.vectors };
+                add_diagonal::<W>(scores, rows, &mut tile, &corner, over_queries, blocking);
+                all = some + mr;
+            }
+            let end = queries.end - queries.first;
+            add_whole::<W>(scores, rows, &mut tile, &corner, all, end, over_queries, blocking);
             for i in 0..min(mr, keys.length - top) {
                 store_row::<W, L>(&tile, out, i, row + i * place.step, panel * nv, one, nv, width);
             }
         }
-    }
-}
-
-/// The logarithm of sums of a block of queries, negative and to base 2. That of a query beyond the last is such that its
-/// probabilities are 0.
-#[cube]
-fn load_lse<W: Size>(
-    lse: &[f32],
-    out: &mut Array<Vector<f32, W>>,
-    start: usize,
-    step: usize,
-    queries: &Queries,
-    #[comptime] blocking: Blocking,
-) {
-    let w = W::value();
-    let out = out.with_vector_size_mut::<Const<1>>();
-    for q in 0..comptime!(blocking.queries * w) {
-        let query = queries.first + q;
-        let log_sum = lse[start + min(query, queries.last) * step] * comptime!(-LOG2_E);
-        out[q] = Vector::new(select(query < queries.end, log_sum, f32::NEG_INFINITY));
     }
 }
 
@@ -681,9 +777,8 @@ fn slopes<W: Size>(
     scoring: &Scoring,
     #[comptime] blocking: Blocking,
 ) {
-    let w = W::value();
     let nq = blocking.queries;
-    for j in 0..(queries.end - queries.first + w - 1) / w {
+    for j in 0..queries.vectors {
         let (some, _all) = seen::<W>(queries, keys, j);
         let dropped_gradient = start[j];
         let mut multiples = Vector::<u32, W>::new(0u32);
@@ -720,7 +815,6 @@ pub(super) fn forward<W: Size, L: Size>(
     let w = W::value();
     let (width, nv, nq) = (blocking.width, blocking.vectors, blocking.queries);
     let span = comptime!(nq * w);
-    let channels = scoring.heads * width;
     let mut columns = Array::<Vector<f32, W>>::new(comptime!(width * nq));
     let mut key_rows = Array::<Vector<f32, W>>::new(comptime!(blocking.keys * nv));
     let mut value_rows = Array::<Vector<f32, W>>::new(comptime!(blocking.keys * nv));
@@ -735,6 +829,7 @@ pub(super) fn forward<W: Size, L: Size>(
     clear(&mut key_rows, comptime!(blocking.keys * nv));
     clear(&mut value_rows, comptime!(blocking.keys * nv));
     clear(&mut scores, comptime!(blocking.keys * nq));
+    clear(&mut sums, comptime!(span * nv));
     clear(&mut zero, nq);
     let (a, b) = dropout_keys::<W>(scoring, blocking.dropout);
     let mask = Mask::<W> { a, b };
@@ -748,66 +843,80 @@ pub(super) fn forward<W: Size, L: Size>(
     for pair in pair0..min(pair1 + 1, pairs) {
         let from = select(pair == pair0, work0, 0usize);
         let to = select(pair == pair1, work1, work);
-        let (token, head) = (pair / scoring.heads * time, pair % scoring.heads);
-        let start = token * 3 * channels + head * width;
-        let query_place = Place { start, step: 3 * channels };
-        let key_place = Place { start: start + channels, step: 3 * channels };
-        let value_place = Place { start: start + 2 * channels, step: 3 * channels };
+        let at = places(pair, time, scoring.heads, width);
         for block in 0..blocks {
-            let at = block * (block + 1) / 2;
-            if at >= from && at < to {
+            let before = block * (block + 1) / 2;
+            if before >= from && before < to {
                 let first = block * span;
-                let queries = Queries { first, end: min(first + span, time), last: time - 1 };
+                let queries = queries_from::<W>(first, time, blocking);
                 let factor = scoring.scale * comptime!(LOG2_E);
-                transpose::<W>(&qkv.elements, &mut columns, &query_place, &queries, factor, blocking);
-                clear(&mut sums, comptime!(span * nv));
-                #[unroll]
-                for j in 0..nq {
-                    running.highest[j] = Vector::new(f32::NEG_INFINITY);
-                    running.total[j] = Vector::new(0.0f32);
-                }
+                pack::<W, L>(qkv, &mut sums, &at.query, first, queries.rounded, queries.last, 1.0f32, blocking);
+                transpose::<W>(&sums, &mut columns, &queries, factor, blocking);
+                clear(&mut sums, queries.rounded * nv);
+                begin::<W>(&mut running, blocking);
                 for k0 in range_stepped(0, queries.end, blocking.keys) {
                     let keys = Keys { first: k0, length: min(blocking.keys, queries.end - k0) };
-                    pack_keys::<W, L>(qkv, &mut key_rows, &key_place, &queries, &keys, blocking);
-                    pack_keys::<W, L>(qkv, &mut value_rows, &value_place, &queries, &keys, blocking);
+                    pack_keys::<W, L>(qkv, &mut key_rows, &at.key, &queries, &keys, blocking);
+                    pack_keys::<W, L>(qkv, &mut value_rows, &at.value, &queries, &keys, blocking);
                     products::<W>(&key_rows, &columns, &zero, &mut scores, &queries, &keys, blocking);
                     softmax::<W>(&mut scores, &mut running, pair, &queries, &keys, &mask, scoring, blocking);
-                    add_to_queries::<W>(
-                        &scores,
-                        &value_rows,
-                        &mut sums,
-                        &running.shrink,
-                        &queries,
-                        &keys,
-                        true,
-                        blocking,
-                    );
+                    let shrink = &running.shrink;
+                    add_to_queries::<W>(&scores, &value_rows, &mut sums, shrink, &queries, &keys, true, blocking);
                 }
-                #[unroll]
-                for j in 0..nq {
-                    let total = running.total[j];
-                    running.shrink[j] = Vector::new(scoring.keep) / total;
-                    running.total[j] =
-                        fma(running.highest[j], Vector::new(comptime!(LN_2).runtime()), Vector::ln(total));
-                }
+                finish::<W>(&mut running, scoring.keep, blocking);
                 for q in 0..queries.end - first {
-                    let row = token + first + q;
-                    lse[row * scoring.heads + head] = running.total.with_vector_size::<Const<1>>()[q].extract(0usize);
-                    let factor = broadcast::<W>(&running.shrink, q);
-                    store_row::<W, L>(&sums, y, q, row * channels + head * width, 0usize, factor, nv, width);
+                    let log_sum = running.total.with_vector_size::<Const<1>>()[q].extract(0usize);
+                    lse[at.lse.start + (first + q) * at.lse.step] = log_sum;
+                    let (row, factor) =
+                        (at.result.start + (first + q) * at.result.step, broadcast::<W>(&running.shrink, q));
+                    store_row::<W, L>(&sums, y, q, row, 0usize, factor, nv, width);
                 }
             }
         }
     }
 }
 
+/// Loads a block of queries; `scratch` is overwritten.
+#[cube]
+fn load_errors<W: Size, L: Size>(
+    errors: &mut Errors<W>,
+    scratch: &mut Array<Vector<f32, W>>,
+    saved: &Saved<L>,
+    at: &Places,
+    queries: &Queries,
+    scoring: &Scoring,
+    #[comptime] blocking: Blocking,
+) {
+    let (first, count, last) = (queries.first, queries.rounded, queries.last);
+    let (scale, keep) = (scoring.scale, scoring.keep);
+    pack::<W, L>(&saved.y, scratch, &at.result, first, count, last, 1.0f32 / keep, blocking);
+    pack::<W, L>(&saved.dy, &mut errors.error_rows, &at.result, first, count, last, keep, blocking);
+    pack::<W, L>(&saved.qkv, &mut errors.query_rows, &at.query, first, count, last, scale, blocking);
+    transpose::<W>(&errors.error_rows, &mut errors.error_columns, queries, 1.0f32, blocking);
+    // The softmax's gradient subtracts sum_k dp p = <dy, y> (Dao et al. 2022, equation 4).
+    transpose::<W>(&*scratch, &mut errors.query_columns, queries, 1.0f32, blocking);
+    for j in 0..queries.vectors {
+        let mut delta = Vector::<f32, W>::new(0.0f32);
+        for d in 0..blocking.width {
+            let at = d * blocking.queries + j;
+            delta = fma(errors.query_columns[at], errors.error_columns[at], delta);
+        }
+        errors.gradient_start[j] = -delta;
+    }
+    let factor = comptime!(LOG2_E).runtime();
+    transpose::<W>(&errors.query_rows, &mut errors.query_columns, queries, factor, blocking);
+    // The probabilities of a query beyond the last are 0.
+    let start = errors.score_start.with_vector_size_mut::<Const<1>>();
+    for q in 0..count {
+        let log_sum = saved.lse[at.lse.start + min(first + q, last) * at.lse.step] * comptime!(-LOG2_E);
+        start[q] = Vector::new(select(first + q < queries.end, log_sum, f32::NEG_INFINITY));
+    }
+}
+
 /// Backward: a unit has whole pairs.
 #[cube(launch_unchecked)]
 pub(super) fn backward<W: Size, L: Size>(
-    dy: &Rows<L>,
-    qkv: &Rows<L>,
-    y: &[f32],
-    lse: &[f32],
+    saved: &Saved<L>,
     dqkv: &mut [Vector<f32, L>],
     time: usize,
     pairs: usize,
@@ -817,64 +926,46 @@ pub(super) fn backward<W: Size, L: Size>(
     let w = W::value();
     let (width, nv, nq) = (blocking.width, blocking.vectors, blocking.queries);
     let span = comptime!(nq * w);
-    let (heads, scale) = (scoring.heads, scoring.scale);
-    let channels = heads * width;
-    let mut query_columns = Array::<Vector<f32, W>>::new(comptime!(width * nq));
-    let mut error_columns = Array::<Vector<f32, W>>::new(comptime!(width * nq));
-    let mut query_rows = Array::<Vector<f32, W>>::new(comptime!(span * nv));
-    let mut error_rows = Array::<Vector<f32, W>>::new(comptime!(span * nv));
+    let mut errors = Errors::<W> {
+        query_columns: Array::<Vector<f32, W>>::new(comptime!(width * nq)),
+        query_rows: Array::<Vector<f32, W>>::new(comptime!(span * nv)),
+        error_columns: Array::<Vector<f32, W>>::new(comptime!(width * nq)),
+        error_rows: Array::<Vector<f32, W>>::new(comptime!(span * nv)),
+        score_start: Array::<Vector<f32, W>>::new(nq),
+        gradient_start: Array::<Vector<f32, W>>::new(nq),
+    };
     let mut key_rows = Array::<Vector<f32, W>>::new(comptime!(blocking.keys * nv));
     let mut value_rows = Array::<Vector<f32, W>>::new(comptime!(blocking.keys * nv));
     let mut scores = Array::<Vector<f32, W>>::new(comptime!(blocking.keys * nq));
     let mut gradients = Array::<Vector<f32, W>>::new(comptime!(blocking.keys * nq));
     let mut sums = Array::<Vector<f32, W>>::new(comptime!(span * nv));
-    let mut score_start = Array::<Vector<f32, W>>::new(nq);
-    let mut gradient_start = Array::<Vector<f32, W>>::new(nq);
-    clear(&mut query_rows, comptime!(span * nv));
-    clear(&mut error_rows, comptime!(span * nv));
+    clear(&mut errors.query_rows, comptime!(span * nv));
+    clear(&mut errors.error_rows, comptime!(span * nv));
     clear(&mut key_rows, comptime!(blocking.keys * nv));
     clear(&mut value_rows, comptime!(blocking.keys * nv));
     clear(&mut scores, comptime!(blocking.keys * nq));
     clear(&mut gradients, comptime!(blocking.keys * nq));
+    clear(&mut sums, comptime!(span * nv));
     let (a, b) = dropout_keys::<W>(scoring, blocking.dropout);
     let mask = Mask::<W> { a, b };
     for pair in first_item(pairs, Split::Ranges)..end_item(pairs, Split::Ranges) {
-        let (token, head) = (pair / heads * time, pair % heads);
-        let start = token * 3 * channels + head * width;
-        let query_place = Place { start, step: 3 * channels };
-        let key_place = Place { start: start + channels, step: 3 * channels };
-        let value_place = Place { start: start + 2 * channels, step: 3 * channels };
-        let result_place = Place { start: token * channels + head * width, step: channels };
+        let at = places(pair, time, scoring.heads, width);
         for first in range_stepped(0, time, span) {
-            let queries = Queries { first, end: min(first + span, time), last: time - 1 };
-            // The softmax's gradient subtracts sum_k dp p = <dy, y> (Dao et al. 2022, equation 4).
-            let unkept = 1.0f32 / scoring.keep;
-            transpose::<W>(y, &mut query_columns, &result_place, &queries, unkept, blocking);
-            transpose::<W>(&dy.elements, &mut error_columns, &result_place, &queries, scoring.keep, blocking);
-            #[unroll]
-            for j in 0..nq {
-                let mut delta = Vector::<f32, W>::new(0.0f32);
-                for d in 0..width {
-                    delta = fma(query_columns[d * nq + j], error_columns[d * nq + j], delta);
-                }
-                gradient_start[j] = -delta;
-            }
-            let factor = scale * comptime!(LOG2_E);
-            transpose::<W>(&qkv.elements, &mut query_columns, &query_place, &queries, factor, blocking);
-            pack::<W, L>(qkv, &mut query_rows, &query_place, first, span, queries.last, scale, blocking);
-            pack::<W, L>(dy, &mut error_rows, &result_place, first, span, queries.last, scoring.keep, blocking);
-            load_lse::<W>(lse, &mut score_start, token * heads + head, heads, &queries, blocking);
-            clear(&mut sums, comptime!(span * nv));
+            let queries = queries_from::<W>(first, time, blocking);
+            load_errors::<W, L>(&mut errors, &mut sums, saved, &at, &queries, scoring, blocking);
+            clear(&mut sums, queries.rounded * nv);
             for k0 in range_stepped(0, queries.end, blocking.keys) {
                 let keys = Keys { first: k0, length: min(blocking.keys, queries.end - k0) };
-                pack_keys::<W, L>(qkv, &mut key_rows, &key_place, &queries, &keys, blocking);
-                pack_keys::<W, L>(qkv, &mut value_rows, &value_place, &queries, &keys, blocking);
-                products::<W>(&key_rows, &query_columns, &score_start, &mut scores, &queries, &keys, blocking);
-                products::<W>(&value_rows, &error_columns, &gradient_start, &mut gradients, &queries, &keys, blocking);
+                let (score_start, gradient_start) = (&errors.score_start, &errors.gradient_start);
+                pack_keys::<W, L>(&saved.qkv, &mut key_rows, &at.key, &queries, &keys, blocking);
+                pack_keys::<W, L>(&saved.qkv, &mut value_rows, &at.value, &queries, &keys, blocking);
+                let (q, dy) = (&errors.query_columns, &errors.error_columns);
+                products::<W>(&key_rows, q, score_start, &mut scores, &queries, &keys, blocking);
+                products::<W>(&value_rows, dy, gradient_start, &mut gradients, &queries, &keys, blocking);
                 slopes::<W>(
                     &mut scores,
                     &mut gradients,
-                    &gradient_start,
+                    gradient_start,
                     pair,
                     &queries,
                     &keys,
@@ -882,22 +973,14 @@ pub(super) fn backward<W: Size, L: Size>(
                     scoring,
                     blocking,
                 );
-                add_to_queries::<W>(
-                    &gradients,
-                    &key_rows,
-                    &mut sums,
-                    &gradient_start,
-                    &queries,
-                    &keys,
-                    false,
-                    blocking,
-                );
-                add_to_keys::<W, L>(&gradients, &query_rows, dqkv, &key_place, &queries, &keys, blocking);
-                add_to_keys::<W, L>(&scores, &error_rows, dqkv, &value_place, &queries, &keys, blocking);
+                add_to_queries::<W>(&gradients, &key_rows, &mut sums, gradient_start, &queries, &keys, false, blocking);
+                add_to_keys::<W, L>(&gradients, &errors.query_rows, dqkv, &at.key, &queries, &keys, blocking);
+                add_to_keys::<W, L>(&scores, &errors.error_rows, dqkv, &at.value, &queries, &keys, blocking);
             }
+            let factor = Vector::<f32, W>::new(scoring.scale);
             for q in 0..queries.end - first {
-                let row = query_place.start + (first + q) * query_place.step;
-                store_row::<W, L>(&sums, dqkv, q, row, 0usize, Vector::new(scale), nv, width);
+                let row = at.query.start + (first + q) * at.query.step;
+                store_row::<W, L>(&sums, dqkv, q, row, 0usize, factor, nv, width);
             }
         }
     }
@@ -954,9 +1037,9 @@ pub(super) fn launch_backward(
         || format!("attention_grad w{w} {stored} {blocking:?}"),
         // SAFETY: a unit reads and writes the rows of its pairs; positions are cut off at the last of their sequence.
         |t| unsafe {
-            let (dy, qkv, y, lse) = (rows(t, dy, stored), rows(t, qkv, stored), t.bind(y, 1), t.bind(lse, 1));
-            let (dqkv, scoring) = (t.bind(dqkv, stored), scoring(t, attrs, rng));
-            run!(t, backward(w, stored, dy, qkv, y, lse, dqkv, time, pairs, scoring, blocking));
+            let (dy, qkv, y) = (rows(t, dy, stored), rows(t, qkv, stored), rows(t, y, stored));
+            let (saved, dqkv) = (SavedLaunch::new(dy, qkv, y, t.bind(lse, 1)), t.bind(dqkv, stored));
+            run!(t, backward(w, stored, saved, dqkv, time, pairs, scoring(t, attrs, rng), blocking));
         },
     );
 }
