@@ -94,8 +94,30 @@ fn check_together(graph: &Graph, steps: usize, operands: &[&Tensor], tolerance: 
 }
 
 fn check_program(what: &str, program: &Program, operands: &[&Tensor], expected: &[Tensor], tolerance: f64) {
+    check_program_on(backends(), what, program, operands, expected, tolerance);
+}
+
+/// As [`check`], for sizes that take a graphics device in software minutes.
+fn check_on_cpu(op: &Op, operands: &[&Tensor], tolerance: f64) {
+    let expected = evaluate_op(op, operands).unwrap();
+    let what = format!("{op:?} of {}", operands[0].ty());
+    check_program_on(on_cpu(), &what, &program(op, operands), operands, &expected, tolerance);
+}
+
+fn on_cpu() -> impl Iterator<Item = &'static (&'static str, CubeBackend)> {
+    backends().iter().filter(|(name, _)| *name != "wgpu")
+}
+
+fn check_program_on(
+    backends: impl IntoIterator<Item = &'static (&'static str, CubeBackend)>,
+    what: &str,
+    program: &Program,
+    operands: &[&Tensor],
+    expected: &[Tensor],
+    tolerance: f64,
+) {
     let mut one_thread: Option<Vec<Tensor>> = None;
-    for (name, backend) in backends() {
+    for (name, backend) in backends {
         let found = run_program(backend, program, operands);
         let what = format!("{what} on {name}");
         for (slot, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -652,10 +674,106 @@ fn attention() {
     }
 }
 
+/// Lengths about those of blocks, and heads that fill no vector, several, and so many that blocks are smaller; the widest has
+/// rows too long for them.
+#[test]
+fn attention_in_blocks_of_awkward_sizes() {
+    let narrow = [1, 3, 8, 17, 32].into_iter().flat_map(|d| [1, 3, 7, 17, 33, 65, 130].map(|time| (time, d)));
+    for (time, d) in narrow.chain([(67, 320), (35, 520), (19, 1024), (3, 1040)]) {
+        let (batch, heads) = if d > 32 { (1, 1) } else { (2, 3) };
+        let (n, c) = (batch * time, heads * d);
+        let (qkv, dy, rng) = (normal(&[n, 3 * c], 1), normal(&[n, c], 2), rng());
+        for dropout in [0.0, 0.3] {
+            let scale = (1.0 / (d as f64).sqrt()).into();
+            let attrs = AttentionAttrs { heads, time, scale, dropout: dropout.into(), key: 9 };
+            let random: &[&Tensor] = if dropout > 0.0 { &[&rng] } else { &[] };
+            let operands = [&[&qkv], random].concat();
+            check_on_cpu(&Op::Attention(attrs), &operands, 1e-5);
+            let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
+            let operands = [&[&dy, &qkv, &y[0], &y[1]], random].concat();
+            check_on_cpu(&Op::AttentionGrad(attrs), &operands, 2e-5);
+        }
+    }
+}
+
+/// Many blocks of queries and keys, in which the largest score so far is found late, and again and again.
+#[test]
+fn attention_over_a_long_context() {
+    for (time, d) in [(2050, 3), (520, 16)] {
+        let attrs = AttentionAttrs { heads: 1, time, scale: 1.5.into(), dropout: 0.0.into(), key: 0 };
+        let qkv = normal(&[time, 3 * d], 1).to_f32();
+        let grows = |(i, x): (usize, f32)| x * (1.0 + 2.0 * (i / (3 * d)) as f32 / time as f32);
+        let qkv = Tensor::new([time, 3 * d], Data::F32(qkv.into_iter().enumerate().map(grows).collect())).unwrap();
+        let dy = normal(&[time, d], 2);
+        check_on_cpu(&Op::Attention(attrs), &[&qkv], 1e-5);
+        let y = evaluate_op(&Op::Attention(attrs), &[&qkv]).unwrap();
+        check_on_cpu(&Op::AttentionGrad(attrs), &[&dy, &qkv, &y[0], &y[1]], 4e-5);
+    }
+}
+
+/// The second of two queries has the probability `1 / (1 + e^x)` for a key whose score is smaller by `x`.
+#[test]
+fn probabilities_are_exact_down_to_the_smallest() {
+    let differences: Vec<f32> = (0..8000).map(|i| i as f32 * 0.01).collect();
+    let qkv: Vec<f32> = differences.iter().flat_map(|&x| [0.0, -x, 1.0, 1.0, 0.0, 0.0]).collect();
+    let qkv = Tensor::new([2 * differences.len(), 3], Data::F32(qkv)).unwrap();
+    let attrs = AttentionAttrs { heads: 1, time: 2, scale: 1.0.into(), dropout: 0.0.into(), key: 0 };
+    for (name, backend) in on_cpu() {
+        let y = run(backend, &Op::Attention(attrs), &[&qkv]).remove(0).to_f32();
+        for (i, &x) in differences.iter().enumerate() {
+            let (found, expected) = (f64::from(y[2 * i + 1]), 1.0 / (1.0 + f64::from(x).exp()));
+            // The exponent has a rounding of its own, by which the error grows.
+            let tolerance = 5e-7 + 1.2e-7 * f64::from(x);
+            assert!((found / expected - 1.0).abs() < tolerance, "{name}: {found} and not {expected} for {x}");
+        }
+    }
+}
+
+#[test]
+fn attention_is_the_same_on_any_number_of_threads() {
+    if !cfg!(feature = "cpu") {
+        return;
+    }
+    let (heads, time, d) = (3, 200, 16);
+    let attrs = AttentionAttrs { heads, time, scale: 0.25.into(), dropout: 0.1.into(), key: 9 };
+    let (qkv, dy, rng) = (normal(&[time, 3 * heads * d], 1), normal(&[time, heads * d], 2), rng());
+    let found = [1, 2, 3, 5, 16].map(|threads| {
+        let backend = CubeBackend::cpu_with_threads(threads).unwrap();
+        let mut found = run(&backend, &Op::Attention(attrs), &[&qkv, &rng]);
+        found.extend(run(&backend, &Op::AttentionGrad(attrs), &[&dy, &qkv, &found[0], &found[1], &rng]));
+        found
+    });
+    for other in &found[1..] {
+        assert_eq!(*other, found[0]);
+    }
+}
+
+/// Neither buffers nor kernels have anything that is as long as the context for every query.
+#[test]
+fn memory_of_attention_is_linear_in_the_context() {
+    let (heads, c) = (4, 64);
+    let of = |time: usize| {
+        let attrs = AttentionAttrs { heads, time, scale: 0.25.into(), dropout: 0.1.into(), key: 9 };
+        let operands = [&normal(&[time, 3 * c], 1), &normal(&[time, c], 2), &rng()];
+        let graph = graph(&operands, |b, x| {
+            let y = b.attention(attrs, x[0], Some(x[2]));
+            vec![b.op(Op::AttentionGrad(attrs), &[x[1], x[0], y, y.result(1), x[2]])]
+        });
+        let program = plan(&[("f".to_string(), &graph)]).unwrap();
+        (program.plans[0].arena_bytes, kernel_names(&program, "f", &DeviceProfile::cpu(2)).unwrap())
+    };
+    let (bytes, kernels) = of(512);
+    for factor in [2, 4, 16] {
+        let (more, same) = of(512 * factor);
+        assert!(more <= bytes * factor, "{more} bytes for {factor} times the context of {bytes} bytes");
+        assert_eq!(same, kernels, "what a kernel keeps for itself depends on the context");
+    }
+}
+
 #[test]
 fn attention_does_not_see_what_comes_later() {
     // Infinite and missing numbers of one position show from there on only.
-    for (time, d, odd) in [(7, 4, 3), (33, 16, 32), (40, 8, 17), (24, 24, 9)] {
+    for (time, d, odd) in [(7, 4, 3), (33, 16, 32), (40, 8, 17), (24, 24, 9), (70, 32, 40)] {
         let attrs = AttentionAttrs { heads: 2, time, scale: 0.4.into(), dropout: 0.0.into(), key: 0 };
         let c = 2 * d;
         let (plain, dy) = (normal(&[time, 3 * c], 1), normal(&[time, c], 2));
@@ -897,12 +1015,17 @@ fn every_step_is_timed() {
     }
 }
 
-/// Rows of scores that a stack has no room for are not kept there.
+/// Blocks of the longest rows fit a stack of 1 MiB.
 #[test]
 fn attention_over_a_long_context_fits_any_stack() {
-    let time = 5000;
-    let attrs = AttentionAttrs { time, heads: 1, scale: 0.5.into(), dropout: 0.0.into(), key: 0 };
-    let qkv = normal(&[time, 3], 1);
+    for (time, d) in [(5000, 1), (70, 256), (20, 1024)] {
+        fits_any_stack(time, d);
+    }
+}
+
+fn fits_any_stack(time: usize, d: usize) {
+    let attrs = AttentionAttrs { time, heads: 1, scale: 0.05.into(), dropout: 0.0.into(), key: 0 };
+    let qkv = normal(&[time, 3 * d], 1);
     let narrow = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
         let backend = CubeBackend::open(Device::Cpu).unwrap();
         let found = run(&backend, &Op::Attention(attrs), &[&qkv]);

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use moec_ir::{Binary, Unary};
+use moec_ir::{AttentionAttrs, Binary, Unary};
 use moec_plan::{Access, Elementwise, Instr};
 
 use super::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
 use crate::kernels::matmul::{self, Layout, Product};
 use crate::kernels::norm::{self, Norm};
-use crate::kernels::{copy, embed, fused, reduce, rotary, routing};
+use crate::kernels::{attention, copy, embed, fused, reduce, rotary, routing};
 use crate::machine::{Launches, recorded_kernels};
 
 /// A buffer of that many elements; what is in it does not matter to a launch.
@@ -75,6 +75,13 @@ fn launches() -> Vec<Launches> {
         for positions in [None, Some(buffer(ROWS))] {
             let qkv = buffer(ROWS * 3 * 32);
             all.push(Box::new(move |l| rotary::launch(l, qkv, positions, qkv, 32 / 8, 4, 1e4, false, 32)));
+        }
+        for (rng, dropout) in [(None, 0.0), (Some(buffer(4)), 0.5)] {
+            let (time, scale, dropout) = (ROWS / 2, 0.5.into(), dropout.into());
+            let attrs = AttentionAttrs { heads: 1, time, scale, dropout, key: 0 };
+            let qkv = buffer(3 * whole);
+            all.push(Box::new(move |l| attention::forward(l, qkv, rng, x, buffer(ROWS), &attrs, columns)));
+            all.push(Box::new(move |l| attention::backward(l, x, qkv, x, buffer(ROWS), rng, qkv, &attrs, columns)));
         }
         for weights in [None, Some(buffer(ROWS))] {
             all.push(Box::new(move |l| routing::combine(l, x, buffer(ROWS), weights, x, None, columns)));
