@@ -24,8 +24,8 @@
 //! belongs to one unit: a block of queries adds to the gradients of all keys before it. Either way each sum runs in an order
 //! that positions alone decide, whatever the number of units.
 //!
-//! Measured (benchmarks/README.md): half of the peak and more from heads of 32 channels on. With 16 channels a score costs
-//! only 32 multiply-adds of the lanes forward and 80 backward beside 14 other instructions, and 24 more where a mask is drawn.
+//! Measured (benchmarks/README.md): half of the peak and more from heads of 32 channels on. With 16, a score is worth only 32
+//! multiply-adds of a register forward and 80 backward, beside 14 other instructions, and 26 more where a mask is drawn.
 
 use super::{Scoring, dropout_keys, scoring};
 use crate::kernels::exponential::exp2;
