@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-#[cfg(feature = "cpu")]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,19 @@ use crate::launch::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
 use crate::machine::{ClientMachine, Launches, Machine, Workload};
 #[cfg(feature = "cpu")]
 use crate::machine::{HostMachine, Team};
+
+/// Where compiled kernels are kept from one process to the next. What is in it is run, so whoever implements this answers
+/// for it: `get` returns what `put` was given with the same key, by the same program, and nothing else.
+///
+/// A key is text. It names the kernel with everything that is compiled into it, and the processor, but not the program: a
+/// kernel's code follows from the sources of moec and CubeCL that the program was made of.
+pub trait ObjectCache: Send + Sync {
+    /// The object that was put there with this key.
+    fn get(&self, key: &str) -> Option<Vec<u8>>;
+
+    /// Keeps an object, or does not.
+    fn put(&self, key: &str, object: &[u8]);
+}
 
 /// A device as the user names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,9 +78,9 @@ pub struct CubeBackend {
 
 /// A device that is there.
 enum Opened {
-    /// The CPU, and threads for it.
+    /// The CPU, threads for it, and where its compiled kernels are kept.
     #[cfg(feature = "cpu")]
-    Host(Arc<Team>),
+    Host(Arc<Team>, Option<Arc<dyn ObjectCache>>),
     /// A device of CubeCL's runtimes.
     #[cfg_attr(not(feature = "wgpu"), allow(unused, reason = "a build without a runtime"))]
     Client(Client),
@@ -97,6 +109,18 @@ impl CubeBackend {
         Ok(Self { device, profile, opened })
     }
 
+    /// The same device, which keeps compiled kernels in a cache and looks for them there. Only the CPU compiles kernels
+    /// that can be kept; other devices make nothing of it.
+    #[must_use]
+    #[cfg_attr(not(feature = "cpu"), allow(unused, reason = "a build without the CPU"))]
+    pub fn with_cache(mut self, cache: Arc<dyn ObjectCache>) -> Self {
+        #[cfg(feature = "cpu")]
+        if let Opened::Host(_, kept) = &mut self.opened {
+            *kept = Some(cache);
+        }
+        self
+    }
+
     /// What kernels are shaped for.
     pub(crate) fn profile(&self) -> &DeviceProfile {
         &self.profile
@@ -107,7 +131,7 @@ impl CubeBackend {
         guarded(self.device, || -> Result<Box<dyn Machine>, String> {
             Ok(match &self.opened {
                 #[cfg(feature = "cpu")]
-                Opened::Host(team) => Box::new(HostMachine::new(team, self.profile, workload)?),
+                Opened::Host(team, cache) => Box::new(HostMachine::new(team, cache.clone(), self.profile, workload)?),
                 Opened::Client(client) => Box::new(ClientMachine::new(client, self.profile, workload)?),
             })
         })?
@@ -119,7 +143,7 @@ impl CubeBackend {
 fn open(device: Device, profile: DeviceProfile) -> Result<Opened, String> {
     match device {
         #[cfg(feature = "cpu")]
-        Device::Cpu => Team::new(profile.units()).map(|team| Opened::Host(Arc::new(team))),
+        Device::Cpu => Team::new(profile.units()).map(|team| Opened::Host(Arc::new(team), None)),
         #[cfg(feature = "wgpu")]
         Device::Wgpu => {
             crate::device::open_wgpu().map(|d| Opened::Client(d.client())).map_err(|error| error.to_string())
@@ -154,7 +178,7 @@ impl Backend for CubeBackend {
     fn memory_limit(&self) -> Option<u64> {
         match &self.opened {
             #[cfg(feature = "cpu")]
-            Opened::Host(_) => available_memory(),
+            Opened::Host(..) => available_memory(),
             Opened::Client(client) => client.properties().memory.max_memory(),
         }
     }
@@ -175,7 +199,7 @@ impl Backend for CubeBackend {
         }
         match &self.opened {
             #[cfg(feature = "cpu")]
-            Opened::Host(_) => {}
+            Opened::Host(..) => {}
             Opened::Client(client) => {
                 let largest = program.states.iter().map(|s| s.ty.bytes()).max().unwrap_or(0).max(arena_bytes) as u64;
                 let page = client.properties().memory.max_page_size;

@@ -13,7 +13,7 @@ mod machine;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{CubeBackend, Device, available_memory, kernel_names};
+pub use backend::{CubeBackend, Device, ObjectCache, available_memory, kernel_names};
 #[cfg(feature = "wgpu")]
 pub use device::{WgpuUnavailable, open_wgpu, wgpu_available};
 pub use launch::DeviceProfile;

@@ -20,9 +20,9 @@
 //!             ┌─────────────┴──────────────┐
 //!         recorder: a server            client: CubeCL's runtime
 //!         that keeps launches           records the stream as a graph
-//!             │ host: compile each          │
-//!             │ kernel once, resolve        │
-//!             │ offsets to pointers         │
+//!             │ compiled: each kernel       │
+//!             │ once; host: offsets         │
+//!             │ become pointers             │
 //!             ▼                             ▼
 //!         team: threads run a script     the graph is replayed
 //! ```
@@ -30,8 +30,12 @@
 //! - [`recorder`]: to CubeCL, one more server for the CPU. Kernels are made for that CPU, but a launch only appends kernel,
 //!   offsets of its buffers and metadata to a list. Its buffers are handles with offsets and no memory behind them.
 //! - [`host`]: the CPU. All allocations lie in one anonymous mapping, whose pages come as they are touched, zero. When a
-//!   sequence first runs, its launches are recorded, its kernels compiled on all cores (those that the process does not have:
-//!   equal ids and alignments share one), offsets become pointers, and the whole becomes a [`team::Script`].
+//!   sequence first runs, its launches are recorded, its kernels compiled, offsets become pointers, and the whole becomes a
+//!   [`team::Script`].
+//! - [`compiled`]: kernels as code. Those that the process does not have (equal ids and alignments share one) come from the
+//!   cache that the backend was given, or are compiled on all cores: CubeCL lowers a kernel to LLVM's text ([`lower`]), of
+//!   which LLVM makes an object ([`llvm`]). An object is what a cache keeps and what is linked, so code from a cache and code
+//!   just compiled are the same bits.
 //! - [`team`]: as many threads as kernels have units, the calling one among them. Thread `u` is unit `u` of every kernel.
 //!   Between two launches is a barrier ([`team::rounds`], which `tests/loom` checks with every order of events).
 //! - [`client`]: every other device. The runtime itself records what a stream is asked to do, and replays it.
@@ -50,7 +54,13 @@
 
 mod client;
 #[cfg(feature = "cpu")]
+mod compiled;
+#[cfg(feature = "cpu")]
 mod host;
+#[cfg(feature = "cpu")]
+mod llvm;
+#[cfg(feature = "cpu")]
+mod lower;
 #[cfg(feature = "cpu")]
 mod recorder;
 #[cfg(feature = "cpu")]

@@ -3,8 +3,10 @@
 pub(crate) mod args;
 pub(crate) mod cmd;
 pub(crate) mod console;
+mod devices;
 pub(crate) mod downloads;
 pub(crate) mod exit;
+mod folders;
 mod kernel_table;
 mod progress;
 mod reference;
@@ -15,6 +17,7 @@ mod units;
 use args::{Cli, Command, MessageFormat};
 use clap::Parser;
 use console::Console;
+use devices::Devices;
 use moec_model::Registry;
 use std::io::Write;
 use std::process::ExitCode;
@@ -48,6 +51,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         }
     };
     let console = Console::new(cli.color);
+    let devices = Devices::new(!cli.no_cache, console);
     let (format, result) = match &cli.command {
         Command::Check(args) => (args.spec.message_format, cmd::check::run(args, registry, &console)),
         Command::Fmt(args) => (MessageFormat::Full, cmd::fmt::run(args, &console)),
@@ -55,13 +59,14 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Layers(args) => (MessageFormat::Full, cmd::layers::run(args, &console)),
         Command::Routers(args) => (MessageFormat::Full, cmd::routers::run(args, registry, &console)),
         Command::Compile(args) => (args.spec.message_format, cmd::compile::run(args, registry, &console)),
-        Command::Train(args) => (args.spec.message_format, cmd::train::run(args, registry, &console)),
-        Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, &console)),
-        Command::Bench(args) => (args.spec.message_format, cmd::bench::run(args, registry, &console)),
-        Command::Sample(args) => (MessageFormat::Full, cmd::sample::run(args, registry, &console)),
-        Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, &console)),
-        Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, &console)),
+        Command::Train(args) => (args.spec.message_format, cmd::train::run(args, registry, devices, &console)),
+        Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, devices, &console)),
+        Command::Bench(args) => (args.spec.message_format, cmd::bench::run(args, registry, devices, &console)),
+        Command::Sample(args) => (MessageFormat::Full, cmd::sample::run(args, registry, devices, &console)),
+        Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, devices, &console)),
+        Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, devices, &console)),
         Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
+        Command::Cache(args) => (MessageFormat::Full, cmd::cache::run(args, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),
         Command::Export(args) => (MessageFormat::Full, cmd::export::run(args, registry, &console)),
     };

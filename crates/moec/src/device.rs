@@ -1,8 +1,10 @@
 //! Where a model runs.
 
 #[cfg(feature = "kernels")]
-use moec_kernels::CubeBackend;
+use moec_kernels::{CubeBackend, ObjectCache};
 use moec_plan::{Backend, BackendError, Interpreter, LaunchLimits};
+#[cfg(feature = "kernels")]
+use std::sync::Arc;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +47,18 @@ impl Device {
                 reason: "this build was made without it".to_string(),
             }),
             Device::Interpreter => Ok(Box::new(Interpreter)),
+        }
+    }
+
+    /// Opens the device, whose compiled kernels are kept in a cache if it is the processor.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    #[cfg(feature = "kernels")]
+    pub fn open_with_cache(self, cache: Arc<dyn ObjectCache>) -> Result<Box<dyn Backend>, BackendError> {
+        match self {
+            Device::Cpu => Ok(Box::new(CubeBackend::open(moec_kernels::Device::Cpu)?.with_cache(cache))),
+            Device::Wgpu | Device::Interpreter => self.open(),
         }
     }
 

@@ -21,6 +21,9 @@
 //! [`ir`], [`plan`], [`runtime`] and `kernels`. Where the loop of training reports to and how it is stopped is an argument
 //! of [`Session::continue_from`].
 //!
+//! Kernels for the processor are compiled in every process, unless a device is opened with a place to keep them
+//! (`Device::open_with_cache`, `KernelCache`), as the program `moec` does.
+//!
 //! # Routers of your own
 //!
 //! A routing strategy in Rust implements [`router::RoutingStrategy`] and is put into a [`Registry`], which [`Spec::read`]
@@ -47,6 +50,8 @@
 mod cli;
 mod device;
 mod error;
+#[cfg(feature = "kernels")]
+mod kernel_cache;
 mod locate;
 pub mod pipeline;
 mod request;
@@ -62,6 +67,8 @@ mod units;
 pub use cli::run;
 pub use device::Device;
 pub use error::{Error, Messages};
+#[cfg(feature = "kernels")]
+pub use kernel_cache::{KernelCache, KernelCacheUsage};
 pub use moec_model::Registry;
 pub use moec_runtime::{
     Corpus, Dataset, Reporter, RunFolder, SampleConfig, Silent, Split, Summary, TrainConfig, Vocab,

@@ -8,6 +8,7 @@ use crate::request::Request;
 use crate::session::Session;
 use crate::spec::Spec;
 use moec_model::{Model, Registry};
+use moec_plan::Backend;
 use moec_runtime::{Checkpoint, Parts, Vocab};
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
@@ -58,7 +59,15 @@ impl Run {
     /// # Errors
     /// When there is no such device, or it fails.
     pub fn session(&self, device: Device) -> Result<Session<'_>, Error> {
-        let mut session = Session::open(&self.spec, &self.compiled, device)?;
+        self.session_on(&*device.open()?)
+    }
+
+    /// Puts the model on a device that is open.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn session_on(&self, backend: &dyn Backend) -> Result<Session<'_>, Error> {
+        let mut session = Session::on(backend, &self.spec, &self.compiled)?;
         session.executable()?.write_states(&self.checkpoint.tensors)?;
         Ok(session)
     }

@@ -1,31 +1,26 @@
-//! The CPU: one mapping of memory, kernels compiled on all cores, and recorded launches that a team of threads runs.
+//! The CPU: one mapping of memory, and recorded launches that a team of threads runs.
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cubecl::Compiler;
 use cubecl::bytes::Bytes;
 use cubecl::server::Handle;
-use cubecl_llvm::{PlironCompiler, PlironData, PlironEngine, PlironOptions};
-use cubecl_runtime::id::KernelId;
+use cubecl_llvm::PlironData;
 use memmap2::{MmapMut, MmapRaw};
 
-use super::recorder::{Recorded, Recorder};
+use super::compiled::{self, Key};
+use super::recorder::Recorder;
 use super::team::{Launch, Script, Team};
 use super::{Launches, Machine, Workload};
+use crate::ObjectCache;
 use crate::launch::{Arg, DeviceProfile};
-use moec_plan::{ALIGNMENT, on_threads};
-
-/// Alignment that kernels are compiled for: CubeCL's own for memory of the CPU.
-const KERNEL_ALIGNMENT: u32 = 64;
-
-/// Compiled kernels by what they are and the alignment that they rely on, for all machines of the process.
-static ENGINES: LazyLock<Mutex<HashMap<(KernelId, u32), PlironEngine>>> = LazyLock::new(Mutex::default);
+use moec_plan::ALIGNMENT;
 
 /// Memory of this process, and a team that runs launches over it.
 pub(crate) struct HostMachine {
     team: Arc<Team>,
+    /// Where compiled kernels are looked for.
+    cache: Option<Arc<dyn ObjectCache>>,
     profile: DeviceProfile,
     memory: MmapRaw,
     /// Where each allocation starts.
@@ -44,7 +39,12 @@ enum Sequence {
 
 impl HostMachine {
     /// Maps the memory; the system gives pages as they are first touched, zero.
-    pub(crate) fn new(team: &Arc<Team>, profile: DeviceProfile, workload: Workload) -> Result<Self, String> {
+    pub(crate) fn new(
+        team: &Arc<Team>,
+        cache: Option<Arc<dyn ObjectCache>>,
+        profile: DeviceProfile,
+        workload: Workload,
+    ) -> Result<Self, String> {
         let Workload { sizes, scratch, sequences } = workload;
         let mut end = 0usize;
         let mut starts = Vec::with_capacity(sizes.len());
@@ -64,7 +64,7 @@ impl HostMachine {
             .map(|(&start, &bytes)| whole.clone().offset_start(start as u64).offset_end((end - start - bytes) as u64))
             .collect();
         let sequences = sequences.into_iter().map(Sequence::Pending).collect();
-        Ok(Self { team: team.clone(), profile, memory: memory.into(), starts, handles, scratch, sequences })
+        Ok(Self { team: team.clone(), cache, profile, memory: memory.into(), starts, handles, scratch, sequences })
     }
 
     /// The bytes of a buffer.
@@ -87,17 +87,17 @@ impl HostMachine {
             Sequence::Pending(steps) => steps,
         };
         let recorded = Recorder::record(self.profile, &self.handles, self.scratch, steps)?;
-        let engines = engines(recorded.iter().flatten())?;
+        let compiled = compiled::compiled(recorded.iter().flatten(), self.cache.as_deref())?;
         give_back_free_memory();
         let base = self.memory.as_mut_ptr();
         let mut script = Script::default();
         for step in &recorded {
             for launch in step {
-                let engine = engines.get(&key(launch)).ok_or("a kernel is missing")?;
+                let kernel = *compiled.get(&Key::of(launch)).ok_or("a kernel is missing")?;
                 // The pointers stay valid as long as the machine, which runs its scripts itself, and waits for them.
                 let pointers = launch.offsets.iter().map(|&offset| base.wrapping_add(offset).cast()).collect();
                 let data = PlironData::new(pointers, launch.metadata.clone(), launch.cubes, Vec::new());
-                script.launches.push(Launch::new(engine.clone(), &data, self.team.units()));
+                script.launches.push(Launch::new(kernel, &data, self.team.units()));
             }
             script.ends.push(script.launches.len());
         }
@@ -152,49 +152,5 @@ fn give_back_free_memory() {
     // any time (malloc_trim(3)).
     unsafe {
         libc::malloc_trim(0);
-    }
-}
-
-/// What the compiled kernel of a launch depends on.
-fn key(launch: &Recorded) -> (KernelId, u32) {
-    let exponents = launch.offsets.iter().map(|offset| offset.trailing_zeros());
-    let exponent = exponents.fold(KERNEL_ALIGNMENT.trailing_zeros(), u32::min);
-    (launch.kernel.id(), 1 << exponent)
-}
-
-/// The compiled kernels of launches. Those that the process does not have are compiled on all cores.
-fn engines<'a>(launches: impl Iterator<Item = &'a Recorded>) -> Result<HashMap<(KernelId, u32), PlironEngine>, String> {
-    let mut found = HashMap::new();
-    let mut missing = Vec::new();
-    let known = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
-    for launch in launches {
-        let key = key(launch);
-        if found.contains_key(&key) || missing.iter().any(|(k, _)| *k == key) {
-            continue;
-        }
-        match known.get(&key) {
-            Some(engine) => drop(found.insert(key, engine.clone())),
-            None => missing.push((key, launch)),
-        }
-    }
-    drop(known);
-    let compiled = on_threads(&missing, |((id, alignment), launch)| {
-        compile(launch, *alignment).map(|engine| ((id.clone(), *alignment), engine))
-    });
-    let compiled: Vec<_> = compiled.into_iter().collect::<Result<_, String>>()?;
-    ENGINES.lock().unwrap_or_else(PoisonError::into_inner).extend(compiled.iter().cloned());
-    found.extend(compiled);
-    Ok(found)
-}
-
-fn compile(launch: &Recorded, alignment: u32) -> Result<PlironEngine, String> {
-    let failed = |error: cubecl::CompilationError| format!("kernel {}: {error}", launch.kernel.name());
-    let definition = cubecl::define_kernel(&*launch.kernel).map_err(failed)?;
-    let options = PlironOptions { cpu_buffer_alignment: Some(alignment), ..PlironOptions::default() };
-    let engine = PlironCompiler::default().compile(definition, &options).map_err(failed)?.expect_jit();
-    if engine.requirements().shared_memories.blocks.is_empty() {
-        Ok(engine)
-    } else {
-        Err(format!("kernel {} needs shared memory", launch.kernel.name()))
     }
 }

@@ -11,8 +11,9 @@ use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use cubecl_llvm::{PlironData, PlironEngine};
+use cubecl_llvm::PlironData;
 
+use super::compiled::Compiled;
 use rounds::{Round, Rounds};
 
 /// Bytes of a worker's stack, for the private arrays of kernels. The calling thread is a unit as well and has what it has,
@@ -21,14 +22,14 @@ const STACK: usize = 8 << 20;
 
 /// One launch of a kernel.
 pub(super) struct Launch {
-    kernel: PlironEngine,
+    kernel: Compiled,
     /// The arguments of each unit. Only that unit takes the lock, which costs less than a copy.
     units: Vec<Mutex<PlironData>>,
 }
 
 impl Launch {
     /// A launch with the same arguments for all units.
-    pub(super) fn new(kernel: PlironEngine, arguments: &PlironData, units: usize) -> Self {
+    pub(super) fn new(kernel: Compiled, arguments: &PlironData, units: usize) -> Self {
         let of_unit = |unit: usize| {
             let mut arguments = arguments.clone();
             arguments.set_unit_pos([unit as u32, 0, 0]);
@@ -110,7 +111,7 @@ fn take_part(
     let script = round.work.clone();
     let _together = Together;
     for (i, launch) in script.launches.iter().enumerate() {
-        launch.kernel.run_kernel(&mut lock(&launch.units[unit]));
+        launch.kernel.run(&lock(&launch.units[unit]));
         rounds.meet(&mut round);
         if let Some(ends) = &mut ends {
             ends[i] = Instant::now();

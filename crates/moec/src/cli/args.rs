@@ -18,6 +18,10 @@ pub(crate) struct Cli {
     /// When to use colours on the terminal (NO_COLOR is respected).
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
     pub(crate) color: Color,
+
+    /// Compile kernels for the processor, and keep none (they are kept between commands: `moec cache --help`).
+    #[arg(long, global = true)]
+    pub(crate) no_cache: bool,
 }
 
 /// When to use colours.
@@ -132,6 +136,17 @@ and character the experts with their weights. Logits that a replay does not repr
 The objective is that of a training step: the task's loss and the weighted balance losses, with dropout and noise drawn
 once. Exit code 1 if a gradient is wrong.")]
     Gradcheck(GradcheckArgs),
+    /// Show where compiled kernels are kept between commands, and how many; or remove them.
+    #[command(after_help = "Examples:
+  moec cache
+  moec cache --clear
+  moec --no-cache train specs/tiny.moe    compile everything, and keep nothing
+  MOEC_CACHE=off moec train specs/tiny.moe
+
+Kernels for the processor are compiled with LLVM when a model first runs, and kept in MOEC_CACHE/kernels, by default
+moec/kernels in the system's cache folder ($XDG_CACHE_HOME or ~/.cache). At most 256 MiB are kept; what was not used for
+longest goes first. Another build of moec compiles its own.")]
+    Cache(CacheArgs),
     /// Make a run from a makeMoE state dictionary saved as safetensors.
     #[command(after_help = "Examples:
   moec import makemoe.safetensors --spec specs/noisy_top2.moe --data tinyshakespeare --out runs/imported")]
@@ -206,6 +221,18 @@ pub(crate) struct ExplainArgs {
     /// A `.moe` file whose own routers are known too.
     #[arg(long, value_name = "FILE")]
     pub(crate) spec: Option<PathBuf>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `moec cache`
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    /// Remove them all.
+    #[arg(long)]
+    pub(crate) clear: bool,
 
     /// Print JSON.
     #[arg(long)]

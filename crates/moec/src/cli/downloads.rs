@@ -4,8 +4,8 @@
 
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::folders;
 use crate::cli::units::bytes;
-use etcetera::BaseStrategy;
 use moec_model::{DataSet, Registry};
 use moec_runtime::{Corpus, sha256_hex};
 use std::io::{Read, Write};
@@ -35,7 +35,7 @@ pub(crate) fn corpus(data: &str, registry: &Registry, console: &Console) -> Resu
 /// When it cannot be downloaded, is not what it should be, or cannot be written.
 fn fetch(data_set: &DataSet, console: &Console) -> Result<PathBuf, Failure> {
     let base = std::env::var("MOEC_DATA_URL").ok().filter(|url| !url.is_empty());
-    fetch_from(data_set, base.as_deref().unwrap_or(data_set.base), &cache_folder()?.join("data"), console)
+    fetch_from(data_set, base.as_deref().unwrap_or(data_set.base), &folders::data()?, console)
 }
 
 fn fetch_from(data_set: &DataSet, base: &str, folder: &Path, console: &Console) -> Result<PathBuf, Failure> {
@@ -96,17 +96,6 @@ fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> std::io::Result<()
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())
-}
-
-fn cache_folder() -> Result<PathBuf, Failure> {
-    if let Some(folder) = std::env::var_os("MOEC_CACHE").filter(|f| !f.is_empty()) {
-        return Ok(PathBuf::from(folder));
-    }
-    let strategy = etcetera::base_strategy::choose_native_strategy();
-    let strategy = strategy.map_err(|e| {
-        Failure::new(Exit::Failure, format!("there is no home folder: {e}")).help("name a cache folder with MOEC_CACHE")
-    })?;
-    Ok(strategy.cache_dir().join("moec"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::cli::args::BenchArgs;
 use crate::cli::console::Console;
+use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::{KernelTable, flops, least_seconds};
 use crate::cli::units::{bytes, grouped, scaled};
@@ -68,7 +69,7 @@ struct MemoryReport {
 ///
 /// # Errors
 /// When the spec or the data is wrong, the device fails, or training diverges.
-pub(crate) fn run(args: &BenchArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &BenchArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     let begun = Instant::now();
     let spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &args.spec.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
@@ -77,7 +78,7 @@ pub(crate) fn run(args: &BenchArgs, registry: &Registry, console: &Console) -> R
     let dataset = spec.dataset(&corpus)?;
     dataset.windows(Split::Train, spec.checked.model.context)?;
     let compiled = spec.compile(dataset.vocab(), args.device, &CompileOptions::only([Function::TrainStep]))?;
-    let bench = Bench { spec: &spec, compiled: &compiled, dataset: &dataset, begun };
+    let bench = Bench { spec: &spec, compiled: &compiled, dataset: &dataset, devices, begun };
     match args.device {
         Device::Interpreter => bench.run(&Interpreter, None, args, console)?,
         Device::Cpu => bench.with_kernels(moec_kernels::Device::Cpu, args, console)?,
@@ -90,12 +91,16 @@ struct Bench<'a> {
     spec: &'a Spec,
     compiled: &'a Compiled,
     dataset: &'a Dataset,
+    devices: Devices,
     begun: Instant,
 }
 
 impl Bench<'_> {
     fn with_kernels(&self, device: moec_kernels::Device, args: &BenchArgs, console: &Console) -> Result<(), Failure> {
-        let backend = CubeBackend::open(device)?;
+        let mut backend = CubeBackend::open(device)?;
+        if let Some(cache) = self.devices.cache(args.device) {
+            backend = backend.with_cache(cache);
+        }
         self.run(&backend, Some(&backend), args, console)
     }
 

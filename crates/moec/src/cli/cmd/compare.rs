@@ -2,6 +2,7 @@
 
 use crate::cli::args::CompareArgs;
 use crate::cli::console::Console;
+use crate::cli::devices::Devices;
 use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
@@ -29,7 +30,12 @@ const RESULT_FILE: &str = "result.json";
 ///
 /// # Errors
 /// When a spec, the data, a run folder or the device is wrong, or the budgets of the specs differ.
-pub(crate) fn run(args: &CompareArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(
+    args: &CompareArgs,
+    registry: &Registry,
+    devices: Devices,
+    console: &Console,
+) -> Result<Exit, Failure> {
     let entries = entries(args, registry, console)?;
     let data = data(args, &entries, registry)?;
     let corpus = downloads::corpus(&data, registry, console)?;
@@ -45,7 +51,7 @@ pub(crate) fn run(args: &CompareArgs, registry: &Registry, console: &Console) ->
         compiled.push(entry.spec.compile(dataset.vocab(), args.device, &options)?);
     }
     let bench = Bench { args, registry, console, corpus: &corpus, dataset: &dataset, data: &data };
-    let backend = args.device.open()?;
+    let backend = devices.open(args.device)?;
     let signals = Signals::listen(*console)?;
 
     let all = entries.len() * args.seeds as usize;

@@ -2,6 +2,7 @@
 
 use crate::cli::args::{EvalArgs, SplitName};
 use crate::cli::console::Console;
+use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::units::grouped;
 use crate::pipeline::{CompileOptions, Function};
@@ -15,7 +16,7 @@ use std::ops::ControlFlow;
 ///
 /// # Errors
 /// When the run or the data is wrong, or the device fails.
-pub(crate) fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &EvalArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     let run = Run::open(&args.run, registry, args.device, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Evaluate, Function::Logits]))
     })?;
@@ -37,7 +38,7 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, console: &Console) -> Re
         }
         ControlFlow::Continue(())
     };
-    let mut session = run.session(args.device)?;
+    let mut session = run.session_on(&*devices.open(args.device)?)?;
     let most = args.batches.map(|n| usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(recipe.batch));
     let loss =
         moec_runtime::evaluate_split(&mut session.executable()?, &dataset, split, recipe.seed, most, &mut progress)?;

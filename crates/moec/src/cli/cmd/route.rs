@@ -3,6 +3,7 @@
 
 use crate::cli::args::RouteArgs;
 use crate::cli::console::Console;
+use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
 use crate::pipeline::{self, CompileError, CompileOptions};
@@ -21,17 +22,17 @@ const TOLERANCE: f64 = 1e-3;
 ///
 /// # Errors
 /// When the run, the text or a record is wrong, or the device fails.
-pub(crate) fn run(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     match (&args.diff, &args.replay) {
         (Some(files), _) => diff(files, args.json, console),
-        (_, Some(file)) => replay(args, file, registry, console),
-        _ => record(args, registry, console),
+        (_, Some(file)) => replay(args, file, registry, devices, console),
+        _ => record(args, registry, devices, console),
     }
 }
 
 // ---- recording ----
 
-fn record(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     let run = args.run.clone().invariant("clap asks for a run to record");
     let text = args.text.clone().invariant("clap asks for a text to record");
     let run = match args.checkpoint {
@@ -46,7 +47,7 @@ fn record(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Ex
         None => run,
     };
     let run = Run::open(&run, registry, args.device, |_, _| -> Result<_, Failure> { Ok(CompileOptions::only([])) })?;
-    let record = routed(&run, &text, args.seed, args.device)?;
+    let record = routed(&run, &text, args.seed, args.device, devices)?;
     let lines = record.to_lines().map_err(|e| Failure::new(Exit::Failure, format!("cannot write the record: {e}")))?;
     match &args.output {
         None => console.write(&lines)?,
@@ -64,7 +65,7 @@ fn record(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Ex
 }
 
 /// Routes a text with a run's model and records it.
-fn routed(run: &Run, text: &str, seed: u64, device: Device) -> Result<Record, Failure> {
+fn routed(run: &Run, text: &str, seed: u64, device: Device, devices: Devices) -> Result<Record, Failure> {
     let windows = Windows::of(run, text)?;
     let lowered = lowered(run)?;
     let recorded = record_noise(moec_plan::record_routes(&lowered.graph)).map_err(|e| failed(run, e))?;
@@ -76,6 +77,7 @@ fn routed(run: &Run, text: &str, seed: u64, device: Device) -> Result<Record, Fa
         run,
         &recorded,
         device,
+        devices,
         windows.len(),
         |window| windows.inputs(window, seed),
         |window, outputs| {
@@ -270,6 +272,7 @@ fn execute(
     run: &Run,
     graph: &Graph,
     device: Device,
+    devices: Devices,
     windows: usize,
     inputs: impl Fn(usize) -> BTreeMap<Input, Tensor>,
     mut then: impl FnMut(usize, &BTreeMap<Output, Tensor>) -> Result<(), Failure>,
@@ -279,7 +282,7 @@ fn execute(
     let options = ClusterOptions { limits: device.launch_limits(), ..ClusterOptions::default() };
     let (clusters, _) = moec_plan::cluster(&graph, &options).map_err(|e| failed(run, e.into()))?;
     let program = moec_plan::plan(&[(NAME.to_string(), &clusters)]).map_err(|e| failed(run, e.into()))?;
-    let backend = device.open()?;
+    let backend = devices.open(device)?;
     let mut session: Box<dyn Session> = backend.prepare(&program)?;
     for state in &program.states {
         if let Some(tensor) = run.checkpoint.tensors.get(&state.name) {
@@ -307,7 +310,13 @@ fn execute(
 
 // ---- replaying ----
 
-fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+fn replay(
+    args: &RouteArgs,
+    file: &Path,
+    registry: &Registry,
+    devices: Devices,
+    console: &Console,
+) -> Result<Exit, Failure> {
     let record = Record::read(file)?;
     let header = &record.header;
     let default = || PathBuf::from(&header.run).join("checkpoints").join(format!("step-{:08}", header.checkpoint));
@@ -341,7 +350,7 @@ fn replay(args: &RouteArgs, file: &Path, registry: &Registry, console: &Console)
         inputs
     };
     let (mut largest, mut difference, mut compared) = (0.0f64, 0.0f64, 0);
-    execute(&run, &frozen, args.device, windows.len(), inputs, |window, outputs| {
+    execute(&run, &frozen, args.device, devices, windows.len(), inputs, |window, outputs| {
         let (found, expected) = (windows.logits(window, outputs), &record.windows[window].logits);
         if found.len() != expected.len() {
             return Err(foreign());

@@ -2,6 +2,7 @@
 
 use crate::cli::args::SampleArgs;
 use crate::cli::console::Console;
+use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::CompileOptions;
 use crate::{Run, Sampling};
@@ -14,7 +15,12 @@ use std::ops::ControlFlow;
 ///
 /// # Errors
 /// When the run, the prompt or a setting is wrong, or the device fails.
-pub(crate) fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(
+    args: &SampleArgs,
+    registry: &Registry,
+    devices: Devices,
+    console: &Console,
+) -> Result<Exit, Failure> {
     let config = SampleConfig {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -38,7 +44,7 @@ pub(crate) fn run(args: &SampleArgs, registry: &Registry, console: &Console) -> 
     let Some(end) = args.number.checked_add(args.samples) else {
         return Err(Failure::new(Exit::Usage, "the numbers of the texts go beyond what a number can be"));
     };
-    let mut session = run.session(args.device)?;
+    let mut session = run.session_on(&*devices.open(args.device)?)?;
     let executable = &mut session.executable()?;
     let mut first = args.number;
     while first < end {

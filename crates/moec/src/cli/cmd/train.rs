@@ -2,6 +2,7 @@
 
 use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
+use crate::cli::devices::Devices;
 use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::KernelTable;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// When the spec, the data, the run folder, the device or the training itself fails.
-pub(crate) fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     let (source, request, root) = if args.resume { resumed(args)? } else { begun(args)? };
     let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> R
     let root = root.unwrap_or_else(|| free_folder(&model.name));
     introduce(&spec, &compiled, &corpus, &dataset, args.device, &root, console);
 
-    let mut session = Session::open(&spec, &compiled, args.device)?;
+    let mut session = Session::on(&*devices.open(args.device)?, &spec, &compiled)?;
     session.time_kernels(args.profile);
     let config = train_config(recipe);
     let folder = if args.resume { RunFolder::open(&root)? } else { spec.create_run(&root, &data, &compiled)? };
@@ -51,7 +52,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, console: &Console) -> R
 
     let signals = Signals::listen(*console)?;
     if args.device != Device::Interpreter {
-        console.note("compiling kernels; the first step takes some seconds");
+        console.note("the first step takes some seconds where kernels must be compiled");
     }
     let mut progress = Progress::new(*console);
     let summary = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut progress)?;

@@ -1,0 +1,44 @@
+//! `moec cache`: what is kept of compiled kernels.
+
+use crate::KernelCache;
+use crate::cli::args::CacheArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::folders;
+use crate::cli::units::{bytes, grouped};
+use serde_json::json;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the folder cannot be read, or a file of it cannot be removed.
+pub(crate) fn run(args: &CacheArgs, console: &Console) -> Result<Exit, Failure> {
+    let Some(folder) = folders::kernels() else {
+        return Err(Failure::new(Exit::Failure, "compiled kernels are not kept")
+            .help("MOEC_CACHE names a folder for them; it is empty or `off`, or there is no home folder"));
+    };
+    let usage = match args.clear {
+        true => KernelCache::clear(&folder).map_err(|e| Failure::file("clear", &folder, &e))?,
+        false => KernelCache::usage(&folder).map_err(|e| Failure::file("read", &folder, &e))?,
+    };
+    if args.json {
+        console.json(&json!({
+            "schema": "moec.cache/1",
+            "folder": folder,
+            "entries": usage.entries,
+            "bytes": usage.bytes,
+            "limit_bytes": KernelCache::LIMIT,
+            "cleared": args.clear,
+        }))?;
+        return Ok(Exit::Success);
+    }
+    let (entries, size) = (grouped(usage.entries), bytes(usage.bytes));
+    let line = match args.clear {
+        true => format!("{}: removed {entries} compiled kernels, {size}", folder.display()),
+        false => {
+            format!("{}: {entries} compiled kernels, {size} of {}", folder.display(), bytes(KernelCache::LIMIT))
+        }
+    };
+    console.out(line)?;
+    Ok(Exit::Success)
+}
