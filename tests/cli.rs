@@ -14,10 +14,11 @@ fn spec(name: &str) -> String {
     root().join("specs").join(name).display().to_string()
 }
 
-/// The program.
+/// The program. Compiled kernels are kept from test to test, and apart from the user's.
 fn moec() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_moec"));
-    command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+    command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE").env("MOEC_CACHE", cache);
     command
 }
 
@@ -68,6 +69,7 @@ fn every_command_has_help_with_examples() {
         "eval",
         "route",
         "gradcheck",
+        "cache",
         "import",
         "export",
     ] {
@@ -884,4 +886,127 @@ fn routers_of_the_language_have_right_gradients() {
         let ran = expect(&["gradcheck", &file, "-s", "width=8", "--context", "3"], 0);
         assert!(ran.out.contains("parameters agree"), "{name}: {}", ran.out);
     }
+}
+
+/// A folder with a cache of compiled kernels and runs.
+struct CacheLab {
+    lab: Lab,
+}
+
+impl CacheLab {
+    fn new() -> Self {
+        Self { lab: Lab::new() }
+    }
+
+    fn kernels(&self) -> PathBuf {
+        self.lab.folder.path().join("cache/kernels")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = moec();
+        command.env("MOEC_CACHE", self.lab.at("cache"));
+        command
+    }
+
+    /// Trains three steps, and gives what was learned and what was said.
+    fn train(&self, out: &str, command: &mut Command) -> (Vec<Vec<u8>>, String) {
+        let out = self.lab.at(out);
+        let arguments =
+            ["train", &self.lab.spec, "--data", &self.lab.data, "--out", &out, "--sample", "0", "--steps", "3"];
+        let output = command.args(arguments).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{err}");
+        (self.lab.files(&out, 3), err)
+    }
+
+    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = self.command().args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn entries(&self) -> u64 {
+        self.json(&["cache", "--json"])["entries"].as_u64().unwrap()
+    }
+}
+
+#[test]
+fn compiled_kernels_are_kept_and_compute_the_same_bits() {
+    let lab = CacheLab::new();
+    assert_eq!(lab.entries(), 0);
+    let (without, _) = lab.train("without", lab.command().arg("--no-cache"));
+    assert!(!lab.kernels().exists(), "--no-cache has kept something");
+    for off in ["off", ""] {
+        lab.train(&format!("off{}", off.len()), moec().env("MOEC_CACHE", off));
+    }
+    let (cold, _) = lab.train("cold", &mut lab.command());
+    let kept = lab.entries();
+    assert!(kept > 10, "{kept} kernels were kept");
+    let files = |folder: &Path| {
+        let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let before = files(&lab.kernels());
+    let (warm, _) = lab.train("warm", &mut lab.command());
+    assert_eq!((&cold, &warm), (&without, &without));
+    assert_eq!(files(&lab.kernels()), before);
+
+    // Damage of every kind: nothing of it is run, and all of it is replaced.
+    let whole: Vec<Vec<u8>> = before.iter().map(|path| fs::read(path).unwrap()).collect();
+    for (i, (path, content)) in before.iter().zip(&whole).enumerate() {
+        let mut content = content.clone();
+        match i % 4 {
+            0 => content.truncate(i * 97 % content.len()),
+            1 => content.clone_from(&whole[(i + 1) % whole.len()]),
+            2 => *content.last_mut().unwrap() ^= 1,
+            _ => {
+                let middle = content.len() / 2;
+                content[middle] ^= 0x80;
+            }
+        }
+        fs::write(path, content).unwrap();
+    }
+    let (repaired, err) = lab.train("repaired", &mut lab.command());
+    assert_eq!(repaired, without);
+    assert!(!err.contains("kernels are compiled, not cached"), "{err}");
+    for (path, content) in before.iter().zip(&whole) {
+        assert!(fs::read(path).unwrap() == *content, "{} was not replaced", path.display());
+    }
+
+    let ran = lab.command().args(["cache"]).output().unwrap();
+    let out = String::from_utf8(ran.stdout).unwrap();
+    assert!(out.contains(&format!("cache/kernels: {kept} compiled kernels")), "{out}");
+    assert_eq!(lab.json(&["cache", "--clear", "--json"])["entries"], kept);
+    assert_eq!(lab.entries(), 0);
+    let off = moec().env("MOEC_CACHE", "off").arg("cache").output().unwrap();
+    assert_eq!(off.status.code(), Some(1));
+}
+
+#[test]
+fn two_commands_at_once_share_compiled_kernels() {
+    let lab = CacheLab::new();
+    let (one, two) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| lab.train("one", &mut lab.command()).0);
+        (lab.train("two", &mut lab.command()).0, other.join().unwrap())
+    });
+    assert_eq!(one, two);
+    assert!(lab.entries() > 10);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_cache_that_cannot_be_used_is_a_remark() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = CacheLab::new();
+    fs::create_dir_all(lab.kernels()).unwrap();
+    fs::set_permissions(lab.kernels(), fs::Permissions::from_mode(0o777)).unwrap();
+    let (open, err) = lab.train("open", &mut lab.command());
+    assert_eq!(err.matches("others can write to the folder").count(), 1, "{err}");
+    assert_eq!(lab.entries(), 0);
+    // No folder can be made in a file.
+    let file = text(&lab.lab.folder.path().join("file"), "");
+    let (none, err) = lab.train("none", moec().env("MOEC_CACHE", file));
+    assert_eq!(err.matches("kernels are compiled, not cached").count(), 1, "{err}");
+    assert_eq!(none, open);
 }

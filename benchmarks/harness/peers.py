@@ -17,11 +17,12 @@ class Failed(Exception):
 
 
 def environment():
-    """Everyone computes on all cores, and what torch.compile caches lies below our folder."""
+    """Everyone computes on all cores; what torch.compile caches lies below our folder, and moec compiles its kernels."""
     return os.environ | {
         "OMP_NUM_THREADS": str(CORES),
         "RAYON_NUM_THREADS": str(CORES),
         "TORCHINDUCTOR_CACHE_DIR": str(places.INDUCTOR),
+        "MOEC_CACHE": "off",
     }
 
 

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Vocab {
     characters: Vec<char>,
     ids: BTreeMap<char, i32>,
+    /// The same for ASCII, which most texts are: looking up every character of a corpus takes time.
+    ascii: [Option<i32>; 128],
 }
 
 /// Text that a vocabulary has no tokens for.
@@ -29,7 +31,16 @@ fn list(characters: &[char]) -> String {
 impl Vocab {
     /// The distinct characters of a text.
     pub fn of_text(text: &str) -> Self {
-        Self::from_sorted(text.chars().collect::<BTreeSet<char>>().into_iter().collect())
+        let mut ascii = [false; 128];
+        let mut characters = BTreeSet::new();
+        for character in text.chars() {
+            match ascii.get_mut(character as usize) {
+                Some(found) => *found = true,
+                None => drop(characters.insert(character)),
+            }
+        }
+        characters.extend((0u8..128).filter(|&byte| ascii[usize::from(byte)]).map(char::from));
+        Self::from_sorted(characters.into_iter().collect())
     }
 
     /// A vocabulary as [`Vocab::to_text`] wrote it; `None` unless the characters are distinct, in code-point order, and
@@ -41,8 +52,9 @@ impl Vocab {
     }
 
     fn from_sorted(characters: Vec<char>) -> Self {
-        let ids = characters.iter().enumerate().map(|(i, &c)| (c, i as i32)).collect();
-        Self { characters, ids }
+        let ids: BTreeMap<char, i32> = characters.iter().enumerate().map(|(i, &c)| (c, i as i32)).collect();
+        let ascii = std::array::from_fn(|byte| ids.get(&char::from(byte as u8)).copied());
+        Self { characters, ids, ascii }
     }
 
     /// All characters in token order.
@@ -62,7 +74,10 @@ impl Vocab {
 
     /// Token of a character.
     pub fn id(&self, character: char) -> Option<i32> {
-        self.ids.get(&character).copied()
+        match self.ascii.get(character as usize) {
+            Some(id) => *id,
+            None => self.ids.get(&character).copied(),
+        }
     }
 
     /// Character of a token.

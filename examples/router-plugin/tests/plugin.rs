@@ -7,7 +7,9 @@ use std::process::{Command, Output};
 
 fn moec(arguments: &[&str]) -> Output {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Command::new(env!("CARGO_BIN_EXE_moec-cosine")).current_dir(folder).args(arguments).output().unwrap()
+    // The user's cache of compiled kernels is no place for those of tests.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moec-cosine"));
+    command.env("MOEC_CACHE", "off").current_dir(folder).args(arguments).output().unwrap()
 }
 
 fn succeeds(arguments: &[&str]) -> String {

@@ -105,7 +105,7 @@ fn a_name_covers_everything_that_is_compiled_into_a_kernel() {
     let (profile, launches) = (DeviceProfile::cpu(2), launches());
     let ids = recorded_kernels(profile, SCRATCH_ELEMENTS, &launches).unwrap();
     let launcher = Launcher::listing(profile);
-    let mut kernels = HashMap::new();
+    let (mut kernels, mut texts) = (HashMap::new(), HashMap::new());
     for (launch, ids) in launches.iter().zip(ids) {
         launch(&launcher);
         let names = launcher.take_names();
@@ -113,6 +113,10 @@ fn a_name_covers_everything_that_is_compiled_into_a_kernel() {
         for (name, id) in names.into_iter().zip(ids) {
             let first = kernels.entry(name.clone()).or_insert_with(|| id.clone());
             assert_eq!(*first, id, "two kernels have the name `{name}`");
+            // The text that a cache of compiled kernels knows them by.
+            let text = id.stable_format();
+            let first = texts.entry(text.clone()).or_insert_with(|| id.clone());
+            assert_eq!(*first, id, "two kernels have the text `{text}`");
         }
     }
     assert!(kernels.len() > 100, "only {} names", kernels.len());

@@ -3,6 +3,7 @@
 //! A kernel becomes an object, and an object becomes code of this process. Only objects are linked, those of the cache and
 //! those just made alike, so that it cannot matter where one comes from.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -100,20 +101,32 @@ pub(super) fn compiled<'a>(
     if let Some(cache) = cache {
         missing = take_from(cache, missing, &described, &mut found);
     }
-    let objects = on_threads(&missing, |(key, launch)| {
-        let kernel = lower(&*launch.kernel, key.alignment)?;
-        let object = processor.object(&kernel.module, &kernel.entry, &key.symbol());
-        object.map_err(|error| format!("kernel {}: {error}", launch.kernel.name()))
-    });
-    for ((key, launch), object) in missing.into_iter().zip(objects) {
-        let object = object?;
-        let compiled = link(&key, &object).map_err(|error| format!("kernel {}: {error}", launch.kernel.name()))?;
+    for (key, object) in compile(&missing, processor)? {
+        let compiled = link(&key, &object).map_err(|error| failed(&key, error))?;
         if let Some(cache) = cache {
             cache.put(&key.text(&described), &object);
         }
         found.insert(key, compiled);
     }
     Ok(found)
+}
+
+/// The objects of kernels, which are made on all cores. Those with most to optimise come first, so that no core is left with
+/// a long one at the end.
+fn compile(missing: &[(Key, &Recorded)], processor: &Processor) -> Result<Vec<(Key, Vec<u8>)>, String> {
+    let texts = on_threads(missing, |(key, launch)| lower(&*launch.kernel, key.alignment));
+    let texts: Vec<_> = texts.into_iter().collect::<Result<_, _>>()?;
+    let mut kernels: Vec<_> = missing.iter().map(|(key, _)| key).zip(texts).collect();
+    kernels.sort_by_key(|(_, text)| Reverse(text.module.len()));
+    let objects = on_threads(&kernels, |(key, text)| {
+        let object = processor.object(&text.module, &text.entry, &key.symbol());
+        object.map(|object| ((*key).clone(), object)).map_err(|error| failed(key, error))
+    });
+    objects.into_iter().collect()
+}
+
+fn failed(key: &Key, error: String) -> String {
+    format!("kernel {}: {error}", key.kernel.short_name())
 }
 
 /// Links what the cache has, and returns what it has not, or what cannot be linked.

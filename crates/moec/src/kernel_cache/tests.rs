@@ -1,3 +1,5 @@
+//! Files that are whole, damaged or foreign, folders that are closed or open, and processes that share one.
+
 use super::*;
 use std::sync::Arc;
 
