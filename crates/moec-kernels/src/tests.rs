@@ -1035,3 +1035,45 @@ fn fits_any_stack(time: usize, d: usize) {
     let dqkv = narrow.unwrap().join().unwrap();
     assert!(dqkv[0].to_f32().iter().all(|x| x.is_finite()));
 }
+
+/// What a cache gives is an object that links, or it does not count.
+#[cfg(feature = "cpu")]
+#[test]
+fn a_cache_that_gives_nonsense_is_corrected() {
+    use crate::ObjectCache;
+    use std::sync::{Arc, Mutex};
+
+    /// Gives what is no object, and notes what was asked for and what it is to keep.
+    #[derive(Default)]
+    struct Nonsense {
+        asked: Mutex<Vec<String>>,
+        kept: Mutex<Vec<(String, Vec<u8>)>>,
+    }
+
+    impl ObjectCache for Nonsense {
+        fn get(&self, key: &str) -> Option<Vec<u8>> {
+            self.asked.lock().unwrap().push(key.into());
+            Some(b"no object".into())
+        }
+
+        fn put(&self, key: &str, object: &[u8]) {
+            self.kept.lock().unwrap().push((key.into(), object.into()));
+        }
+    }
+
+    let op = Op::Unary(Unary::Exp);
+    let x = normal(&[7, 33], 1);
+    let expected = run(&CubeBackend::cpu_with_threads(1).unwrap(), &op, &[&x]);
+    // No other test has kernels for so many threads.
+    for (threads, kernels) in [(7, 1), (7, 0), (6, 1)] {
+        let cache = Arc::new(Nonsense::default());
+        let backend = CubeBackend::cpu_with_threads(threads).unwrap().with_cache(cache.clone());
+        assert_eq!(run(&backend, &op, &[&x]), expected);
+        let (mut asked, mut kept) = (cache.asked.lock().unwrap(), cache.kept.lock().unwrap());
+        asked.sort();
+        kept.sort();
+        assert_eq!(asked.len(), kernels, "{asked:?}");
+        assert!(asked.iter().eq(kept.iter().map(|(key, _)| key)), "{asked:?}");
+        assert!(kept.iter().all(|(key, object)| key.contains("LLVM 23") && object.len() > 100));
+    }
+}

@@ -23,8 +23,8 @@ const STACK: usize = 8 << 20;
 /// One launch of a kernel.
 pub(super) struct Launch {
     kernel: Compiled,
-    /// The arguments of each unit. Only that unit takes the lock, which costs less than a copy.
-    units: Vec<Mutex<PlironData>>,
+    /// The arguments of each unit.
+    units: Vec<PlironData>,
 }
 
 impl Launch {
@@ -33,7 +33,7 @@ impl Launch {
         let of_unit = |unit: usize| {
             let mut arguments = arguments.clone();
             arguments.set_unit_pos([unit as u32, 0, 0]);
-            Mutex::new(arguments)
+            arguments
         };
         Self { kernel, units: (0..units).map(of_unit).collect() }
     }
@@ -111,7 +111,7 @@ fn take_part(
     let script = round.work.clone();
     let _together = Together;
     for (i, launch) in script.launches.iter().enumerate() {
-        launch.kernel.run(&lock(&launch.units[unit]));
+        launch.kernel.run(&launch.units[unit]);
         rounds.meet(&mut round);
         if let Some(ends) = &mut ends {
             ends[i] = Instant::now();
