@@ -1,7 +1,8 @@
 //! CubeCL kernels and the backend that launches a plan with them.
 //!
 //! [`CubeBackend`] is a [`moec_plan::Backend`]: it prepares a program on the CPU or on whatever wgpu reaches.
-//! Which kernels a plan would launch is known without a device: [`kernel_names`].
+//! Which kernels a plan would launch is known without a device: [`kernel_names`]. Compiled kernels of the CPU can be kept from
+//! one process to the next, in an [`ObjectCache`] of the caller.
 
 mod backend;
 mod device;
