@@ -14,9 +14,14 @@ fn spec(name: &str) -> String {
     root().join("specs").join(name).display().to_string()
 }
 
-/// The program. Compiled kernels are kept from test to test, and apart from the user's.
+/// The program.
 fn moec() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moec"));
+    Command::from_std(program())
+}
+
+/// The program, to be started and not waited for. Compiled kernels are kept from test to test, and apart from the user's.
+fn program() -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_moec"));
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
     command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE").env("MOEC_CACHE", cache);
     command
@@ -531,9 +536,8 @@ fn ctrl_c_saves_and_the_run_goes_on_to_the_same_bits() {
     let lab = Lab::new();
     let (whole, stopped) = (lab.at("whole"), lab.at("stopped"));
     lab.train(&whole, &["--steps", "400"], 0);
-    let program = moec().get_program().to_owned();
     let arguments = ["train", &lab.spec, "--data", &lab.data, "--out", &stopped, "--sample", "0", "--steps", "400"];
-    let mut child = std::process::Command::new(program).args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = program().args(arguments).stderr(Stdio::piped()).spawn().unwrap();
     // The first progress line says that the loop is running and listening.
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
     lines.find(|l| l.as_ref().is_ok_and(|l| l.starts_with("step"))).unwrap().unwrap();
@@ -667,13 +671,7 @@ fn a_comparison_goes_on_where_it_was_interrupted() {
         [0, 1].map(|i| json["specs"][i]["loss_nats"].as_f64().unwrap())
     };
     let expected = losses(&expect(&arguments(&whole).each_ref().map(|s| s.as_str()), 0).out);
-    let program = moec().get_program().to_owned();
-    let mut child = std::process::Command::new(program)
-        .args(arguments(&stopped))
-        .stderr(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = program().args(arguments(&stopped)).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
     lines.find(|l| l.as_ref().is_ok_and(|l| l.contains("loss"))).unwrap().unwrap();
     let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
