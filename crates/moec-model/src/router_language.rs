@@ -16,17 +16,16 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use moec_ir::internal_error;
+use moec_ir::{Invariant, internal_error};
 use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span};
 
 use crate::argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::arithmetic::{NoResult, Number};
 use crate::emit::Mode;
 use crate::registry::Registry;
-use crate::router::{Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::router::{Assignment, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 use derive::Derived;
-use kinds::{Columns, Kind, Shape};
 use program::{Action, Expr, Node, Num, NumNode, Program, Situation};
 
 pub use functions::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
@@ -144,36 +143,10 @@ impl RoutingStrategy for LanguageRouter {
         let known = self.derived(arguments, experts, false).experts_per_token;
         let called_k = arguments.get("k").is_some_and(|_| arguments.size("k") > experts);
         let all_chosen = called_k && known.is_some_and(|k| k > experts);
-        for training in [true, false] {
+        [true, false].into_iter().try_for_each(|training| {
             let situation = self.situation(arguments, [experts, SOME_WIDTH, SOME_TOKENS], training);
-            for step in &self.program.steps {
-                match &step.action {
-                    Action::Number { value, .. } => sound(value, &situation)?,
-                    Action::TopK { x, k, .. } => {
-                        expressions_sound(x, &situation)?;
-                        if !all_chosen {
-                            choices_sound(x, k, &situation)?;
-                        }
-                    }
-                    Action::Tensor { value, .. } | Action::Update { value, .. } => {
-                        expressions_sound(value, &situation)?;
-                    }
-                    Action::Aux { weight, value, .. } => {
-                        sound(weight, &situation)?;
-                        expressions_sound(value, &situation)?;
-                    }
-                    Action::State { at } => {
-                        let state = &self.program.states[*at];
-                        sound(&state.start, &situation)?;
-                        state.columns.iter().try_for_each(|columns| extent_sound(columns, &situation))?;
-                    }
-                }
-            }
-            for expr in self.program.returned.expressions(true) {
-                expressions_sound(expr, &situation)?;
-            }
-        }
-        Ok(())
+            program_sound(&self.program, &situation, !all_chosen)
+        })
     }
 
     /// Two of whatever a required argument counts: a single choice would be an exception.
@@ -224,6 +197,12 @@ impl RoutingStrategy for LanguageRouter {
         let sizes = [context.experts(), context.width(), context.token_count()];
         let training = context.mode() == Mode::Train;
         let situation = self.situation(arguments, sizes, training);
+        // What depends on the width or the number of tokens is known only here.
+        if let Err(message) = program_sound(&self.program, &situation, true) {
+            context.refuse(message);
+            let shape = [context.token_count(), context.experts()];
+            return Routing::new(Assignment::DenseGates { gates: context.builder().fill(0.0, shape) });
+        }
         let noisy = derive::derive(&self.program, &situation).noisy.is_some_and(|noisy| noisy.random);
         emit::emit(&self.program, &situation, noisy, context)
     }
@@ -280,9 +259,9 @@ fn comment_behind(source: &SourceFile, span: Span) -> Option<String> {
 fn equations(program: &Program, definition: &str) -> String {
     let (mut trained, mut products) = (Vec::new(), Vec::new());
     let mut note = |expr: &Expr| {
-        each(expr, &mut |expr| match (&expr.node, columns(&expr.kind)) {
+        each(expr, &mut |expr| match (&expr.node, &expr.shape().columns) {
             (Node::Linear { name, x, bias, .. }, Some(output)) => {
-                let input = columns(&x.kind).map(ToString::to_string).unwrap_or_default();
+                let input = x.shape().columns.as_ref().invariant("a linear map was checked to be of rows");
                 trained.push(format!("{name}.weight [{output}, {input}]"));
                 match bias.as_ref().map(|bias| &bias.node) {
                     None | Some(NumNode::Constant(Number::Bool(false))) => {}
@@ -292,7 +271,8 @@ fn equations(program: &Program, definition: &str) -> String {
                 products.push(format!("[tokens, {input}] x [{input}, {output}]"));
             }
             (Node::Parameter { name, .. }, output) => {
-                trained.push(format!("{name} [{}]", output.map(ToString::to_string).unwrap_or_default()));
+                let output = output.as_ref().map(ToString::to_string).unwrap_or_default();
+                trained.push(format!("{name} [{output}]"));
             }
             _ => {}
         });
@@ -311,14 +291,6 @@ fn equations(program: &Program, definition: &str) -> String {
     format!("{definition}\nParameters: {trained}. State: {states}.\nCost in products: {products}.")
 }
 
-/// The last axis of a tensor.
-fn columns(kind: &Kind) -> Option<&Columns> {
-    match kind {
-        Kind::Tensor(shape) | Kind::Index(shape, _) => shape.columns.as_ref(),
-        Kind::Int(_) | Kind::Float | Kind::Bool => None,
-    }
-}
-
 /// Calls `f` for an expression and everything inside, whatever the conditions.
 fn each<'e>(expr: &'e Expr, f: &mut impl FnMut(&'e Expr)) {
     f(expr);
@@ -329,6 +301,33 @@ fn each<'e>(expr: &'e Expr, f: &mut impl FnMut(&'e Expr)) {
         }
         _ => expr.inner(|_| false).into_iter().for_each(|inner| each(inner, f)),
     }
+}
+
+/// Whether everything that a router computes in a situation has a value; `choices` says whether to count those of
+/// `top_k` too.
+fn program_sound(program: &Program, situation: &Situation, choices: bool) -> Result<(), String> {
+    for step in &program.steps {
+        match &step.action {
+            Action::Number { value, .. } => sound(value, situation)?,
+            Action::TopK { x, k, .. } => {
+                expressions_sound(x, situation)?;
+                if choices {
+                    choices_sound(x, k, situation)?;
+                }
+            }
+            Action::Tensor { value, .. } | Action::Update { value, .. } => expressions_sound(value, situation)?,
+            Action::Aux { weight, value, .. } => {
+                sound(weight, situation)?;
+                expressions_sound(value, situation)?;
+            }
+            Action::State { at } => {
+                let state = &program.states[*at];
+                sound(&state.start, situation)?;
+                state.columns.iter().try_for_each(|columns| extent_sound(columns, situation))?;
+            }
+        }
+    }
+    program.returned.expressions(true).into_iter().try_for_each(|expr| expressions_sound(expr, situation))
 }
 
 /// Whether a number can be computed.
@@ -361,12 +360,12 @@ fn extent_sound(num: &Num, situation: &Situation) -> Result<(), String> {
 /// Whether a row has as many elements as are to be chosen from it.
 fn choices_sound(x: &Expr, k: &Num, situation: &Situation) -> Result<(), String> {
     extent_sound(k, situation)?;
-    let columns = match &x.kind {
-        Kind::Tensor(Shape { columns: Some(columns), .. }) => situation.columns(columns),
-        _ => return Ok(()),
-    };
-    let k = situation.size(k);
-    if k > columns { Err(format!("chooses {k} of {columns}")) } else { Ok(()) }
+    // Where rows have no extent, that is said of what computes them.
+    let columns = x.shape().columns.as_ref().and_then(|columns| situation.columns(columns));
+    match (situation.size(k), columns) {
+        (Some(k), Some(columns)) if k > columns => Err(format!("chooses {k} of {columns}")),
+        _ => Ok(()),
+    }
 }
 
 /// Whether everything in an expression that is computed has a value.

@@ -407,6 +407,26 @@ fn arguments_that_cannot_be_are_refused_where_they_are_given() {
     assert_eq!(r.experts_per_token(&with(9, 2), 4, 4), 9.0);
 }
 
+/// The width and the number of tokens are known only where the graph is built: 5 channels, and 12 tokens.
+#[test]
+fn what_depends_on_sizes_is_refused_where_they_are_known() {
+    let built = |statements: &str| {
+        let router = format!("router r {{ {statements} return dense_gates(softmax(s)) }}");
+        lower_layer(&layer(&router, "", 4, ""), &options(Mode::Train), 4).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let two = |columns: &str| format!("let h = linear(x, {columns}) let s = linear(h, experts)");
+    assert_eq!(built(&two("width / 2")), Ok(()));
+    for (statements, fault) in [
+        (two("width / 10"), "would have a tensor of 0 columns"),
+        (two("if tokens > 12.0 { 2 } else { -2 }"), "would have a tensor of -2 columns"),
+        ("let l = linear(x, experts) let s = l / (1.0 / (tokens - 12.0))".into(), "divides by 0 with these arguments"),
+        ("let top, _ = top_k(linear(x, width, name: \"h\"), 7) let s = linear(top, experts)".into(), "chooses 7 of 5"),
+    ] {
+        let message = built(&statements).unwrap_err();
+        assert!(message.contains(fault), "{statements}: {message}");
+    }
+}
+
 #[test]
 fn names_that_an_import_brings_twice_are_shown_in_both_files() {
     let library = "block part { relu }\nrouter r { return dense_gates(ones(experts)) }\nrouter noisy_top_k { return \

@@ -52,7 +52,7 @@ impl<'a> Probe<'a> {
         Ok(Self { graph, objective, values, needed })
     }
 
-    /// The objective at the point.
+    /// The objective at the point; NaN if it is not a single number.
     pub fn objective(&self) -> f64 {
         self.tensor(self.objective).item().unwrap_or(f64::NAN)
     }

@@ -3,7 +3,7 @@
 use crate::plan::StateKind;
 use crate::planner::{Arranged, Arrangement};
 use crate::schedule::RegionKind;
-use moec_ir::{Op, Origin, Phase, StateRole, TensorType};
+use moec_ir::{Op, Origin, Phase, StateRole, TensorType, internal_error};
 use serde::Serialize;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -187,7 +187,8 @@ fn function_memory(name: &str, arranged: &Arranged, tensors: &mut Vec<LargeTenso
             MemoryKind::Activation => 1,
             MemoryKind::Gradient => 2,
             MemoryKind::Temporary => 3,
-            _ => 0,
+            MemoryKind::InputOutput => 0,
+            kind => internal_error!("a tensor that persists ({kind:?}) lies outside of the arena"),
         };
         for &r in end {
             alive[place(r)] -= tasks.regions[r].bytes as u128;

@@ -1,7 +1,7 @@
 //! What a step has to do: its arithmetic, and its operands and results as if each moved once.
 
 use crate::plan::{Plan, Step};
-use moec_ir::{TensorType, flops, length_of_sums};
+use moec_ir::{Invariant, TensorType, flops, length_of_sums};
 
 /// Arithmetic and memory traffic of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,10 +34,8 @@ pub fn work(plan: &Plan, step: &Step) -> Work {
     let (x, y): (Vec<&TensorType>, Vec<&TensorType>) =
         (step.operands.iter().map(ty).collect(), step.results.iter().map(ty).collect());
     let kernel = step.kernel();
-    let flops = match (kernel.op(), kernel.operands(&x)) {
-        (Some(op), Some(operands)) => flops(op, operands.body, &y),
-        _ => 0.0,
-    };
+    let operands = kernel.operands(&x).invariant("a step has the operands of its kernel");
+    let flops = kernel.op().map_or(0.0, |op| flops(op, operands.body, &y));
     Work { flops, bytes }
 }
 

@@ -6,7 +6,7 @@
 mod calls;
 
 use indexmap::IndexMap;
-use moec_ir::{Binary, Unary};
+use moec_ir::{Binary, Unary, internal_error};
 use moec_syntax::{
     self as ast, BinaryOperator as B, Code, Diagnostic, ExprKind, RouterStatement, Span, UnaryOperator, did_you_mean,
 };
@@ -172,9 +172,8 @@ impl<'a> Checker<'a, '_> {
         if let Some(later) = later {
             return self.fault(d.secondary(later.span, "defined here, after its use"));
         }
-        if functions::find(name).is_some() {
-            let form = functions::find(name).map_or("", |f| f.form);
-            return self.fault(d.help(format!("the function is written `{form}`")));
+        if let Some(function) = functions::find(name) {
+            return self.fault(d.help(format!("the function is written `{}`", function.form)));
         }
         let known: Vec<&str> = self.names.keys().copied().chain(BUILT_IN.map(|(name, _)| name)).collect();
         d = match did_you_mean(name, known.iter().copied()) {
@@ -670,7 +669,7 @@ impl<'a> Checker<'a, '_> {
                 let equal = Expr { node: combined(Binary::Equal, a, b), kind: kind.clone(), span };
                 Node::Not(Box::new(equal))
             }
-            B::And | B::Or => return None,
+            B::And | B::Or => internal_error!("`{symbol}` of tensors was refused"),
         };
         Some(Expr { node, kind, span })
     }
@@ -705,10 +704,12 @@ impl<'a> Checker<'a, '_> {
             B::Multiply => left.times(right),
             _ => None,
         };
-        if operator == B::Divide && left.known().is_some() && right.known().is_none() {
+        if operator == B::Divide
+            && let (Some(known), None) = (left.known(), right.known())
+        {
             let d = Diagnostic::new(Code::IntegerDivision, "a division of integers drops the fraction")
                 .primary(at, format!("both sides of this are integers, so `{expr}` is mostly 0"));
-            let text = format!("{}.0", left.known().unwrap_or(0));
+            let text = format!("{known}.0");
             (self.report)(d.patch(a.span, text, "to keep the fraction, divide a float"));
         }
         Some(Kind::Int(extent.unwrap_or_else(|| self.spelt(expr.to_string(), number))))

@@ -192,7 +192,7 @@ impl Walk<'_> {
                 Facts { few, learns, ..first }.among(over_tokens(*over == Over::Tokens))
             }
             Node::LogSumExp(_, over) => Facts { few: None, ..first }.among(over_tokens(*over == Over::Tokens)),
-            Node::KeepTopK(_, k) => Facts { few: Some(Few { count: situation.size(k), zero: false }), ..first },
+            Node::KeepTopK(_, k) => Facts { few: situation.size(k).map(|count| Few { count, zero: false }), ..first },
             Node::Gather(..) => Facts { learns: first.learns, ..all },
             Node::Scatter(_, indices) => {
                 let few = self.columns(indices).map(|count| Few { count, zero: true });
@@ -222,8 +222,9 @@ impl Walk<'_> {
     /// The number of columns of indices, where that is known.
     fn columns(&self, indices: &Expr) -> Option<usize> {
         match &indices.kind {
+            // A number for every token is a single one.
             Kind::Index(shape, _) | Kind::Tensor(shape) => {
-                Some(shape.columns.as_ref().map_or(1, |columns| self.situation.columns(columns)))
+                shape.columns.as_ref().map_or(Some(1), |columns| self.situation.columns(columns))
             }
             Kind::Int(_) | Kind::Float | Kind::Bool => None,
         }

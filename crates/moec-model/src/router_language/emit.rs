@@ -2,12 +2,14 @@
 //!
 //! Statements are emitted in source order, those only that the result, a loss or, in training, an update depends on. So
 //! the same computation written here and in Rust gives the same nodes under the same names.
+//!
+//! What is emitted was found sound in its situation (`sound`): every number has a value, and every extent is one.
 
-use moec_ir::{Binary, Builder, Tensor, Unary, Value};
+use moec_ir::{Binary, Builder, Invariant, Tensor, Unary, Value};
 use moec_syntax::Span;
 
-use super::kinds::{Kind, Shape};
-use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation};
+use super::kinds::Shape;
+use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation, branch};
 use crate::emit::Role;
 use crate::origin::origin_of;
 use crate::router::{Assignment, AuxiliaryLoss, NoisyScores, Routing, RoutingContext};
@@ -42,7 +44,7 @@ pub(super) fn emit(program: &Program, situation: &Situation, noisy: bool, contex
             }
             Action::TopK { values, indices, x, k } => {
                 let x = e.value(x);
-                let k = e.situation.size(k);
+                let k = e.size(k);
                 let (top, chosen) = e.b().top_k(x, k);
                 e.set(*values, top);
                 e.set(*indices, chosen);
@@ -55,7 +57,7 @@ pub(super) fn emit(program: &Program, situation: &Situation, noisy: bool, contex
             }
             Action::Aux { name, weight, value } => {
                 let value = e.value(value);
-                let weight = e.situation.float(weight);
+                let weight = e.float(weight);
                 auxiliary.push(AuxiliaryLoss { name: name.clone(), value, weight });
             }
         });
@@ -156,12 +158,12 @@ impl Emission<'_, '_, '_> {
         self.tensors[slot] = Some(value);
     }
 
-    /// Checking has made sure that a name is bound before it is read.
-    fn slot(&mut self, slot: usize) -> Value {
-        match self.tensors[slot] {
-            Some(value) => value,
-            None => self.b().fill(f64::NAN, []),
-        }
+    fn size(&self, num: &Num) -> usize {
+        self.situation.size(num).invariant("an extent is one where a router is emitted")
+    }
+
+    fn float(&self, num: &Num) -> f64 {
+        self.situation.float(num).invariant("a number has a value where a router is emitted")
     }
 
     fn state(&mut self, at: usize) -> Value {
@@ -169,18 +171,17 @@ impl Emission<'_, '_, '_> {
             return value;
         }
         let state = &self.program.states[at];
-        let shape: Vec<usize> = state.columns.iter().map(|columns| self.situation.size(columns)).collect();
+        let shape: Vec<usize> = state.columns.iter().map(|columns| self.size(columns)).collect();
         let elements: usize = shape.iter().product();
-        let start = self.situation.float(&state.start) as f32;
-        let initial = Tensor::floats(vec![start; elements]);
-        let initial = initial.with_shape(shape).unwrap_or_else(|| Tensor::floats(vec![start]));
+        let initial = Tensor::floats(vec![self.float(&state.start) as f32; elements]);
+        let initial = initial.with_shape(shape).invariant("a tensor has as many elements as its shape says");
         let value = self.context.state(&state.name, initial);
         self.states[at] = Some(value);
         value
     }
 
     fn number(&mut self, number: &Num) -> Value {
-        let value = self.situation.float(number);
+        let value = self.float(number);
         self.b().fill(value, [])
     }
 
@@ -188,7 +189,7 @@ impl Emission<'_, '_, '_> {
     fn value(&mut self, expr: &Expr) -> Value {
         match &expr.node {
             Node::Number(number) => self.number(number),
-            Node::Slot(slot) => self.slot(*slot),
+            Node::Slot(slot) => self.tensors[*slot].invariant("a name is bound before it is read"),
             Node::State(at) => self.state(*at),
             Node::Activations => self.context.tokens(),
             Node::TokenIds => self.context.token_ids(),
@@ -196,22 +197,22 @@ impl Emission<'_, '_, '_> {
             Node::Position => self.context.positions(),
             Node::Linear { name, x, width, bias } => {
                 let x = self.value(x);
-                let width = self.situation.size(width);
+                let width = self.size(width);
                 let bias = bias.as_ref().is_some_and(|bias| self.situation.holds(bias));
                 self.context.linear(name, x, width, bias)
             }
             Node::Parameter { name, columns, start } => {
-                let shape: Vec<usize> = columns.iter().map(|columns| self.situation.size(columns)).collect();
-                let start = self.situation.float(start);
+                let shape: Vec<usize> = columns.iter().map(|columns| self.size(columns)).collect();
+                let start = self.float(start);
                 self.context.parameter(name, shape, Role::Constant(start))
             }
             Node::Noise { normal, columns } => {
-                let shape = [self.context.token_count(), self.situation.size(columns)];
+                let shape = [self.context.token_count(), self.size(columns)];
                 if *normal { self.context.normal(shape) } else { self.context.uniform(shape) }
             }
             Node::Filled { value, tokens, columns } => {
                 let rows = tokens.then(|| self.context.token_count());
-                let columns = columns.iter().map(|columns| self.situation.size(columns));
+                let columns = columns.iter().map(|columns| self.size(columns));
                 let shape: Vec<usize> = rows.into_iter().chain(columns).collect();
                 self.b().fill(*value, shape)
             }
@@ -237,7 +238,7 @@ impl Emission<'_, '_, '_> {
             }
             Node::Select(condition, a, b) => self.select(condition, a, b),
             Node::Softmax(x, over) => {
-                let (value, whole) = (self.value(x), shape_of(x));
+                let (value, whole) = (self.value(x), x.shape());
                 let b = self.b();
                 match (over, whole.columns.is_some()) {
                     (Over::Tokens, true) => {
@@ -249,7 +250,7 @@ impl Emission<'_, '_, '_> {
                 }
             }
             Node::LogSumExp(x, over) => {
-                let (value, whole) = (self.value(x), shape_of(x));
+                let (value, whole) = (self.value(x), x.shape());
                 let b = self.b();
                 let value =
                     if (*over, whole.columns.is_some()) == (Over::Tokens, true) { b.transpose(value) } else { value };
@@ -257,22 +258,22 @@ impl Emission<'_, '_, '_> {
             }
             Node::KeepTopK(x, k) => {
                 let x = self.value(x);
-                let k = self.situation.size(k);
+                let k = self.size(k);
                 let b = self.b();
-                let shape = b.shape(x);
+                let (shape, columns) = (b.shape(x), b.columns(x));
                 let (top, chosen) = b.top_k(x, k);
                 let top = b.shape(top);
                 let ones = b.fill(1.0, top);
-                let kept = b.scatter_last(ones, chosen, shape.last().copied().unwrap_or(0));
+                let kept = b.scatter_last(ones, chosen, columns);
                 let lowest = b.fill(LOWEST, shape);
                 b.select(kept, x, lowest)
             }
             Node::Gather(x, indices) => {
-                let (value, whole) = (self.value(x), shape_of(x));
+                let (value, whole) = (self.value(x), x.shape());
                 let indices = self.value(indices);
                 let tokens = self.context.token_count();
                 let b = self.b();
-                let columns = b.shape(value).last().copied().unwrap_or(0);
+                let columns = b.columns(value);
                 let value = if whole.tokens { value } else { b.broadcast(value, [tokens, columns]) };
                 let shape = b.shape(indices);
                 let indices = matrix(b, indices);
@@ -294,13 +295,13 @@ impl Emission<'_, '_, '_> {
                 self.b().count(indices, experts)
             }
             Node::Reduce(reduction, x, over) => {
-                let (value, whole) = (self.value(x), shape_of(x));
-                reduce(self.b(), *reduction, value, &whole, *over)
+                let (value, whole) = (self.value(x), x.shape());
+                reduce(self.b(), *reduction, value, whole, *over)
             }
             Node::CumulativeSum(x, along) => {
-                let (value, whole) = (self.value(x), shape_of(x));
+                let (value, whole) = (self.value(x), x.shape());
                 let time = self.context.time();
-                cumulative_sum(self.b(), value, &whole, *along, time)
+                cumulative_sum(self.b(), value, whole, *along, time)
             }
             Node::StopGradient(x) => {
                 let x = self.value(x);
@@ -315,12 +316,8 @@ impl Emission<'_, '_, '_> {
                 let x = self.value(x);
                 self.b().to_index(x, experts)
             }
-            Node::If(..) => {
-                let situation = self.situation;
-                match expr.inner(|condition| situation.holds(condition)).first() {
-                    Some(chosen) => self.value(chosen),
-                    None => self.b().fill(f64::NAN, []),
-                }
+            Node::If(branches, otherwise) => {
+                self.value(branch(branches, otherwise, |condition| self.situation.holds(condition)))
             }
         }
     }
@@ -335,7 +332,7 @@ impl Emission<'_, '_, '_> {
                 return self.b().binary(f, a, b);
             }
         };
-        let (x, number) = (self.value(value), self.situation.float(number));
+        let (x, number) = (self.value(value), self.float(number));
         let b = self.b();
         match f {
             Binary::Mul => b.scale(x, number),
@@ -353,41 +350,41 @@ impl Emission<'_, '_, '_> {
     /// the other.
     fn pair(&mut self, left: &Expr, right: &Expr) -> (Value, Value) {
         let (a, b) = (self.value(left), self.value(right));
-        let (from, to) = (shape_of(left), shape_of(right));
-        match from.joined(&to) {
-            Some(joined) if joined != from && joined != to => {
-                let last = |of: &Shape, value, e: &mut Self| of.columns.as_ref().and_then(|_| e.b().shape(value).pop());
-                let columns = last(&from, a, self).or(last(&to, b, self)).unwrap_or(1);
+        let (from, to) = (left.shape(), right.shape());
+        match from.joined(to) {
+            Some(joined) if joined != *from && joined != *to => {
+                // One of them is over tokens, the other over columns.
+                let columns = self.b().columns(if from.columns.is_some() { a } else { b });
                 let shape = [self.context.token_count(), columns];
-                (self.spread(a, &from, &shape), self.spread(b, &to, &shape))
+                (self.spread(a, from, &shape), self.spread(b, to, &shape))
             }
             Some(_) if from.tokens && from.columns.is_none() && to.columns.is_some() => {
                 let shape = self.b().shape(b);
-                (self.spread(a, &from, &shape), b)
+                (self.spread(a, from, &shape), b)
             }
             Some(_) if to.tokens && to.columns.is_none() && from.columns.is_some() => {
                 let shape = self.b().shape(a);
-                (a, self.spread(b, &to, &shape))
+                (a, self.spread(b, to, &shape))
             }
             _ => (a, b),
         }
     }
 
     fn select(&mut self, condition: &Expr, a: &Expr, b: &Expr) -> Value {
-        let parts = [condition, a, b].map(|part| (self.value(part), shape_of(part)));
-        let joined = parts.iter().fold(Shape::SCALAR, |all, (_, shape)| all.joined(shape).unwrap_or(all));
+        let parts = [condition, a, b].map(|part| (self.value(part), part.shape()));
+        let tokens = parts.iter().any(|(_, shape)| shape.tokens);
         let widest = parts.iter().find(|(_, shape)| shape.columns.is_some());
-        let columns = widest.and_then(|(value, _)| self.b().shape(*value).pop());
-        let tokens = joined.tokens.then(|| self.context.token_count());
+        let columns = widest.map(|(value, _)| self.b().columns(*value));
+        let tokens = tokens.then(|| self.context.token_count());
         let shape: Vec<usize> = tokens.into_iter().chain(columns).collect();
-        let [condition, a, b] = parts.map(|(value, from)| self.spread(value, &from, &shape));
+        let [condition, a, b] = parts.map(|(value, from)| self.spread(value, from, &shape));
         self.b().select(condition, a, b)
     }
 
     /// The value of an expression, repeated to a shape.
     fn fitted(&mut self, expr: &Expr, shape: Vec<usize>) -> Value {
-        let (value, from) = (self.value(expr), shape_of(expr));
-        self.spread(value, &from, &shape)
+        let (value, from) = (self.value(expr), expr.shape());
+        self.spread(value, from, &shape)
     }
 
     fn spread(&mut self, value: Value, from: &Shape, shape: &[usize]) -> Value {
@@ -410,8 +407,8 @@ fn reduce(b: &mut Builder, reduction: Reduction, x: Value, whole: &Shape, over: 
         (Reduction::Mean, _) => b.mean(x, &[axis]),
         (Reduction::Max | Reduction::Min, _) => {
             let x = if last == 1 && axis == 0 { b.transpose(x) } else { x };
-            let mut shape = b.shape(x);
-            let columns = shape.pop().unwrap_or(1);
+            let (mut shape, columns) = (b.shape(x), b.columns(x));
+            shape.pop();
             let rows: usize = shape.iter().product();
             let x = b.reshape(x, [rows, columns]);
             // The smallest is the largest of the negated.
@@ -431,7 +428,8 @@ fn cumulative_sum(b: &mut Builder, x: Value, whole: &Shape, along: Along, time: 
         Along::Positions => {
             // The tokens stand sequence after sequence.
             let shape = b.shape(x);
-            let sequences = b.reshape(x, [&[shape[0] / time, time], &shape[1..]].concat());
+            let split = [b.extent(x, 0) / time, time];
+            let sequences = b.reshape(x, [&split[..], shape.get(1..).unwrap_or_default()].concat());
             let sums = b.cumsum(sequences, 1);
             b.reshape(sums, shape)
         }
@@ -443,12 +441,5 @@ fn matrix(b: &mut Builder, x: Value) -> Value {
     match b.shape(x)[..] {
         [rows] => b.reshape(x, [rows, 1]),
         _ => x,
-    }
-}
-
-fn shape_of(expr: &Expr) -> Shape {
-    match &expr.kind {
-        Kind::Tensor(shape) | Kind::Index(shape, _) => shape.clone(),
-        Kind::Int(_) | Kind::Float | Kind::Bool => Shape::SCALAR,
     }
 }

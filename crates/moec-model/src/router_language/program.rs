@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
-use moec_ir::{Binary, Unary};
+use moec_ir::{Binary, Invariant, Unary, internal_error};
 use moec_syntax::{BinaryOperator, Span};
 
 use super::kinds::{Columns, Extent, Kind, Shape};
@@ -219,12 +219,22 @@ impl Expr {
             | Node::ToExpert(x) => vec![x],
             Node::Binary(_, a, b) | Node::Remainder(a, b) | Node::Gather(a, b) | Node::Scatter(a, b) => vec![a, b],
             Node::Select(condition, a, b) => vec![condition, a, b],
-            Node::If(branches, otherwise) => {
-                let found = branches.iter().find(|(condition, _)| chosen(condition));
-                vec![found.map_or(&**otherwise, |(_, value)| value)]
-            }
+            Node::If(branches, otherwise) => vec![branch(branches, otherwise, chosen)],
         }
     }
+
+    /// Its shape; a number that is known when the router is used is a scalar.
+    pub(super) fn shape(&self) -> &Shape {
+        match &self.kind {
+            Kind::Tensor(shape) | Kind::Index(shape, _) => shape,
+            Kind::Int(_) | Kind::Float | Kind::Bool => &Shape::SCALAR,
+        }
+    }
+}
+
+/// The value of the first branch that `chosen` holds to.
+pub(super) fn branch<'e>(branches: &'e [(Num, Expr)], otherwise: &'e Expr, chosen: impl Fn(&Num) -> bool) -> &'e Expr {
+    branches.iter().find(|(condition, _)| chosen(condition)).map_or(otherwise, |(_, value)| value)
 }
 
 /// A number that is known when the router is used.
@@ -307,17 +317,15 @@ impl Situation {
             given.filter_map(|(name, value)| Some((name.clone(), whole(*value)?))).collect();
         let spelt = program.spelt.iter();
         names.extend(spelt.filter_map(|(text, num)| Some((text.clone(), whole(situation.number(num).ok()?)?))));
-        names.extend(
-            [("experts", experts), ("width", width)].map(|(name, n)| (name.into(), n.try_into().unwrap_or(i64::MAX))),
-        );
+        names.extend([("experts", experts), ("width", width)].map(|(name, n)| (name.into(), signed(n))));
         situation.names = names;
         situation
     }
 
-    /// How many columns that is; 0 where it is no number of columns, which checking a use has ruled out.
-    pub(super) fn extent(&self, extent: &Extent) -> usize {
+    /// How many columns that is; `None` where it is no number of columns.
+    fn extent(&self, extent: &Extent) -> Option<usize> {
         let value = extent.value(|name| self.names.get(name).copied());
-        value.and_then(|value| usize::try_from(value).ok()).unwrap_or(0)
+        value.and_then(|value| usize::try_from(value).ok())
     }
 
     /// # Errors
@@ -326,16 +334,16 @@ impl Situation {
         let fault = |reason| NumFault { reason, span: num.span };
         match &num.node {
             NumNode::Constant(value) => Ok(*value),
-            NumNode::Parameter(at) => self.arguments.get(*at).copied().ok_or(fault(NoResult::WrongKind)),
-            NumNode::Slot(at) => self.slots.get(*at).copied().flatten().unwrap_or(Err(fault(NoResult::WrongKind))),
-            NumNode::Experts => Ok(whole(self.experts)),
-            NumNode::Width => Ok(whole(self.width)),
+            NumNode::Parameter(at) => Ok(self.arguments[*at]),
+            NumNode::Slot(at) => self.slots[*at].invariant("a name is bound before it is read"),
+            NumNode::Experts => Ok(Number::Int(signed(self.experts))),
+            NumNode::Width => Ok(Number::Int(signed(self.width))),
             NumNode::Tokens => Ok(Number::Float(self.tokens as f64)),
             NumNode::Training => Ok(Number::Bool(self.training)),
             NumNode::Negated(x) => self.number(x)?.negated().map_err(fault),
             NumNode::Opposite(x) => match self.number(x)? {
                 Number::Bool(value) => Ok(Number::Bool(!value)),
-                _ => Err(fault(NoResult::WrongKind)),
+                other => internal_error!("`!` was checked to stand before a boolean, not {}", other.kind()),
             },
             NumNode::Unary(f, x) => {
                 let value = self.number(x)?.float().map(|x| f.evaluate(x)).filter(|y| y.is_finite());
@@ -366,24 +374,23 @@ impl Situation {
         }
     }
 
-    /// The number as a float; NaN where there is none, which checking a use has ruled out but for what depends on the
-    /// batch.
-    pub(super) fn float(&self, num: &Num) -> f64 {
-        self.number(num).ok().and_then(Number::float).unwrap_or(f64::NAN)
+    /// The number as a float; `None` where it has no value.
+    pub(super) fn float(&self, num: &Num) -> Option<f64> {
+        self.number(num).ok().and_then(Number::float)
     }
 
-    /// The number as an extent; 0 where it is none, which checking a use has ruled out.
-    pub(super) fn size(&self, num: &Num) -> usize {
+    /// The number as an extent; `None` where it is none.
+    pub(super) fn size(&self, num: &Num) -> Option<usize> {
         match self.number(num) {
-            Ok(Number::Int(value)) => usize::try_from(value).unwrap_or(0),
-            _ => 0,
+            Ok(Number::Int(value)) => usize::try_from(value).ok(),
+            Ok(Number::Float(_) | Number::Bool(_)) | Err(_) => None,
         }
     }
 
-    /// How many columns an axis has.
-    pub(super) fn columns(&self, columns: &Columns) -> usize {
+    /// How many columns an axis has; `None` where that is no number of columns.
+    pub(super) fn columns(&self, columns: &Columns) -> Option<usize> {
         match columns {
-            Columns::Experts => self.experts,
+            Columns::Experts => Some(self.experts),
             Columns::Choices(extent) | Columns::Features(extent) => self.extent(extent),
         }
     }
@@ -393,6 +400,6 @@ impl Situation {
     }
 }
 
-fn whole(value: usize) -> Number {
-    Number::Int(i64::try_from(value).unwrap_or(i64::MAX))
+fn signed(size: usize) -> i64 {
+    i64::try_from(size).invariant("sizes of a model are bounded when it is checked")
 }

@@ -1,7 +1,7 @@
 //! Calls in a router: what each function takes, and the shape of what it gives.
 
 use indexmap::IndexMap;
-use moec_ir::{Binary, Unary};
+use moec_ir::{Binary, Unary, internal_error};
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
 
 use super::super::functions::{self, ROUTER_FUNCTIONS, RouterFunction};
@@ -160,12 +160,9 @@ impl<'a> Checker<'a, '_> {
                 let parts = ["condition", "a", "b"].map(|name| self.tensor_argument(&given, name));
                 let [Some(condition), Some(a), Some(b)] = parts else { return None };
                 let shape = self.joined(&a, &b, "select", span)?;
-                let shape = match &condition.kind {
-                    Kind::Tensor(other) => match shape.joined(other) {
-                        Some(shape) => shape,
-                        None => return self.mismatch("select", span, (&condition, other), (&a, &shape)),
-                    },
-                    _ => shape,
+                let other = condition.shape();
+                let Some(shape) = shape.joined(other) else {
+                    return self.mismatch("select", span, (&condition, other), (&a, &shape));
                 };
                 tensor(Node::Select(Box::new(condition), Box::new(a), Box::new(b)), shape)
             }
@@ -216,11 +213,10 @@ impl<'a> Checker<'a, '_> {
             }
             "index" => {
                 let x = self.tensor_argument(&given, "x")?;
-                let Kind::Tensor(shape) = x.kind.clone() else { return None };
-                let kind = Kind::Index(shape, Of::Columns(Columns::Experts));
+                let kind = Kind::Index(x.shape().clone(), Of::Columns(Columns::Experts));
                 Some(Expr { node: Node::ToExpert(Box::new(x)), kind, span })
             }
-            _ => None,
+            other => internal_error!("the function `{other}` is declared and has no meaning"),
         }
     }
 
@@ -412,7 +408,7 @@ impl<'a> Checker<'a, '_> {
 
     /// The axis that `over` names, and the shape without it.
     fn over(&mut self, given: &Given<'a>, x: &Expr) -> Option<(Over, Shape)> {
-        let Kind::Tensor(shape) = &x.kind else { return None };
+        let shape = x.shape();
         let word = self.axis_named(given.get("over")?, x, &["tokens", "experts", "width"])?;
         Some(match word {
             "tokens" => (Over::Tokens, Shape { tokens: false, columns: shape.columns.clone() }),
@@ -422,7 +418,7 @@ impl<'a> Checker<'a, '_> {
 
     /// Which of the words the value of `over` is, if it names an axis of `x`.
     fn axis_named(&mut self, expr: &'a ast::Expr, x: &Expr, words: &[&'static str]) -> Option<&'static str> {
-        let Kind::Tensor(shape) = &x.kind else { return None };
+        let shape = x.shape();
         let named = match &expr.kind {
             ExprKind::Name(name) => words.iter().copied().find(|word| word == name),
             _ => None,
@@ -584,7 +580,7 @@ impl<'a> Checker<'a, '_> {
 
     /// Whether a tensor can be repeated to a shape.
     pub(super) fn fits(&mut self, value: &Expr, shape: &Shape, what: &str) -> Option<()> {
-        let Kind::Tensor(own) = &value.kind else { return None };
+        let own = value.shape();
         if own.joined(shape).as_ref() == Some(shape) {
             return Some(());
         }
@@ -594,7 +590,7 @@ impl<'a> Checker<'a, '_> {
 
     /// The shape of two tensors combined element by element.
     pub(super) fn joined(&mut self, a: &Expr, b: &Expr, symbol: &str, span: Span) -> Option<Shape> {
-        let (Kind::Tensor(left), Kind::Tensor(right)) = (&a.kind, &b.kind) else { return None };
+        let (left, right) = (a.shape(), b.shape());
         match left.joined(right) {
             Some(shape) => Some(shape),
             None => self.mismatch(symbol, span, (a, left), (b, right)),
