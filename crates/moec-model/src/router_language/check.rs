@@ -11,11 +11,12 @@ use moec_syntax::{
     self as ast, BinaryOperator as B, Code, Diagnostic, ExprKind, RouterStatement, Span, UnaryOperator, did_you_mean,
 };
 
-use super::functions::{self, ROUTER_RESULTS};
+use super::functions::{self, ROUTER_RESULTS, RouterFunction};
 use super::kinds::{Columns, Extent, Kind, Of, Shape};
 use super::program::{Action, Assigned, Expr, Node, Num, NumNode, Program, Returned, State, Step};
 use crate::arithmetic::Number;
 use crate::words::listed;
+use calls::Given;
 
 /// Names that mean something in every router, and what.
 const BUILT_IN: [(&str, &str); 8] = [
@@ -469,60 +470,15 @@ impl<'a> Checker<'a, '_> {
     // The result.
 
     fn returned(&mut self, node: &'a ast::Return) -> Option<Returned> {
-        let forms = || ROUTER_RESULTS.iter().map(|result| format!("`return {}`", result.form)).collect::<Vec<_>>();
-        let call = match &node.value.kind {
-            ExprKind::Call(call) => call,
-            other => {
-                let d = Diagnostic::new(Code::ReturnForm, "a router returns an assignment of tokens to experts")
-                    .primary(node.value.span, "this is none");
-                let d = match other {
-                    ExprKind::If { .. } => {
-                        d.help("choose between the values inside, as in `weights: if training { a } else { b }`")
-                    }
-                    _ => d,
-                };
-                return self.fault(d.help(format!("write {}", forms().join(" or "))));
-            }
-        };
-        let Some(function) = functions::find_result(&call.name.name) else {
-            let name = &call.name;
-            let mut d = Diagnostic::new(Code::ReturnForm, format!("a router cannot return `{name}`"))
-                .primary(name.span, "no assignment of tokens to experts");
-            if let Some(near) = did_you_mean(&name.name, ROUTER_RESULTS.iter().map(|result| result.name)) {
-                d = d.patch(name.span, near, "use the name that it has");
-            }
-            return self.fault(d.help(format!("write {}", forms().join(" or "))));
-        };
+        let (function, call) = self.result_form(node)?;
         let given = self.given(function, call)?;
-        let all = Shape::rows(Columns::Experts);
         let assignment = if function.name == "token_choice" {
-            let experts = given.get("experts").and_then(|e| self.expression(e));
-            let weights = given.get("weights").and_then(|e| self.expression(e));
-            for name in ["experts", "weights"] {
-                if given.get(name).is_none() {
-                    let d = Diagnostic::new(Code::MissingArgument, format!("`token_choice` needs `{name}`"))
-                        .primary(call.name.span, format!("expected `{name}: ..`"));
-                    self.fault::<()>(d.note(format!("it is written `{}`", function.form)));
-                }
-            }
-            self.token_choice(experts, weights)
+            self.token_choice(&given)
         } else {
-            let gates = given.get("gates").and_then(|e| self.expression(e));
-            gates.and_then(|gates| self.tensor(gates, "`gates`")).and_then(|gates| {
-                self.fits(&gates, &all, "`gates`")?;
-                Some(Assigned::DenseGates { gates: Box::new(gates) })
-            })
+            self.over_experts(&given, "gates").flatten().map(|gates| Assigned::DenseGates { gates: Box::new(gates) })
         };
-        let mut rows = |name: &str| {
-            given.get(name).map(|expr| {
-                let value = self.expression(expr)?;
-                let value = self.tensor(value, &format!("`{name}`"))?;
-                self.fits(&value, &all, &format!("`{name}`"))?;
-                Some(value)
-            })
-        };
-        let (logits, probabilities) = (rows("logits"), rows("probabilities"));
-        let (noisy, std) = (rows("noisy"), rows("std"));
+        let (logits, probabilities) = (self.over_experts(&given, "logits"), self.over_experts(&given, "probabilities"));
+        let (noisy, std) = (self.over_experts(&given, "noisy"), self.over_experts(&given, "std"));
         for (have, lack, name, other) in [(&noisy, &std, "noisy", "std"), (&std, &noisy, "std", "noisy")] {
             if have.is_some() && lack.is_none() {
                 let d = Diagnostic::new(Code::MissingArgument, format!("`{name}` stands together with `{other}`"))
@@ -548,7 +504,48 @@ impl<'a> Checker<'a, '_> {
         })
     }
 
-    fn token_choice(&mut self, experts: Option<Expr>, weights: Option<Expr>) -> Option<Assigned> {
+    /// The form of result that a `return` is written in, with its call.
+    fn result_form(&mut self, node: &'a ast::Return) -> Option<(&'static RouterFunction, &'a ast::Call)> {
+        let forms: Vec<String> = ROUTER_RESULTS.iter().map(|result| format!("`return {}`", result.form)).collect();
+        let forms = format!("write {}", forms.join(" or "));
+        let ExprKind::Call(call) = &node.value.kind else {
+            let mut d = Diagnostic::new(Code::ReturnForm, "a router returns an assignment of tokens to experts")
+                .primary(node.value.span, "this is none");
+            if let ExprKind::If { .. } = node.value.kind {
+                d = d.help("choose between the values inside, as in `weights: if training { a } else { b }`");
+            }
+            return self.fault(d.help(forms));
+        };
+        if let Some(function) = functions::find_result(&call.name.name) {
+            return Some((function, call));
+        }
+        let name = &call.name;
+        let mut d = Diagnostic::new(Code::ReturnForm, format!("a router cannot return `{name}`"))
+            .primary(name.span, "no assignment of tokens to experts");
+        if let Some(near) = did_you_mean(&name.name, ROUTER_RESULTS.iter().map(|result| result.name)) {
+            d = d.patch(name.span, near, "use the name that it has");
+        }
+        self.fault(d.help(forms))
+    }
+
+    /// An argument with a number for each token and expert: `None` where it is not given, `Some(None)` after a fault.
+    fn over_experts(&mut self, given: &Given<'a>, name: &str) -> Option<Option<Expr>> {
+        let expr = given.get(name)?;
+        let what = format!("`{name}`");
+        let value = self.expression(expr).and_then(|value| self.tensor(value, &what));
+        Some(value.filter(|value| self.fits(value, &Shape::rows(Columns::Experts), &what).is_some()))
+    }
+
+    fn token_choice(&mut self, given: &Given<'a>) -> Option<Assigned> {
+        let experts = given.get("experts").and_then(|e| self.expression(e));
+        let weights = given.get("weights").and_then(|e| self.expression(e));
+        for name in ["experts", "weights"] {
+            if given.get(name).is_none() {
+                let d = Diagnostic::new(Code::MissingArgument, format!("`token_choice` needs `{name}`"))
+                    .primary(given.call.name.span, format!("expected `{name}: ..`"));
+                self.fault::<()>(d.note(format!("it is written `{}`", given.function.form)));
+            }
+        }
         let experts = experts?;
         let shape = match &experts.kind {
             Kind::Index(shape, Of::Columns(Columns::Experts)) if shape.tokens => shape.clone(),

@@ -1,7 +1,7 @@
 //! What a router is like, derived from its expressions: what it reads, which tokens it compares, when it is random, what
 //! balance losses can be computed from, and whether it learns from the task.
 
-use moec_ir::Gradient;
+use moec_ir::{Binary, Gradient, Unary};
 
 use super::emit::LOWEST;
 use super::kinds::{Kind, Shape};
@@ -111,8 +111,29 @@ impl Facts {
         Facts { compares: self.compares.max(compares), ..self }
     }
 
+    /// Of a function of it, element by element.
+    fn through(self, f: Unary) -> Facts {
+        // Where 0 stays 0, or what is far below every score becomes 0.
+        let few = self.few.filter(|few| f.evaluate(if few.zero { 0.0 } else { LOWEST }) == 0.0);
+        let few = few.map(|few| Few { zero: true, ..few });
+        Facts { few, learns: self.learns && f.declaration().gradient != Gradient::Zero, ..self }
+    }
+
     fn constant(self) -> Facts {
         Facts { learns: false, ..self }
+    }
+}
+
+/// How many entries of a row count after both are combined.
+fn fewer(f: Binary, a: Facts, b: Facts) -> Option<Few> {
+    let zeros = |facts: Facts| facts.few.filter(|few| few.zero);
+    match f {
+        Binary::Mul => match (zeros(a), zeros(b)) {
+            (Some(a), Some(b)) if a.count > b.count => Some(b),
+            (a, b) => a.or(b),
+        },
+        Binary::Div => zeros(a),
+        _ => None,
     }
 }
 
@@ -150,47 +171,14 @@ impl Walk<'_> {
                 Facts { learns: true, ..NOTHING }
             }
             Node::Noise { .. } => Facts { random: true, ..NOTHING },
-            Node::Unary(f, _) => {
-                // Where 0 stays 0, or what is far below every score becomes 0.
-                let few = first.few.filter(|few| f.evaluate(if few.zero { 0.0 } else { LOWEST }) == 0.0);
-                let few = few.map(|few| Few { zero: true, ..few });
-                let learns = first.learns && f.declaration().gradient != Gradient::Zero;
-                Facts { few, learns, ..first }
-            }
+            Node::Unary(f, _) => first.through(*f),
             Node::Binary(f, a, b) => {
-                use moec_ir::Binary as F;
-                let second = inner.get(1).copied().unwrap_or(NOTHING);
-                let zeros = |facts: Facts| facts.few.filter(|few| few.zero);
-                let few = match f {
-                    F::Mul => match (zeros(first), zeros(second)) {
-                        (Some(a), Some(b)) if a.count > b.count => Some(b),
-                        (a, b) => a.or(b),
-                    },
-                    F::Div => zeros(first),
-                    _ => None,
-                };
-                let learns = match f {
-                    F::Less | F::LessEqual | F::Equal => false,
-                    // What one number is of its own sum is 1, whatever it is.
-                    F::Div if self.single(a) && is_sum_of(b, a) => false,
-                    _ => all.learns,
-                };
-                Facts { few, learns, ..all }
+                Facts { few: fewer(*f, first, inner[1]), learns: all.learns && self.passes_gradient(*f, a, b), ..all }
             }
             Node::Remainder(..) => all,
             Node::Not(_) | Node::ToFloat(_) | Node::ToExpert(_) => all.constant(),
-            Node::Select(..) => {
-                let (a, b) = (inner.get(1).copied().unwrap_or(NOTHING), inner.get(2).copied().unwrap_or(NOTHING));
-                Facts { learns: a.learns || b.learns, ..all }
-            }
-            Node::Softmax(x, over) => {
-                let few =
-                    first.few.filter(|few| !few.zero && *over == Over::Columns).map(|few| Few { zero: true, ..few });
-                // The softmax of one number, or of one that is far above the others, is 1.
-                let one = self.single(x) || few.is_some_and(|few| few.count == 1);
-                let learns = first.learns && !(*over == Over::Columns && one);
-                Facts { few, learns, ..first }.among(over_tokens(*over == Over::Tokens))
-            }
+            Node::Select(..) => Facts { learns: inner[1].learns || inner[2].learns, ..all },
+            Node::Softmax(x, over) => self.softmax(first, x, *over),
             Node::LogSumExp(_, over) => Facts { few: None, ..first }.among(over_tokens(*over == Over::Tokens)),
             Node::KeepTopK(_, k) => Facts { few: situation.size(k).map(|count| Few { count, zero: false }), ..first },
             Node::Gather(..) => Facts { learns: first.learns, ..all },
@@ -219,6 +207,24 @@ impl Walk<'_> {
         }
     }
 
+    fn softmax(&self, facts: Facts, x: &Expr, over: Over) -> Facts {
+        let few = facts.few.filter(|few| !few.zero && over == Over::Columns).map(|few| Few { zero: true, ..few });
+        // The softmax of one number, or of one that is far above the others, is 1.
+        let one = self.single(x) || few.is_some_and(|few| few.count == 1);
+        let learns = facts.learns && !(over == Over::Columns && one);
+        Facts { few, learns, ..facts }.among(over_tokens(over == Over::Tokens))
+    }
+
+    /// Whether a combination changes smoothly with what it is made of.
+    fn passes_gradient(&self, f: Binary, a: &Expr, b: &Expr) -> bool {
+        match f {
+            Binary::Less | Binary::LessEqual | Binary::Equal => false,
+            // What one number is of its own sum is 1, whatever it is.
+            Binary::Div => !(self.single(a) && is_sum_of(b, a)),
+            _ => true,
+        }
+    }
+
     /// The number of columns of indices, where that is known.
     fn columns(&self, indices: &Expr) -> Option<usize> {
         match &indices.kind {
@@ -240,7 +246,7 @@ impl Walk<'_> {
 fn is_sum_of(expr: &Expr, x: &Expr) -> bool {
     match &expr.node {
         Node::Reduce(Reduction::Sum, summed, Over::Columns) => **summed == *x,
-        Node::Binary(moec_ir::Binary::Add | moec_ir::Binary::Max, a, b) => {
+        Node::Binary(Binary::Add | Binary::Max, a, b) => {
             let (a_number, b_number) = (matches!(a.node, Node::Number(_)), matches!(b.node, Node::Number(_)));
             (b_number && is_sum_of(a, x)) || (a_number && is_sum_of(b, x))
         }

@@ -197,14 +197,12 @@ impl Emission<'_, '_, '_> {
             Node::Position => self.context.positions(),
             Node::Linear { name, x, width, bias } => {
                 let x = self.value(x);
-                let width = self.size(width);
                 let bias = bias.as_ref().is_some_and(|bias| self.situation.holds(bias));
-                self.context.linear(name, x, width, bias)
+                self.context.linear(name, x, self.size(width), bias)
             }
             Node::Parameter { name, columns, start } => {
                 let shape: Vec<usize> = columns.iter().map(|columns| self.size(columns)).collect();
-                let start = self.float(start);
-                self.context.parameter(name, shape, Role::Constant(start))
+                self.context.parameter(name, shape, Role::Constant(self.float(start)))
             }
             Node::Noise { normal, columns } => {
                 let shape = [self.context.token_count(), self.size(columns)];
@@ -216,110 +214,85 @@ impl Emission<'_, '_, '_> {
                 let shape: Vec<usize> = rows.into_iter().chain(columns).collect();
                 self.b().fill(*value, shape)
             }
-            Node::Unary(f, x) => {
-                let x = self.value(x);
-                self.b().unary(*f, x)
-            }
             Node::Binary(f, a, b) => self.binary(*f, a, b),
-            Node::Not(x) => {
-                let x = self.value(x);
-                let b = self.b();
-                let one = b.fill(1.0, []);
-                b.sub(one, x)
-            }
-            Node::Remainder(a, b) => {
-                let (x, y) = self.pair(a, b);
-                let b = self.b();
-                let quotient = b.div(x, y);
-                let whole = b.to_index(quotient, LARGEST_WHOLE);
-                let whole = b.to_float(whole);
-                let below = b.mul(whole, y);
-                b.sub(x, below)
-            }
+            Node::Remainder(a, b) => self.remainder(a, b),
             Node::Select(condition, a, b) => self.select(condition, a, b),
-            Node::Softmax(x, over) => {
-                let (value, whole) = (self.value(x), x.shape());
-                let b = self.b();
-                match (over, whole.columns.is_some()) {
-                    (Over::Tokens, true) => {
-                        let value = b.transpose(value);
-                        let value = b.softmax(value);
-                        b.transpose(value)
-                    }
-                    _ => b.softmax(value),
-                }
-            }
-            Node::LogSumExp(x, over) => {
-                let (value, whole) = (self.value(x), x.shape());
-                let b = self.b();
-                let value =
-                    if (*over, whole.columns.is_some()) == (Over::Tokens, true) { b.transpose(value) } else { value };
-                b.log_sum_exp(value)
+            Node::Softmax(x, over) => self.of(x, |b, x, shape| softmax(b, x, shape, *over)),
+            Node::LogSumExp(x, over) => self.of(x, |b, x, shape| {
+                let x = if across_rows(shape, *over) { b.transpose(x) } else { x };
+                b.log_sum_exp(x)
+            }),
+            Node::Reduce(reduction, x, over) => self.of(x, |b, x, shape| reduce(b, *reduction, x, shape, *over)),
+            Node::CumulativeSum(x, along) => {
+                let time = self.context.time();
+                self.of(x, |b, x, shape| cumulative_sum(b, x, shape, *along, time))
             }
             Node::KeepTopK(x, k) => {
-                let x = self.value(x);
                 let k = self.size(k);
-                let b = self.b();
-                let (shape, columns) = (b.shape(x), b.columns(x));
-                let (top, chosen) = b.top_k(x, k);
-                let top = b.shape(top);
-                let ones = b.fill(1.0, top);
-                let kept = b.scatter_last(ones, chosen, columns);
-                let lowest = b.fill(LOWEST, shape);
-                b.select(kept, x, lowest)
+                self.of(x, |b, x, _| keep_top_k(b, x, k))
             }
-            Node::Gather(x, indices) => {
-                let (value, whole) = (self.value(x), x.shape());
-                let indices = self.value(indices);
-                let tokens = self.context.token_count();
-                let b = self.b();
-                let columns = b.columns(value);
-                let value = if whole.tokens { value } else { b.broadcast(value, [tokens, columns]) };
-                let shape = b.shape(indices);
-                let indices = matrix(b, indices);
-                let gathered = b.gather_last(value, indices);
-                b.reshape(gathered, shape)
-            }
-            Node::Scatter(values, indices) => {
-                let experts = self.context.experts();
-                let indices = self.value(indices);
-                let shape = self.b().shape(indices);
-                let values = self.fitted(values, shape);
-                let b = self.b();
-                let (values, indices) = (matrix(b, values), matrix(b, indices));
-                b.scatter_last(values, indices, experts)
-            }
+            Node::Gather(x, indices) => self.gather(x, indices),
+            Node::Scatter(values, indices) => self.scatter(values, indices),
             Node::Count(indices) => {
                 let experts = self.context.experts();
-                let indices = self.value(indices);
-                self.b().count(indices, experts)
+                self.of(indices, |b, indices, _| b.count(indices, experts))
             }
-            Node::Reduce(reduction, x, over) => {
-                let (value, whole) = (self.value(x), x.shape());
-                reduce(self.b(), *reduction, value, whole, *over)
-            }
-            Node::CumulativeSum(x, along) => {
-                let (value, whole) = (self.value(x), x.shape());
-                let time = self.context.time();
-                cumulative_sum(self.b(), value, whole, *along, time)
-            }
-            Node::StopGradient(x) => {
-                let x = self.value(x);
-                self.b().stop_gradient(x)
-            }
-            Node::ToFloat(x) => {
-                let x = self.value(x);
-                self.b().to_float(x)
-            }
+            Node::Unary(f, x) => self.of(x, |b, x, _| b.unary(*f, x)),
+            Node::Not(x) => self.of(x, |b, x, _| {
+                let one = b.fill(1.0, []);
+                b.sub(one, x)
+            }),
+            Node::StopGradient(x) => self.of(x, |b, x, _| b.stop_gradient(x)),
+            Node::ToFloat(x) => self.of(x, |b, x, _| b.to_float(x)),
             Node::ToExpert(x) => {
                 let experts = self.context.experts();
-                let x = self.value(x);
-                self.b().to_index(x, experts)
+                self.of(x, |b, x, _| b.to_index(x, experts))
             }
             Node::If(branches, otherwise) => {
                 self.value(branch(branches, otherwise, |condition| self.situation.holds(condition)))
             }
         }
+    }
+
+    /// What `f` makes of the value of an expression, which is of that shape.
+    fn of(&mut self, x: &Expr, f: impl FnOnce(&mut Builder, Value, &Shape) -> Value) -> Value {
+        let value = self.value(x);
+        f(self.b(), value, x.shape())
+    }
+
+    /// `a - b * whole(a / b)`
+    fn remainder(&mut self, a: &Expr, b: &Expr) -> Value {
+        let (x, y) = self.pair(a, b);
+        let b = self.b();
+        let quotient = b.div(x, y);
+        let whole = b.to_index(quotient, LARGEST_WHOLE);
+        let whole = b.to_float(whole);
+        let below = b.mul(whole, y);
+        b.sub(x, below)
+    }
+
+    /// The elements of each row at the indices; one row for all tokens is repeated.
+    fn gather(&mut self, x: &Expr, indices: &Expr) -> Value {
+        let (value, indices) = (self.value(x), self.value(indices));
+        let tokens = self.context.token_count();
+        let b = self.b();
+        let columns = b.columns(value);
+        let value = if x.shape().tokens { value } else { b.broadcast(value, [tokens, columns]) };
+        let shape = b.shape(indices);
+        let indices = matrix(b, indices);
+        let gathered = b.gather_last(value, indices);
+        b.reshape(gathered, shape)
+    }
+
+    /// Rows over all experts with the values at the indices.
+    fn scatter(&mut self, values: &Expr, indices: &Expr) -> Value {
+        let experts = self.context.experts();
+        let indices = self.value(indices);
+        let shape = self.b().shape(indices);
+        let values = self.fitted(values, shape);
+        let b = self.b();
+        let (values, indices) = (matrix(b, values), matrix(b, indices));
+        b.scatter_last(values, indices, experts)
     }
 
     fn binary(&mut self, f: Binary, left: &Expr, right: &Expr) -> Value {
@@ -394,6 +367,31 @@ impl Emission<'_, '_, '_> {
             _ => b.broadcast(value, shape),
         }
     }
+}
+
+/// Whether a function over that axis goes from row to row.
+fn across_rows(whole: &Shape, over: Over) -> bool {
+    over == Over::Tokens && whole.columns.is_some()
+}
+
+fn softmax(b: &mut Builder, x: Value, whole: &Shape, over: Over) -> Value {
+    if !across_rows(whole, over) {
+        return b.softmax(x);
+    }
+    let columns = b.transpose(x);
+    let columns = b.softmax(columns);
+    b.transpose(columns)
+}
+
+/// All but the k largest of each row replaced by [`LOWEST`].
+fn keep_top_k(b: &mut Builder, x: Value, k: usize) -> Value {
+    let (shape, columns) = (b.shape(x), b.columns(x));
+    let (top, chosen) = b.top_k(x, k);
+    let top = b.shape(top);
+    let ones = b.fill(1.0, top);
+    let kept = b.scatter_last(ones, chosen, columns);
+    let lowest = b.fill(LOWEST, shape);
+    b.select(kept, x, lowest)
 }
 
 /// Sums, means and extremes along an axis of a value of shape `whole`.

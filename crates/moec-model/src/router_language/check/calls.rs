@@ -12,8 +12,8 @@ use crate::arithmetic::Number;
 
 /// The arguments of a call, found by name or place.
 pub(super) struct Given<'a> {
-    function: &'static RouterFunction,
-    call: &'a ast::Call,
+    pub(super) function: &'static RouterFunction,
+    pub(super) call: &'a ast::Call,
     values: IndexMap<&'static str, &'a ast::Expr>,
 }
 
@@ -27,41 +27,11 @@ impl<'a> Checker<'a, '_> {
     /// Matches the arguments of a call with what the function takes.
     pub(super) fn given(&mut self, function: &'static RouterFunction, call: &'a ast::Call) -> Option<Given<'a>> {
         let mut given = Given { function, call, values: IndexMap::new() };
-        let written = format!("it is written `{}`: {}", function.form, function.summary);
-        let mut places = function.places.iter();
         let mut failed = false;
         for argument in call.arguments() {
-            let name = match &argument.name {
-                Some(name) => {
-                    let mut known = function.places.iter().chain(function.named);
-                    let Some(found) = known.find(|known| **known == name.name) else {
-                        let message = format!("`{}` has no argument `{name}`", function.name);
-                        let mut d =
-                            Diagnostic::new(Code::FunctionArguments, message).primary(name.span, "unknown argument");
-                        let known = function.places.iter().chain(function.named).copied();
-                        if let Some(near) = did_you_mean(&name.name, known) {
-                            d = d.patch(name.span, near, "use the name that it has");
-                        }
-                        failed = true;
-                        self.fault::<()>(d.note(written.clone()));
-                        continue;
-                    };
-                    *found
-                }
-                None => match places.find(|place| !given.values.contains_key(*place)) {
-                    Some(place) => *place,
-                    None => {
-                        let message = match function.places.len() {
-                            0 => format!("the arguments of `{}` have names", function.name),
-                            1 => format!("`{}` takes one value", function.name),
-                            most => format!("`{}` takes at most {most} values", function.name),
-                        };
-                        let d = Diagnostic::new(Code::FunctionArguments, message);
-                        failed = true;
-                        self.fault::<()>(d.primary(argument.span, "one too many").note(written.clone()));
-                        continue;
-                    }
-                },
+            let Some(name) = self.argument_name(&given, argument) else {
+                failed = true;
+                continue;
             };
             if given.values.insert(name, &argument.value).is_some() {
                 let d = Diagnostic::new(Code::DuplicateArgument, format!("argument `{name}` is given twice"));
@@ -72,15 +42,14 @@ impl<'a> Checker<'a, '_> {
         let missing = function.places.iter().take(function.required).find(|place| !given.values.contains_key(*place));
         if let (Some(missing), false) = (missing, failed) {
             let d = Diagnostic::new(Code::FunctionArguments, format!("`{}` needs `{missing}`", function.name));
-            self.fault::<()>(d.primary(call.span, format!("there is no `{missing}`")).note(written));
+            let d = d.primary(call.span, format!("there is no `{missing}`"));
+            self.fault::<()>(d.note(written(function)));
             failed = true;
         }
         if failed {
             // What is inside may have faults of its own.
-            let values: Vec<&ast::Expr> = given.values.values().copied().collect();
-            let words = ["over", "name"];
-            for (name, value) in given.values.keys().copied().collect::<Vec<_>>().into_iter().zip(values) {
-                if !words.contains(&name) {
+            for (name, value) in &given.values {
+                if !["over", "name"].contains(name) {
                     self.expression(value);
                 }
             }
@@ -89,135 +58,175 @@ impl<'a> Checker<'a, '_> {
         Some(given)
     }
 
-    pub(super) fn call(&mut self, call: &'a ast::Call, name: Option<&'a ast::Ident>) -> Option<Expr> {
-        let Some(function) = functions::find(&call.name.name) else {
-            let written = &call.name;
-            let mut d = Diagnostic::new(Code::UnknownFunction, format!("there is no function named `{written}`"))
-                .primary(written.span, "unknown function");
-            if functions::find_result(&written.name).is_some() {
-                d = d.help(format!("`{written}` stands behind `return`"));
-            } else if let Some(near) = did_you_mean(&written.name, ROUTER_FUNCTIONS.iter().map(|f| f.name)) {
-                d = d.help(format!("did you mean `{near}`?")).patch(written.span, near, "use the name that it has");
-            } else {
-                d = d.note(format!("the functions are {}", listed(ROUTER_FUNCTIONS.iter().map(|f| f.name))));
-            }
-            for argument in call.arguments() {
-                self.expression(&argument.value);
-            }
-            return self.fault(d);
+    /// Which argument of the function this is: the one that it names, or that of the first free place.
+    fn argument_name(&mut self, given: &Given<'a>, argument: &'a ast::Argument) -> Option<&'static str> {
+        let function = given.function;
+        let Some(name) = &argument.name else {
+            let mut places = function.places.iter().copied();
+            return places.find(|place| !given.values.contains_key(place)).or_else(|| {
+                let message = match function.places.len() {
+                    0 => format!("the arguments of `{}` have names", function.name),
+                    1 => format!("`{}` takes one value", function.name),
+                    most => format!("`{}` takes at most {most} values", function.name),
+                };
+                let d = Diagnostic::new(Code::FunctionArguments, message);
+                self.fault(d.primary(argument.span, "one too many").note(written(function)))
+            });
         };
-        let given = self.given(function, call)?;
+        let known = || function.places.iter().chain(function.named).copied();
+        known().find(|known| *known == name.name).or_else(|| {
+            let message = format!("`{}` has no argument `{name}`", function.name);
+            let mut d = Diagnostic::new(Code::FunctionArguments, message).primary(name.span, "unknown argument");
+            if let Some(near) = did_you_mean(&name.name, known()) {
+                d = d.patch(name.span, near, "use the name that it has");
+            }
+            self.fault(d.note(written(function)))
+        })
+    }
+
+    pub(super) fn call(&mut self, call: &'a ast::Call, name: Option<&'a ast::Ident>) -> Option<Expr> {
+        let Some(function) = functions::find(&call.name.name) else { return self.unknown_function(call) };
+        let given = &self.given(function, call)?;
         if let Some(f) = elementwise(function.name) {
-            return self.unary(f, &given);
+            return self.unary(f, given);
         }
         let span = call.span;
-        let tensor = |node, shape| Some(Expr { node, kind: Kind::Tensor(shape), span });
         match function.name {
-            "linear" => self.linear(&given, name),
-            "parameter" => self.parameter(&given, name),
-            "zeros" | "ones" => self.filled(&given),
-            "normal" | "uniform" => {
-                let columns = match given.get("columns") {
-                    Some(_) => {
-                        let (columns, extent) = self.extent(&given, "columns")?;
-                        (columns, axis(extent))
-                    }
-                    None => (Num { node: NumNode::Experts, span }, Columns::Experts),
-                };
-                tensor(Node::Noise { normal: function.name == "normal", columns: columns.0 }, Shape::rows(columns.1))
-            }
-            "softmax" | "log_sum_exp" => {
-                let x = self.tensor_argument(&given, "x")?;
-                let (over, shape) = match given.get("over") {
-                    Some(_) => self.over(&given, &x)?,
-                    None => {
-                        let Kind::Tensor(Shape { tokens, columns: Some(_) }) = &x.kind else {
-                            let d = Diagnostic::new(Code::WrongKind, format!("`{}` works on rows", function.name))
-                                .primary(x.span, format!("this is {}", x.kind));
-                            return self.fault(d.help("to work on a number for every token, say `over: tokens`"));
-                        };
-                        (Over::Columns, Shape { tokens: *tokens, columns: None })
-                    }
-                };
-                match (function.name, x.kind.clone()) {
-                    ("softmax", Kind::Tensor(whole)) => tensor(Node::Softmax(Box::new(x), over), whole),
-                    _ => tensor(Node::LogSumExp(Box::new(x), over), shape),
-                }
-            }
+            "linear" => self.linear(given, name),
+            "parameter" => self.parameter(given, name),
+            "zeros" | "ones" => self.filled(given),
+            "normal" | "uniform" => self.noise(given),
+            "softmax" | "log_sum_exp" => self.of_rows(given),
             "max" | "min" => match (given.get("y"), given.get("over")) {
-                (Some(_), None) => self.larger(&given),
-                (None, Some(_)) => self.reduction(&given),
+                (Some(_), None) => self.larger(given),
+                (None, Some(_)) => self.reduction(given),
                 _ => {
                     let message = format!("`{0}` takes two values, or one and `over`", function.name);
-                    let d =
-                        Diagnostic::new(Code::FunctionArguments, message).primary(call.span, "cannot be told apart");
-                    self.fault(d.note(format!("it is written `{}`: {}", function.form, function.summary)))
+                    let d = Diagnostic::new(Code::FunctionArguments, message).primary(span, "cannot be told apart");
+                    self.fault(d.note(written(function)))
                 }
             },
-            "sum" | "mean" => self.reduction(&given),
-            "cumsum" => self.cumulative_sum(&given),
-            "select" => {
-                let parts = ["condition", "a", "b"].map(|name| self.tensor_argument(&given, name));
-                let [Some(condition), Some(a), Some(b)] = parts else { return None };
-                let shape = self.joined(&a, &b, "select", span)?;
-                let other = condition.shape();
-                let Some(shape) = shape.joined(other) else {
-                    return self.mismatch("select", span, (&condition, other), (&a, &shape));
-                };
-                tensor(Node::Select(Box::new(condition), Box::new(a), Box::new(b)), shape)
-            }
+            "sum" | "mean" => self.reduction(given),
+            "cumsum" => self.cumulative_sum(given),
+            "select" => self.select(given),
             "top_k" => {
                 let d = Diagnostic::new(Code::WrongKind, "`top_k` gives two results, which need names")
                     .primary(span, "cannot stand inside an expression");
                 self.fault(d.help("for example `let top, chosen = top_k(x, k)`"))
             }
             "keep_top_k" => {
-                let (x, k) = (self.row(&given, "x"), self.extent(&given, "k"));
+                let (x, k) = (self.row(given, "x"), self.extent(given, "k"));
                 let ((x, columns), (k, _)) = (x?, k?);
-                tensor(Node::KeepTopK(Box::new(x), k), Shape::rows(columns))
+                tensor(Node::KeepTopK(Box::new(x), k), Shape::rows(columns), span)
             }
-            "gather" => {
-                let (x, indices) = (self.tensor_argument(&given, "x"), self.index_argument(&given, "indices"));
-                let (x, (indices, shape, of)) = (x?, indices?);
-                let Kind::Tensor(Shape { columns: Some(columns), .. }) = &x.kind else {
-                    let d = Diagnostic::new(Code::WrongKind, "`gather` takes elements out of rows");
-                    return self.fault(d.primary(x.span, format!("this is {}", x.kind)));
-                };
-                if of != Of::Columns(columns.clone()) {
-                    let d = Diagnostic::new(Code::ShapeMismatch, "these indices do not belong to these rows")
-                        .primary(indices.span, format!("indices of {of}"))
-                        .secondary(x.span, format!("this is {}", x.kind));
-                    return self.fault(d);
-                }
-                tensor(Node::Gather(Box::new(x), Box::new(indices)), shape)
-            }
+            "gather" => self.gather(given),
             "scatter" => {
-                let (values, indices) = (self.tensor_argument(&given, "values"), self.expert_argument(&given));
+                let (values, indices) = (self.tensor_argument(given, "values"), self.expert_argument(given));
                 let (values, (indices, shape)) = (values?, indices?);
                 self.fits(&values, &shape, "`values`")?;
-                tensor(Node::Scatter(Box::new(values), Box::new(indices)), Shape::rows(Columns::Experts))
+                tensor(Node::Scatter(Box::new(values), Box::new(indices)), Shape::rows(Columns::Experts), span)
             }
             "count" => {
-                let (indices, _) = self.expert_argument(&given)?;
+                let (indices, _) = self.expert_argument(given)?;
                 let shape = Shape { tokens: false, columns: Some(Columns::Experts) };
-                tensor(Node::Count(Box::new(indices)), shape)
+                tensor(Node::Count(Box::new(indices)), shape, span)
             }
             "stop_gradient" => {
-                let x = self.tensor_argument(&given, "x")?;
-                let kind = x.kind.clone();
-                Some(Expr { node: Node::StopGradient(Box::new(x)), kind, span })
+                let x = self.tensor_argument(given, "x")?;
+                let shape = x.shape().clone();
+                tensor(Node::StopGradient(Box::new(x)), shape, span)
             }
             "float" => {
-                let (x, shape, _) = self.index_argument(&given, "x")?;
-                tensor(Node::ToFloat(Box::new(x)), shape)
+                let (x, shape, _) = self.index_argument(given, "x")?;
+                tensor(Node::ToFloat(Box::new(x)), shape, span)
             }
             "index" => {
-                let x = self.tensor_argument(&given, "x")?;
+                let x = self.tensor_argument(given, "x")?;
                 let kind = Kind::Index(x.shape().clone(), Of::Columns(Columns::Experts));
                 Some(Expr { node: Node::ToExpert(Box::new(x)), kind, span })
             }
             other => internal_error!("the function `{other}` is declared and has no meaning"),
         }
+    }
+
+    fn unknown_function(&mut self, call: &'a ast::Call) -> Option<Expr> {
+        let written = &call.name;
+        let mut d = Diagnostic::new(Code::UnknownFunction, format!("there is no function named `{written}`"))
+            .primary(written.span, "unknown function");
+        if functions::find_result(&written.name).is_some() {
+            d = d.help(format!("`{written}` stands behind `return`"));
+        } else if let Some(near) = did_you_mean(&written.name, ROUTER_FUNCTIONS.iter().map(|f| f.name)) {
+            d = d.help(format!("did you mean `{near}`?")).patch(written.span, near, "use the name that it has");
+        } else {
+            d = d.note(format!("the functions are {}", listed(ROUTER_FUNCTIONS.iter().map(|f| f.name))));
+        }
+        for argument in call.arguments() {
+            self.expression(&argument.value);
+        }
+        self.fault(d)
+    }
+
+    /// `normal()`, `uniform(n)`
+    fn noise(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let span = given.call.span;
+        let (number, columns) = match given.get("columns") {
+            Some(_) => {
+                let (number, extent) = self.extent(given, "columns")?;
+                (number, axis(extent))
+            }
+            None => (Num { node: NumNode::Experts, span }, Columns::Experts),
+        };
+        let normal = given.function.name == "normal";
+        tensor(Node::Noise { normal, columns: number }, Shape::rows(columns), span)
+    }
+
+    /// `softmax(x)`, `log_sum_exp(x, over: tokens)`
+    fn of_rows(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let x = self.tensor_argument(given, "x")?;
+        let whole = x.shape().clone();
+        let (over, shape) = match given.get("over") {
+            Some(_) => self.over(given, &x)?,
+            None if whole.columns.is_none() => {
+                let d = Diagnostic::new(Code::WrongKind, format!("`{}` works on rows", given.function.name))
+                    .primary(x.span, format!("this is {}", x.kind));
+                return self.fault(d.help("to work on a number for every token, say `over: tokens`"));
+            }
+            None => (Over::Columns, Shape { tokens: whole.tokens, columns: None }),
+        };
+        let (x, span) = (Box::new(x), given.call.span);
+        match given.function.name {
+            "softmax" => tensor(Node::Softmax(x, over), whole, span),
+            _ => tensor(Node::LogSumExp(x, over), shape, span),
+        }
+    }
+
+    fn select(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let span = given.call.span;
+        let parts = ["condition", "a", "b"].map(|name| self.tensor_argument(given, name));
+        let [Some(condition), Some(a), Some(b)] = parts else { return None };
+        let shape = self.joined(&a, &b, "select", span)?;
+        let other = condition.shape();
+        let Some(shape) = shape.joined(other) else {
+            return self.mismatch("select", span, (&condition, other), (&a, &shape));
+        };
+        tensor(Node::Select(Box::new(condition), Box::new(a), Box::new(b)), shape, span)
+    }
+
+    /// `gather(x, chosen)`
+    fn gather(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let (x, indices) = (self.tensor_argument(given, "x"), self.index_argument(given, "indices"));
+        let (x, (indices, shape, of)) = (x?, indices?);
+        let Some(columns) = &x.shape().columns else {
+            let d = Diagnostic::new(Code::WrongKind, "`gather` takes elements out of rows");
+            return self.fault(d.primary(x.span, format!("this is {}", x.kind)));
+        };
+        if of != Of::Columns(columns.clone()) {
+            let d = Diagnostic::new(Code::ShapeMismatch, "these indices do not belong to these rows")
+                .primary(indices.span, format!("indices of {of}"))
+                .secondary(x.span, format!("this is {}", x.kind));
+            return self.fault(d);
+        }
+        tensor(Node::Gather(Box::new(x), Box::new(indices)), shape, given.call.span)
     }
 
     /// A function of one operand, element by element.
@@ -395,7 +404,7 @@ impl<'a> Checker<'a, '_> {
         let Some(over) = given.get("over") else {
             let d = Diagnostic::new(Code::FunctionArguments, "`cumsum` needs `over`");
             let d = d.primary(given.call.span, "there is no `over`");
-            return self.fault(d.note(format!("it is written `{}`: {}", given.function.form, given.function.summary)));
+            return self.fault(d.note(written(given.function)));
         };
         let along = match self.axis_named(over, &x, &["tokens", "positions", "experts", "width"])? {
             "tokens" => Along::Tokens,
@@ -614,6 +623,15 @@ impl<'a> Checker<'a, '_> {
         }
         self.fault(d)
     }
+}
+
+/// How a function is written and what it does, as a note.
+fn written(function: &RouterFunction) -> String {
+    format!("it is written `{}`: {}", function.form, function.summary)
+}
+
+fn tensor(node: Node, shape: Shape, span: Span) -> Option<Expr> {
+    Some(Expr { node, kind: Kind::Tensor(shape), span })
 }
 
 fn elementwise(name: &str) -> Option<Unary> {
