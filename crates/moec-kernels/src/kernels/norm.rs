@@ -91,6 +91,13 @@ struct Statistics {
     rstd: Box<[f32]>,
 }
 
+/// What a normalised row becomes: times `gain`, plus `shift`.
+#[derive(CubeType, CubeLaunch)]
+struct Affine<W: Size> {
+    gain: Box<[Vector<f32, W>]>,
+    shift: Box<[Vector<f32, W>]>,
+}
+
 /// Mean of a row, or 0 if it does not matter.
 #[cube]
 fn center_of(statistics: &Statistics, r: usize) -> f32 {
@@ -104,8 +111,7 @@ fn center_of(statistics: &Statistics, r: usize) -> f32 {
 #[cube(launch_unchecked)]
 fn layer_norm_kernel<W: Size>(
     x: &[Vector<f32, W>],
-    gain: &[Vector<f32, W>],
-    shift: &[Vector<f32, W>],
+    affine: &Affine<W>,
     y: &mut [Vector<f32, W>],
     statistics: &mut Statistics,
     after: &mut Elementwise<W>,
@@ -136,7 +142,7 @@ fn layer_norm_kernel<W: Size>(
         let scales = Vector::<f32, W>::new(scale);
         if round < rows {
             for c in range_stepped(own, cols, teams.size) {
-                let value = fma((x[base + c] - centers) * scales, gain[c], shift[c]);
+                let value = fma((x[base + c] - centers) * scales, affine.gain[c], affine.shift[c]);
                 y[base + c] = go_on::<W>(after, &keys, base + c, value);
             }
             if own == 0 {
@@ -310,9 +316,9 @@ pub(crate) fn layer_norm(l: &Launcher, norm: Norm, shift: Arg, y: Arg, after: Op
             || format!("layer_norm w{w}{then}"),
             // SAFETY: x and y hold rows * cols vectors, gain and shift cols, mean and rstd one float per row.
             |t| unsafe {
-                let (x, gain, shift) = (t.bind(norm.x, w), t.bind(norm.gain, w), t.bind(shift, w));
+                let (x, affine) = (t.bind(norm.x, w), AffineLaunch::new(t.bind(norm.gain, w), t.bind(shift, w)));
                 let (y, statistics, then) = (t.bind(y, w), norm.statistics(t), then.bind(t, w));
-                run!(t, layer_norm_kernel(w, x, gain, shift, y, statistics, then, rows, cols, epsilon, teams));
+                run!(t, layer_norm_kernel(w, x, affine, y, statistics, then, rows, cols, epsilon, teams));
             },
         )
     });

@@ -13,10 +13,10 @@
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
-use super::fused::{After, Elementwise, dropout_keys, go_on, go_on_with};
+use super::fused::{After, Elementwise, Then, dropout_keys, go_on, go_on_with};
 use super::lanes::lane_sum;
 use super::order::order_key;
-use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
+use crate::launch::{Arg, Launcher, Split, Target, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
 
 /// Whether an index names one of `count`.
@@ -227,6 +227,13 @@ struct Extents {
     k: usize,
 }
 
+impl Extents {
+    /// As an argument of a launch.
+    fn of([rows, tokens, slots, k]: [usize; 4]) -> ExtentsLaunch {
+        ExtentsLaunch::new(rows, tokens, slots, k)
+    }
+}
+
 #[cube(launch_unchecked)]
 fn dispatch_kernel<W: Size>(
     x: &[Vector<f32, W>],
@@ -400,6 +407,25 @@ pub(crate) fn sort_by_expert(l: &Launcher, experts: Arg, offsets: Arg, order: Ar
     );
 }
 
+/// Launches a kernel that makes the rows of `to` in vectors, and the program that goes on with them. `launch` is given
+/// the width of vectors too.
+fn rows_made(
+    l: &Launcher,
+    name: &str,
+    to: Arg,
+    weights: Option<Arg>,
+    after: Option<After<'_>>,
+    channels: usize,
+    launch: impl Fn(&Target<'_>, &Then<'_>, usize),
+) {
+    let w = l.width(&[channels]);
+    let weighted = if weights.is_some() { " weighted" } else { "" };
+    go_on_with(l, to, after, Some(w), |then| {
+        let name = || format!("{name} w{w} cols {}{weighted}{then}", channels / w);
+        l.launch(to.elements() / w, name, |t| launch(t, then, w));
+    });
+}
+
 /// Row `r` of the result is the row of the token of slot `order[r]`, times the slot's weight if there are weights.
 pub(crate) fn dispatch(
     l: &Launcher,
@@ -412,31 +438,13 @@ pub(crate) fn dispatch(
     k: usize,
     channels: usize,
 ) {
-    let w = l.width(&[channels]);
-    let (rows, slots, cols, split) = (order.elements(), tokens * k, channels / w, l.split());
-    go_on_with(l, y, after, Some(w), |then| {
-        l.launch(
-            rows * cols,
-            || format!("dispatch w{w} cols {cols}{}{then}", if weights.is_some() { " weighted" } else { "" }),
-            // SAFETY: x holds tokens * cols vectors, y and order a row per row, weights one element per slot, and slots are
-            // compared with their number.
-            |t| unsafe {
-                run!(
-                    t,
-                    dispatch_kernel(
-                        w,
-                        t.bind(x, w),
-                        t.bind(order, 1),
-                        t.bind_all(&weights, 1),
-                        t.bind(y, w),
-                        then.bind(t, w),
-                        ExtentsLaunch::new(rows, tokens, slots, k),
-                        cols,
-                        split
-                    )
-                );
-            },
-        )
+    let (extents, split) = ([order.elements(), tokens, tokens * k, k], l.split());
+    // SAFETY: x holds tokens * cols vectors, y and order a row per row, weights one element per slot, and slots are
+    // compared with their number.
+    rows_made(l, "dispatch", y, weights, after, channels, |t, then, w| unsafe {
+        let (x, order, weights) = (t.bind(x, w), t.bind(order, 1), t.bind_all(&weights, 1));
+        let (y, then, e) = (t.bind(y, w), then.bind(t, w), Extents::of(extents));
+        run!(t, dispatch_kernel(w, x, order, weights, y, then, e, channels / w, split));
     });
 }
 
@@ -450,33 +458,14 @@ pub(crate) fn combine(
     after: Option<After<'_>>,
     channels: usize,
 ) {
-    let w = l.width(&[channels]);
-    let (rows, tokens) = (y.elements() / channels, z.elements() / channels);
-    let (slots, cols, split) = (positions.elements(), channels / w, l.split());
-    let k = slots / tokens;
-    go_on_with(l, z, after, Some(w), |then| {
-        l.launch(
-            tokens * cols,
-            || format!("combine w{w} cols {cols}{}{then}", if weights.is_some() { " weighted" } else { "" }),
-            // SAFETY: y holds rows * cols vectors, z tokens * cols, positions and weights one element per slot, and positions
-            // are compared with the number of rows.
-            |t| unsafe {
-                run!(
-                    t,
-                    combine_kernel(
-                        w,
-                        t.bind(y, w),
-                        t.bind(positions, 1),
-                        t.bind_all(&weights, 1),
-                        t.bind(z, w),
-                        then.bind(t, w),
-                        ExtentsLaunch::new(rows, tokens, slots, k),
-                        cols,
-                        split
-                    )
-                );
-            },
-        )
+    let (rows, tokens, slots) = (y.elements() / channels, z.elements() / channels, positions.elements());
+    let (extents, split) = ([rows, tokens, slots, slots / tokens], l.split());
+    // SAFETY: y holds rows * cols vectors, z tokens * cols, positions and weights one element per slot, and positions are
+    // compared with the number of rows.
+    rows_made(l, "combine", z, weights, after, channels, |t, then, w| unsafe {
+        let (y, positions, weights) = (t.bind(y, w), t.bind(positions, 1), t.bind_all(&weights, 1));
+        let (z, then, e) = (t.bind(z, w), then.bind(t, w), Extents::of(extents));
+        run!(t, combine_kernel(w, y, positions, weights, z, then, e, channels / w, split));
     });
 }
 
