@@ -253,6 +253,11 @@ impl fmt::Display for Output {
     }
 }
 
+/// What paths of layers are sorted by where people read them: `blocks.10` comes after `blocks.9`.
+pub fn path_order(path: &str) -> Vec<(u64, &str)> {
+    path.split('.').map(|part| (part.parse().unwrap_or(u64::MAX), part)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,5 +319,12 @@ mod tests {
         }
         let aux = Output::Aux { path: "blocks.0.moe".into(), loss: "z".into() };
         assert_eq!(Output::of_name("aux.blocks.0.moe.z"), Some(aux));
+    }
+
+    #[test]
+    fn layers_are_listed_in_the_order_of_the_model() {
+        let mut paths = ["blocks.10.moe", "blocks.9.moe", "blocks.9.moe_2", "blocks.0.moe"];
+        paths.sort_by_key(|path| path_order(path));
+        assert_eq!(paths, ["blocks.0.moe", "blocks.9.moe", "blocks.9.moe_2", "blocks.10.moe"]);
     }
 }

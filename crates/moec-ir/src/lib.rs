@@ -68,7 +68,7 @@ pub mod verify;
 
 pub use balance::balanced_assignment;
 pub use build::Builder;
-pub use contract::{Function, Input, Output, TOKEN_TABLE};
+pub use contract::{Function, Input, Output, TOKEN_TABLE, path_order};
 pub use declaration::{AttributeDeclaration, Declaration, Family, Gradient, OutOfRange, Range, Slot};
 pub use eval::{Evaluation, MAX_ELEMENTS, evaluate, evaluate_op};
 pub use family::infer;

@@ -100,7 +100,7 @@ pub use layers::{
     WeightedLoss,
 };
 pub use losses::{BalanceLoss, LossContext};
-pub use lower::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, lower, lower_layer};
+pub use lower::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, RoutedLayer, lower, lower_layer};
 pub use model::{Causality, Model, Positions, Vocab};
 pub use moec_plan::{Optimizer, Schedule};
 pub use needs::Obstacle;

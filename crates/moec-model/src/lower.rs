@@ -16,7 +16,7 @@ use crate::model::Model;
 use crate::origin::origin_of;
 use lowering::{Lowering, Site};
 
-pub use lowering::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo};
+pub use lowering::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, RoutedLayer};
 
 /// Lowers a model to a forward graph.
 ///
@@ -154,6 +154,7 @@ impl Lowering {
             parameters: parameters.into_iter().map(|(name, declared)| (name, declared.init)).collect(),
             states: states.into_iter().collect(),
             moe_layers: self.moe_layers,
+            routed: self.routed,
             layers: self.layers,
         })
     }

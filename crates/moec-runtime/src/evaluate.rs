@@ -6,7 +6,7 @@ use crate::executable::{Executable, ExecutableError, Settings};
 use crate::metrics::{Evaluation, LayerBalance, LayerOutputs, LayerPanel};
 use crate::sample::log_probability;
 use crate::streams::Purpose;
-use moec_ir::{Function, Output};
+use moec_ir::{Function, Output, path_order};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -165,7 +165,7 @@ impl Panels {
     /// The means, in the order of the model.
     fn finish(self) -> Vec<LayerBalance> {
         let mut layers: Vec<_> = self.panels.into_iter().map(LayerPanel::finish).collect();
-        layers.sort_by(|a, b| natural_order(&a.path).cmp(&natural_order(&b.path)));
+        layers.sort_by(|a, b| path_order(&a.path).cmp(&path_order(&b.path)));
         layers
     }
 }
@@ -209,11 +209,6 @@ fn read_layer(
     Ok(LayerOutputs { load, entropy, dropped, balance, auxiliary: losses })
 }
 
-/// Sorts `blocks.10` after `blocks.9`.
-fn natural_order(path: &str) -> Vec<(u64, &str)> {
-    path.split('.').map(|part| (part.parse().unwrap_or(u64::MAX), part)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,12 +229,5 @@ mod tests {
         assert_eq!(layers.0["blocks.0.moe"], ["importance", "load"]);
         assert_eq!(layers.0["blocks.0.moe.experts.moe"], ["z"]);
         assert_eq!(layers.0.len(), 2);
-    }
-
-    #[test]
-    fn layers_are_listed_in_the_order_of_the_model() {
-        let mut paths = ["blocks.10.moe", "blocks.9.moe", "blocks.9.moe_2", "blocks.0.moe"];
-        paths.sort_by_key(|p| natural_order(p));
-        assert_eq!(paths, ["blocks.0.moe", "blocks.9.moe", "blocks.9.moe_2", "blocks.10.moe"]);
     }
 }

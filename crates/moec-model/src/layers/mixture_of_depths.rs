@@ -174,7 +174,7 @@ impl MixtureOfDepths {
         if l.options.routes {
             let none = l.b().add_scalar(member, -1.0);
             let through = l.b().to_index(none, 1);
-            l.expose(&l.path(), site, 1, (through, score), (through, score));
+            l.expose(LAYER.name, site, 1, (through, score), (through, score));
         }
     }
 }

@@ -163,7 +163,8 @@ impl Moe {
         if metrics::observed(l) {
             metrics::balance(l, &path, experts, choice, kept);
         }
-        l.expose(&path, site, experts.count, (choice.chosen, choice.weights), (kept.chosen, kept.weights));
+        let strategy = self.route.strategy.name();
+        l.expose(strategy, site, experts.count, (choice.chosen, choice.weights), (kept.chosen, kept.weights));
         Ok((z, experts.count, capacity))
     }
 }
@@ -184,7 +185,7 @@ impl LayerKind for Moe {
                 if l.options.loss {
                     routing.auxiliary.into_iter().for_each(|loss| l.own_loss(&path, loss));
                 }
-                metrics::slots(l, site, self.experts, combine);
+                metrics::slots(l, self.route.strategy.name(), site, self.experts, combine);
                 (z, self.experts, None)
             }
             Assignment::TokenChoice { .. } | Assignment::DenseGates { .. } | Assignment::ExpertChoice { .. } => {

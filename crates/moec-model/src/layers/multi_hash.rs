@@ -193,7 +193,7 @@ impl LayerKind for MultiHash {
         let (block, experts) = (self.blocks(l, site, tokens), hashes * buckets);
         if l.options.routes {
             let ones = l.b().fill(1.0, [tokens, hashes]);
-            l.expose(&l.path(), site, experts, (block, ones), (block, ones));
+            l.expose(LAYER.name, site, experts, (block, ones), (block, ones));
         }
         let offsets = l.b().op(Op::SortByExpert { experts, rows: tokens * hashes }, &[block]);
         let gather = Gather { order: offsets.result(1), positions: offsets.result(2) };

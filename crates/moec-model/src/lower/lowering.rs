@@ -61,6 +61,8 @@ pub struct Lowered {
     pub states: Vec<(String, StateInit)>,
     /// The `moe` layers in order.
     pub moe_layers: Vec<MoeLayerInfo>,
+    /// The layers that say what they decided, where [`LowerOptions::routes`] asks for it.
+    pub routed: Vec<RoutedLayer>,
     /// The layers in order, with their sizes and costs.
     pub layers: Vec<LayerInfo>,
 }
@@ -75,6 +77,17 @@ impl Lowered {
     pub fn active_parameter_count(&self) -> usize {
         self.layers.iter().map(|layer| layer.active).sum()
     }
+}
+
+/// A layer that sends tokens to experts, of whatever kind, and says what it decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutedLayer {
+    /// Its path, by which outputs are named: `experts.PATH`, `kept.PATH`, `weights.PATH`, `gates.PATH`.
+    pub path: String,
+    /// Name of the routing strategy; of the layer, where that decides by itself.
+    pub strategy: String,
+    /// Number of experts in those outputs.
+    pub experts: usize,
 }
 
 /// One `moe` layer of a lowered model.
@@ -174,6 +187,7 @@ pub(crate) struct Lowering {
     /// How often each path of a layer occurred.
     taken: BTreeMap<String, usize>,
     pub(crate) moe_layers: Vec<MoeLayerInfo>,
+    pub(super) routed: Vec<RoutedLayer>,
     pub(super) layers: Vec<LayerInfo>,
     /// Terms of the objective beside the task's loss, with their weights.
     pub(super) objective: Vec<(Value, f64)>,
@@ -190,6 +204,7 @@ impl Lowering {
             token_ids,
             taken: BTreeMap::new(),
             moe_layers: Vec::new(),
+            routed: Vec::new(),
             layers: Vec::new(),
             objective: Vec::new(),
         }
@@ -316,11 +331,11 @@ impl Lowering {
         self.b().dropout(x, rate, rng)
     }
 
-    /// Outputs of what a layer decided, where they are asked for: see [`LowerOptions::routes`]. `choice` and `kept` are
-    /// experts and weights before and after a capacity.
+    /// Outputs of what the layer that is open decided, where they are asked for: see [`LowerOptions::routes`]. `choice`
+    /// and `kept` are experts and weights before and after a capacity.
     pub(crate) fn expose(
         &mut self,
-        path: &str,
+        strategy: &str,
         site: Site<'_>,
         experts: usize,
         choice: (Value, Value),
@@ -329,16 +344,18 @@ impl Lowering {
         if !self.options.routes {
             return;
         }
+        let path = self.path();
+        self.routed.push(RoutedLayer { path: path.clone(), strategy: strategy.to_string(), experts });
         let source = self.source(site);
         let b = self.b();
         if !site.gathers.is_empty() {
             let rows = source.tokens(b);
-            b.output(Output::Rows(path.into()), rows);
+            b.output(Output::Rows(path.clone()), rows);
         }
         let gates = b.scatter_last(kept.1, kept.0, experts);
-        b.output(Output::Experts(path.into()), choice.0);
-        b.output(Output::Kept(path.into()), kept.0);
-        b.output(Output::Weights(path.into()), choice.1);
-        b.output(Output::Gates(path.into()), gates);
+        b.output(Output::Experts(path.clone()), choice.0);
+        b.output(Output::Kept(path.clone()), kept.0);
+        b.output(Output::Weights(path.clone()), choice.1);
+        b.output(Output::Gates(path), gates);
     }
 }

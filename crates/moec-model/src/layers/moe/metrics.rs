@@ -63,7 +63,7 @@ fn mean_entropy(b: &mut Builder, weights: Value, valid: Option<Value>, one: Valu
 
 /// The outputs of a layer whose experts all work on equally many slots: a token goes to every expert, with the weight of
 /// all slots of the expert in what the token gets.
-pub(super) fn slots(l: &mut Lowering, site: Site<'_>, experts: usize, combine: Value) {
+pub(super) fn slots(l: &mut Lowering, strategy: &str, site: Site<'_>, experts: usize, combine: Value) {
     if !l.options.loss && !l.options.routes {
         return;
     }
@@ -76,7 +76,7 @@ pub(super) fn slots(l: &mut Lowering, site: Site<'_>, experts: usize, combine: V
         let b = l.b();
         let every = b.ramp(experts, 1);
         let every = b.broadcast(every, [tokens, experts]);
-        l.expose(&path, site, experts, (every, shares), (every, shares));
+        l.expose(strategy, site, experts, (every, shares), (every, shares));
     }
     if !l.options.loss {
         return;

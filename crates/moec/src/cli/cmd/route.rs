@@ -8,8 +8,8 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
 use crate::pipeline::{self, CompileError, CompileOptions};
 use crate::{Device, Run};
-use moec_ir::{Builder, Graph, Input, Invariant, Op, Output, Tensor, random};
-use moec_model::{Lowered, Registry};
+use moec_ir::{Builder, Graph, Input, Invariant, Op, Output, Tensor, path_order, random};
+use moec_model::{Lowered, Registry, RoutedLayer};
 use moec_plan::{ClusterOptions, OptimizeOptions, Session};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -136,32 +136,11 @@ fn record_noise(graph: Graph) -> Result<Graph, CompileError> {
     Ok(b.finish()?)
 }
 
-/// The layers that decide something, in the order of the model.
+/// The layers that decide something, in the order of their names.
 fn layers(lowered: &Lowered) -> Vec<Layer> {
-    let strategy = |path: &str| {
-        let info = lowered.moe_layers.iter().find(|l| l.path == path);
-        // Layers that are no `moe` are called after their kind: `mixture_of_depths`, `multi_hash_2`.
-        let kind =
-            || path.rsplit('.').next().unwrap_or(path).trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
-        info.map_or_else(|| kind().to_string(), |l| l.strategy.clone())
-    };
-    let graph = &lowered.graph;
-    let mut layers: Vec<Layer> = graph
-        .outputs()
-        .iter()
-        .filter_map(|(name, gates)| match Output::of_name(name)? {
-            Output::Gates(path) => Some((path, *gates)),
-            _ => None,
-        })
-        .map(|(path, gates)| Layer {
-            strategy: strategy(&path),
-            experts: *graph.ty(gates).shape.last().invariant("gates are a matrix"),
-            path,
-        })
-        .collect();
-    layers.sort_by_cached_key(|l| {
-        l.path.split('.').map(|p| (p.parse().unwrap_or(u64::MAX), p.to_string())).collect::<Vec<_>>()
-    });
+    let layer = |l: &RoutedLayer| Layer { path: l.path.clone(), strategy: l.strategy.clone(), experts: l.experts };
+    let mut layers: Vec<Layer> = lowered.routed.iter().map(layer).collect();
+    layers.sort_by(|a, b| path_order(&a.path).cmp(&path_order(&b.path)));
     layers
 }
 
