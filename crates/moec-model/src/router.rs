@@ -23,6 +23,7 @@ pub struct Reads {
 
 /// Which tokens a strategy compares to decide about one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Compares {
     /// Each token is routed on its own.
     None,
@@ -36,8 +37,22 @@ pub enum Compares {
     Batch,
 }
 
+impl Compares {
+    /// The tokens in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Compares::None => "no tokens",
+            Compares::PreviousToken => "the token before, by its number",
+            Compares::EarlierTokens => "earlier tokens of the sequence",
+            Compares::Sequence => "all tokens of the sequence",
+            Compares::Batch => "all tokens of the batch",
+        }
+    }
+}
+
 /// When a strategy draws random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Randomness {
     /// Never.
     Never,
@@ -47,8 +62,20 @@ pub enum Randomness {
     Always,
 }
 
+impl Randomness {
+    /// The time in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Randomness::Never => "never",
+            Randomness::Training => "in training",
+            Randomness::Always => "always",
+        }
+    }
+}
+
 /// Something that balance losses are computed from. The assignment itself is always there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Quantity {
     /// Scores of all experts without noise.
     Logits,
@@ -56,6 +83,17 @@ pub enum Quantity {
     Probabilities,
     /// Noisy scores with the standard deviation of the noise.
     NoisyScores,
+}
+
+impl Quantity {
+    /// The quantity in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Quantity::Logits => "logits",
+            Quantity::Probabilities => "probabilities",
+            Quantity::NoisyScores => "noisy scores",
+        }
+    }
 }
 
 /// What a strategy declares about itself for given arguments. The compiler derives from it the causality verdict, which

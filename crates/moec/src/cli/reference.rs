@@ -3,8 +3,7 @@
 use crate::cli::exit::{Exit, Failure};
 use crate::read_source;
 use moec_model::{
-    BalanceLoss, CheckOptions, Compares, DefaultValue, LayerSpec, ParameterSpec, Quantity, Randomness, Reads, Registry,
-    RoutingStrategy, Traits,
+    BalanceLoss, CheckOptions, DefaultValue, LayerSpec, ParameterSpec, Reads, Registry, RoutingStrategy, Traits,
 };
 use moec_plan::{OPTIMIZERS, SCHEDULES, Setting};
 use moec_syntax::Code;
@@ -102,16 +101,16 @@ impl Entry {
             parameters => text.push_str(&parameter_lines(parameters)),
         }
         let sampling = match (traits.compares, traits.compares_when_sampling) {
-            (training, sampling) if training == sampling => compares(training).to_string(),
-            (training, sampling) => format!("{}; when sampling: {}", compares(training), compares(sampling)),
+            (training, sampling) if training == sampling => training.text().to_string(),
+            (training, sampling) => format!("{}; when sampling: {}", training.text(), sampling.text()),
         };
-        let provides: Vec<&str> = traits.provides.iter().map(|q| quantity(*q)).collect();
+        let provides: Vec<&str> = traits.provides.iter().map(|q| q.text()).collect();
         let provides = if provides.is_empty() { "the assignment only".to_string() } else { provides.join(", ") };
         text.push_str(&format!(
             "\nVerdict   {} with default arguments\nCompares  {sampling}\nReads     {}\nRandom    {}\nProvides  {provides}\nOrigin    {}\n",
             traits.verdict().text(),
             reads(traits.reads).join(", "),
-            random(traits.random),
+            traits.random.text(),
             self.origin.word()
         ));
         text.push_str(&reference_lines(s.references()));
@@ -126,11 +125,11 @@ impl Entry {
             "summary": s.summary(),
             "origin": self.origin.word(),
             "verdict": traits.verdict().text(),
-            "compares": compares(traits.compares),
-            "compares_when_sampling": compares(traits.compares_when_sampling),
+            "compares": traits.compares.text(),
+            "compares_when_sampling": traits.compares_when_sampling.text(),
             "reads": reads(traits.reads),
-            "random": random(traits.random),
-            "provides": traits.provides.iter().map(|q| quantity(*q)).collect::<Vec<_>>(),
+            "random": traits.random.text(),
+            "provides": traits.provides.iter().map(|q| q.text()).collect::<Vec<_>>(),
             "parameters": parameters_json(s.parameters()),
             "equations": s.equations(),
             "references": s.references(),
@@ -184,7 +183,7 @@ pub(crate) fn loss_brief(loss: &BalanceLoss) -> String {
 
 /// Everything that is known about a balance loss.
 pub(crate) fn loss_full(loss: &BalanceLoss, registry: &Registry) -> String {
-    let needs: Vec<&str> = loss.needs.iter().map(|q| quantity(*q)).collect();
+    let needs: Vec<&str> = loss.needs.iter().map(|q| q.text()).collect();
     let needs = if needs.is_empty() { "the assignment only".to_string() } else { needs.join(", ") };
     let fits: Vec<&str> = registry
         .routers()
@@ -206,7 +205,7 @@ pub(crate) fn loss_json(loss: &BalanceLoss) -> Value {
         "kind": "loss",
         "name": loss.name,
         "summary": loss.summary,
-        "needs": loss.needs.iter().map(|q| quantity(*q)).collect::<Vec<_>>(),
+        "needs": loss.needs.iter().map(|q| q.text()).collect::<Vec<_>>(),
         "parameters": parameters_json(&loss.all_parameters()),
         "references": loss.references,
     })
@@ -322,35 +321,9 @@ fn parameters_json(parameters: &[ParameterSpec]) -> Vec<Value> {
     parameters.iter().map(entry).collect()
 }
 
-fn compares(compares: Compares) -> &'static str {
-    match compares {
-        Compares::None => "no tokens",
-        Compares::PreviousToken => "the token before, by its number",
-        Compares::EarlierTokens => "earlier tokens of the sequence",
-        Compares::Sequence => "all tokens of the sequence",
-        Compares::Batch => "all tokens of the batch",
-    }
-}
-
-fn random(random: Randomness) -> &'static str {
-    match random {
-        Randomness::Never => "never",
-        Randomness::Training => "in training",
-        Randomness::Always => "always",
-    }
-}
-
 fn reads(reads: Reads) -> Vec<&'static str> {
     let all = [(reads.activations, "activations"), (reads.token_ids, "token ids"), (reads.positions, "positions")];
     all.into_iter().filter_map(|(is_read, what)| is_read.then_some(what)).collect()
-}
-
-fn quantity(quantity: Quantity) -> &'static str {
-    match quantity {
-        Quantity::Logits => "logits",
-        Quantity::Probabilities => "probabilities",
-        Quantity::NoisyScores => "noisy scores",
-    }
 }
 
 /// A failure for a name that stands for nothing.
