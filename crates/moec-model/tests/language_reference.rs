@@ -1,4 +1,4 @@
-//! The tables of grammar/README.md are what layers, routers and losses declare. With `INSTA_UPDATE=always` they are
+//! The tables of grammar/README.md are what layers, routers, losses, optimisers and schedules declare. With `INSTA_UPDATE=always` they are
 //! written anew; read the diff.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use moec_model::{DefaultValue, LAYERS, ParameterSpec, ParameterType, Registry};
+use moec_plan::{OPTIMIZERS, SCHEDULES, Setting};
 
 /// A row for whatever takes the arguments, with its summary, and a row for each of them.
 fn rows(name: &str, summary: &str, parameters: &[ParameterSpec]) -> String {
@@ -40,7 +41,7 @@ fn table(what: &str, rows: impl Iterator<Item = String>) -> String {
 }
 
 /// The tables by name.
-fn tables() -> [(&'static str, String); 4] {
+fn tables() -> [(&'static str, String); 6] {
     let registry = Registry::with_builtins();
     let layers = LAYERS.iter().map(|layer| {
         let name = if layer.has_layers { format!("`{} {{ .. }}`", layer.name) } else { format!("`{}`", layer.name) };
@@ -56,11 +57,19 @@ fn tables() -> [(&'static str, String); 4] {
     let routers =
         registry.routers().map(|router| rows(&format!("`{}`", router.name()), router.summary(), router.parameters()));
     let losses = registry.losses().map(|loss| rows(&format!("`{}`", loss.name), loss.summary, &loss.all_parameters()));
+    let settings = |name: &str, summary: &str, settings: &[Setting]| {
+        let parameters: Vec<ParameterSpec> = settings.iter().map(ParameterSpec::from).collect();
+        rows(&format!("`{name}`"), summary, &parameters)
+    };
+    let optimizers = OPTIMIZERS.iter().map(|spec| settings(spec.name, spec.summary, spec.settings));
+    let schedules = SCHEDULES.iter().map(|spec| settings(spec.name, spec.summary, spec.settings));
     [
         ("layers", table("Layer", layers)),
         ("forms", table("Form", forms)),
         ("routers", table("Router", routers)),
         ("losses", table("Loss", losses)),
+        ("optimizers", table("Optimizer", optimizers)),
+        ("schedules", table("Schedule", schedules)),
     ]
 }
 
