@@ -1,9 +1,55 @@
 //! Sizes and costs of layers, for the table that compiling prints.
+//!
+//! What a layer says of its products is what a token has of those in the graph, which [`moec_ir::flops`] counts for whole
+//! batches and plans go by; tests hold the one against the other. The table adds what plans leave out, since memory bounds
+//! it: elementwise work.
+
+use std::ops::{Add, Mul};
 
 use crate::emit::Declared;
 
+/// Floating point operations of a forward pass per token, counting a multiply-add as two.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Flops {
+    /// Of products and attention, as [`moec_ir::flops`] counts them.
+    pub(crate) products: f64,
+    /// Of norms, sums and activations, a few for each element.
+    pub(crate) elementwise: f64,
+}
+
+impl Flops {
+    pub(crate) fn products(products: f64) -> Self {
+        Flops { products, elementwise: 0.0 }
+    }
+
+    pub(crate) fn elementwise(elementwise: f64) -> Self {
+        Flops { products: 0.0, elementwise }
+    }
+
+    fn all(self) -> f64 {
+        self.products + self.elementwise
+    }
+}
+
+impl Add for Flops {
+    type Output = Flops;
+
+    fn add(self, other: Flops) -> Flops {
+        Flops { products: self.products + other.products, elementwise: self.elementwise + other.elementwise }
+    }
+}
+
+/// Of as many tokens, or that part of one.
+impl Mul<f64> for Flops {
+    type Output = Flops;
+
+    fn mul(self, times: f64) -> Flops {
+        Flops { products: self.products * times, elementwise: self.elementwise * times }
+    }
+}
+
 /// One layer of a lowered model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerInfo {
     /// Its path, such as `blocks.0.moe`.
     pub path: String,
@@ -15,6 +61,8 @@ pub struct LayerInfo {
     pub active: usize,
     /// Floating point operations of the forward pass per token, counting a multiply-add as two.
     pub flops: usize,
+    /// Those of products alone, before they are rounded.
+    pub products: f64,
 }
 
 /// The row of a layer that declared `parameters` and takes `flops` operations a token, besides those of routers, which
@@ -23,7 +71,7 @@ pub(crate) fn layer_info<'a>(
     path: String,
     kind: &'static str,
     parameters: impl Iterator<Item = &'a Declared>,
-    flops: f64,
+    flops: Flops,
 ) -> LayerInfo {
     let (mut total, mut active, mut router) = (0usize, 0.0, 0.0);
     for declared in parameters {
@@ -32,6 +80,7 @@ pub(crate) fn layer_info<'a>(
         active += met;
         router += if declared.router { met } else { 0.0 };
     }
-    let flops = flops + 2.0 * router;
-    LayerInfo { path, kind, parameters: total, active: active.round() as usize, flops: flops.round() as usize }
+    let flops = flops + Flops::products(2.0 * router);
+    let (active, all) = (active.round() as usize, flops.all().round() as usize);
+    LayerInfo { path, kind, parameters: total, active, flops: all, products: flops.products }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use moec_ir::Value;
 use moec_syntax::Span;
 
+use crate::cost::Flops;
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::needs::Needs;
 use crate::resolved::{ResolvedLayer, ResolvedValue};
@@ -78,10 +79,9 @@ pub(crate) trait LayerKind: Any + fmt::Debug + Send + Sync {
     /// Where a routing strategy or a loss of another crate misbehaves, or sizes cannot be.
     fn lower(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Result<Value, LowerError>;
 
-    /// Floating point operations of the forward pass per token, with sequences of `time` tokens and a vocabulary of
-    /// `vocab`: products exactly, elementwise work by a few operations per element. Those of routers are counted by
-    /// their parameters ([`Lowering::routing`]).
-    fn flops(&self, time: usize, vocab: usize) -> f64;
+    /// Operations of the forward pass per token, with sequences of `time` tokens and a vocabulary of `vocab`. Those of
+    /// routers are counted by their parameters ([`Lowering::routing`]).
+    fn flops(&self, time: usize, vocab: usize) -> Flops;
 
     /// What the result for a token depends on besides its activations, from which follows what decoding can keep.
     fn needs(&self) -> Needs {
@@ -98,8 +98,8 @@ pub(crate) fn checked(kind: impl LayerKind) -> Option<Arc<dyn LayerKind>> {
 }
 
 /// Operations of several layers, as [`LayerKind::flops`].
-pub(crate) fn flops(layers: &[Layer], time: usize, vocab: usize) -> f64 {
-    layers.iter().map(|layer| layer.kind.flops(time, vocab)).sum()
+pub(crate) fn flops(layers: &[Layer], time: usize, vocab: usize) -> Flops {
+    layers.iter().fold(Flops::default(), |sum, layer| sum + layer.kind.flops(time, vocab))
 }
 
 /// What several layers need together.

@@ -4,19 +4,28 @@
 
 use std::path::Path;
 
-use moec_ir::Graph;
+use moec_ir::{Graph, TensorType, flops};
 use moec_model::{
     Causality, CheckOptions, Checked, Form, InitScheme, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry,
     check, lower,
 };
 use moec_syntax::{SourceFile, format, parse};
 
-fn spec(name: &str, overrides: &[&str]) -> Checked {
+fn source(name: &str, overrides: &[&str]) -> SourceFile {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../specs").join(name);
-    let source = SourceFile::new(name, std::fs::read_to_string(path).unwrap()).with_overrides(overrides);
+    SourceFile::new(name, std::fs::read_to_string(path).unwrap()).with_overrides(overrides)
+}
+
+fn checked(source: &SourceFile) -> Checked {
+    let checked = check(source, &parse(source).unwrap(), &Registry::with_builtins(), &CheckOptions::default());
+    assert!(checked.model.is_some(), "{:?}", checked.diagnostics);
+    checked
+}
+
+fn spec(name: &str, overrides: &[&str]) -> Checked {
+    let source = source(name, overrides);
     assert_eq!(format(&source).unwrap(), source.text(), "{name} is not in the canonical layout");
-    let file = parse(&source).unwrap();
-    let checked = check(&source, &file, &Registry::with_builtins(), &CheckOptions::default());
+    let checked = checked(&source);
     assert_eq!(checked.diagnostics, [], "{name}");
     checked
 }
@@ -114,4 +123,38 @@ fn overrides_change_model_and_recipe() {
     assert_eq!(checked.recipe.optimizer.settings.number("beta2"), 0.999);
     assert_eq!(checked.recipe.clip, Some(1.0));
     assert!(checked.recipe.span("batch").is_some() && checked.recipe.span("steps").is_none());
+}
+
+/// What `moec compile` prints for a token and what plans are measured by are the same products. Biases of routers count as
+/// products in the one and not in the other.
+#[test]
+fn products_of_layers_are_those_of_their_graph() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../specs");
+    let files = ["", "routers"].map(|sub| std::fs::read_dir(folder.join(sub)).unwrap());
+    for path in files.into_iter().flatten().map(|entry| entry.unwrap().path()) {
+        if path.extension().is_none_or(|extension| extension != "moe") {
+            continue;
+        }
+        let name = path.strip_prefix(&folder).unwrap().to_str().unwrap();
+        let model = checked(&source(name, &[])).model.unwrap();
+        let lowered = lowered(&model, Mode::Evaluate);
+        let graph = &lowered.graph;
+        let of_node = |id| {
+            let operands: Vec<&TensorType> = graph.operands(id).iter().map(|v| graph.ty(*v)).collect();
+            flops(&graph.node(id).op, &operands, &graph.node(id).results.iter().collect::<Vec<_>>())
+        };
+        let of_graph = graph.ids().map(of_node).sum::<f64>() / (3 * model.context) as f64;
+        let of_layers: f64 = lowered.layers.iter().map(|layer| layer.products).sum();
+        // Graphs have a row for each slot: every expert of a gate that may close, every token that may pass a layer by.
+        // The table says what a token meets on average, and does not count the mixing of tokens in `soft_moe`.
+        if ["routers/dselect_k.moe", "routers/mixture_of_depths.moe", "routers/soft_moe.moe"].contains(&name) {
+            assert!(of_layers < of_graph, "{name}: {of_layers} in the table, {of_graph} in the graph");
+        } else {
+            let biases = of_layers - of_graph;
+            assert!(
+                (0.0..2e-4 * of_graph).contains(&biases),
+                "{name}: {of_layers} in the table, {of_graph} in the graph"
+            );
+        }
+    }
 }

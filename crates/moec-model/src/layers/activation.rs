@@ -7,6 +7,7 @@ use moec_ir::{Builder, Invariant, Unary, Value};
 
 use super::spec::{LayerSpec, TOKENWISE};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::resolved::ResolvedValue;
@@ -136,8 +137,8 @@ impl LayerKind for Elementwise {
         Ok(self.activation.lower(l.b(), x))
     }
 
-    fn flops(&self, _time: usize, _vocab: usize) -> f64 {
-        self.width as f64
+    fn flops(&self, _time: usize, _vocab: usize) -> Flops {
+        Flops::elementwise(self.width as f64)
     }
 
     fn resolved(&self) -> BTreeMap<String, ResolvedValue> {

@@ -9,6 +9,7 @@ use moec_syntax::{Code, Diagnostic};
 use super::spec::{DROPOUT, LayerSpec, flag};
 use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::model::Positions;
@@ -176,9 +177,9 @@ impl LayerKind for Attention {
         Ok(l.dropout(y, self.dropout))
     }
 
-    fn flops(&self, time: usize, _vocab: usize) -> f64 {
+    fn flops(&self, time: usize, _vocab: usize) -> Flops {
         // Scores and weighted values over T/2 positions on average, and four square maps.
-        (8 * self.width * self.width + 2 * self.width * (time + 1)) as f64
+        Flops::products((8 * self.width * self.width + 2 * self.width * (time + 1)) as f64)
     }
 
     fn needs(&self) -> Needs {

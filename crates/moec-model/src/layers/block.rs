@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use moec_ir::Value;
 
+use crate::cost::Flops;
 use crate::layer::{self, Layer, LayerKind, Naming};
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::needs::Needs;
@@ -31,7 +32,7 @@ impl LayerKind for Block {
         l.sequence(&self.layers, site, x)
     }
 
-    fn flops(&self, time: usize, vocab: usize) -> f64 {
+    fn flops(&self, time: usize, vocab: usize) -> Flops {
         layer::flops(&self.layers, time, vocab)
     }
 

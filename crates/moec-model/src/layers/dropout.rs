@@ -8,6 +8,7 @@ use moec_ir::Value;
 use super::spec::{LayerSpec, RATE, TOKENWISE};
 use crate::argument::{ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::resolved::{ResolvedValue, map};
@@ -48,8 +49,8 @@ impl LayerKind for Dropout {
         Ok(l.dropout(x, self.rate))
     }
 
-    fn flops(&self, _time: usize, _vocab: usize) -> f64 {
-        0.0
+    fn flops(&self, _time: usize, _vocab: usize) -> Flops {
+        Flops::default()
     }
 
     fn resolved(&self) -> BTreeMap<String, ResolvedValue> {

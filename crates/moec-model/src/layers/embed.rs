@@ -9,6 +9,7 @@ use moec_syntax::{Code, Diagnostic};
 use super::spec::{LayerSpec, WIDTH};
 use crate::argument::{DefaultValue, ParameterSpec, ParameterType};
 use crate::check::layer::{Flow, LayerCheck};
+use crate::cost::Flops;
 use crate::emit::Role;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Site};
@@ -106,8 +107,8 @@ impl LayerKind for Embed {
         Ok(b.add(tokens, positions))
     }
 
-    fn flops(&self, _time: usize, _vocab: usize) -> f64 {
-        self.width as f64
+    fn flops(&self, _time: usize, _vocab: usize) -> Flops {
+        Flops::elementwise(self.width as f64)
     }
 
     fn needs(&self) -> Needs {

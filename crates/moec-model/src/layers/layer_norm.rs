@@ -7,6 +7,7 @@ use moec_ir::{Op, Value};
 
 use super::spec::{LayerSpec, TOKENWISE, epsilon};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::emit::Role;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
@@ -65,8 +66,8 @@ impl LayerKind for LayerNorm {
         })
     }
 
-    fn flops(&self, _time: usize, _vocab: usize) -> f64 {
-        8.0 * self.width as f64
+    fn flops(&self, _time: usize, _vocab: usize) -> Flops {
+        Flops::elementwise(8.0 * self.width as f64)
     }
 
     fn resolved(&self) -> BTreeMap<String, ResolvedValue> {

@@ -8,6 +8,7 @@ use moec_ir::Value;
 use super::spec::{LayerSpec, TOKENWISE, WIDTH, flag};
 use crate::argument::{ParameterSpec, ParameterType};
 use crate::check::layer::{Flow, LayerCheck};
+use crate::cost::Flops;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::resolved::{ResolvedValue, map};
@@ -58,8 +59,8 @@ impl LayerKind for Linear {
         Ok(l.linear_here(x, site.rows, (self.input, self.width), self.bias))
     }
 
-    fn flops(&self, _time: usize, _vocab: usize) -> f64 {
-        (2 * self.input * self.width) as f64
+    fn flops(&self, _time: usize, _vocab: usize) -> Flops {
+        Flops::products((2 * self.input * self.width) as f64)
     }
 
     fn resolved(&self) -> BTreeMap<String, ResolvedValue> {

@@ -17,6 +17,7 @@ use moec_syntax::{Code, Diagnostic, Span};
 use super::spec::LayerSpec;
 use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::emit::Mode;
 use crate::layer::{self, Layer, LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
@@ -226,9 +227,10 @@ impl LayerKind for MixtureOfDepths {
         Ok(b.named("residual", Op::Binary(Binary::Add), &[x, branch]))
     }
 
-    fn flops(&self, time: usize, vocab: usize) -> f64 {
+    fn flops(&self, time: usize, vocab: usize) -> Flops {
         let kept = self.tokens(time);
-        kept as f64 / time as f64 * (layer::flops(&self.layers, kept, vocab) + 3.0 * self.width as f64)
+        let each = layer::flops(&self.layers, kept, vocab) + Flops::elementwise(3.0 * self.width as f64);
+        each * (kept as f64 / time as f64)
     }
 
     fn needs(&self) -> Needs {

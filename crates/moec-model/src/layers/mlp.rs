@@ -9,6 +9,7 @@ use super::activation::Activation;
 use super::spec::{DROPOUT, LayerSpec, TOKENWISE, WIDTH, flag};
 use crate::argument::{DefaultValue, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::resolved::{ResolvedValue, map};
@@ -114,8 +115,8 @@ impl LayerKind for Mlp {
         Ok(l.dropout(y, self.dropout))
     }
 
-    fn flops(&self, _time: usize, _vocab: usize) -> f64 {
-        (2 * self.maps() * self.width * self.hidden) as f64
+    fn flops(&self, _time: usize, _vocab: usize) -> Flops {
+        Flops::products((2 * self.maps() * self.width * self.hidden) as f64)
     }
 
     fn resolved(&self) -> BTreeMap<String, ResolvedValue> {

@@ -21,6 +21,7 @@ use moec_syntax::Span;
 use super::spec::LayerSpec;
 use crate::argument::{DefaultValue, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::layer::{self, Layer, LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, MoeLayerInfo, Site};
 use crate::needs::Needs;
@@ -208,10 +209,10 @@ impl LayerKind for Moe {
         Ok(z)
     }
 
-    fn flops(&self, time: usize, vocab: usize) -> f64 {
+    fn flops(&self, time: usize, vocab: usize) -> Flops {
         // The experts that a token meets.
-        let routed = self.route.experts_per_token(self.experts, time) * layer::flops(&self.expert, time, vocab);
-        routed + self.shared as f64 * layer::flops(&self.shared_expert, time, vocab)
+        let routed = layer::flops(&self.expert, time, vocab) * self.route.experts_per_token(self.experts, time);
+        routed + layer::flops(&self.shared_expert, time, vocab) * self.shared as f64
     }
 
     fn needs(&self) -> Needs {

@@ -14,6 +14,7 @@ use super::activation::Activation;
 use super::spec::{DROPOUT, LayerSpec, WIDTH};
 use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
 use crate::needs::Needs;
@@ -206,9 +207,9 @@ impl LayerKind for MultiHash {
         Ok(l.dropout(y, self.dropout))
     }
 
-    fn flops(&self, _time: usize, _vocab: usize) -> f64 {
+    fn flops(&self, _time: usize, _vocab: usize) -> Flops {
         // Each hash meets a block of either map.
-        (4 * self.width * self.hidden) as f64
+        Flops::products((4 * self.width * self.hidden) as f64)
     }
 
     fn needs(&self) -> Needs {

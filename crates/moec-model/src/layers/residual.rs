@@ -7,6 +7,7 @@ use moec_ir::{Binary, Op, Value};
 
 use super::spec::LayerSpec;
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::layer::{self, Layer, LayerKind, Naming, checked};
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::needs::Needs;
@@ -55,8 +56,8 @@ impl LayerKind for Residual {
         Ok(l.b().named("residual", Op::Binary(Binary::Add), &[x, branch]))
     }
 
-    fn flops(&self, time: usize, vocab: usize) -> f64 {
-        self.width as f64 + layer::flops(&self.layers, time, vocab)
+    fn flops(&self, time: usize, vocab: usize) -> Flops {
+        Flops::elementwise(self.width as f64) + layer::flops(&self.layers, time, vocab)
     }
 
     fn needs(&self) -> Needs {

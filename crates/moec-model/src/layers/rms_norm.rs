@@ -7,6 +7,7 @@ use moec_ir::{Op, Value};
 
 use super::spec::{LayerSpec, TOKENWISE, epsilon};
 use crate::check::layer::LayerCheck;
+use crate::cost::Flops;
 use crate::emit::Role;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
@@ -61,8 +62,8 @@ impl LayerKind for RmsNorm {
         })
     }
 
-    fn flops(&self, _time: usize, _vocab: usize) -> f64 {
-        4.0 * self.width as f64
+    fn flops(&self, _time: usize, _vocab: usize) -> Flops {
+        Flops::elementwise(4.0 * self.width as f64)
     }
 
     fn resolved(&self) -> BTreeMap<String, ResolvedValue> {

@@ -9,6 +9,7 @@ use moec_syntax::{Code, Diagnostic};
 use super::embed::token_table;
 use super::spec::{LayerSpec, TOKENWISE, flag};
 use crate::check::layer::{Flow, LayerCheck};
+use crate::cost::Flops;
 use crate::emit::Role;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Site};
@@ -82,8 +83,8 @@ impl LayerKind for Unembed {
         Ok(l.b().linear(x, weight, bias))
     }
 
-    fn flops(&self, _time: usize, vocab: usize) -> f64 {
-        (2 * self.width * vocab) as f64
+    fn flops(&self, _time: usize, vocab: usize) -> Flops {
+        Flops::products((2 * self.width * vocab) as f64)
     }
 
     fn resolved(&self) -> BTreeMap<String, ResolvedValue> {
