@@ -1,6 +1,6 @@
 //! What one launch, or a short sequence of launches, computes: all that a backend knows about a step beside its buffers.
 
-use crate::elementwise::Elementwise;
+use crate::elementwise::{Access, Elementwise};
 use moec_ir::{AdamWAttrs, DType, Op, Real, TensorType, infer, text};
 
 /// The part of a kernel that everything else hangs on.
@@ -84,6 +84,15 @@ impl Kernel {
             Body::Op(_) => None,
             Body::Updates(attrs) => Some(4 * (result / 3) + Op::AdamW(*attrs).in_place(result % 3)?),
             Body::Elementwise(_) | Body::CrossEntropyWithGradient { .. } | Body::Copy => None,
+        }
+    }
+
+    /// Whether results may be stored where that operand is: of a program, where it reads an element of the operand only
+    /// for the same element of its results.
+    pub fn may_replace(&self, operand: usize) -> bool {
+        match &self.body {
+            Body::Elementwise(program) => program.accesses.get(operand) == Some(&Access::Full),
+            Body::Op(_) | Body::CrossEntropyWithGradient { .. } | Body::Updates(_) | Body::Copy => false,
         }
     }
 

@@ -47,7 +47,8 @@ pub struct Step {
     /// Name of the node whose place it has.
     pub name: String,
     /// What to compute of the plan's graph; nothing, if it is a copy. Results share no storage with operands, but for
-    /// those of [`Kernel::in_place`], which are stored where their operands are.
+    /// those of [`Kernel::in_place`], which are stored where their operands are, and those that take the place of a
+    /// persistent tensor ([`Kernel::may_replace`]).
     pub cluster: Cluster,
     /// Buffers that are read, in operand order.
     pub operands: Vec<BufferId>,

@@ -6,9 +6,9 @@
 //! # Updates
 //! A persistent tensor has its old value until its update. AdamW and attention over a cache run in place
 //! ([`Kernel::in_place`](crate::Kernel::in_place)): such a result is the storage of the tensor that it updates, and every other reader of the old
-//! value is ordered before it. Another operation that
-//! ends in an update writes the tensor directly if it does not read it and all its readers can run before. Everything
-//! else goes through a copy at the end. Where such an operation cannot run in place on a persistent tensor, its operand is
+//! value is ordered before it. Another operation that ends in an update writes the tensor directly if all other readers
+//! can run before, and it does not read it itself, or element by element
+//! ([`Kernel::may_replace`](crate::Kernel::may_replace)). Everything else goes through a copy at the end. Where such an operation cannot run in place on a persistent tensor, its operand is
 //! copied to the result first, so that it always finds operand and result in the same place.
 //!
 //! # Copies
@@ -445,7 +445,7 @@ impl Collector<'_> {
             .collect();
         let fits = match self.out.tasks[task].cluster.kernel.in_place(slot) {
             Some(operand) => reads == [operand],
-            None => reads.is_empty(),
+            None => reads.iter().all(|&operand| self.out.tasks[task].cluster.kernel.may_replace(operand)),
         };
         let mut before = self.readers.get(&state).cloned().unwrap_or_default();
         before.remove(&task);

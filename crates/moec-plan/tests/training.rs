@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use moec_ir::{
-    AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, StateRole, Tensor, TensorType, Unary, Value,
-    evaluate, random,
+    AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, Phase, StateRole, Tensor, TensorType, Unary,
+    Value, evaluate, random,
 };
 use moec_plan::{
-    Arrangement, Backend, BackendError, ClusterOptions, Clusters, Interpreter, MemoryKind, OptimizeOptions, Optimizer,
-    PlanError, StateKind, Storage, Wrt, add_optimizer, cluster, differentiate, listing, optimize, plan,
+    Arrangement, Backend, BackendError, BufferId, ClusterOptions, Clusters, Interpreter, MemoryKind, OptimizeOptions,
+    Optimizer, PlanError, StateKind, Step, Storage, Wrt, add_optimizer, cluster, differentiate, listing, optimize,
+    plan,
 };
 use std::collections::BTreeMap;
 
@@ -482,6 +483,38 @@ fn the_report_adds_up() {
     assert_eq!(report.total_bytes(), (program.state_bytes() + program.arena_bytes()) as u64);
     assert_eq!(report.optimizer_bytes, 2 * report.parameter_bytes);
     assert_eq!(report.router_bytes, (E * 4) as u64);
+}
+
+/// An elementwise update reads an element of parameter and moment only for the same element of their new values, and writes
+/// them where they are: no step copies.
+#[test]
+fn elementwise_updates_are_made_in_place() {
+    let lists = ["sgd", "lion"].map(|name| {
+        let optimizer = Optimizer::named(name).unwrap().with("weight_decay", 0.5);
+        let optimizer = if name == "sgd" { optimizer.with("momentum", 0.9).with("nesterov", true) } else { optimizer };
+        let graph = add_optimizer(&chain(2, 3), &optimizer, Some(1.0)).unwrap();
+        let (graph, _) = optimize(&graph, &OptimizeOptions::default()).unwrap();
+        let (clusters, _) = cluster(&graph, &ClusterOptions::default()).unwrap();
+        let program = plan(&[("f".into(), &clusters)]).unwrap();
+        let list = listing(&program);
+        let steps = program.plans[0].steps.iter().zip(&list.plans[0].steps);
+        let place = |b: BufferId| match program.plans[0].buffer(b).storage {
+            Storage::State(state) => program.states[state].name.as_str(),
+            Storage::Arena(_) => "arena",
+        };
+        let updates = steps.filter(|(step, _)| step.phase == Phase::Optimizer);
+        let line = |(step, text): (&Step, &String)| {
+            let places: Vec<&str> = step.results.iter().map(|&b| place(b)).collect();
+            format!("{text}  in {}\n", places.join(", "))
+        };
+        updates.map(line).collect::<String>()
+    });
+    insta::assert_snapshot!(lists.concat(), @r"
+    %sgd.w0.sub: t6 = add(mul(b9, scalar(b13)), mul(b1, 0.5)); b15 = add(mul(b14, 0.9), t6); b16 = sub(b1, mul(scalar(b10), add(t6, mul(b15, 0.9))))  in sgd.velocity.w0, w0
+    %sgd.w1.sub: t6 = add(mul(b7, scalar(b13)), mul(b3, 0.5)); b18 = add(mul(b17, 0.9), t6); b19 = sub(b3, mul(scalar(b10), add(t6, mul(b18, 0.9))))  in sgd.velocity.w1, w1
+    %lion.w0.sub: t2 = mul(b9, scalar(b13)); b15 = add(mul(b14, 0.99), mul(t2, 0.010000000000000009)); b16 = sub(b1, mul(scalar(b10), add(sign(add(mul(b14, 0.9), mul(t2, 0.09999999999999998))), mul(b1, 0.5))))  in lion.m.w0, w0
+    %lion.w1.sub: t2 = mul(b7, scalar(b13)); b18 = add(mul(b17, 0.99), mul(t2, 0.010000000000000009)); b19 = sub(b3, mul(scalar(b10), add(sign(add(mul(b17, 0.9), mul(t2, 0.09999999999999998))), mul(b3, 0.5))))  in lion.m.w1, w1
+    ");
 }
 
 #[test]

@@ -26,6 +26,8 @@ enum Load {
     Producer,
     /// Vector buffer `.0`, vector `i`.
     Full(usize),
+    /// The same of result `.0`, which is stored where the operand is.
+    Result(usize),
     /// Vector buffer `.0`, vector `i % .1`.
     Repeat(usize, usize),
     /// Scalar buffer `.0`, element `i / .1`.
@@ -225,6 +227,10 @@ fn evaluate<W: Size>(
                 let v = e.vectors[buffer][i];
                 r.push(v);
             }
+            Code::Load(Load::Result(result)) => {
+                let v = e.results[result][i];
+                r.push(v);
+            }
             Code::Load(Load::Repeat(buffer, length)) => {
                 let v = e.vectors[buffer][i % length];
                 r.push(v);
@@ -364,14 +370,21 @@ fn width(program: &moec_plan::Elementwise, floats: &[Option<Arg>], most: usize) 
 }
 
 /// Binds a program for vectors of width `w`, which [`width`] allows. An operand that is `None` is what the program goes on
-/// with.
-fn resolve<'a>(program: &moec_plan::Elementwise, floats: &[Option<Arg>], w: usize) -> Then<'a> {
+/// with. `results` are those that are stored here: an operand that lies where one of them will is the same buffer to the
+/// kernel.
+fn resolve<'a>(program: &moec_plan::Elementwise, floats: &[Option<Arg>], results: &'a [Arg], w: usize) -> Then<'a> {
     let (mut vectors, mut scalars, mut loads) = (Vec::new(), Vec::new(), Vec::new());
     for (access, x) in program.accesses.iter().zip(floats) {
         let Some(x) = *x else {
             loads.push(Load::Producer);
             continue;
         };
+        if *access == Access::Full
+            && let Some(result) = results.iter().position(|y| *y == x)
+        {
+            loads.push(Load::Result(result));
+            continue;
+        }
         loads.push(match access {
             Access::Full => Load::Full(vectors.len()),
             Access::Repeat => Load::Repeat(vectors.len(), x.elements() / w),
@@ -401,7 +414,7 @@ fn resolve<'a>(program: &moec_plan::Elementwise, floats: &[Option<Arg>], w: usiz
         })
         .collect();
     let program = Program { code, results: program.results.clone(), keys: keys.len() };
-    Then { program, vectors, scalars, rng: None, keys, results: &[] }
+    Then { program, vectors, scalars, rng: None, keys, results }
 }
 
 /// Launches a kernel that makes the elements of `y` in vectors of width `w`, and the program that goes on with them: as a
@@ -418,7 +431,7 @@ pub(super) fn go_on_with(
     if let Some(w) = w
         && width(after.program, &floats, w) == w
     {
-        return launch(&Then { rng: after.rng, results: after.more, ..resolve(after.program, &floats, w) });
+        return launch(&Then { rng: after.rng, ..resolve(after.program, &floats, after.more, w) });
     }
     // The program finds what was made where its own first result belongs, and replaces it element by element.
     launch(&Then::default());
@@ -437,13 +450,14 @@ pub(crate) fn launch(
     let floats: Vec<Option<Arg>> = floats.iter().copied().map(Some).collect();
     let w = width(program, &floats, l.profile().elementwise_width());
     let total = program.elements;
-    let whole = Then { rng, results, ..resolve(program, &floats, w) };
+    let whole = Then { rng, ..resolve(program, &floats, results, w) };
 
     let (n, split) = (total / w, l.split());
     l.launch(
         n,
         || format!("fused w{w} {:?} {:?}", whole.program.code, whole.program.results),
-        // SAFETY: results and full operands hold n vectors; repeated and stretched operands divide n by construction.
+        // SAFETY: results and full operands hold n vectors; repeated and stretched operands divide n by construction. An
+        // operand that shares memory with a result is read in full, and so not bound beside it.
         |t| unsafe { run!(t, fused(w, whole.bind(t, w), n, split)) },
     );
 }
