@@ -40,6 +40,7 @@
 //! - [`text`] prints and parses graphs, [`verify`](mod@verify) holds the contract that every graph keeps, stage by stage.
 //! - [`random`] is the counter-based generator that evaluator and kernels share word for word.
 
+mod argument;
 mod balance;
 mod build;
 mod contract;
@@ -66,6 +67,7 @@ pub mod text;
 mod types;
 pub mod verify;
 
+pub use argument::{ArgumentValue, DefaultValue, ParameterSpec, ParameterType};
 pub use balance::balanced_assignment;
 pub use build::Builder;
 pub use contract::{Function, Input, Output, TOKEN_TABLE, path_order};

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use indexmap::IndexMap;
 use moec_ir::{Invariant, internal_error};
-use moec_plan::{OPTIMIZERS, Optimizer, SCHEDULES, Schedule, Setting, SettingKind, Settings};
+use moec_plan::{OPTIMIZERS, Optimizer, SCHEDULES, Schedule, Settings};
 use moec_syntax::Span;
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
@@ -124,16 +124,13 @@ pub struct Evaluate {
     pub batches: u64,
 }
 
-/// The settings of an optimiser or schedule from checked arguments.
-fn settings(declared: &[Setting], arguments: &Arguments) -> Settings {
-    declared.iter().fold(Settings::defaults(declared), |settings, declared| match declared.kind {
-        SettingKind::Number(..) => settings.with(declared.name, arguments.float(declared.name)),
-        SettingKind::Steps(_) => {
-            let steps = u64::try_from(arguments.int(declared.name)).invariant("counts are not negative");
-            settings.with(declared.name, steps)
-        }
-        SettingKind::Flag(_) => settings.with(declared.name, arguments.bool(declared.name)),
-    })
+/// The settings of an optimiser or schedule from checked arguments. A number may have been written as a whole one.
+fn settings(declared: &[ParameterSpec], arguments: &Arguments) -> Settings {
+    let given = arguments.iter().map(|(name, value)| match declared.iter().find(|spec| spec.name == name) {
+        Some(spec) if matches!(spec.ty, ParameterType::Float(_)) => (name, arguments.float(name).into()),
+        _ => (name, value.clone()),
+    });
+    given.fold(Settings::defaults(declared), |settings, (name, value)| settings.with(name, value))
 }
 
 /// One setting of the `train` block.
@@ -178,11 +175,8 @@ const fn count(name: &'static str, default: i64, help: &'static str) -> Paramete
     ParameterSpec::optional(name, COUNT, DefaultValue::Int(default), help)
 }
 
-const fn number(name: &'static str, range: Interval, default: f64, help: &'static str) -> ParameterSpec {
-    ParameterSpec::optional(name, ParameterType::Float(range), DefaultValue::Float(default), help)
-}
-
-const NORMAL: &[ParameterSpec] = &[number("std", Interval::above(0.0), 0.02, "standard deviation of the weights")];
+const NORMAL: &[ParameterSpec] =
+    &[ParameterSpec::number("std", Interval::above(0.0), 0.02, "standard deviation of the weights")];
 
 /// Every setting of the `train` block, with the one place of its default.
 pub fn train_settings() -> &'static [SettingSpec] {
@@ -192,7 +186,6 @@ pub fn train_settings() -> &'static [SettingSpec] {
             SettingForm::Value(ParameterType::Int(Interval::closed(low, high)), DefaultValue::Int(default))
         };
         let every = |default, help| count("every", default, help);
-        let declared = |settings: &[Setting]| settings.iter().map(ParameterSpec::from).collect();
         vec![
             setting("data", "`synthetic`, a known data set, or the path of a text file in quotes", SettingForm::Data),
             setting(
@@ -210,12 +203,12 @@ pub fn train_settings() -> &'static [SettingSpec] {
             setting(
                 "optimizer",
                 "how parameters follow their gradients",
-                SettingForm::Choice(OPTIMIZERS.iter().map(|o| (o.name, declared(o.settings))).collect()),
+                SettingForm::Choice(OPTIMIZERS.iter().map(|o| (o.name, o.settings.to_vec())).collect()),
             ),
             setting(
                 "schedule",
                 "how the learning rate changes",
-                SettingForm::Choice(SCHEDULES.iter().map(|s| (s.name, declared(s.settings))).collect()),
+                SettingForm::Choice(SCHEDULES.iter().map(|s| (s.name, s.settings.to_vec())).collect()),
             ),
             setting(
                 "clip",

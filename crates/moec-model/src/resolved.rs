@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use moec_ir::Invariant;
-use moec_plan::{SettingValue, Settings};
+use moec_plan::Settings;
 use serde::Serialize;
 
 use crate::argument::{ArgumentValue, Arguments};
@@ -133,14 +133,7 @@ impl Arguments {
 /// The name and the settings of an optimiser or schedule.
 fn declared(name: &str, settings: &Settings) -> BTreeMap<String, ResolvedValue> {
     let mut entries = map([("name", name.into())]);
-    entries.extend(settings.iter().map(|(name, value)| {
-        let value = match value {
-            SettingValue::Number(x) => x.into(),
-            SettingValue::Steps(n) => n.into(),
-            SettingValue::Flag(b) => b.into(),
-        };
-        (name.to_string(), value)
-    }));
+    entries.extend(settings.iter().map(|(name, value)| (name.to_string(), value.into())));
     entries
 }
 

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use moec_model::{DefaultValue, LAYERS, ParameterSpec, ParameterType, Registry};
-use moec_plan::{OPTIMIZERS, SCHEDULES, Setting};
+use moec_plan::{OPTIMIZERS, SCHEDULES};
 
 /// A row for whatever takes the arguments, with its summary, and a row for each of them.
 fn rows(name: &str, summary: &str, parameters: &[ParameterSpec]) -> String {
@@ -57,12 +57,8 @@ fn tables() -> [(&'static str, String); 6] {
     let routers =
         registry.routers().map(|router| rows(&format!("`{}`", router.name()), router.summary(), router.parameters()));
     let losses = registry.losses().map(|loss| rows(&format!("`{}`", loss.name), loss.summary, &loss.all_parameters()));
-    let settings = |name: &str, summary: &str, settings: &[Setting]| {
-        let parameters: Vec<ParameterSpec> = settings.iter().map(ParameterSpec::from).collect();
-        rows(&format!("`{name}`"), summary, &parameters)
-    };
-    let optimizers = OPTIMIZERS.iter().map(|spec| settings(spec.name, spec.summary, spec.settings));
-    let schedules = SCHEDULES.iter().map(|spec| settings(spec.name, spec.summary, spec.settings));
+    let optimizers = OPTIMIZERS.iter().map(|spec| rows(&format!("`{}`", spec.name), spec.summary, spec.settings));
+    let schedules = SCHEDULES.iter().map(|spec| rows(&format!("`{}`", spec.name), spec.summary, spec.settings));
     [
         ("layers", table("Layer", layers)),
         ("forms", table("Form", forms)),

@@ -1,7 +1,7 @@
 //! Schedules: how the learning rate changes over the steps of a run.
 
-use crate::settings::{Conflict, Setting, Settings};
-use moec_ir::Interval;
+use crate::settings::{Conflict, Settings};
+use moec_ir::{ArgumentValue, Interval, ParameterSpec};
 use std::f64::consts::PI;
 
 /// Every schedule, the default first.
@@ -20,7 +20,7 @@ pub struct ScheduleSpec {
     pub references: &'static [&'static str],
     /// Its settings. `warmup` and `min_lr` mean the same in all: steps in which the rate rises linearly, the first of which
     /// already moves, and the rate of the last step.
-    pub settings: &'static [Setting],
+    pub settings: &'static [ParameterSpec],
     /// The learning rate of a step after the warm-up, from the highest rate.
     rate: fn(&Settings, f64, Progress) -> f64,
 }
@@ -34,8 +34,14 @@ struct Progress {
     steps: u64,
 }
 
-const WARMUP: Setting = Setting::steps("warmup", 0, "steps of linear warm-up");
-const MIN_LR: Setting = Setting::number("min_lr", Interval::at_least(0.0), 0.0, "learning rate at the last step");
+/// A number of steps; none by default.
+const fn steps(name: &'static str, help: &'static str) -> ParameterSpec {
+    ParameterSpec::integer(name, Interval::at_least(0.0), 0, help)
+}
+
+const WARMUP: ParameterSpec = steps("warmup", "steps of linear warm-up");
+const MIN_LR: ParameterSpec =
+    ParameterSpec::number("min_lr", Interval::at_least(0.0), 0.0, "learning rate at the last step");
 
 static CONSTANT: ScheduleSpec = ScheduleSpec {
     name: "constant",
@@ -73,7 +79,7 @@ static WSD: ScheduleSpec = ScheduleSpec {
          arXiv 2404.06395",
         "Hägele et al. 2024, Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations, arXiv 2405.18392",
     ],
-    settings: &[WARMUP, Setting::steps("decay", 0, "steps of the fall at the end"), MIN_LR],
+    settings: &[WARMUP, steps("decay", "steps of the fall at the end"), MIN_LR],
     rate: |settings, lr, Progress { step, steps }| {
         let (decay, min_lr) = (settings.steps("decay"), settings.number("min_lr"));
         // Steps of the fall that are made, this one included.
@@ -103,7 +109,7 @@ impl Schedule {
 
     /// The same schedule with one setting changed.
     #[must_use]
-    pub fn with(self, name: &str, value: impl Into<crate::settings::SettingValue>) -> Self {
+    pub fn with(self, name: &str, value: impl Into<ArgumentValue>) -> Self {
         Self { settings: self.settings.with(name, value), ..self }
     }
 
@@ -180,7 +186,7 @@ mod tests {
 
     #[test]
     fn warm_up_then_cosine() {
-        let schedule = Schedule::named("cosine").unwrap().with("warmup", 4u64).with("min_lr", 0.1);
+        let schedule = Schedule::named("cosine").unwrap().with("warmup", 4).with("min_lr", 0.1);
         let rates: Vec<f64> = (0..9).map(|s| schedule.at(1.0, s, 9)).collect();
         for (rate, expected) in rates.iter().zip([0.25, 0.5, 0.75, 1.0, 1.0, 0.868198, 0.55, 0.231802, 0.1]) {
             assert!((rate - expected).abs() < 1e-6, "{rates:?}");
@@ -193,13 +199,13 @@ mod tests {
 
     #[test]
     fn warm_up_then_stable_then_decay() {
-        let wsd = Schedule::named("wsd").unwrap().with("warmup", 2u64).with("decay", 4u64).with("min_lr", 0.2);
+        let wsd = Schedule::named("wsd").unwrap().with("warmup", 2).with("decay", 4).with("min_lr", 0.2);
         let rates: Vec<f64> = (0..9).map(|s| wsd.at(1.0, s, 9)).collect();
         for (rate, expected) in rates.iter().zip([0.5, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]) {
             assert!((rate - expected).abs() < 1e-12, "{rates:?}");
         }
         // Without a decay the rate stays, and beyond the end it is that of the last step.
-        assert_eq!(wsd.clone().with("decay", 0u64).at(1.0, 8, 9), 1.0);
+        assert_eq!(wsd.clone().with("decay", 0).at(1.0, 8, 9), 1.0);
         assert!((wsd.at(1.0, 50, 9) - 0.2).abs() < 1e-12);
         let settings = |steps| wsd.check(1.0, steps).iter().map(|c| c.setting).collect::<Vec<_>>();
         assert_eq!((settings(6), settings(5), settings(2)), (vec![], vec!["decay"], vec!["warmup"]));
@@ -207,7 +213,7 @@ mod tests {
 
     #[test]
     fn settings_that_do_not_fit_the_run_are_named() {
-        let schedule = Schedule::named("cosine").unwrap().with("warmup", 10u64).with("min_lr", 0.5);
+        let schedule = Schedule::named("cosine").unwrap().with("warmup", 10).with("min_lr", 0.5);
         let settings = |lr, steps| schedule.check(lr, steps).iter().map(|c| c.setting).collect::<Vec<_>>();
         assert_eq!(settings(1.0, 11), [""; 0]);
         assert_eq!(settings(0.1, 10), ["warmup", "min_lr"]);

@@ -73,7 +73,7 @@ pub use planner::{Arrangement, declare_states, plan};
 pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};
 pub use routes::{freeze_routes, record_routes, routes};
-pub use settings::{Conflict, Setting, SettingKind, SettingValue, Settings};
+pub use settings::{Conflict, Settings};
 pub use threads::on_threads;
 pub use transposed::store_transposed;
 pub use work::{Work, kind, work};

@@ -9,8 +9,11 @@ mod lion;
 mod sgd;
 
 use crate::error::PlanError;
-use crate::settings::{Conflict, Setting, SettingValue, Settings};
-use moec_ir::{Binary, Builder, Graph, Input, Interval, Op, Output, Phase, StateRole, TensorType, Unary, Value};
+use crate::settings::{Conflict, Settings};
+use moec_ir::{
+    ArgumentValue, Binary, Builder, Graph, Input, Interval, Op, Output, ParameterSpec, Phase, StateRole, TensorType,
+    Unary, Value,
+};
 use std::collections::BTreeMap;
 
 /// Every optimiser, the default first.
@@ -28,7 +31,7 @@ pub struct OptimizerSpec {
     /// Where it was published.
     pub references: &'static [&'static str],
     /// Its settings; `lr` is one of each.
-    pub settings: &'static [Setting],
+    pub settings: &'static [ParameterSpec],
     /// What makes settings unfit that are each in range.
     pub check: fn(&Settings) -> Option<Conflict>,
     /// Names of the tensors that it keeps of every parameter, of the parameter's shape; zeros at first.
@@ -120,7 +123,7 @@ impl Optimizer {
 
     /// The same optimiser with one setting changed.
     #[must_use]
-    pub fn with(self, name: &str, value: impl Into<SettingValue>) -> Self {
+    pub fn with(self, name: &str, value: impl Into<ArgumentValue>) -> Self {
         Self { settings: self.settings.with(name, value), ..self }
     }
 

@@ -3,14 +3,14 @@
 use std::iter;
 
 use indexmap::IndexMap;
-use moec_plan::{Conflict, SettingKind};
+use moec_plan::Conflict;
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, TrainSetting, did_you_mean};
 
 use super::arguments::Owner;
 use super::checker::{Checker, Scope};
 use super::overrides::in_file;
 use super::values::describe;
-use crate::argument::{Arguments, DefaultValue, ParameterSpec};
+use crate::argument::{Arguments, DefaultValue, ParameterSpec, ParameterType};
 use crate::recipe::{DataSource, Recipe, SettingForm, SettingSpec, Written, train_settings};
 use crate::words::{any_of, listed};
 
@@ -232,7 +232,7 @@ impl<'a> Checker<'a> {
             self.report(conflict(Code::ArgumentsConflict, "optimizer", found));
         }
         for found in recipe.schedule.check(recipe.optimizer.lr(), recipe.steps) {
-            let mut counted = recipe.schedule.spec.settings.iter().filter(|s| matches!(s.kind, SettingKind::Steps(_)));
+            let mut counted = recipe.schedule.spec.settings.iter().filter(|s| matches!(s.ty, ParameterType::Int(_)));
             let steps = recipe.span("steps").filter(|_| counted.any(|s| s.name == found.setting));
             let mut d = conflict(Code::OutOfRange, "schedule", found);
             if let Some(span) = steps {

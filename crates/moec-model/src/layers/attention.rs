@@ -6,7 +6,7 @@ use std::sync::Arc;
 use moec_ir::{AttentionAttrs, Input, Op, StateRole, TensorType, Value};
 use moec_syntax::{Code, Diagnostic};
 
-use super::spec::{DROPOUT, LayerSpec, flag};
+use super::spec::{DROPOUT, LayerSpec};
 use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
 use crate::cost::Flops;
@@ -32,7 +32,7 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
             "divide scores by the root of the head's width, or of the model's (makeMoE)",
         ),
         DROPOUT,
-        flag("bias", false, "give queries, keys and values a bias"),
+        ParameterSpec::flag("bias", false, "give queries, keys and values a bias"),
     ],
     forms: &[],
     has_layers: false,

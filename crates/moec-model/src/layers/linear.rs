@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use moec_ir::Value;
 
-use super::spec::{LayerSpec, TOKENWISE, WIDTH, flag};
+use super::spec::{LayerSpec, TOKENWISE, WIDTH};
 use crate::argument::{ParameterSpec, ParameterType};
 use crate::check::layer::{Flow, LayerCheck};
 use crate::cost::Flops;
@@ -18,7 +18,7 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
     summary: "a linear map",
     parameters: &[
         ParameterSpec::required("width", ParameterType::Int(WIDTH), "width of the result"),
-        flag("bias", true, "add a bias"),
+        ParameterSpec::flag("bias", true, "add a bias"),
     ],
     forms: &[],
     has_layers: false,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use moec_ir::Value;
 
 use super::activation::Activation;
-use super::spec::{DROPOUT, LayerSpec, TOKENWISE, WIDTH, flag};
+use super::spec::{DROPOUT, LayerSpec, TOKENWISE, WIDTH};
 use crate::argument::{DefaultValue, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
 use crate::cost::Flops;
@@ -39,7 +39,7 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
             "function between the maps",
         ),
         DROPOUT,
-        flag("bias", true, "give the maps biases"),
+        ParameterSpec::flag("bias", true, "give the maps biases"),
     ],
     forms: &[],
     has_layers: false,

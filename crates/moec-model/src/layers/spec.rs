@@ -47,11 +47,6 @@ pub(super) const DROPOUT: ParameterSpec = ParameterSpec::optional(
     "share of the numbers set to 0 while training",
 );
 
-/// An argument that is `true` or `false`.
-pub(super) const fn flag(name: &'static str, default: bool, help: &'static str) -> ParameterSpec {
-    ParameterSpec::optional(name, ParameterType::Bool, DefaultValue::Bool(default), help)
-}
-
 /// What a norm adds to what it divides by.
 pub(super) const fn epsilon(default: f64, help: &'static str) -> ParameterSpec {
     ParameterSpec::optional("epsilon", ParameterType::Float(Interval::above(0.0)), DefaultValue::Float(default), help)

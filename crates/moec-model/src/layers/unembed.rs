@@ -7,7 +7,8 @@ use moec_ir::Value;
 use moec_syntax::{Code, Diagnostic};
 
 use super::embed::token_table;
-use super::spec::{LayerSpec, TOKENWISE, flag};
+use super::spec::{LayerSpec, TOKENWISE};
+use crate::argument::ParameterSpec;
 use crate::check::layer::{Flow, LayerCheck};
 use crate::cost::Flops;
 use crate::emit::Role;
@@ -18,7 +19,10 @@ use crate::resolved::{ResolvedValue, map};
 pub(super) const LAYER: LayerSpec = LayerSpec {
     name: "unembed",
     summary: "scores of the vocabulary; the last layer of a model",
-    parameters: &[flag("tied", false, "use the token vectors as weights"), flag("bias", true, "add a bias")],
+    parameters: &[
+        ParameterSpec::flag("tied", false, "use the token vectors as weights"),
+        ParameterSpec::flag("bias", true, "add a bias"),
+    ],
     forms: &[],
     has_layers: false,
     equations: "\

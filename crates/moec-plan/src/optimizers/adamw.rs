@@ -1,8 +1,8 @@
 //! AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as in PyTorch.
 
 use super::{Body, LEARNING_RATE, MEMORY, Operands, OptimizerSpec, Updated, WEIGHT_DECAY};
-use crate::settings::{Setting, Settings};
-use moec_ir::{AdamWAttrs, Builder, Interval, Op};
+use crate::settings::Settings;
+use moec_ir::{AdamWAttrs, Builder, Interval, Op, ParameterSpec};
 
 pub(super) static ADAMW: OptimizerSpec = OptimizerSpec {
     name: "adamw",
@@ -12,11 +12,11 @@ pub(super) static ADAMW: OptimizerSpec = OptimizerSpec {
                 p = p - lr ((m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p)",
     references: &["Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, arXiv 1711.05101, algorithm 2"],
     settings: &[
-        Setting::number("lr", LEARNING_RATE, 1e-3, "learning rate"),
-        Setting::number("beta1", MEMORY, 0.9, "decay of the first moment"),
-        Setting::number("beta2", MEMORY, 0.999, "decay of the second moment"),
-        Setting::number("eps", Interval::above(0.0), 1e-8, "added to the root of the second moment"),
-        Setting::number("weight_decay", WEIGHT_DECAY, 0.01, "decoupled weight decay"),
+        ParameterSpec::number("lr", LEARNING_RATE, 1e-3, "learning rate"),
+        ParameterSpec::number("beta1", MEMORY, 0.9, "decay of the first moment"),
+        ParameterSpec::number("beta2", MEMORY, 0.999, "decay of the second moment"),
+        ParameterSpec::number("eps", Interval::above(0.0), 1e-8, "added to the root of the second moment"),
+        ParameterSpec::number("weight_decay", WEIGHT_DECAY, 0.01, "decoupled weight decay"),
     ],
     check: |_| None,
     moments: |_| &["m", "v"],

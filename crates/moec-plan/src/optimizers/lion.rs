@@ -1,8 +1,8 @@
 //! Lion (Chen et al. 2023, arXiv 2302.06675): the sign of an interpolated momentum.
 
 use super::{Body, Decay, Direction, LEARNING_RATE, MEMORY, OptimizerSpec, WEIGHT_DECAY};
-use crate::settings::{Setting, Settings};
-use moec_ir::{Builder, Unary, Value};
+use crate::settings::Settings;
+use moec_ir::{Builder, ParameterSpec, Unary, Value};
 
 pub(super) static LION: OptimizerSpec = OptimizerSpec {
     name: "lion",
@@ -11,10 +11,10 @@ pub(super) static LION: OptimizerSpec = OptimizerSpec {
                 m = beta2 m + (1 - beta2) g",
     references: &["Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675, algorithm 2"],
     settings: &[
-        Setting::number("lr", LEARNING_RATE, 1e-4, "learning rate; every element moves by this much"),
-        Setting::number("beta1", MEMORY, 0.9, "share of the momentum in the direction"),
-        Setting::number("beta2", MEMORY, 0.99, "decay of the momentum"),
-        Setting::number("weight_decay", WEIGHT_DECAY, 0.0, "decoupled weight decay"),
+        ParameterSpec::number("lr", LEARNING_RATE, 1e-4, "learning rate; every element moves by this much"),
+        ParameterSpec::number("beta1", MEMORY, 0.9, "share of the momentum in the direction"),
+        ParameterSpec::number("beta2", MEMORY, 0.99, "decay of the momentum"),
+        ParameterSpec::number("weight_decay", WEIGHT_DECAY, 0.0, "decoupled weight decay"),
     ],
     check: |_| None,
     moments: |_| &["m"],

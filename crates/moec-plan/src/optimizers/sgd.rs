@@ -1,8 +1,8 @@
 //! Stochastic gradient descent with momentum, as PyTorch's `torch.optim.SGD` with dampening 0.
 
 use super::{Body, Decay, Direction, LEARNING_RATE, OptimizerSpec, WEIGHT_DECAY};
-use crate::settings::{Conflict, Setting, Settings};
-use moec_ir::{Builder, Interval, Value};
+use crate::settings::{Conflict, Settings};
+use moec_ir::{Builder, Interval, ParameterSpec, Value};
 
 pub(super) static SGD: OptimizerSpec = OptimizerSpec {
     name: "sgd",
@@ -15,10 +15,10 @@ pub(super) static SGD: OptimizerSpec = OptimizerSpec {
         "torch.optim.SGD",
     ],
     settings: &[
-        Setting::number("lr", LEARNING_RATE, 1e-3, "learning rate"),
-        Setting::number("momentum", Interval::at_least(0.0), 0.0, "what is left of the velocity after a step"),
-        Setting::flag("nesterov", false, "looks ahead along the velocity"),
-        Setting::number("weight_decay", WEIGHT_DECAY, 0.0, "weight decay, added to the gradient"),
+        ParameterSpec::number("lr", LEARNING_RATE, 1e-3, "learning rate"),
+        ParameterSpec::number("momentum", Interval::at_least(0.0), 0.0, "what is left of the velocity after a step"),
+        ParameterSpec::flag("nesterov", false, "looks ahead along the velocity"),
+        ParameterSpec::number("weight_decay", WEIGHT_DECAY, 0.0, "weight decay, added to the gradient"),
     ],
     check,
     moments: |settings| if settings.number("momentum") > 0.0 { &["velocity"] } else { &[] },

@@ -20,7 +20,7 @@ fn config() -> TrainConfig {
         steps: 24,
         seed: 1337,
         optimizer: Optimizer::default().with("lr", 0.02),
-        schedule: Schedule::named("cosine").unwrap().with("warmup", 3u64).with("min_lr", 0.002),
+        schedule: Schedule::named("cosine").unwrap().with("warmup", 3).with("min_lr", 0.002),
         log_every: 5,
         evaluate_every: 10,
         evaluate_batches: 2,
@@ -197,7 +197,7 @@ fn every_optimizer_learns_and_resumes_to_the_same_bits() {
     let lion = Optimizer::named("lion").unwrap().with("lr", 0.01).with("weight_decay", 0.1);
     for (i, optimizer) in [sgd, nesterov, lion].into_iter().enumerate() {
         let tiny = Tiny::trained_by(&optimizer);
-        let wsd = Schedule::named("wsd").unwrap().with("warmup", 2u64).with("decay", 8u64);
+        let wsd = Schedule::named("wsd").unwrap().with("warmup", 2).with("decay", 8);
         let config = TrainConfig { optimizer, schedule: wsd, evaluate_every: 0, ..config() };
         let folder = tempfile::tempdir().unwrap();
         let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));

@@ -5,7 +5,7 @@ use crate::read_source;
 use moec_model::{
     BalanceLoss, CheckOptions, DefaultValue, LayerSpec, ParameterSpec, Reads, Registry, RoutingStrategy, Traits,
 };
-use moec_plan::{OPTIMIZERS, SCHEDULES, Setting};
+use moec_plan::{OPTIMIZERS, SCHEDULES};
 use moec_syntax::Code;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -220,7 +220,7 @@ pub(crate) struct RecipePart {
     pub(crate) summary: &'static str,
     equations: &'static str,
     references: &'static [&'static str],
-    settings: &'static [Setting],
+    settings: &'static [ParameterSpec],
 }
 
 /// Every optimiser, then every schedule.
@@ -245,10 +245,6 @@ pub(crate) fn recipe_parts() -> impl Iterator<Item = RecipePart> {
 }
 
 impl RecipePart {
-    fn parameters(&self) -> Vec<ParameterSpec> {
-        self.settings.iter().map(ParameterSpec::from).collect()
-    }
-
     /// Everything that is known about it.
     pub(crate) fn full(&self) -> String {
         let article = if self.kind == "optimizer" { "an" } else { "a" };
@@ -257,7 +253,7 @@ impl RecipePart {
             text.push_str(&format!("    {line}\n"));
         }
         text.push_str("\nParameters\n");
-        match &self.parameters()[..] {
+        match self.settings {
             [] => text.push_str("  none\n"),
             parameters => text.push_str(&parameter_lines(parameters)),
         }
@@ -270,7 +266,7 @@ impl RecipePart {
             "kind": self.kind,
             "name": self.name,
             "summary": self.summary,
-            "parameters": parameters_json(&self.parameters()),
+            "parameters": parameters_json(self.settings),
             "equations": self.equations,
             "references": self.references,
         })
