@@ -103,7 +103,7 @@ impl CubeBackend {
         Self::with_profile(Device::Cpu, DeviceProfile::cpu(threads))
     }
 
-    fn with_profile(device: Device, profile: DeviceProfile) -> Result<Self, BackendError> {
+    pub(crate) fn with_profile(device: Device, profile: DeviceProfile) -> Result<Self, BackendError> {
         let none = |reason: String| BackendError::NoDevice { device: device.name().into(), reason };
         let opened = guarded(device, || open(device, profile))?.map_err(none)?;
         Ok(Self { device, profile, opened })

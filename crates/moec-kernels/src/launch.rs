@@ -55,12 +55,20 @@ pub(crate) enum Kind {
 pub struct DeviceProfile {
     kind: Kind,
     units: u32,
+    /// Floats in one vector register.
+    lanes: usize,
 }
 
 impl DeviceProfile {
     /// A CPU on which kernels run with that many threads, of which there is at least one.
     pub fn cpu(threads: usize) -> Self {
-        Self { kind: Kind::Cpu, units: threads.clamp(1, u32::MAX as usize) as u32 }
+        Self { kind: Kind::Cpu, units: threads.clamp(1, u32::MAX as usize) as u32, lanes: register_lanes() }
+    }
+
+    /// The same CPU as one with vector registers of that many floats, of which the compiler makes what there are.
+    #[cfg(all(test, feature = "cpu"))]
+    pub(crate) fn with_lanes(self, lanes: usize) -> Self {
+        Self { lanes, ..self }
     }
 
     /// The CPU of this machine, all cores.
@@ -70,7 +78,7 @@ impl DeviceProfile {
 
     /// A graphics device.
     pub fn gpu() -> Self {
-        Self { kind: Kind::Gpu, units: GPU_CUBE }
+        Self { kind: Kind::Gpu, units: GPU_CUBE, lanes: 4 }
     }
 
     /// Threads that a kernel runs on, on a CPU; units of a cube elsewhere.
@@ -93,10 +101,7 @@ impl DeviceProfile {
 
     /// Widest vectors for tiles in registers: one register.
     pub(crate) fn matrix_width(&self) -> usize {
-        match self.kind {
-            Kind::Cpu => register_lanes(),
-            Kind::Gpu => 4,
-        }
+        self.lanes
     }
 
     /// Units of a launch over `items` independent items.
@@ -117,10 +122,16 @@ impl DeviceProfile {
 /// Floats in one vector register of this machine: a matrix product with registers half full is half as fast.
 fn register_lanes() -> usize {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        return 16;
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return 16;
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            return 8;
+        }
     }
-    8
+    // SSE, NEON.
+    4
 }
 
 /// The largest power of two up to `max` that divides all `extents`.

@@ -648,6 +648,81 @@ fn products_per_expert() {
     }
 }
 
+/// Products with registers of 128, 256 and 512 bits, whatever those of this processor are: the bits are the same, however a
+/// panel comes to the registers.
+#[cfg(feature = "cpu")]
+#[test]
+fn products_for_every_width_of_registers() {
+    let backends = [4, 8, 16]
+        .map(|lanes| CubeBackend::with_profile(Device::Cpu, DeviceProfile::cpu(2).with_lanes(lanes)).unwrap());
+    let same = |graph: &Graph, operands: &[&Tensor]| {
+        let (clusters, _) = cluster(graph, &ClusterOptions::default()).unwrap();
+        let program = plan(&[("f".to_string(), &clusters)]).unwrap();
+        let values = operands.iter().enumerate().map(|(i, t)| (format!("x{i}"), (*t).clone())).collect();
+        let expected = evaluate(graph, &values).unwrap();
+        let found = backends.each_ref().map(|backend| run_program(backend, &program, operands));
+        for (i, first) in found[0].iter().enumerate() {
+            close(&format!("{clusters}"), first, &expected.outputs[&format!("y{i}")], 1e-5);
+            let bits = |t: &Tensor| t.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(found[1..].iter().all(|found| bits(&found[i]) == bits(first)), "lanes show in\n{clusters}");
+        }
+    };
+    // Whole panels and ragged ones, few tiles and many, one block of summed elements and several.
+    for (m, n, k) in [(1, 64, 1), (3, 17, 7), (7, 128, 16), (65, 64, 33), (90, 128, 48), (50, 33, 272), (70, 64, 544)] {
+        for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
+            let a = normal(&if transpose_a { [k, m] } else { [m, k] }, 1);
+            let b = normal(&if transpose_b { [n, k] } else { [k, n] }, 2);
+            let (bias, rest) = (normal(&[n], 3), normal(&[m, n], 4));
+            let operands = [&a, &b, &bias, &rest];
+            let op = Op::MatMul { transpose_a, transpose_b, bias: true };
+            same(&graph_of(&op, &operands[..3]), &operands[..3]);
+            // With a program that goes on with the product.
+            let go_on = graph(&operands, |b, x| {
+                let product = b.op(op.clone(), &x[..3]);
+                let cut = b.unary(Unary::Relu, product.into());
+                vec![b.add(cut, x[3])]
+            });
+            same(&go_on, &operands);
+        }
+    }
+    // Experts without rows and with many, and rows of none; in order and fetched.
+    for (sizes, inner, outer) in [([0, 70, 1, 5], 48, 64), ([16, 16, 16, 16], 64, 128), ([3, 0, 0, 30], 17, 33)] {
+        let owners: Vec<i32> = (0..4).flat_map(|e| std::iter::repeat_n(e as i32, sizes[e])).collect();
+        let rows = owners.len();
+        let ends = sizes.iter().scan(0, |end, &size| {
+            *end += size as i32;
+            Some(*end)
+        });
+        let offsets = Tensor::ints(std::iter::once(0).chain(ends).collect::<Vec<_>>());
+        let owners = Tensor::ints(owners).with_shape([rows, 1]).unwrap();
+        let (x, dy) = (normal(&[rows + 2, inner], 1), normal(&[rows + 2, outer], 2));
+        for transpose_b in [false, true] {
+            let w = normal(&if transpose_b { [4, outer, inner] } else { [4, inner, outer] }, 3);
+            let bias = normal(&[4, outer], 4);
+            let op = Op::GroupedMatMul { transpose_b, bias: true };
+            same(&graph_of(&op, &[&x, &w, &offsets, &bias]), &[&x, &w, &offsets, &bias]);
+            let tokens = normal(&[rows, inner], 5);
+            let operands = [&tokens, &w, &bias, &owners];
+            let fetched = graph(&operands, |b, v| {
+                let sort = b.op(Op::SortByExpert { experts: 4, rows }, &[v[3]]);
+                let x = b.op(Op::Dispatch { weighted: false }, &[v[0], sort.result(1), sort.result(2)]);
+                vec![b.op(op.clone(), &[x, v[1], sort, v[2]])]
+            });
+            same(&fetched, &operands);
+        }
+        let operands = [&dy, &x, &offsets];
+        same(&grouped_with_sums(&operands), &operands);
+        let (dy, x) = (normal(&[rows, outer], 6), normal(&[rows, inner], 7));
+        let operands = [&dy, &x, &owners];
+        let fetched = graph(&operands, |b, v| {
+            let sort = b.op(Op::SortByExpert { experts: 4, rows }, &[v[2]]);
+            let x = b.op(Op::Dispatch { weighted: false }, &[v[1], sort.result(1), sort.result(2)]);
+            vec![b.op(Op::GroupedMatMulWeightGrad, &[v[0], x, sort])]
+        });
+        same(&fetched, &operands);
+    }
+}
+
 #[test]
 fn attention() {
     for (batch, time, heads, d) in

@@ -336,6 +336,11 @@ pub(super) struct Then<'a> {
 }
 
 impl Then<'_> {
+    /// Whether nothing goes on.
+    pub(super) fn is_empty(&self) -> bool {
+        self.program.results.is_empty()
+    }
+
     /// The argument of a launch over vectors of width `w`.
     pub(super) fn bind<W: Size>(&self, t: &Target<'_>, w: usize) -> ElementwiseLaunch<W> {
         ElementwiseLaunch::new(
@@ -352,7 +357,7 @@ impl Then<'_> {
 /// As part of the name of a kernel.
 impl fmt::Display for Then<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.program.results.is_empty() { Ok(()) } else { write!(f, " then {:?}", self.program) }
+        if self.is_empty() { Ok(()) } else { write!(f, " then {:?}", self.program) }
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) mod indices;
 mod lanes;
 pub(crate) mod limits;
 pub(crate) mod matmul;
+mod native;
 pub(crate) mod norm;
 mod order;
 pub(crate) mod random;

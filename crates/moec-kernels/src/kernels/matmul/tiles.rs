@@ -2,19 +2,48 @@
 //!
 //! Every unit owns a range of column panels and of the tiles of all experts together, which is cut by the work of the
 //! tiles. Mostly that is all panels of some rows: neighbouring operations then find what they read in the cache of the
-//! same core, and each expert's matrix is packed by one unit. A panel of a few vectors of `b` is packed (and
-//! transposed if need be) into a private array once per block of summed elements; a tile of the result, a few rows of a
-//! panel, stays in registers while the block is summed. An element is summed by one unit in index order, through the
-//! register it is stored from and reloaded into, so its bits depend neither on the number of units nor on the tiling.
-//! Extents are runtime values: a training step compiles a handful of these, whatever its shapes.
+//! same core, and each expert's matrix is packed by one unit. A tile of the result, a few rows of a panel of a few
+//! vectors, stays in registers while a block of elements is summed. An element is summed by one unit in index order,
+//! through the register it is stored from and reloaded into, so its bits depend neither on the number of units nor on
+//! the tiling. Extents are runtime values: a training step compiles a handful of these, whatever its shapes.
+//!
+//! # What is packed
+//!
+//! How the panel of `b` comes to the registers ([`Panel`]) decides how fast a product is. Figures are those of one core at
+//! 220 GFLOP/s, for a matrix of 512 x 128, whose product with the 128 rows of an average expert takes 76 us at least.
+//!
+//! - `b` transposed (the weights of every layer in a forward pass): squares of as many vectors as they have lanes are
+//!   transposed in registers: 6 us. Element by element, which remains for odd lengths, it takes 20 us, and from memory 70.
+//! - `b` as stored: copied to where the panel's rows follow each other, 5 us. Where it is, its rows fall onto a few sets of
+//!   the first cache, and far apart onto more pages than its table has: tiles take 5 to 35 % longer.
+//! - `b` as stored, in whole panels for a few tiles each: read where it is, which saves the copy. With 16 rows an expert that
+//!   is 8 % of the product.
+//!
+//! Weights are read once a step, so from memory. The next panel, of this expert or the next, is asked for line by line
+//! while tiles of this one are summed: 5 to 12 % of a product. Asking in bursts gains half of that, and asking for the
+//! result as well loses.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::super::fused::{DropoutKeys, Elementwise, Then, dropout_keys, go_on};
+use super::super::native::{prefetch, transpose};
 use super::{Factors, Layout, Product, fetched_row, segment, segment_count};
 use crate::launch::{Launcher, Optional, run};
 use cubecl::prelude::*;
 use moec_ir::Invariant;
+
+/// How a panel of `b` comes to the registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Panel {
+    /// It is read where it is.
+    InPlace,
+    /// Its rows are copied to where they follow each other.
+    Copied,
+    /// Its columns are rows of `b`, and are transposed in squares of registers.
+    Transposed,
+    /// Its columns are rows of `b`, and are gathered element by element.
+    Gathered,
+}
 
 /// How the CPU's kernel is blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,24 +54,78 @@ struct Tiling {
     rows: usize,
     /// Vectors of a register tile.
     vectors: usize,
-    /// Summed elements of a packed panel. Private arrays beyond 1024 elements take the CPU's compiler seconds.
+    /// Summed elements of a panel. Private arrays beyond 1024 elements take the CPU's compiler seconds.
     block: usize,
+    /// Where the panel is.
+    panel: Panel,
+    /// Panels are whole: tiles go from registers to memory and back without a detour.
+    whole: bool,
+    /// The next panel is asked for while this one is used.
+    ahead: bool,
+    /// A program goes on with the result.
+    goes_on: bool,
 }
 
+/// Tiles of an expert from which on its panels are copied, if they could be read where they are.
+const WORTH_COPYING: usize = 8;
+
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+/// Summed elements between two points at which lines are asked for, and lines that are asked for at least.
+const STRIDE: usize = 32;
+
 impl Tiling {
-    /// The tiling for `m` rows and `n` columns on a machine with vector registers of that many lanes. The 16 registers
-    /// of AVX2 hold 6 by 2 accumulators, two vectors of `b` and a broadcast element of `a`; the 32 of AVX-512 twice
-    /// that, where four vectors of `b` make the packed panel 32 KiB with a quarter of the block.
-    fn new(lanes: usize, m: usize, n: usize) -> Self {
+    /// The tiling of a product on a machine with vector registers of that many lanes. The 16 registers of AVX2 hold 6 by 2
+    /// accumulators, two vectors of `b` and a broadcast element of `a`; the 32 of AVX-512 and of NEON twice that, where
+    /// four vectors of `b` make the packed panel of AVX-512 32 KiB with a quarter of the block.
+    fn new(lanes: usize, p: &Product<'_>, then: &Then<'_>) -> Self {
+        let Product { layout, m, n, k, experts, .. } = *p;
         let (mut rows, vectors, block) = match lanes {
             _ if n <= lanes => (12, 1, 512),
             16 => (6, 4, 128),
+            4 => (6, 4, 256),
             _ => (6, 2, 512),
         };
         while rows > m {
             rows /= 2;
         }
-        Self { lanes, rows, vectors, block }
+        let whole = n % (lanes * vectors) == 0;
+        // Tiles of an expert: of its rows, or of its matrix.
+        let tiles = if layout.transpose_a { m } else { m / experts }.div_ceil(rows);
+        let panel = match layout {
+            Layout { transpose_b: true, .. } if k % lanes == 0 => Panel::Transposed,
+            Layout { transpose_b: true, .. } => Panel::Gathered,
+            _ if whole && tiles < WORTH_COPYING && !(layout.transpose_a && layout.fetched) => Panel::InPlace,
+            _ => Panel::Copied,
+        };
+        // With few rows, all is over before what was asked for has come. The summed rows of a weight gradient are not
+        // weights, and were just written.
+        let ahead = !layout.transpose_a && rows > 2;
+        Self { lanes, rows, vectors, block, panel, whole, ahead, goes_on: !then.is_empty() }
+    }
+
+    /// Vectors of a packed panel.
+    fn packed(&self) -> usize {
+        if self.panel == Panel::InPlace { 1 } else { self.block * self.vectors }
+    }
+
+    /// Cache lines of a panel of `b`.
+    fn lines(&self) -> usize {
+        match self.panel {
+            Panel::Transposed | Panel::Gathered => self.vectors * self.lanes * (self.block / LINE),
+            Panel::InPlace | Panel::Copied => self.block * (self.vectors * self.lanes).div_ceil(LINE),
+        }
+    }
+
+    /// What getting a panel ready costs, in tenths of what computing a tile with it does.
+    fn packing(&self) -> usize {
+        match self.panel {
+            Panel::InPlace => 0,
+            Panel::Copied => 10,
+            Panel::Transposed => 15,
+            Panel::Gathered => 60,
+        }
     }
 }
 
@@ -85,6 +168,42 @@ struct Block {
     /// Whether it is the first, and the last, of the panel.
     first: bool,
     last: bool,
+    /// Where the expert's matrix starts.
+    b0: usize,
+    /// What the unit comes to next.
+    next: Ahead,
+}
+
+/// The panel of `b` that comes next, which can be asked for.
+#[derive(CubeType)]
+struct Ahead {
+    /// Where its matrix starts, its first vector and its first summed element.
+    b0: usize,
+    vector: usize,
+    q0: usize,
+    /// Lines of it; none after the last panel.
+    lines: usize,
+    /// How many of them are asked for at a time.
+    at_once: usize,
+}
+
+/// What a unit has to do with an expert: tiles `t0 .. t1` of panels `p0 .. p1`.
+#[derive(CubeType)]
+struct Share {
+    p0: usize,
+    p1: usize,
+    t0: usize,
+    t1: usize,
+}
+
+/// Where a tile is.
+#[derive(CubeType)]
+struct Place {
+    /// Its first row, and where that is in `a`.
+    top: usize,
+    place: usize,
+    /// How many tiles the unit has done with the block.
+    tile: usize,
 }
 
 /// Copies vectors of a row that starts at element `start`, from vector `first` on, to `out` from vector `to` on. Columns
@@ -123,7 +242,7 @@ fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, #[comptime] length: usize)
 
 /// `work * part / parts`, but for rounding that is the same for all units: the product may not fit 32 bits.
 #[cube]
-fn share(work: usize, part: usize, parts: usize) -> usize {
+fn part_of(work: usize, part: usize, parts: usize) -> usize {
     work / parts * part + work % parts * part / parts
 }
 
@@ -205,7 +324,7 @@ fn sum_tiles<S: Size>(
     sum_columns::<S>(a, sums, s.e * columns, c0, c1, s.sum0, s.sum1, columns);
 }
 
-/// Copies a block of `b`, row after row, to where the unit has it to itself.
+/// Brings a block of `b` to where the unit has it to itself, row after row.
 #[cube]
 fn pack<W: Size, L: Size>(
     x: &Factors,
@@ -214,30 +333,103 @@ fn pack<W: Size, L: Size>(
     s: &Segment,
     block: &Block,
     #[comptime] layout: Layout,
-    #[comptime] vectors: usize,
+    #[comptime] tiling: Tiling,
 ) {
     let w = W::value();
-    if comptime!(layout.transpose_b) {
-        // One column vector at a time: its rows of `b` are as many cache lines as it has lanes.
-        for j in 0..vectors {
+    let vectors = comptime!(tiling.vectors);
+    match comptime!(tiling.panel) {
+        Panel::InPlace => {}
+        Panel::Copied => {
             for q in 0..block.length {
-                let mut v = Vector::<f32, W>::empty();
-                #[unroll]
-                for lane in 0..w {
-                    let column = min((block.vector + j) * w + lane, x.n - 1);
-                    v.insert(lane, x.b[s.b0 + column * x.k + block.q0 + q]);
+                let mut row = block.q0 + q;
+                if comptime!(layout.fetched && layout.transpose_a) {
+                    row = fetched_row(&x.fetch, row);
                 }
-                panel[q * vectors + j] = v;
+                load_row::<W, L>(b, panel, s.b0 + row * x.n, block.vector, q * vectors, x.n, vectors);
             }
         }
-    } else {
-        for q in 0..block.length {
-            let mut row = block.q0 + q;
-            if comptime!(layout.fetched && layout.transpose_a) {
-                row = fetched_row(&x.fetch, row);
+        Panel::Transposed => {
+            for j in 0..vectors {
+                for q in range_stepped(0, block.length, w) {
+                    let mut rows = Sequence::<Vector<f32, W>>::new();
+                    #[unroll]
+                    for lane in 0..w {
+                        let column = min((block.vector + j) * w + lane, x.n - 1);
+                        rows.push(b.with_vector_size::<W>()[(s.b0 + column * x.k + block.q0 + q) / w]);
+                    }
+                    let columns = transpose::<W>(rows);
+                    #[unroll]
+                    for i in 0..w {
+                        panel[(q + i) * vectors + j] = columns[i];
+                    }
+                }
             }
-            load_row::<W, L>(b, panel, s.b0 + row * x.n, block.vector, q * vectors, x.n, vectors);
         }
+        // One column vector at a time: its rows of `b` are as many cache lines as it has lanes.
+        Panel::Gathered => {
+            for j in 0..vectors {
+                for q in 0..block.length {
+                    let mut v = Vector::<f32, W>::empty();
+                    #[unroll]
+                    for lane in 0..w {
+                        let column = min((block.vector + j) * w + lane, x.n - 1);
+                        v.insert(lane, x.b[s.b0 + column * x.k + block.q0 + q]);
+                    }
+                    panel[q * vectors + j] = v;
+                }
+            }
+        }
+    }
+}
+
+/// The block that a unit works on for panel `p`, the `i`-th of `blocks`.
+#[cube]
+fn block_of(
+    x: &Factors,
+    s: &Segment,
+    share: &Share,
+    p: usize,
+    i: usize,
+    blocks: usize,
+    #[comptime] tiling: Tiling,
+) -> Block {
+    let (kb, nv) = comptime!((tiling.block, tiling.vectors));
+    let q0 = s.sum0 + i * kb;
+    let (first, last) = (i == 0, i + 1 == blocks);
+    let (mut b0, mut next_p, mut next_q) = (s.b0, p, q0 + kb);
+    let mut lines = comptime!(tiling.lines()).runtime();
+    if last {
+        next_p = p + 1;
+        next_q = s.sum0;
+        if next_p == share.p1 {
+            next_p = share.p0;
+            b0 = s.b0 + x.n * x.k;
+            if s.e + 1 >= x.experts {
+                lines = 0usize.runtime();
+            }
+        }
+    }
+    let turns = (share.t1 - share.t0) * comptime!(kb / STRIDE);
+    let at_once = max((comptime!(tiling.lines()) - 1) / turns + 1, comptime!(STRIDE / 2));
+    let next = Ahead { b0, vector: next_p * nv, q0: next_q, lines, at_once };
+    Block { vector: p * nv, q0, length: min(kb, s.sum1 - q0), first, last, b0: s.b0, next }
+}
+
+/// Asks for the lines of the next panel whose turn it is.
+#[cube]
+fn ask(x: &Factors, next: &Ahead, turn: usize, #[comptime] layout: Layout, #[comptime] tiling: Tiling) {
+    let w = comptime!(tiling.lanes);
+    let first = turn * next.at_once;
+    for line in first..min(first + next.at_once, next.lines) {
+        let place = if comptime!(layout.transpose_b) {
+            let in_row = comptime!(tiling.block / LINE);
+            (next.vector * w + line / in_row) * x.k + next.q0 + line % in_row * LINE
+        } else {
+            let in_row = comptime!((tiling.vectors * w).div_ceil(LINE));
+            (next.q0 + line / in_row) * x.n + next.vector * w + line % in_row * LINE
+        };
+        // A panel or block at the end has fewer lines.
+        prefetch(&x.b[min(next.b0 + place, x.experts * x.n * x.k - 1)]);
     }
 }
 
@@ -258,87 +450,149 @@ fn load_start<W: Size, L: Size>(
     }
 }
 
-/// Loads what a tile has been summed to so far; `row0` is where its first row starts.
+/// Loads what a tile has been summed to so far, or what it starts from; `row0` is where its first row starts. Tiles of whole
+/// panels need no detour over `passage`.
 #[cube]
 fn load_tile<W: Size, L: Size>(
     y: &[Vector<f32, L>],
     start: &Array<Vector<f32, W>>,
+    passage: &mut Array<Vector<f32, W>>,
     tile: &mut Array<Vector<f32, W>>,
     row0: usize,
     n: usize,
     block: &Block,
     #[comptime] tiling: Tiling,
 ) {
-    let nv = comptime!(tiling.vectors);
-    for i in 0..comptime!(tiling.rows) {
+    let w = W::value();
+    let (mr, nv) = comptime!((tiling.rows, tiling.vectors));
+    if comptime!(tiling.whole) {
         if block.first {
-            for j in 0..nv {
-                tile[i * nv + j] = start[j];
+            #[unroll]
+            for i in 0..comptime!(mr * nv) {
+                tile[i] = start[i % nv];
             }
         } else {
-            load_row::<W, L>(y, tile, row0 + i * n, block.vector, i * nv, n, nv);
+            #[unroll]
+            for i in 0..comptime!(mr * nv) {
+                tile[i] = y.with_vector_size::<W>()[(row0 + i / nv * n) / w + block.vector + i % nv];
+            }
+        }
+    } else {
+        for i in 0..mr {
+            if block.first {
+                for j in 0..nv {
+                    passage[i * nv + j] = start[j];
+                }
+            } else {
+                load_row::<W, L>(y, passage, row0 + i * n, block.vector, i * nv, n, nv);
+            }
+        }
+        #[unroll]
+        for i in 0..comptime!(mr * nv) {
+            tile[i] = passage[i];
         }
     }
 }
 
-/// Adds the products of a block to a tile, which stays in registers meanwhile. `top` is its first row, and `place` where that
-/// is in `a`.
+/// Adds the products of a block to a tile, which stays in registers meanwhile.
 #[cube]
-fn multiply<W: Size>(
+fn multiply<W: Size, L: Size>(
     x: &Factors,
+    b: &[Vector<f32, L>],
     panel: &Array<Vector<f32, W>>,
     tile: &mut Array<Vector<f32, W>>,
-    top: usize,
-    place: usize,
+    at: &Place,
     block: &Block,
     #[comptime] layout: Layout,
     #[comptime] tiling: Tiling,
 ) {
+    let w = W::value();
     let (mr, nv) = comptime!((tiling.rows, tiling.vectors));
-    let mut acc = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
-    #[unroll]
-    for i in 0..comptime!(mr * nv) {
-        acc[i] = tile[i];
-    }
     let mut starts = Sequence::<usize>::new();
     if comptime!(layout.fetched && !layout.transpose_a) {
         #[unroll]
         for i in 0..mr {
-            starts.push(fetched_row(&x.fetch, top + i) * x.k);
+            starts.push(fetched_row(&x.fetch, at.top + i) * x.k);
         }
     }
-    for q in 0..block.length {
-        let mut row = Sequence::<Vector<f32, W>>::new();
-        #[unroll]
-        for j in 0..nv {
-            row.push(panel[q * nv + j]);
+    let in_place = (block.b0 + block.q0 * x.n) / w + block.vector;
+    let row_of_b = x.n / w;
+    let stride = comptime!(if tiling.ahead { STRIDE } else { tiling.block });
+    for q0 in range_stepped(0, block.length, stride) {
+        if comptime!(tiling.ahead) {
+            ask(x, &block.next, at.tile * comptime!(tiling.block / STRIDE) + q0 / STRIDE, layout, tiling);
         }
-        #[unroll]
-        for i in 0..mr {
-            let v = if comptime!(layout.transpose_a) {
-                x.a[place + (block.q0 + q) * x.m + i]
-            } else if comptime!(layout.fetched) {
-                x.a[starts[i] + block.q0 + q]
-            } else {
-                x.a[place + i * x.k + block.q0 + q]
-            };
-            let v = Vector::<f32, W>::new(v);
+        for q in q0..min(q0 + stride, block.length) {
+            let mut row = Sequence::<Vector<f32, W>>::new();
             #[unroll]
             for j in 0..nv {
-                acc[i * nv + j] = fma(v, row[j], acc[i * nv + j]);
+                if comptime!(tiling.panel == Panel::InPlace) {
+                    row.push(b.with_vector_size::<W>()[in_place + q * row_of_b + j]);
+                } else {
+                    row.push(panel[q * nv + j]);
+                }
+            }
+            #[unroll]
+            for i in 0..mr {
+                let v = if comptime!(layout.transpose_a) {
+                    x.a[at.place + (block.q0 + q) * x.m + i]
+                } else if comptime!(layout.fetched) {
+                    x.a[starts[i] + block.q0 + q]
+                } else {
+                    x.a[at.place + i * x.k + block.q0 + q]
+                };
+                let v = Vector::<f32, W>::new(v);
+                #[unroll]
+                for j in 0..nv {
+                    tile[i * nv + j] = fma(v, row[j], tile[i * nv + j]);
+                }
             }
         }
     }
+}
+
+/// Stores rows `from .. to` of a tile of whole panels, of which `row0` is where the first starts; what goes on with them does
+/// after the last block.
+#[cube]
+fn store_tile<W: Size, L: Size>(
+    tile: &Array<Vector<f32, W>>,
+    y: &mut [Vector<f32, L>],
+    after: &mut Elementwise<W>,
+    keys: &DropoutKeys<W>,
+    row0: usize,
+    rows: (usize, usize),
+    n: usize,
+    block: &Block,
+    #[comptime] tiling: Tiling,
+) {
+    let w = W::value();
+    let (mr, nv) = comptime!((tiling.rows, tiling.vectors));
+    let (from, to) = rows;
     #[unroll]
-    for i in 0..comptime!(mr * nv) {
-        tile[i] = acc[i];
+    for i in 0..mr {
+        if i >= from && i < to {
+            #[unroll]
+            for j in 0..nv {
+                y.with_vector_size_mut::<W>()[(row0 + i * n) / w + block.vector + j] = tile[i * nv + j];
+            }
+        }
+    }
+    if comptime!(tiling.goes_on) && block.last {
+        // Unrolled for every vector of the tile, a program would take the compiler longer than it saves.
+        for i in from..to {
+            for j in 0..nv {
+                let at = (row0 + i * n) / w + block.vector + j;
+                let value = go_on::<W>(after, keys, at, (&*y).with_vector_size::<W>()[at]);
+                y.with_vector_size_mut::<W>()[at] = value;
+            }
+        }
     }
 }
 
 /// Stores row `i` of a tile, which starts at element `row` of `y`; what goes on with it does after the last block.
 #[cube]
 fn store_row<W: Size, L: Size>(
-    tile: &Array<Vector<f32, W>>,
+    passage: &Array<Vector<f32, W>>,
     y: &mut [Vector<f32, L>],
     after: &mut Elementwise<W>,
     keys: &DropoutKeys<W>,
@@ -353,14 +607,14 @@ fn store_row<W: Size, L: Size>(
     if comptime!(w == stored) {
         for j in 0..min(vectors, (n + w - 1) / w - block.vector) {
             let at = row / w + block.vector + j;
-            let mut value = tile[i * vectors + j];
+            let mut value = passage[i * vectors + j];
             if block.last {
                 value = go_on::<W>(after, keys, at, value);
             }
             y.with_vector_size_mut::<W>()[at] = value;
         }
     } else {
-        let lanes = tile.with_vector_size::<Const<1>>();
+        let lanes = passage.with_vector_size::<Const<1>>();
         for lane in 0..min(comptime!(vectors * w), n - block.vector * w) {
             let column = row + block.vector * w + lane;
             y.with_vector_size_mut::<Const<1>>()[column] = lanes[i * vectors * w + lane];
@@ -400,18 +654,19 @@ fn tiled<W: Size, L: Size, S: Size>(
     let p0 = panels * column_group / column_groups;
     let p1 = panels * (column_group + 1) / column_groups;
     let keys = dropout_keys::<W>(&*after);
-    let mut panel = Array::<Vector<f32, W>>::new(comptime!(kb * nv));
+    let mut panel = Array::<Vector<f32, W>>::new(comptime!(tiling.packed()));
     let mut start = Array::<Vector<f32, W>>::new(nv);
     clear(&mut start, nv);
     // A register tile on its way from and to memory.
-    let mut tile = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
+    let mut passage = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
     let work = whole_work(x, layout, mr);
-    let (work0, work1) = (share(work, row_group, row_groups), share(work, row_group + 1, row_groups));
+    let (work0, work1) = (part_of(work, row_group, row_groups), part_of(work, row_group + 1, row_groups));
     let mut before = 0usize.runtime();
     for e in 0..segment_count(x, layout) {
         let s = segment_of(x, e, layout, mr);
         let t0 = min((max(work0, before) - before + s.each - 1) / s.each, s.tiles);
         let t1 = min((max(work1, before) - before + s.each - 1) / s.each, s.tiles);
+        let own = Share { p0, p1, t0, t1 };
         before += s.tiles * s.each;
         if t1 > t0 {
             if comptime!(transpose_a) {
@@ -422,16 +677,9 @@ fn tiled<W: Size, L: Size, S: Size>(
             // A sum over nothing still stores its start.
             let blocks = max((s.sum1 - s.sum0 + kb - 1) / kb, 1);
             for p in p0..p1 {
-                for b in 0..blocks {
-                    let q0 = s.sum0 + b * kb;
-                    let block = Block {
-                        vector: p * nv,
-                        q0,
-                        length: min(kb, s.sum1 - q0),
-                        first: b == 0,
-                        last: b + 1 == blocks,
-                    };
-                    pack::<W, L>(x, &in_vectors.b, &mut panel, &s, &block, layout, nv);
+                for i in 0..blocks {
+                    let block = block_of(x, &s, &own, p, i, blocks, tiling);
+                    pack::<W, L>(x, &in_vectors.b, &mut panel, &s, &block, layout, tiling);
                     if in_vectors.bias.given != 0 {
                         load_start::<W, L>(&in_vectors.bias.values, &mut start, x, &s, &block, nv);
                     }
@@ -443,11 +691,22 @@ fn tiled<W: Size, L: Size, S: Size>(
                     for t in t0..t1 {
                         let first = s.row0 + t * mr;
                         let end = min(first + mr, s.row1);
-                        load_tile::<W, L>(&*y, &start, &mut tile, s.y0 + top * x.n, x.n, &block, tiling);
-                        multiply::<W>(x, &panel, &mut tile, top, place, &block, layout, tiling);
-                        for i in first - top..end - top {
-                            let row = s.y0 + (top + i) * x.n;
-                            store_row::<W, L>(&tile, y, after, &keys, i, row, x.n, &block, nv);
+                        let row0 = s.y0 + top * x.n;
+                        let mut tile = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
+                        load_tile::<W, L>(&*y, &start, &mut passage, &mut tile, row0, x.n, &block, tiling);
+                        let at = Place { top, place, tile: t - t0 };
+                        multiply::<W, L>(x, &in_vectors.b, &panel, &mut tile, &at, &block, layout, tiling);
+                        if comptime!(tiling.whole) {
+                            let rows = (first - top, end - top);
+                            store_tile::<W, L>(&tile, y, after, &keys, row0, rows, x.n, &block, tiling);
+                        } else {
+                            #[unroll]
+                            for i in 0..comptime!(mr * nv) {
+                                passage[i] = tile[i];
+                            }
+                            for i in first - top..end - top {
+                                store_row::<W, L>(&passage, y, after, &keys, i, row0 + i * x.n, x.n, &block, nv);
+                            }
                         }
                         top = min(top + mr, x.m - mr);
                         place = min(place + mr * row_step, (x.m - mr) * row_step);
@@ -460,14 +719,14 @@ fn tiled<W: Size, L: Size, S: Size>(
 
 /// Divides `units` into groups that share the column panels; the units of a group share the tiles, of which there are
 /// `tiles` in all experts together. Of all divisors the one whose busiest unit has least to do: packing a panel of an
-/// expert costs about as much as computing four tiles with it, and a unit that owns some columns only reads the rows
+/// expert costs `packing` tenths of computing a tile with it, and a unit that owns some columns only reads the rows
 /// that another one wrote, which costs about a fifth of a tile more.
-fn column_groups(units: usize, panels: usize, tiles: usize, experts: usize) -> usize {
+fn column_groups(units: usize, panels: usize, tiles: usize, experts: usize, packing: usize) -> usize {
     let work = |groups: usize| {
         let sharing = units / groups;
         let packed = if sharing == 1 { experts } else { experts.div_ceil(sharing) + 1 };
         let reading = if groups == 1 { 10 } else { 12 };
-        panels.div_ceil(groups) * (reading * tiles.div_ceil(sharing) + 40 * packed.min(experts))
+        panels.div_ceil(groups) * (reading * tiles.div_ceil(sharing) + packing * packed.min(experts))
     };
     (1..=units)
         .filter(|&groups| units % groups == 0)
@@ -479,7 +738,7 @@ fn column_groups(units: usize, panels: usize, tiles: usize, experts: usize) -> u
 pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
     let Product { layout, a, b, bias, y, sums, m, n, experts, .. } = *p;
     let w = l.profile().matrix_width();
-    let tiling = Tiling::new(w, m, n);
+    let tiling = Tiling::new(w, p, then);
     let aligned = |columns: usize| if columns % w == 0 { w } else { 1 };
     let (aligned, a_width) = (aligned(n), if layout.transpose_a { aligned(m) } else { 1 });
     l.launch(
@@ -489,7 +748,7 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
         |t| unsafe {
             let tiles = m.div_ceil(tiling.rows);
             let tiles = if layout.transpose_a { tiles * experts } else { tiles + experts - 1 };
-            let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), tiles, experts);
+            let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), tiles, experts, tiling.packing());
             let bias = Optional::bind(t, bias, b, aligned);
             run!(
                 t,
