@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -37,7 +38,34 @@ def moec(profile):
     metadata = subprocess.check_output(
         ["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=places.REPOSITORY, text=True
     )
-    return os.path.join(json.loads(metadata)["target_directory"], "debug" if profile == "dev" else profile, "moec")
+    return program_in(json.loads(metadata)["target_directory"], profile)
+
+
+def program_in(target, profile):
+    """Where Cargo puts the program of a profile."""
+    return os.path.join(target, "debug" if profile == "dev" else profile, "moec")
+
+
+def previous_moec(given, profile):
+    """The moec to compare with: a program as it is, or a revision of this repository, built from a work tree of its own."""
+    if shutil.which(given):
+        return os.path.abspath(shutil.which(given))
+    revision = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{given}^{{commit}}"],
+        cwd=places.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if revision.returncode != 0:
+        raise Failed(f"`{given}` is neither a program nor a revision of this repository")
+    commit = revision.stdout.strip()
+    source, target = places.TARGET / "previous" / commit, places.TARGET / "previous" / "target"
+    if not source.exists():
+        call("previous-source", ["git", "worktree", "add", "--detach", str(source), commit])
+    command = ["cargo", "build", "--package", "moec", "--profile", profile, "--target-dir", str(target)]
+    call("previous", [*command, "--manifest-path", str(source / "Cargo.toml")])
+    return program_in(target, profile)
 
 
 def rust(folder, program):

@@ -20,6 +20,7 @@ class Row:
 
 ROWS = {
     "moec": Row("moec", None),
+    "previous": Row("moec, as it was before", None),
     "limits": Row("the machine's limit", 1.5),
     "compiled": Row("PyTorch, written for speed, torch.compile", 0.33),
     "fast": Row("PyTorch, written for speed, eager", 0.30),
@@ -30,7 +31,7 @@ ROWS = {
 
 
 # Who can compute on a graphics device.
-GPU_ROWS = ("moec", "compiled", "fast", "plain")
+GPU_ROWS = ("moec", "previous", "compiled", "fast", "plain")
 
 
 def settings(overrides):
@@ -41,8 +42,9 @@ def settings(overrides):
 class Builder:
     """Builds what is asked for, once."""
 
-    def __init__(self, moec, profile, python, gpu=False):
+    def __init__(self, moec, profile, python, gpu=False, previous=None):
         self.given_moec = moec
+        self.given_previous = previous
         self.profile = profile
         self.given_python = python
         self.gpu = gpu
@@ -53,6 +55,11 @@ class Builder:
     def moec(self):
         """The program `moec`."""
         return self.given_moec or build.moec(self.profile)
+
+    @cache
+    def previous(self):
+        """The moec to compare with: a program, or that of a revision, built here."""
+        return build.previous_moec(self.given_previous, self.profile)
 
     @cache
     def python(self):
@@ -68,6 +75,8 @@ class Builder:
         """A process that is not started yet."""
         if name == "moec":
             return self.model("moec", places.SPEC)
+        if name == "previous":
+            return self.model("previous", places.SPEC, program=self.previous())
         if name == "limits":
             return Limits("limits", [build.rust("limits", "machine-limits")])
         if name in ("burn", "candle"):
@@ -77,10 +86,10 @@ class Builder:
         peer = places.BENCHMARKS / "pytorch" / "peer.py"
         return Peer(name, [self.python(), peer, name, places.TEXT, self.torch_device])
 
-    def model(self, name, spec, overrides=()):
+    def model(self, name, spec, overrides=(), program=None):
         """A process in which moec trains a model when asked to."""
         options = ("--serve", "--data", places.TEXT, "--device", self.device, *settings(overrides))
-        return Peer(name, [self.moec(), "bench", spec, *options])
+        return Peer(name, [program or self.moec(), "bench", spec, *options])
 
     def plan(self, spec, overrides=()):
         """What `moec compile` says of a model: parameters, operations of a step, planned memory."""

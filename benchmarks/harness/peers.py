@@ -2,14 +2,28 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import time
 
 from . import places
 
-# Those that this process may use: `taskset -c 0-1 benchmarks/run` measures two.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+def cores():
+    """How many cores this process may use, and so everyone that it starts."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def processor():
+    """The name of this machine's processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
 
 
 class Failed(Exception):
@@ -19,8 +33,8 @@ class Failed(Exception):
 def environment():
     """Everyone computes on all cores; what torch.compile caches lies below our folder, and moec compiles its kernels."""
     return os.environ | {
-        "OMP_NUM_THREADS": str(CORES),
-        "RAYON_NUM_THREADS": str(CORES),
+        "OMP_NUM_THREADS": str(cores()),
+        "RAYON_NUM_THREADS": str(cores()),
         "TORCHINDUCTOR_CACHE_DIR": str(places.INDUCTOR),
         "MOEC_CACHE": "off",
     }

@@ -4,8 +4,8 @@ import sys
 import time
 import unittest
 
-from . import ratios, table, text
-from .peers import Failed, Peer, interleave
+from . import build, ratios, table, text
+from .peers import Failed, Peer, cores, interleave, processor
 
 # A participant that takes no time and says how long it was told to.
 PRETENDER = """
@@ -22,6 +22,21 @@ for line in sys.stdin:
 def pretender(name, milliseconds):
     """A participant whose every step is said to take so long."""
     return Peer(name, [sys.executable, "-c", PRETENDER, str(milliseconds)])
+
+
+class Machine(unittest.TestCase):
+    """What is said of the machine, and what is compared on it."""
+
+    def test_the_machine_has_a_name_and_cores(self):
+        self.assertTrue(processor())
+        self.assertGreater(cores(), 0)
+
+    def test_what_is_no_program_and_no_revision_cannot_be_compared_with(self):
+        with self.assertRaisesRegex(Failed, "neither a program nor a revision"):
+            build.previous_moec("no-such-moec", "dev")
+
+    def test_a_program_is_compared_with_as_it_is(self):
+        self.assertEqual(build.previous_moec(sys.executable, "dev"), sys.executable)
 
 
 class Ratios(unittest.TestCase):
