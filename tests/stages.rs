@@ -71,12 +71,21 @@ fn specs_at_every_stage() {
     assert!(seen >= 4);
 }
 
+/// What comments and tables say of the size of models, for the 65 characters of Tiny Shakespeare.
 #[test]
-fn makemoe_has_its_parameters() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../specs/noisy_top2.moe");
-    let Checked { model, recipe, .. } = checked(&source(&path));
-    let lowered = pipeline::lower(&model, &recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated).unwrap();
-    assert_eq!(lowered.parameter_count(), 8_996_545);
+fn models_have_the_parameters_that_are_said() {
+    let parameters = |name: &str, overrides: &[&str]| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../specs").join(name);
+        let Checked { model, recipe, .. } = checked(&source(&path).with_overrides(overrides));
+        let lowered = pipeline::lower(&model, &recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated).unwrap();
+        lowered.parameter_count()
+    };
+    assert_eq!(parameters("noisy_top2.moe", &[]), 8_996_545);
+    assert_eq!(parameters("big/tinymoe.moe", &[]), 143_271_489);
+    assert_eq!(parameters("big/tinymoe.moe", &["experts=16", "chosen=2"]), 277_948_481);
+    assert_eq!(parameters("big/tinymoe.moe", &["experts=16", "chosen=2", "layers=16"]), 139_056_705);
+    assert_eq!(parameters("big/wide.moe", &[]), 234_098_945);
+    assert_eq!(parameters("big/small_experts.moe", &["experts=256"]), 34_762_305);
 }
 
 /// A routing strategy that builds what does not fit: scores of one expert too many.

@@ -72,19 +72,22 @@ const WORTH_COPYING: usize = 8;
 /// Floats of a cache line.
 const LINE: usize = 16;
 
-/// Summed elements between two points at which lines are asked for, and lines that are asked for at least.
+/// Summed elements between two points at which lines are asked for.
 const STRIDE: usize = 32;
 
+/// Lines that are asked for at a time, at least.
+const LINES_AT_ONCE: usize = 16;
+
 impl Tiling {
-    /// The tiling of a product on a machine with vector registers of that many lanes. The 16 registers of AVX2 hold 6 by 2
-    /// accumulators, two vectors of `b` and a broadcast element of `a`; the 32 of AVX-512 and of NEON twice that, where
+    /// The tiling of a product on a machine with vector registers of that many lanes. The 16 registers of SSE and AVX2 hold
+    /// 6 by 2 accumulators, two vectors of `b` and a broadcast element of `a`; the 32 of AVX-512 and of NEON twice that, where
     /// four vectors of `b` make the packed panel of AVX-512 32 KiB with a quarter of the block.
     fn new(lanes: usize, p: &Product<'_>, then: &Then<'_>) -> Self {
         let Product { layout, m, n, k, experts, .. } = *p;
         let (mut rows, vectors, block) = match lanes {
             _ if n <= lanes => (12, 1, 512),
             16 => (6, 4, 128),
-            4 => (6, 4, 256),
+            4 if cfg!(target_arch = "aarch64") => (6, 4, 256),
             _ => (6, 2, 512),
         };
         while rows > m {
@@ -108,14 +111,6 @@ impl Tiling {
     /// Vectors of a packed panel.
     fn packed(&self) -> usize {
         if self.panel == Panel::InPlace { 1 } else { self.block * self.vectors }
-    }
-
-    /// Cache lines of a panel of `b`.
-    fn lines(&self) -> usize {
-        match self.panel {
-            Panel::Transposed | Panel::Gathered => self.vectors * self.lanes * (self.block / LINE),
-            Panel::InPlace | Panel::Copied => self.block * (self.vectors * self.lanes).div_ceil(LINE),
-        }
     }
 
     /// What getting a panel ready costs, in tenths of what computing a tile with it does.
@@ -382,6 +377,17 @@ fn pack<W: Size, L: Size>(
     }
 }
 
+/// Cache lines of a block of a panel of `b`.
+#[cube]
+fn lines_of(x: &Factors, #[comptime] tiling: Tiling) -> usize {
+    let columns = comptime!(tiling.vectors * tiling.lanes);
+    let length = min(comptime!(tiling.block), x.k);
+    match comptime!(tiling.panel) {
+        Panel::Transposed | Panel::Gathered => columns * ((length + LINE - 1) / LINE),
+        Panel::InPlace | Panel::Copied => length * comptime!(columns.div_ceil(LINE)),
+    }
+}
+
 /// The block that a unit works on for panel `p`, the `i`-th of `blocks`.
 #[cube]
 fn block_of(
@@ -397,7 +403,7 @@ fn block_of(
     let q0 = s.sum0 + i * kb;
     let (first, last) = (i == 0, i + 1 == blocks);
     let (mut b0, mut next_p, mut next_q) = (s.b0, p, q0 + kb);
-    let mut lines = comptime!(tiling.lines()).runtime();
+    let mut lines = lines_of(x, tiling);
     if last {
         next_p = p + 1;
         next_q = s.sum0;
@@ -409,8 +415,8 @@ fn block_of(
             }
         }
     }
-    let turns = (share.t1 - share.t0) * comptime!(kb / STRIDE);
-    let at_once = max((comptime!(tiling.lines()) - 1) / turns + 1, comptime!(STRIDE / 2));
+    let turns = max((share.t1 - share.t0) * ((min(kb, x.k) + STRIDE - 1) / STRIDE), 1);
+    let at_once = max((lines_of(x, tiling) + turns - 1) / turns, comptime!(LINES_AT_ONCE));
     let next = Ahead { b0, vector: next_p * nv, q0: next_q, lines, at_once };
     Block { vector: p * nv, q0, length: min(kb, s.sum1 - q0), first, last, b0: s.b0, next }
 }
@@ -420,16 +426,25 @@ fn block_of(
 fn ask(x: &Factors, next: &Ahead, turn: usize, #[comptime] layout: Layout, #[comptime] tiling: Tiling) {
     let w = comptime!(tiling.lanes);
     let first = turn * next.at_once;
-    for line in first..min(first + next.at_once, next.lines) {
-        let place = if comptime!(layout.transpose_b) {
-            let in_row = comptime!(tiling.block / LINE);
-            (next.vector * w + line / in_row) * x.k + next.q0 + line % in_row * LINE
-        } else {
-            let in_row = comptime!((tiling.vectors * w).div_ceil(LINE));
-            (next.q0 + line / in_row) * x.n + next.vector * w + line % in_row * LINE
-        };
-        // A panel or block at the end has fewer lines.
-        prefetch(&x.b[min(next.b0 + place, x.experts * x.n * x.k - 1)]);
+    // Length of a row as `b` is stored, how many of its lines are the panel's, and where the panel starts.
+    let mut row = x.n;
+    let mut in_row = comptime!((tiling.vectors * w).div_ceil(LINE)).runtime();
+    let mut start = next.q0 * x.n + next.vector * w;
+    if comptime!(layout.transpose_b) {
+        row = x.k;
+        in_row = (min(comptime!(tiling.block), x.k) + LINE - 1) / LINE;
+        start = next.vector * w * x.k + next.q0;
+    }
+    let mut place = next.b0 + start + first / in_row * row;
+    let mut column = first % in_row;
+    for _ in first..min(first + next.at_once, next.lines) {
+        // The last panel has fewer columns, the last block fewer rows.
+        prefetch(&x.b[min(place + column * LINE, x.experts * x.n * x.k - 1)]);
+        column += 1;
+        if column == in_row {
+            column = 0usize.runtime();
+            place += row;
+        }
     }
 }
 
@@ -520,7 +535,8 @@ fn multiply<W: Size, L: Size>(
     let stride = comptime!(if tiling.ahead { STRIDE } else { tiling.block });
     for q0 in range_stepped(0, block.length, stride) {
         if comptime!(tiling.ahead) {
-            ask(x, &block.next, at.tile * comptime!(tiling.block / STRIDE) + q0 / STRIDE, layout, tiling);
+            let turn = at.tile * ((min(comptime!(tiling.block), x.k) + STRIDE - 1) / STRIDE) + q0 / STRIDE;
+            ask(x, &block.next, turn, layout, tiling);
         }
         for q in q0..min(q0 + stride, block.length) {
             let mut row = Sequence::<Vector<f32, W>>::new();
