@@ -78,8 +78,10 @@ fn the_table_has_a_case_for_every_fusion() {
         "fused_dispatched_grouped_matmul",
         "fused_embed",
         "fused_grouped_matmul",
+        "fused_layer_norm",
         "fused_layer_norm_grad",
         "fused_matmul",
+        "fused_rms_norm",
         "fused_rms_norm_grad",
         "grouped_matmul_weight_grad_with_sums",
         "matmul_with_sums",
@@ -105,7 +107,7 @@ fn cpu_runs_the_table() {
 #[test]
 fn wgpu_runs_the_table() {
     if !moec_kernels::wgpu_available() {
-        let required = std::env::var_os("MOEC_REQUIRE_WGPU").is_some();
+        let required = std::env::var_os("MOEC_REQUIRE_WGPU").is_some_and(|value| value == "1");
         assert!(!required, "MOEC_REQUIRE_WGPU is set, but there is no wgpu device");
         println!("skipped: no wgpu device");
         return;

@@ -327,6 +327,16 @@ fn fused_producers(cases: &mut Vec<Case>) {
             results.extend((1..=further).map(|slot| made.result(slot)));
             cases.push(c.give(&results));
         }
+        for producer in [Op::LayerNorm { epsilon: 1e-5.into() }, Op::RmsNorm { epsilon: 1e-5.into() }] {
+            let mut c = CaseBuilder::new(format!("fused {} {rows}x{ch} {period}", producer.mnemonic()));
+            let mut operands = vec![c.normal("x", &[rows, ch]), c.positive("gain", &[ch])];
+            let statistics = if producer.mnemonic() == "layer_norm" { 2 } else { 1 };
+            operands.extend((statistics == 2).then(|| c.normal("shift", &[ch])));
+            let made = c.b.op(producer, &operands);
+            let mut results = go_on(&mut c, made, rows, ch, period).to_vec();
+            results.extend((1..=statistics).map(|slot| made.result(slot)));
+            cases.push(c.give(&results));
+        }
         let mut c = CaseBuilder::new(format!("fused embed {rows}x{ch} {period}"));
         let operands = [c.indices("ids", &[rows], 3), c.normal("table", &[3, ch])];
         let made = c.b.op(Op::Embed, &operands);

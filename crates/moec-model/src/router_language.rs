@@ -26,7 +26,7 @@ use crate::registry::Registry;
 use crate::router::{Assignment, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 use derive::Derived;
-use program::{Action, Expr, Node, Num, NumNode, Program, Situation};
+use program::{Action, Expr, KnownSizes, Node, Num, NumNode, Program, Situation};
 
 pub use functions::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
 
@@ -92,6 +92,9 @@ struct LanguageRouter {
 /// What stands for the width where it is not known: large and with many divisors.
 const SOME_WIDTH: usize = 5040;
 
+/// What stands for the number of experts where it is not known: not a single one, whose weights would be 1.
+const SOME_EXPERTS: usize = 64;
+
 /// What stands for the number of tokens where it is not known.
 const SOME_TOKENS: usize = 64;
 
@@ -105,7 +108,7 @@ impl LanguageRouter {
         LanguageRouter { name: router.name.name.clone(), summary, equations, parameters, program }
     }
 
-    fn situation(&self, arguments: &Arguments, sizes: [usize; 3], training: bool) -> Situation {
+    fn situation(&self, arguments: &Arguments, sizes: [usize; 3], known: KnownSizes, training: bool) -> Situation {
         let value = |name: &str| match arguments.get(name) {
             Some(ArgumentValue::Int(value)) => Number::Int(*value),
             Some(ArgumentValue::Float(value)) => Number::Float(*value),
@@ -113,11 +116,14 @@ impl LanguageRouter {
             value => internal_error!("`{name}` of `{}` is {value:?}, not a number", self.name),
         };
         let values = self.program.parameters.iter().map(|name| value(name)).collect();
-        Situation::new(&self.program, values, sizes, training)
+        Situation::new(&self.program, values, sizes, known, training)
     }
 
-    fn derived(&self, arguments: &Arguments, experts: usize, training: bool) -> Derived {
-        derive::derive(&self.program, &self.situation(arguments, [experts, SOME_WIDTH, SOME_TOKENS], training))
+    /// For so many experts, or for any number of them.
+    fn derived(&self, arguments: &Arguments, experts: Option<usize>, training: bool) -> Derived {
+        let known = if experts.is_some() { KnownSizes::Experts } else { KnownSizes::None };
+        let sizes = [experts.unwrap_or(SOME_EXPERTS), SOME_WIDTH, SOME_TOKENS];
+        derive::derive(&self.program, &self.situation(arguments, sizes, known, training))
     }
 }
 
@@ -140,11 +146,12 @@ impl RoutingStrategy for LanguageRouter {
 
     fn check(&self, arguments: &Arguments, experts: usize) -> Result<(), String> {
         // More choices than experts have a message of their own where they are called `k`.
-        let known = self.derived(arguments, experts, false).experts_per_token;
+        let known = self.derived(arguments, Some(experts), false).experts_per_token;
         let called_k = arguments.get("k").is_some_and(|_| arguments.size("k") > experts);
         let all_chosen = called_k && known.is_some_and(|k| k > experts);
         [true, false].into_iter().try_for_each(|training| {
-            let situation = self.situation(arguments, [experts, SOME_WIDTH, SOME_TOKENS], training);
+            let situation =
+                self.situation(arguments, [experts, SOME_WIDTH, SOME_TOKENS], KnownSizes::Experts, training);
             program_sound(&self.program, &situation, !all_chosen)
         })
     }
@@ -160,9 +167,7 @@ impl RoutingStrategy for LanguageRouter {
     }
 
     fn traits(&self, arguments: &Arguments) -> Traits {
-        // What depends on the number of experts does so only for a single one.
-        let experts = SOME_TOKENS;
-        let (training, sampling) = (self.derived(arguments, experts, true), self.derived(arguments, experts, false));
+        let (training, sampling) = (self.derived(arguments, None, true), self.derived(arguments, None, false));
         let random = match (training.assignment.random, sampling.assignment.random) {
             (_, true) => Randomness::Always,
             (true, false) => Randomness::Training,
@@ -183,20 +188,21 @@ impl RoutingStrategy for LanguageRouter {
             random,
             provides: provided(logits, probabilities, noisy),
             learns_from_task: training.weights.learns || training.own_loss || !training.trained,
-            nests: !self.program.steps.iter().any(|step| matches!(step.action, Action::Update { .. })),
+            nests: !(training.parameters || sampling.parameters)
+                && !self.program.steps.iter().any(|step| matches!(step.action, Action::Update { .. })),
             ..Traits::default()
         }
     }
 
     fn experts_per_token(&self, arguments: &Arguments, experts: usize, _time: usize) -> f64 {
-        let known = self.derived(arguments, experts, false).experts_per_token;
+        let known = self.derived(arguments, Some(experts), false).experts_per_token;
         known.unwrap_or(experts) as f64
     }
 
     fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
         let sizes = [context.experts(), context.width(), context.token_count()];
         let training = context.mode() == Mode::Train;
-        let situation = self.situation(arguments, sizes, training);
+        let situation = self.situation(arguments, sizes, KnownSizes::All, training);
         // What depends on the width or the number of tokens is known only here.
         if let Err(message) = program_sound(&self.program, &situation, true) {
             context.refuse(message);

@@ -210,6 +210,18 @@ fn traits_follow_from_the_expressions() {
     let in_training = router(&format!("{in_training} return token_choice(experts: c, weights: softmax(v))"));
     assert_eq!(traits(&in_training, "(k: 2)").verdict(), Verdict::SamplesDifferently);
 
+    // Sizes that only the model knows may decide: then it is what any of them could make of it.
+    for size in ["experts > 8", "width > 100", "tokens == 64.0", "_large"] {
+        let top = "let l = linear(x, experts) let _large = 2 * experts > 99";
+        let centred = "let v, c = top_k(m, k) return token_choice(experts: c, weights: softmax(v))";
+        for (yes, no) in [("l", "l - mean(l, over: tokens)"), ("l - mean(l, over: tokens)", "l")] {
+            let router = router(&format!("{top} let m = if {size} {{ {yes} }} else {{ {no} }} {centred}"));
+            assert_eq!(traits(&router, "(k: 2)").verdict(), Verdict::LooksAhead, "{router}");
+        }
+        let router = router(&format!("{top} let m = if {size} {{ l }} else {{ l + normal() }} {centred}"));
+        assert_eq!(traits(&router, "(k: 2)").random, Randomness::Always, "{router}");
+    }
+
     let noisy = |when: &str| {
         router(&format!(
             "let l = linear(x, experts) let h = if {when} {{ l + normal() }} else {{ l }} let v, c = top_k(h, k) \

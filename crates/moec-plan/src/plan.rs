@@ -79,7 +79,7 @@ pub struct Port {
 /// One function of a program, ready to be launched: steps in order over placed buffers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Name of the function: `train_step`, `evaluate`, `logits`.
+    /// Name of the function, as of [`moec_ir::Function`].
     pub name: String,
     /// What it computes.
     pub graph: Arc<Graph>,

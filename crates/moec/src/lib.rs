@@ -43,8 +43,8 @@
 //! | `cpu` | [`Device::Cpu`]: CubeCL's kernels, compiled with LLVM 23, which its build script downloads or is told the place of |
 //! | `wgpu` | [`Device::Wgpu`]: the same kernels on what wgpu reaches |
 //!
-//! All three are on unless `default-features = false`. Without `cpu` and `wgpu` there is [`Device::Interpreter`] alone,
-//! and nothing of CubeCL is built.
+//! All three are on unless `default-features = false`. Without any of them there is [`Device::Interpreter`] alone, and nothing
+//! of CubeCL is built.
 
 #[cfg(feature = "cli")]
 mod cli;

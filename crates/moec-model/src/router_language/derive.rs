@@ -1,11 +1,11 @@
 //! What a router is like, derived from its expressions: what it reads, which tokens it compares, when it is random, what
 //! balance losses can be computed from, and whether it learns from the task.
 
-use moec_ir::{Binary, Gradient, Unary};
+use moec_ir::{Binary, Gradient, Invariant, Unary, internal_error};
 
 use super::emit::LOWEST;
 use super::kinds::{Kind, Shape};
-use super::program::{Action, Along, Assigned, Expr, Node, Over, Program, Reduction, Situation};
+use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation};
 use crate::router::{Compares, Reads};
 
 /// What is known about a value, whatever the numbers in it.
@@ -53,11 +53,13 @@ pub(super) struct Derived {
     pub(super) experts_per_token: Option<usize>,
     /// Whether there are trained tensors at all.
     pub(super) trained: bool,
+    /// Whether some of them are no linear maps.
+    pub(super) parameters: bool,
 }
 
 /// Derives everything for a situation.
 pub(super) fn derive(program: &Program, situation: &Situation) -> Derived {
-    let mut walk = Walk { situation, slots: vec![NOTHING; program.tensor_slots], trained: false };
+    let mut walk = Walk { situation, slots: vec![NOTHING; program.tensor_slots], trained: false, parameters: false };
     let mut own_loss = false;
     for step in &program.steps {
         match &step.action {
@@ -87,7 +89,11 @@ pub(super) fn derive(program: &Program, situation: &Situation) -> Derived {
         }
     };
     let noisy = returned.noisy.as_ref().map(|(scores, _)| walk.facts(scores));
-    Derived { assignment, weights, noisy, own_loss, experts_per_token, trained: walk.trained }
+    for quantity in [&returned.logits, &returned.probabilities].into_iter().flatten() {
+        walk.facts(quantity);
+    }
+    let Walk { trained, parameters, .. } = walk;
+    Derived { assignment, weights, noisy, own_loss, experts_per_token, trained, parameters }
 }
 
 impl Facts {
@@ -124,6 +130,11 @@ impl Facts {
     }
 }
 
+/// What is known where it may be any of several.
+fn joined(possible: Vec<Facts>) -> Facts {
+    possible.into_iter().reduce(Facts::with).invariant("one branch is always taken")
+}
+
 /// How many entries of a row count after both are combined.
 fn fewer(f: Binary, a: Facts, b: Facts) -> Option<Few> {
     let zeros = |facts: Facts| facts.few.filter(|few| few.zero);
@@ -146,11 +157,15 @@ struct Walk<'a> {
     situation: &'a Situation,
     slots: Vec<Facts>,
     trained: bool,
+    parameters: bool,
 }
 
 impl Walk<'_> {
     fn facts(&mut self, expr: &Expr) -> Facts {
         let situation = self.situation;
+        if let Node::If(branches, otherwise) = &expr.node {
+            return self.either(branches, otherwise);
+        }
         let inner: Vec<Facts> =
             expr.inner(|condition| situation.holds(condition)).into_iter().map(|e| self.facts(e)).collect();
         let first = inner.first().copied().unwrap_or(NOTHING);
@@ -168,6 +183,7 @@ impl Walk<'_> {
             }
             Node::Parameter { .. } => {
                 self.trained = true;
+                self.parameters = true;
                 Facts { learns: true, ..NOTHING }
             }
             Node::Noise { .. } => Facts { random: true, ..NOTHING },
@@ -203,8 +219,24 @@ impl Walk<'_> {
                 Along::Columns => Compares::None,
             }),
             Node::StopGradient(_) => first.constant(),
-            Node::If(..) => first,
+            Node::If(..) => internal_error!("its branches are looked at before"),
         }
+    }
+
+    /// Of the branch that is taken; where sizes decide that are not known, of all that may be.
+    fn either(&mut self, branches: &[(Num, Expr)], otherwise: &Expr) -> Facts {
+        let mut possible = Vec::new();
+        for (condition, value) in branches {
+            let open = self.situation.is_open(condition);
+            if open || self.situation.holds(condition) {
+                possible.push(self.facts(value));
+            }
+            if !open && self.situation.holds(condition) {
+                return joined(possible);
+            }
+        }
+        possible.push(self.facts(otherwise));
+        joined(possible)
     }
 
     fn softmax(&self, facts: Facts, x: &Expr, over: Over) -> Facts {

@@ -280,6 +280,14 @@ pub(super) struct NumFault {
     pub(super) span: Span,
 }
 
+/// Which sizes of a situation are the model's; the others stand for any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KnownSizes {
+    None,
+    Experts,
+    All,
+}
+
 /// Everything that was open: numbers can be computed.
 #[derive(Clone, Debug)]
 pub(super) struct Situation {
@@ -289,8 +297,11 @@ pub(super) struct Situation {
     pub(super) width: usize,
     pub(super) tokens: usize,
     pub(super) training: bool,
+    known: KnownSizes,
     /// Values of the numbers that have names; of those only that were computed so far.
     slots: Vec<Option<Result<Number, NumFault>>>,
+    /// Whether they depend on sizes that are not known.
+    open: Vec<bool>,
     /// What the names in extents stand for.
     names: BTreeMap<String, i64>,
 }
@@ -300,15 +311,16 @@ impl Situation {
         program: &Program,
         arguments: Vec<Number>,
         [experts, width, tokens]: [usize; 3],
+        known: KnownSizes,
         training: bool,
     ) -> Self {
-        let slots = vec![None; program.number_slots];
+        let (slots, open) = (vec![None; program.number_slots], vec![false; program.number_slots]);
         let names = BTreeMap::new();
-        let mut situation = Situation { arguments, experts, width, tokens, training, slots, names };
+        let mut situation = Situation { arguments, experts, width, tokens, training, known, slots, open, names };
         for step in &program.steps {
             if let Action::Number { slot, value } = &step.action {
-                let value = situation.number(value);
-                situation.slots[*slot] = Some(value);
+                situation.open[*slot] = situation.is_open(value);
+                situation.slots[*slot] = Some(situation.number(value));
             }
         }
         let whole = |number| if let Number::Int(value) = number { Some(value) } else { None };
@@ -392,6 +404,24 @@ impl Situation {
         match columns {
             Columns::Experts => Some(self.experts),
             Columns::Choices(extent) | Columns::Features(extent) => self.extent(extent),
+        }
+    }
+
+    /// Whether a number depends on sizes that are not known.
+    pub(super) fn is_open(&self, num: &Num) -> bool {
+        match &num.node {
+            NumNode::Constant(_) | NumNode::Parameter(_) | NumNode::Training => false,
+            NumNode::Slot(at) => self.open[*at],
+            NumNode::Experts => self.known == KnownSizes::None,
+            NumNode::Width | NumNode::Tokens => self.known != KnownSizes::All,
+            NumNode::Negated(x) | NumNode::Opposite(x) | NumNode::Unary(_, x) => self.is_open(x),
+            NumNode::Larger(a, b) | NumNode::Smaller(a, b) | NumNode::Binary(_, a, b) => {
+                self.is_open(a) || self.is_open(b)
+            }
+            NumNode::If(branches, otherwise) => {
+                branches.iter().any(|(condition, value)| self.is_open(condition) || self.is_open(value))
+                    || self.is_open(otherwise)
+            }
         }
     }
 

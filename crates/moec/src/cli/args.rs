@@ -303,7 +303,7 @@ pub(crate) struct CompileArgs {
     pub(crate) time_passes: bool,
 
     /// Number of distinct characters to compile for, if the file says `vocab characters`.
-    #[arg(long, value_name = "N", default_value_t = 65)]
+    #[arg(long, value_name = "N", default_value_t = 65, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) vocab: usize,
 
     /// Print JSON.

@@ -1,6 +1,6 @@
 //! `moec import`: a run from a makeMoE state dictionary.
 
-use crate::cli::args::ImportArgs;
+use crate::cli::args::{ImportArgs, MessageFormat};
 use crate::cli::console::Console;
 use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
@@ -16,6 +16,7 @@ use moec_runtime::Identity;
 /// When the file, the spec, the data or the run folder is wrong.
 pub(crate) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let spec = Spec::read(&args.spec, registry, args.model.as_deref(), &args.set)?;
+    console.diagnostics(&spec.source, &spec.checked.warnings, MessageFormat::Full);
     let corpus = downloads::corpus(&args.data, registry, console)?;
     let vocab = corpus.vocab()?;
     let compiled = spec.compile(&vocab, Device::Cpu, &CompileOptions::only([Function::TrainStep]))?;

@@ -24,6 +24,9 @@ use std::path::{Path, PathBuf};
 pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     let (source, request, root) = if args.resume { resumed(args)? } else { begun(args)? };
     let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
+    if args.seed.is_some_and(|seed| seed != spec.checked.recipe.seed) {
+        return Err(kept_by_the_run("seed"));
+    }
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
     let data = if request.data.is_empty() { spec.data(&args.spec.spec, registry) } else { request.data };
 
@@ -71,6 +74,12 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     }
     console.note(format!("sample more with: moec sample {}", root.display()));
     Ok(Exit::Success)
+}
+
+/// The refusal to continue a run with something else.
+fn kept_by_the_run(what: &str) -> Failure {
+    Failure::new(Exit::Usage, format!("a run keeps the {what} that it was begun with"))
+        .help("only --steps can change; start another run with --out FOLDER")
 }
 
 /// The table of kernels, and the last steps as a trace in the run folder.
@@ -123,21 +132,14 @@ fn resumed(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), F
         let advice = format!("the run keeps its own copy of {path}; continue with {}", root.join("spec.moe").display());
         return Err(Failure::new(Exit::Usage, message).help(advice));
     }
-    let changed = |what: &str| {
-        Failure::new(Exit::Usage, format!("a run keeps the {what} that it was begun with"))
-            .help("only --steps can change; start another run with --out FOLDER")
-    };
     if args.spec.set.iter().any(|s| !request.set.contains(s)) {
-        return Err(changed("overrides"));
-    }
-    if args.seed.is_some_and(|n| !request.set.contains(&format!("train.seed={n}"))) {
-        return Err(changed("seed"));
+        return Err(kept_by_the_run("overrides"));
     }
     if args.data.as_ref().is_some_and(|d| *d != request.data) {
-        return Err(changed("data"));
+        return Err(kept_by_the_run("data"));
     }
     if args.spec.model.is_some() && args.spec.model != request.model {
-        return Err(changed("model"));
+        return Err(kept_by_the_run("model"));
     }
     if let Some(steps) = args.steps {
         request.set.retain(|s| !s.starts_with("train.steps="));
@@ -221,6 +223,6 @@ fn show_sample(
         Ok(moec_runtime::sample(executable, dataset.vocab(), "", 0..1, kept, &config, &mut show)?)
     })?;
     console.write("\n")?;
-    folder.write_sample(&format!("step-{:08}.txt", summary.step), &texts.concat())?;
+    folder.write_sample(&format!("step-{:08}", summary.step), &texts.concat())?;
     Ok(())
 }
