@@ -679,7 +679,7 @@ fn products_for_every_width_of_registers() {
             // With a program that goes on with the product.
             let go_on = graph(&operands, |b, x| {
                 let product = b.op(op.clone(), &x[..3]);
-                let cut = b.unary(Unary::Relu, product.into());
+                let cut = b.unary(Unary::Relu, product);
                 vec![b.add(cut, x[3])]
             });
             same(&go_on, &operands);

@@ -177,6 +177,7 @@ impl RoutingStrategy for LanguageRouter {
         reads.activations |= sampling.assignment.reads.activations;
         reads.token_ids |= sampling.assignment.reads.token_ids;
         reads.positions |= sampling.assignment.reads.positions;
+        let updates = self.program.steps.iter().any(|step| matches!(step.action, Action::Update { .. }));
         let returned = &self.program.returned;
         let noisy = training.noisy.is_some_and(|noisy| noisy.random);
         let (logits, probabilities) = (returned.logits.is_some(), returned.probabilities.is_some());
@@ -188,8 +189,7 @@ impl RoutingStrategy for LanguageRouter {
             random,
             provides: provided(logits, probabilities, noisy),
             learns_from_task: training.weights.learns || training.own_loss || !training.trained,
-            nests: !(training.parameters || sampling.parameters)
-                && !self.program.steps.iter().any(|step| matches!(step.action, Action::Update { .. })),
+            nests: !(training.parameters || sampling.parameters || updates),
             ..Traits::default()
         }
     }

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "LLVM is called through its C interface")]
 
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use llvm_sys::core::{
@@ -159,7 +159,7 @@ impl Linker {
             linked?;
         }
         let address = address as usize as *const c_void;
-        if address == null() { Err("a symbol without an address".into()) } else { Ok(address) }
+        if address.is_null() { Err("a symbol without an address".into()) } else { Ok(address) }
     }
 }
 

@@ -598,7 +598,8 @@ fn store_tile<W: Size, L: Size>(
         for i in from..to {
             for j in 0..nv {
                 let at = (row0 + i * n) / w + block.vector + j;
-                let value = go_on::<W>(after, keys, at, (&*y).with_vector_size::<W>()[at]);
+                let made = y.with_vector_size_mut::<W>()[at];
+                let value = go_on::<W>(after, keys, at, made);
                 y.with_vector_size_mut::<W>()[at] = value;
             }
         }
