@@ -168,8 +168,10 @@ impl Manifest {
 /// SHA-256 over name, type and kind of the parameters and router states, in order of name: equal for two programs that
 /// can exchange `model.safetensors`.
 pub fn fingerprint(states: &[StateDecl]) -> String {
-    let mut lines: Vec<String> =
-        states.iter().filter(|s| s.kind.of_model()).map(|s| format!("{} {} {:?}\n", s.name, s.ty, s.kind)).collect();
+    // Words of the format, which do not follow the names of our types.
+    let word = |kind| if kind == StateKind::Parameter { "Parameter" } else { "Router" };
+    let of_model = states.iter().filter(|s| s.kind.of_model());
+    let mut lines: Vec<String> = of_model.map(|s| format!("{} {} {}\n", s.name, s.ty, word(s.kind))).collect();
     lines.sort();
     sha256_hex(lines.concat().as_bytes())
 }
@@ -553,6 +555,12 @@ mod tests {
             decl("table", TensorType::i32([5]), StateKind::State(StateRole::Router)),
             decl("adamw.m.w", TensorType::f32([3, 7]), StateKind::State(StateRole::Optimizer)),
         ]
+    }
+
+    #[test]
+    fn the_fingerprint_is_the_one_that_earlier_checkpoints_have() {
+        let text = "bias f32[1] Parameter\ntable i32[5] Router\nw f32[3, 7] Parameter\n";
+        assert_eq!(fingerprint(&states()), sha256_hex(text.as_bytes()));
     }
 
     fn tensors(step: u64) -> BTreeMap<String, Tensor> {

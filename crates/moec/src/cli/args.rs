@@ -105,7 +105,8 @@ batches. The same command goes on where it stopped, and does not repeat what is 
 The limits are measured between the steps: multiply-adds in registers, and a triad over memory. A step cannot be faster
 than its products at the one plus the optimiser's traffic at the other. Nothing is written.")]
     Bench(BenchArgs),
-    /// Write text with a trained model; the text goes to standard output, everything else to standard error.
+    /// Write text with a trained model; texts go to standard output (several with a heading each), everything else to standard
+    /// error.
     #[command(after_help = "Examples:
   moec sample runs/tiny
   moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20 --seed 7
