@@ -366,6 +366,12 @@ pub(crate) enum Split {
     Strided,
 }
 
+/// `work * part / parts`, but for rounding that is the same for all units: the product may not fit 32 bits.
+#[cube]
+pub(crate) fn part_of(work: usize, part: usize, parts: usize) -> usize {
+    work / parts * part + work % parts * part / parts
+}
+
 /// First item of this unit when `n` items are shared.
 #[cube]
 pub(crate) fn first_item(n: usize, #[comptime] split: Split) -> usize {

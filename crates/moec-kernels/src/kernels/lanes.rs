@@ -1,4 +1,4 @@
-//! Reductions over the lanes of one vector, in a fixed order.
+//! Vectors: reductions over the lanes of one, in a fixed order, and arrays of them.
 
 use cubecl::prelude::*;
 
@@ -33,4 +33,12 @@ pub(crate) fn lane_numbers<W: Size>() -> Vector<u32, W> {
         v.insert(lane, comptime!(lane as u32).runtime());
     }
     v
+}
+
+/// Sets the first vectors of an array to 0.
+#[cube]
+pub(crate) fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, length: usize) {
+    for i in 0..length {
+        values[i] = Vector::new(0.0f32);
+    }
 }

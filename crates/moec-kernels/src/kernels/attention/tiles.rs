@@ -29,9 +29,9 @@
 
 use super::{Scoring, dropout_keys, scoring};
 use crate::kernels::exponential::exp2;
-use crate::kernels::lanes::lane_numbers;
+use crate::kernels::lanes::{clear, lane_numbers};
 use crate::kernels::random::{golden_multiples, random_bits_of_multiples};
-use crate::launch::{Arg, Launcher, Split, Target, end_item, first_item, run};
+use crate::launch::{Arg, Launcher, Split, Target, end_item, first_item, part_of, run};
 use cubecl::prelude::*;
 use moec_ir::AttentionAttrs;
 use std::f32::consts::{LN_2, LOG2_E};
@@ -191,13 +191,6 @@ pub(super) struct Saved<L: Size> {
     qkv: Rows<L>,
     y: Rows<L>,
     lse: Box<[f32]>,
-}
-
-#[cube]
-fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, length: usize) {
-    for i in 0..length {
-        values[i] = Vector::new(0.0f32);
-    }
 }
 
 /// Lane `lane` of an array, in all lanes.
@@ -654,12 +647,6 @@ fn finish<W: Size>(running: &mut Running<W>, keep: f32, #[comptime] blocking: Bl
     }
 }
 
-/// `work * part / parts`, but for rounding that is the same for all units: the product may not fit 32 bits.
-#[cube]
-fn share(work: usize, part: usize, parts: usize) -> usize {
-    work / parts * part + work % parts * part / parts
-}
-
 /// For each query of a block, adds `sum_k scores[k] rows[k]` over the keys of a block that it sees to its row of `sums`, which is first
 /// multiplied by the query's `shrink`.
 #[cube]
@@ -837,9 +824,9 @@ pub(super) fn forward<W: Size, L: Size>(
     let work = blocks * (blocks + 1) / 2;
     let (unit, units) = (UNIT_POS as usize, CUBE_DIM as usize);
     // The pair in which this unit begins, and where in its work; and the next unit.
-    let (pair0, pair1) = (share(pairs, unit, units), share(pairs, unit + 1, units));
-    let work0 = share(work, pairs % units * unit % units, units);
-    let work1 = share(work, pairs % units * (unit + 1) % units, units);
+    let (pair0, pair1) = (part_of(pairs, unit, units), part_of(pairs, unit + 1, units));
+    let work0 = part_of(work, pairs % units * unit % units, units);
+    let work1 = part_of(work, pairs % units * (unit + 1) % units, units);
     for pair in pair0..min(pair1 + 1, pairs) {
         let from = select(pair == pair0, work0, 0usize);
         let to = select(pair == pair1, work1, work);

@@ -26,9 +26,10 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::super::fused::{DropoutKeys, Elementwise, Then, dropout_keys, go_on};
+use super::super::lanes::clear;
 use super::super::native::{prefetch, transpose};
 use super::{Factors, Layout, Product, fetched_row, segment, segment_count};
-use crate::launch::{Launcher, Optional, run};
+use crate::launch::{Launcher, Optional, part_of, run};
 use cubecl::prelude::*;
 use moec_ir::Invariant;
 
@@ -228,19 +229,6 @@ fn load_row<W: Size, L: Size>(
     }
 }
 
-#[cube]
-fn clear<W: Size>(values: &mut Array<Vector<f32, W>>, #[comptime] length: usize) {
-    for j in 0..length {
-        values[j] = Vector::new(0.0f32);
-    }
-}
-
-/// `work * part / parts`, but for rounding that is the same for all units: the product may not fit 32 bits.
-#[cube]
-fn part_of(work: usize, part: usize, parts: usize) -> usize {
-    work / parts * part + work % parts * part / parts
-}
-
 /// What expert `e` has to do. Loading and storing a tile is worth a few of its summed elements.
 #[cube]
 fn segment_of(x: &Factors, e: usize, #[comptime] layout: Layout, #[comptime] rows: usize) -> Segment {
@@ -377,14 +365,26 @@ fn pack<W: Size, L: Size>(
     }
 }
 
-/// Cache lines of a block of a panel of `b`.
+/// Summed elements of a block; the last may have fewer.
 #[cube]
-fn lines_of(x: &Factors, #[comptime] tiling: Tiling) -> usize {
+fn block_length(x: &Factors, #[comptime] tiling: Tiling) -> usize {
+    min(comptime!(tiling.block), x.k)
+}
+
+/// How often a tile asks for lines while a block is summed.
+#[cube]
+fn turns_of_a_tile(x: &Factors, #[comptime] tiling: Tiling) -> usize {
+    (block_length(x, tiling) + STRIDE - 1) / STRIDE
+}
+
+/// A block of a panel of `b` as it is stored: how many rows it has, and how many cache lines a row.
+#[cube]
+fn stored_lines(x: &Factors, #[comptime] tiling: Tiling) -> (usize, usize) {
     let columns = comptime!(tiling.vectors * tiling.lanes);
-    let length = min(comptime!(tiling.block), x.k);
+    let length = block_length(x, tiling);
     match comptime!(tiling.panel) {
-        Panel::Transposed | Panel::Gathered => columns * ((length + LINE - 1) / LINE),
-        Panel::InPlace | Panel::Copied => length * comptime!(columns.div_ceil(LINE)),
+        Panel::Transposed | Panel::Gathered => (columns.runtime(), (length + LINE - 1) / LINE),
+        Panel::InPlace | Panel::Copied => (length, comptime!(columns.div_ceil(LINE)).runtime()),
     }
 }
 
@@ -403,7 +403,8 @@ fn block_of(
     let q0 = s.sum0 + i * kb;
     let (first, last) = (i == 0, i + 1 == blocks);
     let (mut b0, mut next_p, mut next_q) = (s.b0, p, q0 + kb);
-    let mut lines = lines_of(x, tiling);
+    let (rows, in_row) = stored_lines(x, tiling);
+    let mut lines = rows * in_row;
     if last {
         next_p = p + 1;
         next_q = s.sum0;
@@ -415,8 +416,8 @@ fn block_of(
             }
         }
     }
-    let turns = max((share.t1 - share.t0) * ((min(kb, x.k) + STRIDE - 1) / STRIDE), 1);
-    let at_once = max((lines_of(x, tiling) + turns - 1) / turns, comptime!(LINES_AT_ONCE));
+    let turns = max((share.t1 - share.t0) * turns_of_a_tile(x, tiling), 1);
+    let at_once = max((rows * in_row + turns - 1) / turns, comptime!(LINES_AT_ONCE));
     let next = Ahead { b0, vector: next_p * nv, q0: next_q, lines, at_once };
     Block { vector: p * nv, q0, length: min(kb, s.sum1 - q0), first, last, b0: s.b0, next }
 }
@@ -426,13 +427,12 @@ fn block_of(
 fn ask(x: &Factors, next: &Ahead, turn: usize, #[comptime] layout: Layout, #[comptime] tiling: Tiling) {
     let w = comptime!(tiling.lanes);
     let first = turn * next.at_once;
-    // Length of a row as `b` is stored, how many of its lines are the panel's, and where the panel starts.
+    let (_, in_row) = stored_lines(x, tiling);
+    // Length of a row as `b` is stored, and where the panel starts.
     let mut row = x.n;
-    let mut in_row = comptime!((tiling.vectors * w).div_ceil(LINE)).runtime();
     let mut start = next.q0 * x.n + next.vector * w;
     if comptime!(layout.transpose_b) {
         row = x.k;
-        in_row = (min(comptime!(tiling.block), x.k) + LINE - 1) / LINE;
         start = next.vector * w * x.k + next.q0;
     }
     let mut place = next.b0 + start + first / in_row * row;
@@ -535,7 +535,7 @@ fn multiply<W: Size, L: Size>(
     let stride = comptime!(if tiling.ahead { STRIDE } else { tiling.block });
     for q0 in range_stepped(0, block.length, stride) {
         if comptime!(tiling.ahead) {
-            let turn = at.tile * ((min(comptime!(tiling.block), x.k) + STRIDE - 1) / STRIDE) + q0 / STRIDE;
+            let turn = at.tile * turns_of_a_tile(x, tiling) + q0 / STRIDE;
             ask(x, &block.next, turn, layout, tiling);
         }
         for q in q0..min(q0 + stride, block.length) {
