@@ -12,7 +12,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// First line of every file; the number changes with its layout.
 const MAGIC: &[u8] = b"moec kernel 1\n";
@@ -20,11 +20,14 @@ const MAGIC: &[u8] = b"moec kernel 1\n";
 /// Bytes of the digest at the end of a file, as text.
 const DIGEST: usize = 64;
 
-/// How names of finished files end.
-const ENTRY: &str = ".kernel";
+/// Extension of finished files.
+const ENTRY: &str = "kernel";
 
 /// How names of files that are being written begin.
 const INCOMPLETE: &str = ".incomplete-";
+
+/// After this long nobody is writing a file any more: the program has been ended meanwhile.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// A folder of compiled kernels.
 pub struct KernelCache {
@@ -78,7 +81,7 @@ impl KernelCache {
     pub fn usage(folder: &Path) -> io::Result<KernelCacheUsage> {
         let mut usage = KernelCacheUsage::default();
         for file in files(folder)? {
-            usage.entries += u64::from(file.path.to_string_lossy().ends_with(ENTRY));
+            usage.entries += u64::from(file.is_finished());
             usage.bytes += file.bytes;
         }
         Ok(usage)
@@ -95,7 +98,7 @@ impl KernelCache {
     }
 
     fn path(&self, full_key: &str) -> PathBuf {
-        self.folder.join(sha256_hex(full_key.as_bytes()) + ENTRY)
+        self.folder.join(sha256_hex(full_key.as_bytes())).with_extension(ENTRY)
     }
 
     fn full_key(&self, key: &str) -> String {
@@ -110,7 +113,11 @@ impl KernelCache {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = format!("{INCOMPLETE}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let temporary = self.folder.join(name);
-        let written = fs::write(&temporary, content).and_then(|()| fs::rename(&temporary, path));
+        let written = fs::write(&temporary, content).and_then(|()| match fs::rename(&temporary, path) {
+            // Somebody has cleared the folder meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed,
+        });
         if written.is_err() {
             // The first error is the one that counts.
             let _ = fs::remove_file(&temporary);
@@ -133,9 +140,13 @@ impl KernelCache {
         let mut files = files(&self.folder)?;
         files.sort_by_key(|file| file.used);
         let mut total = files.iter().map(|file| file.bytes).sum::<u64>();
+        let now = SystemTime::now();
         for file in files {
             if total <= self.limit {
                 break;
+            }
+            if file.is_being_written(now) {
+                continue;
             }
             remove(&file.path)?;
             total -= file.bytes;
@@ -204,6 +215,17 @@ struct Entry {
     used: SystemTime,
 }
 
+impl Entry {
+    fn is_finished(&self) -> bool {
+        self.path.extension().is_some_and(|extension| extension == ENTRY)
+    }
+
+    /// Whether another process is likely to write this file at the moment.
+    fn is_being_written(&self, now: SystemTime) -> bool {
+        !self.is_finished() && now.duration_since(self.used).is_ok_and(|age| age < ABANDONED)
+    }
+}
+
 /// The files of a cache, finished or not; files of others are left alone.
 fn files(folder: &Path) -> io::Result<Vec<Entry>> {
     let entries = match fs::read_dir(folder) {
@@ -214,14 +236,13 @@ fn files(folder: &Path) -> io::Result<Vec<Entry>> {
     let mut files = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.ends_with(ENTRY) && !name.starts_with(INCOMPLETE) {
+        let path = entry.path();
+        let incomplete = entry.file_name().to_string_lossy().starts_with(INCOMPLETE);
+        if !incomplete && path.extension().is_none_or(|extension| extension != ENTRY) {
             continue;
         }
         match entry.metadata() {
-            Ok(metadata) => {
-                files.push(Entry { path: entry.path(), bytes: metadata.len(), used: metadata.modified()? });
-            }
+            Ok(metadata) => files.push(Entry { path, bytes: metadata.len(), used: metadata.modified()? }),
             // Somebody else has removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

@@ -104,7 +104,7 @@ fn what_was_not_used_for_longest_goes_first() {
     for name in &names[..3] {
         cache.put(name, &[1; 1000]);
         let file = File::options().write(true).open(cache.path(&cache.full_key(name))).unwrap();
-        file.set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
         age -= 1;
     }
     assert!(cache.get("a").is_some());
@@ -144,6 +144,24 @@ fn a_folder_that_others_can_write_to_is_not_used() {
     mode(0o500);
     assert!(KernelCache::open(&lab.kernels(), &this, |_| ()).is_ok());
     mode(0o700);
+}
+
+#[test]
+fn what_another_process_is_writing_stays_and_what_nobody_writes_any_more_goes() {
+    let lab = Lab::new();
+    let cache = lab.open().with_limit(1);
+    let file = |name: &str, age: Duration| {
+        let path = lab.kernels().join(format!("{INCOMPLETE}{name}"));
+        fs::write(&path, [1; 1000]).unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        path
+    };
+    let (being_written, abandoned) = (file("1-0", Duration::from_secs(9)), file("2-0", 2 * ABANDONED));
+    cache.put("a", b"object");
+    assert!(being_written.exists());
+    assert!(!abandoned.exists());
+    assert_eq!(cache.get("a"), None, "too little room for any");
+    assert_eq!(lab.reports(), 0);
 }
 
 #[test]
