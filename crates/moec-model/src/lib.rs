@@ -109,7 +109,7 @@ pub use recipe::{DataSource, Evaluate, InitScheme, Recipe, SettingForm, SettingS
 pub use registry::Registry;
 pub use resolved::{ResolvedLayer, ResolvedModel, ResolvedRecipe, ResolvedValue};
 pub use router::{
-    Assignment, AuxiliaryLoss, Compares, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext,
+    Assignment, AuxiliaryLoss, Compares, Comparison, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext,
     RoutingStrategy, Traits, Verdict,
 };
 pub use router_language::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};

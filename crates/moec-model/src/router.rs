@@ -5,6 +5,7 @@
 //! strategy from another crate cannot use.
 
 use moec_ir::{Builder, Input, Op, Tensor, TensorType, Value};
+use moec_syntax::Span;
 
 use crate::argument::{Arguments, ParameterSpec};
 use crate::emit::{Emitter, Mode, NoisePolicy, Role};
@@ -139,6 +140,15 @@ impl Default for Traits {
     }
 }
 
+/// Where the definition of a strategy compares tokens with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Comparison {
+    /// The expression, in the text that defines it.
+    pub span: Span,
+    /// How it can be put right.
+    pub help: &'static str,
+}
+
 /// What the declared comparisons mean for a language model, which predicts a token from those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
@@ -214,6 +224,11 @@ pub trait RoutingStrategy: Send + Sync {
     /// What it declares about itself in general.
     fn default_traits(&self) -> Traits {
         self.traits(&self.default_arguments())
+    }
+
+    /// Where the strategy compares tokens in evaluation and sampling, if it is defined in a text that a message can point to.
+    fn comparison(&self, _arguments: &Arguments) -> Option<Comparison> {
+        None
     }
 
     /// How many of E experts work on a token, on average over sequences of T tokens: what tables of cost and active

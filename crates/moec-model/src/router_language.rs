@@ -23,7 +23,7 @@ use crate::argument::{ArgumentValue, Arguments, DefaultValue, Interval, Paramete
 use crate::arithmetic::{NoResult, Number};
 use crate::emit::Mode;
 use crate::registry::Registry;
-use crate::router::{Assignment, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::router::{Assignment, Comparison, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
 
 use derive::Derived;
 use program::{Action, Expr, KnownSizes, Node, Num, NumNode, Program, Situation};
@@ -192,6 +192,10 @@ impl RoutingStrategy for LanguageRouter {
             nests: !(training.parameters || sampling.parameters || updates),
             ..Traits::default()
         }
+    }
+
+    fn comparison(&self, arguments: &Arguments) -> Option<Comparison> {
+        self.derived(arguments, None, false).assignment.compared_at
     }
 
     fn experts_per_token(&self, arguments: &Arguments, experts: usize, _time: usize) -> f64 {

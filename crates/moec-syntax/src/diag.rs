@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::codes::{Code, Severity};
 use crate::span::Span;
+use crate::synonyms::Meant;
 
 /// A span with what is to be said about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +95,18 @@ impl Diagnostic {
     pub fn patch(mut self, span: Span, replacement: impl Into<String>, text: impl Into<String>) -> Self {
         self.patches.push(Patch { span, replacement: replacement.into(), text: text.into() });
         self
+    }
+
+    /// Says what the unknown word under `span` was probably meant to be, if that is known.
+    #[must_use]
+    pub fn suggest(self, span: Span, meant: Option<Meant<'_>>) -> Self {
+        match meant {
+            Some(Meant::Word(near)) => {
+                self.help(format!("did you mean `{near}`?")).patch(span, near, "use the name that it has")
+            }
+            Some(Meant::Otherwise(advice)) => self.help(advice),
+            None => self,
+        }
     }
 
     /// Whether this is an error.

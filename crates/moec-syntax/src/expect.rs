@@ -7,6 +7,7 @@ use crate::diag::{Diagnostic, did_you_mean};
 use crate::grammar::{Grammar, Rule};
 use crate::source::SourceFile;
 use crate::span::Span;
+use crate::synonyms::meant;
 use crate::tree::logical_word;
 use crate::words::{Token, TokenKind};
 
@@ -444,8 +445,8 @@ fn statements(at: &Stop<'_>) -> Option<Diagnostic> {
     // `dropout 0.1`, `contxt 32`: a bare value after what can only be a layer.
     if at.wants_statement() && at.before_is_name() && !at.on_new_line() && at.begins_value() {
         let fault = fault(format!("`{before}` takes no bare value")).primary(span, "unexpected value");
-        return Some(match did_you_mean(before, ["context", "vocab"]) {
-            Some(near) => fault.patch(at.span(at.before), near, format!("did you mean `{near}`?")),
+        return Some(match meant(before, ["context", "vocab"]) {
+            Some(likely) => fault.suggest(at.span(at.before), Some(likely)),
             None => fault.help(format!("arguments stand in parentheses: `{before}(name: {found})`")),
         });
     }

@@ -3,7 +3,7 @@
 //! A [`SourceFile`] is parsed into a [`File`], or into the [`Diagnostic`]s that say why not; [`format()`] prints it in the
 //! one canonical layout. The crate knows how the language is written, not what it means: which layers exist and which
 //! arguments they take is the business of whoever walks the tree. That crate reports with the same diagnostics, so it
-//! finds here the table of all [`Code`]s, the renderings, and [`did_you_mean`]. The language reference is
+//! finds here the table of all [`Code`]s, the renderings, and [`did_you_mean`] and [`meant`]. The language reference is
 //! `grammar/README.md`, the grammar `src/moec.pest`.
 //!
 //! ```
@@ -35,6 +35,7 @@ mod recover;
 mod render;
 mod source;
 mod span;
+mod synonyms;
 mod tree;
 mod words;
 
@@ -51,3 +52,4 @@ pub use parse::parse_value;
 pub use render::{RenderedDiagnostic, RenderedLabel, RenderedPatch, RenderedSpan};
 pub use source::{LineColumn, MAX_SOURCE_BYTES, SourceFile};
 pub use span::{FileId, Span};
+pub use synonyms::{Meant, meant};

@@ -8,12 +8,12 @@
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
 
-use crate::diag::{Diagnostic, Patch};
+use crate::diag::Diagnostic;
 use crate::expect::{Stop, describe};
 use crate::grammar::{Grammar, Rule, end_of};
 use crate::source::SourceFile;
 use crate::tree::{Builder, logical_word};
-use crate::words::{MAX_FAULTS, TokenKind, Words};
+use crate::words::{MAX_FAULTS, TokenKind, Words, repair};
 
 /// Finds the faults of a text, with those of its words, in any order.
 pub(crate) fn recover(source: &SourceFile, from: usize, rule: Rule, mut words: Words) -> Vec<Diagnostic> {
@@ -227,19 +227,4 @@ impl Recovery<'_> {
         }
         None
     }
-}
-
-/// Applies a proposed change if it fits without moving what follows: then nothing need be given up, and faults in the rest
-/// of the statement are found as well. A replacement may use up the blank behind it.
-fn repair(text: &mut String, patch: &Patch) -> bool {
-    let (start, mut end) = (patch.span.start(), patch.span.end());
-    while end - start < patch.replacement.len() {
-        match text.as_bytes().get(end) {
-            Some(b' ' | b'\t' | b'\r' | b'\n') => end += 1,
-            _ => return false,
-        }
-    }
-    let blanks = " ".repeat(end - start - patch.replacement.len());
-    text.replace_range(start..end, &(patch.replacement.clone() + &blanks));
-    true
 }

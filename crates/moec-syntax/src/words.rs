@@ -8,7 +8,7 @@ use pest::Parser;
 use pest::iterators::Pairs;
 
 use crate::codes::Code;
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Patch};
 use crate::grammar::{Grammar, Rule, disagree};
 use crate::literal::{bad_escape, bad_number};
 use crate::source::SourceFile;
@@ -89,6 +89,7 @@ pub(crate) fn read(source: &SourceFile, from: usize) -> Words {
         }
     }
     reader.report_open();
+    reader.loops();
     reader.out
 }
 
@@ -320,6 +321,52 @@ impl Reader<'_> {
         line.len() - line.trim_start_matches([' ', '\t']).len()
     }
 
+    /// Puts loops of other languages right, `for i in 0..4 {` and `for i in range(4):`, so that their bodies are judged.
+    fn loops(&mut self) {
+        for first in 0..self.out.tokens.len() {
+            let Some((head, index, count, braced)) = self.foreign_loop(first) else { continue };
+            // What is wrong with a range is said with the loop.
+            self.out.faults.retain(|fault| fault.span().is_none_or(|at| !head.range().contains(&at.start())));
+            let fault = Diagnostic::new(Code::UnexpectedText, "there is no `for`; layers are repeated with `repeat`")
+                .primary(head, "expected `repeat COUNT as INDEX { .. }`");
+            if count.bytes().all(|c| c.is_ascii_digit()) {
+                let brace = if braced { "" } else { " {" };
+                let fault = fault.patch(head, format!("repeat {count} as {index}{brace}"), "write `repeat`");
+                let fault = if braced { fault } else { fault.help("the layers stand in braces, up to a `}`") };
+                let mended = braced && fault.patches.iter().all(|patch| repair(&mut self.out.masked, patch));
+                self.out.faults.push(fault);
+                if mended {
+                    continue;
+                }
+            } else {
+                self.out.faults.push(fault.help("the index counts from 0, as in `repeat 4 as i { .. }`"));
+            }
+            self.cover(head.range(), b' ', b' ');
+            self.out.painted.push(head);
+        }
+    }
+
+    /// The head of a loop that begins with token `first`, up to its brace, with its index, the count or range, and
+    /// whether there is a brace.
+    fn foreign_loop(&self, first: usize) -> Option<(Span, String, String, bool)> {
+        let text = |i: usize| self.out.tokens.get(i).map(|token| self.source.slice(token.span));
+        let is_name = |i: usize| self.out.tokens.get(i).is_some_and(|token| token.kind == TokenKind::Name);
+        if text(first) != Some("for") || !is_name(first + 1) || text(first + 2) != Some("in") {
+            return None;
+        }
+        let tokens = &self.out.tokens;
+        let line = (first + 3..tokens.len()).take_while(|&i| !tokens[i].first_on_line);
+        let on_line = |&i: &usize| text(i) != Some("{");
+        let last = line.take_while(on_line).last()?;
+        let braced = text(last + 1) == Some("{");
+        let (from, to) = (tokens[first].span, tokens[last].span);
+        let range = self.source.slice(Span::new(from.file(), tokens[first + 3].span.start()..to.end()));
+        let range = range.trim_end_matches([':', ' ']);
+        let inner = range.strip_prefix("range(").and_then(|range| range.strip_suffix(')')).unwrap_or(range);
+        let count = inner.strip_prefix("0..").or_else(|| inner.strip_prefix("0,")).unwrap_or(inner).trim();
+        Some((from.to(to), text(first + 1)?.to_owned(), count.to_owned(), braced))
+    }
+
     fn report_open(&mut self) {
         let Some(&innermost) = self.open.last() else { return };
         self.out.balanced = false;
@@ -346,6 +393,21 @@ impl Reader<'_> {
                 .secondary(end, format!("expected `{wanted}` before {end_words}")),
         }
     }
+}
+
+/// Applies a proposed change if it fits without moving what follows: then nothing need be given up, and faults in the rest
+/// of the statement are found as well. A replacement may use up the blank behind it.
+pub(crate) fn repair(text: &mut String, patch: &Patch) -> bool {
+    let (start, mut end) = (patch.span.start(), patch.span.end());
+    while end - start < patch.replacement.len() {
+        match text.as_bytes().get(end) {
+            Some(b' ' | b'\t' | b'\r' | b'\n') => end += 1,
+            _ => return false,
+        }
+    }
+    let blanks = " ".repeat(end - start - patch.replacement.len());
+    text.replace_range(start..end, &(patch.replacement.clone() + &blanks));
+    true
 }
 
 fn closer_of(opener: &str) -> &'static str {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean, meant};
 
 use super::checker::{Checker, Scope};
 use super::values::describe;
@@ -117,11 +117,10 @@ impl<'a> Checker<'a> {
             return Some(spec);
         }
         let message = format!("{} `{}` has no argument `{name}`", owner.kind, owner.name);
-        let mut d = Diagnostic::new(Code::UnknownArgument, message).primary(name.span, "unknown argument");
-        if let Some(near) = did_you_mean(&name.name, specs.iter().map(|spec| spec.name.as_ref())) {
-            d = d.help(format!("did you mean `{near}`?")).patch(name.span, near, "use the name that it has");
-        }
-        d = match specs {
+        let likely = meant(&name.name, specs.iter().map(|spec| spec.name.as_ref()));
+        let d = Diagnostic::new(Code::UnknownArgument, message).primary(name.span, "unknown argument");
+        let d = d.suggest(name.span, likely);
+        let d = match specs {
             [] => d.note(format!("`{}` takes no arguments", owner.name)),
             _ => d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name.as_ref())))),
         };

@@ -158,6 +158,13 @@ impl<'a> Checker<'a> {
             self.report(d);
             return None;
         }
+        if matches!(&value.kind, ast::ExprKind::String(text) if text == "characters") {
+            let d = Diagnostic::new(Code::WrongType, "`vocab` is a word without quotes, or a number of tokens")
+                .primary(value.span, "expected `characters`")
+                .patch(value.span, "characters", "remove the quotes");
+            self.report(d);
+            return None;
+        }
         let owner = Owner { name: "model", kind: "model", span };
         self.value(owner, &VOCAB, value, scope).map(|value| Vocab::Size(size(value)))
     }

@@ -3,9 +3,10 @@
 //! An override is a text of the source like an imported file: its value is parsed like one of the file, checked by the
 //! same rules, and messages point into it.
 
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, Statement, did_you_mean, parse_value};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Meant, Span, Statement, did_you_mean, meant, parse_value};
 
 use super::{Checker, Override, listed};
+use crate::layers::LAYERS;
 use crate::recipe::train_settings;
 
 impl<'a> Checker<'a> {
@@ -42,6 +43,13 @@ impl<'a> Checker<'a> {
                 }
             }
         }
+    }
+
+    /// Whether a layer or a router has an argument of this name.
+    fn is_argument(&self, name: &str) -> bool {
+        let of_layers = LAYERS.iter().flat_map(|layer| layer.parameters);
+        let of_routers = self.registry.routers().flat_map(|router| router.parameters());
+        of_layers.chain(of_routers).any(|spec| spec.name == name)
     }
 
     /// The value that replaces a binding or setting of the chosen model; the last one given counts.
@@ -81,11 +89,16 @@ impl<'a> Checker<'a> {
                 let arguments = setting.form.parameters();
                 paths.extend(arguments.map(|spec| format!("train.{}.{}", setting.name, spec.name)));
             }
-            let mut d = Diagnostic::new(Code::UnknownOverride, format!("the override `{text}` names nothing"));
-            if let Some(near) = did_you_mean(&path, paths.iter().map(String::as_str)) {
-                d = d.help(format!("did you mean `{near}`?"));
-            }
-            d = if path.starts_with("train.") {
+            let d = Diagnostic::new(Code::UnknownOverride, format!("the override `{text}` names nothing"));
+            let d = match intended(&path, &paths) {
+                Some(near) => d.help(format!("did you mean `{near}`?")),
+                None if self.is_argument(&path) => d.help(format!(
+                    "`{path}` is an argument: write `let {path} = ..` in the model and `{path}` in its place, and the \
+                     override replaces it"
+                )),
+                None => d,
+            };
+            let d = if path.starts_with("train.") {
                 d.note(format!("settings of the recipe: {}", listed(train_settings().iter().map(|s| s.name))))
             } else {
                 d.note(format!("names that can be overridden: {}, and settings of the recipe", listed(names)))
@@ -93,6 +106,19 @@ impl<'a> Checker<'a> {
             self.report(d);
         }
     }
+}
+
+/// The name that can be overridden and was probably meant: one that ends alike, means the same, or is spelt alike.
+fn intended<'p>(path: &str, paths: &'p [String]) -> Option<&'p str> {
+    let end = |path: &'p str| path.rsplit_once('.').map_or(path, |(_, end)| end);
+    let ending = |name: &str| paths.iter().map(String::as_str).find(|path| end(path) == name);
+    let name = path.rsplit_once('.').map_or(path, |(_, name)| name);
+    ending(name)
+        .or_else(|| match meant(name, paths.iter().map(|path| end(path))) {
+            Some(Meant::Word(name)) => ending(name),
+            Some(Meant::Otherwise(_)) | None => None,
+        })
+        .or_else(|| did_you_mean(path, paths.iter().map(String::as_str)))
 }
 
 /// A place where a file says something; `None` for an override.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, Statement, did_you_mean};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Meant, Span, Statement, meant};
 
 use super::arguments::Owner;
 use super::checker::{BlockDefinition, Checker, Scope};
@@ -329,14 +329,14 @@ impl<'a> Checker<'a> {
     fn unknown_layer(&mut self, call: Written<'_, 'a>, scope: Scope) {
         let name = call.name;
         let message = format!("there is no layer or block named `{name}`");
-        let mut d = Diagnostic::new(Code::UnknownLayer, message).primary(name.span, "unknown layer");
+        let d = Diagnostic::new(Code::UnknownLayer, message).primary(name.span, "unknown layer");
         let blocks: Vec<&str> = self.visible_blocks(scope).map(|(_, block)| block.name.name.as_str()).collect();
         let candidates = LAYERS.iter().map(|spec| spec.name).chain(blocks.iter().copied());
-        d = match did_you_mean(&name.name, candidates) {
-            _ if name.name == "swiglu" => {
-                d.help("`swiglu` has weights of its own: write `mlp(activation: swiglu, ..)`")
-            }
-            Some(near) => d.help(format!("did you mean `{near}`?")).patch(name.span, near, "use the name that it has"),
+        let likely = meant(&name.name, candidates);
+        // That the last layer is missing would only follow from this.
+        self.model.unembed |= likely == Some(Meant::Word("unembed"));
+        let mut d = match likely {
+            Some(likely) => d.suggest(name.span, Some(likely)),
             None => d.note(format!("the layers are {}", listed(LAYERS.iter().map(|spec| spec.name)))),
         };
         if !blocks.is_empty() {

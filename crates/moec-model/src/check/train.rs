@@ -4,7 +4,7 @@ use std::iter;
 
 use indexmap::IndexMap;
 use moec_plan::Conflict;
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, TrainSetting, did_you_mean};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, TrainSetting, did_you_mean, meant};
 
 use super::arguments::Owner;
 use super::checker::{Checker, Scope};
@@ -73,23 +73,10 @@ impl<'a> Checker<'a> {
         let name = setting.name();
         let found = train_settings().iter().find(|spec| spec.name == name.name);
         if found.is_none() {
-            let mut d = Diagnostic::new(Code::UnknownSetting, format!("`train` has no setting `{name}`"))
-                .primary(name.span, "unknown setting");
             let names = || train_settings().iter().map(|spec| spec.name);
-            // Names that other tools use.
-            let alias = match name.name.as_str() {
-                "batch_size" => Some("batch"),
-                "max_steps" | "iterations" | "max_iters" => Some("steps"),
-                "lr" | "learning_rate" => Some("optimizer"),
-                "dataset" | "corpus" => Some("data"),
-                other => did_you_mean(other, names()),
-            };
-            if let Some(near) = alias {
-                d = d.help(format!("did you mean `{near}`?"));
-                if near != "optimizer" {
-                    d = d.patch(name.span, near, "use the name that it has");
-                }
-            }
+            let d = Diagnostic::new(Code::UnknownSetting, format!("`train` has no setting `{name}`"))
+                .primary(name.span, "unknown setting")
+                .suggest(name.span, meant(&name.name, names()));
             self.report(d.note(format!("the settings are {}", listed(names()))));
         }
         found

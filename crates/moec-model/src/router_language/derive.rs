@@ -6,7 +6,7 @@ use moec_ir::{Binary, Gradient, Invariant, Unary, internal_error};
 use super::emit::LOWEST;
 use super::kinds::{Kind, Shape};
 use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation};
-use crate::router::{Compares, Reads};
+use crate::router::{Compares, Comparison, Reads};
 
 /// What is known about a value, whatever the numbers in it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,6 +14,8 @@ pub(super) struct Facts {
     pub(super) reads: Reads,
     /// Which other tokens a token's part of it depends on.
     pub(super) compares: Compares,
+    /// Where that comes from.
+    pub(super) compared_at: Option<Comparison>,
     pub(super) random: bool,
     /// It changes with trained tensors of the router, and the gradient says so.
     pub(super) learns: bool,
@@ -33,6 +35,7 @@ struct Few {
 const NOTHING: Facts = Facts {
     reads: Reads { activations: false, token_ids: false, positions: false },
     compares: Compares::None,
+    compared_at: None,
     random: false,
     learns: false,
     few: None,
@@ -106,15 +109,26 @@ impl Facts {
                 positions: self.reads.positions || other.reads.positions,
             },
             compares: self.compares.max(other.compares),
+            compared_at: if other.compares > self.compares { other.compared_at } else { self.compared_at },
             random: self.random || other.random,
             learns: self.learns || other.learns,
             few: None,
         }
     }
 
-    /// The same, but with other tokens in it.
-    fn among(self, compares: Compares) -> Facts {
-        Facts { compares: self.compares.max(compares), ..self }
+    /// The same, but with other tokens in it, by an expression.
+    fn among(self, compares: Compares, expr: &Expr) -> Facts {
+        if compares <= self.compares {
+            return self;
+        }
+        let help = match &expr.node {
+            Node::Reduce(_, _, Over::All) => {
+                "without `over`, it is of all tokens together; name the axis of a token's own numbers, such as \
+                 `over: experts`"
+            }
+            _ => "along the tokens only `cumsum(.., over: positions)` leaves later ones out",
+        };
+        Facts { compares, compared_at: Some(Comparison { span: expr.span, help }), ..self }
     }
 
     /// Of a function of it, element by element.
@@ -194,15 +208,15 @@ impl Walk<'_> {
             Node::Remainder(..) => all,
             Node::Not(_) | Node::ToFloat(_) | Node::ToExpert(_) => all.constant(),
             Node::Select(..) => Facts { learns: inner[1].learns || inner[2].learns, ..all },
-            Node::Softmax(x, over) => self.softmax(first, x, *over),
-            Node::LogSumExp(_, over) => Facts { few: None, ..first }.among(over_tokens(*over == Over::Tokens)),
+            Node::Softmax(x, over) => self.softmax(first, x, *over).among(over_tokens(*over == Over::Tokens), expr),
+            Node::LogSumExp(_, over) => Facts { few: None, ..first }.among(over_tokens(*over == Over::Tokens), expr),
             Node::KeepTopK(_, k) => Facts { few: situation.size(k).map(|count| Few { count, zero: false }), ..first },
             Node::Gather(..) => Facts { learns: first.learns, ..all },
             Node::Scatter(_, indices) => {
                 let few = self.columns(indices).map(|count| Few { count, zero: true });
                 Facts { few, learns: first.learns, ..all }
             }
-            Node::Count(_) => Facts { few: None, ..first.constant() }.among(Compares::Batch),
+            Node::Count(_) => Facts { few: None, ..first.constant() }.among(Compares::Batch, expr),
             // Extremes pass the gradient on to the element that they are.
             Node::Reduce(_, x, over) => {
                 let tokens = match over {
@@ -210,14 +224,17 @@ impl Walk<'_> {
                     Over::Columns => false,
                     Over::All => matches!(&x.kind, Kind::Tensor(Shape { tokens: true, .. })),
                 };
-                Facts { few: None, ..first }.among(over_tokens(tokens))
+                Facts { few: None, ..first }.among(over_tokens(tokens), expr)
             }
             // A token's sum has those before it, along the batch also those of other sequences.
-            Node::CumulativeSum(_, along) => Facts { few: None, ..first }.among(match along {
-                Along::Tokens => Compares::Batch,
-                Along::Positions => Compares::EarlierTokens,
-                Along::Columns => Compares::None,
-            }),
+            Node::CumulativeSum(_, along) => {
+                let compares = match along {
+                    Along::Tokens => Compares::Batch,
+                    Along::Positions => Compares::EarlierTokens,
+                    Along::Columns => Compares::None,
+                };
+                Facts { few: None, ..first }.among(compares, expr)
+            }
             Node::StopGradient(_) => first.constant(),
             Node::If(..) => internal_error!("its branches are looked at before"),
         }
@@ -244,7 +261,7 @@ impl Walk<'_> {
         // The softmax of one number, or of one that is far above the others, is 1.
         let one = self.single(x) || few.is_some_and(|few| few.count == 1);
         let learns = facts.learns && !(over == Over::Columns && one);
-        Facts { few, learns, ..facts }.among(over_tokens(over == Over::Tokens))
+        Facts { few, learns, ..facts }
     }
 
     /// Whether a combination changes smoothly with what it is made of.

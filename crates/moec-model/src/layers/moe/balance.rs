@@ -1,7 +1,7 @@
 //! Balance losses of a `moe`: `balance: [LOSS(weight: ..), ..]` as written, and as terms of the objective.
 
 use moec_ir::Output;
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, meant};
 
 use super::Moe;
 use super::choice::{Choice, Experts};
@@ -75,10 +75,8 @@ fn weighted<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&
     let Some(loss) = c.registry().find_loss(call.name).copied() else {
         let names: Vec<&str> = c.registry().losses().map(|l| l.name).collect();
         let message = format!("there is no balance loss named `{}`", call.name);
-        let mut d = Diagnostic::new(Code::UnknownLoss, message).primary(call.name_span, "unknown loss");
-        if let Some(near) = did_you_mean(call.name, names.iter().copied()) {
-            d = d.help(format!("did you mean `{near}`?")).patch(call.name_span, near, "use the name that it has");
-        }
+        let d = Diagnostic::new(Code::UnknownLoss, message).primary(call.name_span, "unknown loss");
+        let d = d.suggest(call.name_span, meant(call.name, names.iter().copied()));
         c.report(d.note(format!("the losses are {}", listed(names))));
         return None;
     };

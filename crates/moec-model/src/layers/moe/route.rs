@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use moec_ir::Value;
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, meant};
 
 use super::{Capacity, CapacityOrder, WeightedLoss};
 use crate::argument::Arguments;
@@ -92,10 +92,8 @@ pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Opti
 fn unknown(c: &mut LayerCheck<'_, '_>, call: &Named<'_>) {
     let names: Vec<&str> = c.registry().routers().map(|r| r.name()).collect();
     let message = format!("there is no router named `{}`", call.name);
-    let mut d = Diagnostic::new(Code::UnknownRouter, message).primary(call.name_span, "unknown router");
-    if let Some(near) = did_you_mean(call.name, names.iter().copied()) {
-        d = d.help(format!("did you mean `{near}`?")).patch(call.name_span, near, "use the name that it has");
-    }
+    let d = Diagnostic::new(Code::UnknownRouter, message).primary(call.name_span, "unknown router");
+    let d = d.suggest(call.name_span, meant(call.name, names.iter().copied()));
     c.report(d.note(format!("the routers are {}", listed(names))));
 }
 
@@ -151,10 +149,12 @@ impl Route {
         let causal = c.registry().routers().filter(|r| r.default_traits().verdict() != Verdict::LooksAhead);
         let causal = listed(causal.map(|r| r.name()));
         let name = self.strategy.name();
-        Diagnostic::new(Code::NotCausal, format!("the router `{name}` lets a token see later ones"))
-            .primary(self.span, format!("compares each token with the whole {whole}"))
-            .note(WHY_CAUSAL)
-            .help(format!("causal routers: {causal}"))
+        let d = Diagnostic::new(Code::NotCausal, format!("the router `{name}` lets a token see later ones"));
+        let what = format!("compares each token with the whole {whole}");
+        match self.strategy.comparison(&self.arguments) {
+            Some(at) => d.primary(at.span, what).secondary(self.span, "used here").note(WHY_CAUSAL).help(at.help),
+            None => d.primary(self.span, what).note(WHY_CAUSAL).help(format!("causal routers: {causal}")),
+        }
     }
 
     /// In an expert the rows form no sequence, so a router there must look at each on its own.
