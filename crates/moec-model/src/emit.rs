@@ -42,6 +42,11 @@ pub enum Role {
     },
     /// Table of vectors.
     Embedding,
+    /// Table of vectors in a model whose scores are products with token vectors.
+    TiedEmbedding {
+        /// Extent of the vectors.
+        width: usize,
+    },
     /// Starts at one value whatever the initialisation of the recipe, such as the gain of a norm.
     Constant(f64),
     /// Starts uniform on `[-bound, bound)` whatever the initialisation of the recipe.
@@ -62,7 +67,9 @@ impl InitScheme {
     ///
     /// `kaiming_normal` is what makeMoE does: He et al. 2015 (arXiv 1502.01852) for every linear weight, the biases as
     /// `torch.nn.Linear` leaves them. The other schemes start biases at 0. Embeddings are standard normal as in
-    /// `torch.nn.Embedding`, except under `normal`, which gives them its own deviation as GPT-2 does.
+    /// `torch.nn.Embedding`, except under `normal`, which gives them its own deviation as GPT-2 does. Where the scores
+    /// are products with them, they start with variance 1 / width: with 1, scores would have the width as their variance,
+    /// and the first loss would be many times ln V.
     pub fn init(&self, role: Role) -> Init {
         let normal = |std: f64| Init::Normal { std: std.into() };
         let uniform = |bound: f64| Init::Uniform { bound: bound.into() };
@@ -73,7 +80,8 @@ impl InitScheme {
             (Role::Constant(value), _) => constant(value),
             (Role::Uniform { bound }, _) => uniform(bound),
             (Role::Orthogonal { gain }, _) => Init::Orthogonal { gain: gain.into() },
-            (Role::Embedding, InitScheme::Normal { std }) => normal(*std),
+            (Role::Embedding | Role::TiedEmbedding { .. }, InitScheme::Normal { std }) => normal(*std),
+            (Role::TiedEmbedding { width }, _) => normal(1.0 / extent(width).sqrt()),
             (Role::Embedding, _) => normal(1.0),
             (Role::Weight { fan_in, .. }, InitScheme::KaimingNormal) => normal((2.0 / extent(fan_in)).sqrt()),
             // Glorot & Bengio 2010, equation 16.
@@ -141,6 +149,14 @@ impl Emitter {
         let init = self.scheme.init(role);
         self.parameters.entry(path).or_insert(Declared { init, elements, share: 1.0, router: false });
         value
+    }
+
+    /// Gives a parameter another role, which says how it starts, if it has been declared.
+    pub(crate) fn start_as(&mut self, path: &str, role: Role) {
+        let init = self.scheme.init(role);
+        if let Some(declared) = self.parameters.get_mut(path) {
+            declared.init = init;
+        }
     }
 
     pub(crate) fn state(&mut self, name: &str, ty: TensorType, initial: StateInit) -> Value {

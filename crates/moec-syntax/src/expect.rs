@@ -151,7 +151,8 @@ fn bad_name(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
     let reserved = || Diagnostic::new(Code::ReservedWord, format!("`{found}` is a reserved word"));
     if is_reserved(found) && at.text(at.next(at.found)) == ":" && at.around() == "(" {
-        return Some(reserved().primary(span, "no argument has this name"));
+        let meant = meant(found, ["route"]);
+        return Some(reserved().primary(span, "no argument has this name").suggest(span, meant));
     }
     let (thing, example) = match before {
         "model" => ("a model", "small"),

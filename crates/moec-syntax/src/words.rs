@@ -329,7 +329,7 @@ impl Reader<'_> {
             self.out.faults.retain(|fault| fault.span().is_none_or(|at| !head.range().contains(&at.start())));
             let fault = Diagnostic::new(Code::UnexpectedText, "there is no `for`; layers are repeated with `repeat`")
                 .primary(head, "expected `repeat COUNT as INDEX { .. }`");
-            if count.bytes().all(|c| c.is_ascii_digit()) {
+            if count.parse::<u32>().is_ok() {
                 let brace = if braced { "" } else { " {" };
                 let fault = fault.patch(head, format!("repeat {count} as {index}{brace}"), "write `repeat`");
                 let fault = if braced { fault } else { fault.help("the layers stand in braces, up to a `}`") };

@@ -13,6 +13,7 @@ use crate::arithmetic::Number;
 use crate::words::{any_of, listed};
 
 /// Checked arguments of one call.
+#[derive(Clone)]
 pub(crate) struct Resolved<'e> {
     /// Values, with defaults for what was not given.
     pub(crate) arguments: Arguments,
@@ -64,6 +65,9 @@ impl<'a> Checker<'a> {
                 continue;
             }
             given.insert(spec.name.clone(), span);
+            if self.is_absent(spec, &argument.value, scope) {
+                continue;
+            }
             if let ParameterType::Form(_) = spec.ty {
                 resolved.forms.insert(spec.name.clone(), &argument.value);
                 continue;
@@ -92,6 +96,12 @@ impl<'a> Checker<'a> {
         resolved
     }
 
+    /// Whether a value is the word for that of a parameter that need not have one, such as `clip none`.
+    pub(super) fn is_absent(&self, spec: &ParameterSpec, value: &ast::Expr, scope: Scope) -> bool {
+        let (DefaultValue::Absent(absent), ExprKind::Name(word)) = (spec.default, &value.kind) else { return false };
+        word == absent && !self.visible(scope).any(|binding| binding.name == word)
+    }
+
     /// The declared parameter that an argument is for.
     fn parameter<'s>(
         &mut self,
@@ -117,7 +127,10 @@ impl<'a> Checker<'a> {
             return Some(spec);
         }
         let message = format!("{} `{}` has no argument `{name}`", owner.kind, owner.name);
-        let likely = meant(&name.name, specs.iter().map(|spec| spec.name.as_ref()));
+        // One that is there already was not meant.
+        let named = |spec: &&ParameterSpec| list.iter().any(|a| a.name.as_ref().is_some_and(|n| n.name == spec.name));
+        let free = specs.iter().filter(|spec| !named(spec));
+        let likely = meant(&name.name, free.map(|spec| spec.name.as_ref()));
         let d = Diagnostic::new(Code::UnknownArgument, message).primary(name.span, "unknown argument");
         let d = d.suggest(name.span, likely);
         let d = match specs {
@@ -177,8 +190,13 @@ impl<'a> Checker<'a> {
             _ => None,
         };
         if let ExprKind::If { branches, otherwise } = &expr.kind {
-            let chosen = self.branch(branches, otherwise, scope)?;
-            return self.value(owner, spec, chosen, scope);
+            let (taken, others) = self.branch(branches, otherwise, scope);
+            for other in others {
+                self.aside(other.span, |checker| {
+                    checker.value(owner, spec, other, scope);
+                });
+            }
+            return self.value(owner, spec, taken?, scope);
         }
         if let Some(words) = choice {
             return self.word(owner, spec, words, expr).map(ArgumentValue::Word);

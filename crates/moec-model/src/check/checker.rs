@@ -59,9 +59,23 @@ pub(super) struct Checker<'a> {
     /// Every `let` that was reached, by its span, with its name and whether it was read.
     pub(super) lets: IndexMap<Span, (&'a str, bool)>,
     pub(super) model: ModelState,
+    /// What is walked where choices do not lead; see [`Checker::aside`].
+    pub(super) aside: Aside,
+}
+
+/// Where choices do not lead.
+#[derive(Default)]
+pub(super) struct Aside {
+    /// How many of them the walk is in.
+    depth: usize,
+    /// What was walked; each is once, whatever the names in it mean at the time.
+    walked: BTreeSet<Span>,
+    /// Statements reached there, counting repetitions.
+    reached: usize,
 }
 
 /// What layers tell each other about the model, so far.
+#[derive(Clone)]
 pub(crate) struct ModelFacts {
     /// How positions enter it.
     pub(crate) positions: Positions,
@@ -82,7 +96,7 @@ impl Default for ModelFacts {
 }
 
 /// What is known about the model that is being checked.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct ModelState {
     /// Whether overrides apply to it.
     pub(super) chosen: bool,
@@ -104,6 +118,8 @@ pub(super) struct ModelState {
     /// Iterations of repeats in the model's body so far.
     pub(super) iterations: usize,
 
+    /// Layers that were left out because of faults in them.
+    pub(super) left_out: usize,
     /// Trained numbers so far, and the layer with most of them.
     pub(super) parameters: u128,
     pub(super) largest: Option<(u128, Span)>,
@@ -123,11 +139,36 @@ impl<'a> Checker<'a> {
             overrides: Vec::new(),
             lets: IndexMap::new(),
             model: ModelState::default(),
+            aside: Aside::default(),
         }
+    }
+
+    /// Walks what a choice does not lead to. It may be impossible there on purpose, such as a division that the condition
+    /// guards, so only names, arguments and types are judged, and nothing of it counts for the model.
+    pub(super) fn aside(&mut self, at: Span, walk: impl FnOnce(&mut Self)) {
+        if !self.aside.walked.insert(at) {
+            return;
+        }
+        let (model, lets) = (self.model.clone(), self.lets.len());
+        self.model.reached = self.aside.reached;
+        self.aside.depth += 1;
+        walk(self);
+        self.aside.depth -= 1;
+        self.aside.reached = self.model.reached;
+        self.model = model;
+        self.lets.truncate(lets);
+    }
+
+    /// Whether the walk is where no choice leads.
+    pub(super) fn is_aside(&self) -> bool {
+        self.aside.depth > 0
     }
 
     /// Keeps a diagnostic, once: the body of a `repeat` and of a block is walked several times.
     pub(super) fn report(&mut self, diagnostic: Diagnostic) {
+        if self.is_aside() && !holds_anywhere(diagnostic.code) {
+            return;
+        }
         let diagnostic = overrides::about(diagnostic);
         let key = (diagnostic.code, diagnostic.span(), diagnostic.message.clone());
         if self.reported.insert(key) {
@@ -182,4 +223,28 @@ impl<'a> Checker<'a> {
         self.bindings.push(Binding { name, value, span, parent: scope.binding });
         Scope { binding: Some(self.bindings.len() - 1), ..scope }
     }
+}
+
+/// Whether a fault of this kind is one whatever sizes are: of names, arguments and types.
+fn holds_anywhere(code: Code) -> bool {
+    use Code::{
+        DuplicateArgument, DuplicateDefinition, MissingArgument, MissingBody, PositionalArgument, UnexpectedBody,
+        UnknownArgument, UnknownLayer, UnknownLoss, UnknownName, UnknownRouter, UnknownValue, WrongType,
+    };
+    matches!(
+        code,
+        UnknownLayer
+            | UnknownArgument
+            | MissingArgument
+            | DuplicateArgument
+            | PositionalArgument
+            | UnknownName
+            | DuplicateDefinition
+            | UnknownRouter
+            | UnknownLoss
+            | UnknownValue
+            | MissingBody
+            | UnexpectedBody
+            | WrongType
+    )
 }

@@ -210,12 +210,37 @@ impl<'c, 'a> LayerCheck<'c, 'a> {
         self.checker.number(expr, self.scope)
     }
 
-    /// What an `if` comes down to, or the expression itself if it is none; `None` after a fault in a condition.
-    pub(crate) fn chosen(&mut self, mut expr: &'a ast::Expr) -> Option<&'a ast::Expr> {
-        while let ast::ExprKind::If { branches, otherwise } = &expr.kind {
-            expr = self.checker.branch(branches, otherwise, self.scope)?;
+    /// Checks what an `if` comes down to, or the expression itself if it is none; `None` after a fault in a condition. The
+    /// other branches are walked aside.
+    pub(crate) fn choose<T>(
+        &mut self,
+        expr: &'a ast::Expr,
+        check: impl Fn(&mut LayerCheck<'_, 'a>, &'a ast::Expr) -> Option<T>,
+    ) -> Option<T> {
+        self.choose_with(expr, &check)
+    }
+
+    fn choose_with<T>(
+        &mut self,
+        expr: &'a ast::Expr,
+        check: &dyn Fn(&mut LayerCheck<'_, 'a>, &'a ast::Expr) -> Option<T>,
+    ) -> Option<T> {
+        let ast::ExprKind::If { branches, otherwise } = &expr.kind else { return check(self, expr) };
+        let (taken, others) = self.checker.branch(branches, otherwise, self.scope);
+        let result = taken.and_then(|taken| self.choose_with(taken, check));
+        for other in others {
+            let (call, scope, place, flow) = (self.call, self.scope, self.place, self.flow);
+            let resolved = self.resolved.clone();
+            self.checker.aside(other.span, |checker| {
+                LayerCheck { checker, call, scope, place, resolved, flow }.choose_with(other, check);
+            });
         }
-        Some(expr)
+        result
+    }
+
+    /// Number of layers so far that were left out because of faults in them.
+    pub(crate) fn left_out(&self) -> usize {
+        self.checker.model.left_out
     }
 
     /// Counts the names in arguments that are not evaluated as read.

@@ -144,6 +144,10 @@ impl<'a> Checker<'a> {
                 self.empty_repeat(node, "its count is 0");
                 return;
             }
+            Some(Number::Int(_)) if self.is_aside() => {
+                self.walk_once(node, scope, place, flow);
+                return;
+            }
             Some(Number::Int(count)) if (1..=MAX_REPEAT).contains(&count) => {
                 return self.iterations(node, count, scope, place, flow, layers);
             }
@@ -231,11 +235,12 @@ impl<'a> Checker<'a> {
         layers: &mut Vec<Layer>,
     ) {
         let place = Place { own: false, ..place };
+        let before = *flow;
         let mut taken = false;
         for branch in &node.branches {
             if taken {
                 self.mark_read(&branch.condition, scope);
-                self.mark_body_read(&branch.then, scope);
+                self.not_taken(&branch.then, scope, place, before);
                 continue;
             }
             match self.condition(&branch.condition, scope) {
@@ -243,22 +248,30 @@ impl<'a> Checker<'a> {
                     taken = true;
                     self.body(&branch.then, scope, place, flow, layers);
                 }
-                Some(false) => self.mark_body_read(&branch.then, scope),
+                Some(false) => self.not_taken(&branch.then, scope, place, before),
                 None => {
                     // Which branch holds is unknown, and with it the width.
                     *flow = Flow::Unknown;
-                    self.mark_body_read(&branch.then, scope);
+                    self.not_taken(&branch.then, scope, place, before);
                     taken = true;
                 }
             }
         }
         if let Some(body) = &node.otherwise {
             if taken {
-                self.mark_body_read(body, scope);
+                self.not_taken(body, scope, place, before);
             } else {
                 self.body(body, scope, place, flow, layers);
             }
         }
+    }
+
+    /// A branch that is not taken: its names count as read, and its faults are found all the same.
+    fn not_taken(&mut self, body: &'a ast::Body, scope: Scope, place: Place, mut flow: Flow) {
+        self.mark_body_read(body, scope);
+        self.aside(body.span, |checker| {
+            checker.body(body, scope, place, &mut flow, &mut Vec::new());
+        });
     }
 
     /// Checks one layer, and appends it unless it is faulty.
@@ -277,6 +290,7 @@ impl<'a> Checker<'a> {
         }
         let Some(spec) = LAYERS.iter().find(|spec| spec.name == name) else {
             self.unknown_layer(call, scope);
+            self.model.left_out += 1;
             *flow = Flow::Unknown;
             return;
         };
@@ -300,8 +314,9 @@ impl<'a> Checker<'a> {
         let mut check = LayerCheck { checker: self, call, scope, place, resolved, flow: *flow };
         let kind = (spec.check)(&mut check);
         *flow = check.flow;
-        if let Some(kind) = kind.filter(|_| !failed) {
-            layers.push(Layer { kind, span: call.span, input, output: flow.width() });
+        match kind.filter(|_| !failed) {
+            Some(kind) => layers.push(Layer { kind, span: call.span, input, output: flow.width() }),
+            None => self.model.left_out += 1,
         }
     }
 
@@ -339,6 +354,9 @@ impl<'a> Checker<'a> {
             Some(likely) => d.suggest(name.span, Some(likely)),
             None => d.note(format!("the layers are {}", listed(LAYERS.iter().map(|spec| spec.name)))),
         };
+        if self.visible(scope).any(|binding| binding.name == name.name) {
+            d = d.help(format!("`{name}` is bound to a number; layers get a name with `block {name} {{ .. }}`"));
+        }
         if !blocks.is_empty() {
             d = d.note(format!("blocks defined here: {}", listed(blocks.into_iter().take(12))));
         }

@@ -120,8 +120,11 @@ impl<'a> Checker<'a> {
             (SettingForm::Value(ty, default), TrainSetting::Value(value)) => {
                 let spec = ParameterSpec::optional(spec.name, *ty, *default, spec.help);
                 let owner = Owner { name: "train", kind: "setting", span: name.span };
-                let checked_value = self.value(owner, &spec, &value.value, Scope::default())?;
                 let mut arguments = Arguments::defaults(owner.name, std::slice::from_ref(&spec));
+                if self.is_absent(&spec, &value.value, Scope::default()) {
+                    return checked("", arguments);
+                }
+                let checked_value = self.value(owner, &spec, &value.value, Scope::default())?;
                 arguments.set(&spec.name, checked_value, value.value.span);
                 checked("", arguments)
             }

@@ -33,8 +33,13 @@ impl<'a> Checker<'a> {
             ExprKind::Unary { operator, operand } => self.unary(operator.value, operand, expr.span, scope),
             ExprKind::Binary { operator, left, right } => self.binary(operator.value, left, right, expr.span, scope),
             ExprKind::If { branches, otherwise } => {
-                let chosen = self.branch(branches, otherwise, scope)?;
-                self.number(chosen, scope)
+                let (taken, others) = self.branch(branches, otherwise, scope);
+                for other in others {
+                    self.aside(other.span, |checker| {
+                        checker.number(other, scope);
+                    });
+                }
+                self.number(taken?, scope)
             }
             ExprKind::String(_) | ExprKind::List(_) | ExprKind::Call(_) | ExprKind::Sequence(_) => {
                 let d = Diagnostic::new(Code::NotCompileTime, format!("{} cannot be computed with", describe(expr)))
@@ -127,28 +132,36 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The branch of an `if` that holds; the names of the others count as read.
+    /// The branch of an `if` that holds, or none after a fault in a condition, and the others, whose names count as read.
     pub(super) fn branch<'e>(
         &mut self,
         branches: &'e [ast::Branch<ast::Expr>],
         otherwise: &'e ast::Expr,
         scope: Scope,
-    ) -> Option<&'e ast::Expr> {
-        let mut chosen = None;
+    ) -> (Option<&'e ast::Expr>, Vec<&'e ast::Expr>) {
+        let (mut taken, mut known, mut others) = (None, true, Vec::new());
         for branch in branches {
-            if chosen.is_none() && self.condition(&branch.condition, scope)? {
-                chosen = Some(&branch.then);
-            } else {
-                self.mark_read(&branch.then, scope);
+            if taken.is_some() || !known {
+                self.mark_read(&branch.condition, scope);
+                others.push(&branch.then);
+                continue;
+            }
+            match self.condition(&branch.condition, scope) {
+                Some(true) => taken = Some(&branch.then),
+                Some(false) => others.push(&branch.then),
+                None => {
+                    known = false;
+                    others.push(&branch.then);
+                }
             }
         }
-        match chosen {
-            Some(chosen) => {
-                self.mark_read(otherwise, scope);
-                Some(chosen)
-            }
-            None => Some(otherwise),
+        if taken.is_some() || !known {
+            others.push(otherwise);
+        } else {
+            taken = Some(otherwise);
         }
+        others.iter().for_each(|other| self.mark_read(other, scope));
+        (taken, others)
     }
 
     /// A condition must be a boolean.

@@ -17,6 +17,9 @@ use crate::model::Positions;
 use crate::needs::Needs;
 use crate::resolved::{ResolvedValue, map};
 
+/// Name of the table of learned positions.
+const POSITION_TABLE: &str = "position.weight";
+
 pub(super) const LAYER: LayerSpec = LayerSpec {
     name: "embed",
     summary: "token vectors, and learned position vectors if asked; the first layer of a model",
@@ -72,13 +75,17 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     checked(Embed { width, positions })
 }
 
-/// The table of token vectors, which `embed` has declared.
+/// The table of token vectors, which `embed` has declared, as weights of the scores: it starts small, and the vectors of
+/// positions with it.
 ///
 /// # Errors
 /// When a layer is built without the model that it stands in.
-pub(super) fn token_table(l: &mut Lowering) -> Result<Value, LowerError> {
+pub(super) fn tied_weights(l: &mut Lowering, width: usize) -> Result<Value, LowerError> {
     let graph = l.emitter.builder.graph();
     let table = graph.find(TOKEN_TABLE).map(|id| graph.value(id));
+    for table in [TOKEN_TABLE, POSITION_TABLE] {
+        l.emitter.start_as(table, Role::TiedEmbedding { width });
+    }
     table.ok_or_else(|| LowerError::Alone("a tied `unembed` has no weights without an `embed`".into()))
 }
 
@@ -95,7 +102,7 @@ impl LayerKind for Embed {
         if self.positions != Positions::Learned {
             return Ok(tokens);
         }
-        let table = l.emitter.parameter("position.weight", [time, width], Role::Embedding);
+        let table = l.emitter.parameter(POSITION_TABLE, [time, width], Role::Embedding);
         let b = l.b();
         let positions = if newest {
             let places = b.input(Input::Positions, TensorType::i32([batch]));

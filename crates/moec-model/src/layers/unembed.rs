@@ -6,7 +6,7 @@ use std::sync::Arc;
 use moec_ir::Value;
 use moec_syntax::{Code, Diagnostic};
 
-use super::embed::token_table;
+use super::embed::tied_weights;
 use super::spec::{LayerSpec, TOKENWISE};
 use crate::argument::ParameterSpec;
 use crate::check::layer::{Flow, LayerCheck};
@@ -79,7 +79,7 @@ impl LayerKind for Unembed {
     fn lower(&self, l: &mut Lowering, _: Site<'_>, x: Value) -> Result<Value, LowerError> {
         let (vocab, width) = (l.options.vocab, self.width);
         let weight = if self.tied {
-            token_table(l)?
+            tied_weights(l, width)?
         } else {
             l.emitter.parameter("weight", [vocab, width], Role::Weight { fan_in: width, fan_out: vocab })
         };

@@ -39,7 +39,10 @@ impl WeightedLoss {
 
 /// Checks what `balance:` is given; losses with faults are left out.
 pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Vec<WeightedLoss> {
-    let Some(expr) = c.chosen(expr) else { return Vec::new() };
+    c.choose(expr, |c, expr| Some(listed_losses(c, expr, route))).unwrap_or_default()
+}
+
+fn listed_losses<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Vec<WeightedLoss> {
     let ExprKind::List(list) = &expr.kind else {
         let mut d = Diagnostic::new(Code::WrongType, format!("`balance` must be a list, not {}", describe(expr)))
             .primary(expr.span, "expected `[LOSS(weight: ..), ..]`");

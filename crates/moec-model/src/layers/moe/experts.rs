@@ -24,7 +24,10 @@ pub(super) struct Copies {
 
 /// Checks `NUMBER * EXPERT`; `None` if it is not of that form.
 pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
-    let expr = c.chosen(expr)?;
+    c.choose(expr, |c, expr| copies(c, argument, expr))
+}
+
+fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
     let found = match &expr.kind {
         // `mlp(hidden: 512) * 8` is the other way round.
         ExprKind::Binary { operator, left, .. }
@@ -67,14 +70,14 @@ fn count(c: &mut LayerCheck<'_, '_>, argument: &str, expr: &ast::Expr) -> Option
 
 /// The layers of an expert, which must return the width that they are given.
 fn expert<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, copies: usize) -> Option<Vec<Layer>> {
-    let errors = c.errors();
+    let (errors, left_out) = (c.errors(), c.left_out());
     let Some((layers, flow)) = c.expert(expr, copies) else {
         let message = format!("an expert must be a layer, a block or `{{ .. }}`, not {}", describe(expr));
         let d = Diagnostic::new(Code::ExpertForm, message).primary(expr.span, "expected an expert");
         c.report(d.help(format!("for example `{argument}: 8 * mlp(hidden: 512)`")));
         return None;
     };
-    if c.errors() > errors {
+    if c.errors() > errors || c.left_out() > left_out {
         return None;
     }
     if layers.is_empty() {

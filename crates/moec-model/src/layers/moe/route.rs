@@ -69,7 +69,10 @@ pub(super) fn named(expr: &ast::Expr) -> Option<Named<'_>> {
 /// The strategy that `route:` names, with its arguments.
 pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Option<Route> {
     let span = expr.span;
-    let expr = c.chosen(expr)?;
+    c.choose(expr, |c, expr| called(c, expr)).map(|route| Route { span, ..route })
+}
+
+fn called<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Option<Route> {
     let Some(call) = named(expr) else {
         let d = Diagnostic::new(Code::WrongType, format!("`route` must be a router, not {}", describe(expr)))
             .primary(expr.span, "expected a router, such as `softmax_top_k(k: 2)`");
@@ -86,7 +89,7 @@ pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Opti
     };
     let owner = Owner { name: call.name, kind: "router", span: call.name_span };
     let resolved = c.arguments(owner, strategy.parameters(), call.arguments);
-    (!resolved.failed).then_some(Route { strategy, arguments: resolved.arguments, span })
+    (!resolved.failed).then_some(Route { strategy, arguments: resolved.arguments, span: expr.span })
 }
 
 fn unknown(c: &mut LayerCheck<'_, '_>, call: &Named<'_>) {
