@@ -226,6 +226,11 @@ pub trait RoutingStrategy: Send + Sync {
         self.traits(&self.default_arguments())
     }
 
+    /// Where it is defined, if that is a text that a message can point to.
+    fn definition(&self) -> Option<Span> {
+        None
+    }
+
     /// Where the strategy compares tokens in evaluation and sampling, if it is defined in a text that a message can point to.
     fn comparison(&self, _arguments: &Arguments) -> Option<Comparison> {
         None

@@ -87,6 +87,8 @@ struct LanguageRouter {
     equations: String,
     parameters: Vec<ParameterSpec>,
     program: Program,
+    /// Where its name stands in its definition.
+    defined: Span,
 }
 
 /// What stands for the width where it is not known: large and with many divisors.
@@ -105,7 +107,14 @@ impl LanguageRouter {
         let summary = comment_above(source, router.span);
         let summary = summary.unwrap_or_else(|| format!("defined in {}", source.file(router.span.file()).name()));
         let equations = equations(&program, tree.to_string().trim_end());
-        LanguageRouter { name: router.name.name.clone(), summary, equations, parameters, program }
+        LanguageRouter {
+            name: router.name.name.clone(),
+            summary,
+            equations,
+            parameters,
+            program,
+            defined: router.name.span,
+        }
     }
 
     fn situation(&self, arguments: &Arguments, sizes: [usize; 3], known: KnownSizes, training: bool) -> Situation {
@@ -192,6 +201,10 @@ impl RoutingStrategy for LanguageRouter {
             nests: !(training.parameters || sampling.parameters || updates),
             ..Traits::default()
         }
+    }
+
+    fn definition(&self) -> Option<Span> {
+        Some(self.defined)
     }
 
     fn comparison(&self, arguments: &Arguments) -> Option<Comparison> {

@@ -305,9 +305,32 @@ impl Reader<'_> {
             self.cover(span.range(), b' ', b' ');
             self.out.painted.push(span);
         } else {
-            let fault = Diagnostic::new(Code::UnopenedBracket, format!("this `{closer}` closes nothing"));
-            self.fault(fault.primary(span, "no bracket of this kind is open here"), span, b' ', b' ');
+            let fault = match self.missing_brace().filter(|_| closer == "}") {
+                Some(head) => Diagnostic::new(Code::UnopenedBracket, "expected `{` at the end of this line")
+                    .primary(head, "the lines below are indented like its body")
+                    .secondary(span, "so this `}` closes nothing")
+                    .patch(head.after(), " {", "open its body"),
+                None => Diagnostic::new(Code::UnopenedBracket, format!("this `{closer}` closes nothing"))
+                    .primary(span, "no bracket of this kind is open here"),
+            };
+            self.fault(fault, span, b' ', b' ');
         }
+    }
+
+    /// The first line between braces that opens nothing, and yet is followed by one indented further: its brace was forgotten.
+    fn missing_brace(&self) -> Option<Span> {
+        let tokens = &self.out.tokens;
+        let text = |i: usize| self.source.slice(tokens[i].span);
+        let begins: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i].first_on_line).collect();
+        begins.windows(2).find_map(|lines| {
+            let [line, next] = *lines else { return None };
+            let last = next - 1;
+            let in_braces = tokens[next].parent.is_none_or(|open| text(open) == "{");
+            let whole = tokens[line].parent == tokens[next].parent && tokens[line].kind == TokenKind::Name;
+            let opens = matches!(text(last), "{" | "(" | "[" | ",");
+            let deeper = self.indent(next) > self.indent(line) && !matches!(text(next), "}" | "else");
+            (in_braces && whole && !opens && deeper).then(|| tokens[line].span.to(tokens[last].span))
+        })
     }
 
     fn closer_of(&self, opener: usize) -> &'static str {

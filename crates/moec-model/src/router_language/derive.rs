@@ -270,6 +270,8 @@ impl Walk<'_> {
             Binary::Less | Binary::LessEqual | Binary::Equal => false,
             // What one number is of its own sum is 1, whatever it is.
             Binary::Div => !(self.single(a) && is_sum_of(b, a)),
+            // The same as logarithms.
+            Binary::Sub => !(self.single(a) && matches!(&b.node, Node::LogSumExp(x, Over::Columns) if **x == *a)),
             _ => true,
         }
     }

@@ -6,7 +6,7 @@ use moec_model::{
     BalanceLoss, CheckOptions, DefaultValue, LayerSpec, ParameterSpec, Reads, Registry, RoutingStrategy, Traits,
 };
 use moec_plan::{OPTIMIZERS, SCHEDULES};
-use moec_syntax::Code;
+use moec_syntax::{Code, Item, Span};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -60,14 +60,25 @@ pub(crate) fn strategies(registry: &Registry, spec: Option<&Path>) -> Result<Vec
     Ok(entries)
 }
 
-/// The registry with the routers that a file and its imports define. The file may hold any number of models.
+/// The registry with the routers that a file and its imports define. The file may hold any number of models, which may be
+/// faulty: what is asked about a router is often why a model cannot use it.
 fn with_file(registry: &Registry, path: &Path) -> Result<Registry, Failure> {
     let source = read_source(path)?;
     let wrong = |diagnostics| Failure::source(source.clone(), diagnostics, Exit::Usage);
     let file = moec_syntax::parse(&source).map_err(wrong)?;
     let checked = moec_model::check(&source, &file, registry, &CheckOptions::default());
+    let routers: Vec<Span> = file
+        .all_items()
+        .filter_map(|(item, _)| match item {
+            Item::Router(router) => Some(router.span),
+            _ => None,
+        })
+        .collect();
+    let in_router =
+        |span: Span| routers.iter().any(|router| router.file() == span.file() && router.to(span) == *router);
     let mut errors = checked.diagnostics;
-    errors.retain(|d| d.is_error() && !matches!(d.code, Code::NoModel | Code::SeveralModels));
+    // That a router is not causal is the fault of the model that uses it.
+    errors.retain(|d| d.is_error() && d.code != Code::NotCausal && d.span().is_some_and(in_router));
     if errors.is_empty() { Ok(checked.registry) } else { Err(wrong(errors)) }
 }
 

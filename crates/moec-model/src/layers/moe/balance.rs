@@ -106,9 +106,19 @@ fn unsupported(c: &mut LayerCheck<'_, '_>, loss: &BalanceLoss, span: Span, route
     let fits = c.registry().routers().filter(|r| loss.needs.iter().all(|q| r.default_traits().provides.contains(q)));
     let have = listed(fits.map(|r| r.name()));
     let d = Diagnostic::new(Code::LossNotSupported, format!("`{loss_name}` does not work with the router `{router}`"))
-        .primary(span, format!("needs {what}, which `{router}` does not have"))
-        .help(format!("routers that have it: {have}"));
-    c.report(d);
+        .primary(span, format!("needs {what}, which `{router}` does not have"));
+    let result = match lacking {
+        Quantity::Logits => "logits: scores",
+        Quantity::Probabilities => "probabilities: p",
+        Quantity::NoisyScores => "noisy: scores, std: deviation",
+    };
+    c.report(match route.strategy.definition() {
+        Some(at) => {
+            let d = d.secondary(at, "defined here");
+            d.help(format!("let it hand them over, as in `return token_choice(.., {result})`"))
+        }
+        None => d.help(format!("routers that have it: {have}")),
+    });
 }
 
 impl Moe {
