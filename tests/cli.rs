@@ -61,6 +61,8 @@ fn every_command_has_help_with_examples() {
     let help = expect(&["--help"], 0).out;
     assert!(help.contains("Exit codes:"), "{help}");
     for command in [
+        "new",
+        "doctor",
         "check",
         "fmt",
         "explain",
@@ -884,6 +886,47 @@ fn routers_of_the_language_have_right_gradients() {
         let ran = expect(&["gradcheck", &file, "-s", "width=8", "--context", "3"], 0);
         assert!(ran.out.contains("parameters agree"), "{name}: {}", ran.out);
     }
+}
+
+#[test]
+fn a_new_file_is_sound_trains_and_is_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    for template in ["dense", "top2", "noisy_top2", "switch", "fine_grained", "router"] {
+        let file = at(template).replace("router", "mine");
+        let said = expect(&["new", &file, "--template", template], 0).out;
+        let file = file + ".moe";
+        assert!(said.contains(&format!("moec train {file}")), "{said}");
+        expect(&["check", &file], 0);
+        expect(&["fmt", "--check", &file], 0);
+        let written = fs::read(&file).unwrap();
+        let again = expect(&["new", &file, "-t", "dense"], 1);
+        assert!(again.err.contains("exists already"), "{}", again.err);
+        assert_eq!(fs::read(&file).unwrap(), written);
+    }
+    let out = at("run");
+    expect(
+        &["train", &at("mine.moe"), "--steps", "2", "--sample", "0", "--out", &out, "-s", "train.evaluate.batches=1"],
+        0,
+    );
+    expect(&["new", &at("2 fast")], 0);
+    assert!(fs::read_to_string(at("2 fast.moe")).unwrap().contains("\nmodel m2_fast {"));
+    assert!(expect(&["new", &at("train")], 2).err.contains("a word of the language"));
+    assert!(expect(&["new", &at("no/where")], 1).err.contains("make it first"));
+}
+
+#[test]
+fn the_doctor_holds_devices_against_the_reference() {
+    let said = expect(&["doctor"], 0).out;
+    for line in ["processor", "memory", "kernels", "cpu          sound", "interpreter  sound"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    let output = moec().args(["doctor", "--json"]).env("MOEC_CACHE", "off").output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["schema"], "moec.doctor/1");
+    assert_eq!(report["kernels"], serde_json::Value::Null);
+    let states: Vec<_> = report["devices"].as_array().unwrap().iter().map(|d| (&d["device"], &d["state"])).collect();
+    assert!(states.iter().all(|(_, state)| *state == "sound" || *state == "missing"), "{states:?}");
 }
 
 /// A folder with a cache of compiled kernels and runs.

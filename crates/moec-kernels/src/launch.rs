@@ -81,6 +81,11 @@ impl DeviceProfile {
         Self { kind: Kind::Gpu, units: GPU_CUBE, lanes: 4 }
     }
 
+    /// Floats in one vector register.
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
     /// Threads that a kernel runs on, on a CPU; units of a cube elsewhere.
     pub(crate) fn units(&self) -> usize {
         self.units as usize

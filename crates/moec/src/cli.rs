@@ -53,6 +53,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
     let console = Console::new(cli.color);
     let devices = Devices::new(!cli.no_cache, console);
     let (format, result) = match &cli.command {
+        Command::New(args) => (MessageFormat::Full, cmd::new::run(args, &console)),
         Command::Check(args) => (args.spec.message_format, cmd::check::run(args, registry, &console)),
         Command::Fmt(args) => (MessageFormat::Full, cmd::fmt::run(args, &console)),
         Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, &console)),
@@ -66,6 +67,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, devices, &console)),
         Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, devices, &console)),
         Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
+        Command::Doctor(args) => (MessageFormat::Full, cmd::doctor::run(args, devices, &console)),
         Command::Cache(args) => (MessageFormat::Full, cmd::cache::run(args, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),
         Command::Export(args) => (MessageFormat::Full, cmd::export::run(args, registry, &console)),

@@ -38,6 +38,14 @@ pub(crate) enum Color {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Write a small commented `.moe` file to begin with.
+    #[command(after_help = "Examples:
+  moec new mine
+  moec new mine --template switch
+  moec new experiments/mine.moe --template router    with a router to change
+
+A file that is there is never replaced.")]
+    New(NewArgs),
     /// Check a `.moe` file and report everything that is wrong with it.
     #[command(after_help = "Examples:
   moec check specs/noisy_top2.moe
@@ -137,6 +145,14 @@ and character the experts with their weights. Logits that a replay does not repr
 The objective is that of a training step: the task's loss and the weighted balance losses, with dropout and noise drawn
 once. Exit code 1 if a gradient is wrong.")]
     Gradcheck(GradcheckArgs),
+    /// Say what moec finds on this machine, and whether each device computes what it should.
+    #[command(after_help = "Examples:
+  moec doctor
+  moec doctor --json
+
+Each device evaluates a small model, and the result is held against the float64 reference. Exit code 4 if the processor
+fails; a graphics device that is not there is no failure.")]
+    Doctor(DoctorArgs),
     /// Show where compiled kernels are kept between commands, and how many; or remove them.
     #[command(after_help = "Examples:
   moec cache
@@ -223,6 +239,45 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) spec: Option<PathBuf>,
 
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `moec new`
+#[derive(Debug, Args)]
+pub(crate) struct NewArgs {
+    /// The file to write; `.moe` is added if it is left out. The model is called as the file.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: PathBuf,
+
+    /// What it holds.
+    #[arg(long, short, value_enum, default_value_t = Template::Top2)]
+    pub(crate) template: Template,
+}
+
+/// What a new file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Template {
+    /// No experts: the model to compare others with.
+    Dense,
+    /// The best two of eight experts, with a balance loss.
+    Top2,
+    /// The same with noise on the scores, as in makeMoE.
+    #[value(name = "noisy_top2")]
+    NoisyTop2,
+    /// One expert a token and a capacity (Switch transformer).
+    Switch,
+    /// Many small experts and a shared one, balanced by biases (DeepSeek).
+    #[value(name = "fine_grained")]
+    FineGrained,
+    /// A router of your own, written out.
+    Router,
+}
+
+/// `moec doctor`
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
