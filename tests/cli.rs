@@ -221,6 +221,24 @@ fn layers_are_listed_and_explained() {
 }
 
 #[test]
+fn every_column_of_the_table_at_the_end_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run").display().to_string();
+    let said = expect(
+        &["train", &spec("tiny.moe"), "--steps", "2", "--sample", "0", "--out", &out, "-s", "train.evaluate.batches=1"],
+        0,
+    )
+    .err;
+    let head = said.lines().find(|line| line.starts_with("layer ")).unwrap();
+    for column in head.split_whitespace().skip(1) {
+        assert!(expect(&["explain", column], 0).out.contains(column), "{column}");
+    }
+    for name in ["loss", "val", "ms/step", "tokens/s"] {
+        assert!(expect(&["explain", name], 0).out.contains("a number of a training"), "{name}");
+    }
+}
+
+#[test]
 fn routers_and_losses_are_listed_and_explained() {
     let list = expect(&["routers"], 0).out;
     let json: serde_json::Value = serde_json::from_str(&expect(&["routers", "--json"], 0).out).unwrap();
@@ -243,7 +261,9 @@ fn routers_and_losses_are_listed_and_explained() {
     assert_eq!(verdict("base"), "causal with another rule when sampling");
     assert_eq!(verdict("expert_choice"), "not causal");
     for loss in registry.losses() {
-        assert!(expect(&["explain", loss.name], 0).out.contains(loss.summary), "{}", loss.name);
+        let explained = expect(&["explain", loss.name], 0).out;
+        let first = loss.equations.lines().next().unwrap();
+        assert!(explained.contains(loss.summary) && explained.contains(first), "{explained}");
     }
     let both = expect(&["explain", "switch"], 0).out;
     assert!(both.contains("router.weight") && both.contains("a balance loss"), "{both}");

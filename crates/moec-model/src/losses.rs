@@ -16,6 +16,8 @@ pub struct BalanceLoss {
     pub name: &'static str,
     /// One line on what it does.
     pub summary: &'static str,
+    /// What it computes, with the shapes.
+    pub equations: &'static str,
     /// Papers it follows.
     pub references: &'static [&'static str],
     /// What the router must provide for it; the assignment is always there.
@@ -257,6 +259,10 @@ pub(crate) const LOSSES: [BalanceLoss; 5] = [
     BalanceLoss {
         name: "importance",
         summary: "squared coefficient of variation of the experts' summed gate weights",
+        equations: "\
+g_n the weights of token n over all E experts (0 where it does not go), N tokens
+importance_e = sum_n g_ne                             [E]
+loss = CV(importance)^2 = variance / (mean^2)         over the experts; 0 where all weigh the same",
         references: &["Shazeer et al. 2017, arXiv 1701.06538, equation 7"],
         needs: &[],
         weight: 1e-2,
@@ -266,6 +272,11 @@ pub(crate) const LOSSES: [BalanceLoss; 5] = [
     BalanceLoss {
         name: "load",
         summary: "squared coefficient of variation of a differentiable estimate of the experts' token counts",
+        equations: "\
+c the scores [N, E], s their noisy form c + std * z, t_ne the k-th largest noisy score of token n among the others than e
+P_ne = Phi((c_ne - t_ne) / std_ne)                    the chance that e is among the k largest if only its noise is drawn anew
+load_e = sum_n P_ne                                   [E]
+loss = CV(load)^2                                     over the experts; 0 where all expect the same number of tokens",
         references: &["Shazeer et al. 2017, arXiv 1701.06538, equations 8 to 11"],
         needs: &[Quantity::NoisyScores],
         weight: 1e-2,
@@ -275,6 +286,10 @@ pub(crate) const LOSSES: [BalanceLoss; 5] = [
     BalanceLoss {
         name: "switch",
         summary: "number of experts times the sum of share of tokens times mean probability; 1 is perfect balance",
+        equations: "\
+f_e = choices of e / all choices                      counted before a capacity; constant to the gradient
+P_e = mean over tokens of p_ne                        p the router's probabilities [N, E]
+loss = E * sum_e f_e P_e                              1 at perfect balance, for every k; E where one expert has everything",
         references: &[
             "Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6",
             "Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1 (choices: first)",
@@ -287,6 +302,9 @@ pub(crate) const LOSSES: [BalanceLoss; 5] = [
     BalanceLoss {
         name: "z",
         summary: "mean squared log-sum-exp of the scores, which keeps them small",
+        equations: "\
+l the scores [N, E]
+loss = mean over tokens of (ln sum_e exp(l_ne))^2     grows where scores do",
         references: &["Zoph et al. 2022, ST-MoE, arXiv 2202.08906, equation 5"],
         needs: &[Quantity::Logits],
         weight: 1e-3,
@@ -296,6 +314,10 @@ pub(crate) const LOSSES: [BalanceLoss; 5] = [
     BalanceLoss {
         name: "sequence",
         summary: "the switch loss within each sequence, with probabilities that sum to 1, averaged over the sequences",
+        equations: "\
+Within each sequence of T tokens: f_e = E / (K T) * choices of e, constant to the gradient
+P_e = mean over its tokens of p_ne / sum_e p_ne
+loss = mean over sequences of sum_e f_e P_e           1 at perfect balance",
         references: &["DeepSeek-AI 2024, DeepSeek-V3, arXiv 2412.19437, equations 17 to 20"],
         needs: &[Quantity::Probabilities],
         weight: 1e-4,

@@ -167,6 +167,16 @@ fn the_reference_shows_a_router_that_is_sound_and_names_every_function() {
 }
 
 #[test]
+fn the_router_of_the_page_for_makemoe_is_random_in_training_only() {
+    let page = include_str!("../../../docs/from-makemoe.md");
+    let start = page.find("router noisy(").unwrap();
+    let text = &page[start..start + page[start..].find("```").unwrap()];
+    assert_eq!(format(&SourceFile::new("page", text)).unwrap(), text);
+    let traits = traits(&text.replace("router noisy(", "router r("), "(k: 2)");
+    assert_eq!((traits.random, traits.learns_from_task), (Randomness::Training, true));
+}
+
+#[test]
 fn traits_follow_from_the_expressions() {
     let top = "let l = linear(x, experts) let v, c = top_k(l, k)";
     let router = |body: &str| format!("router r(k: int) {{ {body} }}");

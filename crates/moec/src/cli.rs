@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 pub(crate) mod cmd;
+mod columns;
 pub(crate) mod console;
 mod devices;
 pub(crate) mod downloads;

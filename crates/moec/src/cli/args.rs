@@ -57,12 +57,13 @@ A file that is there is never replaced.")]
   moec fmt --check my.moe    say whether it is in canonical layout (exit code 1 if not)
   moec fmt - < my.moe        format standard input to standard output")]
     Fmt(FmtArgs),
-    /// Explain a message code, a layer, a routing strategy, a balance loss, an optimizer or a schedule.
+    /// Explain a message code, a layer, a routing strategy, a balance loss, an optimizer, a schedule or a number of a training.
     #[command(after_help = "Examples:
   moec explain E0203
   moec explain attention             equations with shapes, arguments, cost, decoding, references
   moec explain noisy_top_k           equations with shapes, parameters, cost, references
   moec explain importance
+  moec explain max/mean              a column of what training prints
   moec explain mine --spec my.moe    a router that a file defines
   moec explain                       list everything that can be explained")]
     Explain(ExplainArgs),

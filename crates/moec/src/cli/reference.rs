@@ -204,7 +204,9 @@ pub(crate) fn loss_full(loss: &BalanceLoss, registry: &Registry) -> String {
         })
         .map(|r| r.name())
         .collect();
-    let mut text = format!("{}, a balance loss: {}\n\nParameters\n", loss.name, loss.summary);
+    let mut text = format!("{}, a balance loss: {}\n\n", loss.name, loss.summary);
+    text.push_str(&indented(loss.equations));
+    text.push_str("\nParameters\n");
     text.push_str(&parameter_lines(&loss.all_parameters()));
     text.push_str(&format!("\nNeeds     {needs}\nRouters   {}\n", fits.join(", ")));
     text.push_str(&reference_lines(loss.references));
@@ -216,6 +218,7 @@ pub(crate) fn loss_json(loss: &BalanceLoss) -> Value {
         "kind": "loss",
         "name": loss.name,
         "summary": loss.summary,
+        "equations": loss.equations,
         "needs": loss.needs.iter().map(|q| q.text()).collect::<Vec<_>>(),
         "parameters": parameters_json(&loss.all_parameters()),
         "references": loss.references,
@@ -260,9 +263,7 @@ impl RecipePart {
     pub(crate) fn full(&self) -> String {
         let article = if self.kind == "optimizer" { "an" } else { "a" };
         let mut text = format!("{}, {article} {}: {}\n\n", self.name, self.kind, self.summary);
-        for line in self.equations.lines() {
-            text.push_str(&format!("    {line}\n"));
-        }
+        text.push_str(&indented(self.equations));
         text.push_str("\nParameters\n");
         match self.settings {
             [] => text.push_str("  none\n"),
@@ -282,6 +283,11 @@ impl RecipePart {
             "references": self.references,
         })
     }
+}
+
+/// Equations as they are printed.
+fn indented(equations: &str) -> String {
+    equations.lines().map(|line| format!("    {line}\n")).collect()
 }
 
 fn reference_lines(references: &[&str]) -> String {
@@ -337,7 +343,9 @@ fn reads(reads: Reads) -> Vec<&'static str> {
 pub(crate) fn unknown(name: &str, known: &[String]) -> Failure {
     let failure = Failure::new(
         Exit::Usage,
-        format!("there is no message code, layer, router, balance loss, optimizer or schedule {name}"),
+        format!(
+            "there is no message code, layer, router, balance loss, optimizer, schedule or number of a training {name}"
+        ),
     );
     match moec_syntax::did_you_mean(name, known.iter().map(String::as_str)) {
         Some(near) => failure.help(format!("did you mean {near}?")),

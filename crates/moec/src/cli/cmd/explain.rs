@@ -1,6 +1,8 @@
-//! `moec explain`: what a message code, a layer, a routing strategy, a balance loss, an optimiser or a schedule means.
+//! `moec explain`: what a message code, a layer, a routing strategy, a balance loss, an optimiser, a schedule or a number of a
+//! training means.
 
 use crate::cli::args::ExplainArgs;
+use crate::cli::columns::{COLUMNS, Column};
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::reference::{self, Entry};
@@ -40,6 +42,10 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
         texts.push(part.full());
         values.push(part.json());
     }
+    for column in COLUMNS.iter().filter(|column| column.name == name) {
+        texts.push(column.full());
+        values.push(column.json());
+    }
     if texts.is_empty() {
         return Err(not_found(name, registry, &entries));
     }
@@ -58,7 +64,8 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
         let routers = entries.iter().map(Entry::json);
         let losses = registry.losses().map(reference::loss_json);
         let parts = reference::recipe_parts().map(|part| part.json());
-        let all = codes.chain(layers).chain(routers).chain(losses).chain(parts);
+        let columns = COLUMNS.iter().map(Column::json);
+        let all = codes.chain(layers).chain(routers).chain(losses).chain(parts).chain(columns);
         return console.json(&Value::Array(all.collect()));
     }
     for code in Code::ALL {
@@ -76,6 +83,9 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
     for part in reference::recipe_parts() {
         console.out(format!("{}  {}: {}", part.name, part.kind, part.summary))?;
     }
+    for column in COLUMNS {
+        console.out(format!("{}  number of a training: {}", column.name, column.summary))?;
+    }
     Ok(())
 }
 
@@ -87,7 +97,8 @@ fn not_found(name: &str, registry: &Registry, entries: &[Entry]) -> Failure {
     let routers = entries.iter().map(|e| e.strategy.name().to_string());
     let losses = registry.losses().map(|loss| loss.name.to_string());
     let parts = reference::recipe_parts().map(|part| part.name.to_string());
-    let known: Vec<String> = codes.chain(layers).chain(routers).chain(losses).chain(parts).collect();
+    let columns = COLUMNS.iter().map(|column| column.name.to_string());
+    let known: Vec<String> = codes.chain(layers).chain(routers).chain(losses).chain(parts).chain(columns).collect();
     reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, &known)
 }
 

@@ -1,0 +1,87 @@
+//! What the numbers of a training mean: the columns of its lines and tables, for `moec explain`.
+
+use serde_json::{Value, json};
+
+/// A number that training prints.
+pub(crate) struct Column {
+    /// As it is printed.
+    pub(crate) name: &'static str,
+    /// One line on what it is.
+    pub(crate) summary: &'static str,
+    /// How it is computed, and what to make of it.
+    text: &'static str,
+}
+
+/// Every column, in the order in which they are met.
+pub(crate) const COLUMNS: &[Column] = &[
+    Column {
+        name: "loss",
+        summary: "mean cross-entropy of the last step's batch, in nats per character",
+        text: "The task alone, without balance losses; `objective` in metrics.jsonl has them too. Divide by ln 2 for bits per
+character. A model that knows nothing has ln V, 4.17 for the 65 characters of Tiny Shakespeare. It jumps from step to step
+because every batch is another one: judge by `val`.",
+    },
+    Column {
+        name: "train",
+        summary: "mean loss over batches of the training text, without dropout and noise",
+        text: "Of as many batches as `evaluate(batches: ..)` says. `val` far above it means that the text is being learnt by heart.",
+    },
+    Column {
+        name: "val",
+        summary: "mean loss over batches of the held-out text",
+        text: "Of as many batches as `evaluate(batches: ..)` says, drawn at random; `moec eval RUN` goes through all of it.",
+    },
+    Column {
+        name: "ms/step",
+        summary: "milliseconds of a training step, over the steps since the last line",
+        text: "Without evaluation, checkpoints and samples. `moec bench SPEC` says how far that is from what the machine can do.",
+    },
+    Column {
+        name: "tokens/s",
+        summary: "characters trained on in a second: batch times context over the time of a step",
+        text: "",
+    },
+    Column {
+        name: "max/mean",
+        summary: "rows of the fullest expert over those of an average one",
+        text: "Counted in evaluation, after a capacity. 1 is even, E means that one expert has everything. The line of an evaluation
+(`load max/mean`) has the worst layer, the table at the end each layer by itself. High from the beginning on: no balance
+loss, or one too weak. The fullest expert sets the time of a step on devices that wait for it.",
+    },
+    Column {
+        name: "idle",
+        summary: "experts without a single token in the evaluation",
+        text: "They learn nothing, and cost memory. On the line of an evaluation (`idle experts`) it is the sum over layers. Noise or
+a balance loss brings them back early; late, they rarely come back.",
+    },
+    Column {
+        name: "entropy",
+        summary: "mean entropy of a token's weights over its experts, in nats",
+        text: "0: all weight on one expert, so that with k > 1 the others are computed for nothing. ln k: equal weights, so that the
+router says nothing beyond its choice.",
+    },
+    Column {
+        name: "dropped",
+        summary: "share of choices that found no room under the capacity",
+        text: "Such a token gets nothing from that expert, only what the residual passes on. Above a few percent, raise
+`capacity(factor: ..)` or the weight of the balance loss.",
+    },
+    Column {
+        name: "balance",
+        summary: "number of experts times the sum of squared shares of rows",
+        text: "1 is even, E means that one expert has everything; unlike `max/mean` it looks at all experts. It is measured and trains
+nothing: what trains is `balance: [..]` of the `moe`, whose losses stand behind it by name, without their weight.",
+    },
+];
+
+impl Column {
+    /// Everything that is known about it.
+    pub(crate) fn full(&self) -> String {
+        let text = if self.text.is_empty() { String::new() } else { format!("\n{}\n", self.text) };
+        format!("{}, a number of a training: {}\n{text}", self.name, self.summary)
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({ "kind": "column", "name": self.name, "summary": self.summary, "text": self.text })
+    }
+}
