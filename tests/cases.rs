@@ -3,8 +3,8 @@
 //! differences.
 
 use moec_ir::{
-    AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, Data, Graph, Op, Tensor, TensorType, Unary, Value,
-    random,
+    AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, Data, Graph, Op, Precision, Tensor, TensorType,
+    Unary, Value, random,
 };
 use std::collections::BTreeMap;
 
@@ -286,7 +286,7 @@ fn fused_products(cases: &mut Vec<Case>) {
             let mut operands = vec![c.normal("a", &if transpose_a { [k, m] } else { [m, k] })];
             operands.push(c.normal("b", &if transpose_b { [n, k] } else { [k, n] }));
             operands.extend(bias.then(|| c.normal("bias", &[n])));
-            let made = c.b.op(Op::MatMul { transpose_a, transpose_b, bias }, &operands);
+            let made = c.b.op(Op::MatMul { transpose_a, transpose_b, bias, precision: Precision::F32 }, &operands);
             let results = go_on(&mut c, made, m, n, n);
             cases.push(c.give(&results));
         }
@@ -305,7 +305,8 @@ fn fused_products(cases: &mut Vec<Case>) {
                 c.ints("offsets", &[experts + 1], offsets.clone()),
             ];
             operands.extend(transpose_b.then(|| c.normal("bias", &[experts, outer])));
-            let made = c.b.op(Op::GroupedMatMul { transpose_b, bias: transpose_b }, &operands);
+            let made =
+                c.b.op(Op::GroupedMatMul { transpose_b, bias: transpose_b, precision: Precision::F32 }, &operands);
             let results = go_on(&mut c, made, rows, outer, outer);
             cases.push(c.give(&results));
         }
@@ -385,7 +386,9 @@ fn dispatched_products(cases: &mut Vec<Case>) {
                     let w = if transpose_b { [experts, outer, inner] } else { [experts, inner, outer] };
                     let mut operands = vec![rows, c.normal("w", &w), sort];
                     operands.extend(transpose_b.then(|| c.normal("bias", &[experts, outer])));
-                    let made = c.b.op(Op::GroupedMatMul { transpose_b, bias: transpose_b }, &operands);
+                    let made = c
+                        .b
+                        .op(Op::GroupedMatMul { transpose_b, bias: transpose_b, precision: Precision::F32 }, &operands);
                     let results =
                         if fused { go_on(&mut c, made, tokens * k, outer, outer).to_vec() } else { vec![made] };
                     cases.push(c.give(&results));
@@ -395,7 +398,8 @@ fn dispatched_products(cases: &mut Vec<Case>) {
                 let mut c = CaseBuilder::new(format!("dispatched weight grad {name} sums={sums}"));
                 let (dy, x) = (c.normal("dy", &[tokens * k, outer]), c.normal("x", &[tokens, inner]));
                 let (rows, sort) = dispatch(&mut c, x);
-                let mut results = vec![c.b.op(Op::GroupedMatMulWeightGrad, &[dy, rows, sort])];
+                let mut results =
+                    vec![c.b.op(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[dy, rows, sort])];
                 results.extend(sums.then(|| c.b.op(Op::GroupedSum, &[dy, sort])));
                 cases.push(c.give(&results));
             }
@@ -465,11 +469,14 @@ fn linear(cases: &mut Vec<Case>) {
             if bias {
                 operands.push(c.normal("bias", &[n]));
             }
-            cases.push(c.finish(Op::MatMul { transpose_a, transpose_b, bias }, &operands));
+            cases.push(c.finish(Op::MatMul { transpose_a, transpose_b, bias, precision: Precision::F32 }, &operands));
         }
         let mut c = CaseBuilder::new(format!("matmul with sums {m}x{k}x{n}"));
         let operands = [c.normal("a", &[k, m]), c.normal("b", &[k, n])];
-        let product = c.b.op(Op::MatMul { transpose_a: true, transpose_b: false, bias: false }, &operands);
+        let product = c.b.op(
+            Op::MatMul { transpose_a: true, transpose_b: false, bias: false, precision: Precision::F32 },
+            &operands,
+        );
         let sums = c.b.sum(operands[0], &[0]);
         cases.push(c.give(&[product, sums]));
     }
@@ -490,16 +497,18 @@ fn linear(cases: &mut Vec<Case>) {
             if transpose_b {
                 operands.push(c.normal("bias", &[experts, outer]));
             }
-            cases.push(c.finish(Op::GroupedMatMul { transpose_b, bias: transpose_b }, &operands));
+            cases.push(
+                c.finish(Op::GroupedMatMul { transpose_b, bias: transpose_b, precision: Precision::F32 }, &operands),
+            );
         }
         let mut c = CaseBuilder::new(format!("grouped matmul weight grad {offsets:?} {inner}->{outer}"));
         let (dy, x) = (c.normal("dy", &[rows, outer]), c.normal("x", &[rows, inner]));
         let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
-        cases.push(c.finish(Op::GroupedMatMulWeightGrad, &[dy, x, o]));
+        cases.push(c.finish(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[dy, x, o]));
         let mut c = CaseBuilder::new(format!("grouped matmul weight grad with sums {offsets:?} {inner}->{outer}"));
         let (dy, x) = (c.normal("dy", &[rows, outer]), c.normal("x", &[rows, inner]));
         let o = c.ints("offsets", &[experts + 1], offsets.to_vec());
-        let product = c.b.op(Op::GroupedMatMulWeightGrad, &[dy, x, o]);
+        let product = c.b.op(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[dy, x, o]);
         let sums = c.b.op(Op::GroupedSum, &[dy, o]);
         cases.push(c.give(&[product, sums]));
         let mut c = CaseBuilder::new(format!("grouped sum {offsets:?} {outer}"));
@@ -733,7 +742,9 @@ fn routing(cases: &mut Vec<Case>) {
     let sort = c.b.op(Op::SortByExpert { experts: 4, rows: 9 }, &[i]);
     let w = c.normal("w", &[4, 6, 5]);
     let rows = c.b.op(Op::Dispatch { weighted: false }, &[x, sort.result(1), sort.result(2)]);
-    cases.push(c.finish(Op::GroupedMatMul { transpose_b: true, bias: false }, &[rows, w, sort]));
+    cases.push(
+        c.finish(Op::GroupedMatMul { transpose_b: true, bias: false, precision: Precision::F32 }, &[rows, w, sort]),
+    );
 }
 
 /// Updates of one tensor and of several, which kernels read by vectors of several widths.

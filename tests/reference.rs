@@ -8,7 +8,7 @@
 mod optimizers;
 
 use moec::pipeline::{self, Checked, CompileOptions, Function};
-use moec_ir::{Builder, Graph, Tensor, TensorType};
+use moec_ir::{Builder, Graph, Precision, Tensor, TensorType};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{Form, InitScheme, Layer, LowerOptions, Lowered, Mode, NoisePolicy, Registry, lower_layer};
 use moec_plan::{
@@ -172,6 +172,7 @@ fn routing(backend: &dyn Backend, tolerance: Tolerance) {
             loss: true,
             noise: NoisePolicy::Injected,
             init: InitScheme::KaimingNormal,
+            precision: Precision::F32,
             routes: true,
             form: Form::Sequences,
         };

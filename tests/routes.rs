@@ -42,6 +42,7 @@ fn graph() -> (Graph, BTreeMap<String, Tensor>) {
         loss: true,
         noise: NoisePolicy::Generated,
         init: checked.recipe.init,
+        precision: checked.recipe.precision,
         routes: true,
         form: Form::Sequences,
     };

@@ -7,6 +7,7 @@ use crate::infer::InferError;
 use crate::internal::Invariant;
 use crate::internal_error;
 use crate::op::{AttentionAttrs, CapacityPriority, Op};
+use crate::precision::Precision;
 use crate::purpose::{Phase, StateRole};
 use crate::types::{DType, TensorType};
 use std::fmt::Display;
@@ -394,14 +395,19 @@ impl Builder {
 
     /// `a b`
     pub fn matmul(&mut self, a: Value, b: Value) -> Value {
-        self.op(Op::MatMul { transpose_a: false, transpose_b: false, bias: false }, &[a, b])
+        self.op(Op::MatMul { transpose_a: false, transpose_b: false, bias: false, precision: Precision::F32 }, &[a, b])
     }
 
     /// `x wᵀ (+ bias)` for weights stored `[out, in]`.
     pub fn linear(&mut self, x: Value, weight: Value, bias: Option<Value>) -> Value {
+        self.linear_in(Precision::F32, x, weight, bias)
+    }
+
+    /// As [`Self::linear`], of operands that are rounded to a precision.
+    pub fn linear_in(&mut self, precision: Precision, x: Value, weight: Value, bias: Option<Value>) -> Value {
         let mut operands = vec![x, weight];
         operands.extend(bias);
-        self.op(Op::MatMul { transpose_a: false, transpose_b: true, bias: bias.is_some() }, &operands)
+        self.op(Op::MatMul { transpose_a: false, transpose_b: true, bias: bias.is_some(), precision }, &operands)
     }
 
     // ---- softmax family ----

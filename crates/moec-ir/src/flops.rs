@@ -12,7 +12,7 @@ pub fn flops(op: &Op, operands: &[&TensorType], results: &[&TensorType]) -> f64 
     let last = |ty: &TensorType| ty.shape.last().map_or(1.0, |&n| n as f64);
     match (op, length_of_sums(op, first)) {
         // Every row meets one expert, so the experts' gradients together are one product.
-        (Op::GroupedMatMulWeightGrad, Some(rows)) => {
+        (Op::GroupedMatMulWeightGrad { .. }, Some(rows)) => {
             2.0 * operands.iter().take(2).map(|ty| last(ty)).product::<f64>() * rows as f64
         }
         (_, Some(length)) => 2.0 * elements * length as f64,
@@ -28,7 +28,7 @@ pub fn flops(op: &Op, operands: &[&TensorType], results: &[&TensorType]) -> f64 
 /// operations.
 pub fn length_of_sums(op: &Op, first: &TensorType) -> Option<usize> {
     match op {
-        Op::GroupedMatMulWeightGrad | Op::MatMul { transpose_a: true, .. } => first.shape.first().copied(),
+        Op::GroupedMatMulWeightGrad { .. } | Op::MatMul { transpose_a: true, .. } => first.shape.first().copied(),
         Op::MatMul { .. } | Op::GroupedMatMul { .. } => first.shape.last().copied(),
         _ => None,
     }

@@ -19,6 +19,7 @@ use crate::declaration::{AttributeDeclaration, Declaration, Family, Gradient, Ou
 use crate::function::{Binary, Unary};
 use crate::internal::Invariant;
 use crate::internal_error;
+use crate::precision::Precision;
 use crate::purpose::StateRole;
 use crate::stage::Stage;
 use crate::types::{Real, TensorType};
@@ -93,6 +94,7 @@ impl CapacityPriority {
 
 one_of_words! {
     CapacityPriority: "`token`, `choice` or `probability`";
+    Precision: "`f32` or `bf16`";
     StateRole: "`router`, `optimizer`, `cache` or `transposed`";
 }
 
@@ -223,6 +225,8 @@ operations! {
             transpose_b: bool,
             /// A third operand is added to every row.
             bias: bool,
+            /// What `a` and `b` are rounded to; bias and sums are float32.
+            precision: Precision = Precision::F32,
         } = "matmul"(a "[M, I]", b "[I, O]", bias "[O]": when(*bias)) -> (y "[M, O]"): Forward, Rule;
 
         /// Rows `offsets[e] .. offsets[e+1]` are multiplied by expert `e`'s matrix (`[E, I, O]`, or `[E, O, I]`
@@ -232,13 +236,19 @@ operations! {
             transpose_b: bool,
             /// A fourth operand holds one bias row per expert.
             bias: bool,
+            /// What rows and weights are rounded to; bias and sums are float32.
+            precision: Precision = Precision::F32,
         } = "grouped_matmul"(x "[R, I]", weights "[E, I, O]", offsets "i32[E+1]", bias "[E, O]": when(*bias))
             -> (y "[R, O]"): Forward, Rule;
 
         /// Per expert `dyᵀ x` over its rows; 0 for an expert without rows. The gradient of a grouped product, and in a
         /// forward graph a product over the rows of each segment, such as the tokens of a sequence.
-        GroupedMatMulWeightGrad = "grouped_matmul_weight_grad"(dy "[R, O]", x "[R, I]", offsets "i32[E+1]")
-            -> (dw "[E, O, I]"): Forward, Rule;
+        GroupedMatMulWeightGrad {
+            /// What both are rounded to; sums are float32.
+            precision: Precision = Precision::F32,
+        } = "grouped_matmul_weight_grad"(
+            dy "[R, O]", x "[R, I]", offsets "i32[E+1]",
+        ) -> (dw "[E, O, I]"): Forward, Rule;
 
         /// Per expert the sum of its rows; 0 for an expert without rows.
         GroupedSum = "grouped_sum"(x "[R, O]", offsets "i32[E+1]") -> (y "[E, O]"): Forward, Rule;

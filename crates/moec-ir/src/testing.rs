@@ -23,6 +23,7 @@ use crate::graph::Graph;
 use crate::ids::Value;
 use crate::internal::Invariant;
 use crate::op::{AttentionAttrs, CapacityPriority, Op};
+use crate::precision::Precision;
 use crate::random;
 use crate::tensor::{Data, Tensor};
 use crate::text;
@@ -381,7 +382,7 @@ impl Growth {
         if m * n > 2000 {
             return;
         }
-        let y = self.b.op(Op::MatMul { transpose_a, transpose_b, bias }, &operands);
+        let y = self.b.op(Op::MatMul { transpose_a, transpose_b, bias, precision: Precision::F32 }, &operands);
         self.push(y, bound * bound_w * i as f64 + NORMAL);
     }
 
@@ -470,7 +471,7 @@ impl Growth {
         if bias {
             operands.push(self.parameter(&[experts, outer]));
         }
-        let up = self.b.op(Op::GroupedMatMul { transpose_b, bias }, &operands);
+        let up = self.b.op(Op::GroupedMatMul { transpose_b, bias, precision: Precision::F32 }, &operands);
         let up = self.b.unary(Unary::Relu, up);
         let y = self.b.op(Op::Combine { weighted: true }, &[up, order, positions, gates]);
         self.push(gates, 1.0);
@@ -492,11 +493,11 @@ impl Growth {
         let logits = self.b.linear(x, router, None);
         let weights = self.b.softmax(logits);
         let offsets = self.b.ramp(count + 1, (rows / count) as i32);
-        let mixed = self.b.op(Op::GroupedMatMulWeightGrad, &[weights, x, offsets]);
+        let mixed = self.b.op(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[weights, x, offsets]);
         let bound = bound * rows as f64;
         self.push(mixed, bound);
         if r & 1 == 1 && bound <= LARGEST {
-            let op = Op::GroupedMatMul { transpose_b: false, bias: false };
+            let op = Op::GroupedMatMul { transpose_b: false, bias: false, precision: Precision::F32 };
             let y = self.b.op(op, &[weights, mixed, offsets]);
             self.push(y, bound);
         }

@@ -57,18 +57,27 @@ pub struct DeviceProfile {
     units: u32,
     /// Floats in one vector register.
     lanes: usize,
+    /// Whether an instruction multiplies pairs of bfloat16 numbers.
+    bf16: bool,
 }
 
 impl DeviceProfile {
     /// A CPU on which kernels run with that many threads, of which there is at least one.
     pub fn cpu(threads: usize) -> Self {
-        Self { kind: Kind::Cpu, units: threads.clamp(1, u32::MAX as usize) as u32, lanes: register_lanes() }
+        let units = threads.clamp(1, u32::MAX as usize) as u32;
+        Self { kind: Kind::Cpu, units, lanes: register_lanes(), bf16: multiplies_bf16() }
     }
 
     /// The same CPU as one with vector registers of that many floats, of which the compiler makes what there are.
     #[cfg(all(test, feature = "cpu"))]
     pub(crate) fn with_lanes(self, lanes: usize) -> Self {
         Self { lanes, ..self }
+    }
+
+    /// The same CPU as one with an instruction for products of bfloat16 numbers, or without.
+    #[cfg(all(test, feature = "cpu"))]
+    pub(crate) fn with_bf16(self, bf16: bool) -> Self {
+        Self { bf16, ..self }
     }
 
     /// The CPU of this machine, all cores.
@@ -78,7 +87,7 @@ impl DeviceProfile {
 
     /// A graphics device.
     pub fn gpu() -> Self {
-        Self { kind: Kind::Gpu, units: GPU_CUBE, lanes: 4 }
+        Self { kind: Kind::Gpu, units: GPU_CUBE, lanes: 4, bf16: false }
     }
 
     /// Floats in one vector register.
@@ -109,6 +118,12 @@ impl DeviceProfile {
         self.lanes
     }
 
+    /// Whether an instruction multiplies pairs of bfloat16 numbers: without one, products of that precision are no faster
+    /// than others.
+    pub fn multiplies_bf16(&self) -> bool {
+        self.bf16
+    }
+
     /// Units of a launch over `items` independent items.
     pub(crate) fn launched_units(&self, items: usize) -> usize {
         let (cubes, units) = self.grid(items);
@@ -121,6 +136,18 @@ impl DeviceProfile {
             Kind::Cpu => (1, self.units),
             Kind::Gpu => (items.div_ceil(GPU_CUBE as usize).clamp(1, GPU_CUBES) as u32, GPU_CUBE),
         }
+    }
+}
+
+/// Whether this machine has AVX512-BF16, for registers of every width.
+fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx512bf16") && std::arch::is_x86_feature_detected!("avx512vl")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
     }
 }
 

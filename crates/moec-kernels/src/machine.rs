@@ -133,3 +133,16 @@ pub(crate) fn recorded_kernels(
     let recorded = recorder::Recorder::record(profile, &handles, Arg::new(0, 0, elements), steps)?;
     Ok(recorded.iter().map(|step| step.iter().map(|launch| launch.kernel.id()).collect()).collect())
 }
+
+/// The objects that another processor would be given for launches over a buffer of that many elements.
+#[cfg(all(test, feature = "cpu"))]
+pub(crate) fn objects_for(
+    processor: &str,
+    profile: DeviceProfile,
+    elements: usize,
+    launches: Launches,
+) -> Result<Vec<Vec<u8>>, String> {
+    let handles: Arc<[Handle]> = [recorder::Recorder::handle(4 * elements as u64)].into();
+    let recorded = recorder::Recorder::record(profile, &handles, Arg::new(0, 0, elements), &[launches])?;
+    compiled::objects_for(processor, &recorded.into_iter().flatten().collect::<Vec<_>>())
+}

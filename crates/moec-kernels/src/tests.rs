@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use moec_ir::{
-    AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, DType, Data, Graph, Op, Tensor, TensorType, Unary,
-    Value, evaluate, evaluate_op, random,
+    AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, DType, Data, Graph, Op, Precision, Tensor,
+    TensorType, Unary, Value, evaluate, evaluate_op, random,
 };
 use moec_plan::{Backend, BackendError, Buffer, BufferId, ClusterOptions, Program, Step, Storage, cluster, plan};
 
@@ -512,9 +512,17 @@ fn offsets_out_of_range_are_cut_off() {
     for offsets in [[0, 3, 1000], [-7, 2, 5], [4, 2, 9], [i32::MAX, i32::MIN, 3], [0, 0, i32::MAX]] {
         let offsets = Tensor::ints(offsets);
         for (_, backend) in backends() {
-            let y = run(backend, &Op::GroupedMatMul { transpose_b: true, bias: false }, &[&x, &w, &offsets]);
+            let y = run(
+                backend,
+                &Op::GroupedMatMul { transpose_b: true, bias: false, precision: Precision::F32 },
+                &[&x, &w, &offsets],
+            );
             assert_eq!(y[0].shape(), [5, 4]);
-            let dw = run(backend, &Op::GroupedMatMulWeightGrad, &[&normal(&[5, 4], 3), &x, &offsets]);
+            let dw = run(
+                backend,
+                &Op::GroupedMatMulWeightGrad { precision: Precision::F32 },
+                &[&normal(&[5, 4], 3), &x, &offsets],
+            );
             assert_eq!(dw[0].shape(), [2, 4, 3]);
             assert_eq!(run(backend, &Op::GroupedSum, &[&x, &offsets])[0].shape(), [2, 3]);
         }
@@ -578,17 +586,21 @@ fn adamw_of_several_tensors() {
     }
 }
 
+/// Which operands of a product are stored transposed.
+const TRANSPOSED: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
+
 #[test]
 fn matrix_products() {
     // The last two are longer than a packed block and wider than a panel, with and without a ragged edge.
     for (m, n, k) in [(1, 1, 1), (7, 3, 5), (33, 17, 16), (16, 32, 8), (40, 48, 33), (5, 70, 600), (13, 144, 530)] {
-        for transpose_a in [false, true] {
-            for transpose_b in [false, true] {
-                let a = normal(&if transpose_a { [k, m] } else { [m, k] }, 1);
-                let b = normal(&if transpose_b { [n, k] } else { [k, n] }, 2);
-                check(&Op::MatMul { transpose_a, transpose_b, bias: false }, &[&a, &b], 1e-5);
-                let bias = normal(&[n], 3);
-                check(&Op::MatMul { transpose_a, transpose_b, bias: true }, &[&a, &b, &bias], 1e-5);
+        for (transpose_a, transpose_b) in TRANSPOSED {
+            let a = normal(&if transpose_a { [k, m] } else { [m, k] }, 1);
+            let b = normal(&if transpose_b { [n, k] } else { [k, n] }, 2);
+            let bias = normal(&[n], 3);
+            for precision in Precision::ALL {
+                let op = |bias| Op::MatMul { transpose_a, transpose_b, bias, precision };
+                check(&op(false), &[&a, &b], 1e-5);
+                check(&op(true), &[&a, &b, &bias], 1e-5);
             }
         }
     }
@@ -596,14 +608,16 @@ fn matrix_products() {
     for (transpose_a, transpose_b, k) in [(false, false, 3), (true, true, 35)] {
         let a = normal(&if transpose_a { [k, 1027] } else { [1027, k] }, 1);
         let b = normal(&if transpose_b { [1030, k] } else { [k, 1030] }, 2);
-        check(&Op::MatMul { transpose_a, transpose_b, bias: false }, &[&a, &b], 1e-5);
+        for precision in Precision::ALL {
+            check(&Op::MatMul { transpose_a, transpose_b, bias: false, precision }, &[&a, &b], 1e-5);
+        }
     }
 }
 
 /// The gradient of the weights of experts, and that of their biases.
-fn grouped_with_sums(operands: &[&Tensor]) -> Graph {
+fn grouped_with_sums(operands: &[&Tensor], precision: Precision) -> Graph {
     graph(operands, |b, x| {
-        let product = b.op(Op::GroupedMatMulWeightGrad, x);
+        let product = b.op(Op::GroupedMatMulWeightGrad { precision }, x);
         vec![product, b.op(Op::GroupedSum, &[x[0], x[2]])]
     })
 }
@@ -624,27 +638,37 @@ fn products_per_expert() {
         let (x, dy) = (normal(&[rows, inner], 1), normal(&[rows, outer], 2));
         for transpose_b in [false, true] {
             let w = normal(&if transpose_b { [experts, outer, inner] } else { [experts, inner, outer] }, 3);
-            check(&Op::GroupedMatMul { transpose_b, bias: false }, &[&x, &w, &offsets], 1e-5);
             let bias = normal(&[experts, outer], 4);
-            check(&Op::GroupedMatMul { transpose_b, bias: true }, &[&x, &w, &offsets, &bias], 1e-5);
+            for precision in Precision::ALL {
+                let op = |bias| Op::GroupedMatMul { transpose_b, bias, precision };
+                check(&op(false), &[&x, &w, &offsets], 1e-5);
+                check(&op(true), &[&x, &w, &offsets, &bias], 1e-5);
+            }
         }
-        check(&Op::GroupedMatMulWeightGrad, &[&dy, &x, &offsets], 1e-5);
-        check_together(&grouped_with_sums(&[&dy, &x, &offsets]), 1, &[&dy, &x, &offsets], 1e-5);
+        for precision in Precision::ALL {
+            let operands = [&dy, &x, &offsets];
+            check(&Op::GroupedMatMulWeightGrad { precision }, &operands, 1e-5);
+            check_together(&grouped_with_sums(&operands, precision), 1, &operands, 1e-5);
+        }
         check(&Op::GroupedSum, &[&dy, &offsets], 1e-5);
     }
     // More tiles than a graphics device has cubes.
     let offsets = Tensor::ints((0..=600).map(|e| e * 2 / 3).collect::<Vec<i32>>());
     let operands = [&normal(&[401, 65], 1), &normal(&[401, 65], 2), &offsets];
-    check(&Op::GroupedMatMulWeightGrad, &operands, 1e-5);
-    check_together(&grouped_with_sums(&operands), 1, &operands, 1e-5);
+    for precision in Precision::ALL {
+        check(&Op::GroupedMatMulWeightGrad { precision }, &operands, 1e-5);
+        check_together(&grouped_with_sums(&operands, precision), 1, &operands, 1e-5);
+    }
     // Columns that no unit's tiles end with, and none that fill a vector.
     for (k, m, n) in [(7, 80, 33), (530, 48, 64), (3, 17, 5), (1, 1, 1), (33, 400, 16)] {
-        let operands = [&normal(&[k, m], 1), &normal(&[k, n], 2)];
-        let graph = graph(&operands, |b, x| {
-            let product = b.op(Op::MatMul { transpose_a: true, transpose_b: false, bias: false }, x);
-            vec![product, b.sum(x[0], &[0])]
-        });
-        check_together(&graph, 1, &operands, 1e-5);
+        for precision in Precision::ALL {
+            let operands = [&normal(&[k, m], 1), &normal(&[k, n], 2)];
+            let graph = graph(&operands, |b, x| {
+                let op = Op::MatMul { transpose_a: true, transpose_b: false, bias: false, precision };
+                vec![b.op(op, x), b.sum(x[0], &[0])]
+            });
+            check_together(&graph, 1, &operands, 1e-5);
+        }
     }
 }
 
@@ -653,6 +677,13 @@ fn products_per_expert() {
 #[cfg(feature = "cpu")]
 #[test]
 fn products_for_every_width_of_registers() {
+    for precision in Precision::ALL {
+        products_for_every_width(precision);
+    }
+}
+
+#[cfg(feature = "cpu")]
+fn products_for_every_width(precision: Precision) {
     let backends = [4, 8, 16]
         .map(|lanes| CubeBackend::with_profile(Device::Cpu, DeviceProfile::cpu(2).with_lanes(lanes)).unwrap());
     let same = |graph: &Graph, operands: &[&Tensor]| {
@@ -669,12 +700,12 @@ fn products_for_every_width_of_registers() {
     };
     // Whole panels and ragged ones, few tiles and many, one block of summed elements and several.
     for (m, n, k) in [(1, 64, 1), (3, 17, 7), (7, 128, 16), (65, 64, 33), (90, 128, 48), (50, 33, 272), (70, 64, 544)] {
-        for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
+        for (transpose_a, transpose_b) in TRANSPOSED {
             let a = normal(&if transpose_a { [k, m] } else { [m, k] }, 1);
             let b = normal(&if transpose_b { [n, k] } else { [k, n] }, 2);
             let (bias, rest) = (normal(&[n], 3), normal(&[m, n], 4));
             let operands = [&a, &b, &bias, &rest];
-            let op = Op::MatMul { transpose_a, transpose_b, bias: true };
+            let op = Op::MatMul { transpose_a, transpose_b, bias: true, precision };
             same(&graph_of(&op, &operands[..3]), &operands[..3]);
             // With a program that goes on with the product.
             let go_on = graph(&operands, |b, x| {
@@ -699,7 +730,7 @@ fn products_for_every_width_of_registers() {
         for transpose_b in [false, true] {
             let w = normal(&if transpose_b { [4, outer, inner] } else { [4, inner, outer] }, 3);
             let bias = normal(&[4, outer], 4);
-            let op = Op::GroupedMatMul { transpose_b, bias: true };
+            let op = Op::GroupedMatMul { transpose_b, bias: true, precision };
             same(&graph_of(&op, &[&x, &w, &offsets, &bias]), &[&x, &w, &offsets, &bias]);
             let tokens = normal(&[rows, inner], 5);
             let operands = [&tokens, &w, &bias, &owners];
@@ -711,15 +742,52 @@ fn products_for_every_width_of_registers() {
             same(&fetched, &operands);
         }
         let operands = [&dy, &x, &offsets];
-        same(&grouped_with_sums(&operands), &operands);
+        same(&grouped_with_sums(&operands, precision), &operands);
         let (dy, x) = (normal(&[rows, outer], 6), normal(&[rows, inner], 7));
         let operands = [&dy, &x, &owners];
         let fetched = graph(&operands, |b, v| {
             let sort = b.op(Op::SortByExpert { experts: 4, rows }, &[v[2]]);
             let x = b.op(Op::Dispatch { weighted: false }, &[v[1], sort.result(1), sort.result(2)]);
-            vec![b.op(Op::GroupedMatMulWeightGrad, &[v[0], x, sort])]
+            vec![b.op(Op::GroupedMatMulWeightGrad { precision }, &[v[0], x, sort])]
         });
         same(&fetched, &operands);
+    }
+}
+
+/// What bfloat16 has no room for: ties, what becomes infinite, what is no number. Each row of `a` has one of them beside ones.
+#[test]
+fn products_round_to_bfloat16() {
+    let bits = |bits: u32| f32::from_bits(bits);
+    let special = [
+        bits(0x3f80_8000),
+        bits(0x3f81_8000),
+        bits(0xbf80_8001),
+        bits(0x3f80_7fff),
+        f32::MAX,
+        bits(0xff7f_7fff),
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        bits(0x7f80_0001),
+        bits(0xffff_ffff),
+        0.0,
+    ];
+    // With a pair at the end, and with half of one.
+    for k in [1, 2, 5] {
+        for at in 0..k {
+            let rows = special.iter().flat_map(|&x| (0..k).map(move |q| if q == at { x } else { 1.0 })).collect();
+            let a = Tensor::new(vec![special.len(), k], Data::F32(rows)).unwrap();
+            let b = Tensor::new(vec![k, 17], Data::F32(vec![1.0; 17 * k])).unwrap();
+            let op = Op::MatMul { transpose_a: false, transpose_b: false, bias: false, precision: Precision::Bf16 };
+            // WGSL leaves open what becomes of numbers that are none.
+            for (name, backend) in backends().iter().filter(|(name, _)| *name != "wgpu") {
+                let found = run(backend, &op, &[&a, &b]).remove(0).to_f32();
+                for (found, &x) in found.chunks(17).zip(&special) {
+                    let expected = Precision::Bf16.round(f64::from(x)) as f32 + (k - 1) as f32;
+                    let same = |y: &f32| *y == expected || y.is_nan() && expected.is_nan();
+                    assert!(found.iter().all(same), "{x:e} at {at} of {k} on {name}: {found:?}");
+                }
+            }
+        }
     }
 }
 
@@ -985,8 +1053,8 @@ fn a_row_does_not_depend_on_the_other_rows() {
             let (x, bias) = (normal(&[ROWS, inner], 1), normal(&[outer], 3));
             let (w, gain) = (normal(&[outer, inner], 2), normal(&[inner], 4));
             let (experts, expert_bias) = (normal(&[3, outer, inner], 5), normal(&[3, outer], 6));
-            let linear = Op::MatMul { transpose_a: false, transpose_b: true, bias: true };
-            let grouped = Op::GroupedMatMul { transpose_b: true, bias: true };
+            let linear = Op::MatMul { transpose_a: false, transpose_b: true, bias: true, precision: Precision::F32 };
+            let grouped = Op::GroupedMatMul { transpose_b: true, bias: true, precision: Precision::F32 };
             let offsets = Tensor::ints([0, 2, 2, ROWS as i32]);
             let owners: Vec<i32> = (0..ROWS).map(|row| if row < 2 { 0 } else { 2 }).collect();
             let run_together = |steps, operands: &[&Tensor], build: &dyn Fn(&mut Builder, &[Value]) -> Value| {
@@ -1043,7 +1111,7 @@ fn a_row_does_not_depend_on_the_other_rows() {
 /// Sessions of one backend share its threads, which may be more than there are cores, and run from any thread.
 #[test]
 fn sessions_run_side_by_side() {
-    let op = Op::MatMul { transpose_a: false, transpose_b: true, bias: false };
+    let op = Op::MatMul { transpose_a: false, transpose_b: true, bias: false, precision: Precision::F32 };
     let operands = [normal(&[33, 17], 1), normal(&[65, 17], 2)];
     let operands = [&operands[0], &operands[1]];
     let five = cfg!(feature = "cpu").then(|| ("five threads", CubeBackend::cpu_with_threads(5).unwrap()));

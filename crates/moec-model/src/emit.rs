@@ -1,7 +1,7 @@
 //! Building a graph with named persistent tensors: the shared ground of layer lowering and routing strategies.
 
 use indexmap::IndexMap;
-use moec_ir::{Builder, Init, Input, Op, TensorType, Value};
+use moec_ir::{Builder, Init, Input, Op, Precision, TensorType, Value};
 
 use crate::recipe::InitScheme;
 use crate::state::StateInit;
@@ -165,20 +165,28 @@ impl Emitter {
         value
     }
 
-    /// `x [N, input] -> [N, output]` with parameters under `name`.
+    /// `x [N, input] -> [N, output]` with parameters under `name`, in float32: what a router decides by.
     pub(crate) fn linear(&mut self, name: &str, x: Value, input: usize, output: usize, bias: bool) -> Value {
-        self.scoped(name, |e| e.linear_here(x, input, output, bias))
+        self.scoped(name, |e| e.linear_here(Precision::F32, x, input, output, bias))
     }
 
-    /// As [`Self::linear`], with the parameters in the current scope.
-    pub(crate) fn linear_here(&mut self, x: Value, input: usize, output: usize, bias: bool) -> Value {
+    /// As [`Self::linear`], with the parameters in the current scope, of operands that are rounded to a precision.
+    pub(crate) fn linear_here(
+        &mut self,
+        precision: Precision,
+        x: Value,
+        input: usize,
+        output: usize,
+        bias: bool,
+    ) -> Value {
         let weight = Role::Weight { fan_in: input, fan_out: output };
-        self.linear_of(x, (input, output), weight, bias.then_some(Role::Bias { fan_in: input }))
+        self.linear_of(precision, x, (input, output), weight, bias.then_some(Role::Bias { fan_in: input }))
     }
 
     /// As [`Self::linear_here`], with roles for the weight and, if there is one, the bias.
     pub(crate) fn linear_of(
         &mut self,
+        precision: Precision,
         x: Value,
         (input, output): (usize, usize),
         weight: Role,
@@ -186,12 +194,13 @@ impl Emitter {
     ) -> Value {
         let weight = self.parameter("weight", [output, input], weight);
         let bias = bias.map(|role| self.parameter("bias", [output], role));
-        self.builder.linear(x, weight, bias)
+        self.builder.linear_in(precision, x, weight, bias)
     }
 
     /// `rows [R, input] -> [R, output]` with one map per expert, in the current scope.
     pub(crate) fn grouped_linear_here(
         &mut self,
+        precision: Precision,
         rows: Value,
         (experts, offsets): (usize, Value),
         input: usize,
@@ -203,7 +212,7 @@ impl Emitter {
         if bias {
             operands.push(self.parameter("bias", [experts, output], Role::Bias { fan_in: input }));
         }
-        self.builder.op(Op::GroupedMatMul { transpose_b: true, bias }, &operands)
+        self.builder.op(Op::GroupedMatMul { transpose_b: true, bias, precision }, &operands)
     }
 
     /// State of the random number generator; an input of the graph from the first use on.

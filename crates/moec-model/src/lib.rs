@@ -56,6 +56,7 @@
 //!     loss: true,
 //!     noise: NoisePolicy::Generated,
 //!     init: checked.recipe.init,
+//!     precision: checked.recipe.precision,
 //!     routes: false,
 //!     form: Form::Sequences,
 //! };

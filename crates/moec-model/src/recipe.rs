@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use indexmap::IndexMap;
-use moec_ir::{Invariant, internal_error};
+use moec_ir::{Invariant, Precision, internal_error};
 use moec_plan::{OPTIMIZERS, Optimizer, SCHEDULES, Schedule, Settings};
 use moec_syntax::Span;
 
@@ -30,6 +30,8 @@ pub struct Recipe {
     pub clip: Option<f64>,
     /// How parameters start.
     pub init: InitScheme,
+    /// What the operands of the layers' products are rounded to, in training and in the evaluations of a run.
+    pub precision: Precision,
     /// When and how long to evaluate.
     pub evaluate: Evaluate,
     /// Steps between checkpoints.
@@ -76,6 +78,7 @@ impl Recipe {
                 "kaiming_normal" => InitScheme::KaimingNormal,
                 other => internal_error!("no initialisation is called {other}"),
             },
+            precision: Precision::named(arguments("precision").word("precision")).invariant("the word was checked"),
             evaluate: Evaluate { every: whole("evaluate", "every"), batches: whole("evaluate", "batches") },
             checkpoint_every: whole("checkpoint", "every"),
             log_every: whole("log", "every"),
@@ -221,6 +224,11 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 SettingForm::Choice(INIT_SCHEMES.iter().map(|(name, specs)| (*name, specs.to_vec())).collect()),
             ),
             setting(
+                "precision",
+                "what the operands of layers' products are rounded to",
+                SettingForm::Value(ParameterType::Choice(PRECISIONS), DefaultValue::Word(Precision::F32.name())),
+            ),
+            setting(
                 "evaluate",
                 "when and how long to evaluate",
                 SettingForm::Arguments(vec![
@@ -242,6 +250,8 @@ pub fn train_settings() -> &'static [SettingSpec] {
     });
     &SETTINGS
 }
+
+const PRECISIONS: &[&str] = &[Precision::F32.name(), Precision::Bf16.name()];
 
 const INIT_SCHEMES: [(&str, &[ParameterSpec]); 4] =
     [("kaiming_normal", &[]), ("xavier", &[]), ("normal", NORMAL), ("zeros", &[])];

@@ -162,6 +162,7 @@ impl Recipe {
             ("optimizer", ResolvedValue::Map(optimizer)),
             ("schedule", ResolvedValue::Map(schedule)),
             ("init", ResolvedValue::Map(init)),
+            ("precision", self.precision.name().into()),
             ("evaluate", ResolvedValue::Map(evaluate)),
             ("checkpoint", ResolvedValue::Map(map([("every", self.checkpoint_every.into())]))),
             ("log", ResolvedValue::Map(map([("every", self.log_every.into())]))),

@@ -4,7 +4,7 @@
 //! dispatch, the experts and the weighted sum are not its business. The built-in strategies use nothing that a
 //! strategy from another crate cannot use.
 
-use moec_ir::{Builder, Input, Op, Tensor, TensorType, Value};
+use moec_ir::{Builder, Input, Op, Precision, Tensor, TensorType, Value};
 use moec_syntax::Span;
 
 use crate::argument::{Arguments, ParameterSpec};
@@ -494,14 +494,15 @@ impl RoutingContext<'_> {
         self.emitter.mode
     }
 
-    /// `x [N, I] -> [N, output]` with the parameters `NAME.weight [output, I]` and, if asked, `NAME.bias [output]`.
+    /// `x [N, I] -> [N, output]` with the parameters `NAME.weight [output, I]` and, if asked, `NAME.bias [output]`. It is
+    /// a product of float32 numbers, whatever the precision of the layers' products is: rounding would change choices.
     pub fn linear(&mut self, name: &str, x: Value, output: usize, bias: bool) -> Value {
         let input = self.emitter.builder.columns(x);
         match self.nested {
             None => self.emitter.linear(name, x, input, output, bias),
-            Some(Nested { experts, offsets }) => {
-                self.emitter.scoped(name, |e| e.grouped_linear_here(x, (experts, offsets), input, output, bias))
-            }
+            Some(Nested { experts, offsets }) => self
+                .emitter
+                .scoped(name, |e| e.grouped_linear_here(Precision::F32, x, (experts, offsets), input, output, bias)),
         }
     }
 
@@ -511,7 +512,7 @@ impl RoutingContext<'_> {
             self.refuse("has a linear map with initial values of its own, which an expert cannot hold");
         }
         let input = self.emitter.builder.columns(x);
-        self.emitter.scoped(name, |e| e.linear_of(x, (input, output), weight, bias))
+        self.emitter.scoped(name, |e| e.linear_of(Precision::F32, x, (input, output), weight, bias))
     }
 
     /// A trained tensor.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moec_ir::{Data, Graph, Op, Stage, Tensor, evaluate, random, verify};
+use moec_ir::{Data, Graph, Op, Precision, Stage, Tensor, evaluate, random, verify};
 use moec_model::{
     Cache, CheckOptions, Form, InitScheme, LowerError, LowerOptions, Mode, Model, NoisePolicy, Registry, check,
     decoding, lower,
@@ -50,6 +50,7 @@ fn options(form: Form, batch: usize) -> LowerOptions {
         loss: false,
         noise: NoisePolicy::Generated,
         init: InitScheme::KaimingNormal,
+        precision: Precision::F32,
         routes: false,
         form,
     }

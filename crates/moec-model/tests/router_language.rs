@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moec_ir::{Data, Evaluation, Stage, Tensor, evaluate, print, verify};
+use moec_ir::{Data, Evaluation, Precision, Stage, Tensor, evaluate, print, verify};
 use moec_model::{
     Arguments, Causality, CheckOptions, Checked, Compares, Form, InitScheme, Layer, LowerOptions, Lowered, Mode, Model,
     Moe, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy, Traits,
@@ -37,6 +37,7 @@ fn options(mode: Mode) -> LowerOptions {
         loss: true,
         noise: NoisePolicy::Generated,
         init: InitScheme::KaimingNormal,
+        precision: Precision::F32,
         routes: true,
         form: Form::Sequences,
     }

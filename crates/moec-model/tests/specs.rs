@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use moec_ir::{Graph, TensorType, flops};
+use moec_ir::{Graph, Precision, TensorType, flops};
 use moec_model::{
     Causality, CheckOptions, Checked, Form, InitScheme, LowerOptions, Lowered, Mode, Model, NoisePolicy, Registry,
     check, lower,
@@ -38,6 +38,7 @@ fn lowered(model: &Model, mode: Mode) -> Lowered {
         loss: true,
         noise: NoisePolicy::Generated,
         init: InitScheme::KaimingNormal,
+        precision: Precision::F32,
         routes: false,
         form: Form::Sequences,
     };

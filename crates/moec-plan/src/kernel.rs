@@ -125,7 +125,8 @@ impl Kernel {
                 let mut own = parts.body.to_vec();
                 let rows;
                 if let (Some(at), Some([order, positions])) = (self.fetch, parts.fetch) {
-                    let fetches = matches!((op, at), (Op::GroupedMatMul { .. }, 0) | (Op::GroupedMatMulWeightGrad, 1));
+                    let fetches =
+                        matches!((op, at), (Op::GroupedMatMul { .. }, 0) | (Op::GroupedMatMulWeightGrad { .. }, 1));
                     let source = own.get(at).filter(|_| fetches).ok_or("it cannot fetch that operand")?;
                     rows = infer(&Op::Dispatch { weighted: false }, &[source, order, positions])?;
                     own[at] = &rows[0];
@@ -134,7 +135,7 @@ impl Kernel {
                 if self.sums {
                     let summed = match op {
                         Op::MatMul { transpose_a: true, bias: false, .. } => made[0].shape[..1].to_vec(),
-                        Op::GroupedMatMulWeightGrad => made[0].shape[..2].to_vec(),
+                        Op::GroupedMatMulWeightGrad { .. } => made[0].shape[..2].to_vec(),
                         _ => return Err("only products over the rows of their first operand sum them".into()),
                     };
                     made.push(TensorType::f32(summed));

@@ -60,14 +60,15 @@ mod tests {
     use super::*;
     use crate::planner::plan;
     use crate::{ClusterOptions, Wrt, cluster, differentiate};
-    use moec_ir::{Builder, Op, Phase, TensorType};
+    use moec_ir::{Builder, Op, Phase, Precision, TensorType};
 
     #[test]
     fn products_count_two_operations_per_multiply_add() {
         let mut b = Builder::new();
         let x = b.input("x", TensorType::f32([3, 7]));
         let w = b.parameter("w", [5, 7]);
-        let y = b.op(Op::MatMul { transpose_a: false, transpose_b: true, bias: false }, &[x, w]);
+        let y =
+            b.op(Op::MatMul { transpose_a: false, transpose_b: true, bias: false, precision: Precision::F32 }, &[x, w]);
         let loss = b.sum_all(y);
         b.output("loss", loss);
         let graph = differentiate(&b.finish().unwrap(), "loss", &Wrt::Parameters).unwrap();
@@ -98,7 +99,7 @@ mod tests {
         let experts = b.input("experts", TensorType::i32([3, 3]));
         let sort = b.op(Op::SortByExpert { experts: 2, rows: 7 }, &[experts]);
         let rows = b.op(Op::Dispatch { weighted: false }, &[x, sort.result(1), sort.result(2)]);
-        let dw = b.op(Op::GroupedMatMulWeightGrad, &[dy, rows, sort]);
+        let dw = b.op(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[dy, rows, sort]);
         let db = b.op(Op::GroupedSum, &[dy, sort]);
         b.output("dw", dw);
         b.output("db", db);

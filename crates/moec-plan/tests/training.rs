@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use moec_ir::{
-    AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, Phase, StateRole, Tensor, TensorType, Unary,
-    Value, evaluate, random,
+    AttentionAttrs, Builder, CapacityPriority, DType, Data, Graph, Op, Phase, Precision, StateRole, Tensor, TensorType,
+    Unary, Value, evaluate, random,
 };
 use moec_plan::{
     Arrangement, Backend, BackendError, BufferId, ClusterOptions, Clusters, Interpreter, MemoryKind, OptimizeOptions,
@@ -71,10 +71,13 @@ fn mixture(train: bool) -> Graph {
     let (order, places) = (offsets.result(1), offsets.result(2));
     let rows = b.op(Op::Dispatch { weighted: false }, &[y, order, places]);
     let (up, up_bias) = (b.parameter("up.weight", [E, F, C]), b.parameter("up.bias", [E, F]));
-    let h = b.op(Op::GroupedMatMul { transpose_b: true, bias: true }, &[rows, up, offsets, up_bias]);
+    let h = b.op(
+        Op::GroupedMatMul { transpose_b: true, bias: true, precision: Precision::F32 },
+        &[rows, up, offsets, up_bias],
+    );
     let h = b.unary(Unary::Sigmoid, h);
     let down = b.parameter("down.weight", [E, F, C]);
-    let h = b.op(Op::GroupedMatMul { transpose_b: false, bias: false }, &[h, down, offsets]);
+    let h = b.op(Op::GroupedMatMul { transpose_b: false, bias: false, precision: Precision::F32 }, &[h, down, offsets]);
     let z = b.op(Op::Combine { weighted: true }, &[h, order, places, weights]);
     let x = b.add(x, z);
 

@@ -7,7 +7,7 @@
 use crate::error::{Error, Messages};
 use crate::request;
 pub use moec_ir::Function;
-use moec_ir::{Graph, GraphError, Output, Stage, verify};
+use moec_ir::{Graph, GraphError, Output, Precision, Stage, verify};
 use moec_model::{
     Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry, span_of,
 };
@@ -201,7 +201,9 @@ fn lower_options(
         Function::Decode => (Mode::Evaluate, samples, Form::Decode),
     };
     let loss = matches!(function, Function::TrainStep | Function::Evaluate);
-    LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, routes: false, form }
+    // Written texts are those of the weights as they are, and a row does not pay for rounding a matrix.
+    let precision = if loss { recipe.precision } else { Precision::F32 };
+    LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, precision, routes: false, form }
 }
 
 /// The forward graph with everything that the function needs beside it: gradients and optimiser for a training step.

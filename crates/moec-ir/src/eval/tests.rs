@@ -3,6 +3,7 @@
 use super::*;
 use crate::family::linear::dot;
 use crate::op::{AdamWAttrs, AttentionAttrs, CapacityPriority};
+use crate::precision::Precision;
 use crate::purpose::StateRole;
 use crate::types::{DType, Real};
 use crate::{Binary, Unary, random};
@@ -159,7 +160,7 @@ fn empty_extents_are_harmless() {
     assert_eq!(one(Op::Broadcast { shape: vec![2, 0, 3] }, &[&x]), []);
     assert_eq!(one(Op::Softmax, &[&t(&[3, 0], &[])]), []);
     assert_eq!(one(Op::LogSumExp, &[&t(&[2, 0], &[])]), [f64::NEG_INFINITY; 2]);
-    let product = Op::MatMul { transpose_a: false, transpose_b: false, bias: false };
+    let product = Op::MatMul { transpose_a: false, transpose_b: false, bias: false, precision: Precision::F32 };
     assert_eq!(one(product, &[&t(&[2, 0], &[]), &t(&[0, 3], &[])]), [0.0; 6]);
 }
 
@@ -180,7 +181,7 @@ fn matrix_products_by_hand_and_in_every_layout() {
     for (ta, tb, a, b) in
         [(false, false, &a, &b), (true, false, &at, &b), (false, true, &a, &bt), (true, true, &at, &bt)]
     {
-        let op = |bias| Op::MatMul { transpose_a: ta, transpose_b: tb, bias };
+        let op = |bias| Op::MatMul { transpose_a: ta, transpose_b: tb, bias, precision: Precision::F32 };
         assert_eq!(one(op(false), &[a, b]), [58.0, 64.0, 139.0, 154.0]);
         assert_eq!(one(op(true), &[a, b, &bias]), [58.5, 63.0, 139.5, 153.0]);
     }
@@ -193,15 +194,21 @@ fn grouped_products_skip_empty_experts_and_trailing_rows() {
     let offsets = ints(&[4], &[0, 2, 2, 3]);
     let w = t(&[3, 1, 2], &[1.0, 10.0, 1e3, 1e3, 2.0, -1.0]);
     let bias = t(&[3, 1], &[100.0, 200.0, 300.0]);
-    let op = |bias| Op::GroupedMatMul { transpose_b: true, bias };
+    let op = |bias| Op::GroupedMatMul { transpose_b: true, bias, precision: Precision::F32 };
     assert_eq!(one(op(false), &[&x, &w, &offsets]), [21.0, 43.0, 4.0, 0.0]);
     assert_eq!(one(op(true), &[&x, &w, &offsets, &bias]), [121.0, 143.0, 304.0, 0.0]);
     // The same matrices stored [E, I, O].
     let w = w.with_shape([3, 2, 1]).unwrap();
-    assert_eq!(one(Op::GroupedMatMul { transpose_b: false, bias: false }, &[&x, &w, &offsets]), [21.0, 43.0, 4.0, 0.0]);
+    assert_eq!(
+        one(Op::GroupedMatMul { transpose_b: false, bias: false, precision: Precision::F32 }, &[&x, &w, &offsets]),
+        [21.0, 43.0, 4.0, 0.0]
+    );
 
     let dy = t(&[4, 1], &[1.0, 2.0, 3.0, 4.0]);
-    assert_eq!(one(Op::GroupedMatMulWeightGrad, &[&dy, &x, &offsets]), [7.0, 10.0, 0.0, 0.0, 15.0, 18.0]);
+    assert_eq!(
+        one(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[&dy, &x, &offsets]),
+        [7.0, 10.0, 0.0, 0.0, 15.0, 18.0]
+    );
     assert_eq!(one(Op::GroupedSum, &[&x, &offsets]), [4.0, 6.0, 0.0, 0.0, 5.0, 6.0]);
 }
 

@@ -4,8 +4,10 @@ use super::misplaced;
 use crate::infer::{Check, InferError, f32s};
 use crate::op::Op;
 use crate::operands::{EvalError, Operands, floats};
+use crate::precision::Precision;
 use crate::tensor::Data;
 use crate::types::TensorType;
+use std::borrow::Cow;
 
 /// Number of experts from an `offsets` operand.
 fn offsets(c: &Check<'_>, i: usize) -> Result<usize, InferError> {
@@ -17,7 +19,7 @@ fn offsets(c: &Check<'_>, i: usize) -> Result<usize, InferError> {
 
 pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferError> {
     Ok(match op {
-        Op::MatMul { transpose_a, transpose_b, bias } => {
+        Op::MatMul { transpose_a, transpose_b, bias, .. } => {
             let (a0, a1) = c.float_matrix(0)?;
             let (b0, b1) = c.float_matrix(1)?;
             let (m, k) = if *transpose_a { (a1, a0) } else { (a0, a1) };
@@ -28,7 +30,7 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
             }
             vec![f32s(&[m, n])]
         }
-        Op::GroupedMatMul { transpose_b, bias } => {
+        Op::GroupedMatMul { transpose_b, bias, .. } => {
             let (rows, inner) = c.float_matrix(0)?;
             let &[e, w1, w2] = c.float(1)? else {
                 return c.fail(format!("operand 1 must be [E, O, I] weights, not {}", c.ty(1)));
@@ -43,7 +45,7 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
             }
             vec![f32s(&[rows, n])]
         }
-        Op::GroupedMatMulWeightGrad => {
+        Op::GroupedMatMulWeightGrad { .. } => {
             let (r1, o) = c.float_matrix(0)?;
             let (r2, i) = c.float_matrix(1)?;
             c.require(r1 == r2, || format!("row counts differ: {r1} and {r2}"))?;
@@ -59,11 +61,23 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
 
 pub(super) fn evaluate(op: &Op, x: &Operands<'_>) -> Result<Vec<Data>, EvalError> {
     Ok(match op {
-        Op::MatMul { transpose_a, transpose_b, bias } => floats(matmul(x, *transpose_a, *transpose_b, *bias)),
-        Op::GroupedMatMul { transpose_b, bias } => floats(grouped_matmul(x, *transpose_b, *bias)?),
-        Op::GroupedMatMulWeightGrad => floats(grouped_matmul_weight_grad(x)?),
+        Op::MatMul { transpose_a, transpose_b, bias, precision } => {
+            floats(matmul(x, *precision, *transpose_a, *transpose_b, *bias))
+        }
+        Op::GroupedMatMul { transpose_b, bias, precision } => {
+            floats(grouped_matmul(x, *precision, *transpose_b, *bias)?)
+        }
+        Op::GroupedMatMulWeightGrad { precision } => floats(grouped_matmul_weight_grad(x, *precision)?),
         Op::GroupedSum => floats(grouped_sum(x)?),
         other => misplaced(other),
+    })
+}
+
+/// The first two operands, as a product of that precision reads them.
+fn factors<'a>(x: &Operands<'a>, precision: Precision) -> [Cow<'a, [f64]>; 2] {
+    [0, 1].map(|i| match precision {
+        Precision::F32 => x.f(i),
+        precision => x.f(i).iter().map(|&x| precision.round(x)).collect(),
     })
 }
 
@@ -92,8 +106,8 @@ fn row_times_matrix(y: &mut [f64], x: &[f64], w: &[f64], transposed: bool) {
     }
 }
 
-fn matmul(x: &Operands<'_>, transpose_a: bool, transpose_b: bool, bias: bool) -> Vec<f64> {
-    let (a, b) = (x.f(0), x.f(1));
+fn matmul(x: &Operands<'_>, precision: Precision, transpose_a: bool, transpose_b: bool, bias: bool) -> Vec<f64> {
+    let [a, b] = factors(x, precision);
     let ((a0, a1), (b0, b1)) = (x.matrix(0), x.matrix(1));
     let (m, inner) = if transpose_a { (a1, a0) } else { (a0, a1) };
     let n = if transpose_b { b0 } else { b1 };
@@ -110,8 +124,13 @@ fn matmul(x: &Operands<'_>, transpose_a: bool, transpose_b: bool, bias: bool) ->
     y
 }
 
-fn grouped_matmul(x: &Operands<'_>, transpose_b: bool, bias: bool) -> Result<Vec<f64>, EvalError> {
-    let (rows, weights, (r, inner)) = (x.f(0), x.f(1), x.matrix(0));
+fn grouped_matmul(
+    x: &Operands<'_>,
+    precision: Precision,
+    transpose_b: bool,
+    bias: bool,
+) -> Result<Vec<f64>, EvalError> {
+    let ([rows, weights], (r, inner)) = (factors(x, precision), x.matrix(0));
     let outer = x.shape(1)[if transpose_b { 1 } else { 2 }];
     let bias = bias.then(|| x.f(3));
     let mut y = vec![0.0; r * outer];
@@ -128,8 +147,8 @@ fn grouped_matmul(x: &Operands<'_>, transpose_b: bool, bias: bool) -> Result<Vec
     Ok(y)
 }
 
-fn grouped_matmul_weight_grad(x: &Operands<'_>) -> Result<Vec<f64>, EvalError> {
-    let (dy, rows) = (x.f(0), x.f(1));
+fn grouped_matmul_weight_grad(x: &Operands<'_>, precision: Precision) -> Result<Vec<f64>, EvalError> {
+    let [dy, rows] = factors(x, precision);
     let ((r, outer), (_, inner)) = (x.matrix(0), x.matrix(1));
     let segments = x.segments(2, r)?;
     let mut dw = vec![0.0; segments.len() * outer * inner];

@@ -73,21 +73,24 @@ pub(super) fn reduction(c: &Call<'_>) {
 pub(super) fn linear(c: &Call<'_>) {
     let Call { l, op, more: More { fetch, sums, after }, .. } = *c;
     let (layout, extents, bias, grouped) = match op {
-        Op::MatMul { transpose_a, transpose_b, bias } => {
+        Op::MatMul { transpose_a, transpose_b, bias, precision } => {
             let ((p, q), (s, t)) = (c.matrix(0), c.matrix(1));
             let (m, k) = if *transpose_a { (q, p) } else { (p, q) };
-            let layout = Layout { transpose_a: *transpose_a, transpose_b: *transpose_b, fetched: false };
+            let layout =
+                Layout { transpose_a: *transpose_a, transpose_b: *transpose_b, fetched: false, precision: *precision };
             (layout, (m, if *transpose_b { s } else { t }, k), bias.then(|| c.x(2)), false)
         }
-        Op::GroupedMatMul { transpose_b, bias } => {
+        Op::GroupedMatMul { transpose_b, bias, precision } => {
             let (stored, k) = c.matrix(0);
             let m = fetch.map_or(stored, |f| f.order.elements());
-            let layout = Layout { transpose_a: false, transpose_b: *transpose_b, fetched: fetch.is_some() };
+            let (transpose_b, precision) = (*transpose_b, *precision);
+            let layout = Layout { transpose_a: false, transpose_b, fetched: fetch.is_some(), precision };
             (layout, (m, c.y(0).elements() / m, k), bias.then(|| c.x(3)), true)
         }
-        Op::GroupedMatMulWeightGrad => {
+        Op::GroupedMatMulWeightGrad { precision } => {
             let ((k, m), (_, n)) = (c.matrix(0), c.matrix(1));
-            let layout = Layout { transpose_a: true, transpose_b: false, fetched: fetch.is_some() };
+            let precision = *precision;
+            let layout = Layout { transpose_a: true, transpose_b: false, fetched: fetch.is_some(), precision };
             (layout, (m, n, k), None, true)
         }
         Op::GroupedSum => {

@@ -4,7 +4,7 @@
 //! experts; with `a` as stored they cut the rows of the result, with `a` transposed (a weight gradient) they cut the
 //! summed axis and the result is one matrix per expert.
 //!
-//! CPU: see [`tiles`]. Graphics devices: see [`cubes`].
+//! CPU: see [`tiles`], and [`pairs`] for operands that are rounded to bfloat16. Graphics devices: see [`cubes`].
 //!
 //! A transposed `a` may be summed as well, without `b`: a unit sums the columns of the tiles that it owns (on graphics
 //! devices a cube those of its tile in the first column of tiles), over the rows in order, just before it reads them for
@@ -13,11 +13,13 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 mod cubes;
+mod pairs;
 mod tiles;
 
 use super::fused::{After, go_on_with};
 use crate::launch::{Arg, Launcher, Optional, Target};
 use cubecl::prelude::*;
+use moec_ir::Precision;
 
 /// What the compiler must know of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +30,8 @@ pub(crate) struct Layout {
     pub(crate) transpose_b: bool,
     /// Rows of `a`, or if that is transposed of `b`, are fetched from where they are.
     pub(crate) fetched: bool,
+    /// What the operands are rounded to; bias and sums are as they are.
+    pub(crate) precision: Precision,
 }
 
 /// Where rows that are fetched are: row `r` is row `order[r] / sharing` of the operand.

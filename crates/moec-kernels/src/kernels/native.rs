@@ -1,5 +1,5 @@
-//! Two instructions of processors that CubeCL's kernel language lacks, for kernels of the CPU: [`interleave`] and
-//! [`prefetch`]. They are operations of our own in CubeCL's intermediate representation. What makes LLVM of its operations
+//! Instructions of processors that CubeCL's kernel language lacks, for kernels of the CPU: [`interleave`], [`prefetch`]
+//! and [`dot_bf16`]. They are operations of our own in CubeCL's intermediate representation. What makes LLVM of its operations
 //! asks each for its interface `ToLLVMDialect`, and so finds these as well; no other compiler of CubeCL knows them.
 
 use cubecl::prelude::*;
@@ -39,17 +39,31 @@ impl PrefetchOp {
     }
 }
 
+/// The operation of [`dot_bf16`].
+#[pliron_op(name = "moec.dot_bf16", format, verifier = "succ")]
+#[op_interfaces(NResultsInterface<1>, OneResultInterface, NOpdsInterface<3>)]
+pub(crate) struct DotBf16Op;
+
+impl DotBf16Op {
+    fn new(ctx: &mut Context, sum: Value, a: Value, b: Value) -> Self {
+        let ty = sum.get_type(ctx);
+        Self { op: Operation::new(ctx, Self::get_concrete_op_info(), vec![ty], vec![sum, a, b], vec![], 0) }
+    }
+}
+
 /// What LLVM makes of them.
 #[cfg(feature = "cpu")]
 mod lowering {
-    use super::{InterleaveOp, PrefetchOp};
+    use super::{DotBf16Op, InterleaveOp, PrefetchOp};
     use cubecl_core::ir::pliron::result::Result;
     use cubecl_core::ir::prelude::*;
     use cubecl_llvm::shared::intrinsic::{call_op, i32_const_op};
     use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
     use moec_ir::Invariant;
-    use pliron_llvm::ops::ShuffleVectorOp;
-    use pliron_llvm::types::{VectorType, VoidType};
+    use pliron::builtin::types::BF16Type;
+    use pliron_llvm::op_interfaces::CastOpInterface;
+    use pliron_llvm::ops::{BitcastOp, ShuffleVectorOp};
+    use pliron_llvm::types::{VectorType, VectorTypeKind, VoidType};
 
     /// Where lane `lane` of a result of [`interleave`] comes from: a lane of the first vector, or one of the second, which
     /// counts on after the first.
@@ -78,6 +92,31 @@ mod lowering {
     }
 
     #[op_interface_impl]
+    impl ToLLVMDialect for DotBf16Op {
+        fn rewrite(&self, ctx: &mut Context, rewriter: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
+            let op = self.get_operation();
+            let sum = op.deref(ctx).get_operand(0);
+            let floats = sum.get_type(ctx);
+            let lanes = {
+                let ty = floats.deref(ctx);
+                ty.downcast_ref::<VectorType>().invariant("vectors of more than one lane").num_elements()
+            };
+            let pairs = VectorType::get(ctx, BF16Type::get(ctx).into(), 2 * lanes, VectorTypeKind::Fixed).into();
+            let mut arguments = vec![sum];
+            for factor in 1..3 {
+                let words = op.deref(ctx).get_operand(factor);
+                let cast = BitcastOp::new(ctx, words, pairs);
+                rewriter.insert_op(ctx, &cast);
+                arguments.push(cast.get_result(ctx));
+            }
+            let call = call_op(ctx, &format!("llvm.x86.avx512bf16.dpbf16ps.{}", 32 * lanes), floats, arguments);
+            rewriter.insert_op(ctx, &call);
+            rewriter.replace_operation_with_values(ctx, op, vec![call.get_result(ctx)]);
+            Ok(())
+        }
+    }
+
+    #[op_interface_impl]
     impl ToLLVMDialect for PrefetchOp {
         fn rewrite(&self, ctx: &mut Context, rewriter: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
             let op = self.get_operation();
@@ -95,6 +134,17 @@ mod lowering {
             Ok(())
         }
     }
+}
+
+/// `sum` with both products of each lane added: a lane of `a` and of `b` is two bfloat16 numbers. Only for processors with
+/// AVX512-BF16; elsewhere there is no such instruction, and LLVM ends the process.
+#[cube]
+pub(super) fn dot_bf16<W: Size>(sum: Vector<f32, W>, a: Vector<u32, W>, b: Vector<u32, W>) -> Vector<f32, W> {
+    intrinsic!(|scope| {
+        let (sum, a, b) = (sum.read_value(scope), a.read_value(scope), b.read_value(scope));
+        let op = DotBf16Op::new(scope.ctx_mut(), sum, a, b);
+        scope.register_with_result(&op).into()
+    })
 }
 
 /// Blocks of `distance` lanes, by turns from the one vector and the other: their even blocks, or for half 1 their odd ones.

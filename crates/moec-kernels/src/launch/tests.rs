@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use moec_ir::{AttentionAttrs, Binary, Unary};
+use moec_ir::{AttentionAttrs, Binary, Precision, Unary};
 use moec_plan::{Access, Elementwise, Instr};
 
 use super::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
 use crate::kernels::matmul::{self, Layout, Product};
 use crate::kernels::norm::{self, Norm};
 use crate::kernels::{attention, copy, embed, fused, reduce, rotary, routing};
-use crate::machine::{Launches, recorded_kernels};
+use crate::machine::{Launches, objects_for, recorded_kernels};
 
 /// A buffer of that many elements; what is in it does not matter to a launch.
 fn buffer(elements: usize) -> Arg {
@@ -91,8 +91,8 @@ fn launches() -> Vec<Launches> {
 }
 
 fn product(l: &Launcher, x: Arg, square: Arg, columns: usize, after: Option<fused::After<'_>>) {
-    for transpose_b in [false, true] {
-        let layout = Layout { transpose_a: false, transpose_b, fetched: false };
+    for (transpose_b, precision) in [(false, Precision::F32), (true, Precision::F32), (true, Precision::Bf16)] {
+        let layout = Layout { transpose_a: false, transpose_b, fetched: false, precision };
         let (fetch, bias, offsets, sums, k) = (None, None, None, None, columns);
         let (m, n) = (ROWS, columns);
         let product = Product { layout, a: x, b: square, fetch, bias, offsets, y: x, sums, after, m, n, k, experts: 1 };
@@ -120,4 +120,37 @@ fn a_name_covers_everything_that_is_compiled_into_a_kernel() {
         }
     }
     assert!(kernels.len() > 100, "only {} names", kernels.len());
+}
+
+/// Whether an object has the instruction `vdpbf16ps`: a prefix of four bytes that says where its opcode, 52, belongs ("Intel
+/// 64 and IA-32 Architectures Software Developer's Manual", volume 2, section 2.7.1 and VDPBF16PS).
+#[cfg(target_arch = "x86_64")]
+fn multiplies_pairs(object: &[u8]) -> bool {
+    object.windows(5).any(|b| b[0] == 0x62 && b[1] & 0x0f == 0x02 && b[2] & 0x87 == 0x06 && b[4] == 0x52)
+}
+
+/// Processors with AVX512-BF16 are given the instruction, in registers of every width, and others are not, whether this one
+/// has it or not.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn products_of_bfloat16_numbers_use_the_instruction_for_them() {
+    let objects = |lanes, bf16, precision| {
+        let profile = DeviceProfile::cpu(2).with_lanes(lanes).with_bf16(bf16);
+        let launch = Box::new(move |l: &Launcher| {
+            let layout = Layout { transpose_a: false, transpose_b: true, fetched: false, precision };
+            let (fetch, bias, offsets, sums, after) = (None, None, None, None, None);
+            let (x, m, n, k) = (buffer(64 * 64), 64, 64, 64);
+            let experts = 1;
+            matmul::launch(
+                l,
+                &Product { layout, a: x, b: x, fetch, bias, offsets, y: x, sums, after, m, n, k, experts },
+            );
+        });
+        objects_for("sapphirerapids", profile, SCRATCH_ELEMENTS, launch).unwrap()
+    };
+    for lanes in [4, 8, 16] {
+        assert!(objects(lanes, true, Precision::Bf16).iter().all(|object| multiplies_pairs(object)), "{lanes} lanes");
+    }
+    assert!(!objects(16, false, Precision::Bf16).iter().any(|object| multiplies_pairs(object)));
+    assert!(!objects(16, true, Precision::F32).iter().any(|object| multiplies_pairs(object)));
 }

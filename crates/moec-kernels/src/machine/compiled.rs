@@ -125,6 +125,14 @@ fn compile(missing: &[(Key, &Recorded)], processor: &Processor) -> Result<Vec<(K
     objects.into_iter().collect()
 }
 
+/// The objects that another processor would be given for launches.
+#[cfg(test)]
+pub(super) fn objects_for(processor: &str, launches: &[Recorded]) -> Result<Vec<Vec<u8>>, String> {
+    let missing: Vec<_> = launches.iter().map(|launch| (Key::of(launch), launch)).collect();
+    let objects = compile(&missing, &Processor::named(processor)?)?;
+    Ok(objects.into_iter().map(|(_, object)| object).collect())
+}
+
 fn failed(key: &Key, error: String) -> String {
     format!("kernel {}: {error}", key.kernel.short_name())
 }

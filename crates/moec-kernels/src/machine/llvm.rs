@@ -54,6 +54,12 @@ impl Processor {
         this.as_ref().map_err(Clone::clone)
     }
 
+    /// A processor of the same family by the name that LLVM has for it, to look at what it would be given.
+    #[cfg(test)]
+    pub(super) fn named(name: &str) -> Result<Self, String> {
+        Ok(Self { triple: Self::this()?.triple.clone(), name: c_string(name)?, features: CString::default() })
+    }
+
     /// All that an object depends on besides its kernel: the version of LLVM, and the processor.
     pub(super) fn describe(&self) -> String {
         let (mut major, mut minor, mut patch) = (0, 0, 0);

@@ -11,7 +11,7 @@ use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
 use crate::cost::Flops;
 use crate::layer::{LayerKind, checked};
-use crate::lower::lowering::{LowerError, Lowering, Site};
+use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
 use crate::model::Positions;
 use crate::needs::Needs;
 use crate::resolved::{ResolvedValue, map};
@@ -160,20 +160,20 @@ impl LayerKind for Attention {
 
     fn lower(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Result<Value, LowerError> {
         let width = self.width;
-        let mut qkv = l.emitter.linear("qkv", x, width, 3 * width, self.bias);
+        let mut qkv = l.linear("qkv", x, Rows::Tokens, (width, 3 * width), self.bias);
         if self.rotary {
             qkv = self.rotated(l, site, qkv);
         }
         if l.newest() {
             let y = self.cached(l, qkv);
-            return Ok(l.emitter.linear("proj", y, width, width, true));
+            return Ok(l.linear("proj", y, Rows::Tokens, (width, width), true));
         }
         let dropout = if l.training() { self.dropout } else { 0.0 };
         let (key, rng) = if dropout > 0.0 { (l.b().fresh_key(), Some(l.emitter.rng())) } else { (0, None) };
         let (heads, time) = (self.heads, site.time);
         let attrs = AttentionAttrs { heads, time, scale: self.scale.into(), dropout: dropout.into(), key };
         let heads = l.b().attention(attrs, qkv, rng);
-        let y = l.emitter.linear("proj", heads, width, width, true);
+        let y = l.linear("proj", heads, Rows::Tokens, (width, width), true);
         Ok(l.dropout(y, self.dropout))
     }
 

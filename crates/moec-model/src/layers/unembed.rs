@@ -84,7 +84,7 @@ impl LayerKind for Unembed {
             l.emitter.parameter("weight", [vocab, width], Role::Weight { fan_in: width, fan_out: vocab })
         };
         let bias = self.bias.then(|| l.emitter.parameter("bias", [vocab], Role::Bias { fan_in: width }));
-        Ok(l.b().linear(x, weight, bias))
+        Ok(l.product(x, weight, bias))
     }
 
     fn flops(&self, _time: usize, vocab: usize) -> Flops {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use moec_ir::{Builder, Graph, GraphError, Init, Input, Op, Output, TensorType, Value};
+use moec_ir::{Builder, Graph, GraphError, Init, Input, Op, Output, Precision, TensorType, Value};
 use moec_syntax::Span;
 
 use crate::cost::LayerInfo;
@@ -40,6 +40,9 @@ pub struct LowerOptions {
     pub noise: NoisePolicy,
     /// How parameters start.
     pub init: InitScheme,
+    /// What the operands of the layers' products are rounded to. What routers compute stays float32, and so do attention
+    /// between its projections, the mixtures of `soft_moe`, norms and losses.
+    pub precision: Precision,
     /// Adds what every router decided as outputs, for looking at and replaying routes: `experts.PATH` i32 `[N, K]`
     /// (before capacity), `kept.PATH` i32 `[N, K]` (after it), `weights.PATH` `[N, K]`, and `gates.PATH` `[N, E]`, the
     /// weights as a matrix with 0 where nothing was sent. Where a layer is given rows and not all tokens in order, inside
@@ -303,12 +306,19 @@ impl Lowering {
 
     /// A linear map with its parameters in the current scope: one for all rows, or one per expert.
     pub(crate) fn linear_here(&mut self, x: Value, rows: Rows, (input, output): (usize, usize), bias: bool) -> Value {
+        let precision = self.options.precision;
         match rows {
-            Rows::Tokens => self.emitter.linear_here(x, input, output, bias),
+            Rows::Tokens => self.emitter.linear_here(precision, x, input, output, bias),
             Rows::Experts { experts, offsets } => {
-                self.emitter.grouped_linear_here(x, (experts, offsets), input, output, bias)
+                self.emitter.grouped_linear_here(precision, x, (experts, offsets), input, output, bias)
             }
         }
+    }
+
+    /// `x wᵀ (+ bias)` for weights `[out, in]` that are there already.
+    pub(crate) fn product(&mut self, x: Value, weight: Value, bias: Option<Value>) -> Value {
+        let precision = self.options.precision;
+        self.b().linear_in(precision, x, weight, bias)
     }
 
     /// A vector per expert, `[E, C]`, as the row `[R, C]` that each of its rows meets: a product with a column of ones,
@@ -319,7 +329,7 @@ impl Lowering {
         let b = self.b();
         let ones = b.fill(1.0, [rows, 1]);
         let vectors = b.reshape(vectors, [experts, width, 1]);
-        b.op(Op::GroupedMatMul { transpose_b: true, bias: false }, &[ones, vectors, offsets])
+        b.op(Op::GroupedMatMul { transpose_b: true, bias: false, precision: Precision::F32 }, &[ones, vectors, offsets])
     }
 
     /// Dropout, which there is in training only.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use moec_ir::{DType, Data, Graph, Op, Tensor, TensorType, random};
+use moec_ir::{DType, Data, Graph, Op, Precision, Tensor, TensorType, random};
 use moec_model::{CheckOptions, Form, InitScheme, Layer, LowerOptions, Mode, Model, NoisePolicy, Registry, check};
 use moec_syntax::{SourceFile, parse};
 
@@ -33,6 +33,7 @@ pub(crate) fn options(mode: Mode, batch: usize) -> LowerOptions {
         loss: true,
         noise: NoisePolicy::Generated,
         init: InitScheme::KaimingNormal,
+        precision: Precision::F32,
         routes: false,
         form: Form::Sequences,
     }

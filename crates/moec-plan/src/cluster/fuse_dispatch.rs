@@ -24,7 +24,7 @@ pub(super) fn decide(view: &View<'_>, budget: &mut Rewrites, decisions: &mut Dec
 fn can_fetch(view: &View<'_>, product: NodeId, at: usize) -> bool {
     let operands = view.graph.operands(product);
     // Both products have their offsets behind rows and weights.
-    if !matches!((view.op(product), at), (Op::GroupedMatMul { .. }, 0) | (Op::GroupedMatMulWeightGrad, 1)) {
+    if !matches!((view.op(product), at), (Op::GroupedMatMul { .. }, 0) | (Op::GroupedMatMulWeightGrad { .. }, 1)) {
         return false;
     }
     let dispatch = view.graph.operands(operands[at].node);

@@ -23,7 +23,7 @@ pub(super) fn decide(view: &View<'_>, budget: &mut Rewrites, decisions: &mut Dec
         let operands = view.graph.operands(id);
         let of = match view.op(id) {
             Op::MatMul { transpose_a: true, bias: false, .. } => (operands[0], None),
-            Op::GroupedMatMulWeightGrad => (operands[0], Some(operands[2])),
+            Op::GroupedMatMulWeightGrad { .. } => (operands[0], Some(operands[2])),
             _ => continue,
         };
         if sums.get(&of).is_some_and(|&sum| sum > id) && budget.take() {

@@ -205,6 +205,27 @@ pub(crate) struct SpecArgs {
     pub(crate) message_format: MessageFormat,
 }
 
+/// How products are computed.
+#[derive(Debug, Args)]
+pub(crate) struct PrecisionArgs {
+    /// Round the operands of layers' products to bfloat16 (`bf16`), or leave them as they are (`f32`). Overrides the
+    /// file's `precision`.
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    precision: Option<String>,
+}
+
+impl PrecisionArgs {
+    /// What was asked for.
+    pub(crate) fn given(&self) -> Option<&str> {
+        self.precision.as_deref()
+    }
+
+    /// As an override of the file.
+    pub(crate) fn set(&self) -> Option<String> {
+        self.precision.as_ref().map(|precision| format!("train.precision={precision}"))
+    }
+}
+
 /// `moec check`
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
@@ -338,6 +359,10 @@ pub(crate) struct CompileArgs {
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
 
+    /// How products are computed.
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
+
     /// Print a stage of the compilation instead of the summary.
     #[arg(long, value_enum)]
     pub(crate) emit: Option<Emit>,
@@ -398,6 +423,10 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
 
+    /// How products are computed.
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
+
     /// A text file, a known data set (`tinyshakespeare`), or `synthetic` for the generated corpus. Overrides the
     /// file's `data`.
     #[arg(long, value_name = "FILE")]
@@ -439,6 +468,10 @@ pub(crate) struct BenchArgs {
     /// The file.
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
+
+    /// How products are computed.
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
 
     /// A text file, a known data set (`tinyshakespeare`), or `synthetic` for the generated corpus. Overrides the
     /// file's `data`.

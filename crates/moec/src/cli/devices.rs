@@ -4,7 +4,8 @@ use crate::cli::console::Console;
 use crate::cli::exit::Failure;
 use crate::cli::folders;
 use crate::{Device, KernelCache};
-use moec_kernels::ObjectCache;
+use moec_ir::Precision;
+use moec_kernels::{DeviceProfile, ObjectCache};
 use moec_plan::Backend;
 use std::sync::Arc;
 
@@ -50,4 +51,19 @@ impl Devices {
             }
         }
     }
+}
+
+/// That products of this precision are no faster on a device than those of float32 numbers, and why, if it is so.
+pub(crate) fn why_no_faster(precision: Precision, device: Device) -> Option<String> {
+    let why = match (precision, device) {
+        (Precision::F32, _) | (_, Device::Interpreter) => return None,
+        (Precision::Bf16, Device::Cpu) if DeviceProfile::this_cpu().multiplies_bf16() => return None,
+        (Precision::Bf16, Device::Cpu) => {
+            "this processor has no AVX512-BF16, so that it rounds and then multiplies float32 numbers"
+        }
+        (Precision::Bf16, Device::Wgpu) => {
+            "WGSL has no bfloat16, so that the device rounds and then multiplies float32 numbers"
+        }
+    };
+    Some(format!("precision bf16 will not be faster here than f32: {why}"))
 }

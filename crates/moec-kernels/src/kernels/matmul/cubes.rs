@@ -3,13 +3,18 @@
 //!
 //! A unit has every eighth row and column of a tile, so that neighbouring units load neighbouring words. An element is
 //! summed by one unit in index order: its bits do not depend on the size of the tiles.
+//!
+//! Operands that a product rounds to bfloat16 are rounded as they come from shared memory, and multiplied in float32, since
+//! WGSL has no such type: it means the same as elsewhere, and is no faster.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::super::fused::{DropoutKeys, Elementwise, Then, dropout_keys, go_on};
+use super::pairs::rounded;
 use super::{Factors, Fetched, Layout, Product, fetched_row, segment, segment_count};
 use crate::launch::{GPU_CUBE, Launcher, Optional, run};
 use cubecl::prelude::*;
+use moec_ir::Precision;
 
 /// Units along an edge of a tile; a cube is a square of them.
 const SIDE: usize = 8;
@@ -192,6 +197,18 @@ fn start(acc: &mut Array<f32>, bias: &Optional<f32>, x: &Factors, tile: &Tile, #
     }
 }
 
+/// An element as a product of that precision reads it. In shared memory it is as it was: sums of `a` alone are not rounded.
+#[cube]
+fn factor(x: f32, #[comptime] precision: Precision) -> f32 {
+    match comptime!(precision) {
+        Precision::F32 => x,
+        Precision::Bf16 => {
+            let upper = rounded::<Const<1>>(Vector::new(x)) & Vector::new(0xffff_0000u32);
+            Vector::<f32, Const<1>>::reinterpret(upper).extract(0usize)
+        }
+    }
+}
+
 /// Adds the products of `length` summed elements of both tiles in shared memory.
 #[cube]
 fn multiply(
@@ -199,6 +216,7 @@ fn multiply(
     b_tile: &Shared<[f32]>,
     acc: &mut Array<f32>,
     length: usize,
+    #[comptime] precision: Precision,
     #[comptime] each: usize,
 ) {
     let stride = comptime!(SIDE * each + 1);
@@ -207,11 +225,11 @@ fn multiply(
         let mut columns = Sequence::<f32>::new();
         #[unroll]
         for j in 0..each {
-            columns.push(b_tile[q * stride + unit_column + j * SIDE]);
+            columns.push(factor(b_tile[q * stride + unit_column + j * SIDE], precision));
         }
         #[unroll]
         for i in 0..each {
-            let v = a_tile[q * stride + unit_row + i * SIDE];
+            let v = factor(a_tile[q * stride + unit_row + i * SIDE], precision);
             #[unroll]
             for j in 0..each {
                 acc[i * each + j] = fma(v, columns[j], acc[i * each + j]);
@@ -307,7 +325,7 @@ fn tiles<W: Size>(
                     }
                 }
             }
-            multiply(&a_tile, &b_tile, &mut acc, min(depth, sum1 - q0), each);
+            multiply(&a_tile, &b_tile, &mut acc, min(depth, sum1 - q0), layout.precision, each);
         }
         if comptime!(transpose_a) {
             if sums_row {

@@ -28,10 +28,11 @@
 use super::super::fused::{DropoutKeys, Elementwise, Then, dropout_keys, go_on};
 use super::super::lanes::clear;
 use super::super::native::{prefetch, transpose};
+use super::pairs::{Words, WordsLaunch, dot, pair_panel, pair_rows, tiles_at_once};
 use super::{Factors, Layout, Product, fetched_row, segment, segment_count};
-use crate::launch::{Launcher, Optional, part_of, run};
+use crate::launch::{DeviceProfile, Launcher, Optional, part_of, run};
 use cubecl::prelude::*;
-use moec_ir::Invariant;
+use moec_ir::{Invariant, Precision};
 
 /// How a panel of `b` comes to the registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +66,8 @@ struct Tiling {
     ahead: bool,
     /// A program goes on with the result.
     goes_on: bool,
+    /// Pairs of bfloat16 numbers are multiplied by an instruction.
+    instruction: bool,
 }
 
 /// Tiles of an expert from which on its panels are copied, if they could be read where they are.
@@ -80,12 +83,13 @@ const STRIDE: usize = 32;
 const LINES_AT_ONCE: usize = 16;
 
 impl Tiling {
-    /// The tiling of a product on a machine with vector registers of that many lanes. The 16 registers of SSE and AVX2 hold
+    /// The tiling of a product on a machine where a unit has `room` words of scratch memory. The 16 registers of SSE and AVX2 hold
     /// 6 by 2 accumulators, two vectors of `b` and a broadcast element of `a`; the 32 of AVX-512 and of NEON twice that, where
     /// four vectors of `b` make the packed panel of AVX-512 32 KiB with a quarter of the block.
-    fn new(lanes: usize, p: &Product<'_>, then: &Then<'_>) -> Self {
+    fn new(profile: &DeviceProfile, room: usize, p: &Product<'_>, then: &Then<'_>) -> Self {
         let Product { layout, m, n, k, experts, .. } = *p;
-        let (mut rows, vectors, block) = match lanes {
+        let (lanes, paired) = (profile.matrix_width(), layout.precision == Precision::Bf16);
+        let (mut rows, vectors, mut block) = match lanes {
             _ if n <= lanes => (12, 1, 512),
             16 => (6, 4, 128),
             4 if cfg!(target_arch = "aarch64") => (6, 4, 256),
@@ -94,19 +98,24 @@ impl Tiling {
         while rows > m {
             rows /= 2;
         }
+        // The rows of a tile must fit, with any number of units.
+        while paired && block > 2 && rows * block / 2 > room {
+            block /= 2;
+        }
         let whole = n % (lanes * vectors) == 0;
         // Tiles of an expert: of its rows, or of its matrix.
         let tiles = if layout.transpose_a { m } else { m / experts }.div_ceil(rows);
         let panel = match layout {
             Layout { transpose_b: true, .. } if k % lanes == 0 => Panel::Transposed,
             Layout { transpose_b: true, .. } => Panel::Gathered,
-            _ if whole && tiles < WORTH_COPYING && !(layout.transpose_a && layout.fetched) => Panel::InPlace,
+            _ if whole && tiles < WORTH_COPYING && !(layout.transpose_a && layout.fetched) && !paired => Panel::InPlace,
             _ => Panel::Copied,
         };
         // With few rows, all is over before what was asked for has come. The summed rows of a weight gradient are not
         // weights, and were just written.
         let ahead = !layout.transpose_a && rows > 2;
-        Self { lanes, rows, vectors, block, panel, whole, ahead, goes_on: !then.is_empty() }
+        let instruction = paired && profile.multiplies_bf16();
+        Self { lanes, rows, vectors, block, panel, whole, ahead, goes_on: !then.is_empty(), instruction }
     }
 
     /// Vectors of a packed panel.
@@ -363,6 +372,9 @@ fn pack<W: Size, L: Size>(
             }
         }
     }
+    if comptime!(layout.precision == Precision::Bf16) {
+        pair_panel::<W>(panel, block.length, vectors);
+    }
 }
 
 /// Summed elements of a block; the last may have fewer.
@@ -388,38 +400,50 @@ fn stored_lines(x: &Factors, #[comptime] tiling: Tiling) -> (usize, usize) {
     }
 }
 
-/// The block that a unit works on for panel `p`, the `i`-th of `blocks`.
+/// The panel and the block of it that a unit comes to in a step: panel after panel, unless a block's rows of `a` are made
+/// ready for all panels.
+#[cube]
+fn step_of(step: usize, share: &Share, blocks: usize, #[comptime] layout: Layout) -> (usize, usize) {
+    match comptime!(layout.precision) {
+        Precision::F32 => (share.p0 + step / blocks, step % blocks),
+        Precision::Bf16 => {
+            let panels = share.p1 - share.p0;
+            (share.p0 + step % panels, step / panels)
+        }
+    }
+}
+
+/// The block that a unit works on in a step; a panel has `blocks` of them.
 #[cube]
 fn block_of(
     x: &Factors,
     s: &Segment,
     share: &Share,
-    p: usize,
-    i: usize,
+    step: usize,
     blocks: usize,
+    #[comptime] layout: Layout,
     #[comptime] tiling: Tiling,
 ) -> Block {
     let (kb, nv) = comptime!((tiling.block, tiling.vectors));
+    let (p, i) = step_of(step, share, blocks, layout);
     let q0 = s.sum0 + i * kb;
-    let (first, last) = (i == 0, i + 1 == blocks);
-    let (mut b0, mut next_p, mut next_q) = (s.b0, p, q0 + kb);
     let (rows, in_row) = stored_lines(x, tiling);
+    let (mut next_p, next_i) = step_of(step + 1, share, blocks, layout);
+    let (mut b0, mut next_q) = (s.b0, s.sum0 + next_i * kb);
     let mut lines = rows * in_row;
-    if last {
-        next_p = p + 1;
+    if step + 1 == blocks * (share.p1 - share.p0) {
+        next_p = share.p0;
         next_q = s.sum0;
-        if next_p == share.p1 {
-            next_p = share.p0;
-            b0 = s.b0 + x.n * x.k;
-            if s.e + 1 >= x.experts {
-                lines = 0usize.runtime();
-            }
+        b0 = s.b0 + x.n * x.k;
+        if s.e + 1 >= x.experts {
+            lines = 0usize.runtime();
         }
     }
     let turns = max((share.t1 - share.t0) * turns_of_a_tile(x, tiling), 1);
     let at_once = max((rows * in_row + turns - 1) / turns, comptime!(LINES_AT_ONCE));
     let next = Ahead { b0, vector: next_p * nv, q0: next_q, lines, at_once };
-    Block { vector: p * nv, q0, length: min(kb, s.sum1 - q0), first, last, b0: s.b0, next }
+    let length = min(kb, s.sum1 - q0);
+    Block { vector: p * nv, q0, length, first: i == 0, last: i + 1 == blocks, b0: s.b0, next }
 }
 
 /// Asks for the lines of the next panel whose turn it is.
@@ -567,6 +591,52 @@ fn multiply<W: Size, L: Size>(
     }
 }
 
+/// As [`multiply`], of words from `at.place` on, each of two summed elements: a row of `a` follows after `row_step` words,
+/// a pair after `pair_step`.
+#[cube]
+fn multiply_pairs<W: Size>(
+    x: &Factors,
+    words: &[u32],
+    panel: &Array<Vector<f32, W>>,
+    tile: &mut Array<Vector<f32, W>>,
+    at: &Place,
+    steps: (usize, usize),
+    block: &Block,
+    #[comptime] layout: Layout,
+    #[comptime] tiling: Tiling,
+) {
+    let (mr, nv) = comptime!((tiling.rows, tiling.vectors));
+    let (row_step, pair_step) = steps;
+    let stride = comptime!((if tiling.ahead { STRIDE } else { tiling.block }) / 2);
+    let pairs = (block.length + 1) / 2;
+    for h0 in range_stepped(0, pairs, stride) {
+        if comptime!(tiling.ahead) {
+            let turn = at.tile * turns_of_a_tile(x, tiling) + h0 / stride;
+            ask(x, &block.next, turn, layout, tiling);
+        }
+        for h in h0..min(h0 + stride, pairs) {
+            let mut row = Sequence::<Vector<u32, W>>::new();
+            #[unroll]
+            for j in 0..nv {
+                row.push(Vector::<u32, W>::reinterpret(panel[h * nv + j]));
+            }
+            #[unroll]
+            for i in 0..mr {
+                let v = if comptime!(layout.transpose_a) {
+                    words[at.place + h * pair_step + i]
+                } else {
+                    words[at.place + i * row_step + h]
+                };
+                let v = Vector::<u32, W>::new(v);
+                #[unroll]
+                for j in 0..nv {
+                    tile[i * nv + j] = dot::<W>(tile[i * nv + j], v, row[j], tiling.instruction);
+                }
+            }
+        }
+    }
+}
+
 /// Stores rows `from .. to` of a tile of whole panels, of which `row0` is where the first starts; what goes on with them does
 /// after the last block.
 #[cube]
@@ -650,10 +720,68 @@ fn whole_work(x: &Factors, #[comptime] layout: Layout, #[comptime] rows: usize) 
     work
 }
 
+/// Where the tiles of a share find their rows of `a`, as elements or as words.
+#[derive(CubeType)]
+struct Rows {
+    /// The first tile's first row. A tile at the end of all rows starts earlier, to read only what is there.
+    top: usize,
+    /// Where it is, and where that of a tile at the end of all rows is.
+    place: usize,
+    last_place: usize,
+    /// Distance of two rows, and of two words of a row.
+    row_step: usize,
+    pair_step: usize,
+}
+
+/// Where the tiles of a share find their rows. Those that a product rounds are made ready with the block's first panel.
+#[cube]
+fn rows_of(
+    x: &Factors,
+    words: &mut Words,
+    s: &Segment,
+    share: &Share,
+    block: &Block,
+    #[comptime] layout: Layout,
+    #[comptime] tiling: Tiling,
+) -> Rows {
+    let mr = comptime!(tiling.rows);
+    let top = min(s.row0 + share.t0 * mr, x.m - mr);
+    match comptime!(layout.precision) {
+        Precision::F32 => {
+            let row_step = if comptime!(layout.transpose_a) { 1usize.runtime() } else { x.k };
+            let (place, last_place) = (top * row_step, (x.m - mr) * row_step);
+            Rows { top, place, last_place, row_step, pair_step: 0usize.runtime() }
+        }
+        Precision::Bf16 => {
+            let own = words.all.index_mut(0usize);
+            let place = UNIT_POS as usize * words.own;
+            let end = min(s.row0 + (share.t1 - 1) * mr, x.m - mr) + mr;
+            if block.vector == share.p0 * comptime!(tiling.vectors) {
+                pair_rows(x, own, place, (top, end), block.q0, block.length, layout);
+            }
+            let (mut row_step, mut pair_step) = ((block.length + 1) / 2, 1usize.runtime());
+            if comptime!(layout.transpose_a) {
+                row_step = 1usize.runtime();
+                pair_step = end - top;
+            }
+            Rows { top, place, last_place: place + (x.m - mr - top) * row_step, row_step, pair_step }
+        }
+    }
+}
+
+/// The tiles of an expert that are a unit's.
+#[cube]
+fn own_tiles(s: &Segment, before: usize, work0: usize, work1: usize) -> (usize, usize) {
+    let t0 = min((max(work0, before) - before + s.each - 1) / s.each, s.tiles);
+    let t1 = min((max(work1, before) - before + s.each - 1) / s.each, s.tiles);
+    (t0, t1)
+}
+
 #[cube(launch_unchecked)]
 fn tiled<W: Size, L: Size, S: Size>(
     x: &Factors,
     in_vectors: &Vectors<L, S>,
+    words: &mut Words,
     y: &mut [Vector<f32, L>],
     sums: &mut Optional<Vector<f32, S>>,
     after: &mut Elementwise<W>,
@@ -663,7 +791,6 @@ fn tiled<W: Size, L: Size, S: Size>(
 ) {
     let w = W::value();
     let (mr, nv, kb) = comptime!((tiling.rows, tiling.vectors, tiling.block));
-    let transpose_a = comptime!(layout.transpose_a);
     let panels = ((x.n + w - 1) / w + nv - 1) / nv;
     let unit = UNIT_POS as usize;
     let row_groups = CUBE_DIM as usize / column_groups;
@@ -681,53 +808,55 @@ fn tiled<W: Size, L: Size, S: Size>(
     let mut before = 0usize.runtime();
     for e in 0..segment_count(x, layout) {
         let s = segment_of(x, e, layout, mr);
-        let t0 = min((max(work0, before) - before + s.each - 1) / s.each, s.tiles);
-        let t1 = min((max(work1, before) - before + s.each - 1) / s.each, s.tiles);
-        let own = Share { p0, p1, t0, t1 };
+        let (own0, own1) = own_tiles(&s, before, work0, work1);
         before += s.tiles * s.each;
-        if t1 > t0 {
-            if comptime!(transpose_a) {
-                if sums.given != 0 && column_group == 0 {
-                    sum_tiles::<S>(&in_vectors.a, &mut sums.values, &s, t0, t1, x.m, mr);
-                }
+        if comptime!(layout.transpose_a) {
+            if own1 > own0 && sums.given != 0 && column_group == 0 {
+                sum_tiles::<S>(&in_vectors.a, &mut sums.values, &s, own0, own1, x.m, mr);
             }
-            // A sum over nothing still stores its start.
-            let blocks = max((s.sum1 - s.sum0 + kb - 1) / kb, 1);
-            for p in p0..p1 {
-                for i in 0..blocks {
-                    let block = block_of(x, &s, &own, p, i, blocks, tiling);
-                    pack::<W, L>(x, &in_vectors.b, &mut panel, &s, &block, layout, tiling);
-                    if in_vectors.bias.given != 0 {
-                        load_start::<W, L>(&in_vectors.bias.values, &mut start, x, &s, &block, nv);
-                    }
-                    // A tile at the end of all rows starts earlier, to read only what is there. Its first row and that
-                    // row's place in `a` are carried from tile to tile: computed anew, they end up in the inner loop.
-                    let mut top = min(s.row0 + t0 * mr, x.m - mr);
-                    let row_step = if comptime!(transpose_a) { 1usize.runtime() } else { x.k };
-                    let mut place = top * row_step;
-                    for t in t0..t1 {
-                        let first = s.row0 + t * mr;
-                        let end = min(first + mr, s.row1);
-                        let row0 = s.y0 + top * x.n;
-                        let mut tile = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
-                        load_tile::<W, L>(&*y, &start, &mut passage, &mut tile, row0, x.n, &block, tiling);
-                        let at = Place { top, place, tile: t - t0 };
+        }
+        // A sum over nothing still stores its start.
+        let blocks = max((s.sum1 - s.sum0 + kb - 1) / kb, 1);
+        for t0 in range_stepped(own0, max(own1, own0), words.tiles) {
+            let own = Share { p0, p1, t0, t1: min(t0 + words.tiles, own1) };
+            for step in 0..blocks * (p1 - p0) {
+                let block = block_of(x, &s, &own, step, blocks, layout, tiling);
+                pack::<W, L>(x, &in_vectors.b, &mut panel, &s, &block, layout, tiling);
+                if in_vectors.bias.given != 0 {
+                    load_start::<W, L>(&in_vectors.bias.values, &mut start, x, &s, &block, nv);
+                }
+                // The first row of a tile and that row's place are carried from tile to tile: computed anew, they end up
+                // in the inner loop.
+                let rows = rows_of(x, words, &s, &own, &block, layout, tiling);
+                let (mut top, mut place) = (rows.top, rows.place);
+                for t in own.t0..own.t1 {
+                    let first = s.row0 + t * mr;
+                    let end = min(first + mr, s.row1);
+                    let row0 = s.y0 + top * x.n;
+                    let mut tile = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
+                    load_tile::<W, L>(&*y, &start, &mut passage, &mut tile, row0, x.n, &block, tiling);
+                    let at = Place { top, place, tile: t - own.t0 };
+                    if comptime!(layout.precision == Precision::Bf16) {
+                        let steps = (rows.row_step, rows.pair_step);
+                        let words = words.all.index(0usize);
+                        multiply_pairs::<W>(x, words, &panel, &mut tile, &at, steps, &block, layout, tiling);
+                    } else {
                         multiply::<W, L>(x, &in_vectors.b, &panel, &mut tile, &at, &block, layout, tiling);
-                        if comptime!(tiling.whole) {
-                            let rows = (first - top, end - top);
-                            store_tile::<W, L>(&tile, y, after, &keys, row0, rows, x.n, &block, tiling);
-                        } else {
-                            #[unroll]
-                            for i in 0..comptime!(mr * nv) {
-                                passage[i] = tile[i];
-                            }
-                            for i in first - top..end - top {
-                                store_row::<W, L>(&passage, y, after, &keys, i, row0 + i * x.n, x.n, &block, nv);
-                            }
-                        }
-                        top = min(top + mr, x.m - mr);
-                        place = min(place + mr * row_step, (x.m - mr) * row_step);
                     }
+                    let rows_of_tile = (first - top, end - top);
+                    if comptime!(tiling.whole) {
+                        store_tile::<W, L>(&tile, y, after, &keys, row0, rows_of_tile, x.n, &block, tiling);
+                    } else {
+                        #[unroll]
+                        for i in 0..comptime!(mr * nv) {
+                            passage[i] = tile[i];
+                        }
+                        for i in first - top..end - top {
+                            store_row::<W, L>(&passage, y, after, &keys, i, row0 + i * x.n, x.n, &block, nv);
+                        }
+                    }
+                    top = min(top + mr, x.m - mr);
+                    place = min(place + mr * rows.row_step, rows.last_place);
                 }
             }
         }
@@ -753,20 +882,28 @@ fn column_groups(units: usize, panels: usize, tiles: usize, experts: usize, pack
 
 /// Launches the kernel of a product, with the program that goes on with it.
 pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
-    let Product { layout, a, b, bias, y, sums, m, n, experts, .. } = *p;
-    let w = l.profile().matrix_width();
-    let tiling = Tiling::new(w, p, then);
+    let Product { layout, a, b, bias, y, sums, m, n, k, experts, .. } = *p;
+    let (w, units) = (l.profile().matrix_width(), l.profile().launched_units(1));
+    let room = l.scratch().elements() / units;
+    let tiling = Tiling::new(l.profile(), room, p, then);
     let aligned = |columns: usize| if columns % w == 0 { w } else { 1 };
     let (aligned, a_width) = (aligned(n), if layout.transpose_a { aligned(m) } else { 1 });
     l.launch(
         1,
         || format!("matmul {layout:?} {tiling:?} w{aligned} w{a_width}{then}"),
-        // SAFETY: columns and rows beyond the extents are neither read nor written, segments are cut off at `m` (or `k`).
+        // SAFETY: columns and rows beyond the extents are neither read nor written, segments are cut off at `m` (or `k`). A
+        // unit's words are its part of the scratch memory, which has room for the rows of as many tiles as it is told.
         |t| unsafe {
             let tiles = m.div_ceil(tiling.rows);
             let tiles = if layout.transpose_a { tiles * experts } else { tiles + experts - 1 };
             let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), tiles, experts, tiling.packing());
             let bias = Optional::bind(t, bias, b, aligned);
+            // Without rounding, all tiles are done at once.
+            let (all, tiles_at_a_time) = match layout.precision {
+                Precision::F32 => (None, m),
+                Precision::Bf16 => (Some(l.scratch()), tiles_at_once(room, tiling.rows, tiling.block.min(k))),
+            };
+            let words = WordsLaunch::new(t.bind_all(&all, 1), room, tiles_at_a_time);
             run!(
                 t,
                 tiled(
@@ -775,6 +912,7 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
                     a_width,
                     p.factors(t),
                     VectorsLaunch::new(t.bind(a, a_width), t.bind(b, aligned), bias),
+                    words,
                     t.bind(y, aligned),
                     Optional::bind(t, sums, y, a_width),
                     then.bind(t, w),

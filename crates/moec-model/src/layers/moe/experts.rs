@@ -1,6 +1,6 @@
 //! The experts of a `moe`: `NUMBER * EXPERT` as written, and how they are run on the rows that are sent to them.
 
-use moec_ir::{Builder, Op, Value};
+use moec_ir::{Builder, Op, Precision, Value};
 use moec_syntax::{self as ast, BinaryOperator, Code, Diagnostic, ExprKind, Span};
 
 use super::Moe;
@@ -150,7 +150,7 @@ impl Moe {
         let (batch, per_expert) = (tokens / time, slots / experts);
         let b = l.b();
         let sequences = b.ramp(batch + 1, time as i32);
-        let mixtures = b.op(Op::GroupedMatMulWeightGrad, &[dispatch, x, sequences]);
+        let mixtures = b.op(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[dispatch, x, sequences]);
         let rows = swap_outer(b, mixtures, [batch, experts, per_expert * width]);
         let rows = b.reshape(rows, [experts * batch * per_expert, width]);
         let offsets = b.ramp(experts + 1, (batch * per_expert) as i32);
@@ -158,7 +158,10 @@ impl Moe {
         let b = l.b();
         let y = swap_outer(b, y, [experts, batch, per_expert * width]);
         let y = b.reshape(y, [batch, slots, width]);
-        Ok(b.op(Op::GroupedMatMul { transpose_b: false, bias: false }, &[combine, y, sequences]))
+        Ok(b.op(
+            Op::GroupedMatMul { transpose_b: false, bias: false, precision: Precision::F32 },
+            &[combine, y, sequences],
+        ))
     }
 
     /// Adds what the experts compute that every token goes to.

@@ -2,7 +2,7 @@
 
 use crate::cli::args::BenchArgs;
 use crate::cli::console::Console;
-use crate::cli::devices::Devices;
+use crate::cli::devices::{Devices, why_no_faster};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::{KernelTable, flops, least_seconds};
 use crate::cli::units::{bytes, grouped, scaled};
@@ -71,8 +71,12 @@ struct MemoryReport {
 /// When the spec or the data is wrong, the device fails, or training diverges.
 pub(crate) fn run(args: &BenchArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     let begun = Instant::now();
-    let spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &args.spec.set)?;
+    let set: Vec<String> = args.spec.set.iter().cloned().chain(args.precision.set()).collect();
+    let spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
+    if let Some(note) = why_no_faster(spec.checked.recipe.precision, args.device) {
+        console.note(note);
+    }
     let data = args.data.clone().unwrap_or_else(|| spec.data(&args.spec.spec, registry));
     let corpus = downloads::corpus(&data, registry, console)?;
     let dataset = spec.dataset(&corpus)?;

@@ -20,7 +20,8 @@ use std::fmt::Write as _;
 /// # Errors
 /// When the file is wrong, the model needs more memory than the device has, or the output cannot be written.
 pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let source = read_source(&args.spec.spec)?.with_overrides(&args.spec.set);
+    let set: Vec<String> = args.spec.set.iter().cloned().chain(args.precision.set()).collect();
+    let source = read_source(&args.spec.spec)?.with_overrides(&set);
     if args.emit == Some(Emit::Ast) {
         let file = moec_syntax::parse(&source).map_err(|d| of_source(&source, d))?;
         return deliver(args, console, &format!("{file:#?}\n"));

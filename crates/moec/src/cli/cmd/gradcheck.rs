@@ -11,7 +11,7 @@ use crate::cli::units::grouped;
 use crate::pipeline::{self, CompileError, Function};
 use crate::{Spec, cli::downloads, initial_states};
 use indicatif::ProgressBar;
-use moec_ir::{Data, EvalError, Graph, Input, Output, Tensor, evaluate, random};
+use moec_ir::{Data, EvalError, Graph, Input, Output, Precision, Tensor, evaluate, random};
 use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
 use moec_plan::{Probe, Wrt, on_threads};
 use moec_runtime::{Corpus, Dataset, Split};
@@ -52,7 +52,8 @@ pub(crate) fn run(args: &GradcheckArgs, registry: &Registry, console: &Console) 
     Ok(if report.ok { Exit::Success } else { Exit::Failure })
 }
 
-/// Takes a smaller batch of shorter sequences, and says what was changed.
+/// Takes a smaller batch of shorter sequences, and says what was changed. Products are checked as they are without rounding:
+/// rounded, they are stairs, whose central differences are steps or nothing.
 fn shorten(spec: &mut Spec, args: &GradcheckArgs) -> Vec<String> {
     let mut changed = Vec::new();
     let mut at_most = |what: &str, value: &mut usize, most: u64| {
@@ -64,6 +65,10 @@ fn shorten(spec: &mut Spec, args: &GradcheckArgs) -> Vec<String> {
     };
     at_most("context", &mut spec.checked.model.context, args.context);
     at_most("batch", &mut spec.checked.recipe.batch, args.batch);
+    let precision = std::mem::take(&mut spec.checked.recipe.precision);
+    if precision != Precision::default() {
+        changed.push(format!("precision {} instead of {}", Precision::default().name(), precision.name()));
+    }
     changed
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
-use crate::cli::devices::Devices;
+use crate::cli::devices::{Devices, why_no_faster};
 use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::KernelTable;
@@ -26,6 +26,9 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
     if args.seed.is_some_and(|seed| seed != spec.checked.recipe.seed) {
         return Err(kept_by_the_run("seed"));
+    }
+    if args.precision.given().is_some_and(|precision| precision != spec.checked.recipe.precision.name()) {
+        return Err(kept_by_the_run("precision"));
     }
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
     let data = if request.data.is_empty() { spec.data(&args.spec.spec, registry) } else { request.data };
@@ -107,6 +110,7 @@ fn begun(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Fai
     let mut set = args.spec.set.clone();
     set.extend(args.steps.map(|n| format!("train.steps={n}")));
     set.extend(args.seed.map(|n| format!("train.seed={n}")));
+    set.extend(args.precision.set());
     let source = read_source(&args.spec.spec)?;
     let (model, data) = (args.spec.model.clone(), args.data.clone().unwrap_or_default());
     Ok((source, Request { model, set, data, ..Request::default() }, args.out.clone()))
@@ -199,6 +203,9 @@ fn introduce(
         recipe.seed,
         root.display()
     ));
+    if let Some(note) = why_no_faster(recipe.precision, device) {
+        console.note(note);
+    }
 }
 
 fn resume_command(args: &TrainArgs, root: &Path) -> String {
