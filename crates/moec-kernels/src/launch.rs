@@ -50,6 +50,18 @@ pub(crate) enum Kind {
     Gpu,
 }
 
+/// How a CPU computes products of bfloat16 numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Bf16Products {
+    /// An instruction multiplies pairs of them.
+    Instruction,
+    /// As the instruction does, in plain arithmetic: to test on any processor all that is made ready for it.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for tests"))]
+    Pairs,
+    /// They are float32 numbers that were rounded.
+    Rounded,
+}
+
 /// What kernels need to know about a device to be chosen and shaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceProfile {
@@ -57,15 +69,15 @@ pub struct DeviceProfile {
     units: u32,
     /// Floats in one vector register.
     lanes: usize,
-    /// Whether an instruction multiplies pairs of bfloat16 numbers.
-    bf16: bool,
+    /// How products of bfloat16 numbers are computed.
+    bf16: Bf16Products,
 }
 
 impl DeviceProfile {
     /// A CPU on which kernels run with that many threads, of which there is at least one.
     pub fn cpu(threads: usize) -> Self {
         let units = threads.clamp(1, u32::MAX as usize) as u32;
-        Self { kind: Kind::Cpu, units, lanes: register_lanes(), bf16: multiplies_bf16() }
+        Self { kind: Kind::Cpu, units, lanes: register_lanes(), bf16: bf16_products() }
     }
 
     /// The same CPU as one with vector registers of that many floats, of which the compiler makes what there are.
@@ -74,9 +86,9 @@ impl DeviceProfile {
         Self { lanes, ..self }
     }
 
-    /// The same CPU as one with an instruction for products of bfloat16 numbers, or without.
+    /// The same CPU as one that computes products of bfloat16 numbers like this.
     #[cfg(all(test, feature = "cpu"))]
-    pub(crate) fn with_bf16(self, bf16: bool) -> Self {
+    pub(crate) fn with_bf16(self, bf16: Bf16Products) -> Self {
         Self { bf16, ..self }
     }
 
@@ -87,7 +99,7 @@ impl DeviceProfile {
 
     /// A graphics device.
     pub fn gpu() -> Self {
-        Self { kind: Kind::Gpu, units: GPU_CUBE, lanes: 4, bf16: false }
+        Self { kind: Kind::Gpu, units: GPU_CUBE, lanes: 4, bf16: Bf16Products::Rounded }
     }
 
     /// Floats in one vector register.
@@ -121,6 +133,11 @@ impl DeviceProfile {
     /// Whether an instruction multiplies pairs of bfloat16 numbers: without one, products of that precision are no faster
     /// than others.
     pub fn multiplies_bf16(&self) -> bool {
+        self.bf16 == Bf16Products::Instruction
+    }
+
+    /// How products of bfloat16 numbers are computed.
+    pub(crate) fn bf16_products(&self) -> Bf16Products {
         self.bf16
     }
 
@@ -139,16 +156,14 @@ impl DeviceProfile {
     }
 }
 
-/// Whether this machine has AVX512-BF16, for registers of every width.
-fn multiplies_bf16() -> bool {
+/// How this machine computes products of bfloat16 numbers: AVX512-BF16 has an instruction, with AVX512-VL for registers of
+/// every width.
+fn bf16_products() -> Bf16Products {
     #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("avx512bf16") && std::arch::is_x86_feature_detected!("avx512vl")
+    if std::arch::is_x86_feature_detected!("avx512bf16") && std::arch::is_x86_feature_detected!("avx512vl") {
+        return Bf16Products::Instruction;
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
+    Bf16Products::Rounded
 }
 
 /// Floats in one vector register of this machine: a matrix product with registers half full is half as fast.

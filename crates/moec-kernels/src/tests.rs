@@ -10,6 +10,8 @@ use moec_ir::{
 };
 use moec_plan::{Backend, BackendError, Buffer, BufferId, ClusterOptions, Program, Step, Storage, cluster, plan};
 
+#[cfg(feature = "cpu")]
+use crate::launch::Bf16Products;
 use crate::{CubeBackend, Device, DeviceProfile, kernel_names};
 
 /// Extents that are no multiple of a vector, and some that are.
@@ -677,15 +679,24 @@ fn products_per_expert() {
 #[cfg(feature = "cpu")]
 #[test]
 fn products_for_every_width_of_registers() {
-    for precision in Precision::ALL {
-        products_for_every_width(precision);
+    products_for_every_width(Precision::F32, DeviceProfile::cpu(2));
+}
+
+/// The same of bfloat16 numbers, as this processor multiplies them, and as others do.
+#[cfg(feature = "cpu")]
+#[test]
+fn products_of_bfloat16_numbers_for_every_width_of_registers() {
+    let this = DeviceProfile::cpu(2);
+    let mut all = vec![Bf16Products::Pairs, Bf16Products::Rounded];
+    all.extend(this.multiplies_bf16().then_some(Bf16Products::Instruction));
+    for products in all {
+        products_for_every_width(Precision::Bf16, this.with_bf16(products));
     }
 }
 
 #[cfg(feature = "cpu")]
-fn products_for_every_width(precision: Precision) {
-    let backends = [4, 8, 16]
-        .map(|lanes| CubeBackend::with_profile(Device::Cpu, DeviceProfile::cpu(2).with_lanes(lanes)).unwrap());
+fn products_for_every_width(precision: Precision, profile: DeviceProfile) {
+    let backends = [4, 8, 16].map(|lanes| CubeBackend::with_profile(Device::Cpu, profile.with_lanes(lanes)).unwrap());
     let same = |graph: &Graph, operands: &[&Tensor]| {
         let (clusters, _) = cluster(graph, &ClusterOptions::default()).unwrap();
         let program = plan(&[("f".to_string(), &clusters)]).unwrap();

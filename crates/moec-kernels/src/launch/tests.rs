@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use moec_ir::{AttentionAttrs, Binary, Precision, Unary};
 use moec_plan::{Access, Elementwise, Instr};
 
-use super::{Arg, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
+use super::{Arg, Bf16Products, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
 use crate::kernels::matmul::{self, Layout, Product};
 use crate::kernels::norm::{self, Norm};
 use crate::kernels::{attention, copy, embed, fused, reduce, rotary, routing};
@@ -149,8 +149,16 @@ fn products_of_bfloat16_numbers_use_the_instruction_for_them() {
         objects_for("sapphirerapids", profile, SCRATCH_ELEMENTS, launch).unwrap()
     };
     for lanes in [4, 8, 16] {
-        assert!(objects(lanes, true, Precision::Bf16).iter().all(|object| multiplies_pairs(object)), "{lanes} lanes");
+        assert!(
+            objects(lanes, Bf16Products::Instruction, Precision::Bf16).iter().all(|object| multiplies_pairs(object)),
+            "{lanes} lanes"
+        );
     }
-    assert!(!objects(16, false, Precision::Bf16).iter().any(|object| multiplies_pairs(object)));
-    assert!(!objects(16, true, Precision::F32).iter().any(|object| multiplies_pairs(object)));
+    for (products, precision) in [
+        (Bf16Products::Pairs, Precision::Bf16),
+        (Bf16Products::Rounded, Precision::Bf16),
+        (Bf16Products::Instruction, Precision::F32),
+    ] {
+        assert!(!objects(16, products, precision).iter().any(|object| multiplies_pairs(object)), "{products:?}");
+    }
 }

@@ -28,11 +28,11 @@
 use super::super::fused::{DropoutKeys, Elementwise, Then, dropout_keys, go_on};
 use super::super::lanes::clear;
 use super::super::native::{prefetch, transpose};
-use super::pairs::{Words, WordsLaunch, dot, pair_panel, pair_rows, tiles_at_once};
+use super::pairs::{Reading, Words, WordsLaunch, add_product, panel_to_words, rows_to_words, tiles_at_once};
 use super::{Factors, Layout, Product, fetched_row, segment, segment_count};
 use crate::launch::{DeviceProfile, Launcher, Optional, part_of, run};
 use cubecl::prelude::*;
-use moec_ir::{Invariant, Precision};
+use moec_ir::Invariant;
 
 /// How a panel of `b` comes to the registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,8 +66,8 @@ struct Tiling {
     ahead: bool,
     /// A program goes on with the result.
     goes_on: bool,
-    /// Pairs of bfloat16 numbers are multiplied by an instruction.
-    instruction: bool,
+    /// How operands are read.
+    reading: Reading,
 }
 
 /// Tiles of an expert from which on its panels are copied, if they could be read where they are.
@@ -88,7 +88,7 @@ impl Tiling {
     /// four vectors of `b` make the packed panel of AVX-512 32 KiB with a quarter of the block.
     fn new(profile: &DeviceProfile, room: usize, p: &Product<'_>, then: &Then<'_>) -> Self {
         let Product { layout, m, n, k, experts, .. } = *p;
-        let (lanes, paired) = (profile.matrix_width(), layout.precision == Precision::Bf16);
+        let (lanes, reading) = (profile.matrix_width(), Reading::new(layout.precision, profile.bf16_products()));
         let (mut rows, vectors, mut block) = match lanes {
             _ if n <= lanes => (12, 1, 512),
             16 => (6, 4, 128),
@@ -99,7 +99,7 @@ impl Tiling {
             rows /= 2;
         }
         // The rows of a tile must fit, with any number of units.
-        while paired && block > 2 && rows * block / 2 > room {
+        while reading.words() && block > 2 && rows * block / reading.each() > room {
             block /= 2;
         }
         let whole = n % (lanes * vectors) == 0;
@@ -108,14 +108,15 @@ impl Tiling {
         let panel = match layout {
             Layout { transpose_b: true, .. } if k % lanes == 0 => Panel::Transposed,
             Layout { transpose_b: true, .. } => Panel::Gathered,
-            _ if whole && tiles < WORTH_COPYING && !(layout.transpose_a && layout.fetched) && !paired => Panel::InPlace,
+            _ if whole && tiles < WORTH_COPYING && !(layout.transpose_a && layout.fetched) && !reading.words() => {
+                Panel::InPlace
+            }
             _ => Panel::Copied,
         };
         // With few rows, all is over before what was asked for has come. The summed rows of a weight gradient are not
         // weights, and were just written.
         let ahead = !layout.transpose_a && rows > 2;
-        let instruction = paired && profile.multiplies_bf16();
-        Self { lanes, rows, vectors, block, panel, whole, ahead, goes_on: !then.is_empty(), instruction }
+        Self { lanes, rows, vectors, block, panel, whole, ahead, goes_on: !then.is_empty(), reading }
     }
 
     /// Vectors of a packed panel.
@@ -372,8 +373,8 @@ fn pack<W: Size, L: Size>(
             }
         }
     }
-    if comptime!(layout.precision == Precision::Bf16) {
-        pair_panel::<W>(panel, block.length, vectors);
+    if comptime!(tiling.reading.words()) {
+        panel_to_words::<W>(panel, block.length, vectors, tiling.reading.each());
     }
 }
 
@@ -403,32 +404,23 @@ fn stored_lines(x: &Factors, #[comptime] tiling: Tiling) -> (usize, usize) {
 /// The panel and the block of it that a unit comes to in a step: panel after panel, unless a block's rows of `a` are made
 /// ready for all panels.
 #[cube]
-fn step_of(step: usize, share: &Share, blocks: usize, #[comptime] layout: Layout) -> (usize, usize) {
-    match comptime!(layout.precision) {
-        Precision::F32 => (share.p0 + step / blocks, step % blocks),
-        Precision::Bf16 => {
-            let panels = share.p1 - share.p0;
-            (share.p0 + step % panels, step / panels)
-        }
+fn step_of(step: usize, share: &Share, blocks: usize, #[comptime] tiling: Tiling) -> (usize, usize) {
+    if comptime!(tiling.reading.words()) {
+        let panels = share.p1 - share.p0;
+        (share.p0 + step % panels, step / panels)
+    } else {
+        (share.p0 + step / blocks, step % blocks)
     }
 }
 
 /// The block that a unit works on in a step; a panel has `blocks` of them.
 #[cube]
-fn block_of(
-    x: &Factors,
-    s: &Segment,
-    share: &Share,
-    step: usize,
-    blocks: usize,
-    #[comptime] layout: Layout,
-    #[comptime] tiling: Tiling,
-) -> Block {
+fn block_of(x: &Factors, s: &Segment, share: &Share, step: usize, blocks: usize, #[comptime] tiling: Tiling) -> Block {
     let (kb, nv) = comptime!((tiling.block, tiling.vectors));
-    let (p, i) = step_of(step, share, blocks, layout);
+    let (p, i) = step_of(step, share, blocks, tiling);
     let q0 = s.sum0 + i * kb;
     let (rows, in_row) = stored_lines(x, tiling);
-    let (mut next_p, next_i) = step_of(step + 1, share, blocks, layout);
+    let (mut next_p, next_i) = step_of(step + 1, share, blocks, tiling);
     let (mut b0, mut next_q) = (s.b0, s.sum0 + next_i * kb);
     let mut lines = rows * in_row;
     if step + 1 == blocks * (share.p1 - share.p0) {
@@ -591,46 +583,44 @@ fn multiply<W: Size, L: Size>(
     }
 }
 
-/// As [`multiply`], of words from `at.place` on, each of two summed elements: a row of `a` follows after `row_step` words,
-/// a pair after `pair_step`.
+/// As [`multiply`], of words, of which those of the tile start at `at.place`.
 #[cube]
-fn multiply_pairs<W: Size>(
+fn multiply_words<W: Size>(
     x: &Factors,
     words: &[u32],
     panel: &Array<Vector<f32, W>>,
     tile: &mut Array<Vector<f32, W>>,
     at: &Place,
-    steps: (usize, usize),
+    rows: &Rows,
     block: &Block,
     #[comptime] layout: Layout,
     #[comptime] tiling: Tiling,
 ) {
-    let (mr, nv) = comptime!((tiling.rows, tiling.vectors));
-    let (row_step, pair_step) = steps;
-    let stride = comptime!((if tiling.ahead { STRIDE } else { tiling.block }) / 2);
-    let pairs = (block.length + 1) / 2;
-    for h0 in range_stepped(0, pairs, stride) {
+    let (mr, nv, each) = comptime!((tiling.rows, tiling.vectors, tiling.reading.each()));
+    let stride = comptime!((if tiling.ahead { STRIDE } else { tiling.block }) / each);
+    let length = (block.length + each - 1) / each;
+    for h0 in range_stepped(0, length, stride) {
         if comptime!(tiling.ahead) {
             let turn = at.tile * turns_of_a_tile(x, tiling) + h0 / stride;
             ask(x, &block.next, turn, layout, tiling);
         }
-        for h in h0..min(h0 + stride, pairs) {
-            let mut row = Sequence::<Vector<u32, W>>::new();
+        for h in h0..min(h0 + stride, length) {
+            let mut row = Sequence::<Vector<f32, W>>::new();
             #[unroll]
             for j in 0..nv {
-                row.push(Vector::<u32, W>::reinterpret(panel[h * nv + j]));
+                row.push(panel[h * nv + j]);
             }
             #[unroll]
             for i in 0..mr {
                 let v = if comptime!(layout.transpose_a) {
-                    words[at.place + h * pair_step + i]
+                    words[at.place + h * rows.word_step + i]
                 } else {
-                    words[at.place + i * row_step + h]
+                    words[at.place + i * rows.row_step + h]
                 };
                 let v = Vector::<u32, W>::new(v);
                 #[unroll]
                 for j in 0..nv {
-                    tile[i * nv + j] = dot::<W>(tile[i * nv + j], v, row[j], tiling.instruction);
+                    tile[i * nv + j] = add_product::<W>(tile[i * nv + j], v, row[j], tiling.reading);
                 }
             }
         }
@@ -730,7 +720,7 @@ struct Rows {
     last_place: usize,
     /// Distance of two rows, and of two words of a row.
     row_step: usize,
-    pair_step: usize,
+    word_step: usize,
 }
 
 /// Where the tiles of a share find their rows. Those that a product rounds are made ready with the block's first panel.
@@ -746,26 +736,24 @@ fn rows_of(
 ) -> Rows {
     let mr = comptime!(tiling.rows);
     let top = min(s.row0 + share.t0 * mr, x.m - mr);
-    match comptime!(layout.precision) {
-        Precision::F32 => {
-            let row_step = if comptime!(layout.transpose_a) { 1usize.runtime() } else { x.k };
-            let (place, last_place) = (top * row_step, (x.m - mr) * row_step);
-            Rows { top, place, last_place, row_step, pair_step: 0usize.runtime() }
+    let last = x.m - mr;
+    if comptime!(tiling.reading.words()) {
+        let each = comptime!(tiling.reading.each());
+        let place = UNIT_POS as usize * words.own;
+        let end = min(s.row0 + (share.t1 - 1) * mr, last) + mr;
+        if block.vector == share.p0 * comptime!(tiling.vectors) {
+            let all = words.all.index_mut(0usize);
+            rows_to_words(x, all, place, (top, end), block.q0, block.length, layout, each);
         }
-        Precision::Bf16 => {
-            let own = words.all.index_mut(0usize);
-            let place = UNIT_POS as usize * words.own;
-            let end = min(s.row0 + (share.t1 - 1) * mr, x.m - mr) + mr;
-            if block.vector == share.p0 * comptime!(tiling.vectors) {
-                pair_rows(x, own, place, (top, end), block.q0, block.length, layout);
-            }
-            let (mut row_step, mut pair_step) = ((block.length + 1) / 2, 1usize.runtime());
-            if comptime!(layout.transpose_a) {
-                row_step = 1usize.runtime();
-                pair_step = end - top;
-            }
-            Rows { top, place, last_place: place + (x.m - mr - top) * row_step, row_step, pair_step }
+        let (mut row_step, mut word_step) = ((block.length + each - 1) / each, 1usize.runtime());
+        if comptime!(layout.transpose_a) {
+            row_step = 1usize.runtime();
+            word_step = end - top;
         }
+        Rows { top, place, last_place: place + (last - top) * row_step, row_step, word_step }
+    } else {
+        let row_step = if comptime!(layout.transpose_a) { 1usize.runtime() } else { x.k };
+        Rows { top, place: top * row_step, last_place: last * row_step, row_step, word_step: 0usize.runtime() }
     }
 }
 
@@ -820,7 +808,7 @@ fn tiled<W: Size, L: Size, S: Size>(
         for t0 in range_stepped(own0, max(own1, own0), words.tiles) {
             let own = Share { p0, p1, t0, t1: min(t0 + words.tiles, own1) };
             for step in 0..blocks * (p1 - p0) {
-                let block = block_of(x, &s, &own, step, blocks, layout, tiling);
+                let block = block_of(x, &s, &own, step, blocks, tiling);
                 pack::<W, L>(x, &in_vectors.b, &mut panel, &s, &block, layout, tiling);
                 if in_vectors.bias.given != 0 {
                     load_start::<W, L>(&in_vectors.bias.values, &mut start, x, &s, &block, nv);
@@ -836,10 +824,9 @@ fn tiled<W: Size, L: Size, S: Size>(
                     let mut tile = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
                     load_tile::<W, L>(&*y, &start, &mut passage, &mut tile, row0, x.n, &block, tiling);
                     let at = Place { top, place, tile: t - own.t0 };
-                    if comptime!(layout.precision == Precision::Bf16) {
-                        let steps = (rows.row_step, rows.pair_step);
+                    if comptime!(tiling.reading.words()) {
                         let words = words.all.index(0usize);
-                        multiply_pairs::<W>(x, words, &panel, &mut tile, &at, steps, &block, layout, tiling);
+                        multiply_words::<W>(x, words, &panel, &mut tile, &at, &rows, &block, layout, tiling);
                     } else {
                         multiply::<W, L>(x, &in_vectors.b, &panel, &mut tile, &at, &block, layout, tiling);
                     }
@@ -899,11 +886,12 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
             let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), tiles, experts, tiling.packing());
             let bias = Optional::bind(t, bias, b, aligned);
             // Without rounding, all tiles are done at once.
-            let (all, tiles_at_a_time) = match layout.precision {
-                Precision::F32 => (None, m),
-                Precision::Bf16 => (Some(l.scratch()), tiles_at_once(room, tiling.rows, tiling.block.min(k))),
-            };
-            let words = WordsLaunch::new(t.bind_all(&all, 1), room, tiles_at_a_time);
+            let (mut all, mut at_once) = (None, m);
+            if tiling.reading.words() {
+                let words = tiling.rows * tiling.block.min(k).div_ceil(tiling.reading.each());
+                (all, at_once) = (Some(l.scratch()), tiles_at_once(room, words));
+            }
+            let words = WordsLaunch::new(t.bind_all(&all, 1), room, at_once);
             run!(
                 t,
                 tiled(
