@@ -110,6 +110,20 @@ fn on_cpu() -> impl Iterator<Item = &'static (&'static str, CubeBackend)> {
     backends().iter().filter(|(name, _)| *name != "wgpu")
 }
 
+/// As [`check`], for sizes at which only kernels of graphics devices do something else. Runs twice and compares bits.
+fn check_on_graphics_device(op: &Op, operands: &[&Tensor], tolerance: f64) {
+    let expected = evaluate_op(op, operands).unwrap();
+    let (what, program) = (format!("{op:?} of {}", operands[0].ty()), program(op, operands));
+    for (name, backend) in backends().iter().filter(|(name, _)| *name == "wgpu") {
+        let [found, again] = [(); 2].map(|()| run_program(backend, &program, operands));
+        let what = format!("{what} on {name}");
+        for (slot, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            close(&format!("{what}, result {slot}"), found, expected, tolerance);
+        }
+        assert_eq!(found, again, "{what}: it is not the same again");
+    }
+}
+
 fn check_program_on(
     backends: impl IntoIterator<Item = &'static (&'static str, CubeBackend)>,
     what: &str,
@@ -846,6 +860,29 @@ fn attention_in_blocks_of_awkward_sizes() {
             let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
             let operands = [&[&dy, &qkv, &y[0], &y[1]], random].concat();
             check_on_cpu(&Op::AttentionGrad(attrs), &operands, 2e-5);
+        }
+    }
+}
+
+/// Lengths about those of tiles, heads about the width of a strip of channels, and more tiles than cubes of a launch. Same
+/// operands, same bits.
+#[test]
+fn attention_in_cubes_of_awkward_sizes() {
+    let wide = [1, 3, 8, 16, 64, 128, 192, 256].map(|d| (67, d));
+    let short = [1, 3, 7, 17, 33].into_iter().flat_map(|time| [3, 64, 192].map(|d| (time, d)));
+    for (time, d) in wide.into_iter().chain(short).chain([(1, 1040), (66, 65), (200, 2), (2, 0)]) {
+        let (batch, heads, d) = if d == 0 { (1, 2100, 1) } else { (2, 1 + usize::from(d < 64), d) };
+        let (n, c) = (batch * time, heads * d);
+        let (qkv, dy, rng) = (normal(&[n, 3 * c], 1), normal(&[n, c], 2), rng());
+        for dropout in [0.0, 0.3] {
+            let scale = (1.0 / (d as f64).sqrt()).into();
+            let attrs = AttentionAttrs { heads, time, scale, dropout: dropout.into(), key: 9 };
+            let random: &[&Tensor] = if dropout > 0.0 { &[&rng] } else { &[] };
+            let operands = [&[&qkv], random].concat();
+            check_on_graphics_device(&Op::Attention(attrs), &operands, 1e-5);
+            let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
+            let operands = [&[&dy, &qkv, &y[0], &y[1]], random].concat();
+            check_on_graphics_device(&Op::AttentionGrad(attrs), &operands, 2e-5);
         }
     }
 }

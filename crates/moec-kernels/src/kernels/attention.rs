@@ -4,10 +4,12 @@
 //! Dropout masks are computed again in the backward pass from random element `((b*H + h)*T + query)*T + key`, and so are
 //! the probabilities, from the log-sum-exp of each query (as Dao et al. 2022, arXiv 2205.14135).
 //!
-//! CPUs compute in tiles of queries and keys, graphics devices position by position.
+//! CPUs compute in tiles of queries and keys in registers, graphics devices in tiles of shared memory. On CPUs, heads too wide
+//! for tiles are computed position by position.
 
 #![allow(unsafe_code, reason = "kernel launches")]
 
+mod cubes;
 mod positions;
 mod tiles;
 
@@ -60,6 +62,9 @@ pub(crate) fn forward(
     attrs: &AttentionAttrs,
     channels: usize,
 ) {
+    if !l.is_cpu() {
+        return cubes::launch_forward(l, qkv, rng, y, lse, attrs, channels);
+    }
     match tiles::Blocking::new(l, attrs, channels) {
         Some(blocking) => tiles::launch_forward(l, qkv, rng, y, lse, attrs, blocking),
         None => positions::launch_forward(l, qkv, rng, y, lse, attrs, channels),
@@ -78,6 +83,9 @@ pub(crate) fn backward(
     attrs: &AttentionAttrs,
     channels: usize,
 ) {
+    if !l.is_cpu() {
+        return cubes::launch_backward(l, dy, qkv, y, lse, rng, dqkv, attrs, channels);
+    }
     match tiles::Blocking::new(l, attrs, channels) {
         Some(blocking) => tiles::launch_backward(l, dy, qkv, y, lse, rng, dqkv, attrs, blocking),
         None => positions::launch_backward(l, dy, qkv, y, lse, rng, dqkv, attrs, channels),

@@ -1,7 +1,7 @@
-//! Attention on graphics devices: one unit per (sequence, head, position).
+//! Attention of heads too wide for tiles on CPUs: one item per (sequence, head, position).
 //!
 //! Backward, one owns the gradient of its position's query, and another that of its key and value. Either way an element is
-//! summed by one unit in order of positions. CPUs run the same for heads too wide for tiles.
+//! summed by one unit in order of positions.
 
 use super::{Scoring, dropout_keys, scoring};
 use crate::kernels::random::random_bits;
@@ -18,8 +18,6 @@ struct Shape {
     width: usize,
     /// Whether probabilities are dropped.
     dropout: bool,
-    /// Whether loops over the head width are written out, so that graphics devices keep a row in registers.
-    unroll: bool,
 }
 
 /// Factor of a probability: 0 for a dropped one, else `keep`.
@@ -38,14 +36,13 @@ fn dropout_factors<W: Size>(
 #[cube]
 fn dot_product(a: &[f32], b: &[f32], a0: usize, b0: usize, #[comptime] shape: Shape) -> f32 {
     let mut sum = 0.0f32;
-    #[unroll(shape.unroll)]
     for d in 0..shape.width {
         sum = fma(a[a0 + d], b[b0 + d], sum);
     }
     sum
 }
 
-/// Forward: one unit per (sequence, head, query).
+/// Forward: one item per (sequence, head, query).
 #[cube(launch_unchecked)]
 fn forward_positions(
     qkv: &[f32],
@@ -73,7 +70,6 @@ fn forward_positions(
             highest = max(highest, s);
         }
         let mut acc = Array::<f32>::new(width);
-        #[unroll(shape.unroll)]
         for d in 0..width {
             acc[d] = 0.0;
         }
@@ -87,20 +83,18 @@ fn forward_positions(
                 let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + k));
                 kept *= dropout_factors::<Const<1>>(a, b, counters, scoring).extract(0usize);
             }
-            #[unroll(shape.unroll)]
             for d in 0..width {
                 acc[d] = fma(kept, qkv[start + 2 * channels + k * row + d], acc[d]);
             }
         }
         lse[(token + q) * heads + head] = highest + f32::ln(sum);
-        #[unroll(shape.unroll)]
         for d in 0..width {
             y[(token + q) * channels + head * width + d] = acc[d] / sum;
         }
     }
 }
 
-/// Backward: one unit per (sequence, head, position) for what the position is as a query, and one for
+/// Backward: one item per (sequence, head, position) for what the position is as a query, and one for
 /// what it is as a key and a value.
 #[cube(launch_unchecked)]
 fn backward_positions(
@@ -127,7 +121,6 @@ fn backward_positions(
         let start = token * row + head * width;
         let out = token * channels + head * width;
         let mut first = Array::<f32>::new(width);
-        #[unroll(shape.unroll)]
         for d in 0..width {
             first[d] = 0.0;
         }
@@ -144,19 +137,16 @@ fn backward_positions(
                     dp *= dropout_factors::<Const<1>>(a, b, counters, scoring).extract(0usize);
                 }
                 let slope = p * (dp - delta) * scale;
-                #[unroll(shape.unroll)]
                 for d in 0..width {
                     first[d] = fma(slope, qkv[key_row + d], first[d]);
                 }
             }
-            #[unroll(shape.unroll)]
             for d in 0..width {
                 dqkv[start + t * row + d] = first[d];
             }
         } else {
             // The position as a key and a value.
             let mut second = Array::<f32>::new(width);
-            #[unroll(shape.unroll)]
             for d in 0..width {
                 second[d] = 0.0;
             }
@@ -174,13 +164,11 @@ fn backward_positions(
                     dp *= factor;
                 }
                 let slope = p * (dp - delta) * scale;
-                #[unroll(shape.unroll)]
                 for d in 0..width {
                     first[d] = fma(slope, qkv[start + q * row + d], first[d]);
                     second[d] = fma(kept, dy[out + q * channels + d], second[d]);
                 }
             }
-            #[unroll(shape.unroll)]
             for d in 0..width {
                 dqkv[key_row + d] = first[d];
                 dqkv[key_row + channels + d] = second[d];
@@ -189,13 +177,9 @@ fn backward_positions(
     }
 }
 
-/// The widest head whose loops are written out: beyond, a unit's rows do not fit its registers.
-const UNROLLED: usize = 64;
-
 impl Shape {
-    fn new(l: &Launcher, attrs: &AttentionAttrs, channels: usize) -> Self {
-        let (width, dropout) = (channels / attrs.heads, attrs.dropout.get() > 0.0);
-        Self { time: attrs.time, width, dropout, unroll: !l.is_cpu() && width <= UNROLLED }
+    fn new(attrs: &AttentionAttrs, channels: usize) -> Self {
+        Self { time: attrs.time, width: channels / attrs.heads, dropout: attrs.dropout.get() > 0.0 }
     }
 }
 
@@ -209,7 +193,7 @@ pub(super) fn launch_forward(
     attrs: &AttentionAttrs,
     channels: usize,
 ) {
-    let (shape, positions, split) = (Shape::new(l, attrs, channels), lse.elements(), l.split());
+    let (shape, positions, split) = (Shape::new(attrs, channels), lse.elements(), l.split());
     l.launch(
         positions,
         || format!("attention_positions {shape:?}"),
@@ -233,7 +217,7 @@ pub(super) fn launch_backward(
     attrs: &AttentionAttrs,
     channels: usize,
 ) {
-    let (shape, positions, split) = (Shape::new(l, attrs, channels), lse.elements(), l.split());
+    let (shape, positions, split) = (Shape::new(attrs, channels), lse.elements(), l.split());
     l.launch(
         2 * positions,
         || format!("attention_positions_grad {shape:?}"),

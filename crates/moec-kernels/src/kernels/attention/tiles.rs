@@ -61,13 +61,13 @@ pub(super) struct Blocking {
 }
 
 impl Blocking {
-    /// The blocking for an operation; none on graphics devices, and for heads whose rows do not fit.
+    /// The blocking for an operation; none for heads whose rows do not fit.
     pub(super) fn new(l: &Launcher, attrs: &AttentionAttrs, channels: usize) -> Option<Self> {
         let (lanes, width) = (l.profile().matrix_width(), channels / attrs.heads);
         let vectors = width.div_ceil(lanes);
         let queries = (LONGEST_ARRAY / (lanes * vectors)).min(MOST_QUERIES);
         let keys = (LONGEST_ARRAY / vectors).min(MOST_KEYS) / lanes * lanes;
-        let fits = l.is_cpu() && lanes * vectors <= LONGEST_ARRAY && keys > 0;
+        let fits = lanes * vectors <= LONGEST_ARRAY && keys > 0;
         fits.then_some(Self { width, vectors, queries, keys, dropout: attrs.dropout.get() > 0.0 })
     }
 
