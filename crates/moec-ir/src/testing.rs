@@ -122,6 +122,11 @@ struct Growth {
     counted: usize,
 }
 
+/// One product in four is of bfloat16 numbers.
+fn drawn(r: u8) -> Precision {
+    if r & 3 == 3 { Precision::Bf16 } else { Precision::F32 }
+}
+
 /// Normal values of 53 bits do not get this large.
 const NORMAL: f64 = 9.0;
 
@@ -382,7 +387,7 @@ impl Growth {
         if m * n > 2000 {
             return;
         }
-        let y = self.b.op(Op::MatMul { transpose_a, transpose_b, bias, precision: Precision::F32 }, &operands);
+        let y = self.b.op(Op::MatMul { transpose_a, transpose_b, bias, precision: drawn(r >> 5) }, &operands);
         self.push(y, bound * bound_w * i as f64 + NORMAL);
     }
 
@@ -471,7 +476,7 @@ impl Growth {
         if bias {
             operands.push(self.parameter(&[experts, outer]));
         }
-        let up = self.b.op(Op::GroupedMatMul { transpose_b, bias, precision: Precision::F32 }, &operands);
+        let up = self.b.op(Op::GroupedMatMul { transpose_b, bias, precision: drawn(q >> 5 | p >> 7) }, &operands);
         let up = self.b.unary(Unary::Relu, up);
         let y = self.b.op(Op::Combine { weighted: true }, &[up, order, positions, gates]);
         self.push(gates, 1.0);
@@ -493,7 +498,7 @@ impl Growth {
         let logits = self.b.linear(x, router, None);
         let weights = self.b.softmax(logits);
         let offsets = self.b.ramp(count + 1, (rows / count) as i32);
-        let mixed = self.b.op(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[weights, x, offsets]);
+        let mixed = self.b.op(Op::GroupedMatMulWeightGrad { precision: drawn(r >> 1) }, &[weights, x, offsets]);
         let bound = bound * rows as f64;
         self.push(mixed, bound);
         if r & 1 == 1 && bound <= LARGEST {

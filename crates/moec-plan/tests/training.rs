@@ -571,3 +571,72 @@ fn the_interpreter_says_what_does_not_fit() {
     assert_eq!(session.output("f", "loss").unwrap().item(), Some(0.0));
     assert_eq!(message(session.output("f", "nothing").map(drop)), "`f` has no output `nothing`");
 }
+
+/// The gradient of a product of bfloat16 numbers cannot be held against differences, since rounding is a staircase. It is
+/// held against its formulas, such as dx = round(dy) round(w) and dw = round(dy)ᵀ round(x): those of the product without
+/// rounding, of factors that were rounded by hand.
+#[test]
+fn gradients_of_bfloat16_products_are_products_of_rounded_factors() {
+    let normal = |shape: &[usize], key| {
+        let keys = random::keys(random::state(5, 0), key);
+        let n = shape.iter().product::<usize>();
+        Tensor::new(shape.to_vec(), Data::F64((0..n).map(|i| random::normal_at(keys, i as u32)).collect())).unwrap()
+    };
+    let rounded = |t: &Tensor| {
+        let values = t.to_f64().into_iter().map(|x| Precision::Bf16.round(x)).collect();
+        Tensor::new(t.shape().to_vec(), Data::F64(values)).unwrap()
+    };
+    let (m, n, k, experts) = (7, 3, 5, 2);
+    let offsets = Tensor::ints(vec![0, 4, 6]);
+    let gradients = |op: &Op, a: &Tensor, b: &Tensor, dy: &Tensor| {
+        let mut builder = Builder::new();
+        let mut operands = vec![builder.parameter("a", a.shape()), builder.parameter("b", b.shape())];
+        let mut values: BTreeMap<String, Tensor> =
+            [("a", a), ("b", b), ("dy", dy)].map(|(name, tensor)| (name.to_string(), tensor.clone())).into();
+        if !matches!(op, Op::MatMul { .. }) {
+            operands.push(builder.input("offsets", TensorType::i32([experts + 1])));
+            values.insert("offsets".into(), offsets.clone());
+        }
+        let y = builder.op(op.clone(), &operands);
+        let dy = builder.input("dy", TensorType::f32(dy.shape().to_vec()));
+        let weighted = builder.mul(y, dy);
+        let loss = builder.sum_all(weighted);
+        builder.output("loss", loss);
+        let graph = differentiate(&builder.finish().unwrap(), "loss", &Wrt::Parameters).unwrap();
+        let outputs = evaluate(&graph, &values).unwrap().outputs;
+        ["grad.a", "grad.b"].map(|name| outputs[name].to_f64())
+    };
+    let check = |op: &dyn Fn(Precision) -> Op, a: &[usize], b: &[usize], y: &[usize]| {
+        let (a, b, dy) = (normal(a, 1), normal(b, 2), normal(y, 3));
+        let (op, exact) = (op(Precision::Bf16), op(Precision::F32));
+        let found = gradients(&op, &a, &b, &dy);
+        assert_eq!(found, gradients(&exact, &rounded(&a), &rounded(&b), &rounded(&dy)), "{op:?}");
+        assert_ne!(found, gradients(&exact, &a, &b, &dy));
+    };
+    for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (a, b) = (if transpose_a { [k, m] } else { [m, k] }, if transpose_b { [n, k] } else { [k, n] });
+        check(&|precision| Op::MatMul { transpose_a, transpose_b, bias: false, precision }, &a, &b, &[m, n]);
+    }
+    for transpose_b in [false, true] {
+        let w = if transpose_b { [experts, n, k] } else { [experts, k, n] };
+        check(&|precision| Op::GroupedMatMul { transpose_b, bias: false, precision }, &[m, k], &w, &[m, n]);
+    }
+    check(&|precision| Op::GroupedMatMulWeightGrad { precision }, &[m, n], &[m, k], &[experts, n, k]);
+}
+
+#[test]
+fn products_of_different_precision_are_not_merged() {
+    let mut b = Builder::new();
+    let (x, w) = (b.input("x", TensorType::f32([3, 4])), b.parameter("w", [5, 4]));
+    let [exact, rounded, again] =
+        [Precision::F32, Precision::Bf16, Precision::Bf16].map(|precision| b.linear_in(precision, x, w, None));
+    let sum = b.add(exact, rounded);
+    let sum = b.add(sum, again);
+    b.output("y", sum);
+    let (graph, _) = optimize(&b.finish().unwrap(), &OptimizeOptions::default()).unwrap();
+    let left = |wanted| {
+        let is = |op: &Op| matches!(op, Op::MatMul { precision, .. } if *precision == wanted);
+        graph.ids().filter(|id| is(&graph.node(*id).op)).count()
+    };
+    assert_eq!((left(Precision::F32), left(Precision::Bf16)), (1, 1));
+}

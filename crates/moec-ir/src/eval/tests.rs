@@ -188,6 +188,23 @@ fn matrix_products_by_hand_and_in_every_layout() {
 }
 
 #[test]
+fn products_round_their_factors_and_nothing_else() {
+    // 1 + 2^-7 is a bfloat16 number; a quarter of its last place is not seen, and three quarters are carried.
+    let (low, high, next) = (1.0078125 + 0.001953125, 1.0078125 + 0.005859375, 1.015625);
+    let (a, b) = (t(&[1, 2], &[low, high]), t(&[2, 1], &[1.0, 3.0 + 1e-3]));
+    let bias = t(&[1], &[1e-9]);
+    let op = |bias| Op::MatMul { transpose_a: false, transpose_b: false, bias, precision: Precision::Bf16 };
+    assert_eq!(one(op(false), &[&a, &b]), [1.0078125 + 3.0 * next]);
+    assert_eq!(one(op(true), &[&a, &b, &bias]), [1.0078125 + 3.0 * next + 1e-9]);
+    let offsets = ints(&[2], &[0, 1]);
+    let op = Op::GroupedMatMul { transpose_b: false, bias: false, precision: Precision::Bf16 };
+    assert_eq!(one(op, &[&a, &b.clone().with_shape([1, 2, 1]).unwrap(), &offsets]), [1.0078125 + 3.0 * next]);
+    let dy = t(&[1, 1], &[high]);
+    let op = Op::GroupedMatMulWeightGrad { precision: Precision::Bf16 };
+    assert_eq!(one(op, &[&dy, &a, &offsets]), [next * 1.0078125, next * next]);
+}
+
+#[test]
 fn grouped_products_skip_empty_experts_and_trailing_rows() {
     // Expert 0 has rows 0 and 1, expert 1 none, expert 2 row 2; row 3 belongs to nobody.
     let x = t(&[4, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
