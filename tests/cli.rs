@@ -446,6 +446,42 @@ fn the_same_command_gives_the_same_bytes_and_resuming_too() {
 }
 
 #[test]
+fn products_of_bfloat16_numbers_are_asked_for_and_kept_by_a_run() {
+    let lab = Lab::new();
+    let [plain, bf16, again, stopped] = ["plain", "bf16", "again", "stopped"].map(|n| lab.at(n));
+    lab.train(&plain, &["--precision", "f32"], 0);
+    let told = lab.train(&bf16, &["--precision", "bf16"], 0).err;
+    // Processors with the instruction have nothing to say.
+    let says = |what: &str| told.contains(what);
+    assert!(!says("bf16") || says("precision bf16 will not be faster here than f32"), "{told}");
+    lab.train(&again, &["-s", "train.precision=bf16"], 0);
+    assert!(lab.files(&plain, 12) != lab.files(&bf16, 12), "the precision changes nothing");
+    assert!(lab.files(&bf16, 12) == lab.files(&again, 12), "the flag is not the setting");
+    lab.train(&stopped, &["--precision", "bf16", "--steps", "5"], 0);
+    let wrong = lab.train(&stopped, &["--resume", "--precision", "f32"], 2).err;
+    assert!(wrong.contains("a run keeps the precision that it was begun with"), "{wrong}");
+    lab.train(&stopped, &["--resume", "--precision", "bf16", "--steps", "12"], 0);
+    assert!(lab.files(&bf16, 12) == lab.files(&stopped, 12), "a resumed run differs from one that was not stopped");
+    let resolved = fs::read_to_string(Path::new(&bf16).join("resolved.yaml")).unwrap();
+    assert!(resolved.contains("precision: bf16"), "{resolved}");
+
+    let wrong = expect(&["check", &lab.spec, "-s", "train.precision=fp16"], 2).err;
+    assert!(wrong.contains("expected `f32` or `bf16`"), "{wrong}");
+    let wrong = lab.train(&lab.at("wrong"), &["--precision", "fp16"], 2).err;
+    assert!(wrong.contains("f32, bf16"), "{wrong}");
+    let graph = |more: &[&str]| expect(&[&["compile", &lab.spec, "--emit", "ir"], more].concat(), 0).out;
+    assert!(!graph(&[]).contains("bf16"));
+    let rounded = graph(&["--precision", "bf16"]);
+    let of_routers = rounded.lines().filter(|line| line.contains("router.weight") && line.contains("= matmul("));
+    assert!(of_routers.into_iter().all(|line| !line.contains("bf16")), "{rounded}");
+    assert!(rounded.contains("{transpose_b, bias, precision = bf16}"), "{rounded}");
+    // Texts are written with the weights as they are.
+    assert!(!graph(&["--precision", "bf16", "--function", "next"]).contains("bf16"));
+    let checked = expect(&["gradcheck", &lab.spec, "-s", "train.precision=bf16"], 0).out;
+    assert!(checked.contains("precision f32 instead of bf16"), "{checked}");
+}
+
+#[test]
 fn a_run_is_sampled_evaluated_and_exchanged_with_makemoe() {
     let lab = Lab::new();
     let run = lab.at("run");
