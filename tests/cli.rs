@@ -1107,3 +1107,135 @@ fn a_cache_that_cannot_be_used_is_a_remark() {
     assert_eq!(err.matches("kernels are compiled, not cached").count(), 1, "{err}");
     assert_eq!(none, open);
 }
+
+#[cfg(unix)]
+#[test]
+fn nothing_takes_the_place_of_what_a_command_reads_or_of_what_is_no_file() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    lab.train(&run, &["--device", "interpreter"], 0);
+    let main = importing(lab.folder.path());
+    let library = lab.at("lib/gate.moe");
+    let [link, twin, folder, pipe, gone] = ["link.moe", "twin.moe", "folder", "pipe", "gone"].map(|name| lab.at(name));
+    std::os::unix::fs::symlink(&main, &link).unwrap();
+    std::os::unix::fs::symlink(lab.at("nowhere"), &gone).unwrap();
+    fs::hard_link(&main, &twin).unwrap();
+    fs::create_dir(&folder).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let model = format!("{run}/checkpoints/step-00000012/model.safetensors");
+    let kept = format!("{run}/spec.moe");
+    let contents = || [&main, &library, &twin, &model, &kept].map(|path| fs::read(path).unwrap());
+    let before = contents();
+    let roundabout = lab.at("folder/../main.moe");
+    for output in [&main, &link, &twin, &library, &roundabout] {
+        for emit in ["ast", "model", "ir", "plan", "dot"] {
+            let refused = expect(&["compile", &main, "--emit", emit, "-o", output], 2).err;
+            assert!(refused.contains(output.as_str()) && refused.contains("this command reads it"), "{refused}");
+        }
+        expect(&["compile", &main, "--json", "-o", output], 2);
+    }
+    for output in [&model, &kept] {
+        expect(&["export", &run, "-o", output, "--force"], 2);
+        expect(&["route", &run, "--text", "the fox", "-o", output, "--device", "interpreter"], 2);
+    }
+    for (output, why) in [(&folder, "it is a folder"), (&gone, "leads nowhere")] {
+        for command in [&["compile", &main][..], &["export", &run, "--force"], &["route", &run, "--text", "the"]] {
+            let refused = expect(&[command, &["-o", output]].concat(), 2).err;
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
+    for output in [&pipe, "/dev/null"] {
+        let refused = expect(&["export", &run, "-o", output, "--force"], 2).err;
+        assert!(refused.contains("no plain file"), "{refused}");
+    }
+    let refused = expect(&["compile", &main, "-o", &lab.at("none/x")], 1).err;
+    assert!(refused.contains("there is no folder"), "{refused}");
+    assert!(before == contents());
+    assert!(Path::new(&pipe).exists() && !fs::metadata(&pipe).unwrap().is_file());
+
+    // What may be written is, and a link keeps leading to its file.
+    expect(&["compile", &main, "-o", "/dev/null"], 0);
+    let (written, alias) = (lab.at("written"), lab.at("alias"));
+    text(Path::new(&written), "old");
+    std::os::unix::fs::symlink(&written, &alias).unwrap();
+    expect(&["compile", &main, "--emit", "model", "-o", &alias], 0);
+    assert!(fs::read_to_string(&written).unwrap().contains("imported"));
+    expect(&["export", &run, "-o", &alias, "--force"], 0);
+    assert!(Path::new(&alias).is_symlink() && fs::read(&written).unwrap().len() > 1000);
+    assert!(expect(&["compile", &main, "--emit", "ast", "-o", "/dev/stdout"], 0).out.contains("imported"));
+}
+
+/// Starts training that goes on until it is stopped, and waits for its first line that begins so.
+#[cfg(unix)]
+fn started(
+    arguments: &[&str],
+    first: &str,
+) -> (std::process::Child, std::io::Lines<std::io::BufReader<std::process::ChildStderr>>) {
+    let mut command = program();
+    command.args(arguments).stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with(first))).unwrap().unwrap();
+    (child, lines)
+}
+
+#[cfg(unix)]
+fn kill(signal: &str, child: &std::process::Child) {
+    let killed = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_terminal_saves_as_a_termination_does() {
+    let lab = Lab::new();
+    for (signal, code) in [("-HUP", 129), ("-TERM", 143)] {
+        let run = lab.at(signal);
+        let endless = ["--steps", "100000000", "--sample", "0", "--device", "interpreter"];
+        let (mut child, lines) =
+            started(&[&["train", &lab.spec, "--data", &lab.data, "--out", &run][..], &endless].concat(), "step");
+        kill(signal, &child);
+        let said: Vec<String> = lines.map_while(Result::ok).collect();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{said:?}");
+        assert!(said.iter().any(|line| line.contains("interrupted and saved")), "{said:?}");
+        assert_eq!(fs::read_dir(Path::new(&run).join("checkpoints")).unwrap().count(), 1);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_sample_at_the_end_of_a_run() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    let endless = ["--sample", "100000000", "--device", "interpreter"];
+    let (mut child, lines) =
+        started(&[&["train", &lab.spec, "--data", &lab.data, "--out", &run][..], &endless].concat(), "a sample:");
+    kill("-INT", &child);
+    let said: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
+    assert!(said.iter().any(|line| line == "stopping; everything is saved"), "{said:?}");
+    assert_eq!(fs::read_dir(Path::new(&run).join("samples")).unwrap().count(), 0);
+    expect(&["sample", &run, "-n", "5", "--device", "interpreter"], 0);
+}
+
+#[test]
+fn texts_may_begin_with_a_dash() {
+    let lab = Lab::new();
+    let dialogue = text(&lab.folder.path().join("dialogue.txt"), "- the fox\n-- the dog\n--no, -1\n".repeat(30));
+    let run = lab.at("run");
+    let on = ["--device", "interpreter"];
+    expect(&[&["train", &lab.spec, "--data", &dialogue, "--out", &run, "--sample", "0"][..], &on].concat(), 0);
+    for said in ["- the", "--no", "-- the dog", "-1", "-n"] {
+        let sampled = expect(&[&["sample", &run, "-n", "3", "--prompt", said][..], &on].concat(), 0).out;
+        assert!(sampled.starts_with(said), "{sampled}");
+        let sampled = expect(&[&["sample", &run, "-n", "3", "-p", said][..], &on].concat(), 0).out;
+        assert!(sampled.starts_with(said), "{sampled}");
+        let record = expect(&[&["route", &run, "--text", said][..], &on].concat(), 0).out;
+        let run: serde_json::Value = serde_json::from_str(record.lines().next().unwrap()).unwrap();
+        assert_eq!(run["text"], said);
+    }
+    for setting in [["--temperature", "-1"], ["--top-p", "-0.5"]] {
+        let refused = expect(&[&["sample", &run][..], &setting, &on].concat(), 2).err;
+        assert!(refused.contains(setting[1]) && !refused.contains("unexpected argument"), "{refused}");
+    }
+}

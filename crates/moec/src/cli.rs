@@ -9,6 +9,7 @@ pub(crate) mod downloads;
 pub(crate) mod exit;
 mod folders;
 mod kernel_table;
+mod output;
 mod progress;
 mod reference;
 mod routing_record;

@@ -547,7 +547,7 @@ pub(crate) struct SampleArgs {
     pub(crate) run: PathBuf,
 
     /// Text to continue; without one the text begins as after a line break.
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", allow_hyphen_values = true)]
     pub(crate) prompt: String,
 
     /// Number of characters to write.
@@ -555,7 +555,7 @@ pub(crate) struct SampleArgs {
     pub(crate) length: usize,
 
     /// Divides the logits before the softmax; 0 always takes the likeliest character.
-    #[arg(short, long, default_value_t = 1.0)]
+    #[arg(short, long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
 
     /// Draw from the k likeliest characters only.
@@ -563,7 +563,7 @@ pub(crate) struct SampleArgs {
     pub(crate) top_k: Option<usize>,
 
     /// Draw from the likeliest characters that together have this probability.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f64>,
 
     /// Seed of the draws.
@@ -656,7 +656,12 @@ pub(crate) struct RouteArgs {
 
     /// The text that is routed, in windows of the model's context; the last one is filled up with the first character
     /// of the vocabulary, which no router that is causal can see.
-    #[arg(long, required_unless_present_any = ["diff", "replay"], conflicts_with_all = ["diff", "replay"])]
+    #[arg(
+        long,
+        required_unless_present_any = ["diff", "replay"],
+        conflicts_with_all = ["diff", "replay"],
+        allow_hyphen_values = true
+    )]
     pub(crate) text: Option<String>,
 
     /// The checkpoint of this step [default: the newest].

@@ -106,7 +106,11 @@ impl Console {
             Failure::Message { message, .. } if message.is_empty() => {}
             Failure::Message { message, help, exit } => {
                 let (bold, red, plain) = if self.colour { ("\x1b[1m", "\x1b[31m", "\x1b[0m") } else { ("", "", "") };
-                let word = if matches!(exit, Exit::Interrupted | Exit::Terminated) { "interrupted" } else { "error" };
+                let word = if matches!(exit, Exit::HungUp | Exit::Interrupted | Exit::Terminated) {
+                    "interrupted"
+                } else {
+                    "error"
+                };
                 self.note(format!("{bold}{red}{word}{plain}{bold}: {message}{plain}"));
                 for line in help {
                     self.note(format!("  help: {line}"));

@@ -26,6 +26,8 @@ pub(crate) enum Exit {
     Diverged = 5,
     /// A fault in moec itself.
     Fault = 101,
+    /// The terminal was closed (SIGHUP); the work is saved.
+    HungUp = 129,
     /// Interrupted by Ctrl-C; the work is saved.
     Interrupted = 130,
     /// Asked to stop by SIGTERM; the work is saved.
@@ -41,7 +43,7 @@ pub(crate) const EXIT_CODES: &str = "Exit codes:
   4  device missing or out of memory
   5  training diverged
   101  a fault in moec itself
-  130, 143  interrupted, and saved";
+  129, 130, 143  the terminal was closed, Ctrl-C, or asked to stop; saved";
 
 /// Why a command ended without doing what it was asked.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Progress of training: a bar on a terminal, plain lines otherwise; and the balance panel.
 
 use crate::cli::console::Console;
-use crate::cli::units::{duration, grouped};
+use crate::cli::units::{duration, grouped, milliseconds};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec_runtime::{Evaluation, LayerBalance, Reporter, Summary, TrainMetric};
 use std::path::Path;
@@ -70,15 +70,17 @@ impl Reporter for Progress {
     fn logged(&mut self, metric: &TrainMetric) {
         let width = self.steps.to_string().len();
         let line = format!(
-            "step {:>width$}/{}  loss {:.4}  {:.0} ms/step  {} tokens/s",
+            "step {:>width$}/{}  loss {:.4}  {} ms/step  {} tokens/s",
             metric.step,
             self.steps,
             metric.loss_nats,
-            metric.step_ms,
+            milliseconds(metric.step_ms, 0),
             grouped(metric.tokens_per_s as u64)
         );
         match &self.bar {
-            Some(bar) => bar.set_message(format!("loss {:.4}  {:.0} ms/step", metric.loss_nats, metric.step_ms)),
+            Some(bar) => {
+                bar.set_message(format!("loss {:.4}  {} ms/step", metric.loss_nats, milliseconds(metric.step_ms, 0)))
+            }
             None => self.say(line),
         }
     }
@@ -114,7 +116,9 @@ impl Reporter for Progress {
             return;
         }
         let rate = match (summary.step_ms, summary.tokens_per_s) {
-            (Some(ms), Some(tokens)) => format!(" ({ms:.0} ms per step, {} tokens/s)", grouped(tokens as u64)),
+            (Some(ms), Some(tokens)) => {
+                format!(" ({} ms per step, {} tokens/s)", milliseconds(ms, 0), grouped(tokens as u64))
+            }
             _ => String::new(),
         };
         let elapsed = duration(self.begun.elapsed().as_secs_f64());

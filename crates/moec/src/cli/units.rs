@@ -25,6 +25,13 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
+/// A time of so many milliseconds with that many decimals, or with two digits where those would leave less of a short one:
+/// `98`, `7.1`, `0.12`.
+pub(crate) fn milliseconds(ms: f64, decimals: usize) -> String {
+    let two_digits = if ms > 0.0 { (1.0 - ms.log10().floor()).clamp(0.0, 4.0) as usize } else { 0 };
+    format!("{ms:.0$}", decimals.max(two_digits))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +43,10 @@ mod tests {
         assert_eq!(grouped(8_996_545), "8,996,545");
         assert_eq!(duration(59.4), "59 s");
         assert_eq!(duration(200.0), "3 min 20 s");
+        for (ms, text) in [(170.3, "170"), (98.4, "98"), (7.04, "7.0"), (0.4, "0.40"), (0.123, "0.12"), (0.0, "0")] {
+            assert_eq!(milliseconds(ms, 0), text);
+        }
+        assert_eq!((milliseconds(98.44, 1), milliseconds(0.0471, 1)), ("98.4".into(), "0.047".into()));
         assert_eq!(duration(3720.0), "1 h 02 min");
     }
 }

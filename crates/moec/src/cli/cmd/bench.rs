@@ -5,7 +5,7 @@ use crate::cli::console::Console;
 use crate::cli::devices::{Devices, why_no_faster};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::{KernelTable, flops, least_seconds};
-use crate::cli::units::{bytes, grouped, scaled};
+use crate::cli::units::{bytes, grouped, milliseconds, scaled};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Device, Spec, cli::downloads, initial_states, train_config};
 use moec_ir::Invariant;
@@ -245,19 +245,19 @@ impl Report {
         )];
         if let Some(l) = &self.limits {
             lines.push(format!(
-                "limits   {:.0} GFLOP/s of multiply-adds, {:.1} GB/s of memory: no step of {}FLOP below {:.1} ms",
+                "limits   {:.0} GFLOP/s of multiply-adds, {:.1} GB/s of memory: no step of {}FLOP below {} ms",
                 l.gflops_per_s,
                 l.gbytes_per_s,
                 scaled(self.gflop_per_step * 1e9),
-                l.step_ms
+                milliseconds(l.step_ms, 1)
             ));
         }
         let over = step.over_limit.map(|x| format!(", {x:.2} times the limit")).unwrap_or_default();
         lines.push(format!(
-            "step     {:.1} ms in the median of {}, {:.1} at best{over}; {} tokens/s",
-            step.median_ms,
+            "step     {} ms in the median of {}, {} at best{over}; {} tokens/s",
+            milliseconds(step.median_ms, 1),
             step.steps,
-            step.best_ms,
+            milliseconds(step.best_ms, 1),
             grouped(step.tokens_per_s as u64)
         ));
         lines.push(format!("start    {:.2} s until the first step was done", self.first_step_s));

@@ -7,7 +7,7 @@ use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::signals::Signals;
-use crate::cli::units::{duration, grouped};
+use crate::cli::units::{duration, grouped, milliseconds};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Error, Request, Session, Spec, train_config};
 use moec_ir::Invariant;
@@ -198,7 +198,7 @@ struct RunResult {
 impl RunResult {
     fn summary(&self) -> String {
         match (self.loss_nats, self.step_ms) {
-            (Some(loss), Some(ms)) => format!("val {loss:.4}, {ms:.1} ms per step"),
+            (Some(loss), Some(ms)) => format!("val {loss:.4}, {} ms per step", milliseconds(ms, 1)),
             (Some(loss), None) => format!("val {loss:.4}"),
             (None, _) => format!("diverged at step {}", self.step),
         }
@@ -474,7 +474,7 @@ fn markdown(comparison: &Comparison) -> String {
         rows.push(vec![
             row.label.clone(),
             number(row.loss_nats, &|l| format!("{l:.4}{spread}")) + &diverged,
-            number(row.step_ms, &|ms| format!("{ms:.1} ms")),
+            number(row.step_ms, &|ms| format!("{} ms", milliseconds(ms, 1))),
             grouped(row.active_parameters as u64),
             number(row.load_max_over_mean, &|x| format!("{x:.2}")),
             number(row.experts_without_tokens, &|x| {

@@ -3,6 +3,7 @@
 use crate::cli::args::{CompileArgs, Emit};
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::{self, Output};
 use crate::cli::units::{bytes, grouped, scaled};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled, Function};
 use crate::{read_source, require_memory};
@@ -22,9 +23,11 @@ use std::fmt::Write as _;
 pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let set: Vec<String> = args.spec.set.iter().cloned().chain(args.precision.set()).collect();
     let source = read_source(&args.spec.spec)?.with_overrides(&set);
+    let sources = output::files_of_spec(&args.spec.spec, &source);
+    let output = args.output.as_deref().map(|path| Output::new(path, &sources)).transpose()?;
     if args.emit == Some(Emit::Ast) {
         let file = moec_syntax::parse(&source).map_err(|d| of_source(&source, d))?;
-        return deliver(args, console, &format!("{file:#?}\n"));
+        return deliver(output.as_ref(), console, &format!("{file:#?}\n"));
     }
     let checked = pipeline::check(&source, registry, args.spec.model.as_deref()).map_err(|d| of_source(&source, d))?;
     console.diagnostics(&source, &checked.warnings, args.spec.message_format);
@@ -38,11 +41,11 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
             .help(format!("the functions are {}", names.join(", ")))
     })?;
     match args.emit {
-        Some(Emit::Model) => return deliver(args, console, &checked.to_yaml()),
+        Some(Emit::Model) => return deliver(output.as_ref(), console, &checked.to_yaml()),
         Some(emit @ (Emit::Ir | Emit::Dot)) => {
             let graph = graph_after(args, &checked, &source, vocab, function)?;
             let text = if emit == Emit::Ir { moec_ir::print(&graph) } else { dot(&graph) };
-            return deliver(args, console, &text);
+            return deliver(output.as_ref(), console, &text);
         }
         Some(Emit::Ast | Emit::Plan) | None => {}
     }
@@ -69,7 +72,7 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         listing.plans.retain(|p| p.function == function.name());
         let yaml = serde_yaml::to_string(&listing);
         let yaml = yaml.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the plan: {e}")))?;
-        return deliver(args, console, &yaml);
+        return deliver(output.as_ref(), console, &yaml);
     }
     require_memory(&compiled.memory, args.device, &source)?;
     let text = if args.json {
@@ -77,7 +80,7 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
     } else {
         screen(&source, &checked, &compiled, vocab)?
     };
-    deliver(args, console, &text)
+    deliver(output.as_ref(), console, &text)
 }
 
 fn of_source(source: &SourceFile, diagnostics: Vec<moec_syntax::Diagnostic>) -> Failure {
@@ -85,10 +88,10 @@ fn of_source(source: &SourceFile, diagnostics: Vec<moec_syntax::Diagnostic>) -> 
 }
 
 /// To the file that `-o` names, or to standard output.
-fn deliver(args: &CompileArgs, console: &Console, text: &str) -> Result<Exit, Failure> {
-    match &args.output {
+fn deliver(output: Option<&Output>, console: &Console, text: &str) -> Result<Exit, Failure> {
+    match output {
         None => console.write(text)?,
-        Some(path) => std::fs::write(path, text).map_err(|e| Failure::file("write", path, &e))?,
+        Some(output) => output.write(text)?,
     }
     Ok(Exit::Success)
 }

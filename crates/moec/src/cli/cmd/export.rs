@@ -3,6 +3,7 @@
 use crate::cli::args::ExportArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::{self, Output};
 use crate::pipeline::{CompileOptions, Function};
 use crate::{Device, Run};
 use moec_model::Registry;
@@ -19,9 +20,11 @@ pub(crate) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
     let run = Run::open(&args.run, registry, Device::Cpu, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Logits]))
     })?;
+    let output = Output::new(&args.output, &output::files_of_run(&run.root))?;
+    let file = output.plain_file()?;
     let heads = moec_runtime::attention_heads(&run.compiled.program);
     let tensors = moec_runtime::export_makemoe(&run.checkpoint.tensors, &run.compiled.states, heads)?;
-    moec_runtime::write_tensors(&args.output, &tensors)?;
+    moec_runtime::write_tensors(file, &tensors)?;
     console.note(format!("wrote {} tensors to {}", tensors.len(), args.output.display()));
     Ok(Exit::Success)
 }

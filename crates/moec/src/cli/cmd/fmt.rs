@@ -3,6 +3,7 @@
 use crate::cli::args::FmtArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::output;
 use crate::read_source;
 use crate::spec::source_from_bytes;
 use moec_syntax::SourceFile;
@@ -28,25 +29,11 @@ pub(crate) fn run(args: &FmtArgs, console: &Console) -> Result<Exit, Failure> {
         } else if from_stdin {
             console.write(&formatted)?;
         } else if changed {
-            write(path, &formatted)?;
+            output::replace(path, &formatted)?;
             console.note(format!("formatted {}", path.display()));
         }
     }
     Ok(exit)
-}
-
-/// Replaces the file in one go, so that an interrupted write leaves the old text. A link keeps pointing to its file.
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let failed = |e: &std::io::Error| Failure::file("write", path, e);
-    let target = path.canonicalize().map_err(|e| failed(&e))?;
-    let folder = target.parent().unwrap_or(Path::new("."));
-    let permissions = std::fs::metadata(&target).map_err(|e| failed(&e))?.permissions();
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| failed(&e))?;
-    std::io::Write::write_all(&mut file, text.as_bytes()).map_err(|e| failed(&e))?;
-    file.as_file().set_permissions(permissions).map_err(|e| failed(&e))?;
-    file.as_file().sync_all().map_err(|e| failed(&e))?;
-    file.persist(&target).map_err(|e| failed(&e.error))?;
-    Ok(())
 }
 
 fn standard_input() -> Result<SourceFile, Failure> {

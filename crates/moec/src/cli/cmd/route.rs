@@ -5,6 +5,7 @@ use crate::cli::args::RouteArgs;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::output;
 use crate::cli::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
 use crate::pipeline::{self, CompileError, CompileOptions};
 use crate::{Device, Run};
@@ -47,12 +48,13 @@ fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Con
         None => run,
     };
     let run = Run::open(&run, registry, args.device, |_, _| -> Result<_, Failure> { Ok(CompileOptions::only([])) })?;
+    let output =
+        args.output.as_deref().map(|path| output::Output::new(path, &output::files_of_run(&run.root))).transpose()?;
     let record = routed(&run, &text, args.seed, args.device, devices)?;
     let lines = record.to_lines().map_err(|e| Failure::new(Exit::Failure, format!("cannot write the record: {e}")))?;
-    match &args.output {
-        None => console.write(&lines)?,
-        Some(path) => {
-            std::fs::write(path, lines).map_err(|e| Failure::file("write", path, &e))?;
+    match (&args.output, &output) {
+        (Some(path), Some(output)) => {
+            output.write(&lines)?;
             console.note(format!(
                 "wrote {} routes of {} layers to {}",
                 record.routes.len(),
@@ -60,6 +62,7 @@ fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Con
                 path.display()
             ));
         }
+        _ => console.write(&lines)?,
     }
     Ok(Exit::Success)
 }

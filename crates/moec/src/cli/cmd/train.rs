@@ -15,6 +15,7 @@ use moec_ir::Invariant;
 use moec_model::Registry;
 use moec_runtime::{Corpus, Dataset, Executable, Kept, Outcome, RunFolder, SampleConfig, Split, Summary, Timings};
 use moec_syntax::SourceFile;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Runs the command.
@@ -69,8 +70,12 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
         console.note(format!("interrupted and saved; continue with: {}", resume_command(args, &root)));
         return Ok(signals.exit());
     }
+    signals.all_is_saved();
     if args.sample > 0 {
-        show_sample(args.sample, sampling.kept, &dataset, &folder, &summary, &mut session.executable()?, console)?;
+        let sample = LastSample { length: args.sample, kept: sampling.kept, dataset: &dataset, signals: &signals };
+        if !sample.write(&folder, &summary, &mut session.executable()?, console)? {
+            return Ok(signals.exit());
+        }
     }
     if args.profile {
         write_profile(&compiled, session.timings(), &root, console)?;
@@ -214,22 +219,36 @@ fn resume_command(args: &TrainArgs, root: &Path) -> String {
 }
 
 /// A sample of the finished model.
-fn show_sample(
+struct LastSample<'a> {
     length: usize,
     kept: Kept,
-    dataset: &Dataset,
-    folder: &RunFolder,
-    summary: &Summary,
-    executable: &mut Executable<'_>,
-    console: &Console,
-) -> Result<(), Failure> {
-    let config = SampleConfig { length, ..SampleConfig::default() };
-    console.note("a sample:");
-    let texts = console.stream(|emit| {
-        let mut show = |_: u64, text: &str| emit(text);
-        Ok(moec_runtime::sample(executable, dataset.vocab(), "", 0..1, kept, &config, &mut show)?)
-    })?;
-    console.write("\n")?;
-    folder.write_sample(&format!("step-{:08}", summary.step), &texts.concat())?;
-    Ok(())
+    dataset: &'a Dataset,
+    signals: &'a Signals,
+}
+
+impl LastSample<'_> {
+    /// Writes it to standard output as it comes, and to the run's folder once it is whole; `false` if a signal came
+    /// first.
+    fn write(
+        &self,
+        folder: &RunFolder,
+        summary: &Summary,
+        executable: &mut Executable<'_>,
+        console: &Console,
+    ) -> Result<bool, Failure> {
+        let config = SampleConfig { length: self.length, ..SampleConfig::default() };
+        console.note("a sample:");
+        let texts = console.stream(|emit| {
+            let mut show =
+                |_: u64, text: &str| if self.signals.stopping() { ControlFlow::Break(()) } else { emit(text) };
+            let vocab = self.dataset.vocab();
+            Ok(moec_runtime::sample(executable, vocab, "", 0..1, self.kept, &config, &mut show)?)
+        })?;
+        console.write("\n")?;
+        if self.signals.stopping() {
+            return Ok(false);
+        }
+        folder.write_sample(&format!("step-{:08}", summary.step), &texts.concat())?;
+        Ok(true)
+    }
 }
