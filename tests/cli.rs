@@ -1239,3 +1239,328 @@ fn texts_may_begin_with_a_dash() {
         assert!(refused.contains(setting[1]) && !refused.contains("unexpected argument"), "{refused}");
     }
 }
+
+/// On the interpreter, where nothing is compiled.
+const QUICK: [&str; 4] = ["--sample", "0", "--device", "interpreter"];
+
+/// Runs the program in a folder.
+#[track_caller]
+fn expect_in(folder: &Path, arguments: &[&str], code: i32) -> Ran {
+    let output = moec().current_dir(folder).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let ran = Ran { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) };
+    assert_eq!(ran.code, code, "{arguments:?}\n--- out\n{}\n--- err\n{}", ran.out, ran.err);
+    ran
+}
+
+#[test]
+fn the_text_of_a_run_is_known_by_its_hash_wherever_it_lies() {
+    let lab = Lab::new();
+    let project = lab.folder.path().join("project");
+    fs::create_dir_all(project.join("data")).unwrap();
+    let words = fs::read(&lab.data).unwrap();
+    text(&project.join("data/words.txt"), &words);
+    text(&project.join("m.moe"), SMALL.replace("batch 3", "batch 3\n  data \"data/words.txt\""));
+    let train = |folder: &Path, more: &[&str], code| expect_in(folder, &[&["train"], more, &QUICK[..]].concat(), code);
+    let eval = |folder: &Path, run: &str, code| expect_in(folder, &["eval", run, "--device", "interpreter"], code);
+    train(&project, &["m.moe", "--out", "run"], 0);
+    let here = eval(&project, "run", 0).out;
+
+    // From other folders, and by other names of the same file.
+    let loss = |out: &str| out.split(" nats").next().unwrap().to_string();
+    assert_eq!(loss(&eval(lab.folder.path(), "project/run", 0).out), loss(&here));
+    assert_eq!(loss(&eval(&project.join("data"), "../run", 0).out), loss(&here));
+    train(&project, &["m.moe", "--data", "./data/words.txt", "--out", "run", "--resume", "--steps", "13"], 0);
+    train(lab.folder.path(), &["project/m.moe", "--out", "project/run", "--resume", "--steps", "14"], 0);
+
+    // Another text does not do, wherever it lies; the same one does, and from then on it is known there.
+    fs::rename(project.join("data/words.txt"), lab.at("corpus.txt")).unwrap();
+    assert!(eval(&project, "run", 3).err.contains("--data FILE says where the text lies"));
+    text(&project.join("data/words.txt"), "another text altogether, which is long enough");
+    let refused = eval(&project, "run", 3).err;
+    assert!(refused.contains("another text than the one that the run was trained on"), "{refused}");
+    let other = ["m.moe", "--data", "data/words.txt", "--out", "run", "--resume", "--steps", "16"];
+    assert!(train(&project, &other, 2).err.contains("keeps the data"));
+    train(&project, &["m.moe", "--data", "../corpus.txt", "--out", "run", "--resume", "--steps", "15"], 0);
+    assert_eq!(loss(&eval(&project, "run", 0).out).len(), loss(&here).len());
+    train(&project, &["run/spec.moe", "--out", "run", "--resume", "--steps", "16"], 0);
+
+    // A run that is moved together with the text.
+    fs::rename(&project, lab.at("moved")).unwrap();
+    fs::rename(lab.at("corpus.txt"), lab.at("moved/words.txt")).unwrap();
+    let moved = lab.folder.path().join("moved");
+    fs::remove_dir_all(moved.join("data")).unwrap();
+    train(&moved, &["m.moe", "--data", "words.txt", "--out", "run", "--resume", "--steps", "17"], 0);
+    let told = eval(&moved.join("run/samples"), "..", 0).err;
+    assert!(told.contains("is taken from"), "{told}");
+}
+
+#[cfg(unix)]
+#[test]
+fn the_command_that_continues_works_as_it_is_printed() {
+    let lab = Lab::new();
+    let folder = lab.folder.path().join("it's mine");
+    fs::create_dir(&folder).unwrap();
+    let (spec, run) = (text(&folder.join("a spec.moe"), SMALL), folder.join("my run").display().to_string());
+    expect(&[&["train", &spec, "--data", &lab.data, "--out", &run][..], &QUICK].concat(), 0);
+    let more = [&["train", &spec, "--out", &run, "--resume", "--steps", "100000000"][..], &QUICK].concat();
+    let (mut child, lines) = started(&more, "step");
+    kill("-INT", &child);
+    let said: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
+    let command = said.iter().find_map(|line| line.split("continue with: moec ").nth(1)).unwrap();
+    assert!(command.contains("--device interpreter"), "{command}");
+
+    // A shell takes it apart; it goes on to the steps that were asked for last.
+    let mut shell = std::process::Command::new("sh");
+    shell.arg("-c").arg(format!("exec {} {command}", env!("CARGO_BIN_EXE_moec")));
+    shell.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+    let mut child = shell.spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("step"))).unwrap().unwrap();
+    assert!(line.contains("/100000000"), "{line}");
+    kill("-INT", &child);
+    drop(lines.by_ref().count());
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_continued_run_may_change_its_rate_and_not_its_batch() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    lab.train(&run, &["--device", "interpreter"], 0);
+    let resume = |more: &[&str], code| {
+        expect(&[&["train", &lab.spec, "--out", &run, "--resume"][..], &QUICK, more].concat(), code).err
+    };
+    let before = fs::read(Path::new(&run).join("resolved.yaml")).unwrap();
+    for (change, what) in [
+        ("train.batch=4", "batch"),
+        ("train.split=0.8", "split"),
+        ("train.seed=7", "seed"),
+        ("train.init=zeros", "init"),
+        ("train.optimizer=sgd", "optimizer"),
+        ("width=32", "model"),
+    ] {
+        let refused = resume(&["--steps", "14", "-s", "train.clip=1.0", "-s", change], 2);
+        assert!(refused.contains(&format!("a run keeps the {what} ")) && refused.contains(change), "{refused}");
+        assert!(refused.contains("what may change"), "{refused}");
+    }
+    assert!(resume(&["--seed", "7"], 2).contains("keeps the seed"));
+    assert!(resume(&["-s", "train.clipp=1"], 2).contains("clip"));
+    assert!(before == fs::read(Path::new(&run).join("resolved.yaml")).unwrap(), "nothing is noted of what is refused");
+
+    let mut steps = 12;
+    for change in [
+        "train.optimizer.lr=3e-4",
+        "train.optimizer.lr=1e-4",
+        "train.clip=1.0",
+        "train.schedule=cosine",
+        "train.evaluate.every=0",
+        "train.checkpoint.every=2",
+        "train.log.every=1",
+    ] {
+        steps += 1;
+        let said = resume(&["--steps", &steps.to_string(), "-s", change], 0);
+        assert!(said.contains(&format!("from here on {change}, train.steps={steps}, noted in")), "{said}");
+        let noted = fs::read_to_string(Path::new(&run).join("resolved.yaml")).unwrap();
+        assert!(
+            noted.contains(&format!("- {change}\n")) && noted.contains(&format!("- train.steps={steps}\n")),
+            "{noted}"
+        );
+    }
+    let noted = fs::read_to_string(Path::new(&run).join("resolved.yaml")).unwrap();
+    assert!(!noted.contains("lr=3e-4") && noted.matches("train.steps=").count() == 1, "{noted}");
+    // What was said before holds without saying it again, and saying it again is no change.
+    assert!(!resume(&["--steps", "20", "-s", "train.clip=1.0"], 0).contains("train.clip"));
+    assert!(resume(&["--steps", "20"], 0).contains("has made its 20 steps"));
+}
+
+#[test]
+fn what_a_diverged_run_advises_leads_on() {
+    let lab = Lab::new();
+    let run = lab.at("a run");
+    let first = ["-s", "train.checkpoint.every=4", "--device", "interpreter", "--steps", "4"];
+    lab.train(&run, &first, 0);
+    let wild = ["train", &lab.spec, "--out", &run, "--resume", "--steps", "200", "-s", "train.optimizer.lr=1e300"];
+    let told = expect(&[&wild[..], &QUICK].concat(), 5).err;
+    assert!(told.contains("from the checkpoint of step 4") && told.contains("train.clip=1.0"), "{told}");
+    let command = told.lines().find_map(|line| line.split("learning rate: moec ").nth(1)).unwrap();
+    assert!(command.contains("-s train.optimizer.lr=3e299"), "{command}");
+    let gentle = command.replace("3e299", "1e-3").replace(&format!("'{run}'"), "RUN").replace(&lab.spec, "SPEC");
+    let words = gentle.split(' ').map(|word| match word {
+        "RUN" => run.as_str(),
+        "SPEC" => lab.spec.as_str(),
+        word => word,
+    });
+    let words: Vec<&str> = words.chain(["--sample", "0", "--steps", "8"]).collect();
+    expect(&words, 0);
+    assert_eq!(lab.files(&run, 8).len(), 3);
+}
+
+#[test]
+fn runs_that_are_started_at_once_get_a_folder_each() {
+    let lab = Lab::new();
+    let arguments = [&["train", &lab.spec, "--data", &lab.data][..], &QUICK].concat();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| expect_in(lab.folder.path(), &arguments, 0));
+        }
+    });
+    let folder = |name: &str| lab.at(&format!("runs/{name}"));
+    for name in ["small", "small-2", "small-3", "small-4"] {
+        assert!(lab.files(&folder(name), 12) == lab.files(&folder("small"), 12), "{name}");
+    }
+    expect_in(lab.folder.path(), &arguments, 0);
+    assert!(Path::new(&folder("small-5/spec.moe")).exists() && !Path::new(&folder("small-6")).exists());
+}
+
+#[test]
+fn a_damaged_checkpoint_costs_the_steps_since_the_one_before() {
+    let lab = Lab::new();
+    let (whole, run) = (lab.at("whole"), lab.at("run"));
+    let often = ["-s", "train.checkpoint.every=4", "--device", "interpreter"];
+    for run in [&whole, &run] {
+        lab.train(run, &often, 0);
+    }
+    let newest = Path::new(&run).join("checkpoints/step-00000012");
+    let model = newest.join("model.safetensors");
+    fs::write(&model, &fs::read(&model).unwrap()[..100]).unwrap();
+    let on = ["--device", "interpreter"];
+    let readers = [
+        &["sample", &run, "-n", "5", "--device", "interpreter"][..],
+        &["eval", &run, "--device", "interpreter"],
+        &["route", &run, "--text", "the", "--device", "interpreter"],
+        &["export", &run, "-o", &lab.at("exported")],
+    ];
+    for command in readers {
+        let told = expect(command, 0).err;
+        assert!(told.contains("step-00000012/model.safetensors is truncated"), "{told}");
+        assert!(told.contains("the checkpoint of step 8 is taken"), "{told}");
+    }
+    // The one that is named is not replaced by another.
+    let refused = expect(&[&["sample", &newest.display().to_string()][..], &on].concat(), 3).err;
+    assert!(refused.contains("checkpoints/step-00000008, ") && refused.contains("step-00000004"), "{refused}");
+    let refused = expect(&[&["route", &run, "--text", "the", "--checkpoint", "12"][..], &on].concat(), 3).err;
+    assert!(refused.contains("step-00000008"), "{refused}");
+    fs::remove_file(newest.join("manifest.json")).unwrap();
+    let refused = expect(&[&["sample", &newest.display().to_string()][..], &on].concat(), 3).err;
+    assert!(refused.contains("manifest.json") && refused.contains("step-00000008"), "{refused}");
+
+    let told = expect(&[&["train", &lab.spec, "--out", &run, "--resume"][..], &QUICK].concat(), 0).err;
+    assert!(told.contains("going on from step 8") && told.contains("damaged-step-00000012"), "{told}");
+    assert!(lab.files(&run, 12) == lab.files(&whole, 12));
+    assert!(newest.with_file_name("damaged-step-00000012").join("model.safetensors").exists());
+}
+
+#[test]
+fn as_many_checkpoints_are_kept_as_asked_for() {
+    let lab = Lab::new();
+    let names = |run: &str| {
+        let folder = fs::read_dir(Path::new(run).join("checkpoints")).unwrap();
+        let mut names: Vec<String> = folder.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let run = lab.at("run");
+    let every = ["--device", "interpreter", "-s", "train.checkpoint.every=2"];
+    let keep = |n: &'static str| [&every[..], &["-s", n]].concat();
+    lab.train(&run, &keep("train.checkpoint.keep=2"), 0);
+    assert_eq!(names(&run), ["step-00000010", "step-00000012"]);
+    let noted = fs::read_to_string(Path::new(&run).join("resolved.yaml")).unwrap();
+    assert!(noted.contains("    keep: 2\n"), "{noted}");
+    let all = lab.at("all");
+    lab.train(&all, &every, 0);
+    assert_eq!(names(&all).len(), 6);
+    assert!(lab.files(&run, 12) == lab.files(&all, 12));
+    expect(
+        &[
+            &["train", &lab.spec, "--out", &all, "--resume", "--steps", "14"][..],
+            &QUICK,
+            &["-s", "train.checkpoint.keep=1"],
+        ]
+        .concat(),
+        0,
+    );
+    assert_eq!(names(&all), ["step-00000014"]);
+    let one = lab.at("one");
+    lab.train(&one, &["--device", "interpreter", "-s", "train.checkpoint.every=0"], 0);
+    assert_eq!(names(&one), ["step-00000012"]);
+    assert!(lab.train(&lab.at("none"), &keep("train.checkpoint.keep=0"), 2).err.contains("at least 1"));
+}
+
+#[test]
+fn a_small_text_can_be_learned_as_a_whole() {
+    let lab = Lab::new();
+    let few = text(&lab.folder.path().join("few.txt"), "hello moon, hello world");
+    let train = |run: &str, more: &[&str], code| {
+        let arguments = ["train", &lab.spec, "--data", &few, "--out", run];
+        expect(&[&arguments[..], &QUICK, more].concat(), code)
+    };
+    let refused = train(&lab.at("short"), &[], 3).err;
+    assert!(refused.contains("train.split=1.0") && refused.contains("train.evaluate.every=0"), "{refused}");
+    let run = lab.at("all");
+    let said = train(&run, &["-s", "train.split=1.0"], 0).err;
+    assert_eq!(said.matches("nothing is held out").count(), 1, "{said}");
+    assert!(said.contains("all for training") && said.contains("  train ") && !said.contains("  val "), "{said}");
+    assert!(!said.contains("NaN"), "{said}");
+    let metrics = fs::read_to_string(Path::new(&run).join("metrics.jsonl")).unwrap();
+    assert!(metrics.contains("train_loss_nats") && !metrics.contains("validation") && !metrics.contains("null"));
+    let on = ["--device", "interpreter"];
+    assert!(expect(&[&["eval", &run][..], &on].concat(), 0).out.contains("(train)"));
+    let refused = expect(&[&["eval", &run, "--split", "val"][..], &on].concat(), 3).err;
+    assert!(refused.contains("nothing of") && refused.contains("is held out"), "{refused}");
+    let compare = ["compare", &lab.spec, "--data", &few, "-s", "train.split=1.0", "--out", &lab.at("compared")];
+    assert!(expect(&[&compare[..], &on].concat(), 3).err.contains("is held out"));
+
+    let never = lab.at("never");
+    let said = train(&never, &["-s", "train.evaluate.every=0"], 0).err;
+    assert!(!said.contains("eval") && said.contains("step 12 after"), "{said}");
+    for split in ["train.split=1.1", "train.split=0"] {
+        assert!(train(&lab.at("bad"), &["-s", split], 2).err.contains("E0604"));
+    }
+}
+
+#[test]
+fn characters_that_nobody_sees_are_remarked_once() {
+    let lab = Lab::new();
+    let plain = fs::read_to_string(&lab.data).unwrap();
+    for (name, content, words) in [
+        ("dos", plain.replace(". ", ".\r\n"), &["40 x line end CR LF", "tr -d"][..]),
+        ("mac", plain.replace(". ", ".\r"), &["40 x carriage return (CR) alone"]),
+        (
+            "mark",
+            format!("\u{feff}{}", plain.replace("the ", "the\u{a0}")),
+            &["1 x byte order mark", "80 x no-break space"],
+        ),
+    ] {
+        let data = text(&lab.folder.path().join(name), content);
+        let said = expect(
+            &[&["train", &lab.spec, "--data", &data, "--out", &lab.at(&format!("{name}-run"))][..], &QUICK].concat(),
+            0,
+        );
+        assert_eq!(said.err.matches("characters that nobody sees").count(), 1, "{}", said.err);
+        assert!(words.iter().all(|word| said.err.contains(word)), "{}", said.err);
+    }
+    assert!(!lab.train(&lab.at("run"), &["--device", "interpreter"], 0).err.contains("nobody sees"));
+}
+
+#[test]
+fn a_run_that_a_router_names_is_relative_to_the_spec() {
+    let lab = Lab::new();
+    let folder = lab.folder.path().join("specs");
+    fs::create_dir(&folder).unwrap();
+    text(&folder.join("first.moe"), SMALL);
+    let hashed = SMALL.replace("noisy_top_k(k: 2, epsilon: 0)", "hash(table: clustered, from: \"first\")");
+    text(&folder.join("hashed.moe"), hashed);
+    let train = |from: &Path, spec: &str, out: &str, code| {
+        expect_in(from, &[&["train", spec, "--data", &lab.data, "--out", out][..], &QUICK].concat(), code)
+    };
+    train(lab.folder.path(), "specs/first.moe", "specs/first", 0);
+    train(lab.folder.path(), "specs/hashed.moe", "a", 0);
+    train(&folder, "hashed.moe", "../b", 0);
+    assert!(lab.files(&lab.at("a"), 12) == lab.files(&lab.at("b"), 12));
+    fs::rename(folder.join("first"), lab.at("first")).unwrap();
+    let refused = train(lab.folder.path(), "specs/hashed.moe", "c", 3).err;
+    assert!(refused.contains("specs/first"), "{refused}");
+    assert!(!Path::new(&lab.at("c/checkpoints/step-00000012")).exists());
+}

@@ -14,7 +14,7 @@ use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, Paramete
 pub struct Recipe {
     /// What to train on.
     pub data: DataSource,
-    /// Share of the text used for training; the rest is held out.
+    /// Share of the text used for training; the rest is held out, which may be nothing.
     pub split: f64,
     /// Sequences per step, B.
     pub batch: usize,
@@ -34,9 +34,11 @@ pub struct Recipe {
     pub precision: Precision,
     /// When and how long to evaluate.
     pub evaluate: Evaluate,
-    /// Steps between checkpoints.
+    /// Steps between checkpoints; 0 for one at the end alone.
     pub checkpoint_every: u64,
-    /// Steps between lines of progress.
+    /// Newest checkpoints that are kept; all if absent.
+    pub checkpoints_kept: Option<u64>,
+    /// Steps between lines of progress; 0 for one at the end alone.
     pub log_every: u64,
     pub(crate) spans: IndexMap<&'static str, Span>,
 }
@@ -81,6 +83,7 @@ impl Recipe {
             precision: Precision::named(arguments("precision").word("precision")).invariant("the word was checked"),
             evaluate: Evaluate { every: whole("evaluate", "every"), batches: whole("evaluate", "batches") },
             checkpoint_every: whole("checkpoint", "every"),
+            checkpoints_kept: arguments("checkpoint").get("keep").map(|_| whole("checkpoint", "keep")),
             log_every: whole("log", "every"),
             spans: IndexMap::new(),
         }
@@ -121,7 +124,7 @@ pub enum InitScheme {
 /// When and how long to evaluate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evaluate {
-    /// Steps between evaluations.
+    /// Steps between evaluations; 0 for none.
     pub every: u64,
     /// Batches per evaluation and split.
     pub batches: u64,
@@ -188,12 +191,13 @@ pub fn train_settings() -> &'static [SettingSpec] {
         let whole = |low, high, default| {
             SettingForm::Value(ParameterType::Int(Interval::closed(low, high)), DefaultValue::Int(default))
         };
-        let every = |default, help| count("every", default, help);
+        let interval = ParameterType::Int(Interval::at_least(0.0));
+        let every = |default, help| ParameterSpec::optional("every", interval, DefaultValue::Int(default), help);
         vec![
             setting("data", "`synthetic`, a known data set, or the path of a text file in quotes", SettingForm::Data),
             setting(
                 "split",
-                "share of the text used for training",
+                "share of the text used for training; the rest is held out",
                 SettingForm::Value(ParameterType::Float(Interval::ANY), DefaultValue::Float(0.9)),
             ),
             setting("batch", "sequences per step", whole(1.0, 1_048_576.0, 16)),
@@ -232,19 +236,27 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 "evaluate",
                 "when and how long to evaluate",
                 SettingForm::Arguments(vec![
-                    every(100, "steps between evaluations"),
+                    every(100, "steps between evaluations; 0 for none"),
                     count("batches", 400, "batches per evaluation and split"),
                 ]),
             ),
             setting(
                 "checkpoint",
-                "when to save",
-                SettingForm::Arguments(vec![every(1000, "steps between checkpoints")]),
+                "when to save, and how much to keep",
+                SettingForm::Arguments(vec![
+                    every(1000, "steps between checkpoints; 0 for one at the end alone"),
+                    ParameterSpec::optional(
+                        "keep",
+                        COUNT,
+                        DefaultValue::Absent("all"),
+                        "newest checkpoints that are kept, those before are removed",
+                    ),
+                ]),
             ),
             setting(
                 "log",
                 "when to report progress",
-                SettingForm::Arguments(vec![every(10, "steps between lines of progress")]),
+                SettingForm::Arguments(vec![every(10, "steps between lines of progress; 0 for one at the end alone")]),
             ),
         ]
     });

@@ -153,6 +153,8 @@ impl Recipe {
             DataSource::Named(name) => ResolvedValue::Map(map([("name", name.as_str().into())])),
         };
         let evaluate = map([("every", self.evaluate.every.into()), ("batches", self.evaluate.batches.into())]);
+        let mut checkpoint = map([("every", self.checkpoint_every.into())]);
+        checkpoint.extend(self.checkpoints_kept.map(|keep| ("keep".to_string(), keep.into())));
         let mut recipe = map([
             ("data", data),
             ("split", self.split.into()),
@@ -164,7 +166,7 @@ impl Recipe {
             ("init", ResolvedValue::Map(init)),
             ("precision", self.precision.name().into()),
             ("evaluate", ResolvedValue::Map(evaluate)),
-            ("checkpoint", ResolvedValue::Map(map([("every", self.checkpoint_every.into())]))),
+            ("checkpoint", ResolvedValue::Map(checkpoint)),
             ("log", ResolvedValue::Map(map([("every", self.log_every.into())]))),
         ]);
         if let Some(clip) = self.clip {

@@ -37,7 +37,7 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Larger manifests are refused; a vocabulary of every character of Unicode fits.
 const MAX_MANIFEST: u64 = 16 << 20;
 
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
@@ -107,6 +107,61 @@ pub enum CheckpointError {
         /// The tensor.
         name: String,
     },
+}
+
+impl CheckpointError {
+    /// Whether the checkpoint is not what was written: then one from before may be whole.
+    pub fn is_damage(&self) -> bool {
+        use io::ErrorKind::{NotADirectory, NotFound, UnexpectedEof};
+        match self {
+            Self::Truncated { .. } | Self::Damaged { .. } => true,
+            Self::Read { source, .. } => matches!(source.kind(), NotFound | NotADirectory | UnexpectedEof),
+            _ => false,
+        }
+    }
+}
+
+/// A checkpoint that is damaged, for which one from before was taken.
+#[derive(Debug)]
+pub struct PassedOver {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub error: CheckpointError,
+}
+
+/// Reads the newest of some checkpoints that is whole: `read` is given one after another, the newest first, until one is
+/// not damaged. `None` if there are none.
+///
+/// # Errors
+/// What the newest is damaged by if all are, and every other error of `read`.
+pub(crate) fn newest_whole<T>(
+    checkpoints: &Path,
+    mut read: impl FnMut(&Path) -> Result<T, CheckpointError>,
+) -> Result<Option<(T, Vec<PassedOver>)>, CheckpointError> {
+    let mut passed_over = Vec::new();
+    for (_, path) in list(checkpoints)?.into_iter().rev() {
+        match read(&path) {
+            Ok(whole) => return Ok(Some((whole, passed_over))),
+            Err(error) if error.is_damage() => passed_over.push(PassedOver { path, error }),
+            Err(error) => return Err(error),
+        }
+    }
+    // All of those that are there are damaged.
+    passed_over.into_iter().next().map_or(Ok(None), |newest| Err(newest.error))
+}
+
+/// Takes a damaged checkpoint its name, so that training can write the step again, and returns where it lies now.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn set_aside(files: &dyn Files, path: &Path) -> Result<PathBuf, CheckpointError> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let named = |n: u64| if n == 1 { format!("damaged-{name}") } else { format!("damaged-{name}-{n}") };
+    let free = (1..).map(|n| path.with_file_name(named(n))).find(|path| !path.exists());
+    let to = free.unwrap_or_else(|| path.with_file_name(named(1)));
+    files.rename(path, &to).map_err(|source| CheckpointError::Write { path: to.display().to_string(), source })?;
+    Ok(to)
 }
 
 /// What a checkpoint says about itself besides its tensors.
@@ -215,7 +270,7 @@ fn folder_name(step: u64) -> String {
 }
 
 /// Step of a checkpoint's folder name.
-fn step_of(name: &str) -> Option<u64> {
+pub(crate) fn step_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("step-")?;
     let step = digits.parse().ok()?;
     (folder_name(step) == name).then_some(step)

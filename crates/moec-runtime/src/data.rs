@@ -78,6 +78,12 @@ pub enum DataError {
         /// Context of the model, T.
         context: usize,
     },
+    /// All of the data is trained on.
+    #[error("nothing of {name} is held out: all of it is for training")]
+    NothingHeldOut {
+        /// The data.
+        name: String,
+    },
     /// The share of the training split is not between 0 and 1.
     #[error("split is {0}; it must lie between 0 and 1")]
     Fraction(f64),
@@ -249,6 +255,11 @@ impl Dataset {
         &self.vocab
     }
 
+    /// Whether anything is kept from training, to be evaluated.
+    pub fn is_held_out(&self) -> bool {
+        !self.validation.is_empty()
+    }
+
     /// Tokens of a split; it may be empty.
     pub fn tokens(&self, split: Split) -> &[i32] {
         match split {
@@ -260,9 +271,12 @@ impl Dataset {
     /// Tokens of a split that has at least one window of `context` tokens with its targets.
     ///
     /// # Errors
-    /// When it is shorter.
+    /// When it is shorter, or nothing is held out.
     pub fn windows(&self, split: Split, context: usize) -> Result<&[i32], DataError> {
         let tokens = self.tokens(split);
+        if split == Split::Validation && !self.is_held_out() {
+            return Err(DataError::NothingHeldOut { name: self.name.clone() });
+        }
         if tokens.len() <= context {
             let (name, characters) = (self.name.clone(), tokens.len());
             return Err(DataError::TooShort { name, split, characters, context });
@@ -286,7 +300,9 @@ mod tests {
         assert_eq!(data.tokens(Split::Train).len(), 9);
         assert_eq!(data.vocab().decode(data.tokens(Split::Validation)), "b");
         assert!(dataset("abc", 0.0).tokens(Split::Train).is_empty());
-        assert!(dataset("abc", 1.0).tokens(Split::Validation).is_empty());
+        let whole = dataset("abc", 1.0);
+        assert!(!whole.is_held_out() && whole.tokens(Split::Train).len() == 3);
+        assert!(matches!(whole.windows(Split::Validation, 1), Err(DataError::NothingHeldOut { .. })));
     }
 
     #[test]

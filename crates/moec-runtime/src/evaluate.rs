@@ -106,7 +106,7 @@ pub(crate) struct Estimate {
 }
 
 /// Estimates the loss on both splits from random windows, as makeMoE does, and collects the balance panel on the
-/// validation split. `progress` is told after every batch how many of all are done; `None` when it said to stop.
+/// validation split. Where nothing is held out there is the training split alone. `progress` is told after every batch how many of all are done; `None` when it said to stop.
 pub(crate) fn estimate(
     executable: &mut Executable<'_>,
     data: &Dataset,
@@ -117,28 +117,31 @@ pub(crate) fn estimate(
     let context = executable.context();
     let rows = executable.rows(Function::Evaluate)?;
     let mut panels = Panels::new(executable)?;
-    let mut losses = [0.0; 2];
+    let mut losses = Vec::with_capacity(2);
     let splits = [(Split::Train, Purpose::TrainingEstimate), (Split::Validation, Purpose::ValidationEstimate)];
-    for (s, (split, purpose)) in splits.into_iter().enumerate() {
+    let splits = if data.is_held_out() { &splits[..] } else { &splits[..1] };
+    for (s, &(split, purpose)) in splits.iter().enumerate() {
         let text = data.windows(split, context)?;
         let stream = purpose.stream(seed, step);
         let noise = Purpose::EvaluationNoise.stream(seed, step);
+        let mut sum = 0.0;
         for batch in 0..batches {
             let windows = Windows::random(text, context, rows, stream, batch * rows);
             let rng = crate::executable::generator(seed, noise.bits64((s * batches + batch) as u32));
             executable.run(Function::Evaluate, &windows, Settings { rng, ..Settings::default() })?;
-            losses[s] += executable.scalar(Function::Evaluate, &Output::Loss)?;
-            if split == Split::Validation {
+            sum += executable.scalar(Function::Evaluate, &Output::Loss)?;
+            if s + 1 == splits.len() {
                 panels.add(executable)?;
             }
-            if !progress(s * batches + batch + 1, 2 * batches) {
+            if !progress(s * batches + batch + 1, splits.len() * batches) {
                 return Ok(None);
             }
         }
+        losses.push(sum / batches as f64);
     }
-    let [train, validation] = losses.map(|sum| sum / batches as f64);
     let layers = panels.finish();
-    Ok(Some(Evaluation { step, train_loss_nats: train, validation_loss_nats: validation, layers }))
+    let (train_loss_nats, validation_loss_nats) = (losses[0], losses.get(1).copied());
+    Ok(Some(Evaluation { step, train_loss_nats, validation_loss_nats, layers }))
 }
 
 /// The balance panels of all mixture-of-experts layers, filled batch by batch.

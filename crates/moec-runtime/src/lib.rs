@@ -33,8 +33,8 @@ mod train;
 mod vocab;
 
 pub use checkpoint::{
-    Checkpoint, CheckpointError, FORMAT_VERSION, FileEntry, Identity, Manifest, Parts, TensorSource, fingerprint,
-    load as load_checkpoint, read_manifest,
+    Checkpoint, CheckpointError, FORMAT_VERSION, FileEntry, Identity, Manifest, Parts, PassedOver, TensorSource,
+    fingerprint, load as load_checkpoint, read_manifest,
 };
 pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};
 pub use evaluate::{EvaluateError, SplitLoss, evaluate_split};
@@ -43,10 +43,15 @@ pub use init::{initial_tensors, initialise};
 pub use makemoe::{MakeMoeError, attention_heads, export_makemoe, import_makemoe};
 pub use metrics::{Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};
 pub use profile::{KernelRow, Profiled, Timings};
-pub use run_folder::{RunError, RunFolder, RunTexts, latest_checkpoint, read_metrics, read_resolved, read_spec};
+pub use run_folder::{
+    RunError, RunFolder, RunTexts, checkpoints, latest_checkpoint, newest_whole, read_metrics, read_resolved,
+    read_spec, run_of_checkpoint,
+};
 pub use sample::{Kept, SampleConfig, SampleError, sample, sample_functions};
 pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
-pub use train::{Outcome, Reporter, Silent, Summary, TrainConfig, TrainError, resume, train, train_loss, train_step};
+pub use train::{
+    Outcome, Reporter, Resumption, Silent, Summary, TrainConfig, TrainError, resume, train, train_loss, train_step,
+};
 pub use vocab::{UnknownCharacters, Vocab};
 
 #[cfg(test)]

@@ -38,15 +38,17 @@ pub struct TrainMetric {
     pub tokens_per_s: f64,
 }
 
-/// An evaluation: mean over random windows of both splits, with the balance panel of the validation split.
+/// An evaluation: mean over random windows of both splits, with the balance panel of the validation split, or of the
+/// training split where nothing is held out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Optimiser steps made.
     pub step: u64,
     /// Mean cross-entropy on the training split, without dropout.
     pub train_loss_nats: f64,
-    /// Mean cross-entropy on the validation split.
-    pub validation_loss_nats: f64,
+    /// Mean cross-entropy on the validation split; absent where nothing is held out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub validation_loss_nats: Option<f64>,
     /// One entry per mixture-of-experts layer, in the order of the model.
     pub layers: Vec<LayerBalance>,
 }
@@ -208,7 +210,7 @@ mod tests {
         let line = Metric::Evaluation(Evaluation {
             step: 3,
             train_loss_nats: 1.0,
-            validation_loss_nats: 2.0,
+            validation_loss_nats: Some(2.0),
             layers: vec![layer],
         });
         assert_eq!(Metric::from_line(&line.to_line().unwrap()), Some(line));

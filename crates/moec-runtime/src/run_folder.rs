@@ -11,7 +11,7 @@
 //!     .lock           held by the process that writes
 //! ```
 
-use crate::checkpoint::{self, CheckpointError, Identity, TensorSource};
+use crate::checkpoint::{self, CheckpointError, Identity, PassedOver, TensorSource};
 use crate::data::sha256_hex;
 use crate::files::{Files, INCOMPLETE, RealFiles, replace};
 use crate::metrics::Metric;
@@ -119,6 +119,10 @@ impl RunFolder {
             }
         }
         let lock = take_lock(root)?;
+        // Another process may have begun and ended a run since.
+        if root.join(SPEC).exists() {
+            return Err(RunError::Exists { path });
+        }
         for folder in [CHECKPOINTS, SAMPLES] {
             let folder = root.join(folder);
             if !folder.is_dir() {
@@ -174,6 +178,33 @@ impl RunFolder {
     /// When the folder cannot be read.
     pub fn latest_checkpoint(&self) -> Result<Option<(u64, PathBuf)>, CheckpointError> {
         latest_checkpoint(&self.root)
+    }
+
+    /// Reads the newest checkpoint that is whole, as [`newest_whole`] does, and takes damaged ones their names, so that
+    /// training can write these steps again.
+    ///
+    /// # Errors
+    /// As [`newest_whole`], or when the system refuses.
+    pub(crate) fn take_up<T>(
+        &self,
+        read: impl FnMut(&Path) -> Result<T, CheckpointError>,
+    ) -> Result<Option<(T, Vec<PassedOver>)>, CheckpointError> {
+        let Some((taken, passed_over)) = newest_whole(&self.root, read)? else { return Ok(None) };
+        let set_aside = |damaged: PassedOver| {
+            let path = checkpoint::set_aside(&*self.files, &damaged.path)?;
+            Ok(PassedOver { path, ..damaged })
+        };
+        let passed_over = passed_over.into_iter().map(set_aside).collect::<Result<_, CheckpointError>>()?;
+        Ok(Some((taken, passed_over)))
+    }
+
+    /// Replaces what the run was asked for, with the model and recipe that follow from it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn write_resolved(&self, text: &str) -> Result<(), RunError> {
+        let path = self.root.join(RESOLVED);
+        replace(&*self.files, &path, &mut |out| out.write_all(text.as_bytes())).map_err(io_failed(&path))
     }
 
     /// Writes the checkpoint of a step, whole or not at all. `tensor` is asked for each of its tensors twice, of which
@@ -333,6 +364,34 @@ pub fn latest_checkpoint(root: &Path) -> Result<Option<(u64, PathBuf)>, Checkpoi
     Ok(checkpoint::list(&root.join(CHECKPOINTS))?.pop())
 }
 
+/// Reads the newest checkpoint of a run that is whole, without taking its lock: `read` is given one after another, the
+/// newest first, until one is not damaged. `None` if there are none.
+///
+/// # Errors
+/// What the newest is damaged by if all are, and every other error of `read`.
+pub fn newest_whole<T>(
+    root: &Path,
+    read: impl FnMut(&Path) -> Result<T, CheckpointError>,
+) -> Result<Option<(T, Vec<PassedOver>)>, CheckpointError> {
+    checkpoint::newest_whole(&root.join(CHECKPOINTS), read)
+}
+
+/// The run of a folder that is, or is named like, one of its checkpoints.
+pub fn run_of_checkpoint(folder: &Path) -> Option<PathBuf> {
+    let is_named = folder.file_name()?.to_str().and_then(checkpoint::step_of).is_some();
+    let root = folder.parent()?.parent()?;
+    let is_one = (is_named || folder.join(checkpoint::MANIFEST).is_file()) && root.join(SPEC).is_file();
+    is_one.then(|| if root.as_os_str().is_empty() { PathBuf::from(".") } else { root.to_path_buf() })
+}
+
+/// The checkpoints of a run, oldest first, found without taking its lock.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    checkpoint::list(&root.join(CHECKPOINTS))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,7 +407,12 @@ mod tests {
     }
 
     fn evaluation_line(step: u64) -> Metric {
-        Metric::Evaluation(Evaluation { step, train_loss_nats: 1.0, validation_loss_nats: 2.0, layers: Vec::new() })
+        Metric::Evaluation(Evaluation {
+            step,
+            train_loss_nats: 1.0,
+            validation_loss_nats: Some(2.0),
+            layers: Vec::new(),
+        })
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The training loop.
 
 use crate::batches::Windows;
-use crate::checkpoint::{self, CheckpointError, Identity, Parts};
+use crate::checkpoint::{self, CheckpointError, Identity, Parts, PassedOver};
 use crate::data::{DataError, Dataset, Split};
 use crate::evaluate::{Estimate, EvaluateError, estimate};
 use crate::executable::{Executable, ExecutableError, Settings, generator};
@@ -27,7 +27,7 @@ pub struct TrainConfig {
     pub schedule: Schedule,
     /// Steps between two reports of the loss. Between them the loop does not wait for the device.
     pub log_every: u64,
-    /// Steps between two evaluations; there is one at the end too.
+    /// Steps between two evaluations; there is one at the end too, unless there are none.
     pub evaluate_every: u64,
     /// Batches per split of an evaluation.
     pub evaluate_batches: usize,
@@ -38,6 +38,24 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
+    /// Makes sure that every split that is used has a window of `context` tokens with its targets: nothing needs to be
+    /// held out, and what is held out matters only if it is evaluated.
+    ///
+    /// # Errors
+    /// When a split is shorter.
+    pub fn check_data(&self, data: &Dataset, context: usize) -> Result<(), DataError> {
+        data.windows(Split::Train, context)?;
+        if self.evaluates() && data.is_held_out() {
+            data.windows(Split::Validation, context)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is any evaluation.
+    fn evaluates(&self) -> bool {
+        self.evaluate_every > 0 && self.evaluate_batches > 0
+    }
+
     /// The learning rate of the step after `step` steps.
     pub fn learning_rate(&self, step: u64) -> f64 {
         self.schedule.at(self.optimizer.lr(), step, self.steps)
@@ -147,22 +165,36 @@ fn identity(executable: &Executable<'_>, data: &Dataset, run: &RunFolder, config
     }
 }
 
-/// Restores the newest checkpoint of a run and returns its step, from which [`train`] goes on; `None` when there is none
-/// yet and the run begins anew.
+/// Where a run goes on.
+#[derive(Debug, Default)]
+pub struct Resumption {
+    /// Optimiser steps made.
+    pub step: u64,
+    /// Newer checkpoints that are damaged, the newest first. They have lost their names, so that these steps can be saved
+    /// again, and nothing else.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// Restores the newest checkpoint of a run that is whole, and returns the step from which [`train`] goes on; `None` when
+/// there is none yet and the run begins anew.
 ///
 /// # Errors
-/// When the checkpoint is damaged, belongs to another model, spec, corpus or seed, or the device fails.
+/// When all checkpoints are damaged, one belongs to another model, spec, corpus or seed, or the device fails.
 pub fn resume(
     executable: &mut Executable<'_>,
     data: &Dataset,
     run: &RunFolder,
     config: &TrainConfig,
-) -> Result<Option<u64>, TrainError> {
-    let Some((_, path)) = run.latest_checkpoint()? else { return Ok(None) };
-    let checkpoint = checkpoint::load(&path, &executable.program().states, Parts::All)?;
-    checkpoint.check_identity(&identity(executable, data, run, config))?;
+) -> Result<Option<Resumption>, TrainError> {
+    let identity = identity(executable, data, run, config);
+    let found = run.take_up(|path| {
+        let checkpoint = checkpoint::load(path, &executable.program().states, Parts::All)?;
+        checkpoint.check_identity(&identity)?;
+        Ok(checkpoint)
+    })?;
+    let Some((checkpoint, passed_over)) = found else { return Ok(None) };
     executable.write_states(&checkpoint.tensors)?;
-    Ok(Some(checkpoint.manifest.step))
+    Ok(Some(Resumption { step: checkpoint.manifest.step, passed_over }))
 }
 
 /// Trains from optimiser step `start` (0, or what [`resume`] returned) to `config.steps`, or until `stop` is set: then
@@ -185,9 +217,7 @@ pub fn train(
 ) -> Result<Summary, TrainError> {
     let context = executable.context();
     let rows = executable.rows(Function::TrainStep)?;
-    for split in [Split::Train, Split::Validation] {
-        data.windows(split, context)?;
-    }
+    config.check_data(data, context)?;
     let identity = identity(executable, data, run, config);
     let stopping = || stop.load(Ordering::Relaxed);
 
@@ -273,9 +303,7 @@ fn due(every: u64, step: u64) -> bool {
 }
 
 fn evaluation_due(config: &TrainConfig, step: u64) -> bool {
-    config.evaluate_every > 0
-        && config.evaluate_batches > 0
-        && (due(config.evaluate_every, step) || step == config.steps)
+    config.evaluates() && (due(config.evaluate_every, step) || step == config.steps)
 }
 
 fn finite(step: u64, what: &str, value: f64) -> Result<f64, TrainError> {
@@ -329,7 +357,9 @@ fn evaluate(
     })?;
     if let Some(evaluation) = &evaluation {
         finite(step, "the loss on the training split", evaluation.train_loss_nats)?;
-        finite(step, "the loss on the validation split", evaluation.validation_loss_nats)?;
+        if let Some(loss) = evaluation.validation_loss_nats {
+            finite(step, "the loss on the validation split", loss)?;
+        }
         run.append_metric(&Metric::Evaluation(evaluation.clone()))?;
         reporter.evaluated(evaluation);
     }

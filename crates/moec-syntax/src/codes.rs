@@ -840,12 +840,13 @@ Right:
     context 32
     repeat 8 { layer_norm }
 "#;
-    BadSplit = "E0604", Beside, "the split leaves no text to train or to evaluate on", r#"
-`split` is the share of the text used for training, more than 0 and less than 1. The rest is held out.
+    BadSplit = "E0604", Beside, "the split is no share of the text that can be trained on", r#"
+`split` is the share of the text used for training, more than 0 and at most 1. The rest is held out. With 1.0
+nothing is: the model is trained on the whole text, and evaluated on that.
 
 Wrong:
 
-    train { split 1.0 }
+    train { split 0 }
 
 Right:
 

@@ -26,7 +26,7 @@ pub(crate) fn train_and_sample(folder: &std::path::Path) -> Result<String, Error
     let rhyme = "one two three four five, once I caught a fish alive. ".repeat(20);
     let data = spec.dataset(&Corpus::from_bytes("rhyme", rhyme.into_bytes())?)?;
     let compiled = spec.compile(data.vocab(), Device::Interpreter, &CompileOptions::default())?;
-    let run = spec.create_run(folder, data.name(), &compiled)?;
+    let run = spec.create_run(folder, &data, &compiled)?;
     let mut session = Session::open(&spec, &compiled, Device::Interpreter)?;
     let summary = session.train(&data, &run)?;
     eprintln!("{} parameters, saved in {}", compiled.lowered.parameter_count(), summary.checkpoint.display());

@@ -12,8 +12,12 @@ mod kernel_table;
 mod output;
 mod progress;
 mod reference;
+mod remarks;
 mod routing_record;
+mod run_text;
+mod shell;
 mod signals;
+mod task;
 mod units;
 
 use args::{Cli, Command, MessageFormat};

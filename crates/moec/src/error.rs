@@ -66,6 +66,14 @@ pub enum Error {
     /// A run has saved nothing yet.
     #[error("{} holds no checkpoint yet", .0.display())]
     NoCheckpoint(PathBuf),
+    /// The checkpoint that was named is damaged.
+    #[error("{error}")]
+    Damaged {
+        /// What is wrong with it.
+        error: CheckpointError,
+        /// The checkpoints of the run before it, the newest first.
+        older: Vec<PathBuf>,
+    },
     /// What a run was asked for cannot be read.
     #[error("{} cannot be read: {reason}", path.display())]
     Request {

@@ -71,7 +71,8 @@ pub use error::{Error, Messages};
 pub use kernel_cache::{KernelCache, KernelCacheUsage};
 pub use moec_model::Registry;
 pub use moec_runtime::{
-    Corpus, Dataset, Reporter, RunFolder, SampleConfig, Silent, Split, Summary, TrainConfig, Vocab,
+    Corpus, Dataset, PassedOver, Reporter, Resumption, RunFolder, SampleConfig, Silent, Split, Summary, TrainConfig,
+    Vocab,
 };
 pub use pipeline::{Checked, CompileOptions, Compiled, Function};
 pub use request::Request;

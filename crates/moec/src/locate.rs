@@ -1,20 +1,47 @@
 //! Which run, and which of its checkpoints, a path means.
 
 use crate::error::Error;
+use moec_runtime::{CheckpointError, PassedOver};
 use std::path::{Path, PathBuf};
 
-/// The root of a run and the checkpoint that is meant.
-pub(crate) fn locate(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
-    if path.join("manifest.json").is_file() {
-        let absolute = path.canonicalize().map_err(|source| Error::File { path: path.to_path_buf(), source })?;
-        if let Some(root) = absolute.parent().and_then(Path::parent) {
-            return Ok((root.to_path_buf(), absolute));
+/// A run, and one of its checkpoints if that was named.
+pub(crate) struct Located {
+    pub(crate) root: PathBuf,
+    checkpoint: Option<PathBuf>,
+}
+
+impl Located {
+    /// What a path means.
+    pub(crate) fn at(path: &Path) -> Result<Self, Error> {
+        // As it was given, or else the whole path, for `.` has no name.
+        for folder in std::iter::once(path.to_path_buf()).chain(path.canonicalize()) {
+            if let Some(root) = moec_runtime::run_of_checkpoint(&folder) {
+                return Ok(Self { root, checkpoint: Some(folder) });
+            }
+        }
+        // Says that there is no run before it says that there is no checkpoint.
+        moec_runtime::read_spec(path)?;
+        Ok(Self { root: path.to_path_buf(), checkpoint: None })
+    }
+
+    /// Reads the checkpoint that was named, or else the newest that is not damaged, and says which were.
+    pub(crate) fn read<T>(
+        &self,
+        mut read: impl FnMut(&Path) -> Result<T, CheckpointError>,
+    ) -> Result<(T, Vec<PassedOver>), Error> {
+        match &self.checkpoint {
+            Some(folder) => match read(folder) {
+                Ok(whole) => Ok((whole, Vec::new())),
+                Err(error) if error.is_damage() => Err(Error::Damaged { error, older: self.older(folder) }),
+                Err(error) => Err(error.into()),
+            },
+            None => moec_runtime::newest_whole(&self.root, read)?.ok_or_else(|| Error::NoCheckpoint(self.root.clone())),
         }
     }
-    // Says that there is no run before it says that there is no checkpoint.
-    moec_runtime::read_spec(path)?;
-    match moec_runtime::latest_checkpoint(path)? {
-        Some((_, folder)) => Ok((path.to_path_buf(), folder)),
-        None => Err(Error::NoCheckpoint(path.to_path_buf())),
+
+    /// The checkpoints before one, the newest first.
+    fn older(&self, folder: &Path) -> Vec<PathBuf> {
+        let all = moec_runtime::checkpoints(&self.root).unwrap_or_default();
+        all.into_iter().rev().map(|(_, path)| path).skip_while(|path| path != folder).skip(1).collect()
     }
 }

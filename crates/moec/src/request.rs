@@ -18,6 +18,9 @@ pub struct Request {
     pub set: Vec<String>,
     /// `synthetic`, the name of a known text, or the path of one.
     pub data: String,
+    /// SHA-256 of the text, by which it is known wherever it lies; earlier versions did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_sha256: Option<String>,
     /// The texts that the spec imports, directly or not, by their paths from its folder: with them the run can be
     /// loaded when the files are gone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -38,6 +41,15 @@ impl Request {
         let head: Head = serde_yaml::from_str(&text)
             .map_err(|e| Error::Request { path: root.join("resolved.yaml"), reason: e.to_string() })?;
         Ok(head.request)
+    }
+
+    /// Whether two runs are asked for the same, wherever their text lies.
+    pub fn asks_the_same(&self, other: &Self) -> bool {
+        let data = match (&self.data_sha256, &other.data_sha256) {
+            (Some(a), Some(b)) => a == b,
+            _ => self.data == other.data,
+        };
+        data && (&self.model, &self.set, &self.imports) == (&other.model, &other.set, &other.imports)
     }
 
     /// The request with the resolved model and recipe below it, as a run keeps them.

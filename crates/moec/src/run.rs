@@ -2,14 +2,14 @@
 
 use crate::device::Device;
 use crate::error::Error;
-use crate::locate::locate;
+use crate::locate::Located;
 use crate::pipeline::{CompileOptions, Compiled};
 use crate::request::Request;
 use crate::session::Session;
 use crate::spec::Spec;
 use moec_model::{Model, Registry};
 use moec_plan::Backend;
-use moec_runtime::{Checkpoint, Parts, Vocab};
+use moec_runtime::{Checkpoint, Parts, PassedOver, Vocab};
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
 
@@ -28,10 +28,12 @@ pub struct Run {
     pub compiled: Compiled,
     /// The trained tensors.
     pub checkpoint: Checkpoint,
+    /// Newer checkpoints that are damaged, the newest first.
+    pub passed_over: Vec<PassedOver>,
 }
 
 impl Run {
-    /// Opens a run folder at its newest checkpoint, or one of its checkpoints. `options` says what is compiled for the
+    /// Opens a run folder at its newest checkpoint that is whole, or one of its checkpoints. `options` says what is compiled for the
     /// device, once the model and its characters are known.
     ///
     /// # Errors
@@ -43,15 +45,18 @@ impl Run {
         device: Device,
         options: impl FnOnce(&Model, &Vocab) -> Result<CompileOptions, E>,
     ) -> Result<Self, E> {
-        let (root, folder) = locate(path)?;
+        let located = Located::at(path)?;
+        let root = located.root.clone();
         let request = Request::read(&root)?;
         let spec = Spec::check(kept_source(&root, &request)?, registry, request.model.as_deref(), &request.set)?;
-        let manifest = moec_runtime::read_manifest(&folder).map_err(Error::from)?;
-        let vocab = manifest.vocab().ok_or_else(|| Error::DamagedVocabulary(folder.clone()))?;
+        // All checkpoints of a run have one vocabulary.
+        let (manifest, _) = located.read(moec_runtime::read_manifest)?;
+        let vocab = manifest.vocab().ok_or_else(|| Error::DamagedVocabulary(root.clone()))?;
         let options = CompileOptions { fixed: true, ..options(&spec.checked.model, &vocab)? };
         let compiled = spec.compile(&vocab, device, &options)?;
-        let checkpoint = moec_runtime::load_checkpoint(&folder, &compiled.states, Parts::Model).map_err(Error::from)?;
-        Ok(Self { root, request, spec, vocab, compiled, checkpoint })
+        let load = |folder: &Path| moec_runtime::load_checkpoint(folder, &compiled.states, Parts::Model);
+        let (checkpoint, passed_over) = located.read(load)?;
+        Ok(Self { root, request, spec, vocab, compiled, checkpoint, passed_over })
     }
 
     /// Puts the model on a device.

@@ -8,8 +8,8 @@ use crate::spec::Spec;
 use crate::training::{initial_states, train_config};
 use moec_plan::Backend;
 use moec_runtime::{
-    Dataset, Executable, Profiled, Reporter, RunFolder, SampleConfig, Silent, Split, SplitLoss, Summary, Timings,
-    TrainConfig, Vocab,
+    Dataset, Executable, Profiled, Reporter, Resumption, RunFolder, SampleConfig, Silent, Split, SplitLoss, Summary,
+    Timings, TrainConfig, Vocab,
 };
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
@@ -44,22 +44,22 @@ impl<'a> Session<'a> {
     /// Trains to the last step of the recipe, from the newest checkpoint of the run or from the beginning, and saves.
     ///
     /// # Errors
-    /// When a checkpoint is damaged or of something else, training diverges, or the device or the folder fails.
+    /// When all checkpoints are damaged, one is of something else, training diverges, or the device or the folder fails.
     pub fn train(&mut self, data: &Dataset, folder: &RunFolder) -> Result<Summary, Error> {
         let config = train_config(&self.spec.checked.recipe);
-        let start = self.begin(data, folder, &config)?;
+        let start = self.begin(data, folder, &config)?.step;
         self.continue_from(start, data, folder, &config, &AtomicBool::new(false), &mut Silent)
     }
 
-    /// Puts the tensors that a run goes on with on the device, its newest checkpoint's or the first ones, and returns
-    /// their step.
+    /// Puts the tensors that a run goes on with on the device, those of its newest checkpoint that is whole or the first
+    /// ones, and returns their step.
     ///
     /// # Errors
-    /// When the checkpoint is damaged or of another model, spec, text or seed, or the device fails.
-    pub fn begin(&mut self, data: &Dataset, folder: &RunFolder, config: &TrainConfig) -> Result<u64, Error> {
+    /// When all checkpoints are damaged, one is of another model, spec, text or seed, or the device fails.
+    pub fn begin(&mut self, data: &Dataset, folder: &RunFolder, config: &TrainConfig) -> Result<Resumption, Error> {
         match moec_runtime::resume(&mut self.executable()?, data, folder, config)? {
-            Some(step) => Ok(step),
-            None => self.initialise(data, config.seed).map(|()| 0),
+            Some(resumption) => Ok(resumption),
+            None => self.initialise(data, config.seed).map(|()| Resumption::default()),
         }
     }
 
@@ -69,7 +69,7 @@ impl<'a> Session<'a> {
     /// When a router's table cannot be computed from this text, or the device fails.
     pub fn initialise(&mut self, data: &Dataset, seed: u64) -> Result<(), Error> {
         let lowered = &self.compiled.lowered;
-        let states = initial_states(&lowered.states, data)?;
+        let states = initial_states(&lowered.states, data, self.spec.folder())?;
         Ok(moec_runtime::initialise(&mut self.executable()?, seed, &lowered.parameters, &states)?)
     }
 

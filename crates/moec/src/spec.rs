@@ -95,22 +95,31 @@ impl Spec {
         }
     }
 
-    /// What a run of this spec on some data is asked for.
-    pub fn request(&self, data: &str) -> Request {
-        let imports = imported(&self.source);
-        Request { model: self.model.clone(), set: self.set.clone(), data: data.to_string(), imports }
+    /// The folder of the file, from which it names other files.
+    pub fn folder(&self) -> &Path {
+        Path::new(self.source.name()).parent().unwrap_or(Path::new(""))
     }
 
-    /// Makes the folder of a run on some data (its name or path, as [`Request::data`] says), which keeps the spec, the
-    /// request and the plan.
+    /// What a run of this spec on some data is asked for.
+    pub fn request(&self, data: &Dataset) -> Request {
+        Request {
+            model: self.model.clone(),
+            set: self.set.clone(),
+            data: data.name().to_string(),
+            data_sha256: Some(data.sha256().to_string()),
+            imports: imported(&self.source),
+        }
+    }
+
+    /// Makes the folder of a run on some data, which keeps the spec, the request and the plan.
     ///
     /// # Errors
     /// When the folder holds anything, or cannot be written.
-    pub fn create_run(&self, root: &Path, data: &str, compiled: &Compiled) -> Result<RunFolder, Error> {
+    pub fn create_run(&self, root: &Path, data: &Dataset, compiled: &Compiled) -> Result<RunFolder, Error> {
         self.create_run_with_plan(root, data, &yaml(&moec_plan::listing(&compiled.program)))
     }
 
-    pub(crate) fn create_run_with_plan(&self, root: &Path, data: &str, plan: &str) -> Result<RunFolder, Error> {
+    pub(crate) fn create_run_with_plan(&self, root: &Path, data: &Dataset, plan: &str) -> Result<RunFolder, Error> {
         let resolved = self.request(data).with_resolved(&self.checked.model, &self.checked.recipe);
         Ok(RunFolder::create(root, &RunTexts { spec: self.source.text(), resolved: &resolved, plan })?)
     }

@@ -1,7 +1,7 @@
 //! How a training begins: the recipe as the loop's configuration, and the first values of the tensors that routers keep.
 
 use crate::error::Error;
-use crate::locate::locate;
+use crate::locate::Located;
 use moec_ir::{Data, Invariant, TOKEN_TABLE, Tensor};
 use moec_model::{Recipe, StateInit, TrainingText};
 use moec_runtime::{Dataset, Split, TrainConfig, Vocab};
@@ -19,16 +19,21 @@ pub fn train_config(recipe: &Recipe) -> TrainConfig {
         // More than can be counted are as many as can be.
         evaluate_batches: usize::try_from(recipe.evaluate.batches).unwrap_or(usize::MAX),
         checkpoint_every: recipe.checkpoint_every,
-        keep: None,
+        keep: recipe.checkpoints_kept.map(|keep| usize::try_from(keep).unwrap_or(usize::MAX)),
     }
 }
 
-/// The first values of routers' states; tables are computed from the part of the text that is trained on.
+/// The first values of routers' states; tables are computed from the part of the text that is trained on. Runs that they
+/// name are looked for from `folder`, which is the spec's.
 ///
 /// # Errors
 /// When a table cannot be computed from this text.
-pub fn initial_states(states: &[(String, StateInit)], dataset: &Dataset) -> Result<Vec<(String, Tensor)>, Error> {
-    let embeddings = |run: &str| token_vectors(Path::new(run), dataset.vocab());
+pub fn initial_states(
+    states: &[(String, StateInit)],
+    dataset: &Dataset,
+    folder: &Path,
+) -> Result<Vec<(String, Tensor)>, Error> {
+    let embeddings = |run: &str| token_vectors(&folder.join(run), dataset.vocab());
     let vocab = dataset.vocab().len();
     let text = TrainingText { tokens: dataset.tokens(Split::Train), vocab, embeddings: &embeddings };
     let resolve = |(name, init): &(String, StateInit)| match init.resolve(&text) {
@@ -41,8 +46,9 @@ pub fn initial_states(states: &[(String, StateInit)], dataset: &Dataset) -> Resu
 /// The token vectors of a trained run, `[V, C]` in the order of `vocab`.
 fn token_vectors(run: &Path, vocab: &Vocab) -> Result<Tensor, String> {
     let damaged = || "the token vectors are damaged".to_string();
-    let (_, folder) = locate(run).map_err(|e| e.to_string())?;
-    let manifest = moec_runtime::read_manifest(&folder).map_err(|e| e.to_string())?;
+    let read = |folder: &Path| Ok((folder.to_path_buf(), moec_runtime::read_manifest(folder)?));
+    let located = Located::at(run).and_then(|located| located.read(read));
+    let ((folder, manifest), _) = located.map_err(|e| e.to_string())?;
     let trained = manifest.vocab().ok_or_else(|| format!("{}: the vocabulary is damaged", folder.display()))?;
     let tensors = moec_runtime::read_tensors(&folder.join("model.safetensors")).map_err(|e| e.to_string())?;
     let table = tensors.get(TOKEN_TABLE).ok_or_else(|| format!("{} has no token vectors", folder.display()))?;

@@ -180,7 +180,8 @@ impl<'a> Checker<'a> {
                 default => format!("{} {default}", spec.name),
             },
             SettingForm::Arguments(specs) => {
-                let list: Vec<String> = specs.iter().map(|s| format!("{}: {}", s.name, s.default)).collect();
+                let said = specs.iter().filter(|s| !matches!(s.default, DefaultValue::Absent(_)));
+                let list: Vec<String> = said.map(|s| format!("{}: {}", s.name, s.default)).collect();
                 format!("{}({})", spec.name, list.join(", "))
             }
             SettingForm::Choice(choices) => {
@@ -206,10 +207,11 @@ impl<'a> Checker<'a> {
         let at = |setting: &str, argument: &str| {
             settings.get(setting).and_then(|s| s.arguments.span(argument)).unwrap_or_default()
         };
-        if recipe.split <= 0.0 || recipe.split >= 1.0 {
-            let d = Diagnostic::new(Code::BadSplit, format!("a split of {} leaves nothing on one side", recipe.split))
-                .primary(at("split", "split"), "expected more than 0 and less than 1")
-                .help("0.9 trains on nine tenths of the text and evaluates on the rest");
+        if recipe.split <= 0.0 || recipe.split > 1.0 {
+            let what = if recipe.split > 1.0 { "is more than the text" } else { "leaves nothing to train on" };
+            let d = Diagnostic::new(Code::BadSplit, format!("a split of {} {what}", recipe.split))
+                .primary(at("split", "split"), "expected more than 0 and at most 1")
+                .help("0.9 trains on nine tenths of the text and evaluates on the rest; 1.0 trains on all of it");
             self.report(d);
         }
         let conflict = |code, of: &str, Conflict { setting, message, expected }| {

@@ -43,7 +43,7 @@ const PARAMETERS: &[ParameterSpec] = &[
         "from",
         ParameterType::Text,
         DefaultValue::Absent("none"),
-        "folder of the run whose token vectors are clustered, from where moec is started",
+        "folder of the run whose token vectors are clustered, from the folder of the spec",
     ),
 ];
 

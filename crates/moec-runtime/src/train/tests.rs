@@ -85,7 +85,7 @@ fn go_on(tiny: &Tiny, root: &Path, config: &TrainConfig, reporter: Stopper<'_>) 
     let mut session = tiny.session();
     let mut executable = Executable::new(&tiny.program, &mut *session, CONTEXT)?;
     let run = RunFolder::open(root)?;
-    let start = resume(&mut executable, &tiny.data, &run, config)?.expect("there is a checkpoint");
+    let start = resume(&mut executable, &tiny.data, &run, config)?.expect("there is a checkpoint").step;
     let stop = AtomicBool::new(false);
     let mut reporter = Stopper { stop: Some(&stop), ..reporter };
     train(&mut executable, &tiny.data, &run, config, start, &stop, &mut reporter)
@@ -132,7 +132,7 @@ fn the_loss_falls_and_everything_is_reported() {
     assert!(losses[0] > 2.0 && losses[11] < 1.5, "{losses:?}");
     let last = summary.evaluation.unwrap();
     assert_eq!(&last, evaluations[2]);
-    assert!((last.train_loss_nats - last.validation_loss_nats).abs() < 0.5);
+    assert!((last.train_loss_nats - last.validation_loss_nats.unwrap()).abs() < 0.5);
     let layer = &last.layers[0];
     assert_eq!((layer.path.as_str(), layer.load_rows.len()), ("moe", 3));
     // Two experts a token over two batches.
@@ -451,4 +451,71 @@ fn short_data_is_refused_before_the_first_step() {
     let folder = tempfile::tempdir().unwrap();
     let error = begin(&tiny, &folder.path().join("run"), &config(), &mut Stopper::default()).unwrap_err();
     assert_eq!(error.to_string(), "the validation split of short has 5 characters; a context of 5 needs at least 6");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_made_again() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("run");
+    begin(&tiny, &root, &config(), &mut Stopper::default()).unwrap();
+    let whole = checkpoints(&root);
+    let newest = root.join("checkpoints/step-00000024");
+    for (file, content) in
+        [("model.safetensors", Some(100)), ("optimizer.safetensors", None), ("manifest.json", Some(0))]
+    {
+        let path = newest.join(file);
+        match content {
+            Some(length) => fs::write(&path, &fs::read(&path).unwrap()[..length]).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let mut session = tiny.session();
+        let mut executable = Executable::new(&tiny.program, &mut *session, CONTEXT).unwrap();
+        let run = RunFolder::open(&root).unwrap();
+        let found = resume(&mut executable, &tiny.data, &run, &config()).unwrap().unwrap();
+        assert_eq!((found.step, found.passed_over.len()), (21, 1), "{file}");
+        let damaged = &found.passed_over[0];
+        assert!(damaged.error.to_string().contains(file) && damaged.path.join("..").is_dir(), "{}", damaged.error);
+        assert!(damaged.path.file_name().unwrap().to_str().unwrap().starts_with("damaged-step-00000024"));
+        let stop = AtomicBool::new(false);
+        train(&mut executable, &tiny.data, &run, &config(), found.step, &stop, &mut Silent).unwrap();
+        let mut again = checkpoints(&root);
+        again.retain(|name, _| !name.contains("damaged"));
+        assert!(again == whole, "{file}");
+    }
+    assert_eq!(fs::read_dir(root.join("checkpoints")).unwrap().count(), 4 + 3);
+
+    // Nothing is begun anew while there is something that could be repaired.
+    for (_, path) in crate::checkpoints(&root).unwrap() {
+        fs::write(path.join("model.safetensors"), "").unwrap();
+    }
+    let error = go_on(&tiny, &root, &config(), Stopper::default()).unwrap_err();
+    assert!(error.to_string().contains("step-00000024"), "{error}");
+    assert_eq!(crate::checkpoints(&root).unwrap().len(), 4);
+}
+
+#[test]
+fn a_text_may_be_trained_on_as_a_whole_and_need_not_be_evaluated() {
+    let mut tiny = Tiny::new();
+    let text = "the cat sat on the mat and the dog sat on the log. ";
+    let corpus = crate::Corpus::from_bytes("text", text.repeat(3).into_bytes()).unwrap();
+    let divided = |fraction| Dataset::new(&corpus, tiny.data.vocab().clone(), fraction).unwrap();
+    let (all, nearly_all) = (divided(1.0), divided(0.98));
+    let folder = tempfile::tempdir().unwrap();
+    tiny.data = all;
+    let root = folder.path().join("all");
+    let last = begin(&tiny, &root, &config(), &mut Stopper::default()).unwrap().evaluation.unwrap();
+    assert!(last.train_loss_nats.is_finite() && last.validation_loss_nats.is_none());
+    assert!(last.layers.iter().all(|layer| layer.load_rows.iter().sum::<f64>() > 0.0) && !last.layers.is_empty());
+    let lines = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
+    assert!(!lines.contains("null") && !lines.contains("validation") && lines.contains("train_loss_nats"), "{lines}");
+    assert_eq!(metrics(&root).iter().filter(|m| matches!(m, Metric::Evaluation(_))).count(), 3);
+
+    // Too little is held out to be evaluated, which matters only if it is.
+    tiny.data = nearly_all;
+    let error = begin(&tiny, &folder.path().join("short"), &config(), &mut Stopper::default()).unwrap_err();
+    assert!(matches!(error, TrainError::Data(_)), "{error}");
+    let never = TrainConfig { evaluate_every: 0, ..config() };
+    let summary = begin(&tiny, &folder.path().join("never"), &never, &mut Stopper::default()).unwrap();
+    assert!(summary.evaluation.is_none());
 }

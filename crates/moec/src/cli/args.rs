@@ -215,11 +215,6 @@ pub(crate) struct PrecisionArgs {
 }
 
 impl PrecisionArgs {
-    /// What was asked for.
-    pub(crate) fn given(&self) -> Option<&str> {
-        self.precision.as_deref()
-    }
-
     /// As an override of the file.
     pub(crate) fn set(&self) -> Option<String> {
         self.precision.as_ref().map(|precision| format!("train.precision={precision}"))
@@ -448,7 +443,9 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub(crate) device: Device,
 
-    /// Continue the run in --out from its last checkpoint, to the same bits as if it had never stopped.
+    /// Continue the run in --out from its last checkpoint, to the same bits as if it had never stopped. What -s changes of
+    /// the optimizer's settings, schedule, clip, steps, evaluate, checkpoint and log holds from there on; --data may say
+    /// where the same text lies now.
     #[arg(long, requires = "out")]
     pub(crate) resume: bool,
 
@@ -630,9 +627,9 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<String>,
 
-    /// Which part of it.
-    #[arg(long, value_enum, default_value_t = SplitName::Val)]
-    pub(crate) split: SplitName,
+    /// Which part of it [default: val; train for a run that holds nothing out].
+    #[arg(long, value_enum)]
+    pub(crate) split: Option<SplitName>,
 
     /// Evaluate this many batches, spread evenly over the text [default: all of it].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

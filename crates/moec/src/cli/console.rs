@@ -2,6 +2,7 @@
 
 use crate::cli::args::{Color, MessageFormat};
 use crate::cli::exit::{Exit, Failure};
+use moec_runtime::PassedOver;
 use moec_syntax::{Diagnostic, SourceFile};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -83,6 +84,13 @@ impl Console {
     pub(crate) fn note(&self, line: impl AsRef<str>) {
         // There is nowhere left to complain to if standard error is gone.
         let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
+    }
+
+    /// Checkpoints that are damaged, and the step of the one before them that is taken.
+    pub(crate) fn passed_over(&self, damaged: &[PassedOver], step: u64) {
+        for PassedOver { error, .. } in damaged {
+            self.note(format!("{error}\n  the checkpoint of step {step} is taken, the newest before it that is whole"));
+        }
     }
 
     /// Messages about a source.

@@ -3,8 +3,8 @@
 use crate::error::{self, Error, Messages};
 use moec_plan::BackendError;
 use moec_runtime::{
-    CheckpointError, DataError, EvaluateError, ExecutableError, MakeMoeError, RunError, SampleError, TensorFileError,
-    TrainError,
+    CheckpointError, DataError, EvaluateError, ExecutableError, MakeMoeError, RunError, SampleError, Split,
+    TensorFileError, TrainError,
 };
 use moec_syntax::{Diagnostic, SourceFile};
 use std::fmt;
@@ -119,6 +119,13 @@ impl From<Error> for Failure {
             Error::CachedUntilFull { characters, .. } => say(Exit::Usage)
                 .help(format!("prompt and text are {characters} characters together"))
                 .help("--decode auto goes on with the whole window from there"),
+            Error::Damaged { ref older, .. } => match older.first() {
+                None => say(Exit::Data).help("the run has no checkpoint before it"),
+                Some(_) => {
+                    let older: Vec<String> = older.iter().map(|path| path.display().to_string()).collect();
+                    say(Exit::Data).help(format!("the checkpoints before it are {}", older.join(", ")))
+                }
+            },
             Error::NoCheckpoint(_) => {
                 say(Exit::Data).help("let the training reach its first checkpoint; Ctrl-C saves one")
             }
@@ -154,7 +161,13 @@ impl From<DataError> for Failure {
             DataError::NotFound { .. } => {
                 failure.help("give a UTF-8 text file, `tinyshakespeare`, or `synthetic` for the generated corpus")
             }
+            DataError::TooShort { split: Split::Validation, .. } => failure
+                .help("give a longer text, or hold out more of it (-s train.split=0.8)")
+                .help("-s train.split=1.0 trains on all of it, -s train.evaluate.every=0 without evaluations"),
             DataError::TooShort { .. } => failure.help("give a longer text, or make `context` smaller (-s context=N)"),
+            DataError::NothingHeldOut { .. } => {
+                failure.help("`split` says how much is for training: -s train.split=0.9")
+            }
             DataError::NotText { .. } => failure.help("convert the file to UTF-8, with `iconv` for example"),
             _ => failure,
         }

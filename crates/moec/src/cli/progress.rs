@@ -93,10 +93,10 @@ impl Reporter for Progress {
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
         self.say(format!(
-            "eval {:>width$}  train {:.4}  val {:.4}{}",
+            "eval {:>width$}  train {:.4}{}{}",
             evaluation.step,
             evaluation.train_loss_nats,
-            evaluation.validation_loss_nats,
+            evaluation.validation_loss_nats.map(|loss| format!("  val {loss:.4}")).unwrap_or_default(),
             balance_summary(&evaluation.layers),
             width = self.steps.to_string().len()
         ));

@@ -121,7 +121,7 @@ impl Bench<'_> {
         session.pause();
         let mut executable = Executable::new(program, &mut session, model.context)?;
         let lowered = &self.compiled.lowered;
-        let states = initial_states(&lowered.states, self.dataset)?;
+        let states = initial_states(&lowered.states, self.dataset, self.spec.folder())?;
         moec_runtime::initialise(&mut executable, config.seed, &lowered.parameters, &states)?;
         let mut steps = Steps { dataset: self.dataset, config, made: 0 };
         steps.make(&mut executable)?;

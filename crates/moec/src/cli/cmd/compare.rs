@@ -50,7 +50,7 @@ pub(crate) fn run(
         }
         compiled.push(entry.spec.compile(dataset.vocab(), args.device, &options)?);
     }
-    let bench = Bench { args, registry, console, corpus: &corpus, dataset: &dataset, data: &data };
+    let bench = Bench { args, registry, console, corpus: &corpus, dataset: &dataset };
     let backend = devices.open(args.device)?;
     let signals = Signals::listen(*console)?;
 
@@ -212,7 +212,6 @@ struct Bench<'a> {
     console: &'a Console,
     corpus: &'a Corpus,
     dataset: &'a Dataset,
-    data: &'a str,
 }
 
 impl Bench<'_> {
@@ -224,7 +223,7 @@ impl Bench<'_> {
         let mut set = self.args.set.clone();
         set.push(format!("train.steps={}", entry.spec.checked.recipe.steps));
         set.push(format!("train.seed={seed}"));
-        Request { set, ..entry.spec.request(self.data) }
+        Request { set, ..entry.spec.request(self.dataset) }
     }
 
     /// The result of a run that is finished; `None` if there is something left to do.
@@ -237,7 +236,7 @@ impl Bench<'_> {
         if moec_runtime::read_spec(&root)? != entry.spec.source.text() {
             return Err(another("another spec"));
         }
-        if Request::read(&root)? != self.request(entry, seed) {
+        if !self.request(entry, seed).asks_the_same(&Request::read(&root)?) {
             return Err(another("another budget, text or overrides"));
         }
         let Ok(text) = std::fs::read_to_string(root.join(RESULT_FILE)) else { return Ok(None) };
@@ -266,7 +265,10 @@ impl Bench<'_> {
         let recipe = &spec.checked.recipe;
         let config = TrainConfig {
             // Twenty reports are enough for a median; one checkpoint for going on.
-            log_every: recipe.log_every.min(recipe.steps.div_ceil(20)),
+            log_every: match recipe.log_every {
+                0 => recipe.steps.div_ceil(20),
+                every => every.min(recipe.steps.div_ceil(20)),
+            },
             evaluate_every: 0,
             keep: Some(1),
             ..train_config(recipe)
@@ -274,10 +276,11 @@ impl Bench<'_> {
         let folder = if root.join("spec.moe").exists() {
             RunFolder::open(&root)?
         } else {
-            spec.create_run(&root, self.data, compiled)?
+            spec.create_run(&root, self.dataset, compiled)?
         };
         let mut session = Session::on(backend, &spec, compiled)?;
-        let start = session.begin(self.dataset, &folder, &config)?;
+        let moec_runtime::Resumption { step: start, passed_over } = session.begin(self.dataset, &folder, &config)?;
+        self.console.passed_over(&passed_over, start);
         if start > config.steps {
             return Err(another(&root, "more steps"));
         }

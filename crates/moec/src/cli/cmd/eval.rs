@@ -1,12 +1,13 @@
 //! `moec eval`: mean cross-entropy of a trained model on a text.
 
+use crate::Run;
 use crate::cli::args::{EvalArgs, SplitName};
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::units::grouped;
+use crate::cli::{downloads, run_text};
 use crate::pipeline::{CompileOptions, Function};
-use crate::{Run, cli::downloads};
 use moec_model::Registry;
 use moec_runtime::{Dataset, Split};
 use serde_json::json;
@@ -20,10 +21,18 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, devices: Devices, consol
     let run = Run::open(&args.run, registry, args.device, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Evaluate, Function::Logits]))
     })?;
-    let data = args.data.as_deref().unwrap_or(&run.request.data);
-    let corpus = downloads::corpus(data, registry, console)?;
+    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    let corpus = match &args.data {
+        Some(data) => downloads::corpus(data, registry, console)?,
+        None => {
+            let sha256 = &run.checkpoint.manifest.data_sha256;
+            run_text::find(&run.request, Some(sha256), &[&run.root], registry, console)?
+        }
+    };
     let recipe = &run.spec.checked.recipe;
-    let (split, fraction, name) = match args.split {
+    // A run that held nothing out can be evaluated on what it was trained on.
+    let default = if recipe.split < 1.0 { SplitName::Val } else { SplitName::Train };
+    let (split, fraction, name) = match args.split.unwrap_or(default) {
         SplitName::Train => (Split::Train, recipe.split, "train"),
         SplitName::Val => (Split::Validation, recipe.split, "val"),
         SplitName::All => (Split::Train, 1.0, "all"),

@@ -20,6 +20,7 @@ pub(crate) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
     let run = Run::open(&args.run, registry, Device::Cpu, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Logits]))
     })?;
+    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
     let output = Output::new(&args.output, &output::files_of_run(&run.root))?;
     let file = output.plain_file()?;
     let heads = moec_runtime::attention_heads(&run.compiled.program);

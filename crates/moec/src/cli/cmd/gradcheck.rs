@@ -96,7 +96,7 @@ impl Problem {
         let (tokens, targets) = batch(dataset.windows(Split::Train, model.context)?, recipe.batch, model.context);
         let lowered = pipeline::lower(model, recipe, vocab, Function::TrainStep, NoisePolicy::Generated);
         let lowered = lowered.map_err(|e| failed(e.into()))?;
-        let mut bindings = point(&lowered, &dataset, args.seed)?;
+        let mut bindings = point(spec, &lowered, &dataset, args.seed)?;
         bindings.insert(Input::Tokens.into(), Tensor::ints(tokens));
         bindings.insert(Input::Targets.into(), Tensor::ints(targets));
         bindings.insert(Input::Rng.into(), Tensor::ints(random::state(args.seed, 0)));
@@ -202,10 +202,10 @@ fn batch(text: &[i32], rows: usize, time: usize) -> (Vec<i32>, Vec<i32>) {
 }
 
 /// Parameters and states as a training begins, the parameters moved a little.
-fn point(lowered: &Lowered, dataset: &Dataset, seed: u64) -> Result<BTreeMap<String, Tensor>, Failure> {
+fn point(spec: &Spec, lowered: &Lowered, dataset: &Dataset, seed: u64) -> Result<BTreeMap<String, Tensor>, Failure> {
     let program = moec_plan::plan(&[("forward".to_string(), &lowered.graph)]);
     let declared = program.map_err(|e| Failure::new(Exit::Failure, e.to_string()))?.states;
-    let states = initial_states(&lowered.states, dataset)?;
+    let states = initial_states(&lowered.states, dataset, spec.folder())?;
     let mut tensors = moec_runtime::initial_tensors(seed, &declared, &lowered.parameters, &states);
     for (i, (name, _)) in lowered.parameters.iter().enumerate() {
         let Some(tensor) = tensors.get_mut(name) else { continue };

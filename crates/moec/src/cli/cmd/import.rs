@@ -26,11 +26,11 @@ pub(crate) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> 
     let mut tensors = moec_runtime::import_makemoe(&theirs, &program.states, heads)?;
     let seed = spec.checked.recipe.seed;
     let dataset = spec.dataset(&corpus)?;
-    let states = crate::initial_states(&compiled.lowered.states, &dataset)?;
+    let states = crate::initial_states(&compiled.lowered.states, &dataset, spec.folder())?;
     for (name, tensor) in moec_runtime::initial_tensors(seed, &program.states, &[], &states) {
         tensors.entry(name).or_insert(tensor);
     }
-    let folder = spec.create_run_with_plan(&args.out, &args.data, "")?;
+    let folder = spec.create_run_with_plan(&args.out, &dataset, "")?;
     let identity = Identity {
         seed,
         context: spec.checked.model.context,

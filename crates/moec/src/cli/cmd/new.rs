@@ -3,6 +3,7 @@
 use crate::cli::args::{NewArgs, Template};
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::shell;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &NewArgs, console: &Console) -> Result<Exit, Failure> {
     let (text, named) = args.template.text();
     let text = text.replacen(&format!("\nmodel {named} {{"), &format!("\nmodel {name} {{"), 1);
     write_new(&path, &text)?;
-    let shown = path.display();
+    let shown = shell::path(&path);
     console.out(format!("wrote {shown}\n\n  moec check {shown}\n  moec train {shown}\n  moec sample runs/{name}"))?;
     Ok(Exit::Success)
 }

@@ -48,6 +48,7 @@ fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Con
         None => run,
     };
     let run = Run::open(&run, registry, args.device, |_, _| -> Result<_, Failure> { Ok(CompileOptions::only([])) })?;
+    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
     let output =
         args.output.as_deref().map(|path| output::Output::new(path, &output::files_of_run(&run.root))).transpose()?;
     let record = routed(&run, &text, args.seed, args.device, devices)?;

@@ -3,71 +3,79 @@
 use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
 use crate::cli::devices::{Devices, why_no_faster};
-use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::KernelTable;
 use crate::cli::progress::Progress;
+use crate::cli::shell;
 use crate::cli::signals::Signals;
+use crate::cli::task::Task;
 use crate::cli::units::{bytes, grouped};
 use crate::pipeline::{CompileOptions, Compiled, Function};
-use crate::{Decode, Device, Request, Sampling, Session, Spec, read_source, train_config};
-use moec_ir::Invariant;
-use moec_model::Registry;
-use moec_runtime::{Corpus, Dataset, Executable, Kept, Outcome, RunFolder, SampleConfig, Split, Summary, Timings};
-use moec_syntax::SourceFile;
+use crate::{Decode, Device, Error, Sampling, Session, Spec, train_config};
+use moec_model::{Recipe, Registry};
+use moec_runtime::{
+    Corpus, Dataset, Executable, Kept, Outcome, PassedOver, Resumption, RunFolder, SampleConfig, Split, Summary,
+    Timings, TrainError,
+};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Runs the command.
 ///
 /// # Errors
 /// When the spec, the data, the run folder, the device or the training itself fails.
 pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
-    let (source, request, root) = if args.resume { resumed(args)? } else { begun(args)? };
-    let spec = Spec::check(source, registry, request.model.as_deref(), &request.set)?;
-    if args.seed.is_some_and(|seed| seed != spec.checked.recipe.seed) {
-        return Err(kept_by_the_run("seed"));
-    }
-    if args.precision.given().is_some_and(|precision| precision != spec.checked.recipe.precision.name()) {
-        return Err(kept_by_the_run("precision"));
-    }
-    console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
-    let data = if request.data.is_empty() { spec.data(&args.spec.spec, registry) } else { request.data };
-
+    let task = if args.resume { Task::resumed } else { Task::begun }(args, registry, console)?;
+    let Task { spec, corpus, .. } = &task;
     let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
-    let corpus = downloads::corpus(&data, registry, console)?;
-    let dataset = spec.dataset(&corpus)?;
-    for split in [Split::Train, Split::Validation] {
-        dataset.windows(split, model.context)?;
-    }
+    let config = train_config(recipe);
+    let dataset = spec.dataset(corpus)?;
+    config.check_data(&dataset, model.context)?;
     let sampling = Sampling::new(model, Decode::Auto, 1, 0, args.sample)?;
     let mut functions = vec![Function::TrainStep, Function::Evaluate];
     functions.extend(&sampling.functions);
     let compiled = spec.compile(dataset.vocab(), args.device, &CompileOptions::only(functions))?;
-    let root = root.unwrap_or_else(|| free_folder(&model.name));
-    introduce(&spec, &compiled, &corpus, &dataset, args.device, &root, console);
+    introduce(spec, &compiled, corpus, &dataset, args.device, console);
 
-    let mut session = Session::on(&*devices.open(args.device)?, &spec, &compiled)?;
+    let mut session = Session::on(&*devices.open(args.device)?, spec, &compiled)?;
     session.time_kernels(args.profile);
-    let config = train_config(recipe);
-    let folder = if args.resume { RunFolder::open(&root)? } else { spec.create_run(&root, &data, &compiled)? };
-    let start = session.begin(&dataset, &folder, &config)?;
+    let folder = match &task.root {
+        Some(root) if args.resume => RunFolder::open(root)?,
+        Some(root) => spec.create_run(root, &dataset, &compiled)?,
+        None => in_free_folder(&model.name, |root| Ok(spec.create_run(root, &dataset, &compiled)?))?,
+    };
+    let root = folder.root();
+    console.note(format!(
+        "{} steps of {} x {} tokens, seed {}, into {}",
+        recipe.steps,
+        recipe.batch,
+        model.context,
+        recipe.seed,
+        root.display()
+    ));
+    let Resumption { step: start, passed_over } = session.begin(&dataset, &folder, &config)?;
+    for PassedOver { path, error } in &passed_over {
+        console
+            .note(format!("{error}\n  going on from step {start}; the damaged checkpoint is now {}", path.display()));
+    }
     if start >= config.steps {
         console.note(format!("{} has made its {} steps; --steps N continues further", root.display(), start));
         return Ok(Exit::Success);
     }
+    task.record(&folder, console)?;
 
     let signals = Signals::listen(*console)?;
     if args.device != Device::Interpreter {
         console.note("the first step takes some seconds where kernels must be compiled");
     }
     let mut progress = Progress::new(*console);
-    let summary = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut progress)?;
+    let trained = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut progress);
+    let summary = trained.map_err(|error| failed(error, args, &folder, recipe))?;
     if summary.outcome == Outcome::Interrupted {
         if args.profile {
-            write_profile(&compiled, session.timings(), &root, console)?;
+            write_profile(&compiled, session.timings(), root, console)?;
         }
-        console.note(format!("interrupted and saved; continue with: {}", resume_command(args, &root)));
+        console.note(format!("interrupted and saved; continue with: {}", resume_command(args, root)));
         return Ok(signals.exit());
     }
     signals.all_is_saved();
@@ -78,16 +86,49 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
         }
     }
     if args.profile {
-        write_profile(&compiled, session.timings(), &root, console)?;
+        write_profile(&compiled, session.timings(), root, console)?;
     }
-    console.note(format!("sample more with: moec sample {}", root.display()));
+    console.note(format!("sample more with: moec sample {}", shell::path(root)));
     Ok(Exit::Success)
 }
 
-/// The refusal to continue a run with something else.
-fn kept_by_the_run(what: &str) -> Failure {
-    Failure::new(Exit::Usage, format!("a run keeps the {what} that it was begun with"))
-        .help("only --steps can change; start another run with --out FOLDER")
+/// Why training failed, with a command that leads on where it diverged.
+fn failed(error: Error, args: &TrainArgs, folder: &RunFolder, recipe: &Recipe) -> Failure {
+    if !matches!(error, Error::Train(TrainError::Diverged { .. })) {
+        return error.into();
+    }
+    let from = match folder.latest_checkpoint() {
+        Ok(Some((step, _))) => format!("from the checkpoint of step {step}"),
+        _ => "from the beginning".to_string(),
+    };
+    let command = resume_command(args, folder.root());
+    let slower = format!("{:.0e}", recipe.optimizer.lr() / 3.0);
+    let failure = Failure::new(Exit::Diverged, error.to_string())
+        .help(format!("go on {from} with a lower learning rate: {command} -s train.optimizer.lr={slower}"));
+    match recipe.clip {
+        None => failure.help(format!("or with a bound on the gradient: {command} -s train.clip=1.0")),
+        Some(_) => failure,
+    }
+}
+
+/// Makes a run in `runs/NAME`, or `runs/NAME-2` and so on: the first that does not exist, also while others are started.
+fn in_free_folder(name: &str, create: impl FnOnce(&Path) -> Result<RunFolder, Failure>) -> Result<RunFolder, Failure> {
+    let runs = Path::new("runs");
+    std::fs::create_dir_all(runs).map_err(|e| Failure::file("make", runs, &e))?;
+    let mut number = 1u64;
+    let root = loop {
+        let root = runs.join(if number == 1 { name.to_string() } else { format!("{name}-{number}") });
+        // One of two processes makes it, and the other one is told that it is there.
+        match std::fs::create_dir(&root) {
+            Ok(()) => break root,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+            Err(e) => return Err(Failure::file("make", &root, &e)),
+        }
+    };
+    create(&root).inspect_err(|_| {
+        // Only if nothing is in it; the error that matters is the first one.
+        let _ = std::fs::remove_dir(&root);
+    })
 }
 
 /// The table of kernels, and the last steps as a trace in the run folder.
@@ -110,75 +151,9 @@ fn write_profile(compiled: &Compiled, timings: &Timings, root: &Path, console: &
     Ok(())
 }
 
-/// The spec and the request of a new run.
-fn begun(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Failure> {
-    let mut set = args.spec.set.clone();
-    set.extend(args.steps.map(|n| format!("train.steps={n}")));
-    set.extend(args.seed.map(|n| format!("train.seed={n}")));
-    set.extend(args.precision.set());
-    let source = read_source(&args.spec.spec)?;
-    let (model, data) = (args.spec.model.clone(), args.data.clone().unwrap_or_default());
-    Ok((source, Request { model, set, data, ..Request::default() }, args.out.clone()))
-}
-
-/// The spec and the request of the run that is continued. Only the number of steps may change.
-fn resumed(args: &TrainArgs) -> Result<(SourceFile, Request, Option<PathBuf>), Failure> {
-    let root = args.out.clone().invariant("clap asks for --out beside --resume");
-    // Read first: it says whether there is a run at all.
-    let text = moec_runtime::read_spec(&root)?;
-    let mut request = Request::read(&root)?;
-    let given = read_source(&args.spec.spec)?;
-    if given.text() != text {
-        let message = format!("{} is not the spec that {} was begun with", given.name(), root.display());
-        let kept = root.join("spec.moe").display().to_string();
-        return Err(Failure::new(Exit::Usage, message).help(format!("continue with {kept}, or start another run")));
-    }
-    // Files that are gone do not matter: the run has its copies.
-    if let Some((path, file)) =
-        given.imported().find(|(path, file)| request.imports.get(*path).is_some_and(|kept| kept != file.text()))
-    {
-        let message = format!("{} has changed since {} was begun", file.name(), root.display());
-        let advice = format!("the run keeps its own copy of {path}; continue with {}", root.join("spec.moe").display());
-        return Err(Failure::new(Exit::Usage, message).help(advice));
-    }
-    if args.spec.set.iter().any(|s| !request.set.contains(s)) {
-        return Err(kept_by_the_run("overrides"));
-    }
-    if args.data.as_ref().is_some_and(|d| *d != request.data) {
-        return Err(kept_by_the_run("data"));
-    }
-    if args.spec.model.is_some() && args.spec.model != request.model {
-        return Err(kept_by_the_run("model"));
-    }
-    if let Some(steps) = args.steps {
-        request.set.retain(|s| !s.starts_with("train.steps="));
-        request.set.push(format!("train.steps={steps}"));
-    }
-    let source = SourceFile::new(given.name(), text).with_kept_imports(&request.imports);
-    Ok((source, request, Some(root)))
-}
-
-/// `runs/NAME`, or `runs/NAME-2` and so on: the first that does not exist.
-fn free_folder(name: &str) -> PathBuf {
-    let runs = Path::new("runs");
-    let first = runs.join(name);
-    if !first.exists() {
-        return first;
-    }
-    (2u64..).map(|n| runs.join(format!("{name}-{n}"))).find(|p| !p.exists()).unwrap_or(first)
-}
-
 /// What is going to happen, before it happens.
-fn introduce(
-    spec: &Spec,
-    compiled: &Compiled,
-    corpus: &Corpus,
-    dataset: &Dataset,
-    device: Device,
-    root: &Path,
-    console: &Console,
-) {
-    let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
+fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Dataset, device: Device, console: &Console) {
+    let model = &spec.checked.model;
     let lowered = &compiled.lowered;
     console.note(format!(
         "{}: {} parameters, {} active per token; {} planned on {}",
@@ -188,34 +163,41 @@ fn introduce(
         bytes((compiled.program.state_bytes() + compiled.program.arena_bytes()) as u64),
         device.name()
     ));
+    let parts = match dataset.is_held_out() {
+        true => format!(
+            "{} for training, {} held out",
+            grouped(dataset.tokens(Split::Train).len() as u64),
+            grouped(dataset.tokens(Split::Validation).len() as u64)
+        ),
+        false => "all for training; nothing is held out, so evaluations are of what is trained on".to_string(),
+    };
     console.note(format!(
-        "data {}: {} characters, {} distinct; {} for training, {} held out",
+        "data {}: {} characters, {} distinct; {parts}",
         corpus.name(),
         grouped(corpus.text().chars().count() as u64),
         dataset.vocab().len(),
-        grouped(dataset.tokens(Split::Train).len() as u64),
-        grouped(dataset.tokens(Split::Validation).len() as u64)
     ));
     if corpus.name() == "synthetic" {
         let entropy = moec_runtime::synthetic::entropy_per_character();
         console.note(format!("the generator's entropy is {entropy:.4} nats per character: no loss can be lower"));
     }
-    console.note(format!(
-        "{} steps of {} x {} tokens, seed {}, into {}",
-        recipe.steps,
-        recipe.batch,
-        model.context,
-        recipe.seed,
-        root.display()
-    ));
-    if let Some(note) = why_no_faster(recipe.precision, device) {
+    if let Some(note) = why_no_faster(spec.checked.recipe.precision, device) {
         console.note(note);
     }
 }
 
+/// The command that continues a run as this one was made, to be pasted into a shell.
 fn resume_command(args: &TrainArgs, root: &Path) -> String {
-    let profile = if args.profile { " --profile" } else { "" };
-    format!("moec train {} --out {} --resume{profile}", args.spec.spec.display(), root.display())
+    // A pipe cannot be read again, but the run has a copy.
+    let spec = if args.spec.spec.is_file() { args.spec.spec.clone() } else { root.join("spec.moe") };
+    let mut command = format!("moec train {} --out {} --resume", shell::path(&spec), shell::path(root));
+    if args.device != Device::Cpu {
+        command += &format!(" --device {}", args.device.name());
+    }
+    if args.profile {
+        command += " --profile";
+    }
+    command
 }
 
 /// A sample of the finished model.
