@@ -1077,7 +1077,8 @@ fn compiled_kernels_are_kept_and_compute_the_same_bits() {
     assert_eq!(lab.json(&["cache", "--clear", "--json"])["entries"], kept);
     assert_eq!(lab.entries(), 0);
     let off = moec().env("MOEC_CACHE", "off").arg("cache").output().unwrap();
-    assert_eq!(off.status.code(), Some(1));
+    assert!(off.status.success() && String::from_utf8(off.stdout).unwrap().contains("are not kept"));
+    expect(&["cache", "--no-cache", "--clear"], 2);
 }
 
 #[test]
@@ -1320,7 +1321,7 @@ fn the_command_that_continues_works_as_it_is_printed() {
     let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("step"))).unwrap().unwrap();
     assert!(line.contains("/100000000"), "{line}");
     kill("-INT", &child);
-    drop(lines.by_ref().count());
+    assert!(lines.count() > 0, "it says that it stops");
     child.wait().unwrap();
 }
 

@@ -46,6 +46,12 @@ pub fn run(registry: Registry) -> ExitCode {
     outcome.unwrap_or_else(|_| ExitCode::from(exit::Exit::Fault as u8))
 }
 
+/// The refusal to show or clear a cache that the same command says not to use.
+fn without_cache() -> exit::Failure {
+    exit::Failure::new(exit::Exit::Usage, "`moec cache` is about the cache that --no-cache does without")
+        .help("leave out --no-cache; `moec cache --clear` removes what is kept")
+}
+
 fn dispatch(registry: &Registry) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -74,6 +80,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, devices, &console)),
         Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Doctor(args) => (MessageFormat::Full, cmd::doctor::run(args, devices, &console)),
+        Command::Cache(_) if cli.no_cache => (MessageFormat::Full, Err(without_cache())),
         Command::Cache(args) => (MessageFormat::Full, cmd::cache::run(args, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),
         Command::Export(args) => (MessageFormat::Full, cmd::export::run(args, registry, &console)),

@@ -14,8 +14,12 @@ use serde_json::json;
 /// When the folder cannot be read, or a file of it cannot be removed.
 pub(crate) fn run(args: &CacheArgs, console: &Console) -> Result<Exit, Failure> {
     let Some(folder) = folders::kernels() else {
-        return Err(Failure::new(Exit::Failure, "compiled kernels are not kept")
-            .help("MOEC_CACHE names a folder for them; it is empty or `off`, or there is no home folder"));
+        if args.json {
+            console.json(&json!({ "schema": "moec.cache/1", "folder": null, "entries": 0, "bytes": 0 }))?;
+        } else {
+            console.out("compiled kernels are not kept: MOEC_CACHE is empty or `off`, or there is no home folder")?;
+        }
+        return Ok(Exit::Success);
     };
     let usage = match args.clear {
         true => KernelCache::clear(&folder).map_err(|e| Failure::file("clear", &folder, &e))?,
