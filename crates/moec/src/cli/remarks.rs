@@ -4,9 +4,12 @@ use crate::cli::units::grouped;
 use moec_runtime::Corpus;
 use std::fmt::Write as _;
 
+/// A kind of characters: what it is called, and whether one is of it.
+type Kind = (&'static str, fn(char) -> bool);
+
 /// Characters that nobody sees in an editor and that texts seldom hold on purpose, with what they are called. (Joiners
 /// and the ideographic space have their place in some scripts.)
-const UNSEEN: [(&str, fn(char) -> bool); 5] = [
+const UNSEEN: [Kind; 5] = [
     ("byte order mark (U+FEFF)", |c| c == '\u{feff}'),
     ("no-break space (U+00A0, U+202F)", |c| matches!(c, '\u{a0}' | '\u{202f}')),
     ("space of another width (U+2000 to U+200A, U+205F)", |c| matches!(c, '\u{2000}'..='\u{200a}' | '\u{205f}')),
