@@ -6,8 +6,9 @@ use moec::pipeline;
 use moec_ir::{DType, Data, Function, Graph, Op, Output, Precision, Tensor, evaluate, random};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{NoisePolicy, Registry};
-use moec_plan::{Backend, ClusterOptions, OptimizeOptions, Wrt, cluster, differentiate, optimize, plan};
+use moec_plan::{Wrt, differentiate};
 use moec_syntax::SourceFile;
+use moec_tests::run::run;
 use std::collections::BTreeMap;
 
 /// Odd widths, so that the last pair of a sum is half of one; experts and attention.
@@ -50,19 +51,6 @@ fn values(graph: &Graph) -> BTreeMap<String, Tensor> {
         values.insert(name.clone(), Tensor::new(ty.shape.clone(), data).unwrap());
     }
     values
-}
-
-fn run(backend: &dyn Backend, graph: &Graph, values: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    let (optimized, _) = optimize(graph, &OptimizeOptions::default()).unwrap();
-    let (clusters, _) = cluster(&optimized, &ClusterOptions::default()).unwrap();
-    let program = plan(&[("f".to_string(), &clusters)]).unwrap();
-    let mut session = backend.prepare(&program).unwrap();
-    for state in &program.states {
-        session.write_state(&state.name, &values[&state.name]).unwrap();
-    }
-    let inputs: Vec<_> = program.plans[0].inputs.iter().map(|p| (p.name.as_str(), &values[&p.name])).collect();
-    session.run("f", &inputs).unwrap();
-    graph.outputs().iter().map(|(name, _)| (name.clone(), session.output("f", name).unwrap())).collect()
 }
 
 /// Length of the difference of two gradients, in parts of the length of the second.

@@ -12,7 +12,8 @@
 use moec_ir::testing::{Sample, samples};
 use moec_ir::{Data, Graph, Op, Precision, Tensor, Value, evaluate_op, text};
 use moec_kernels::{CubeBackend, Device};
-use moec_plan::{Backend, ClusterOptions, OptimizeOptions, Wrt, cluster, differentiate, optimize, plan};
+use moec_plan::{Backend, Wrt, differentiate};
+use moec_tests::run::run;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::collections::BTreeMap;
@@ -97,27 +98,6 @@ fn evaluate_on_grid(
     }
     let value = |v: &Value| results[v.node.index()][usize::from(v.slot)].clone();
     graph.outputs().iter().chain(graph.updates()).map(|(name, v)| (name.clone(), value(v))).collect()
-}
-
-/// What a device makes of the outputs and updates.
-fn run(backend: &dyn Backend, graph: &Graph, bindings: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    let (optimized, _) = optimize(graph, &OptimizeOptions::default()).unwrap();
-    let (clusters, _) = cluster(&optimized, &ClusterOptions::default()).unwrap();
-    let program = plan(&[("f".to_string(), &clusters)]).unwrap();
-    let mut session = backend.prepare(&program).unwrap();
-    for state in &program.states {
-        session.write_state(&state.name, &bindings[&state.name]).unwrap();
-    }
-    let inputs: Vec<_> = program.plans[0].inputs.iter().map(|p| (p.name.as_str(), &bindings[&p.name])).collect();
-    session.run("f", &inputs).unwrap();
-    let mut found = BTreeMap::new();
-    for (name, _) in graph.outputs() {
-        found.insert(name.clone(), session.output("f", name).unwrap());
-    }
-    for (name, _) in graph.updates() {
-        found.insert(name.clone(), session.read_state(name).unwrap());
-    }
-    found
 }
 
 /// Number of elements that were compared, and of those that could not be.

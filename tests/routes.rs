@@ -6,10 +6,9 @@ use moec::pipeline;
 use moec_ir::{Graph, Output, Tensor, random};
 use moec_kernels::{CubeBackend, Device};
 use moec_model::{Form, LowerOptions, Mode, NoisePolicy, Registry};
-use moec_plan::{
-    Backend, ClusterOptions, Interpreter, OptimizeOptions, cluster, freeze_routes, optimize, plan, record_routes,
-};
+use moec_plan::{Backend, Interpreter, freeze_routes, plan, record_routes};
 use moec_syntax::SourceFile;
+use moec_tests::run::run;
 use std::collections::BTreeMap;
 
 const VOCAB: usize = 9;
@@ -58,20 +57,6 @@ fn text(first: i32) -> [(String, Tensor); 2] {
     let ids =
         |by: i32| Tensor::ints((0..TOKENS as i32).map(|i| (first + i * i + by) % VOCAB as i32).collect::<Vec<_>>());
     [("tokens".into(), ids(0)), ("targets".into(), ids(1))]
-}
-
-fn run(backend: &dyn Backend, graph: &Graph, values: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    let (optimized, _) = optimize(graph, &OptimizeOptions::default()).unwrap();
-    let (clusters, _) = cluster(&optimized, &ClusterOptions::default()).unwrap();
-    let program = plan(&[("f".to_string(), &clusters)]).unwrap();
-    let mut session = backend.prepare(&program).unwrap();
-    for state in &program.states {
-        session.write_state(&state.name, &values[&state.name]).unwrap();
-    }
-    let plan = &program.plans[0];
-    let inputs: Vec<_> = plan.inputs.iter().map(|p| (p.name.as_str(), &values[&p.name])).collect();
-    session.run("f", &inputs).unwrap();
-    plan.outputs.iter().map(|p| (p.name.clone(), session.output("f", &p.name).unwrap())).collect()
 }
 
 fn replay(backend: &dyn Backend) {

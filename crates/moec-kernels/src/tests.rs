@@ -816,6 +816,17 @@ fn products_round_to_bfloat16() {
     }
 }
 
+/// Checks attention, and its gradient from what attention saves.
+fn attention_and_gradient(check: fn(&Op, &[&Tensor], f64), attrs: AttentionAttrs, qkv: &Tensor, dy: &Tensor) {
+    let rng = rng();
+    let random: &[&Tensor] = if attrs.dropout.get() > 0.0 { &[&rng] } else { &[] };
+    let operands = [&[qkv], random].concat();
+    check(&Op::Attention(attrs), &operands, 1e-5);
+    let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
+    let operands = [&[dy, qkv, &y[0], &y[1]], random].concat();
+    check(&Op::AttentionGrad(attrs), &operands, 2e-5);
+}
+
 #[test]
 fn attention() {
     for (batch, time, heads, d) in
@@ -826,13 +837,7 @@ fn attention() {
         let dy = normal(&[n, c], 2);
         for dropout in [0.0, 0.3] {
             let attrs = AttentionAttrs { heads, time, scale: 0.4.into(), dropout: dropout.into(), key: 9 };
-            let rng = rng();
-            let random: &[&Tensor] = if dropout > 0.0 { &[&rng] } else { &[] };
-            let operands = [&[&qkv], random].concat();
-            check(&Op::Attention(attrs), &operands, 1e-5);
-            let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
-            let operands = [&[&dy, &qkv, &y[0], &y[1]], random].concat();
-            check(&Op::AttentionGrad(attrs), &operands, 2e-5);
+            attention_and_gradient(check, attrs, &qkv, &dy);
         }
         for inverse in [false, true] {
             let op = |positions| Op::Rotary { heads, time, base: 10_000.0.into(), inverse, positions };
@@ -850,16 +855,11 @@ fn attention_in_blocks_of_awkward_sizes() {
     for (time, d) in narrow.chain([(67, 320), (35, 520), (19, 1024), (3, 1040)]) {
         let (batch, heads) = if d > 32 { (1, 1) } else { (2, 3) };
         let (n, c) = (batch * time, heads * d);
-        let (qkv, dy, rng) = (normal(&[n, 3 * c], 1), normal(&[n, c], 2), rng());
+        let (qkv, dy) = (normal(&[n, 3 * c], 1), normal(&[n, c], 2));
         for dropout in [0.0, 0.3] {
             let scale = (1.0 / (d as f64).sqrt()).into();
             let attrs = AttentionAttrs { heads, time, scale, dropout: dropout.into(), key: 9 };
-            let random: &[&Tensor] = if dropout > 0.0 { &[&rng] } else { &[] };
-            let operands = [&[&qkv], random].concat();
-            check_on_cpu(&Op::Attention(attrs), &operands, 1e-5);
-            let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
-            let operands = [&[&dy, &qkv, &y[0], &y[1]], random].concat();
-            check_on_cpu(&Op::AttentionGrad(attrs), &operands, 2e-5);
+            attention_and_gradient(check_on_cpu, attrs, &qkv, &dy);
         }
     }
 }
@@ -873,16 +873,11 @@ fn attention_in_cubes_of_awkward_sizes() {
     for (time, d) in wide.into_iter().chain(short).chain([(1, 1040), (66, 65), (200, 2), (2, 0)]) {
         let (batch, heads, d) = if d == 0 { (1, 2100, 1) } else { (2, 1 + usize::from(d < 64), d) };
         let (n, c) = (batch * time, heads * d);
-        let (qkv, dy, rng) = (normal(&[n, 3 * c], 1), normal(&[n, c], 2), rng());
+        let (qkv, dy) = (normal(&[n, 3 * c], 1), normal(&[n, c], 2));
         for dropout in [0.0, 0.3] {
             let scale = (1.0 / (d as f64).sqrt()).into();
             let attrs = AttentionAttrs { heads, time, scale, dropout: dropout.into(), key: 9 };
-            let random: &[&Tensor] = if dropout > 0.0 { &[&rng] } else { &[] };
-            let operands = [&[&qkv], random].concat();
-            check_on_graphics_device(&Op::Attention(attrs), &operands, 1e-5);
-            let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
-            let operands = [&[&dy, &qkv, &y[0], &y[1]], random].concat();
-            check_on_graphics_device(&Op::AttentionGrad(attrs), &operands, 2e-5);
+            attention_and_gradient(check_on_graphics_device, attrs, &qkv, &dy);
         }
     }
 }

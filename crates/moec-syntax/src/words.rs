@@ -93,6 +93,17 @@ pub(crate) fn read(source: &SourceFile, from: usize) -> Words {
     reader.out
 }
 
+/// A loop as other languages write it.
+struct ForeignLoop {
+    /// From `for` to what stands before its brace.
+    head: Span,
+    index: String,
+    /// How often, or whatever else stands in the place of that.
+    count: String,
+    /// Whether a brace opens its body.
+    braced: bool,
+}
+
 struct Reader<'a> {
     source: &'a SourceFile,
     /// Token indices of the brackets that are open.
@@ -305,7 +316,7 @@ impl Reader<'_> {
             self.cover(span.range(), b' ', b' ');
             self.out.painted.push(span);
         } else {
-            let fault = match self.missing_brace().filter(|_| closer == "}") {
+            let fault = match if closer == "}" { self.missing_brace() } else { None } {
                 Some(head) => Diagnostic::new(Code::UnopenedBracket, "expected `{` at the end of this line")
                     .primary(head, "the lines below are indented like its body")
                     .secondary(span, "so this `}` closes nothing")
@@ -347,7 +358,7 @@ impl Reader<'_> {
     /// Puts loops of other languages right, `for i in 0..4 {` and `for i in range(4):`, so that their bodies are judged.
     fn loops(&mut self) {
         for first in 0..self.out.tokens.len() {
-            let Some((head, index, count, braced)) = self.foreign_loop(first) else { continue };
+            let Some(ForeignLoop { head, index, count, braced }) = self.foreign_loop(first) else { continue };
             // What is wrong with a range is said with the loop.
             self.out.faults.retain(|fault| fault.span().is_none_or(|at| !head.range().contains(&at.start())));
             let fault = Diagnostic::new(Code::UnexpectedText, "there is no `for`; layers are repeated with `repeat`")
@@ -369,9 +380,8 @@ impl Reader<'_> {
         }
     }
 
-    /// The head of a loop that begins with token `first`, up to its brace, with its index, the count or range, and
-    /// whether there is a brace.
-    fn foreign_loop(&self, first: usize) -> Option<(Span, String, String, bool)> {
+    /// The loop that begins with token `first`, if one does.
+    fn foreign_loop(&self, first: usize) -> Option<ForeignLoop> {
         let text = |i: usize| self.out.tokens.get(i).map(|token| self.source.slice(token.span));
         let is_name = |i: usize| self.out.tokens.get(i).is_some_and(|token| token.kind == TokenKind::Name);
         if text(first) != Some("for") || !is_name(first + 1) || text(first + 2) != Some("in") {
@@ -387,7 +397,8 @@ impl Reader<'_> {
         let range = range.trim_end_matches([':', ' ']);
         let inner = range.strip_prefix("range(").and_then(|range| range.strip_suffix(')')).unwrap_or(range);
         let count = inner.strip_prefix("0..").or_else(|| inner.strip_prefix("0,")).unwrap_or(inner).trim();
-        Some((from.to(to), text(first + 1)?.to_owned(), count.to_owned(), braced))
+        let index = text(first + 1)?.to_owned();
+        Some(ForeignLoop { head: from.to(to), index, count: count.to_owned(), braced })
     }
 
     fn report_open(&mut self) {

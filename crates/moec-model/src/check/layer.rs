@@ -215,24 +215,16 @@ impl<'c, 'a> LayerCheck<'c, 'a> {
     pub(crate) fn choose<T>(
         &mut self,
         expr: &'a ast::Expr,
-        check: impl Fn(&mut LayerCheck<'_, 'a>, &'a ast::Expr) -> Option<T>,
-    ) -> Option<T> {
-        self.choose_with(expr, &check)
-    }
-
-    fn choose_with<T>(
-        &mut self,
-        expr: &'a ast::Expr,
         check: &dyn Fn(&mut LayerCheck<'_, 'a>, &'a ast::Expr) -> Option<T>,
     ) -> Option<T> {
         let ast::ExprKind::If { branches, otherwise } = &expr.kind else { return check(self, expr) };
         let (taken, others) = self.checker.branch(branches, otherwise, self.scope);
-        let result = taken.and_then(|taken| self.choose_with(taken, check));
+        let result = taken.and_then(|taken| self.choose(taken, check));
         for other in others {
             let (call, scope, place, flow) = (self.call, self.scope, self.place, self.flow);
             let resolved = self.resolved.clone();
             self.checker.aside(other.span, |checker| {
-                LayerCheck { checker, call, scope, place, resolved, flow }.choose_with(other, check);
+                LayerCheck { checker, call, scope, place, resolved, flow }.choose(other, check);
             });
         }
         result

@@ -24,11 +24,23 @@ const UNSEEN: [Kind; 5] = [
 
 /// One remark about characters of a text that nobody sees: each is a token, and samples hold it.
 pub(crate) fn unseen(corpus: &Corpus) -> Option<String> {
-    let text = corpus.text();
-    let with_feed = text.matches("\r\n").count();
-    let alone = text.matches('\r').count() - with_feed;
+    let (mut with_feed, mut alone, mut others) = (0, 0, [0; UNSEEN.len()]);
+    let mut characters = corpus.text().chars().peekable();
+    while let Some(c) = characters.next() {
+        match c {
+            '\r' if characters.peek() == Some(&'\n') => with_feed += 1,
+            '\r' => alone += 1,
+            // Nearly all there is.
+            ' '..='~' | '\n' | '\t' => {}
+            _ => {
+                for (count, (_, is_one)) in others.iter_mut().zip(UNSEEN) {
+                    *count += usize::from(is_one(c));
+                }
+            }
+        }
+    }
     let mut found: Vec<(usize, &str)> = vec![(with_feed, "line end CR LF"), (alone, "carriage return (CR) alone")];
-    found.extend(UNSEEN.map(|(name, is_one)| (text.chars().filter(|&c| is_one(c)).count(), name)));
+    found.extend(others.into_iter().zip(UNSEEN.map(|(name, _)| name)));
     found.retain(|(count, _)| *count > 0);
     if found.is_empty() {
         return None;

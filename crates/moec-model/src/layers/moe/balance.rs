@@ -39,7 +39,7 @@ impl WeightedLoss {
 
 /// Checks what `balance:` is given; losses with faults are left out.
 pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Vec<WeightedLoss> {
-    c.choose(expr, |c, expr| Some(listed_losses(c, expr, route))).unwrap_or_default()
+    c.choose(expr, &|c, expr| Some(listed_losses(c, expr, route))).unwrap_or_default()
 }
 
 fn listed_losses<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Vec<WeightedLoss> {

@@ -24,7 +24,7 @@ pub(super) struct Copies {
 
 /// Checks `NUMBER * EXPERT`; `None` if it is not of that form.
 pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
-    c.choose(expr, |c, expr| copies(c, argument, expr))
+    c.choose(expr, &|c, expr| copies(c, argument, expr))
 }
 
 fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {

@@ -69,7 +69,7 @@ pub(super) fn named(expr: &ast::Expr) -> Option<Named<'_>> {
 /// The strategy that `route:` names, with its arguments.
 pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Option<Route> {
     let span = expr.span;
-    c.choose(expr, |c, expr| called(c, expr)).map(|route| Route { span, ..route })
+    c.choose(expr, &|c, expr| called(c, expr)).map(|route| Route { span, ..route })
 }
 
 fn called<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Option<Route> {
