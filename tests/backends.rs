@@ -3,22 +3,29 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use moec_ir::{declarations, evaluate};
-use moec_kernels::{CubeBackend, Device};
-use moec_plan::{Backend, ClusterOptions, Clusters, Interpreter, OptimizeOptions, cluster, optimize, plan};
+use moec_kernels::{CubeBackend, Device, DeviceProfile};
+use moec_plan::{
+    Backend, ClusterOptions, Clusters, Interpreter, LaunchLimits, OptimizeOptions, cluster, optimize, plan,
+};
 use moec_tests::cases::{self, Case};
 use moec_tests::compare::assert_close;
 use std::collections::BTreeSet;
 
-/// Runs a case with each node on its own and, where that is something else, in clusters.
-fn run(backend: &dyn Backend, case: &Case, tolerance: f64) {
-    let clusters = clustered(case);
+/// Runs a case with each node on its own and, where that is something else, in the clusters of a device with these limits.
+fn run(backend: &dyn Backend, limits: LaunchLimits, case: &Case, tolerance: f64) {
+    let clusters = clustered(case, limits);
     for clusters in [Some(Clusters::single(&case.graph)), is_fused(&clusters).then_some(clusters)].iter().flatten() {
         run_clusters(backend, case, clusters, tolerance);
     }
 }
 
-fn clustered(case: &Case) -> Clusters {
-    cluster(&case.graph, &ClusterOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name)).0
+fn clustered(case: &Case, limits: LaunchLimits) -> Clusters {
+    let options = ClusterOptions { limits, ..ClusterOptions::default() };
+    cluster(&case.graph, &options).unwrap_or_else(|e| panic!("{}: {e}", case.name)).0
+}
+
+fn this_cpu() -> LaunchLimits {
+    DeviceProfile::this_cpu().launch_limits()
 }
 
 fn is_fused(clusters: &Clusters) -> bool {
@@ -60,9 +67,12 @@ fn the_table_has_a_case_for_every_operation() {
 fn the_table_has_a_case_for_every_fusion() {
     let mut found = BTreeSet::new();
     for case in cases::all() {
-        let clusters = clustered(&case);
+        let clusters = clustered(&case, this_cpu());
         found.extend(clusters.iter().filter(|c| c.nodes.len() > 1).map(|c| c.kernel.mnemonic()));
-        if ["fused", "dispatched", "with sums", "with its gradient"].iter().any(|name| case.name.contains(name)) {
+        if ["fused", "dispatched", "that unpacks", "with sums", "with its gradient"]
+            .iter()
+            .any(|name| case.name.contains(name))
+        {
             assert!(is_fused(&clusters), "{}:\n{clusters}", case.name);
         }
     }
@@ -71,11 +81,13 @@ fn the_table_has_a_case_for_every_fusion() {
         "dispatched_grouped_matmul",
         "dispatched_grouped_matmul_weight_grad",
         "dispatched_grouped_matmul_weight_grad_with_sums",
+        "dispatched_unpacking_grouped_matmul",
         "fused",
         "fused_combine",
         "fused_cross_entropy",
         "fused_dispatch",
         "fused_dispatched_grouped_matmul",
+        "fused_dispatched_unpacking_grouped_matmul",
         "fused_embed",
         "fused_grouped_matmul",
         "fused_layer_norm",
@@ -83,8 +95,12 @@ fn the_table_has_a_case_for_every_fusion() {
         "fused_matmul",
         "fused_rms_norm",
         "fused_rms_norm_grad",
+        "fused_unpacking_grouped_matmul",
+        "fused_unpacking_matmul",
         "grouped_matmul_weight_grad_with_sums",
         "matmul_with_sums",
+        "unpacking_grouped_matmul",
+        "unpacking_matmul",
     ];
     assert_eq!(found.iter().collect::<Vec<_>>(), kernels);
 }
@@ -92,7 +108,7 @@ fn the_table_has_a_case_for_every_fusion() {
 #[test]
 fn interpreter_runs_the_table() {
     for case in cases::all() {
-        run(&Interpreter, &case, 1e-9);
+        run(&Interpreter, this_cpu(), &case, 1e-9);
     }
 }
 
@@ -100,7 +116,7 @@ fn interpreter_runs_the_table() {
 fn cpu_runs_the_table() {
     let backend = CubeBackend::open(Device::Cpu).unwrap();
     for case in cases::all() {
-        run(&backend, &case, case.tolerance);
+        run(&backend, this_cpu(), &case, case.tolerance);
     }
 }
 
@@ -114,7 +130,7 @@ fn wgpu_runs_the_table() {
     }
     let backend = CubeBackend::open(Device::Wgpu).unwrap();
     for case in cases::all() {
-        run(&backend, &case, case.tolerance);
+        run(&backend, DeviceProfile::gpu().launch_limits(), &case, case.tolerance);
     }
 }
 

@@ -4,8 +4,9 @@
 
 use moec_ir::{
     AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, Data, Graph, Op, Precision, Tensor, TensorType,
-    Unary, Value, random,
+    Unary, UnpackAttrs, Value, WeightFormat, random,
 };
+use moec_kernels::DeviceProfile;
 use std::collections::BTreeMap;
 
 /// A graph with the values of its inputs, parameters and states.
@@ -105,6 +106,13 @@ impl CaseBuilder {
         let tensor = Tensor::new(shape.to_vec(), Data::I32(values)).unwrap();
         self.values.insert(name.into(), tensor);
         self.b.input(name, TensorType::i32(shape.to_vec()))
+    }
+
+    /// A given tensor, not differentiable.
+    pub fn tensor(&mut self, name: &str, tensor: Tensor) -> Value {
+        let ty = tensor.ty();
+        self.values.insert(name.into(), tensor);
+        self.b.input(name, ty)
     }
 
     /// Random integers in `0..below`.
@@ -401,6 +409,48 @@ fn dispatched_products(cases: &mut Vec<Case>) {
                 let mut results =
                     vec![c.b.op(Op::GroupedMatMulWeightGrad { precision: Precision::F32 }, &[dy, rows, sort])];
                 results.extend(sums.then(|| c.b.op(Op::GroupedSum, &[dy, sort])));
+                cases.push(c.give(&results));
+            }
+        }
+    }
+}
+
+/// Products of weights that are packed in panels, those of this processor's kernels, of every format: one row and several,
+/// experts without rows, panels that are filled up.
+fn products_that_unpack(cases: &mut Vec<Case>) {
+    let panel = DeviceProfile::this_cpu().launch_limits().panel.unwrap_or(16);
+    for (tokens, experts, k, inner, outer) in
+        [(1, 1, 1, 1, 1), (1, 3, 2, 7, 17), (7, 3, 2, 33, 130), (17, 4, 4, 16, 64)]
+    {
+        for (format, fused) in WeightFormat::ALL.into_iter().flat_map(|format| [(format, false), (format, true)]) {
+            let name = |kind: &str| {
+                let then = if fused { "fused " } else { "" };
+                format!("{then}{kind} that unpacks {} N={tokens} E={experts} K={k} {inner}->{outer}", format.name())
+            };
+            let unpack = |c: &mut CaseBuilder, leading: &[usize]| {
+                let shape = [leading, &[outer, inner]].concat();
+                let values = (0..shape.iter().product()).map(|_| c.draw.normal()).collect();
+                let weights = Tensor::new(shape, Data::F64(values)).unwrap();
+                let mut operands = vec![c.tensor("packed", format.pack(&weights, panel).unwrap())];
+                operands.extend(format.scales(&weights).map(|scales| c.tensor("scale", scales)));
+                c.b.op(Op::Unpack(UnpackAttrs { format, panel, columns: outer }), &operands)
+            };
+            let mut c = CaseBuilder::new(name("product"));
+            let (x, w, bias) = (c.normal("tokens", &[tokens, inner]), unpack(&mut c, &[]), c.normal("bias", &[outer]));
+            let (precision, transpose_a, transpose_b) = (Precision::F32, false, false);
+            let made = c.b.op(Op::MatMul { transpose_a, transpose_b, bias: true, precision }, &[x, w, bias]);
+            let results = if fused { go_on(&mut c, made, tokens, outer, outer).to_vec() } else { vec![made] };
+            cases.push(c.give(&results));
+            for fetched in [false, true] {
+                let mut c = CaseBuilder::new(name(if fetched { "dispatched product" } else { "grouped product" }));
+                let x = c.normal("tokens", &[if fetched { tokens } else { tokens * k }, inner]);
+                let i = c.experts("i", tokens, k, experts, fetched);
+                let sort = c.b.op(Op::SortByExpert { experts, rows: tokens * k }, &[i]);
+                let dispatch = Op::Dispatch { weighted: false };
+                let rows = if fetched { c.b.op(dispatch, &[x, sort.result(1), sort.result(2)]) } else { x };
+                let w = unpack(&mut c, &[experts]);
+                let made = c.b.op(Op::GroupedMatMul { transpose_b, bias: false, precision }, &[rows, w, sort]);
+                let results = if fused { go_on(&mut c, made, tokens * k, outer, outer).to_vec() } else { vec![made] };
                 cases.push(c.give(&results));
             }
         }
@@ -902,6 +952,7 @@ pub fn all() -> Vec<Case> {
     fused_products(&mut cases);
     fused_producers(&mut cases);
     dispatched_products(&mut cases);
+    products_that_unpack(&mut cases);
     norms(&mut cases);
     attention(&mut cases);
     embedding_and_loss(&mut cases);

@@ -503,6 +503,15 @@ fn a_run_is_sampled_evaluated_and_exchanged_with_makemoe() {
     assert_eq!(few("cached"), few("windowed"));
     let refused = expect(&["sample", &run, "--length", "60", "--decode", "cached"], 2).err;
     assert!(refused.contains("keys and values can be kept for the first"), "{refused}");
+    // Weights in fewer bits write a text of their own, the same every time, and leave the run as it is.
+    let in_bits = |format| sample(&["--seed", "3", "--weights", format]);
+    assert_eq!(in_bits("f32"), sample(&["--seed", "3"]));
+    assert!(in_bits("bf16") == in_bits("bf16") && in_bits("int8") == in_bits("int8"));
+    let refused = expect(&["sample", &run, "--weights", "fp16"], 2).err;
+    assert!(refused.contains("f32, bf16, int8"), "{refused}");
+    let timed = expect(&["sample", &run, "--length", "9", "--seed", "3", "--profile", "--decode", "windowed"], 0);
+    assert_eq!(timed.out, expect(&["sample", &run, "--length", "9", "--seed", "3", "--decode", "windowed"], 0).out);
+    assert!(timed.err.contains("that `next` wrote a character") && timed.err.contains("attention"), "{}", timed.err);
     let soft = SMALL.replace("noisy_top_k(k: 2, epsilon: 0)", "soft_moe, allow: lookahead");
     fs::write(lab.at("soft.moe"), soft).unwrap();
     let refused = expect(&["compile", &lab.at("soft.moe"), "--emit", "plan", "--function", "decode"], 2).err;

@@ -4,10 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use moec::pipeline::{self, Checked, CompileOptions, Compiled, Function};
-use moec_ir::{StateRole, Tensor, random};
-use moec_kernels::{CubeBackend, Device};
+use moec_ir::{StateRole, Tensor, WeightFormat, random};
+use moec_kernels::{CubeBackend, Device, DeviceProfile};
 use moec_model::{Registry, TrainingText};
-use moec_plan::{Backend, Session, StateKind};
+use moec_plan::{Backend, Interpreter, LaunchLimits, Session, StateKind};
 use moec_runtime::Executable;
 use moec_syntax::SourceFile;
 use std::collections::BTreeMap;
@@ -161,26 +161,73 @@ fn texts_that_are_written_together_are_what_they_would_be_alone() {
     }
 }
 
-/// What a program that does not change the parameters keeps transposed is what it would be, to the bit.
+/// The model for texts of its own, with weights stored so, for a device with these limits.
+fn stored(checked: &Checked, weights: WeightFormat, limits: LaunchLimits) -> Compiled {
+    let functions = pipeline::functions_of(&checked.model);
+    let functions = functions.into_iter().filter(|f| !matches!(f, Function::TrainStep | Function::Evaluate));
+    let only = CompileOptions::only(functions.collect::<Vec<_>>());
+    let options = CompileOptions { weights: Some(weights), limits, ..only };
+    pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap()
+}
+
+/// A session of a program that stores weights in an order or a format of its own.
+fn stored_session(backend: &dyn Backend, stored: &Compiled) -> Box<dyn Session> {
+    let mut session = backend.prepare(&stored.program).unwrap();
+    let mut executable = Executable::new(&stored.program, &mut *session, TIME).unwrap();
+    executable.write_states(&initial(stored)).unwrap();
+    session
+}
+
+/// What a program that does not change the parameters keeps in another order is what it would be, to the bit, whether or
+/// not the kernels have an order of their own.
 #[test]
-fn parameters_may_be_stored_transposed() {
+fn parameters_may_be_stored_in_another_order() {
     let backend = CubeBackend::open(Device::Cpu).unwrap();
-    for (name, checked) in specs() {
+    let orders = [LaunchLimits::default(), DeviceProfile::this_cpu().launch_limits()];
+    for ((name, checked), limits) in specs().into_iter().flat_map(|spec| orders.map(|limits| (spec.clone(), limits))) {
         let plain = compiled(&checked, 1);
         let functions: Vec<Function> = plain.clusters.iter().map(|(f, _)| *f).collect();
-        let options = CompileOptions { fixed: true, ..CompileOptions::only(functions) };
+        let options = CompileOptions { weights: Some(WeightFormat::F32), limits, ..CompileOptions::only(functions) };
         let fixed = pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap();
         assert_eq!(fixed.states, plain.states, "{name}: checkpoints are the same");
-        assert!(fixed.program.states.iter().any(|s| s.kind == StateKind::State(StateRole::Transposed)), "{name}");
-        assert_eq!(fixed.program.state_bytes(), plain.program.state_bytes(), "{name}: nothing is stored twice");
+        let has = |kind| fixed.program.states.iter().any(|s| s.kind == StateKind::State(kind));
+        if limits.panel.is_none() {
+            assert!(has(StateRole::Transposed), "{name}");
+            assert_eq!(fixed.program.state_bytes(), plain.program.state_bytes(), "{name}: nothing is stored twice");
+        }
 
         let mut expected = session(&backend, &plain);
-        let mut found = backend.prepare(&fixed.program).unwrap();
-        let mut executable = Executable::new(&fixed.program, &mut *found, TIME).unwrap();
-        executable.write_states(&initial(&plain)).unwrap();
+        let mut found = stored_session(&backend, &fixed);
         assert_eq!(next(&mut *found, &fixed, &[0]), next(&mut *expected, &plain, &[0]), "{name}: next");
         if fixed.program.plan("decode").is_some() {
             assert_eq!(decoded(&mut *found, &fixed, &[0]), decoded(&mut *expected, &plain, &[0]), "{name}: decode");
+        }
+    }
+}
+
+/// Weights in fewer bits are what the interpreter reads them as, and near what they were; what a program keeps of them is
+/// smaller.
+#[test]
+fn weights_may_be_stored_in_fewer_bits() {
+    let backend = CubeBackend::open(Device::Cpu).unwrap();
+    let limits = DeviceProfile::this_cpu().launch_limits();
+    let mut specs = specs();
+    specs.retain(|(name, _)| ["noisy_top2", "dense", "tiny", "soft_moe", "hierarchical"].contains(&name.as_str()));
+    assert_eq!(specs.len(), 5);
+    for (name, checked) in specs {
+        let plain = stored(&checked, WeightFormat::F32, limits);
+        let exact = next(&mut *stored_session(&backend, &plain), &plain, &[0]).concat();
+        for (format, rounding) in [(WeightFormat::Bf16, 0.1), (WeightFormat::Int8, 0.1)] {
+            let (on_cpu, on_interpreter) =
+                (stored(&checked, format, limits), stored(&checked, format, LaunchLimits::default()));
+            assert!(on_cpu.program.state_bytes() < plain.program.state_bytes(), "{name} {format:?}");
+            let found = next(&mut *stored_session(&backend, &on_cpu), &on_cpu, &[0]).concat();
+            let expected = next(&mut *stored_session(&Interpreter, &on_interpreter), &on_interpreter, &[0]).concat();
+            let scale = expected.iter().fold(1.0f32, |n, x| n.max(x.abs()));
+            let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(apart(&found, &expected) <= 2e-5 * scale, "{name} {format:?}: {found:?} and {expected:?}");
+            let rounded = apart(&found, &exact);
+            assert!(rounded > 0.0 && rounded <= rounding * scale, "{name} {format:?}: {found:?} and {exact:?}");
         }
     }
 }

@@ -148,34 +148,42 @@ def trained(builder, name, spec):
     return run
 
 
+# What is sampled: the row's name and goal, the spec, options of the command, texts written together, and characters of the
+# longer of two commands, of which the shorter has 64.
+SAMPLED = {
+    "windowed": ("moec, specs/noisy_top2.moe, as makeMoE", "<= 0.05", places.SPEC, [], 1, 576),
+    "windowed bf16": ("the same, weights in bfloat16", "", places.SPEC, ["--weights", "bf16"], 1, 576),
+    "cached": ("moec, with rotary positions", "<= 0.01", places.ROTARY_SPEC, [], 1, 4160),
+    "cached bf16": ("the same, weights in bfloat16", "", places.ROTARY_SPEC, ["--weights", "bf16"], 1, 4160),
+    "cached int8": ("the same, weights in int8", "", places.ROTARY_SPEC, ["--weights", "int8"], 1, 4160),
+    "cached 8": ("8 texts together", "", places.ROTARY_SPEC, ["--samples", "8"], 8, 1088),
+    "cached 64": ("64 texts together", "", places.ROTARY_SPEC, ["--samples", "64"], 64, 320),
+}
+
+
 def sampling(builder, names, rounds):
     """Milliseconds per character. moec's command is timed at two lengths, so that its start does not count; both are
     beyond the context, so that both need the same functions compiled."""
-    few, many = 64, 576
-    specs = {"windowed": places.SPEC, "cached": places.ROTARY_SPEC}
-    runs = {name: trained(builder, name, spec) for name, spec in specs.items()}
+    few = 64
+    runs = {spec: trained(builder, spec.stem, spec) for spec in (places.SPEC, places.ROTARY_SPEC)}
     started, failed = start_all(builder, [name for name in ("plain",) if name in names])
-    samples = {name: [] for name in [*runs, *(participant.name for participant in started)]}
+    samples = {name: [] for name in [*SAMPLED, *(participant.name for participant in started)]}
     try:
         note(f"measuring: sampling, {rounds} rounds")
         for _ in range(rounds):
-            for name, run in runs.items():
-                took = [seconds([builder.moec(), "sample", run, "--length", str(length)]) for length in (few, many)]
-                samples[name].append([(took[1] - took[0]) * 1e3 / (many - few)])
+            for name, (_, _, spec, options, texts, many) in SAMPLED.items():
+                command = [builder.moec(), "sample", runs[spec], *options, "--length"]
+                took = [seconds([*command, str(length)]) for length in (few, many)]
+                samples[name].append([(took[1] - took[0]) * 1e3 / (many - few) / texts])
             for participant in started:
                 [answer] = participant.ask("sample 32", 1)
                 samples[participant.name].append([answer["ms"] / answer["characters"]])
     finally:
         for participant in started:
             participant.stop()
-    titles = {
-        "windowed": ("moec, specs/noisy_top2.moe, as makeMoE", "<= 0.05"),
-        "cached": ("moec, the same with rotary positions", "<= 0.0125"),
-        "plain": ("PyTorch, as makeMoE", "-"),
-    }
     rows, data = [], {}
     for name, part in samples.items():
-        title, goal = titles[name]
+        title, goal = SAMPLED[name][:2] if name in SAMPLED else ("PyTorch, as makeMoE", "-")
         data[name] = ratios.summary(part)
         ratio = "-"
         if "plain" in samples and name != "plain":

@@ -23,6 +23,7 @@ use crate::precision::Precision;
 use crate::purpose::StateRole;
 use crate::stage::Stage;
 use crate::types::{Real, TensorType};
+use crate::weights::WeightFormat;
 use declare::{
     Attribute, Attributes, OPTIONAL, SEVERAL, attribute, attributes, elements_of_second_result, one_of_words,
     operations, result_elements, result_shape, result_type, when,
@@ -64,6 +65,18 @@ attributes! {
     }
 }
 
+attributes! {
+    /// How weights that are only read are stored; see [`WeightFormat`].
+    pub struct UnpackAttrs {
+        /// The numbers that they are stored as.
+        pub format: WeightFormat,
+        /// Columns of a panel, P: a multiple of 4.
+        pub panel: usize as AtLeastOne,
+        /// Columns of the matrix, O.
+        pub columns: usize as AtLeastOne,
+    }
+}
+
 /// Who comes first when an expert has more entries than capacity: the order in which [`Op::LimitCapacity`] admits them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CapacityPriority {
@@ -95,7 +108,8 @@ impl CapacityPriority {
 one_of_words! {
     CapacityPriority: "`token`, `choice` or `probability`";
     Precision: "`f32` or `bf16`";
-    StateRole: "`router`, `optimizer`, `cache` or `transposed`";
+    StateRole: "`router`, `optimizer`, `cache`, `transposed`, `packed_f32`, `packed_bf16`, `packed_int8` or `scale`";
+    WeightFormat: "`f32`, `bf16` or `int8`";
 }
 
 operations! {
@@ -249,6 +263,12 @@ operations! {
         } = "grouped_matmul_weight_grad"(
             dy "[R, O]", x "[R, I]", offsets "i32[E+1]",
         ) -> (dw "[E, O, I]"): Forward, Rule;
+
+        /// The matrices that were packed in panels of columns, float32 or words of 32 bits (W of them in a row of a panel),
+        /// times the scale of each column where the format has one.
+        Unpack(attrs: UnpackAttrs) = "unpack"(
+            packed "f32 or i32 [.., panels, I, W]", scale "[.., O]": when(attrs.format.is_scaled()),
+        ) -> (weights "[.., I, O]"): Forward, None;
 
         /// Per expert the sum of its rows; 0 for an expert without rows.
         GroupedSum = "grouped_sum"(x "[R, O]", offsets "i32[E+1]") -> (y "[E, O]"): Forward, Rule;

@@ -1,5 +1,6 @@
 //! What nodes and persistent tensors are for, each with one word in every text form.
 
+use crate::weights::WeightFormat;
 use std::fmt;
 
 /// The part of a training step that a node belongs to.
@@ -44,11 +45,25 @@ pub enum StateRole {
     /// A parameter with its last two axes swapped, in a program that does not change it. Checkpoints hold the
     /// parameter.
     Transposed,
+    /// A parameter in panels of columns, in a program that does not change it; see [`WeightFormat`]. Checkpoints hold the
+    /// parameter.
+    Packed(WeightFormat),
+    /// What the columns of a packed parameter are multiplied by.
+    Scale,
 }
 
 impl StateRole {
     /// Every role.
-    pub const ALL: [StateRole; 4] = [StateRole::Router, StateRole::Optimizer, StateRole::Cache, StateRole::Transposed];
+    pub const ALL: [StateRole; 8] = [
+        StateRole::Router,
+        StateRole::Optimizer,
+        StateRole::Cache,
+        StateRole::Transposed,
+        StateRole::Packed(WeightFormat::F32),
+        StateRole::Packed(WeightFormat::Bf16),
+        StateRole::Packed(WeightFormat::Int8),
+        StateRole::Scale,
+    ];
 
     /// Its word.
     pub fn name(self) -> &'static str {
@@ -57,6 +72,10 @@ impl StateRole {
             StateRole::Optimizer => "optimizer",
             StateRole::Cache => "cache",
             StateRole::Transposed => "transposed",
+            StateRole::Packed(WeightFormat::F32) => "packed_f32",
+            StateRole::Packed(WeightFormat::Bf16) => "packed_bf16",
+            StateRole::Packed(WeightFormat::Int8) => "packed_int8",
+            StateRole::Scale => "scale",
         }
     }
 }

@@ -6,7 +6,7 @@ mod family;
 use moec_ir::{AdamWAttrs, Family, Invariant, Op, TensorType, internal_error};
 use moec_plan::{Body, Kernel};
 
-use crate::kernels::matmul::Fetch;
+use crate::kernels::matmul::{Fetch, Panels};
 use crate::kernels::{adamw, copy, cross_entropy, fill, fused};
 use crate::launch::{Arg, Launcher};
 
@@ -39,6 +39,8 @@ impl Operand {
 struct More<'a> {
     /// Rows of a product that are fetched.
     fetch: Option<Fetch>,
+    /// How a product's weights are stored, if it unpacks them, and what their columns are multiplied by.
+    unpack: Option<(Panels, Option<Arg>)>,
     /// Where the sums of a product's first operand go.
     sums: Option<Arg>,
     /// The program that goes on with the first result.
@@ -66,10 +68,12 @@ pub(crate) fn step(l: &Launcher, kernel: &Kernel, x: &[Operand], y: &[Operand]) 
                 sharing: positions.matrix().1,
                 slots: positions.arg.elements(),
             });
+            let panels = kernel.unpack.map(|attrs| Panels { format: attrs.format, columns: attrs.panel });
+            let unpack = panels.map(|panels| (panels, parts.scale.map(|o| o.arg)));
             match &kernel.after {
                 None => {
                     let (y, sums) = if kernel.sums { y.split_at(y.len() - 1) } else { (y, &[][..]) };
-                    let more = More { fetch, sums: sums.first().map(|o| o.arg), after: None };
+                    let more = More { fetch, unpack, sums: sums.first().map(|o| o.arg), after: None };
                     Call { l, op, x: parts.body, y, more }.launch();
                 }
                 Some(program) => {
@@ -78,7 +82,7 @@ pub(crate) fn step(l: &Launcher, kernel: &Kernel, x: &[Operand], y: &[Operand]) 
                     let (floats, more) = (args(parts.after), args(&made[1..]));
                     let rng = parts.random.map(|o| o.arg);
                     let after = Some(fused::After { program, floats: &floats, rng, more: &more });
-                    let (y, more) = ([&made[..1], further].concat(), More { fetch, sums: None, after });
+                    let (y, more) = ([&made[..1], further].concat(), More { fetch, unpack, sums: None, after });
                     Call { l, op, x: parts.body, y: &y, more }.launch();
                 }
             }

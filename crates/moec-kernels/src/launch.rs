@@ -41,6 +41,9 @@ const WIDEST_VECTORS: usize = 16;
 /// Most buffers that a launch can bind: Metal has the fewest. Kernels are launched alike on all devices.
 const MOST_BINDINGS: usize = 31;
 
+/// Vectors of a row of a panel of weights that products read as it is stored.
+pub(crate) const PANEL_VECTORS: usize = 4;
+
 /// The two kinds of hardware that kernels are shaped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
@@ -114,7 +117,8 @@ impl DeviceProfile {
 
     /// What decides which nodes of a graph are computed together.
     pub fn launch_limits(&self) -> LaunchLimits {
-        LaunchLimits { bindings: MOST_BINDINGS, scratch: SCRATCH_ELEMENTS, vector: WIDEST_VECTORS }
+        let panel = (self.kind == Kind::Cpu).then_some(PANEL_VECTORS * self.matrix_width());
+        LaunchLimits { bindings: MOST_BINDINGS, scratch: SCRATCH_ELEMENTS, vector: WIDEST_VECTORS, panel }
     }
 
     /// Widest vectors for elementwise work.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use moec_ir::{
     AdamWAttrs, AttentionAttrs, Binary, Builder, CapacityPriority, DType, Data, Graph, Op, Precision, Tensor,
-    TensorType, Unary, Value, evaluate, evaluate_op, random,
+    TensorType, Unary, UnpackAttrs, Value, WeightFormat, evaluate, evaluate_op, random,
 };
 use moec_plan::{Backend, BackendError, Buffer, BufferId, ClusterOptions, Program, Step, Storage, cluster, plan};
 
@@ -776,6 +776,110 @@ fn products_for_every_width(precision: Precision, profile: DeviceProfile) {
             vec![b.op(Op::GroupedMatMulWeightGrad { precision }, &[v[0], x, sort])]
         });
         same(&fetched, &operands);
+    }
+}
+
+/// Weights that were packed in panels of so many columns, and their scales, as operands, with the operation that reads them.
+fn packed(format: WeightFormat, weights: &Tensor, panel: usize) -> (Op, Vec<Tensor>) {
+    let columns = weights.shape()[weights.shape().len() - 2];
+    let op = Op::Unpack(UnpackAttrs { format, panel, columns });
+    (op, [Some(format.pack(weights, panel).unwrap()), format.scales(weights)].into_iter().flatten().collect())
+}
+
+#[test]
+fn packed_weights() {
+    for (shape, panel) in [([1, 1, 1], 4), ([2, 3, 5], 16), ([3, 17, 7], 8), ([1, 130, 33], 64), ([2, 64, 3], 64)] {
+        let weights = normal(&shape, 1);
+        for format in WeightFormat::ALL {
+            let (op, operands) = packed(format, &weights, panel);
+            check(&op, &operands.iter().collect::<Vec<_>>(), 1e-7);
+        }
+    }
+}
+
+/// Products that read packed weights, for every width of registers; of float32 numbers with the bits of products that read
+/// them as they are.
+#[cfg(feature = "cpu")]
+#[test]
+fn products_of_packed_weights_for_every_width_of_registers() {
+    for (lanes, format) in [4, 8, 16].into_iter().flat_map(|lanes| WeightFormat::ALL.map(|format| (lanes, format))) {
+        let profile = DeviceProfile::cpu(2).with_lanes(lanes);
+        let backend = CubeBackend::with_profile(Device::Cpu, profile).unwrap();
+        let limits = profile.launch_limits();
+        let one_step = |graph: &Graph, steps: usize| {
+            let (clusters, _) = cluster(graph, &ClusterOptions { limits, ..ClusterOptions::default() }).unwrap();
+            let program = plan(&[("f".to_string(), &clusters)]).unwrap();
+            assert_eq!(program.plans[0].steps.len(), steps, "{clusters}");
+            program
+        };
+        let panel = limits.panel.unwrap();
+        // `build` makes what is to be computed of operands, of which the first is the matrix, and of the matrix.
+        let same =
+            |weights: &Tensor, others: &[&Tensor], steps, build: &dyn Fn(&mut Builder, Value, &[Value]) -> Value| {
+                let (unpack, stored) = packed(format, weights, panel);
+                let operands: Vec<&Tensor> = stored.iter().chain(others.iter().copied()).collect();
+                let read = graph(&operands, |b, x| {
+                    let (own, others) = x.split_at(stored.len());
+                    let matrix = b.op(unpack.clone(), own);
+                    vec![build(b, matrix, others)]
+                });
+                let values = operands.iter().enumerate().map(|(i, t)| (format!("x{i}"), (*t).clone())).collect();
+                let expected = evaluate(&read, &values).unwrap();
+                let found = run_program(&backend, &one_step(&read, steps), &operands).remove(0);
+                close(
+                    &format!("{format:?} of {lanes} lanes: {}", moec_ir::print(&read)),
+                    &found,
+                    &expected.outputs["y0"],
+                    1e-5,
+                );
+                if format == WeightFormat::F32 {
+                    let matrix = evaluate_op(&unpack, &stored.iter().collect::<Vec<_>>()).unwrap().remove(0);
+                    let matrix = Tensor::new(matrix.shape(), Data::F32(matrix.to_f32())).unwrap();
+                    let plain: Vec<&Tensor> = std::iter::once(&matrix).chain(others.iter().copied()).collect();
+                    let graph = graph(&plain, |b, x| vec![build(b, x[0], &x[1..])]);
+                    let expected = run_program(&backend, &one_step(&graph, steps), &plain).remove(0);
+                    assert_eq!(found, expected, "bits of {lanes} lanes: {}", moec_ir::print(&read));
+                }
+            };
+        let precision = Precision::F32;
+        // Whole panels and ragged ones, few rows and many, short sums and longer ones than a block.
+        for (m, n, k) in
+            [(1, 64, 1), (1, 200, 300), (2, 17, 7), (3, 129, 33), (9, 64, 16), (50, 33, 272), (70, 128, 544)]
+        {
+            let (x, w, bias, rest) = (normal(&[m, k], 1), normal(&[n, k], 2), normal(&[n], 3), normal(&[m, n], 4));
+            let product = Op::MatMul { transpose_a: false, transpose_b: false, bias: true, precision };
+            same(&w, &[&x, &bias], 1, &|b, w, x| b.op(product.clone(), &[x[0], w, x[1]]));
+            same(&w, &[&x, &bias, &rest], 1, &|b, w, x| {
+                let product = b.op(product.clone(), &[x[0], w, x[1]]);
+                let cut = b.unary(Unary::Relu, product);
+                b.add(cut, x[2])
+            });
+        }
+        // Experts without rows and with many; in order and fetched.
+        for (sizes, inner, outer) in [([0, 1, 1, 0], 33, 70), ([0, 70, 1, 5], 48, 64), ([3, 0, 0, 30], 130, 33)] {
+            let owners: Vec<i32> = (0..4).flat_map(|e| std::iter::repeat_n(e as i32, sizes[e])).collect();
+            let rows = owners.len();
+            let owners = Tensor::ints(owners).with_shape([rows, 1]).unwrap();
+            let (w, bias) = (normal(&[4, outer, inner], 3), normal(&[4, outer], 4));
+            let op = Op::GroupedMatMul { transpose_b: false, bias: true, precision };
+            // Two rows more than the experts have, which are of none.
+            let mut ends = vec![0];
+            ends.extend(sizes.iter().scan(0, |end, &size| {
+                *end += size as i32;
+                Some(*end)
+            }));
+            let (x, offsets) = (normal(&[rows + 2, inner], 1), Tensor::ints(ends));
+            same(&w, &[&x, &offsets, &bias], 1, &|b, w, x| b.op(op.clone(), &[x[0], w, x[1], x[2]]));
+            let tokens = normal(&[rows, inner], 5);
+            // The sort is a launch of its own.
+            let sort = graph_of(&Op::SortByExpert { experts: 4, rows }, &[&owners]);
+            let steps = 1 + plan(&[("f".to_string(), &sort)]).unwrap().plans[0].steps.len();
+            same(&w, &[&tokens, &bias, &owners], steps, &|b, w, x| {
+                let sort = b.op(Op::SortByExpert { experts: 4, rows }, &[x[2]]);
+                let rows = b.op(Op::Dispatch { weighted: false }, &[x[0], sort.result(1), sort.result(2)]);
+                b.op(op.clone(), &[rows, w, sort, x[1]])
+            });
+        }
     }
 }
 

@@ -149,8 +149,10 @@ impl Lowering {
         // A graph that does not fit comes first: what a strategy returned after it is a consequence.
         let graph = builder.finish().map_err(LowerError::Graph)?;
         built?;
+        let of_routers = parameters.iter().filter(|(_, declared)| declared.router).map(|(name, _)| name.clone());
         Ok(Lowered {
             graph,
+            router_parameters: of_routers.collect(),
             parameters: parameters.into_iter().map(|(name, declared)| (name, declared.init)).collect(),
             states: states.into_iter().collect(),
             moe_layers: self.moe_layers,

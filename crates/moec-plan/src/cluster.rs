@@ -12,6 +12,7 @@ mod fuse_cross_entropy;
 mod fuse_dispatch;
 mod fuse_elementwise;
 mod fuse_sums;
+mod fuse_unpack;
 mod group_updates;
 mod groups;
 mod resolve;
@@ -72,6 +73,8 @@ struct Decisions {
     sums: BTreeMap<NodeId, NodeId>,
     /// Products that fetch their rows, with the position of that operand.
     fetches: BTreeMap<NodeId, usize>,
+    /// By a product, what unpacks its weights.
+    unpacked: BTreeMap<NodeId, NodeId>,
     /// Updates that become one, in the order of their tensors.
     updates: Vec<(AdamWAttrs, Vec<NodeId>)>,
 }
@@ -87,7 +90,7 @@ pub struct Fusion {
 }
 
 /// All fusions.
-pub static FUSIONS: [Fusion; 5] = [
+pub static FUSIONS: [Fusion; 6] = [
     Fusion {
         name: "fuse_cross_entropy",
         summary: "computes a cross-entropy together with its gradient",
@@ -107,6 +110,11 @@ pub static FUSIONS: [Fusion; 5] = [
         name: "fuse_dispatch",
         summary: "lets the products of experts fetch their rows from where they are",
         decide: fuse_dispatch::decide,
+    },
+    Fusion {
+        name: "fuse_unpack",
+        summary: "lets products read weights as they are stored, in panels and in fewer bits",
+        decide: fuse_unpack::decide,
     },
     Fusion { name: "group_updates", summary: "updates several small tensors at once", decide: group_updates::decide },
 ];

@@ -1,7 +1,7 @@
 //! What one launch, or a short sequence of launches, computes: all that a backend knows about a step beside its buffers.
 
 use crate::elementwise::{Access, Elementwise};
-use moec_ir::{AdamWAttrs, DType, Op, Real, TensorType, infer, text};
+use moec_ir::{AdamWAttrs, DType, Op, Precision, Real, TensorType, UnpackAttrs, infer, text};
 
 /// The part of a kernel that everything else hangs on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ pub enum Body {
 }
 
 /// What a step computes. Its operands are those of the body, then `order` and `positions` if it fetches rows, then the
-/// further operands of the program that goes on, the generator state last. Its results are those of the program, or in
+/// scale of weights that it unpacks if they have one, then the further operands of the program that goes on, the generator state last. Its results are those of the program, or in
 /// its absence the body's first; then the body's others; then the sums.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
@@ -33,6 +33,9 @@ pub struct Kernel {
     /// [`Op::Dispatch`] without weights makes of it with `order i32[R]` and `positions i32[N, K]`. Offsets, order and
     /// positions are of one [`Op::SortByExpert`], so that every row of an expert is that of a slot.
     pub fetch: Option<usize>,
+    /// The product's second operand is what [`Op::Unpack`] with these attributes reads, and the product reads what that
+    /// makes of it.
+    pub unpack: Option<UnpackAttrs>,
     /// The rows of a product's first operand are summed, too: `[M]` of [`Op::MatMul`] with `a` transposed, per expert
     /// `[E, O]` of [`Op::GroupedMatMulWeightGrad`].
     pub sums: bool,
@@ -48,6 +51,8 @@ pub struct Operands<'a, T> {
     pub body: &'a [T],
     /// `order` and `positions` of the rows that are fetched.
     pub fetch: Option<[&'a T; 2]>,
+    /// What the columns of the weights are multiplied by.
+    pub scale: Option<&'a T>,
     /// Float operands of the program that goes on, from its second.
     pub after: &'a [T],
     /// Generator state of that program.
@@ -56,7 +61,7 @@ pub struct Operands<'a, T> {
 
 impl From<Body> for Kernel {
     fn from(body: Body) -> Self {
-        Self { body, fetch: None, sums: false, after: None }
+        Self { body, fetch: None, unpack: None, sums: false, after: None }
     }
 }
 
@@ -103,11 +108,14 @@ impl Kernel {
             None => (0, 0),
         };
         let fetched = if self.fetch.is_some() { 2 } else { 0 };
-        let (body, rest) = operands.split_at_checked(operands.len().checked_sub(fetched + further + random)?)?;
+        let scales = usize::from(self.unpack.is_some_and(|attrs| attrs.format.is_scaled()));
+        let own = operands.len().checked_sub(fetched + scales + further + random)?;
+        let (body, rest) = operands.split_at_checked(own)?;
         let (fetch, rest) = rest.split_at(fetched);
+        let (scale, rest) = rest.split_at(scales);
         let (after, random) = rest.split_at(further);
         let fetch = if let [order, positions] = fetch { Some([order, positions]) } else { None };
-        Some(Operands { body, fetch, after, random: random.first() })
+        Some(Operands { body, fetch, scale: scale.first(), after, random: random.first() })
     }
 
     /// Checks that operands and results have types that the kernel is for; says what is wrong. Launching relies on it.
@@ -130,6 +138,18 @@ impl Kernel {
                     let source = own.get(at).filter(|_| fetches).ok_or("it cannot fetch that operand")?;
                     rows = infer(&Op::Dispatch { weighted: false }, &[source, order, positions])?;
                     own[at] = &rows[0];
+                }
+                let matrices;
+                if let Some(attrs) = self.unpack {
+                    let product = matches!(
+                        op,
+                        Op::MatMul { transpose_a: false, transpose_b: false, precision: Precision::F32, .. }
+                            | Op::GroupedMatMul { transpose_b: false, precision: Precision::F32, .. }
+                    );
+                    let packed = own.get(1).filter(|_| product).ok_or("it cannot unpack weights")?;
+                    let read: Vec<&TensorType> = std::iter::once(*packed).chain(parts.scale.copied()).collect();
+                    matrices = infer(&Op::Unpack(attrs), &read)?;
+                    own[1] = &matrices[0];
                 }
                 let mut made = infer(op, &own)?;
                 if self.sums {
@@ -182,6 +202,7 @@ impl Kernel {
     pub fn mnemonic(&self) -> String {
         let fused = if self.after.is_some() { "fused_" } else { "" };
         let dispatched = if self.fetch.is_some() { "dispatched_" } else { "" };
+        let unpacking = if self.unpack.is_some() { "unpacking_" } else { "" };
         let sums = if self.sums { "_with_sums" } else { "" };
         let body = match &self.body {
             Body::Op(op) => op.mnemonic(),
@@ -190,7 +211,7 @@ impl Kernel {
             Body::Updates(attrs) => Op::AdamW(*attrs).mnemonic(),
             Body::Copy => "copy",
         };
-        format!("{fused}{dispatched}{body}{sums}")
+        format!("{fused}{dispatched}{unpacking}{body}{sums}")
     }
 
     /// The kernel as one line over operands and results of these names, such as
@@ -227,6 +248,10 @@ impl Kernel {
         let mut own = parts.body.to_vec();
         if let (Some(at), Some([order, positions])) = (self.fetch, parts.fetch) {
             own[at] = format!("rows {} by {order} and {positions}", own[at]);
+        }
+        if let (Some(attrs), Some(weights)) = (self.unpack, own.get_mut(1)) {
+            let scale = parts.scale.map_or(String::new(), |scale| format!(" times {scale}"));
+            *weights = format!("{} {weights}{scale}", attrs.format.name());
         }
         let call = format!("{name}({}){attributes}", own.join(", "));
         let Some(program) = &self.after else { return format!("{} = {call}", several(results)) };

@@ -52,8 +52,8 @@ mod report;
 mod routes;
 mod schedule;
 mod settings;
+mod stored_weights;
 mod threads;
-mod transposed;
 mod work;
 
 pub use autodiff::{Wrt, differentiate};
@@ -74,6 +74,6 @@ pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};
 pub use routes::{freeze_routes, record_routes, routes};
 pub use settings::{Conflict, Settings};
+pub use stored_weights::{WeightStorage, store_weights};
 pub use threads::on_threads;
-pub use transposed::store_transposed;
 pub use work::{Work, kind, work};

@@ -12,15 +12,18 @@ pub struct LaunchLimits {
     pub scratch: usize,
     /// Numbers in the widest vectors in which kernels read tensors.
     pub vector: usize,
+    /// Columns of the panels in which products read weights that were packed ([`moec_ir::WeightFormat`]); `None` if they
+    /// have to be unpacked before.
+    pub panel: Option<usize>,
 }
 
 /// Buffers that CubeCL and wgpu add to those of a kernel.
 const ADDED_BINDINGS: usize = 2;
 
 impl Default for LaunchLimits {
-    /// The 31 buffers of Metal, which has the fewest; 4 MiB put aside; vectors of 16.
+    /// The 31 buffers of Metal, which has the fewest; 4 MiB put aside; vectors of 16; nothing packed.
     fn default() -> Self {
-        Self { bindings: 31, scratch: 1 << 20, vector: 16 }
+        Self { bindings: 31, scratch: 1 << 20, vector: 16, panel: None }
     }
 }
 

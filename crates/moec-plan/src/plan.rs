@@ -2,8 +2,9 @@
 
 use crate::cluster::Cluster;
 use crate::kernel::Kernel;
-use crate::transposed::{parameter_of, swapped};
-use moec_ir::{Graph, Origin, Phase, StateRole, TensorType};
+use crate::stored_weights::{parameter_of, transposed};
+use moec_ir::{Graph, Origin, Phase, StateRole, Tensor, TensorType, WeightFormat};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Number of a buffer within a plan.
@@ -117,7 +118,9 @@ impl StateKind {
     pub fn in_checkpoints(self) -> bool {
         match self {
             StateKind::Parameter | StateKind::State(StateRole::Optimizer | StateRole::Router) => true,
-            StateKind::State(StateRole::Cache | StateRole::Transposed) => false,
+            StateKind::State(StateRole::Cache | StateRole::Transposed | StateRole::Packed(_) | StateRole::Scale) => {
+                false
+            }
         }
     }
 
@@ -125,7 +128,13 @@ impl StateKind {
     pub fn of_model(self) -> bool {
         match self {
             StateKind::Parameter | StateKind::State(StateRole::Router) => true,
-            StateKind::State(StateRole::Optimizer | StateRole::Cache | StateRole::Transposed) => false,
+            StateKind::State(
+                StateRole::Optimizer
+                | StateRole::Cache
+                | StateRole::Transposed
+                | StateRole::Packed(_)
+                | StateRole::Scale,
+            ) => false,
         }
     }
 }
@@ -142,12 +151,28 @@ pub struct StateDecl {
 }
 
 impl StateDecl {
-    /// Name and type of the tensor that it holds: of the parameter, if it is one that is stored transposed.
-    pub fn held(&self) -> (&str, TensorType) {
+    /// Name of the tensor that it holds: of the parameter, if it is one that is stored in another order or format.
+    pub fn held(&self) -> &str {
         match self.kind {
-            StateKind::State(StateRole::Transposed) => (parameter_of(&self.name), swapped(&self.ty)),
-            _ => (&self.name, self.ty.clone()),
+            StateKind::State(role) => parameter_of(&self.name, role).unwrap_or(&self.name),
+            StateKind::Parameter => &self.name,
         }
+    }
+
+    /// What is to be written where the tensor that it holds ([`StateDecl::held`]) has this value: in its order, and rounded
+    /// as it is stored. `None` if it holds a parameter in another form that the value cannot have.
+    pub fn stored<'t>(&self, value: &'t Tensor) -> Option<Cow<'t, Tensor>> {
+        let stored = match self.kind {
+            StateKind::State(StateRole::Transposed) => transposed(value)?,
+            StateKind::State(StateRole::Packed(format)) => {
+                format.pack(value, self.ty.shape.last()? * format.columns_of_word())?
+            }
+            StateKind::State(StateRole::Scale) => WeightFormat::Int8.scales(value)?,
+            StateKind::State(StateRole::Router | StateRole::Optimizer | StateRole::Cache) | StateKind::Parameter => {
+                return Some(Cow::Borrowed(value));
+            }
+        };
+        (stored.ty() == self.ty).then_some(Cow::Owned(stored))
     }
 }
 

@@ -111,7 +111,8 @@ impl Arrangement {
         for s in &self.states {
             let bytes = s.ty.bytes() as u64;
             let (sum, kind) = match s.kind {
-                StateKind::Parameter | StateKind::State(StateRole::Transposed) => {
+                StateKind::Parameter
+                | StateKind::State(StateRole::Transposed | StateRole::Packed(_) | StateRole::Scale) => {
                     (&mut report.parameter_bytes, MemoryKind::Parameter)
                 }
                 StateKind::State(StateRole::Optimizer) => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
@@ -120,8 +121,7 @@ impl Arrangement {
             };
             *sum = sum.saturating_add(bytes);
             let origin = origins.get(s.name.as_str()).copied();
-            let (name, ty) = s.held();
-            tensors.push(LargeTensor { name: name.to_string(), ty, bytes, kind, origin });
+            tensors.push(LargeTensor { name: s.held().to_string(), ty: s.ty.clone(), bytes, kind, origin });
         }
         for ((name, _), arranged) in self.functions.iter().zip(&self.arranged) {
             report.functions.push(function_memory(name, arranged, &mut tensors));

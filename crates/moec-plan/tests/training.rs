@@ -215,7 +215,7 @@ fn three_optimised_steps_are_three_evaluated_steps() {
     }
 }
 
-/// Every pass has something to do in a training step, and may stop anywhere.
+/// Almost every pass has something to do in a training step, and all may stop anywhere.
 #[test]
 fn any_number_of_rewrites_keeps_a_training_step() {
     let differentiated = differentiate(&mixture(true), "objective", &Wrt::Parameters).unwrap();
@@ -224,7 +224,8 @@ fn any_number_of_rewrites_keeps_a_training_step() {
     let expected = evaluate(&graph, &values).unwrap();
     let (optimized, report) = optimize(&graph, &OptimizeOptions::default()).unwrap();
     let (_, fused) = cluster(&optimized, &ClusterOptions::default()).unwrap();
-    let idle = ["fold_const", "dce"];
+    // What is trained is not packed.
+    let idle = ["fold_const", "dce", "fuse_unpack"];
     for pass in report.passes.iter().chain(&fused.passes).filter(|p| !idle.contains(&p.name)) {
         assert!(pass.rewrites > 0, "{} had nothing to do", pass.name);
     }

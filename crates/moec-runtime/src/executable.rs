@@ -1,8 +1,8 @@
 //! A program together with the session that holds its tensors: the only door from the runtime to a device.
 
 use crate::batches::Windows;
-use moec_ir::{Data, Function, Input, Output, StateRole, Tensor, TensorType, random};
-use moec_plan::{BackendError, Plan, Program, Session, StateKind};
+use moec_ir::{Data, Function, Input, Output, Tensor, random};
+use moec_plan::{BackendError, Plan, Program, Session};
 use std::collections::BTreeMap;
 
 /// Why a program could not be run.
@@ -117,21 +117,16 @@ impl<'a> Executable<'a> {
     }
 
     /// Writes persistent tensors; those that the program does not declare are left out, because a function may need only
-    /// some of a model's tensors. Parameters that it wants transposed are written so.
+    /// some of a model's tensors. Parameters that it wants in another order or format are written so.
     ///
     /// # Errors
     /// When a type differs or the device fails.
     pub fn write_states(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<(), ExecutableError> {
         for state in &self.program.states {
-            let (name, ty) = state.held();
-            let Some(tensor) = tensors.get(name) else { continue };
-            if state.kind != StateKind::State(StateRole::Transposed) {
-                self.session.write_state(&state.name, tensor)?;
-                continue;
-            }
-            let turned = transposed(tensor, &state.ty).filter(|_| tensor.ty() == ty);
-            let differs = || format!("`{name}` is {ty}, but the value given is {}", tensor.ty());
-            self.session.write_state(&state.name, &turned.ok_or_else(|| BackendError::Interface(differs()))?)?;
+            let Some(tensor) = tensors.get(state.held()) else { continue };
+            let differs = || format!("`{}` is {}, which `{}` cannot hold", state.held(), tensor.ty(), state.name);
+            let stored = state.stored(tensor).ok_or_else(|| BackendError::Interface(differs()))?;
+            self.session.write_state(&state.name, &stored)?;
         }
         Ok(())
     }
@@ -231,21 +226,6 @@ impl<'a> Executable<'a> {
 /// The generator state of a run: see [`random::state`].
 pub(crate) fn generator(seed: u64, step: u64) -> [i32; 4] {
     random::state(seed, step)
-}
-
-/// Matrices `[.., I, O]`, which is `ty`, from as many elements of matrices `[.., O, I]`, as precise as they are given.
-fn transposed(tensor: &Tensor, ty: &TensorType) -> Option<Tensor> {
-    fn turned<T: Copy>(values: &[T], inputs: usize, outputs: usize) -> Vec<T> {
-        let matrices = values.chunks_exact((inputs * outputs).max(1));
-        matrices.flat_map(|m| (0..inputs).flat_map(move |i| (0..outputs).map(move |o| m[o * inputs + i]))).collect()
-    }
-    let [.., inputs, outputs] = ty.shape[..] else { return None };
-    let data = match tensor.data() {
-        Data::F32(v) => Data::F32(turned(v, inputs, outputs)),
-        Data::F64(v) => Data::F64(turned(v, inputs, outputs)),
-        Data::I32(v) => Data::I32(turned(v, inputs, outputs)),
-    };
-    Tensor::new(ty.shape.clone(), data)
 }
 
 /// Whether the runtime gives an input of that name.

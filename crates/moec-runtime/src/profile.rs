@@ -63,6 +63,11 @@ impl Profiled {
         self.paused = false;
     }
 
+    /// Forgets what was measured, and times the runs of another function.
+    pub fn time(&mut self, function: Function) {
+        (self.function, self.paused, self.timings) = (function, false, Timings::default());
+    }
+
     /// What was measured so far.
     pub fn timings(&self) -> &Timings {
         &self.timings

@@ -7,13 +7,13 @@
 use crate::error::{Error, Messages};
 use crate::request;
 pub use moec_ir::Function;
-use moec_ir::{Graph, GraphError, Output, Precision, Stage, verify};
+use moec_ir::{Graph, GraphError, Output, Precision, Stage, WeightFormat, verify};
 use moec_model::{
     Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry, span_of,
 };
 use moec_plan::{
     Arrangement, ClusterOptions, Clusters, FUSIONS, LaunchLimits, MemoryReport, OptimizeOptions, PassReport, PlanError,
-    Program, StateDecl, Wrt, on_threads,
+    Program, StateDecl, WeightStorage, Wrt, on_threads,
 };
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile};
 use std::time::{Duration, Instant};
@@ -78,9 +78,9 @@ pub struct CompileOptions {
     pub limits: LaunchLimits,
     /// Whether noise of routers is drawn or given.
     pub noise: NoisePolicy,
-    /// Parameters are written with `Executable::write_states`, so that those which products read transposed may be stored
-    /// so, which samples faster. Not where a function trains them.
-    pub fixed: bool,
+    /// Parameters are written with `Executable::write_states`, so that the weights of products may be stored in the order in
+    /// which they are read, as these numbers: which samples faster. Not where a function trains them.
+    pub weights: Option<WeightFormat>,
 }
 
 impl Default for CompileOptions {
@@ -92,7 +92,7 @@ impl Default for CompileOptions {
             max_rewrites: None,
             limits: LaunchLimits::default(),
             noise: NoisePolicy::Generated,
-            fixed: false,
+            weights: None,
         }
     }
 }
@@ -246,10 +246,13 @@ pub fn compile(
         completed.push((function, complete(graph, recipe, function)?));
     }
     clock.stage("differentiate");
-    let fixed = options.fixed && !functions.contains(&Function::TrainStep);
-    let optimized = on_threads(&completed, |(_, graph)| match fixed {
-        true => optimize(&moec_plan::store_transposed(graph)?, options),
-        false => optimize(graph, options),
+    let format = options.weights.filter(|_| !functions.contains(&Function::TrainStep));
+    let (panel, of_routers) = (options.limits.panel, &lowered.router_parameters);
+    let optimized = on_threads(&completed, |(_, graph)| match format {
+        Some(format) => {
+            optimize(&moec_plan::store_weights(graph, &WeightStorage { format, panel, of_routers })?, options)
+        }
+        None => optimize(graph, options),
     });
     let optimized = optimized.into_iter().collect::<Result<Vec<_>, _>>()?;
     clock.stage("optimize");

@@ -52,7 +52,9 @@ impl Run {
         // All checkpoints of a run have one vocabulary.
         let (manifest, _) = located.read(moec_runtime::read_manifest)?;
         let vocab = manifest.vocab().ok_or_else(|| Error::DamagedVocabulary(root.clone()))?;
-        let options = CompileOptions { fixed: true, ..options(&spec.checked.model, &vocab)? };
+        let options: CompileOptions = options(&spec.checked.model, &vocab)?;
+        // Nothing here trains the model.
+        let options = CompileOptions { weights: Some(options.weights.unwrap_or_default()), ..options };
         let compiled = spec.compile(&vocab, device, &options)?;
         let load = |folder: &Path| moec_runtime::load_checkpoint(folder, &compiled.states, Parts::Model);
         let (checkpoint, passed_over) = located.read(load)?;

@@ -114,9 +114,9 @@ impl<'a> Session<'a> {
         Ok(texts.concat())
     }
 
-    /// Whether every kernel of a training step is waited for and timed: the same bits, but slower.
-    pub fn time_kernels(&mut self, timed: bool) {
-        if timed { self.session.resume() } else { self.session.pause() }
+    /// From here on every kernel of a function is waited for and timed: the same bits, but slower.
+    pub fn time_kernels(&mut self, function: Function) {
+        self.session.time(function);
     }
 
     /// What was timed.

@@ -2,11 +2,12 @@
 
 use super::misplaced;
 use crate::infer::{Check, InferError, f32s};
-use crate::op::Op;
+use crate::op::{Op, UnpackAttrs};
 use crate::operands::{EvalError, Operands, floats};
 use crate::precision::Precision;
 use crate::tensor::Data;
-use crate::types::TensorType;
+use crate::types::{DType, TensorType};
+use crate::weights::WeightFormat;
 use std::borrow::Cow;
 
 /// Number of experts from an `offsets` operand.
@@ -55,8 +56,29 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
             let (_, o) = c.float_matrix(0)?;
             vec![f32s(&[offsets(c, 1)?, o])]
         }
+        Op::Unpack(attrs) => vec![infer_unpacked(attrs, c)?],
         other => misplaced(other),
     })
+}
+
+/// The type of weights that were packed.
+fn infer_unpacked(attrs: &UnpackAttrs, c: &Check<'_>) -> Result<TensorType, InferError> {
+    let UnpackAttrs { format, panel, columns } = *attrs;
+    c.require(panel % WeightFormat::Int8.columns_of_word() == 0, || {
+        format!("a panel of {panel} columns has no whole words")
+    })?;
+    let [leading @ .., panels, inputs, words] = &c.ty(0).shape[..] else {
+        return c.fail(format!("operand 0 must be [.., panels, I, words], not {}", c.ty(0)));
+    };
+    let dtype = if format == WeightFormat::F32 { DType::F32 } else { DType::I32 };
+    let fits = (*panels, *words) == (columns.div_ceil(panel), panel / format.columns_of_word());
+    c.require(fits && c.ty(0).dtype == dtype, || {
+        format!("operand 0 does not hold panels of {panel} of {columns} columns as {}: {}", format.name(), c.ty(0))
+    })?;
+    if format.is_scaled() {
+        c.is(1, &f32s(&[leading, &[columns]].concat()))?;
+    }
+    Ok(f32s(&[leading, &[*inputs, columns]].concat()))
 }
 
 pub(super) fn evaluate(op: &Op, x: &Operands<'_>) -> Result<Vec<Data>, EvalError> {
@@ -69,6 +91,7 @@ pub(super) fn evaluate(op: &Op, x: &Operands<'_>) -> Result<Vec<Data>, EvalError
         }
         Op::GroupedMatMulWeightGrad { precision } => floats(grouped_matmul_weight_grad(x, *precision)?),
         Op::GroupedSum => floats(grouped_sum(x)?),
+        Op::Unpack(attrs) => floats(unpack(attrs, x)),
         other => misplaced(other),
     })
 }
@@ -162,6 +185,34 @@ fn grouped_matmul_weight_grad(x: &Operands<'_>, precision: Precision) -> Result<
         }
     }
     Ok(dw)
+}
+
+/// Matrices `[.., I, O]` from their panels.
+fn unpack(attrs: &UnpackAttrs, x: &Operands<'_>) -> Vec<f64> {
+    let UnpackAttrs { format, panel, columns } = *attrs;
+    let (rows, words) = x.rows(0);
+    let (inputs, panels) = (x.shape(0)[x.shape(0).len() - 2], columns.div_ceil(panel));
+    let (scale, stored) = (format.is_scaled().then(|| x.f(1)), x.tensors[0].data());
+    let mut y = vec![0.0; rows / panels.max(1) * columns];
+    for at in 0..rows * words {
+        // Word `w` of row `i` of panel `p` of matrix `e`.
+        let (row, w) = (at / words, at % words);
+        let (e, p, i) = (row / inputs / panels, row / inputs % panels, row % inputs);
+        for q in 0..format.columns_of_word() {
+            let column = p * panel + q * words + w;
+            if column >= columns {
+                continue;
+            }
+            let part = match stored {
+                Data::I32(words) => format.part(words[at], q),
+                Data::F32(values) => f64::from(values[at]),
+                Data::F64(values) => values[at],
+            };
+            let scale = scale.as_ref().map_or(1.0, |scale| scale[e * columns + column]);
+            y[(e * inputs + i) * columns + column] = part * scale;
+        }
+    }
+    y
 }
 
 pub(crate) fn grouped_sum(x: &Operands<'_>) -> Result<Vec<f64>, EvalError> {

@@ -8,7 +8,7 @@ use crate::kernels::matmul::{Layout, Product};
 use crate::kernels::norm::Norm;
 use crate::kernels::{
     attention, balance, cached_attention, copy, cross_entropy, cumsum, embed, fill, fused, grouped_matmul, indices,
-    matmul, norm, random, reduce, rotary, routing, softmax, top_k,
+    matmul, norm, random, reduce, rotary, routing, softmax, top_k, unpack,
 };
 use crate::launch::Arg;
 
@@ -71,26 +71,28 @@ pub(super) fn reduction(c: &Call<'_>) {
 /// Products of matrices, of all rows or of the rows of each expert. Rows are sorted by expert, and an expert without
 /// rows has no work; rows after the last expert's are 0.
 pub(super) fn linear(c: &Call<'_>) {
-    let Call { l, op, more: More { fetch, sums, after }, .. } = *c;
+    let Call { l, op, more: More { fetch, unpack, sums, after }, .. } = *c;
+    let (panels, scale) = unpack.map_or((None, None), |(panels, scale)| (Some(panels), scale));
+    let fetched = fetch.is_some();
     let (layout, extents, bias, grouped) = match op {
         Op::MatMul { transpose_a, transpose_b, bias, precision } => {
-            let ((p, q), (s, t)) = (c.matrix(0), c.matrix(1));
+            let (p, q) = c.matrix(0);
             let (m, k) = if *transpose_a { (q, p) } else { (p, q) };
-            let layout =
-                Layout { transpose_a: *transpose_a, transpose_b: *transpose_b, fetched: false, precision: *precision };
-            (layout, (m, if *transpose_b { s } else { t }, k), bias.then(|| c.x(2)), false)
+            let (transpose_a, transpose_b, precision) = (*transpose_a, *transpose_b, *precision);
+            let layout = Layout { transpose_a, transpose_b, fetched: false, precision, panels };
+            (layout, (m, c.y(0).elements() / m, k), bias.then(|| c.x(2)), false)
         }
         Op::GroupedMatMul { transpose_b, bias, precision } => {
             let (stored, k) = c.matrix(0);
             let m = fetch.map_or(stored, |f| f.order.elements());
             let (transpose_b, precision) = (*transpose_b, *precision);
-            let layout = Layout { transpose_a: false, transpose_b, fetched: fetch.is_some(), precision };
+            let layout = Layout { transpose_a: false, transpose_b, fetched, precision, panels };
             (layout, (m, c.y(0).elements() / m, k), bias.then(|| c.x(3)), true)
         }
         Op::GroupedMatMulWeightGrad { precision } => {
             let ((k, m), (_, n)) = (c.matrix(0), c.matrix(1));
             let precision = *precision;
-            let layout = Layout { transpose_a: true, transpose_b: false, fetched: fetch.is_some(), precision };
+            let layout = Layout { transpose_a: true, transpose_b: false, fetched, precision, panels };
             (layout, (m, n, k), None, true)
         }
         Op::GroupedSum => {
@@ -98,12 +100,13 @@ pub(super) fn linear(c: &Call<'_>) {
             let experts = c.x(1).elements() - 1;
             return grouped_matmul::grouped_sum(l, c.x(0), c.x(1), c.y(0), rows, experts, outer);
         }
+        Op::Unpack(attrs) => return unpack::launch(l, attrs, c.x(0), c.optional(1), c.y(0), c.x[0].shape()),
         other => misplaced(other),
     };
     let (a, b, y, (m, n, k)) = (c.x(0), c.x(1), c.y(0), extents);
     let offsets = grouped.then(|| c.x(2));
     let experts = offsets.map_or(1, |offsets| offsets.elements() - 1);
-    matmul::launch(l, &Product { layout, a, b, fetch, bias, offsets, y, sums, after, m, n, k, experts });
+    matmul::launch(l, &Product { layout, a, b, scale, fetch, bias, offsets, y, sums, after, m, n, k, experts });
 }
 
 /// Normalised rows.

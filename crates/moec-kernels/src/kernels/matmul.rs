@@ -4,7 +4,7 @@
 //! experts; with `a` as stored they cut the rows of the result, with `a` transposed (a weight gradient) they cut the
 //! summed axis and the result is one matrix per expert.
 //!
-//! CPU: see [`tiles`], and [`pairs`] for operands that are rounded to bfloat16. Graphics devices: see [`cubes`].
+//! CPU: see [`tiles`], [`pairs`] for operands that are rounded to bfloat16, and [`packed`] for weights in panels. Graphics devices: see [`cubes`].
 //!
 //! A transposed `a` may be summed as well, without `b`: a unit sums the columns of the tiles that it owns (on graphics
 //! devices a cube those of its tile in the first column of tiles), over the rows in order, just before it reads them for
@@ -13,13 +13,14 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 mod cubes;
+mod packed;
 mod pairs;
 mod tiles;
 
 use super::fused::{After, go_on_with};
 use crate::launch::{Arg, Launcher, Optional, Target};
 use cubecl::prelude::*;
-use moec_ir::Precision;
+use moec_ir::{Precision, WeightFormat};
 
 /// What the compiler must know of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +33,29 @@ pub(crate) struct Layout {
     pub(crate) fetched: bool,
     /// What the operands are rounded to; bias and sums are as they are.
     pub(crate) precision: Precision,
+    /// `b` is stored in panels; not on graphics devices, and neither is `a` or `b` transposed then.
+    pub(crate) panels: Option<Panels>,
+}
+
+/// How a `b` in panels is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Panels {
+    /// The numbers.
+    pub(crate) format: WeightFormat,
+    /// Columns of a panel.
+    pub(crate) columns: usize,
+}
+
+impl Layout {
+    /// Columns of `b` that are stored in 32 bits.
+    fn columns_of_word(&self) -> usize {
+        self.panels.map_or(1, |panels| panels.format.columns_of_word())
+    }
+
+    /// Whether columns of `b` are multiplied by a scale.
+    fn is_scaled(&self) -> bool {
+        self.panels.is_some_and(|panels| panels.format.is_scaled())
+    }
 }
 
 /// Where rows that are fetched are: row `r` is row `order[r] / sharing` of the operand.
@@ -51,8 +75,10 @@ pub(crate) struct Product<'a> {
     pub(crate) layout: Layout,
     /// `[M, K]` (or `[K, M]`).
     pub(crate) a: Arg,
-    /// `[K, N]` (or `[N, K]`), one per expert unless `a` is transposed.
+    /// `[K, N]` (or `[N, K]`), one per expert unless `a` is transposed; or its panels.
     pub(crate) b: Arg,
+    /// `[N]`, one per expert: what the columns of a `b` in panels are multiplied by.
+    pub(crate) scale: Option<Arg>,
     /// Where the rows of `a` (of `b` if `a` is transposed) are, if not in order.
     pub(crate) fetch: Option<Fetch>,
     /// `[N]`, one per expert.

@@ -37,3 +37,4 @@ pub(crate) mod rotary;
 pub(crate) mod routing;
 pub(crate) mod softmax;
 pub(crate) mod top_k;
+pub(crate) mod unpack;

@@ -92,10 +92,25 @@ fn launches() -> Vec<Launches> {
 
 fn product(l: &Launcher, x: Arg, square: Arg, columns: usize, after: Option<fused::After<'_>>) {
     for (transpose_b, precision) in [(false, Precision::F32), (true, Precision::F32), (true, Precision::Bf16)] {
-        let layout = Layout { transpose_a: false, transpose_b, fetched: false, precision };
+        let layout = Layout { transpose_a: false, transpose_b, fetched: false, precision, panels: None };
         let (fetch, bias, offsets, sums, k) = (None, None, None, None, columns);
         let (m, n) = (ROWS, columns);
-        let product = Product { layout, a: x, b: square, fetch, bias, offsets, y: x, sums, after, m, n, k, experts: 1 };
+        let product = Product {
+            layout,
+            a: x,
+            b: square,
+            scale: None,
+            fetch,
+            bias,
+            offsets,
+            y: x,
+            sums,
+            after,
+            m,
+            n,
+            k,
+            experts: 1,
+        };
         matmul::launch(l, &product);
     }
 }
@@ -137,13 +152,13 @@ fn products_of_bfloat16_numbers_use_the_instruction_for_them() {
     let objects = |lanes, bf16, precision| {
         let profile = DeviceProfile::cpu(2).with_lanes(lanes).with_bf16(bf16);
         let launch = Box::new(move |l: &Launcher| {
-            let layout = Layout { transpose_a: false, transpose_b: true, fetched: false, precision };
+            let layout = Layout { transpose_a: false, transpose_b: true, fetched: false, precision, panels: None };
             let (fetch, bias, offsets, sums, after) = (None, None, None, None, None);
             let (x, m, n, k) = (buffer(64 * 64), 64, 64, 64);
             let experts = 1;
             matmul::launch(
                 l,
-                &Product { layout, a: x, b: x, fetch, bias, offsets, y: x, sums, after, m, n, k, experts },
+                &Product { layout, a: x, b: x, scale: None, fetch, bias, offsets, y: x, sums, after, m, n, k, experts },
             );
         });
         objects_for("sapphirerapids", profile, SCRATCH_ELEMENTS, launch).unwrap()

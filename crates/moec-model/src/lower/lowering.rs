@@ -1,6 +1,6 @@
 //! What a model is built with: the graph so far, where in the model a layer is built, and the parts that layers share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use moec_ir::{Builder, Graph, GraphError, Init, Input, Op, Output, Precision, TensorType, Value};
@@ -60,6 +60,8 @@ pub struct Lowered {
     pub graph: Graph,
     /// Parameters with their initial values, in order of declaration.
     pub parameters: Vec<(String, Init)>,
+    /// Names of the parameters by which routers decide.
+    pub router_parameters: BTreeSet<String>,
     /// States of routers with their initial values.
     pub states: Vec<(String, StateInit)>,
     /// The `moe` layers in order.

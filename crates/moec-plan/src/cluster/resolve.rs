@@ -13,7 +13,7 @@ use super::view::View;
 use super::{Cluster, Decisions};
 use crate::kernel::{Body, Kernel};
 use crate::liveness::is_input;
-use moec_ir::{Invariant, NodeId, Value, internal_error};
+use moec_ir::{Invariant, NodeId, Op, Value, internal_error};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The clusters of a graph, in an order in which each finds what it reads: each has the place of its node unless it waits
@@ -102,9 +102,18 @@ fn of_node(view: &View<'_>, decisions: &Decisions, id: NodeId) -> Cluster {
         let [x, order, positions] = view.graph.operands(dispatch)[..3].try_into().invariant("a dispatch has operands");
         operands[at] = x;
         operands.extend([order, positions]);
-        nodes.insert(0, dispatch);
+        nodes.push(dispatch);
         kernel.fetch = Some(at);
     }
+    if let Some(&unpack) = decisions.unpacked.get(&id)
+        && let (Op::Unpack(attrs), [packed, scale @ ..]) = (view.op(unpack), view.graph.operands(unpack))
+    {
+        operands[1] = *packed;
+        operands.extend(scale);
+        nodes.push(unpack);
+        kernel.unpack = Some(*attrs);
+    }
+    nodes.sort();
     Cluster { node: id, nodes, operands, results: values(view, id), kernel }
 }
 

@@ -2,9 +2,9 @@
 
 use crate::cli::exit::EXIT_CODES;
 use crate::{Decode, Device};
-use clap::builder::PossibleValue;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use moec_ir::Function;
+use moec_ir::{Function, Invariant, WeightFormat};
 use std::path::PathBuf;
 
 /// Compiles, trains, samples and explains mixture-of-experts language models written as short `.moe` files.
@@ -120,6 +120,7 @@ than its products at the one plus the optimiser's traffic at the other. Nothing 
   moec sample runs/tiny
   moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20 --seed 7
   moec sample runs/tiny --samples 8 --length 200
+  moec sample runs/tiny --length 5000 --weights int8
   moec sample runs/tiny --number 5 --decode windowed")]
     Sample(SampleArgs),
     /// Measure a trained model's mean cross-entropy on a text.
@@ -579,9 +580,32 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_enum, default_value_t = Decode::Auto)]
     pub(crate) decode: Decode,
 
+    /// What the weights of products are stored as in memory. Fewer bits are read faster, and change what is written a
+    /// little; routers, norms and token vectors keep theirs, and so does the checkpoint.
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = weight_format())]
+    pub(crate) weights: WeightFormat,
+
+    /// Time every kernel that writes a character, and say at the end where the time went. The same text, but slower,
+    /// because every kernel is waited for.
+    #[arg(long)]
+    pub(crate) profile: bool,
+
     /// Where to run.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub(crate) device: Device,
+}
+
+/// Reads what weights are stored as.
+fn weight_format() -> impl TypedValueParser<Value = WeightFormat> {
+    let possible = |format: WeightFormat| {
+        PossibleValue::new(format.name()).help(match format {
+            WeightFormat::F32 => "As they are",
+            WeightFormat::Bf16 => "Rounded to bfloat16, half as many bits",
+            WeightFormat::Int8 => "Whole numbers of 8 bits, with a scale for each output of a matrix",
+        })
+    };
+    PossibleValuesParser::new(WeightFormat::ALL.map(possible))
+        .map(|name| WeightFormat::named(&name).invariant("the name is one of those possible"))
 }
 
 impl ValueEnum for Decode {

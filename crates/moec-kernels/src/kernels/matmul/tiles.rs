@@ -28,11 +28,12 @@
 use super::super::fused::{DropoutKeys, Elementwise, Then, dropout_keys, go_on};
 use super::super::lanes::clear;
 use super::super::native::{prefetch, transpose};
+use super::packed::unpacked_row;
 use super::pairs::{Reading, Words, WordsLaunch, add_product, panel_to_words, rows_to_words, tiles_at_once};
-use super::{Factors, Layout, Product, fetched_row, segment, segment_count};
-use crate::launch::{DeviceProfile, Launcher, Optional, part_of, run};
+use super::{Factors, Layout, Panels, Product, fetched_row, segment, segment_count};
+use crate::launch::{DeviceProfile, Launcher, Optional, PANEL_VECTORS, part_of, run};
 use cubecl::prelude::*;
-use moec_ir::Invariant;
+use moec_ir::{Invariant, WeightFormat};
 
 /// How a panel of `b` comes to the registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,6 +74,12 @@ struct Tiling {
 /// Tiles of an expert from which on its panels are copied, if they could be read where they are.
 const WORTH_COPYING: usize = 8;
 
+/// Tiles of an expert up to which each unpacks the panels that it reads.
+const WORTH_UNPACKING: usize = 2;
+
+/// Summed elements of a block that need not stay in the first cache.
+const LONG_BLOCK: usize = 4096;
+
 /// Floats of a cache line.
 const LINE: usize = 16;
 
@@ -90,6 +97,11 @@ impl Tiling {
         let Product { layout, m, n, k, experts, .. } = *p;
         let (lanes, reading) = (profile.matrix_width(), Reading::new(layout.precision, profile.bf16_products()));
         let (mut rows, vectors, mut block) = match lanes {
+            16 if layout.panels.is_some() => (rows_for(m.div_ceil(experts), 6), PANEL_VECTORS, 128),
+            4 if layout.panels.is_some() && cfg!(target_arch = "aarch64") => {
+                (rows_for(m.div_ceil(experts), 6), PANEL_VECTORS, 256)
+            }
+            _ if layout.panels.is_some() => (rows_for(m.div_ceil(experts), 2), PANEL_VECTORS, 256),
             _ if n <= lanes => (12, 1, 512),
             16 => (6, 4, 128),
             4 if cfg!(target_arch = "aarch64") => (6, 4, 256),
@@ -106,6 +118,10 @@ impl Tiling {
         // Tiles of an expert: of its rows, or of its matrix.
         let tiles = if layout.transpose_a { m } else { m / experts }.div_ceil(rows);
         let panel = match layout {
+            // Panels of float32 numbers are already as they would be copied.
+            Layout { panels: Some(Panels { format, .. }), .. } => {
+                if tiles <= WORTH_UNPACKING || format == WeightFormat::F32 { Panel::InPlace } else { Panel::Copied }
+            }
             Layout { transpose_b: true, .. } if k % lanes == 0 => Panel::Transposed,
             Layout { transpose_b: true, .. } => Panel::Gathered,
             _ if whole && tiles < WORTH_COPYING && !(layout.transpose_a && layout.fetched) && !reading.words() => {
@@ -113,6 +129,9 @@ impl Tiling {
             }
             _ => Panel::Copied,
         };
+        if layout.panels.is_some() && tiles <= WORTH_UNPACKING {
+            block = LONG_BLOCK;
+        }
         // With few rows, all is over before what was asked for has come. The summed rows of a weight gradient are not
         // weights, and were just written.
         let ahead = !layout.transpose_a && rows > 2;
@@ -135,12 +154,21 @@ impl Tiling {
     }
 }
 
+/// Rows of a tile, at most so many, with which so many rows of an expert are computed soonest: those that fill up its last
+/// tile cost as much as the others, and every tile has to go through the panel, which costs as much as a row and a half.
+fn rows_for(rows: usize, most: usize) -> usize {
+    let cost = |of_tile: &usize| rows.div_ceil(*of_tile) * (2 * of_tile + 3);
+    (1..=most).rev().min_by_key(cost).invariant("a tile has a row")
+}
+
 /// Operands once more, as vectors.
 #[derive(CubeType, CubeLaunch)]
 struct Vectors<L: Size, S: Size> {
     a: Box<[Vector<f32, S>]>,
     b: Box<[Vector<f32, L>]>,
     bias: Optional<Vector<f32, L>>,
+    /// One, of a `b` in panels with a scale.
+    scale: Sequence<Box<[Vector<f32, L>]>>,
 }
 
 /// What an expert has to do with a product.
@@ -239,6 +267,17 @@ fn load_row<W: Size, L: Size>(
     }
 }
 
+/// Elements of an expert's matrix as `b` is stored, with columns that fill up the last panel.
+#[cube]
+fn stored_matrix(x: &Factors, #[comptime] layout: Layout) -> usize {
+    if comptime!(layout.panels.is_some()) {
+        let columns = comptime!(layout.panels.map_or(1, |panels| panels.columns));
+        (x.n + columns - 1) / columns * columns * x.k
+    } else {
+        x.n * x.k
+    }
+}
+
 /// What expert `e` has to do. Loading and storing a tile is worth a few of its summed elements.
 #[cube]
 fn segment_of(x: &Factors, e: usize, #[comptime] layout: Layout, #[comptime] rows: usize) -> Segment {
@@ -262,7 +301,7 @@ fn segment_of(x: &Factors, e: usize, #[comptime] layout: Layout, #[comptime] row
             row1: s1,
             sum0: 0usize.runtime(),
             sum1: select(e < x.experts, x.k, 0usize),
-            b0: e * x.n * x.k,
+            b0: e * stored_matrix(x, layout),
             y0: 0usize.runtime(),
             tiles: (s1 - s0 + rows - 1) / rows,
             each: 1usize.runtime(),
@@ -323,6 +362,7 @@ fn pack<W: Size, L: Size>(
     x: &Factors,
     b: &[Vector<f32, L>],
     panel: &mut Array<Vector<f32, W>>,
+    scale: &Array<Vector<f32, W>>,
     s: &Segment,
     block: &Block,
     #[comptime] layout: Layout,
@@ -333,12 +373,23 @@ fn pack<W: Size, L: Size>(
     match comptime!(tiling.panel) {
         Panel::InPlace => {}
         Panel::Copied => {
-            for q in 0..block.length {
-                let mut row = block.q0 + q;
-                if comptime!(layout.fetched && layout.transpose_a) {
-                    row = fetched_row(&x.fetch, row);
+            if comptime!(layout.panels.is_some()) {
+                let first = panel_row(block, x.k, tiling);
+                for q in 0..block.length {
+                    let row = unpacked_row::<W>(b.with_vector_size::<W>(), first + q, scale, layout.panels);
+                    #[unroll]
+                    for j in 0..vectors {
+                        panel[q * vectors + j] = row[j];
+                    }
                 }
-                load_row::<W, L>(b, panel, s.b0 + row * x.n, block.vector, q * vectors, x.n, vectors);
+            } else {
+                for q in 0..block.length {
+                    let mut row = block.q0 + q;
+                    if comptime!(layout.fetched && layout.transpose_a) {
+                        row = fetched_row(&x.fetch, row);
+                    }
+                    load_row::<W, L>(b, panel, s.b0 + row * x.n, block.vector, q * vectors, x.n, vectors);
+                }
             }
         }
         Panel::Transposed => {
@@ -378,6 +429,13 @@ fn pack<W: Size, L: Size>(
     }
 }
 
+/// Where a block's rows of a panel start, counted in rows of panels.
+#[cube]
+fn panel_row(block: &Block, k: usize, #[comptime] tiling: Tiling) -> usize {
+    let columns = comptime!(tiling.vectors * tiling.lanes);
+    block.b0 / columns + block.vector / tiling.vectors * k + block.q0
+}
+
 /// Summed elements of a block; the last may have fewer.
 #[cube]
 fn block_length(x: &Factors, #[comptime] tiling: Tiling) -> usize {
@@ -392,8 +450,8 @@ fn turns_of_a_tile(x: &Factors, #[comptime] tiling: Tiling) -> usize {
 
 /// A block of a panel of `b` as it is stored: how many rows it has, and how many cache lines a row.
 #[cube]
-fn stored_lines(x: &Factors, #[comptime] tiling: Tiling) -> (usize, usize) {
-    let columns = comptime!(tiling.vectors * tiling.lanes);
+fn stored_lines(x: &Factors, #[comptime] layout: Layout, #[comptime] tiling: Tiling) -> (usize, usize) {
+    let columns = comptime!(tiling.vectors * tiling.lanes / layout.columns_of_word());
     let length = block_length(x, tiling);
     match comptime!(tiling.panel) {
         Panel::Transposed | Panel::Gathered => (columns.runtime(), (length + LINE - 1) / LINE),
@@ -415,18 +473,26 @@ fn step_of(step: usize, share: &Share, blocks: usize, #[comptime] tiling: Tiling
 
 /// The block that a unit works on in a step; a panel has `blocks` of them.
 #[cube]
-fn block_of(x: &Factors, s: &Segment, share: &Share, step: usize, blocks: usize, #[comptime] tiling: Tiling) -> Block {
+fn block_of(
+    x: &Factors,
+    s: &Segment,
+    share: &Share,
+    step: usize,
+    blocks: usize,
+    #[comptime] layout: Layout,
+    #[comptime] tiling: Tiling,
+) -> Block {
     let (kb, nv) = comptime!((tiling.block, tiling.vectors));
     let (p, i) = step_of(step, share, blocks, tiling);
     let q0 = s.sum0 + i * kb;
-    let (rows, in_row) = stored_lines(x, tiling);
+    let (rows, in_row) = stored_lines(x, layout, tiling);
     let (mut next_p, next_i) = step_of(step + 1, share, blocks, tiling);
     let (mut b0, mut next_q) = (s.b0, s.sum0 + next_i * kb);
     let mut lines = rows * in_row;
     if step + 1 == blocks * (share.p1 - share.p0) {
         next_p = share.p0;
         next_q = s.sum0;
-        b0 = s.b0 + x.n * x.k;
+        b0 = s.b0 + stored_matrix(x, layout);
         if s.e + 1 >= x.experts {
             lines = 0usize.runtime();
         }
@@ -443,19 +509,24 @@ fn block_of(x: &Factors, s: &Segment, share: &Share, step: usize, blocks: usize,
 fn ask(x: &Factors, next: &Ahead, turn: usize, #[comptime] layout: Layout, #[comptime] tiling: Tiling) {
     let w = comptime!(tiling.lanes);
     let first = turn * next.at_once;
-    let (_, in_row) = stored_lines(x, tiling);
+    let (_, in_row) = stored_lines(x, layout, tiling);
     // Length of a row as `b` is stored, and where the panel starts.
+    let each = comptime!(layout.columns_of_word());
     let mut row = x.n;
     let mut start = next.q0 * x.n + next.vector * w;
+    if comptime!(layout.panels.is_some()) {
+        row = comptime!(tiling.vectors * tiling.lanes / each).runtime();
+        start = next.vector * w * x.k / each + next.q0 * row;
+    }
     if comptime!(layout.transpose_b) {
         row = x.k;
         start = next.vector * w * x.k + next.q0;
     }
-    let mut place = next.b0 + start + first / in_row * row;
+    let mut place = next.b0 / each + start + first / in_row * row;
     let mut column = first % in_row;
     for _ in first..min(first + next.at_once, next.lines) {
         // The last panel has fewer columns, the last block fewer rows.
-        prefetch(&x.b[min(place + column * LINE, x.experts * x.n * x.k - 1)]);
+        prefetch(&x.b[min(place + column * LINE, x.experts * stored_matrix(x, layout) / each - 1)]);
         column += 1;
         if column == in_row {
             column = 0usize.runtime();
@@ -464,20 +535,20 @@ fn ask(x: &Factors, next: &Ahead, turn: usize, #[comptime] layout: Layout, #[com
     }
 }
 
-/// What the sums of a panel start from: the expert's bias, or 0.
+/// The numbers of an expert that the columns of a panel have, such as its bias; 0 for rows that belong to none.
 #[cube]
-fn load_start<W: Size, L: Size>(
-    bias: &[Vector<f32, L>],
-    start: &mut Array<Vector<f32, W>>,
+fn load_columns<W: Size, L: Size>(
+    values: &[Vector<f32, L>],
+    out: &mut Array<Vector<f32, W>>,
     x: &Factors,
     s: &Segment,
     block: &Block,
     #[comptime] vectors: usize,
 ) {
     if s.e < x.experts {
-        load_row::<W, L>(bias, start, s.e * x.n, block.vector, 0usize, x.n, vectors);
+        load_row::<W, L>(values, out, s.e * x.n, block.vector, 0usize, x.n, vectors);
     } else {
-        clear(start, vectors);
+        clear(out, vectors);
     }
 }
 
@@ -531,6 +602,7 @@ fn multiply<W: Size, L: Size>(
     x: &Factors,
     b: &[Vector<f32, L>],
     panel: &Array<Vector<f32, W>>,
+    scale: &Array<Vector<f32, W>>,
     tile: &mut Array<Vector<f32, W>>,
     at: &Place,
     block: &Block,
@@ -548,6 +620,7 @@ fn multiply<W: Size, L: Size>(
     }
     let in_place = (block.b0 + block.q0 * x.n) / w + block.vector;
     let row_of_b = x.n / w;
+    let in_panel = panel_row(block, x.k, tiling);
     let stride = comptime!(if tiling.ahead { STRIDE } else { tiling.block });
     for q0 in range_stepped(0, block.length, stride) {
         if comptime!(tiling.ahead) {
@@ -555,15 +628,20 @@ fn multiply<W: Size, L: Size>(
             ask(x, &block.next, turn, layout, tiling);
         }
         for q in q0..min(q0 + stride, block.length) {
-            let mut row = Sequence::<Vector<f32, W>>::new();
-            #[unroll]
-            for j in 0..nv {
-                if comptime!(tiling.panel == Panel::InPlace) {
-                    row.push(b.with_vector_size::<W>()[in_place + q * row_of_b + j]);
-                } else {
-                    row.push(panel[q * nv + j]);
+            let row = if comptime!(tiling.panel == Panel::InPlace && layout.panels.is_some()) {
+                unpacked_row::<W>(b.with_vector_size::<W>(), in_panel + q, scale, layout.panels)
+            } else {
+                let mut row = Sequence::<Vector<f32, W>>::new();
+                #[unroll]
+                for j in 0..nv {
+                    if comptime!(tiling.panel == Panel::InPlace) {
+                        row.push(b.with_vector_size::<W>()[in_place + q * row_of_b + j]);
+                    } else {
+                        row.push(panel[q * nv + j]);
+                    }
                 }
-            }
+                row
+            };
             #[unroll]
             for i in 0..mr {
                 let v = if comptime!(layout.transpose_a) {
@@ -789,6 +867,8 @@ fn tiled<W: Size, L: Size, S: Size>(
     let mut panel = Array::<Vector<f32, W>>::new(comptime!(tiling.packed()));
     let mut start = Array::<Vector<f32, W>>::new(nv);
     clear(&mut start, nv);
+    // What the columns of the panel are multiplied by.
+    let mut scale = Array::<Vector<f32, W>>::new(nv);
     // A register tile on its way from and to memory.
     let mut passage = Array::<Vector<f32, W>>::new(comptime!(mr * nv));
     let work = whole_work(x, layout, mr);
@@ -808,10 +888,13 @@ fn tiled<W: Size, L: Size, S: Size>(
         for t0 in range_stepped(own0, max(own1, own0), words.tiles) {
             let own = Share { p0, p1, t0, t1: min(t0 + words.tiles, own1) };
             for step in 0..blocks * (p1 - p0) {
-                let block = block_of(x, &s, &own, step, blocks, tiling);
-                pack::<W, L>(x, &in_vectors.b, &mut panel, &s, &block, layout, tiling);
+                let block = block_of(x, &s, &own, step, blocks, layout, tiling);
+                if comptime!(layout.is_scaled()) {
+                    load_columns::<W, L>(in_vectors.scale.index(0usize), &mut scale, x, &s, &block, nv);
+                }
+                pack::<W, L>(x, &in_vectors.b, &mut panel, &scale, &s, &block, layout, tiling);
                 if in_vectors.bias.given != 0 {
-                    load_start::<W, L>(&in_vectors.bias.values, &mut start, x, &s, &block, nv);
+                    load_columns::<W, L>(&in_vectors.bias.values, &mut start, x, &s, &block, nv);
                 }
                 // The first row of a tile and that row's place are carried from tile to tile: computed anew, they end up
                 // in the inner loop.
@@ -828,7 +911,7 @@ fn tiled<W: Size, L: Size, S: Size>(
                         let words = words.all.index(0usize);
                         multiply_words::<W>(x, words, &panel, &mut tile, &at, &rows, &block, layout, tiling);
                     } else {
-                        multiply::<W, L>(x, &in_vectors.b, &panel, &mut tile, &at, &block, layout, tiling);
+                        multiply::<W, L>(x, &in_vectors.b, &panel, &scale, &mut tile, &at, &block, layout, tiling);
                     }
                     let rows_of_tile = (first - top, end - top);
                     if comptime!(tiling.whole) {
@@ -869,7 +952,7 @@ fn column_groups(units: usize, panels: usize, tiles: usize, experts: usize, pack
 
 /// Launches the kernel of a product, with the program that goes on with it.
 pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
-    let Product { layout, a, b, bias, y, sums, m, n, k, experts, .. } = *p;
+    let Product { layout, a, b, scale, bias, y, sums, m, n, k, experts, .. } = *p;
     let (w, units) = (l.profile().matrix_width(), l.profile().launched_units(1));
     let room = l.scratch().elements() / units;
     let tiling = Tiling::new(l.profile(), room, p, then);
@@ -882,7 +965,8 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
         // unit's words are its part of the scratch memory, which has room for the rows of as many tiles as it is told.
         |t| unsafe {
             let tiles = m.div_ceil(tiling.rows);
-            let tiles = if layout.transpose_a { tiles * experts } else { tiles + experts - 1 };
+            // Every expert that has rows may have a tile that is not full.
+            let tiles = if layout.transpose_a { tiles * experts } else { tiles + experts.min(m) - 1 };
             let groups = column_groups(t.units(), n.div_ceil(w * tiling.vectors), tiles, experts, tiling.packing());
             let bias = Optional::bind(t, bias, b, aligned);
             // Without rounding, all tiles are done at once.
@@ -899,7 +983,7 @@ pub(super) fn launch(l: &Launcher, p: &Product<'_>, then: &Then<'_>) {
                     aligned,
                     a_width,
                     p.factors(t),
-                    VectorsLaunch::new(t.bind(a, a_width), t.bind(b, aligned), bias),
+                    VectorsLaunch::new(t.bind(a, a_width), t.bind(b, aligned), bias, t.bind_all(&scale, aligned)),
                     words,
                     t.bind(y, aligned),
                     Optional::bind(t, sums, y, a_width),

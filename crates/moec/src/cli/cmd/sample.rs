@@ -4,11 +4,12 @@ use crate::cli::args::SampleArgs;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::kernel_table::KernelTable;
 use crate::pipeline::CompileOptions;
 use crate::{Run, Sampling};
-use moec_ir::Invariant;
+use moec_ir::{Function, Invariant};
 use moec_model::Registry;
-use moec_runtime::SampleConfig;
+use moec_runtime::{SampleConfig, Timings};
 use std::ops::ControlFlow;
 
 /// Runs the command. The prompt is part of the text that is written.
@@ -36,16 +37,22 @@ pub(crate) fn run(
         let prompt = prompt.map_err(|e| Failure::new(Exit::Usage, format!("the prompt cannot be read: {e}")))?;
         let chosen = Sampling::new(model, args.decode, args.samples, prompt.len(), args.length)?;
         let samples = usize::try_from(chosen.together).invariant("few texts are written together");
-        let options = CompileOptions { samples, ..CompileOptions::only(chosen.functions.clone()) };
+        let only = CompileOptions::only(chosen.functions.clone());
+        let options = CompileOptions { samples, weights: Some(args.weights), ..only };
         sampling = Some(chosen);
         Ok(options)
     })?;
     console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
-    let Some(Sampling { kept, together, .. }) = sampling else { return Ok(Exit::Success) };
+    let Some(Sampling { kept, together, functions }) = sampling else { return Ok(Exit::Success) };
     let Some(end) = args.number.checked_add(args.samples) else {
         return Err(Failure::new(Exit::Usage, "the numbers of the texts go beyond what a number can be"));
     };
     let mut session = run.session_on(&*devices.open(args.device)?)?;
+    // Of two functions the second writes the characters beyond the context.
+    let timed = args.profile.then(|| functions.last().copied()).flatten();
+    if let Some(function) = timed {
+        session.time_kernels(function);
+    }
     let executable = &mut session.executable()?;
     let mut first = args.number;
     while first < end {
@@ -73,5 +80,23 @@ pub(crate) fn run(
             console.write("\n")?;
         }
     }
+    if let Some(function) = timed {
+        show_profile(&run, function, session.timings(), console);
+    }
     Ok(Exit::Success)
+}
+
+/// Where the time of a character goes.
+fn show_profile(run: &Run, function: Function, timings: &Timings, console: &Console) {
+    let Some(plan) = run.compiled.program.plan(function.name()) else { return };
+    if timings.runs() == 0 {
+        console.note(format!("`{function}` did not run after the first time, so there is no profile"));
+        return;
+    }
+    console.note(format!(
+        "\nmedians of the last {} times that `{function}` wrote a character, {:.3} ms together:",
+        timings.runs(),
+        1e3 * timings.total().as_secs_f64()
+    ));
+    console.note(KernelTable::new(plan, timings, None).text());
 }

@@ -38,7 +38,9 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     introduce(spec, &compiled, corpus, &dataset, args.device, console);
 
     let mut session = Session::on(&*devices.open(args.device)?, spec, &compiled)?;
-    session.time_kernels(args.profile);
+    if args.profile {
+        session.time_kernels(Function::TrainStep);
+    }
     let folder = match &task.root {
         Some(root) if args.resume => RunFolder::open(root)?,
         Some(root) => spec.create_run(root, &dataset, &compiled)?,
