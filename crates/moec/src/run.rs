@@ -34,7 +34,8 @@ pub struct Run {
 
 impl Run {
     /// Opens a run folder at its newest checkpoint that is whole, or one of its checkpoints. `options` says what is compiled for the
-    /// device, once the model and its characters are known.
+    /// device, once the model and its characters are known; where its memory is too small for as many texts at once, half as
+    /// many are tried, down to one.
     ///
     /// # Errors
     /// When there is no run or no checkpoint, either is damaged, or the device cannot hold the model; or what `options`
@@ -54,8 +55,13 @@ impl Run {
         let vocab = manifest.vocab().ok_or_else(|| Error::DamagedVocabulary(root.clone()))?;
         let options: CompileOptions = options(&spec.checked.model, &vocab)?;
         // Nothing here trains the model.
-        let options = CompileOptions { weights: Some(options.weights.unwrap_or_default()), ..options };
-        let compiled = spec.compile(&vocab, device, &options)?;
+        let mut options = CompileOptions { weights: Some(options.weights.unwrap_or_default()), ..options };
+        let compiled = loop {
+            match spec.compile(&vocab, device, &options) {
+                Err(Error::TooLarge(_)) if options.samples > 1 => options.samples /= 2,
+                compiled => break compiled?,
+            }
+        };
         let load = |folder: &Path| moec_runtime::load_checkpoint(folder, &compiled.states, Parts::Model);
         let (checkpoint, passed_over) = located.read(load)?;
         Ok(Self { root, request, spec, vocab, compiled, checkpoint, passed_over })

@@ -5,8 +5,8 @@ use crate::pipeline::Function;
 use moec_model::{Cache, Model};
 use moec_runtime::Kept;
 
-/// Most texts that go through the device together.
-const MOST_TOGETHER: u64 = 16;
+/// Most texts that go through the device together: with more, a character takes no less time.
+const MOST_TOGETHER: u64 = 64;
 
 /// How a character is computed from those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

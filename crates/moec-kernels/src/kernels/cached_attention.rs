@@ -8,9 +8,14 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::copy;
-use super::lanes::lane_sum;
+use super::exponential::exp2;
+use super::lanes::{lane_max, lane_numbers, lane_sum};
+use super::native::transpose;
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
+
+/// Rows whose scores are made before they are used, so that their exponentials are made at once.
+const ROWS: usize = 16;
 
 /// What all sequences have in common.
 #[derive(CubeType, CubeLaunch)]
@@ -18,7 +23,46 @@ struct Setting {
     heads: usize,
     /// Rows of a cache.
     time: usize,
+    /// Factor of the scores, which are exponents of two.
     scale: f32,
+}
+
+/// What the exponents of a row beyond the last are: nothing is left of it.
+const NOTHING: f32 = -1e30;
+
+/// `2^x`. Graphics devices may simplify what [`exp2`] does with rounding, and have an exponential of their own.
+#[cube]
+fn power_of_two<W: Size>(x: Vector<f32, W>, #[comptime] split: Split) -> Vector<f32, W> {
+    match comptime!(split) {
+        Split::Ranges => exp2::<W>(x),
+        Split::Strided => Vector::exp(x * Vector::new(std::f32::consts::LN_2)),
+    }
+}
+
+/// The sums of the lanes of as many vectors as they have lanes.
+#[cube]
+fn lane_sums<W: Size>(vectors: Sequence<Vector<f32, W>>, #[comptime] split: Split) -> Vector<f32, W> {
+    let w = W::value();
+    match comptime!(split) {
+        // Lanes become vectors, which are added in the order of the lanes.
+        Split::Ranges => {
+            let columns = transpose::<W>(vectors);
+            let mut sums = columns[0usize];
+            #[unroll]
+            for lane in 1..w {
+                sums += columns[lane];
+            }
+            sums
+        }
+        Split::Strided => {
+            let mut sums = Vector::<f32, W>::new(0.0f32);
+            #[unroll]
+            for lane in 0..w {
+                sums.insert(lane, lane_sum::<W>(vectors[lane]));
+            }
+            sums
+        }
+    }
 }
 
 #[cube(launch_unchecked)]
@@ -38,10 +82,11 @@ fn newest<W: Size>(
     let channels = heads * vectors;
     let mut query = Array::<Vector<f32, W>>::new(vectors);
     let mut sums = Array::<Vector<f32, W>>::new(vectors);
+    let mut weights = Array::<Vector<f32, W>>::new(comptime!(ROWS / w));
     for pair in range_stepped(first_item(pairs, split), end_item(pairs, split), item_step(split)) {
         let (sequence, head) = (pair / heads, pair % heads);
         let position = positions[sequence];
-        let mut total = 0.0f32.runtime();
+        let mut total = Vector::<f32, W>::new(0.0f32);
         #[unroll]
         for i in 0..vectors {
             sums[i] = Vector::new(0.0f32);
@@ -57,33 +102,52 @@ fn newest<W: Size>(
                 cache[own + i] = qkv[token + channels + i];
                 cache[own + channels + i] = qkv[token + 2 * channels + i];
             }
-            let mut highest = 0.0f32.runtime();
-            for place in 0..min(position + 1, time) {
-                let row = rows + place * 2 * channels;
-                let mut products = Vector::<f32, W>::new(0.0f32);
+            let end = min(position + 1, time);
+            let mut highest = NOTHING.runtime();
+            for first in range_stepped(0, end, ROWS) {
+                let mut block = highest;
                 #[unroll]
-                for i in 0..vectors {
-                    products = fma(query[i], cache[row + i], products);
-                }
-                let score = lane_sum::<W>(products) * setting.scale;
-                let mut weight = 1.0f32.runtime();
-                if place == 0 {
-                    highest = score;
-                } else if score > highest {
-                    let shrink = f32::exp(highest - score);
-                    highest = score;
-                    total *= shrink;
+                for j in 0..comptime!(ROWS / w) {
+                    let mut products = Sequence::<Vector<f32, W>>::new();
                     #[unroll]
-                    for i in 0..vectors {
-                        sums[i] *= Vector::new(shrink);
+                    for lane in 0..w {
+                        // Rows beyond the last repeat it, and count nothing.
+                        let row = rows + min(first + j * w + lane, end - 1) * 2 * channels;
+                        let mut product = Vector::<f32, W>::new(0.0f32);
+                        #[unroll]
+                        for i in 0..vectors {
+                            product = fma(query[i], cache[row + i], product);
+                        }
+                        products.push(product);
                     }
-                } else {
-                    weight = f32::exp(score - highest);
+                    let scores = lane_sums::<W>(products, split) * Vector::new(setting.scale);
+                    let place = lane_numbers::<W>() + Vector::new(u32::cast_from(first + j * w));
+                    let seen = place.less_than(&Vector::new(u32::cast_from(end)));
+                    let scores = select_many(seen, scores, Vector::new(NOTHING.runtime()));
+                    block = max(block, lane_max::<W>(scores));
+                    weights[j] = scores;
                 }
-                total += weight;
+                // Before the first rows nothing has been summed.
+                let shrink = power_of_two::<Const<1>>(Vector::new(highest - block), split).extract(0usize);
+                highest = block;
+                total *= Vector::new(shrink);
                 #[unroll]
                 for i in 0..vectors {
-                    sums[i] = fma(Vector::new(weight), cache[row + channels + i], sums[i]);
+                    sums[i] *= Vector::new(shrink);
+                }
+                #[unroll]
+                for j in 0..comptime!(ROWS / w) {
+                    let weight = power_of_two::<W>(weights[j] - Vector::new(highest), split);
+                    total += weight;
+                    #[unroll]
+                    for lane in 0..w {
+                        let row = rows + min(first + j * w + lane, end - 1) * 2 * channels + channels;
+                        let factor = Vector::new(weight.extract(lane));
+                        #[unroll]
+                        for i in 0..vectors {
+                            sums[i] = fma(factor, cache[row + i], sums[i]);
+                        }
+                    }
                 }
             }
         }
@@ -91,7 +155,7 @@ fn newest<W: Size>(
         // A sequence that is left alone has summed nothing.
         let mut factor = 0.0f32.runtime();
         if position >= 0i32 {
-            factor = 1.0f32 / total;
+            factor = 1.0f32 / lane_sum::<W>(total);
         }
         #[unroll]
         for i in 0..vectors {
@@ -132,7 +196,7 @@ pub(crate) fn launch(
                     t.bind(positions, 1),
                     t.bind(y, w),
                     pairs,
-                    SettingLaunch::new(heads, time, scale),
+                    SettingLaunch::new(heads, time, scale * std::f32::consts::LOG2_E),
                     width,
                     split
                 )
