@@ -537,6 +537,28 @@ fn a_run_is_sampled_evaluated_and_exchanged_with_makemoe() {
 }
 
 #[test]
+fn what_a_run_reported_goes_to_other_tools() {
+    let lab = Lab::new();
+    let run = lab.at("run, first");
+    lab.train(&run, &[], 0);
+    let table = expect(&["metrics", &run], 0).out;
+    assert!(table.starts_with("run,step,name,layer,expert,value\n"), "{table}");
+    let has = |end: &str| table.lines().any(|line| line.starts_with(&format!("\"{run}\",12,{end}")));
+    assert!(has("validation_loss_nats,,,") && has("load_rows,blocks.0.moe,2,") && has("loss_nats,,,"), "{table}");
+    let file = lab.at("table.csv");
+    expect(&["metrics", &run, "-o", &file], 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), table);
+    expect(&["metrics", &run, "-o", &format!("{run}/metrics.jsonl")], 2);
+    expect(&["metrics", &lab.at("none")], 3);
+
+    let board = lab.at("board");
+    expect(&["metrics", &run, "--tensorboard", &board], 0);
+    let events = fs::read(Path::new(&board).join("run, first/events.out.tfevents.moec")).unwrap();
+    let holds = |tag: &str| events.windows(tag.len()).any(|bytes| bytes == tag.as_bytes());
+    assert!(holds("brain.Event:2") && holds("validation_loss_nats") && holds("load_rows/blocks.0.moe/2"));
+}
+
+#[test]
 fn nothing_of_the_user_is_overwritten() {
     let lab = Lab::new();
     let run = lab.at("run");

@@ -6,6 +6,7 @@ mod columns;
 pub(crate) mod console;
 mod devices;
 pub(crate) mod downloads;
+mod event_file;
 pub(crate) mod exit;
 mod folders;
 mod kernel_table;
@@ -78,6 +79,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Sample(args) => (MessageFormat::Full, cmd::sample::run(args, registry, devices, &console)),
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, devices, &console)),
         Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, devices, &console)),
+        Command::Metrics(args) => (MessageFormat::Full, cmd::metrics::run(args, &console)),
         Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Doctor(args) => (MessageFormat::Full, cmd::doctor::run(args, devices, &console)),
         Command::Cache(_) if cli.no_cache => (MessageFormat::Full, Err(without_cache())),

@@ -138,6 +138,15 @@ than its products at the one plus the optimiser's traffic at the other. Nothing 
 One JSON object a line: the run, then per window of the context what replays it (choices, noise, logits), then per layer
 and character the experts with their weights. Logits that a replay does not reproduce are exit code 1.")]
     Route(RouteArgs),
+    /// Write what runs reported while they trained, for other tools: a table, or event files of TensorBoard.
+    #[command(after_help = "Examples:
+  moec metrics runs/tiny > tiny.csv
+  moec metrics runs/a runs/b -o both.csv
+  moec metrics runs/a runs/b --tensorboard board && tensorboard --logdir board
+
+The table has a line for each number, with the run, the step, its name as in metrics.jsonl (with its unit), and the layer
+and the expert that it is about: run,step,name,layer,expert,value. A run that still trains has what it reported so far.")]
+    Metrics(MetricsArgs),
     /// Check the gradient of every parameter by central differences in 64 bits, with the routes frozen.
     #[command(after_help = "Examples:
   moec gradcheck specs/tiny.moe
@@ -299,6 +308,23 @@ pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `moec metrics`
+#[derive(Debug, Args)]
+pub(crate) struct MetricsArgs {
+    /// Run folders.
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+
+    /// Write the table to this file instead of standard output.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "tensorboard")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Write event files of TensorBoard instead, in a folder of its name for each run, with the seconds of training as
+    /// their time.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) tensorboard: Option<PathBuf>,
 }
 
 /// `moec cache`

@@ -13,6 +13,7 @@ pub(crate) mod fmt;
 pub(crate) mod gradcheck;
 pub(crate) mod import;
 pub(crate) mod layers;
+pub(crate) mod metrics;
 pub(crate) mod new;
 pub(crate) mod route;
 pub(crate) mod routers;

@@ -1,0 +1,161 @@
+//! `moec metrics`: what runs reported, for other tools: as a table, or as event files of TensorBoard.
+
+use crate::cli::args::MetricsArgs;
+use crate::cli::console::Console;
+use crate::cli::event_file::EventFile;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::{Output, files_of_run};
+use crate::locate::Located;
+use moec_runtime::Metric;
+use serde_json::Value;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// A number that a run reported.
+#[derive(Clone, Debug, PartialEq)]
+struct Number {
+    step: u64,
+    /// As in `metrics.jsonl`, with its unit.
+    name: String,
+    /// Path of the layer that it is about.
+    layer: Option<String>,
+    /// Number of the expert that it is about.
+    expert: Option<usize>,
+    value: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no run, its metrics cannot be read, or what is asked for cannot be written.
+pub(crate) fn run(args: &MetricsArgs, console: &Console) -> Result<Exit, Failure> {
+    let mut runs: Vec<(String, PathBuf, Vec<Metric>)> = Vec::new();
+    for path in &args.runs {
+        let root = Located::at(path)?.root;
+        runs.push((path.display().to_string(), root.clone(), moec_runtime::read_metrics(&root)?));
+    }
+    if let Some(folder) = &args.tensorboard {
+        for (name, root, metrics) in &runs {
+            let file = write_events(folder, root, metrics)?;
+            console.note(format!("{name}: {} lines to {}", metrics.len(), file.display()));
+        }
+        return Ok(Exit::Success);
+    }
+    let mut table = "run,step,name,layer,expert,value\n".to_string();
+    for (name, _, metrics) in &runs {
+        for number in metrics.iter().flat_map(numbers) {
+            table += &line(name, &number);
+        }
+    }
+    match &args.output {
+        Some(path) => {
+            let sources: Vec<PathBuf> = runs.iter().flat_map(|(_, root, _)| files_of_run(root)).collect();
+            Output::new(path, &sources)?.write(&table)?;
+        }
+        None => console.write(&table)?,
+    }
+    Ok(Exit::Success)
+}
+
+/// A row of the table. Names that hold what separates cells are quoted (RFC 4180, section 2).
+fn line(run: &str, number: &Number) -> String {
+    let cell = |text: &str| match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_string(),
+    };
+    let Number { step, name, layer, expert, value } = number;
+    let layer = layer.as_deref().map(cell).unwrap_or_default();
+    let expert = expert.map(|e| e.to_string()).unwrap_or_default();
+    format!("{},{step},{},{layer},{expert},{value}\n", cell(run), cell(name))
+}
+
+/// The numbers of a line of `metrics.jsonl`, by name; those of layers where the layers are.
+fn numbers(metric: &Metric) -> Vec<Number> {
+    // What is written to the file is what is listed, fields of later versions included.
+    let Ok(Value::Object(fields)) = serde_json::to_value(metric) else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut add = |name: String, layer: Option<&str>, expert, value: &Value| {
+        found.extend(value.as_f64().map(|value| Number {
+            step: metric.step(),
+            name,
+            layer: layer.map(str::to_string),
+            expert,
+            value,
+        }));
+    };
+    for (name, value) in fields.iter().filter(|(name, _)| *name != "step") {
+        let Value::Array(layers) = value else {
+            add(name.clone(), None, None, value);
+            continue;
+        };
+        for layer in layers.iter().filter_map(Value::as_object) {
+            let path = layer.get("path").and_then(Value::as_str);
+            for (name, value) in layer {
+                match value {
+                    Value::Array(experts) => {
+                        experts.iter().enumerate().for_each(|(e, value)| add(name.clone(), path, Some(e), value));
+                    }
+                    Value::Object(several) => {
+                        several.iter().for_each(|(of, value)| add(format!("{name}.{of}"), path, None, value));
+                    }
+                    value => add(name.clone(), path, None, value),
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Writes the metrics of a run as an event file, in a folder of its name; the file is replaced if it is there.
+fn write_events(folder: &Path, root: &Path, metrics: &[Metric]) -> Result<PathBuf, Failure> {
+    let name = root.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_os_string()));
+    let folder = folder.join(name.unwrap_or_else(|| "run".into()));
+    std::fs::create_dir_all(&folder).map_err(|e| Failure::file("create", &folder, &e))?;
+    let path = folder.join("events.out.tfevents.moec");
+    let mut events = EventFile::new();
+    // Time as TensorBoard shows it: seconds of training, since runs do not say when they were made.
+    let (mut seconds, mut last) = (0.0, 0);
+    for metric in metrics {
+        if let Metric::Train(train) = metric {
+            seconds += 1e-3 * train.step_ms * train.step.saturating_sub(last) as f64;
+            last = train.step;
+        }
+        for number in numbers(metric) {
+            let mut tag = number.name;
+            for part in [number.layer, number.expert.map(|e| e.to_string())].into_iter().flatten() {
+                // Writing to a string cannot fail.
+                let _ = write!(tag, "/{part}");
+            }
+            events.scalar(seconds, number.step, &tag, number.value as f32);
+        }
+    }
+    std::fs::write(&path, events.bytes()).map_err(|e| Failure::file("write", &path, &e))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_of_a_line_is_listed() {
+        let line = |text: &str| numbers(&Metric::from_line(text).unwrap());
+        let train =
+            line(r#"{"schema":1,"kind":"train","step":10,"loss_nats":3.5,"lr":0.001,"step_ms":2,"tokens_per_s":9}"#);
+        let named: Vec<(&str, f64)> = train.iter().map(|n| (n.name.as_str(), n.value)).collect();
+        assert_eq!(named, [("loss_nats", 3.5), ("lr", 0.001), ("step_ms", 2.0), ("tokens_per_s", 9.0)]);
+        let evaluation = line(
+            r#"{"schema":1,"kind":"evaluation","step":20,"train_loss_nats":3,"layers":[{"path":"a,b","load_rows":[4,0],
+            "load_max_over_mean":2,"experts_without_tokens":1,"entropy_nats":0.5,"dropped_share":0,"balance":1.5,
+            "auxiliary":{"load":0.25}}]}"#,
+        );
+        let text: String = evaluation.iter().map(|number| super::line("r", number)).collect();
+        assert_eq!(
+            text,
+            "r,20,auxiliary.load,\"a,b\",,0.25\nr,20,balance,\"a,b\",,1.5\n\
+             r,20,dropped_share,\"a,b\",,0\nr,20,entropy_nats,\"a,b\",,0.5\nr,20,experts_without_tokens,\"a,b\",,1\n\
+             r,20,load_max_over_mean,\"a,b\",,2\nr,20,load_rows,\"a,b\",0,4\nr,20,load_rows,\"a,b\",1,0\n\
+             r,20,train_loss_nats,,,3\n"
+        );
+    }
+}
