@@ -75,6 +75,7 @@ fn every_command_has_help_with_examples() {
         "sample",
         "eval",
         "route",
+        "report",
         "gradcheck",
         "cache",
         "import",
@@ -889,6 +890,82 @@ fn routes_are_recorded_compared_and_replayed() {
     expect(&["route", &run], 2);
     expect(&["route", &run, "--text", "Ω"], 2);
     expect(&["route", &run, "--text", "a", "--checkpoint", "7"], 3);
+}
+
+#[test]
+fn a_report_is_one_file_that_needs_nothing_beside_it() {
+    let lab = Lab::new();
+    let on = ["--device", "interpreter"];
+    // Characters and names that would be HTML if they were not escaped.
+    let data = text(&lab.folder.path().join("a<b>.txt"), "<script>alert('x')</script> & \"so\" on. ".repeat(40));
+    let run = lab.at("r<script>");
+    let train = ["train", &lab.spec, "--data", &data, "--out", &run, "--sample", "20"];
+    expect(&[&train[..], &on].concat(), 0);
+    let told = expect(&[&["report", &run][..], &on].concat(), 0);
+    let file = format!("{run}/report.html");
+    assert!(told.out.is_empty() && told.err.contains(&format!("wrote {file}")), "{}", told.err);
+    let page = fs::read_to_string(&file).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>\n<!-- moec report -->"));
+    assert_eq!((page.matches("<script").count(), page.matches("<b>.txt").count()), (1, 0));
+    assert!(page.contains("r&lt;script&gt;") && page.contains("a&lt;b&gt;.txt"));
+    for part in ["blocks.0.moe", "class=\"tx\"", "max/mean", "memory planned", "moec sample", "step-00000012.txt"] {
+        assert!(page.contains(part), "{part}");
+    }
+    for word in ["http:", "https:", "src=", "url(", "<link", "@import"] {
+        assert!(!page.contains(word), "{word}");
+    }
+    // Again, it is replaced, by the same.
+    expect(&[&["report", &run][..], &on].concat(), 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), page);
+
+    // Two seeds and a text of one's own.
+    let other = lab.at("other");
+    expect(
+        &[&["train", &lab.spec, "--data", &data, "--out", &other, "--sample", "0", "--seed", "5"][..], &on].concat(),
+        0,
+    );
+    let two = lab.at("two.html");
+    expect(&[&["report", &run, &other, "--text", "so on", "-o", &two][..], &on].concat(), 0);
+    let page = fs::read_to_string(&two).unwrap();
+    assert!(
+        page.contains("mean of 2 seeds")
+            && page.contains("that of --text")
+            && page.matches("class=\"tx\"").count() == 4
+    );
+    // A text that the model cannot read is said in the page, which is still of use.
+    expect(&[&["report", &run, "--text", "Ω", "-o", &two][..], &on].concat(), 0);
+    assert!(fs::read_to_string(&two).unwrap().contains("the text cannot be read by this model"));
+}
+
+#[test]
+fn a_report_is_of_what_there_is_and_replaces_nothing_else() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    lab.train(&run, &["--device", "interpreter"], 0);
+    let precious = text(Path::new(&lab.at("thesis.html")), "<!DOCTYPE html>\n<p>precious</p>");
+    let refused = expect(&["report", &run, "--characters", "0", "-o", &precious], 1).err;
+    assert!(refused.contains("is no report") && refused.contains("-o FILE"), "{refused}");
+    assert!(fs::read_to_string(&precious).unwrap().contains("precious"));
+    let metrics = format!("{run}/metrics.jsonl");
+    for output in [&metrics, &format!("{run}/checkpoints/x.html")] {
+        assert!(expect(&["report", &run, "-o", output], 2).err.contains("this command reads it"));
+    }
+    expect(&["report"], 2);
+    expect(&["report", &lab.at("nowhere")], 3);
+
+    // Without its text and without a checkpoint, there is still everything that was measured.
+    fs::remove_file(&lab.data).unwrap();
+    let page = |more: &[&str]| {
+        expect(&[&["report", &run, "--device", "interpreter"][..], more].concat(), 0);
+        fs::read_to_string(format!("{run}/report.html")).unwrap()
+    };
+    assert!(page(&[]).contains("its training text is not at hand"));
+    assert!(page(&["--text", "the fox"]).contains("class=\"tx\""));
+    fs::remove_dir_all(format!("{run}/checkpoints/step-00000012")).unwrap();
+    let early = page(&["--text", "the fox"]);
+    assert!(early.contains("there is no checkpoint yet") && early.contains("class=\"curve g0\""));
+    fs::remove_file(&metrics).unwrap();
+    assert!(page(&["--characters", "0"]).contains("No step has been reported yet"));
 }
 
 #[allow(dead_code, reason = "its `main` is for running it as an example")]

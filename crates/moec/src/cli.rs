@@ -15,6 +15,7 @@ mod progress;
 mod reference;
 mod remarks;
 mod routing_record;
+mod run_report;
 mod run_text;
 mod shell;
 mod signals;
@@ -80,6 +81,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, devices, &console)),
         Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, devices, &console)),
         Command::Metrics(args) => (MessageFormat::Full, cmd::metrics::run(args, &console)),
+        Command::Report(args) => (MessageFormat::Full, cmd::report::run(args, registry, devices, &console)),
         Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Doctor(args) => (MessageFormat::Full, cmd::doctor::run(args, devices, &console)),
         Command::Cache(_) if cli.no_cache => (MessageFormat::Full, Err(without_cache())),

@@ -49,11 +49,14 @@
 #[cfg(feature = "cli")]
 mod cli;
 mod device;
+pub mod diagnosis;
 mod error;
 #[cfg(feature = "kernels")]
 mod kernel_cache;
 mod locate;
 pub mod pipeline;
+#[cfg(feature = "cli")]
+mod report;
 mod request;
 pub mod router;
 mod run;

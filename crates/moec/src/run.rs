@@ -87,7 +87,7 @@ impl Run {
 }
 
 /// The spec that a run keeps, with what it imports.
-fn kept_source(root: &Path, request: &Request) -> Result<SourceFile, Error> {
+pub(crate) fn kept_source(root: &Path, request: &Request) -> Result<SourceFile, Error> {
     let (name, text) = (root.join("spec.moe").display().to_string(), moec_runtime::read_spec(root)?);
     Ok(SourceFile::new(name, text).with_kept_imports(&request.imports))
 }

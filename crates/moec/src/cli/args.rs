@@ -147,6 +147,17 @@ and character the experts with their weights. Logits that a replay does not repr
 The table has a line for each number, with the run, the step, its name as in metrics.jsonl (with its unit), and the layer
 and the expert that it is about: run,step,name,layer,expert,value. A run that still trains has what it reported so far.")]
     Metrics(MetricsArgs),
+    /// Write one HTML file about one or several runs: losses, loads, which expert gets which characters, what is wrong.
+    #[command(after_help = "Examples:
+  moec report runs/shakespeare
+  moec report runs/top2 runs/noisy_top2 -o two.html
+  moec report runs/compare/top2/seed-* -o seeds.html
+  moec report runs/shakespeare --text 'To be, or not to be'
+
+The file needs nothing beside it: no network, and no script to be read. Runs that differ only in their seeds share a curve
+with a band. Nothing is downloaded: where the training text is not at hand, the last sample is coloured by expert. A report
+that is there is replaced; any other file is not.")]
+    Report(ReportArgs),
     /// Check the gradient of every parameter by central differences in 64 bits, with the routes frozen.
     #[command(after_help = "Examples:
   moec gradcheck specs/tiny.moe
@@ -734,6 +745,30 @@ pub(crate) struct RouteArgs {
     /// Print the result of --diff or --replay as JSON; a record is always JSON lines.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
+}
+
+/// `moec report`
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// The run folders. A checkpoint of a run stands for the run as it was then, in all but its curves.
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+
+    /// The file to write [default: RUN/report.html for one run, report.html for several].
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// The text that is coloured by expert [default: the beginning of the first run's held-out text].
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) text: Option<String>,
+
+    /// Characters of that text that are sent through the models; 0 for none, which needs no device.
+    #[arg(long, value_name = "N", default_value_t = 2000, conflicts_with = "text")]
+    pub(crate) characters: usize,
 
     /// Where to run.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]

@@ -9,7 +9,7 @@ pub(crate) struct Column {
     /// One line on what it is.
     pub(crate) summary: &'static str,
     /// How it is computed, and what to make of it.
-    text: &'static str,
+    pub(crate) text: &'static str,
 }
 
 /// Every column, in the order in which they are met.

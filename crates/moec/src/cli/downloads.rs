@@ -29,6 +29,18 @@ pub(crate) fn corpus(data: &str, registry: &Registry, console: &Console) -> Resu
     }
 }
 
+/// Whether [`corpus`] would read this text without a network.
+pub(crate) fn is_here(data: &str, registry: &Registry) -> bool {
+    let Some(data_set) = registry.find_data_set(data).filter(|_| !Path::new(data).exists()) else { return true };
+    let cached = folders::data().ok().map(|folder| file_of(data_set, &folder));
+    cached.and_then(|path| std::fs::read(path).ok()).is_some_and(|content| is_right(data_set, &content))
+}
+
+/// Where a data set lies in a cache.
+fn file_of(data_set: &DataSet, folder: &Path) -> PathBuf {
+    folder.join(format!("{}.txt", data_set.name))
+}
+
 /// The file of a data set in the cache, downloaded if it is not there or not what it should be.
 ///
 /// # Errors
@@ -39,7 +51,7 @@ fn fetch(data_set: &DataSet, console: &Console) -> Result<PathBuf, Failure> {
 }
 
 fn fetch_from(data_set: &DataSet, base: &str, folder: &Path, console: &Console) -> Result<PathBuf, Failure> {
-    let path = folder.join(format!("{}.txt", data_set.name));
+    let path = file_of(data_set, folder);
     if let Ok(cached) = std::fs::read(&path) {
         if is_right(data_set, &cached) {
             return Ok(path);

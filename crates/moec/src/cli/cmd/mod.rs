@@ -15,6 +15,7 @@ pub(crate) mod import;
 pub(crate) mod layers;
 pub(crate) mod metrics;
 pub(crate) mod new;
+pub(crate) mod report;
 pub(crate) mod route;
 pub(crate) mod routers;
 pub(crate) mod sample;

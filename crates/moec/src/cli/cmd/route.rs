@@ -69,7 +69,7 @@ fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Con
 }
 
 /// Routes a text with a run's model and records it.
-fn routed(run: &Run, text: &str, seed: u64, device: Device, devices: Devices) -> Result<Record, Failure> {
+pub(crate) fn routed(run: &Run, text: &str, seed: u64, device: Device, devices: Devices) -> Result<Record, Failure> {
     let windows = Windows::of(run, text)?;
     let lowered = lowered(run)?;
     let recorded = record_noise(moec_plan::record_routes(&lowered.graph)).map_err(|e| failed(run, e))?;

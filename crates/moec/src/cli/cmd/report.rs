@@ -1,0 +1,115 @@
+//! `moec report`: one HTML file about one or several runs.
+
+use crate::cli::args::ReportArgs;
+use crate::cli::columns::COLUMNS;
+use crate::cli::console::Console;
+use crate::cli::devices::Devices;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::{self, Output};
+use crate::cli::run_report::{Subject, Text};
+use crate::cli::units::{bytes, grouped};
+use crate::report::{ColumnText, Report, Routes, RunReport, SIGNATURE};
+use moec_ir::Invariant;
+use moec_model::Registry;
+use std::path::{Path, PathBuf};
+
+/// Runs whose routes are shown, at most: more do not stand side by side.
+const ROUTED: usize = 4;
+
+/// Runs the command.
+///
+/// # Errors
+/// When a run, the text or the output is wrong, or the device fails.
+pub(crate) fn run(
+    args: &ReportArgs,
+    registry: &Registry,
+    devices: Devices,
+    console: &Console,
+) -> Result<Exit, Failure> {
+    let read = |path: &PathBuf| Subject::read(path, registry, console);
+    let subjects = args.runs.iter().map(read).collect::<Result<Vec<Subject>, Failure>>()?;
+    let named = args.output.clone().unwrap_or_else(|| match &subjects[..] {
+        [one] => one.root.join("report.html"),
+        _ => PathBuf::from("report.html"),
+    });
+    // Before anything takes its time.
+    let output = output(&named, &subjects)?;
+    let mut runs = subjects.iter().map(Subject::report).collect::<Result<Vec<RunReport>, Failure>>()?;
+    routes(args, &subjects, &mut runs, registry, devices, console)?;
+    let columns = COLUMNS.iter().map(|c| ColumnText { name: c.name, summary: c.summary, text: c.text }).collect();
+    let report = Report { version: env!("CARGO_PKG_VERSION"), runs, columns };
+    let html = report.html();
+    output.write(&html)?;
+    let found = report.runs.iter().map(|run| run.diagnoses.len()).sum::<usize>();
+    let found = match found {
+        0 => String::new(),
+        1 => ", 1 diagnosis".to_string(),
+        n => format!(", {n} diagnoses"),
+    };
+    console.note(format!("wrote {} ({}{found})", named.display(), bytes(html.len() as u64)));
+    Ok(Exit::Success)
+}
+
+/// A file that is not there, a report, or a stream.
+fn output(path: &Path, subjects: &[Subject]) -> Result<Output, Failure> {
+    let sources: Vec<PathBuf> = subjects.iter().flat_map(|s| output::files_of_run(&s.root)).collect();
+    let output = Output::new(path, &sources)?;
+    if let Ok(file) = output.plain_file()
+        && file.exists()
+        && !is_report(file)
+    {
+        let message = format!("{} exists already, and is no report", path.display());
+        return Err(Failure::new(Exit::Failure, message).help("name another file with -o FILE"));
+    }
+    Ok(output)
+}
+
+/// Whether a file begins as a report does.
+fn is_report(file: &Path) -> bool {
+    use std::io::Read;
+    let mut begin = Vec::new();
+    let read = std::fs::File::open(file).and_then(|f| f.take(SIGNATURE.len() as u64).read_to_end(&mut begin));
+    read.is_ok() && begin == SIGNATURE.as_bytes()
+}
+
+/// Sends the text through the models, those of different specs first.
+fn routes(
+    args: &ReportArgs,
+    subjects: &[Subject],
+    runs: &mut [RunReport],
+    registry: &Registry,
+    devices: Devices,
+    console: &Console,
+) -> Result<(), Failure> {
+    let first = subjects.first().invariant("clap asks for runs");
+    let text = match &args.text {
+        Some(text) => Some(Text::given(text)),
+        None if args.characters == 0 => None,
+        None => first.text(args.characters),
+    };
+    let Some(text) = text else {
+        let why = match args.characters {
+            0 => "it was left out, as --characters 0 says",
+            _ => "the run has written no sample, and its training text is not at hand; --text gives one",
+        };
+        runs.iter_mut().for_each(|run| run.routes = Routes::Unknown(why.to_string()));
+        return Ok(());
+    };
+    // One of each group, then the other seeds.
+    let is_first = |r: usize| runs[..r].iter().all(|run| run.identity != runs[r].identity);
+    let (mut order, others): (Vec<usize>, Vec<usize>) = (0..runs.len()).partition(|r| is_first(*r));
+    order.extend(others);
+    for (i, r) in order.into_iter().enumerate() {
+        runs[r].routes = if i < ROUTED {
+            console.note(format!("sending {} through {}", grouped_characters(&text), runs[r].path));
+            subjects[r].routes(&text, registry, args.device, devices, console)?
+        } else {
+            Routes::Unknown(format!("left out, because {ROUTED} runs stand beside each other at most"))
+        };
+    }
+    Ok(())
+}
+
+fn grouped_characters(text: &Text) -> String {
+    format!("{} characters", grouped(text.characters() as u64))
+}

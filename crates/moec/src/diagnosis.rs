@@ -1,0 +1,398 @@
+//! What is wrong with a training, as far as its metrics show it: what was seen, why it matters, which line to change.
+//!
+//! Everything is read from the evaluations and training lines of a run and from what its model declares; no device is
+//! needed. A fault is told once for all layers that share it.
+
+use moec_model::MoeLayerInfo;
+use moec_runtime::{Evaluation, LayerBalance, Metric, TrainMetric};
+use moec_syntax::{SourceFile, Span};
+
+/// Rows for each expert below which an evaluation says nothing about who is idle.
+const ENOUGH_ROWS: f64 = 20.0;
+
+/// A collapse leaves less than this part of the experts beyond the k that a token needs at least.
+const COLLAPSED: f64 = 0.25;
+
+/// Share of dropped choices from which on it matters.
+const MANY_DROPPED: f64 = 0.03;
+
+/// `balance` of a layer whose balance loss has no effect, at least.
+const UNBALANCED: f64 = 1.5;
+
+/// Share of what is minimised that balance losses make where they are too strong.
+const TOO_STRONG: f64 = 0.2;
+
+/// Part of the largest entropy below which one expert has all the weight.
+const ONE_HAS_ALL: f64 = 0.05;
+
+/// Rise of the validation loss, in nats, from which on a text is learnt by heart.
+const RISE: f64 = 0.05;
+
+/// What kind of fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Fault {
+    /// A layer sends nearly everything to few experts.
+    Collapse,
+    /// Experts get no token.
+    Idle,
+    /// The capacity drops many choices.
+    Dropped,
+    /// The load stays uneven, although a balance loss is there.
+    BalanceWithoutEffect,
+    /// Balance losses are a large part of what is minimised.
+    BalanceTooStrong,
+    /// Of several experts of a token one has all the weight.
+    OneHasAllWeight,
+    /// The validation loss rises while the training loss falls.
+    LearntByHeart,
+}
+
+impl Fault {
+    /// A short heading.
+    pub fn title(self) -> &'static str {
+        match self {
+            Fault::Collapse => "few experts get nearly everything",
+            Fault::Idle => "idle experts",
+            Fault::Dropped => "the capacity drops many choices",
+            Fault::BalanceWithoutEffect => "the balance loss has no effect",
+            Fault::BalanceTooStrong => "the balance losses weigh much",
+            Fault::OneHasAllWeight => "one expert has all the weight",
+            Fault::LearntByHeart => "the text is learnt by heart",
+        }
+    }
+
+    /// Why it matters.
+    pub fn why(self) -> &'static str {
+        match self {
+            Fault::Collapse => {
+                "the experts that get most tokens learn fastest, so they score best and get even more; the parameters of \
+                 the others are dead weight"
+            }
+            Fault::Idle => {
+                "an expert without tokens learns nothing and costs memory; late in a training it rarely comes back"
+            }
+            Fault::Dropped => {
+                "a token that finds no room gets nothing from that expert, only what the residual passes on"
+            }
+            Fault::BalanceWithoutEffect => {
+                "what the loss is there for does not happen: the task's gradient is stronger"
+            }
+            Fault::BalanceTooStrong => {
+                "the router then follows the balance more than the task, and experts that all get a bit of everything \
+                 learn the same"
+            }
+            Fault::OneHasAllWeight => "the other chosen experts are computed, and their results multiplied by almost 0",
+            Fault::LearntByHeart => "from there on the model gets better at this text and worse at every other",
+        }
+    }
+}
+
+/// A fault with its cure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Diagnosis {
+    /// What kind of fault it is.
+    pub fault: Fault,
+    /// The layers that have it; none for one of the whole training.
+    pub layers: Vec<String>,
+    /// What was seen, with numbers.
+    pub seen: String,
+    /// What to change.
+    pub cure: String,
+    /// Where: the argument of the `moe` at this place, which may not be written yet.
+    place: Option<(Span, &'static str)>,
+}
+
+/// A line of a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecLine {
+    /// The name of the file.
+    pub file: String,
+    /// Its number, from 1.
+    pub number: usize,
+    /// What it says.
+    pub text: String,
+}
+
+impl Diagnosis {
+    /// One that is made up, without a place.
+    #[cfg(all(test, feature = "cli"))]
+    pub(crate) fn of(fault: Fault, layers: Vec<String>, seen: &str, cure: &str) -> Self {
+        Self { fault, layers, seen: seen.to_string(), cure: cure.to_string(), place: None }
+    }
+
+    /// The line to change: that of the argument, or else the first of its layer, where the argument is to be added.
+    pub fn line(&self, source: &SourceFile) -> Option<SpecLine> {
+        let (span, argument) = self.place?;
+        let file = source.file(span.file());
+        let (first, last) = (file.line_column(span.start()).line, file.line_column(span.end()).line);
+        let says = |line: &usize| {
+            let text = file.line(*line).trim_start();
+            // Arguments of a layer in one line stand behind others.
+            text.split([',', '(']).any(|part| {
+                part.trim_start().strip_prefix(argument).is_some_and(|rest| rest.trim_start().starts_with(':'))
+            })
+        };
+        let number = (first..=last).find(says).unwrap_or(first);
+        let text = file.line(number).trim().to_string();
+        Some(SpecLine { file: file.name().to_string(), number, text })
+    }
+
+    /// Everything on a few lines of text, for a terminal.
+    pub fn text(&self, source: &SourceFile) -> String {
+        let layers = if self.layers.is_empty() { String::new() } else { format!(" ({})", names(&self.layers)) };
+        let line = self.line(source).map(|l| format!("\n  at {}:{}: {}", l.file, l.number, l.text)).unwrap_or_default();
+        let (title, why) = (self.fault.title(), self.fault.why());
+        format!("{title}{layers}: {}\n  why: {why}\n  cure: {}{line}", self.seen, self.cure)
+    }
+}
+
+/// `blocks.0.moe, blocks.1.moe`, and how many more.
+fn names(layers: &[String]) -> String {
+    match layers {
+        [a, b, c, _, rest @ ..] if !rest.is_empty() => format!("{a}, {b}, {c} and {} more", rest.len() + 1),
+        _ => layers.join(", "),
+    }
+}
+
+/// What is wrong with a training of a model with these mixture layers, the worst first.
+pub fn diagnose(layers: &[MoeLayerInfo], metrics: &[Metric]) -> Vec<Diagnosis> {
+    let evaluations: Vec<&Evaluation> = metrics.iter().filter_map(as_evaluation).collect();
+    let steps: Vec<&TrainMetric> = metrics.iter().filter_map(as_step).collect();
+    let mut found = Vec::new();
+    for layer in layers {
+        let history: Vec<&LayerBalance> =
+            evaluations.iter().filter_map(|e| e.layers.iter().find(|l| l.path == layer.path)).collect();
+        let Some(last) = history.last() else { continue };
+        let case = Case { layer, history: &history, last };
+        // A layer that has collapsed has idle experts and is out of balance: that is told once.
+        match case.collapse() {
+            Some(diagnosis) => found.push(diagnosis),
+            None => found.extend(case.idle().into_iter().chain(case.without_effect())),
+        }
+        found.extend(case.dropped().into_iter().chain(case.one_has_all()));
+    }
+    found.extend(too_strong(layers, &steps));
+    found.extend(by_heart(&evaluations));
+    let mut found = together(found);
+    found.sort_by_key(|diagnosis| diagnosis.fault);
+    found
+}
+
+fn as_evaluation(metric: &Metric) -> Option<&Evaluation> {
+    if let Metric::Evaluation(evaluation) = metric { Some(evaluation) } else { None }
+}
+
+fn as_step(metric: &Metric) -> Option<&TrainMetric> {
+    if let Metric::Train(step) = metric { Some(step) } else { None }
+}
+
+/// Layers that share a fault and a cure have one diagnosis, with what was seen in the first of them, which says so.
+fn together(found: Vec<Diagnosis>) -> Vec<Diagnosis> {
+    let mut all: Vec<Diagnosis> = Vec::new();
+    for diagnosis in found {
+        let same = |d: &&mut Diagnosis| {
+            (d.fault, &d.cure, d.place) == (diagnosis.fault, &diagnosis.cure, diagnosis.place) && !d.layers.is_empty()
+        };
+        match all.iter_mut().find(same) {
+            Some(known) => known.layers.extend(diagnosis.layers),
+            None => all.push(diagnosis),
+        }
+    }
+    for diagnosis in &mut all {
+        if let [first, _, ..] = &diagnosis.layers[..] {
+            diagnosis.seen = format!("in {} layers, in {first} {}", diagnosis.layers.len(), diagnosis.seen);
+        }
+    }
+    all
+}
+
+/// A mixture layer with what its evaluations said, oldest first.
+struct Case<'a> {
+    layer: &'a MoeLayerInfo,
+    history: &'a [&'a LayerBalance],
+    last: &'a LayerBalance,
+}
+
+impl Case<'_> {
+    fn diagnosis(&self, fault: Fault, seen: String, cure: String, argument: &'static str) -> Option<Diagnosis> {
+        let place = Some((self.layer.span, argument));
+        Some(Diagnosis { fault, layers: vec![self.layer.path.clone()], seen, cure, place })
+    }
+
+    fn rows(&self) -> f64 {
+        self.last.load_rows.iter().sum()
+    }
+
+    fn is_measured(&self) -> bool {
+        self.rows() >= ENOUGH_ROWS * self.last.load_rows.len() as f64
+    }
+
+    /// Whether the choice is learnt at all: that of a table is not.
+    fn is_learnt(&self) -> bool {
+        !self.layer.strategy.contains("hash")
+    }
+
+    /// The balance loss with the largest weight, of those that balance the load.
+    fn loss(&self) -> Option<&(String, f64)> {
+        let balancing = self.layer.losses.iter().filter(|(name, weight)| name != "z" && *weight > 0.0);
+        balancing.max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    /// What spreads the load, and the argument that says it.
+    fn spreading(&self) -> (String, &'static str) {
+        match self.loss() {
+            _ if !self.is_learnt() => ("route by another table: this one is not learnt".to_string(), "route"),
+            Some((name, weight)) => {
+                (format!("raise the weight of the balance loss: `{name}(weight: {})`", number(weight * 10.0)), "balance")
+            }
+            None if self.layer.strategy == "softmax_top_k" => (
+                "add a balance loss to the `moe`, `balance: [switch(weight: 0.01)]`, or noise, `route: noisy_top_k(k: ..)`"
+                    .to_string(),
+                "balance",
+            ),
+            None => ("add a balance loss to the `moe`: `balance: [switch(weight: 0.01)]`".to_string(), "balance"),
+        }
+    }
+
+    fn collapse(&self) -> Option<Diagnosis> {
+        let experts = self.last.load_rows.len() as f64;
+        let least = self.layer.experts_per_token.max(1.0);
+        // As many experts with equal loads would be as unequal.
+        let rows = self.rows();
+        let squares: f64 = self.last.load_rows.iter().map(|r| (r / rows).powi(2)).sum();
+        let used = 1.0 / squares;
+        if !self.is_measured() || experts <= least + 1.0 || used >= least + COLLAPSED * (experts - least) {
+            return None;
+        }
+        let mut sorted = self.last.load_rows.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let most = (least.ceil() as usize).min(sorted.len());
+        let share = sorted[..most].iter().sum::<f64>() / rows;
+        let idle = self.last.experts_without_tokens;
+        let idle = if idle > 0 { format!(", {idle} get nothing at all") } else { String::new() };
+        let (cure, argument) = self.spreading();
+        let seen = match most {
+            1 => format!("one of {experts} experts gets {} of the rows{idle}", percent(share)),
+            n => format!("{n} of {experts} experts get {} of the rows{idle}", percent(share)),
+        };
+        self.diagnosis(Fault::Collapse, seen, cure, argument)
+    }
+
+    fn idle(&self) -> Option<Diagnosis> {
+        let idle = self.last.experts_without_tokens;
+        if idle == 0 || !self.is_measured() {
+            return None;
+        }
+        let always = self.history.iter().rev().take_while(|l| l.experts_without_tokens > 0).count();
+        let since = match self.history.len() {
+            all if all == always && all > 1 => ", as in all evaluations before".to_string(),
+            _ if always > 1 => format!(", for {always} evaluations in a row"),
+            _ => String::new(),
+        };
+        let seen =
+            format!("{idle} of {} experts got no token in the last evaluation{since}", self.last.load_rows.len());
+        let (cure, argument) = self.spreading();
+        self.diagnosis(Fault::Idle, seen, cure, argument)
+    }
+
+    fn without_effect(&self) -> Option<Diagnosis> {
+        let (name, weight) = self.loss()?;
+        let (first, last) = (self.history.first()?.balance, self.last.balance);
+        if self.history.len() < 2 || last < UNBALANCED || last < 0.9 * first {
+            return None;
+        }
+        let seen = format!(
+            "`balance` went from {first:.2} to {last:.2} under `{name}(weight: {})`; 1 is even",
+            number(*weight)
+        );
+        let (cure, argument) = self.spreading();
+        self.diagnosis(Fault::BalanceWithoutEffect, seen, cure, argument)
+    }
+
+    fn dropped(&self) -> Option<Diagnosis> {
+        let share = self.last.dropped_share;
+        if share < MANY_DROPPED {
+            return None;
+        }
+        let seen = format!("{} of the choices found no room in the last evaluation", percent(share));
+        let cure = "raise `factor` of `capacity(..)` for training and `evaluation_factor` for evaluation and sampling, or \
+                    the weight of the balance loss, so that fewer choices meet at one expert";
+        self.diagnosis(Fault::Dropped, seen, cure.to_string(), "capacity")
+    }
+
+    fn one_has_all(&self) -> Option<Diagnosis> {
+        let chosen = self.layer.experts_per_token;
+        let entropy = self.last.entropy_nats;
+        if chosen < 1.5 || entropy >= ONE_HAS_ALL * chosen.ln() {
+            return None;
+        }
+        let seen = format!(
+            "the weights of a token's {} experts have an entropy of {entropy:.3} nats; equal ones would have {:.3}",
+            number(chosen),
+            chosen.ln()
+        );
+        let cure = "choose fewer experts, `k: 1`, or keep the scores small with `z(weight: 0.001)` in `balance: [..]`";
+        self.diagnosis(Fault::OneHasAllWeight, seen, cure.to_string(), "route")
+    }
+}
+
+/// Of the last fifth of the reported steps.
+fn too_strong(layers: &[MoeLayerInfo], steps: &[&TrainMetric]) -> Option<Diagnosis> {
+    let balanced: Vec<&MoeLayerInfo> = layers.iter().filter(|l| l.losses.iter().any(|(_, w)| *w > 0.0)).collect();
+    let late = &steps[steps.len() - steps.len().div_ceil(5)..];
+    let shares: Vec<f64> = late
+        .iter()
+        .filter_map(|s| Some((s.objective? - s.loss_nats) / s.objective?))
+        .filter(|s| s.is_finite())
+        .collect();
+    let share = shares.iter().sum::<f64>() / shares.len().max(1) as f64;
+    if balanced.is_empty() || share <= TOO_STRONG {
+        return None;
+    }
+    let strongest = balanced.iter().flat_map(|l| &l.losses).max_by(|a, b| a.1.total_cmp(&b.1))?;
+    Some(Diagnosis {
+        fault: Fault::BalanceTooStrong,
+        layers: balanced.iter().map(|l| l.path.clone()).collect(),
+        seen: format!("balance losses are {} of what is minimised", percent(share)),
+        cure: format!(
+            "lower the weight, `{}(weight: {})`, and see whether `val` falls",
+            strongest.0,
+            number(strongest.1 / 10.0)
+        ),
+        place: balanced.first().map(|l| (l.span, "balance")),
+    })
+}
+
+fn by_heart(evaluations: &[&Evaluation]) -> Option<Diagnosis> {
+    let last = evaluations.last()?;
+    let validation = |e: &Evaluation| e.validation_loss_nats.unwrap_or(f64::INFINITY);
+    let best = evaluations.iter().min_by(|a, b| validation(a).total_cmp(&validation(b)))?;
+    let rise = last.validation_loss_nats? - best.validation_loss_nats?;
+    if rise < RISE || last.train_loss_nats >= best.train_loss_nats {
+        return None;
+    }
+    let seen = format!(
+        "`val` was {:.3} at step {} and is {:.3} at step {}, while `train` fell from {:.3} to {:.3}",
+        validation(best),
+        best.step,
+        validation(last),
+        last.step,
+        best.train_loss_nats,
+        last.train_loss_nats
+    );
+    let cure = format!("stop at `steps {}`; or more text, `dropout`, fewer or smaller experts", best.step);
+    Some(Diagnosis { fault: Fault::LearntByHeart, layers: Vec::new(), seen, cure, place: None })
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+/// `0.1`, `2`: three digits at most.
+fn number(x: f64) -> String {
+    format!("{}", (x * 1e6).round() / 1e6)
+}
+
+#[cfg(test)]
+mod tests;

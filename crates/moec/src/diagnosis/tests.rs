@@ -1,0 +1,204 @@
+//! Metrics that provoke each fault, and some that must provoke none.
+
+use super::*;
+use crate::{Registry, Spec};
+use moec_ir::Function;
+use moec_model::NoisePolicy;
+use std::collections::BTreeMap;
+
+const SPEC: &str = "model m {
+  context 8
+  vocab   characters
+  embed(width: 8, positions: learned)
+  residual {
+    moe(
+      experts: 8 * mlp(hidden: 8),
+      route:   softmax_top_k(k: 2),
+      BALANCE
+      capacity: capacity(factor: 1.0),
+    )
+  }
+  unembed
+}
+";
+
+struct Subject {
+    spec: Spec,
+    layers: Vec<MoeLayerInfo>,
+}
+
+impl Subject {
+    fn new(balance: &str) -> Self {
+        let spec = Spec::parse("m.moe", &SPEC.replace("BALANCE", balance)).unwrap();
+        let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
+        let lowered = crate::pipeline::lower(model, recipe, 5, Function::TrainStep, NoisePolicy::Generated).unwrap();
+        assert!(Registry::with_builtins().find_loss("switch").is_some());
+        Self { layers: lowered.moe_layers, spec }
+    }
+
+    fn faults(&self, metrics: &[Metric]) -> Vec<Fault> {
+        diagnose(&self.layers, metrics).iter().map(|d| d.fault).collect()
+    }
+}
+
+fn panel(load: [f64; 8]) -> LayerBalance {
+    let rows: f64 = load.iter().sum();
+    LayerBalance {
+        path: "moe".into(),
+        load_rows: load.to_vec(),
+        load_max_over_mean: load.iter().copied().fold(0.0, f64::max) / rows * 8.0,
+        experts_without_tokens: load.iter().filter(|r| **r == 0.0).count(),
+        entropy_nats: 0.5,
+        dropped_share: 0.0,
+        balance: 8.0 * load.iter().map(|r| (r / rows).powi(2)).sum::<f64>(),
+        auxiliary: BTreeMap::new(),
+    }
+}
+
+const EVEN: [f64; 8] = [100.0; 8];
+
+fn evaluation(step: u64, (train, val): (f64, f64), layer: LayerBalance) -> Metric {
+    Metric::Evaluation(Evaluation {
+        step,
+        train_loss_nats: train,
+        validation_loss_nats: Some(val),
+        layers: vec![layer],
+    })
+}
+
+fn step(step: u64, loss_nats: f64, objective: f64) -> Metric {
+    let objective = Some(objective);
+    Metric::Train(TrainMetric {
+        step,
+        loss_nats,
+        objective,
+        grad_norm: None,
+        lr: 1e-3,
+        step_ms: 1.0,
+        tokens_per_s: 1.0,
+    })
+}
+
+#[test]
+fn a_sound_training_has_no_fault() {
+    let subject = Subject::new("balance: [switch(weight: 0.01)],");
+    assert_eq!(subject.layers.len(), 1);
+    let metrics = [
+        step(10, 3.0, 3.1),
+        evaluation(10, (3.0, 3.1), panel([90.0, 110.0, 80.0, 120.0, 100.0, 100.0, 95.0, 105.0])),
+        step(20, 2.0, 2.1),
+        evaluation(20, (2.0, 2.2), panel(EVEN)),
+    ];
+    assert_eq!(diagnose(&subject.layers, &metrics), []);
+    assert_eq!(diagnose(&subject.layers, &[]), []);
+    // Too few rows to say who is idle.
+    let few = [evaluation(10, (3.0, 3.0), panel([1.0, 0.0, 1.0, 1.0, 2.0, 1.0, 0.0, 1.0]))];
+    assert_eq!(diagnose(&subject.layers, &few), []);
+}
+
+#[test]
+fn a_collapse_is_told_once_with_its_idle_experts() {
+    let load = [500.0, 400.0, 30.0, 30.0, 30.0, 10.0, 0.0, 0.0];
+    let subject = Subject::new("");
+    let found = diagnose(&subject.layers, &[evaluation(10, (3.0, 3.0), panel(load))]);
+    let [collapse] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((collapse.fault, &collapse.layers[..]), (Fault::Collapse, &["moe".to_string()][..]));
+    assert_eq!(collapse.seen, "2 of 8 experts get 90 % of the rows, 2 get nothing at all");
+    assert!(
+        collapse.cure.contains("switch(weight: 0.01)") && collapse.cure.contains("noisy_top_k"),
+        "{}",
+        collapse.cure
+    );
+    // There is no `balance` yet: the place is the layer's.
+    let line = collapse.line(&subject.spec.source).unwrap();
+    assert_eq!((line.file.as_str(), line.number, line.text.as_str()), ("m.moe", 6, "moe("));
+}
+
+#[test]
+fn idle_experts_are_counted_over_evaluations() {
+    let load = [100.0, 100.0, 100.0, 100.0, 100.0, 150.0, 150.0, 0.0];
+    let subject = Subject::new("balance: [importance(weight: 0.01), switch(weight: 0.02)],");
+    let metrics = [10, 20, 30].map(|at| evaluation(at, (3.0, 3.0), panel(load)));
+    let found = diagnose(&subject.layers, &metrics);
+    let [idle] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(idle.seen, "1 of 8 experts got no token in the last evaluation, as in all evaluations before");
+    assert!(idle.cure.contains("`switch(weight: 0.2)`"), "{}", idle.cure);
+    let line = idle.line(&subject.spec.source).unwrap();
+    assert_eq!((line.number, line.text.as_str()), (9, "balance: [importance(weight: 0.01), switch(weight: 0.02)],"));
+    let text = idle.text(&subject.spec.source);
+    assert!(text.starts_with("idle experts (moe): 1 of 8") && text.contains("at m.moe:9: balance"), "{text}");
+}
+
+#[test]
+fn a_capacity_that_drops_is_found_at_its_line() {
+    let subject = Subject::new("");
+    let dropping = |dropped_share| [evaluation(10, (3.0, 3.0), LayerBalance { dropped_share, ..panel(EVEN) })];
+    assert_eq!(subject.faults(&dropping(0.01)), []);
+    let found = diagnose(&subject.layers, &dropping(0.12));
+    assert_eq!(found[0].fault, Fault::Dropped);
+    assert!(found[0].seen.starts_with("12 %"));
+    assert_eq!(found[0].line(&subject.spec.source).unwrap().text, "capacity: capacity(factor: 1.0),");
+}
+
+#[test]
+fn a_balance_loss_without_effect_is_told() {
+    let uneven = [300.0, 200.0, 100.0, 100.0, 50.0, 20.0, 20.0, 10.0];
+    let metrics = [evaluation(10, (3.0, 3.0), panel(uneven)), evaluation(20, (2.0, 2.0), panel(uneven))];
+    let with = Subject::new("balance: [switch(weight: 0.001)],");
+    let found = diagnose(&with.layers, &metrics);
+    assert_eq!(found[0].fault, Fault::BalanceWithoutEffect, "{found:?}");
+    assert!(found[0].cure.contains("`switch(weight: 0.01)`"), "{}", found[0].cure);
+    // Without a loss there is none that could be without effect, and one that works is left alone.
+    assert_eq!(Subject::new("").faults(&metrics), []);
+    let working =
+        [evaluation(10, (3.0, 3.0), panel([400.0, 300.0, 60.0, 40.0, 20.0, 20.0, 20.0, 20.0])), metrics[1].clone()];
+    assert_eq!(with.faults(&working), []);
+}
+
+#[test]
+fn balance_losses_that_weigh_much_are_told() {
+    let subject = Subject::new("balance: [switch(weight: 1.0)],");
+    let even = evaluation(20, (2.0, 2.0), panel(EVEN));
+    let found = diagnose(&subject.layers, &[step(10, 2.0, 3.0), step(20, 2.0, 3.0), even.clone()]);
+    assert_eq!(found[0].fault, Fault::BalanceTooStrong);
+    assert!(found[0].seen.contains("33 %") && found[0].cure.contains("`switch(weight: 0.1)`"), "{found:?}");
+    assert_eq!(subject.faults(&[step(10, 2.0, 3.0), step(20, 2.0, 2.1), even]), []);
+}
+
+#[test]
+fn one_expert_with_all_the_weight_is_told() {
+    let subject = Subject::new("");
+    let sure = LayerBalance { entropy_nats: 0.01, ..panel(EVEN) };
+    let found = diagnose(&subject.layers, &[evaluation(10, (3.0, 3.0), sure)]);
+    assert_eq!(found[0].fault, Fault::OneHasAllWeight);
+    assert_eq!(found[0].line(&subject.spec.source).unwrap().text, "route:   softmax_top_k(k: 2),");
+}
+
+#[test]
+fn a_text_that_is_learnt_by_heart_is_told_with_the_best_step() {
+    let subject = Subject::new("");
+    let losses = [(10, (2.5, 2.6)), (20, (2.0, 2.2)), (30, (1.0, 2.6))];
+    let metrics = losses.map(|(at, losses)| evaluation(at, losses, panel(EVEN)));
+    let found = diagnose(&subject.layers, &metrics);
+    assert_eq!((found[0].fault, found[0].line(&subject.spec.source)), (Fault::LearntByHeart, None));
+    assert!(found[0].cure.contains("`steps 20`"), "{}", found[0].cure);
+    assert_eq!(subject.faults(&metrics[..2]), []);
+}
+
+#[test]
+fn layers_with_one_fault_and_one_cure_share_a_diagnosis() {
+    let subject = Subject::new("");
+    let mut layers = subject.layers.clone();
+    layers.push(MoeLayerInfo { path: "moe_2".into(), ..layers[0].clone() });
+    let dropping = |path: &str| LayerBalance { path: path.into(), dropped_share: 0.2, ..panel(EVEN) };
+    let both = Metric::Evaluation(Evaluation {
+        step: 10,
+        train_loss_nats: 2.0,
+        validation_loss_nats: None,
+        layers: vec![dropping("moe"), dropping("moe_2")],
+    });
+    let found = diagnose(&layers, &[both]);
+    let [dropped] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(dropped.layers, ["moe", "moe_2"]);
+    assert!(dropped.seen.starts_with("in 2 layers, in moe 20 %"), "{}", dropped.seen);
+}
