@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod reference;
 mod remarks;
+mod routing_evidence;
 mod routing_record;
 mod run_report;
 mod run_text;

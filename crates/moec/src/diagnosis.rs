@@ -1,11 +1,13 @@
 //! What is wrong with a training, as far as its metrics show it: what was seen, why it matters, which line to change.
 //!
-//! Everything is read from the evaluations and training lines of a run and from what its model declares; no device is
-//! needed. A fault is told once for all layers that share it.
+//! Most of it is read from the evaluations and training lines of a run and from what its model declares, and no device is
+//! needed. What metrics cannot show, whether noise still matters and whether a router still moves, is measured by whoever
+//! has a checkpoint, and handed over in the [`Evidence`]. A fault is told once for all layers that share it.
 
 use moec_model::MoeLayerInfo;
 use moec_runtime::{Evaluation, LayerBalance, Metric, TrainMetric};
 use moec_syntax::{SourceFile, Span};
+use std::collections::BTreeMap;
 
 /// Rows for each expert below which an evaluation says nothing about who is idle.
 const ENOUGH_ROWS: f64 = 20.0;
@@ -28,6 +30,38 @@ const ONE_HAS_ALL: f64 = 0.05;
 /// Rise of the validation loss, in nats, from which on a text is learnt by heart.
 const RISE: f64 = 0.05;
 
+/// Share of the choices that noise changes, below which it is learnt away.
+const NO_NOISE: f64 = 0.01;
+
+/// Degrees that a router turns at most if it stands still, and that the other weights turn at least, so that it could have
+/// moved.
+const STILL: f64 = 0.005;
+const MOVING: f64 = 0.1;
+
+/// What is known about a training.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence<'a> {
+    /// The mixture layers of the model.
+    pub layers: &'a [MoeLayerInfo],
+    /// What the run reported.
+    pub metrics: &'a [Metric],
+    /// By layers with a trained noise: the share of characters that go to other experts with the noise than without it.
+    pub noise: BTreeMap<String, f64>,
+    /// By layers: how their weights moved between two checkpoints.
+    pub turns: BTreeMap<String, Turn>,
+}
+
+/// How far weights moved between two checkpoints, as angles in degrees, which weight decay does not change.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Turn {
+    /// Steps of the checkpoints.
+    pub steps: (u64, u64),
+    /// The router of the layer.
+    pub router: f64,
+    /// All other weights of the model.
+    pub others: f64,
+}
+
 /// What kind of fault it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -44,6 +78,10 @@ pub enum Fault {
     BalanceTooStrong,
     /// Of several experts of a token one has all the weight.
     OneHasAllWeight,
+    /// The trained noise of a router no longer changes what it chooses.
+    NoiseLearntAway,
+    /// A router does not move, while other weights do.
+    RouterStandsStill,
     /// The validation loss rises while the training loss falls.
     LearntByHeart,
 }
@@ -58,6 +96,8 @@ impl Fault {
             Fault::BalanceWithoutEffect => "the balance loss has no effect",
             Fault::BalanceTooStrong => "the balance losses weigh much",
             Fault::OneHasAllWeight => "one expert has all the weight",
+            Fault::NoiseLearntAway => "the noise is learnt away",
+            Fault::RouterStandsStill => "a router stands still",
             Fault::LearntByHeart => "the text is learnt by heart",
         }
     }
@@ -83,6 +123,11 @@ impl Fault {
                  learn the same"
             }
             Fault::OneHasAllWeight => "the other chosen experts are computed, and their results multiplied by almost 0",
+            Fault::NoiseLearntAway => {
+                "noise is there to try experts on tokens that would not reach them; without it the choice is final, whether it \
+                 is good or not"
+            }
+            Fault::RouterStandsStill => "the choice of experts is what it was at random in the beginning",
             Fault::LearntByHeart => "from there on the model gets better at this text and worse at every other",
         }
     }
@@ -138,12 +183,12 @@ impl Diagnosis {
         Some(SpecLine { file: file.name().to_string(), number, text })
     }
 
-    /// Everything on a few lines of text, for a terminal.
+    /// Everything on a few lines of text, for a terminal; `source` is the text of the model.
     pub fn text(&self, source: &SourceFile) -> String {
         let layers = if self.layers.is_empty() { String::new() } else { format!(" ({})", names(&self.layers)) };
         let line = self.line(source).map(|l| format!("\n  at {}:{}: {}", l.file, l.number, l.text)).unwrap_or_default();
         let (title, why) = (self.fault.title(), self.fault.why());
-        format!("{title}{layers}: {}\n  why: {why}\n  cure: {}{line}", self.seen, self.cure)
+        format!("diagnosis: {title}{layers}: {}\n  why: {why}\n  cure: {}{line}", self.seen, self.cure)
     }
 }
 
@@ -155,14 +200,17 @@ fn names(layers: &[String]) -> String {
     }
 }
 
-/// What is wrong with a training of a model with these mixture layers, the worst first.
-pub fn diagnose(layers: &[MoeLayerInfo], metrics: &[Metric]) -> Vec<Diagnosis> {
+/// What is wrong with a training, the worst first.
+pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    let Evidence { layers, metrics, .. } = evidence;
     let evaluations: Vec<&Evaluation> = metrics.iter().filter_map(as_evaluation).collect();
     let steps: Vec<&TrainMetric> = metrics.iter().filter_map(as_step).collect();
     let mut found = Vec::new();
-    for layer in layers {
+    for layer in *layers {
         let history: Vec<&LayerBalance> =
             evaluations.iter().filter_map(|e| e.layers.iter().find(|l| l.path == layer.path)).collect();
+        found.extend(evidence.noise.get(&layer.path).and_then(|share| learnt_away(layer, *share)));
+        found.extend(evidence.turns.get(&layer.path).and_then(|turn| stands_still(layer, turn)));
         let Some(last) = history.last() else { continue };
         let case = Case { layer, history: &history, last };
         // A layer that has collapsed has idle experts and is out of balance: that is told once.
@@ -172,9 +220,12 @@ pub fn diagnose(layers: &[MoeLayerInfo], metrics: &[Metric]) -> Vec<Diagnosis> {
         }
         found.extend(case.dropped().into_iter().chain(case.one_has_all()));
     }
-    found.extend(too_strong(layers, &steps));
-    found.extend(by_heart(&evaluations));
+    // Where the load is uneven, a loss that weighs much is not too strong.
+    let is_uneven = |d: &Diagnosis| matches!(d.fault, Fault::Collapse | Fault::Idle | Fault::BalanceWithoutEffect);
+    let uneven = found.iter().any(is_uneven);
     let mut found = together(found);
+    found.extend(too_strong(layers, &steps).filter(|_| !uneven));
+    found.extend(by_heart(&evaluations));
     found.sort_by_key(|diagnosis| diagnosis.fault);
     found
 }
@@ -187,7 +238,7 @@ fn as_step(metric: &Metric) -> Option<&TrainMetric> {
     if let Metric::Train(step) = metric { Some(step) } else { None }
 }
 
-/// Layers that share a fault and a cure have one diagnosis, with what was seen in the first of them, which says so.
+/// Layers that share a fault and a cure have one diagnosis, with what was seen in the first of them.
 fn together(found: Vec<Diagnosis>) -> Vec<Diagnosis> {
     let mut all: Vec<Diagnosis> = Vec::new();
     for diagnosis in found {
@@ -201,7 +252,7 @@ fn together(found: Vec<Diagnosis>) -> Vec<Diagnosis> {
     }
     for diagnosis in &mut all {
         if let [first, _, ..] = &diagnosis.layers[..] {
-            diagnosis.seen = format!("in {} layers, in {first} {}", diagnosis.layers.len(), diagnosis.seen);
+            diagnosis.seen = format!("in {first} {}", diagnosis.seen);
         }
     }
     all
@@ -216,8 +267,7 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn diagnosis(&self, fault: Fault, seen: String, cure: String, argument: &'static str) -> Option<Diagnosis> {
-        let place = Some((self.layer.span, argument));
-        Some(Diagnosis { fault, layers: vec![self.layer.path.clone()], seen, cure, place })
+        Some(of_layer(self.layer, fault, seen, &cure, argument))
     }
 
     fn rows(&self) -> f64 {
@@ -335,6 +385,28 @@ impl Case<'_> {
         let cure = "choose fewer experts, `k: 1`, or keep the scores small with `z(weight: 0.001)` in `balance: [..]`";
         self.diagnosis(Fault::OneHasAllWeight, seen, cure.to_string(), "route")
     }
+}
+
+fn of_layer(layer: &MoeLayerInfo, fault: Fault, seen: String, cure: &str, argument: &'static str) -> Diagnosis {
+    let (layers, place) = (vec![layer.path.clone()], Some((layer.span, argument)));
+    Diagnosis { fault, layers, seen, cure: cure.to_string(), place }
+}
+
+fn learnt_away(layer: &MoeLayerInfo, share: f64) -> Option<Diagnosis> {
+    let seen = format!("the noise of training changes the experts of {:.1} % of the characters", 100.0 * share);
+    let cure = "keep some of it with `epsilon: 0.1` in `noisy_top_k(..)`, the least deviation that it can learn; or give it a \
+                reason to stay: `load(weight: 0.01)` in `balance: [..]`";
+    (share < NO_NOISE).then(|| of_layer(layer, Fault::NoiseLearntAway, seen, cure, "route"))
+}
+
+fn stands_still(layer: &MoeLayerInfo, turn: &Turn) -> Option<Diagnosis> {
+    let Turn { steps: (from, to), router, others } = turn;
+    let seen = format!(
+        "from step {from} to step {to} its weights turned by {router:.4} degrees, all others together by {others:.2}"
+    );
+    let cure = "let the weights of the experts depend on the scores: more than one expert a token, or `normalize: all` where \
+                the router has it; a balance loss moves it, too";
+    (*router < STILL && *others > MOVING).then(|| of_layer(layer, Fault::RouterStandsStill, seen, cure, "route"))
 }
 
 /// Of the last fifth of the reported steps.

@@ -180,10 +180,11 @@ pub fn lower(
     moec_model::lower(model, &lower_options(recipe, vocab, function, noise, 1))
 }
 
-/// The forward graph of one sequence with what every router decides as outputs; see [`LowerOptions::routes`].
-pub fn lower_routes(model: &Model, recipe: &Recipe, vocab: usize) -> Result<Lowered, LowerError> {
+/// The forward graph of one sequence with what every router decides as outputs, in evaluation or as in training; see
+/// [`LowerOptions::routes`].
+pub fn lower_routes(model: &Model, recipe: &Recipe, vocab: usize, mode: Mode) -> Result<Lowered, LowerError> {
     let options = lower_options(recipe, vocab, Function::Logits, NoisePolicy::Generated, 1);
-    moec_model::lower(model, &LowerOptions { routes: true, ..options })
+    moec_model::lower(model, &LowerOptions { routes: true, mode, ..options })
 }
 
 fn lower_options(

@@ -6,14 +6,14 @@ use crate::cli::devices::Devices;
 use crate::cli::exit::Failure;
 use crate::cli::routing_record::Record;
 use crate::cli::units::{bytes, grouped, milliseconds};
-use crate::cli::{downloads, run_text, shell};
-use crate::diagnosis::diagnose;
+use crate::cli::{downloads, routing_evidence, run_text, shell};
+use crate::diagnosis::{Diagnosis, Evidence, diagnose};
 use crate::locate::Located;
 use crate::pipeline::{self, CompileOptions, Compiled};
 use crate::report::{Choice, Finding, KernelTime, RoutedLayer, RoutedText, Routes, RunReport, WarningText};
 use crate::run::kept_source;
 use crate::{Device, Error, Function, Request, Run, Spec};
-use moec_model::Registry;
+use moec_model::{Mode, Registry};
 use moec_runtime::{Corpus, Dataset, Metric, Split, Vocab};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -32,6 +32,7 @@ pub(crate) struct Subject {
     pub(crate) root: PathBuf,
     request: Request,
     spec: Spec,
+    compiled: Compiled,
     metrics: Vec<Metric>,
     /// The characters that it was trained on, if it has saved anything or its text is at hand.
     vocab: Option<Vocab>,
@@ -51,7 +52,7 @@ impl Subject {
     /// Reads a run.
     ///
     /// # Errors
-    /// When there is none, or it is damaged.
+    /// When there is none, it is damaged, or its model cannot be compiled.
     pub(crate) fn read(path: &Path, registry: &Registry, console: &Console) -> Result<Self, Failure> {
         let located = Located::at(path)?;
         let root = located.root.clone();
@@ -71,7 +72,11 @@ impl Subject {
         let step = manifest.as_ref().map(|m| m.step);
         let corpus = corpus(&request, &root, registry, console);
         let vocab = manifest.and_then(|m| m.vocab()).or_else(|| corpus.as_ref()?.vocab().ok());
-        Ok(Self { path: path.to_path_buf(), root, request, spec, metrics, vocab, step, corpus })
+        let size = vocab.as_ref().map_or(SOME_VOCABULARY, Vocab::len);
+        let options = CompileOptions::only([Function::TrainStep, Function::Evaluate]);
+        let compiled = pipeline::compile(&spec.checked.model, &spec.checked.recipe, size, &options);
+        let compiled = compiled.map_err(|e| e.at(&spec.source))?;
+        Ok(Self { path: path.to_path_buf(), root, request, spec, compiled, metrics, vocab, step, corpus })
     }
 
     /// The beginning of the held-out text, or of the training text where nothing is held out, or else of the last sample.
@@ -97,43 +102,44 @@ impl Subject {
         (!text.text.is_empty()).then_some(text)
     }
 
-    /// Everything but the routes.
-    ///
-    /// # Errors
-    /// When the model cannot be compiled.
-    pub(crate) fn report(&self) -> Result<RunReport, Failure> {
+    /// Everything but the routes and the diagnoses, which may need them.
+    pub(crate) fn report(&self) -> RunReport {
         let checked = &self.spec.checked;
         let (model, recipe, source) = (&checked.model, &checked.recipe, &self.spec.source);
-        let size = self.vocab.as_ref().map_or(SOME_VOCABULARY, Vocab::len);
-        let options = CompileOptions::only([Function::TrainStep, Function::Evaluate]);
-        let compiled = pipeline::compile(model, recipe, size, &options).map_err(|e| e.at(source))?;
-        let diagnoses = diagnose(&compiled.lowered.moe_layers, &self.metrics);
-        let finding = |diagnosis: crate::diagnosis::Diagnosis| Finding { line: diagnosis.line(source), diagnosis };
         let warning = |warning: &moec_syntax::Diagnostic| WarningText {
             rendered: warning.render(source, false),
             explanation: warning.code.explain(),
         };
-        Ok(RunReport {
+        RunReport {
             path: self.path.display().to_string(),
             model: model.name.clone(),
             seed: recipe.seed,
             identity: self.identity(),
-            summary: self.summary(&compiled),
+            summary: self.summary(),
             spec: source.text().to_string(),
             imports: source.imported().map(|(path, file)| (path.to_string(), file.text().to_string())).collect(),
             set: self.request.set.clone(),
             warnings: checked.warnings.iter().map(warning).collect(),
             metrics: self.metrics.clone(),
-            diagnoses: diagnoses.into_iter().map(finding).collect(),
-            facts: self.facts(&compiled),
+            facts: self.facts(),
             kernels: kernels(&self.root),
             sample: sample(&self.root),
             commands: self.commands(),
+            diagnoses: Vec::new(),
             routes: Routes::default(),
-        })
+        }
     }
 
-    /// Where the characters of a text go.
+    /// What is wrong with the run. `noise` is what was found out beside its routes.
+    pub(crate) fn findings(&self, noise: BTreeMap<String, f64>) -> Vec<Finding> {
+        let layers = &self.compiled.lowered.moe_layers;
+        let turns = routing_evidence::turns(&self.root, &self.compiled.states, layers);
+        let found = diagnose(&Evidence { layers, metrics: &self.metrics, noise, turns });
+        let source = &self.spec.source;
+        found.into_iter().map(|diagnosis: Diagnosis| Finding { line: diagnosis.line(source), diagnosis }).collect()
+    }
+
+    /// Where the characters of a text go, and by layers with a trained noise which share of them it sends elsewhere.
     ///
     /// # Errors
     /// When the run's checkpoint or the device fails.
@@ -144,8 +150,8 @@ impl Subject {
         device: Device,
         devices: Devices,
         console: &Console,
-    ) -> Result<Routes, Failure> {
-        let unknown = |why: &str| Ok(Routes::Unknown(why.to_string()));
+    ) -> Result<(Routes, BTreeMap<String, f64>), Failure> {
+        let unknown = |why: &str| Ok((Routes::Unknown(why.to_string()), BTreeMap::new()));
         let Some(vocab) = self.vocab.as_ref().filter(|_| self.step.is_some()) else {
             return unknown("there is no checkpoint yet, so there is no router to ask");
         };
@@ -155,11 +161,12 @@ impl Subject {
         let none = |_: &_, _: &_| -> Result<_, Failure> { Ok(CompileOptions::only([])) };
         let run = Run::open(&self.path, registry, device, none)?;
         console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
-        let record = route::routed(&run, &text.text, 0, device, devices)?;
+        let record = route::routed(&run, &text.text, 0, Mode::Evaluate, device, devices)?;
         if record.header.layers.is_empty() {
             return unknown("the model has no router");
         }
-        Ok(Routes::Of(routed_text(&record, text)))
+        let noise = routing_evidence::noise(&run, &record, device, devices)?;
+        Ok((Routes::Of(routed_text(&record, text)), noise))
     }
 
     /// All that a run is asked for but its seed.
@@ -171,8 +178,8 @@ impl Subject {
         format!("{:?} {recipe:?} {data}", checked.model.to_resolved())
     }
 
-    fn summary(&self, compiled: &Compiled) -> String {
-        let lowered = &compiled.lowered;
+    fn summary(&self) -> String {
+        let lowered = &self.compiled.lowered;
         let mut parts = Vec::new();
         if self.vocab.is_some() {
             parts.push(format!(
@@ -200,7 +207,7 @@ impl Subject {
         format!("{}: {}; width {}, context {}.", model.name, parts.join("; "), model.width, model.context)
     }
 
-    fn facts(&self, compiled: &Compiled) -> Vec<(String, String)> {
+    fn facts(&self) -> Vec<(String, String)> {
         let (model, recipe) = (&self.spec.checked.model, &self.spec.checked.recipe);
         let mut facts = vec![("data".to_string(), self.request.data.clone())];
         let mut fact = |name: &str, value: String| facts.push((name.to_string(), value));
@@ -226,7 +233,7 @@ impl Subject {
             fact("time of a step", format!("{} ms, {} tokens/s", milliseconds(mean, 0), grouped(tokens as u64)));
         }
         if self.vocab.is_some() {
-            let memory = &compiled.memory;
+            let memory = &self.compiled.memory;
             let arenas = memory.functions.iter().map(|f| f.arena_bytes).max().unwrap_or(0);
             let routers = match memory.router_bytes {
                 0 => String::new(),

@@ -36,8 +36,12 @@ impl Subject {
         Self { layers: lowered.moe_layers, spec }
     }
 
+    fn diagnoses(&self, metrics: &[Metric]) -> Vec<Diagnosis> {
+        diagnose(&Evidence { layers: &self.layers, metrics, ..Evidence::default() })
+    }
+
     fn faults(&self, metrics: &[Metric]) -> Vec<Fault> {
-        diagnose(&self.layers, metrics).iter().map(|d| d.fault).collect()
+        self.diagnoses(metrics).iter().map(|d| d.fault).collect()
     }
 }
 
@@ -89,18 +93,18 @@ fn a_sound_training_has_no_fault() {
         step(20, 2.0, 2.1),
         evaluation(20, (2.0, 2.2), panel(EVEN)),
     ];
-    assert_eq!(diagnose(&subject.layers, &metrics), []);
-    assert_eq!(diagnose(&subject.layers, &[]), []);
+    assert_eq!(subject.diagnoses(&metrics), []);
+    assert_eq!(subject.diagnoses(&[]), []);
     // Too few rows to say who is idle.
     let few = [evaluation(10, (3.0, 3.0), panel([1.0, 0.0, 1.0, 1.0, 2.0, 1.0, 0.0, 1.0]))];
-    assert_eq!(diagnose(&subject.layers, &few), []);
+    assert_eq!(subject.diagnoses(&few), []);
 }
 
 #[test]
 fn a_collapse_is_told_once_with_its_idle_experts() {
     let load = [500.0, 400.0, 30.0, 30.0, 30.0, 10.0, 0.0, 0.0];
     let subject = Subject::new("");
-    let found = diagnose(&subject.layers, &[evaluation(10, (3.0, 3.0), panel(load))]);
+    let found = subject.diagnoses(&[evaluation(10, (3.0, 3.0), panel(load))]);
     let [collapse] = &found[..] else { panic!("{found:?}") };
     assert_eq!((collapse.fault, &collapse.layers[..]), (Fault::Collapse, &["moe".to_string()][..]));
     assert_eq!(collapse.seen, "2 of 8 experts get 90 % of the rows, 2 get nothing at all");
@@ -119,14 +123,17 @@ fn idle_experts_are_counted_over_evaluations() {
     let load = [100.0, 100.0, 100.0, 100.0, 100.0, 150.0, 150.0, 0.0];
     let subject = Subject::new("balance: [importance(weight: 0.01), switch(weight: 0.02)],");
     let metrics = [10, 20, 30].map(|at| evaluation(at, (3.0, 3.0), panel(load)));
-    let found = diagnose(&subject.layers, &metrics);
+    let found = subject.diagnoses(&metrics);
     let [idle] = &found[..] else { panic!("{found:?}") };
     assert_eq!(idle.seen, "1 of 8 experts got no token in the last evaluation, as in all evaluations before");
     assert!(idle.cure.contains("`switch(weight: 0.2)`"), "{}", idle.cure);
     let line = idle.line(&subject.spec.source).unwrap();
     assert_eq!((line.number, line.text.as_str()), (9, "balance: [importance(weight: 0.01), switch(weight: 0.02)],"));
     let text = idle.text(&subject.spec.source);
-    assert!(text.starts_with("idle experts (moe): 1 of 8") && text.contains("at m.moe:9: balance"), "{text}");
+    assert!(
+        text.starts_with("diagnosis: idle experts (moe): 1 of 8") && text.contains("at m.moe:9: balance"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -134,7 +141,7 @@ fn a_capacity_that_drops_is_found_at_its_line() {
     let subject = Subject::new("");
     let dropping = |dropped_share| [evaluation(10, (3.0, 3.0), LayerBalance { dropped_share, ..panel(EVEN) })];
     assert_eq!(subject.faults(&dropping(0.01)), []);
-    let found = diagnose(&subject.layers, &dropping(0.12));
+    let found = subject.diagnoses(&dropping(0.12));
     assert_eq!(found[0].fault, Fault::Dropped);
     assert!(found[0].seen.starts_with("12 %"));
     assert_eq!(found[0].line(&subject.spec.source).unwrap().text, "capacity: capacity(factor: 1.0),");
@@ -145,7 +152,7 @@ fn a_balance_loss_without_effect_is_told() {
     let uneven = [300.0, 200.0, 100.0, 100.0, 50.0, 20.0, 20.0, 10.0];
     let metrics = [evaluation(10, (3.0, 3.0), panel(uneven)), evaluation(20, (2.0, 2.0), panel(uneven))];
     let with = Subject::new("balance: [switch(weight: 0.001)],");
-    let found = diagnose(&with.layers, &metrics);
+    let found = with.diagnoses(&metrics);
     assert_eq!(found[0].fault, Fault::BalanceWithoutEffect, "{found:?}");
     assert!(found[0].cure.contains("`switch(weight: 0.01)`"), "{}", found[0].cure);
     // Without a loss there is none that could be without effect, and one that works is left alone.
@@ -159,7 +166,7 @@ fn a_balance_loss_without_effect_is_told() {
 fn balance_losses_that_weigh_much_are_told() {
     let subject = Subject::new("balance: [switch(weight: 1.0)],");
     let even = evaluation(20, (2.0, 2.0), panel(EVEN));
-    let found = diagnose(&subject.layers, &[step(10, 2.0, 3.0), step(20, 2.0, 3.0), even.clone()]);
+    let found = subject.diagnoses(&[step(10, 2.0, 3.0), step(20, 2.0, 3.0), even.clone()]);
     assert_eq!(found[0].fault, Fault::BalanceTooStrong);
     assert!(found[0].seen.contains("33 %") && found[0].cure.contains("`switch(weight: 0.1)`"), "{found:?}");
     assert_eq!(subject.faults(&[step(10, 2.0, 3.0), step(20, 2.0, 2.1), even]), []);
@@ -169,7 +176,7 @@ fn balance_losses_that_weigh_much_are_told() {
 fn one_expert_with_all_the_weight_is_told() {
     let subject = Subject::new("");
     let sure = LayerBalance { entropy_nats: 0.01, ..panel(EVEN) };
-    let found = diagnose(&subject.layers, &[evaluation(10, (3.0, 3.0), sure)]);
+    let found = subject.diagnoses(&[evaluation(10, (3.0, 3.0), sure)]);
     assert_eq!(found[0].fault, Fault::OneHasAllWeight);
     assert_eq!(found[0].line(&subject.spec.source).unwrap().text, "route:   softmax_top_k(k: 2),");
 }
@@ -179,7 +186,7 @@ fn a_text_that_is_learnt_by_heart_is_told_with_the_best_step() {
     let subject = Subject::new("");
     let losses = [(10, (2.5, 2.6)), (20, (2.0, 2.2)), (30, (1.0, 2.6))];
     let metrics = losses.map(|(at, losses)| evaluation(at, losses, panel(EVEN)));
-    let found = diagnose(&subject.layers, &metrics);
+    let found = subject.diagnoses(&metrics);
     assert_eq!((found[0].fault, found[0].line(&subject.spec.source)), (Fault::LearntByHeart, None));
     assert!(found[0].cure.contains("`steps 20`"), "{}", found[0].cure);
     assert_eq!(subject.faults(&metrics[..2]), []);
@@ -197,8 +204,43 @@ fn layers_with_one_fault_and_one_cure_share_a_diagnosis() {
         validation_loss_nats: None,
         layers: vec![dropping("moe"), dropping("moe_2")],
     });
-    let found = diagnose(&layers, &[both]);
+    let found = diagnose(&Evidence { layers: &layers, metrics: &[both], ..Evidence::default() });
     let [dropped] = &found[..] else { panic!("{found:?}") };
     assert_eq!(dropped.layers, ["moe", "moe_2"]);
-    assert!(dropped.seen.starts_with("in 2 layers, in moe 20 %"), "{}", dropped.seen);
+    assert!(dropped.seen.starts_with("in moe 20 %"), "{}", dropped.seen);
+}
+
+#[test]
+fn noise_that_changes_no_choice_is_learnt_away() {
+    let subject = Subject::new("");
+    let with = |share| {
+        let noise = BTreeMap::from([("moe".to_string(), share)]);
+        diagnose(&Evidence { layers: &subject.layers, noise, ..Evidence::default() })
+    };
+    let found = with(0.002);
+    assert_eq!(found[0].fault, Fault::NoiseLearntAway);
+    assert!(found[0].seen.contains("0.2 %") && found[0].cure.contains("epsilon"), "{found:?}");
+    assert_eq!(found[0].line(&subject.spec.source).unwrap().number, 8);
+    assert_eq!(with(0.2), []);
+}
+
+#[test]
+fn a_router_that_stands_still_while_others_move_is_told() {
+    let subject = Subject::new("");
+    let with = |router, others| {
+        let turns = BTreeMap::from([("moe".to_string(), Turn { steps: (100, 200), router, others })]);
+        diagnose(&Evidence { layers: &subject.layers, turns, ..Evidence::default() })
+    };
+    let found = with(0.0, 4.0);
+    assert_eq!(found[0].fault, Fault::RouterStandsStill);
+    assert!(found[0].seen.starts_with("from step 100 to step 200"), "{found:?}");
+    // One that moves is fine, and where nothing moves the rate is too small for all.
+    assert_eq!((with(0.5, 4.0), with(0.0, 0.0)), (vec![], vec![]));
+}
+
+#[test]
+fn a_balance_loss_is_not_too_strong_where_the_load_is_uneven() {
+    let subject = Subject::new("balance: [switch(weight: 1.0)],");
+    let collapsed = evaluation(20, (2.0, 2.0), panel([500.0, 400.0, 30.0, 30.0, 30.0, 10.0, 0.0, 0.0]));
+    assert_eq!(subject.faults(&[step(10, 2.0, 3.0), step(20, 2.0, 3.0), collapsed]), [Fault::Collapse]);
 }

@@ -17,18 +17,18 @@ const NAMED: usize = 6;
 /// How often which expert worked on which character.
 struct Counts {
     experts: usize,
-    /// Choices of each expert for each character, those for which it had no room left out.
-    by_character: BTreeMap<char, Vec<f64>>,
+    /// How often each character occurs, and how often each expert worked on it; where an expert had no room it did not.
+    by_character: BTreeMap<char, (f64, Vec<f64>)>,
     by_expert: Vec<f64>,
+    /// Length of the text.
     all: f64,
 }
 
-/// A share and what chance would make of it.
+/// The part of a character that an expert works on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Share {
-    /// Share of the character's choices that are of the expert.
     share: f64,
-    /// That, relative to the expert's share of all choices.
+    /// That, relative to the part of the whole text that the expert works on.
     lift: f64,
     /// Whether chance does not explain it.
     sure: bool,
@@ -36,35 +36,41 @@ struct Share {
 
 impl Counts {
     fn of(text: &RoutedText, layer: &RoutedLayer) -> Self {
-        let (mut by_character, mut by_expert) = (BTreeMap::<char, Vec<f64>>::new(), vec![0.0; layer.experts]);
+        let mut counts = Self {
+            experts: layer.experts,
+            by_character: BTreeMap::new(),
+            by_expert: vec![0.0; layer.experts],
+            all: text.characters.len() as f64,
+        };
         for (character, choices) in text.characters.iter().zip(&layer.choices) {
+            let none = || (0.0, vec![0.0; layer.experts]);
+            let (occurs, row) = counts.by_character.entry(*character).or_insert_with(none);
+            *occurs += 1.0;
             for choice in choices.iter().filter(|c| !c.dropped && c.expert < layer.experts) {
-                by_character.entry(*character).or_insert_with(|| vec![0.0; layer.experts])[choice.expert] += 1.0;
-                by_expert[choice.expert] += 1.0;
+                row[choice.expert] += 1.0;
+                counts.by_expert[choice.expert] += 1.0;
             }
         }
-        let all = by_expert.iter().sum();
-        Self { experts: layer.experts, by_character, by_expert, all }
+        counts
     }
 
+    /// None for an expert that works on nothing.
     fn share(&self, character: char, expert: usize) -> Option<Share> {
-        let row = self.by_character.get(&character)?;
-        let (of_character, of_expert) = (row.iter().sum::<f64>(), self.by_expert[expert]);
-        if of_character == 0.0 || of_expert == 0.0 {
+        let (occurs, row) = self.by_character.get(&character)?;
+        let chance = self.by_expert[expert] / self.all;
+        if chance == 0.0 {
             return None;
         }
-        let chance = of_expert / self.all;
-        let expected = of_character * chance;
+        let expected = occurs * chance;
         // Of a binomial count; with less than one expected, a few choices are no evidence.
-        let deviation = (expected * (1.0 - chance)).sqrt().max(1.0);
-        let share = row[expert] / of_character;
+        let deviation = (expected * (1.0 - chance)).max(1.0).sqrt();
+        let share = row[expert] / occurs;
         Some(Share { share, lift: share / chance, sure: (row[expert] - expected).abs() >= SURE * deviation })
     }
 
     /// The characters, the most frequent first.
     fn frequent(&self) -> Vec<char> {
-        let mut characters: Vec<(f64, char)> =
-            self.by_character.iter().map(|(c, row)| (row.iter().sum(), *c)).collect();
+        let mut characters: Vec<(f64, char)> = self.by_character.iter().map(|(c, (occurs, _))| (*occurs, *c)).collect();
         characters.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         characters.into_iter().map(|(_, c)| c).collect()
     }
@@ -75,7 +81,7 @@ impl Counts {
             .filter_map(|c| Some((*c, self.share(*c, expert)?)))
             .filter(|(_, s)| s.sure && s.lift > 1.0)
             .collect();
-        let count = |c: &char| self.by_character[c][expert];
+        let count = |c: &char| self.by_character[c].1[expert];
         found.sort_by(|a, b| count(&b.0).total_cmp(&count(&a.0)).then(a.0.cmp(&b.0)));
         found.truncate(NAMED);
         found
@@ -86,10 +92,10 @@ impl Counts {
 /// runs that share the page.
 pub(super) fn tables(text: &RoutedText, layer: &RoutedLayer, texts: usize, out: &mut String) {
     let counts = Counts::of(text, layer);
-    if counts.all == 0.0 {
+    if counts.by_expert.iter().all(|n| *n == 0.0) {
         return;
     }
-    out.push_str("<details open><summary>What each expert gets more of than chance</summary>\n<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">expert</th><th scope=\"col\">share of all</th><th scope=\"col\" class=\"words\">characters, with the expert's share of them and the lift</th></tr></thead>\n<tbody>\n");
+    out.push_str("<details open><summary>What each expert gets more of than chance</summary>\n<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">expert</th><th scope=\"col\">works on</th><th scope=\"col\" class=\"words\">characters, with the part of them that it works on and the lift</th></tr></thead>\n<tbody>\n");
     for expert in 0..counts.experts {
         html!(
             out,
@@ -122,20 +128,20 @@ fn matrix(counts: &Counts, texts: usize, out: &mut String) {
     let (least, most) = ROWS;
     let rows = (CELLS / (texts.max(1) * counts.experts.max(1))).clamp(least, most);
     let characters = counts.frequent();
-    out.push_str("<details><summary>All shares: characters by experts</summary>\n<p>Which part of a character's choices is an expert's, in percent; the lift against chance when the pointer is over it. Marked where chance does not explain it: <span class=\"up\">▲ more</span>, <span class=\"down\">▼ less</span>.");
+    out.push_str("<details><summary>All of it: characters by experts</summary>\n<p>The part of a character's occurrences that an expert works on, in percent, and the lift against chance under the pointer. Marked where chance does not explain it: <span class=\"up\">▲ more</span>, <span class=\"down\">▼ less</span>.");
     if characters.len() > rows {
         html!(out, " The {} most frequent of {} characters.", rows, characters.len());
     }
     out.push_str(
-        "</p>\n<div class=\"wide\"><table class=\"matrix\">\n<thead><tr><td></td><th scope=\"col\">choices</th>",
+        "</p>\n<div class=\"wide\"><table class=\"matrix\">\n<thead><tr><td></td><th scope=\"col\">times</th>",
     );
     for expert in 0..counts.experts {
         html!(out, "<th scope=\"col\">{}</th>", expert);
     }
     out.push_str("</tr></thead>\n<tbody>\n");
     for character in characters.into_iter().take(rows) {
-        let choices: f64 = counts.by_character[&character].iter().sum();
-        html!(out, "<tr><th scope=\"row\">{}</th><td>{}</td>", visible(character), choices);
+        let times = counts.by_character[&character].0;
+        html!(out, "<tr><th scope=\"row\">{}</th><td>{}</td>", visible(character), times);
         for expert in 0..counts.experts {
             match counts.share(character, expert) {
                 None => out.push_str("<td>–</td>"),

@@ -106,12 +106,15 @@ fn findings(report: &Report, out: &mut String) {
         }
         for finding in &run.diagnoses {
             let diagnosis = &finding.diagnosis;
+            let level = level(report);
             html!(
                 out,
-                "<article class=\"finding\">\n<h4><span aria-hidden=\"true\">▲</span> {}</h4>\n<dl>\n<dt>seen</dt><dd>{}",
+                "<article class=\"finding\">\n<{}><span aria-hidden=\"true\">▲</span> {}</{}>\n<dl>\n<dt>seen</dt><dd>",
+                level,
                 diagnosis.fault.title(),
-                diagnosis.seen
+                level
             );
+            ticked(&diagnosis.seen, out);
             if !diagnosis.layers.is_empty() {
                 html!(out, " <small>({})</small>", diagnosis.layers.join(", "));
             }
@@ -152,14 +155,16 @@ fn runs(report: &Report, out: &mut String) {
         if report.runs.len() > 1 {
             html!(out, "<h3>{} {}</h3>\n<p>{}</p>\n", report.letter(r), run.path, run.summary);
         }
-        spec(run, out);
-        facts(run, out);
+        spec(report, run, out);
+        facts(report, run, out);
         if let Some((name, sample)) = &run.sample {
-            html!(out, "<h4>A sample</h4>\n<p><code>{}</code></p>\n<pre class=\"sample\">\n{}</pre>\n", name, sample);
+            heading(report, "A sample", out);
+            html!(out, "<p><code>{}</code></p>\n<pre class=\"sample\">\n{}</pre>\n", name, sample);
         }
         kernels(run, out);
         if !run.commands.is_empty() {
-            out.push_str("<h4>Commands</h4>\n<dl>\n");
+            heading(report, "Commands", out);
+            out.push_str("<dl>\n");
             for (command, what) in &run.commands {
                 html!(out, "<dt>{}</dt><dd><pre>{}</pre></dd>\n", what, command);
             }
@@ -170,14 +175,25 @@ fn runs(report: &Report, out: &mut String) {
     out.push_str("</div>\n</section>\n");
 }
 
+/// A heading of a part of a run, which has one of its own where there are several.
+fn heading(report: &Report, text: &str, out: &mut String) {
+    let level = level(report);
+    html!(out, "<{}>{}</{}>\n", level, text, level);
+}
+
+fn level(report: &Report) -> &'static str {
+    if report.runs.len() > 1 { "h4" } else { "h3" }
+}
+
 /// The spec with what the checker says of it.
-fn spec(run: &RunReport, out: &mut String) {
+fn spec(report: &Report, run: &RunReport, out: &mut String) {
     let verdict = match run.warnings.len() {
         0 => "The checker has nothing to say: the model is sound.".to_string(),
         1 => "The model is sound, with a warning:".to_string(),
         n => format!("The model is sound, with {n} warnings:"),
     };
-    html!(out, "<h4>Spec</h4>\n<p>{}</p>\n", verdict);
+    heading(report, "Spec", out);
+    html!(out, "<p>{}</p>\n", verdict);
     for warning in &run.warnings {
         html!(
             out,
@@ -200,11 +216,12 @@ fn spec(run: &RunReport, out: &mut String) {
     }
 }
 
-fn facts(run: &RunReport, out: &mut String) {
+fn facts(report: &Report, run: &RunReport, out: &mut String) {
     if run.facts.is_empty() {
         return;
     }
-    out.push_str("<h4>Facts</h4>\n<div class=\"wide\"><table class=\"facts\">\n<tbody>\n");
+    heading(report, "Facts", out);
+    out.push_str("<div class=\"wide\"><table class=\"facts\">\n<tbody>\n");
     for (name, value) in &run.facts {
         html!(out, "<tr><th scope=\"row\">{}</th><td class=\"words\">{}</td></tr>\n", name, value);
     }

@@ -38,6 +38,10 @@ pub(super) fn expert_rules(experts: usize) -> String {
         let colour = COLOURS[expert % COLOURS.len()];
         // Writing to a string cannot fail.
         let _ = write!(css, ".e{expert}{{--c:{colour}}}.tx .e{expert}::after{{content:\"{expert}\"}}");
+        if expert >= 10 {
+            // Two digits have the width of one character.
+            let _ = write!(css, ".tx .e{expert}::after{{font-size:.5em;top:2.6em}}");
+        }
         // Experts of one colour differ by the line below.
         let line = match expert / COLOURS.len() % 4 {
             0 => continue,

@@ -89,24 +89,41 @@ impl Plot {
         for x in &along {
             html!(out, "<span class=\"x\" style=\"left:{}%\">{}</span>", percent(place.x(*x) / SIZE.0), short(*x));
         }
-        for (end, colour, y) in self.ends(&place) {
-            html!(out, "<span class=\"end g {}\" style=\"top:{}%\">{}</span>", colour, percent(y), end);
+        for End { word, colour, x, y } in self.ends(&place) {
+            html!(
+                out,
+                "<span class=\"end g {}\" style=\"left:{}%;top:{}%\">{}</span>",
+                colour,
+                percent(x),
+                percent(y),
+                word
+            );
         }
         html!(out, "</div><figcaption class=\"axis\">{}, over steps</figcaption></figure>\n", self.unit);
     }
 
     /// The words at the ends of curves with their places, moved apart where they would meet.
-    fn ends(&self, place: &Place) -> Vec<(String, String, f64)> {
+    fn ends(&self, place: &Place) -> Vec<End> {
         let end = |c: &Curve| {
-            Some((c.end.clone()?, c.colour.clone(), (place.y(c.points.last()?.1) / SIZE.1).clamp(0.0, 1.0)))
+            let (step, value) = *c.points.last()?;
+            let (x, y) = (place.x(step) / SIZE.0, (place.y(value) / SIZE.1).clamp(0.0, 1.0));
+            Some(End { word: c.end.clone()?, colour: c.colour.clone(), x, y })
         };
-        let mut ends: Vec<(String, String, f64)> = self.curves.iter().filter_map(end).collect();
-        ends.sort_by(|a, b| a.2.total_cmp(&b.2));
+        let mut ends: Vec<End> = self.curves.iter().filter_map(end).collect();
+        ends.sort_by(|a, b| a.y.total_cmp(&b.y));
         for i in 1..ends.len() {
-            ends[i].2 = ends[i].2.max(ends[i - 1].2 + APART);
+            ends[i].y = ends[i].y.max(ends[i - 1].y + APART);
         }
         ends
     }
+}
+
+/// The word at the end of a curve, at shares of width and height.
+struct End {
+    word: String,
+    colour: String,
+    x: f64,
+    y: f64,
 }
 
 /// Where numbers lie in a drawing.
@@ -216,8 +233,8 @@ mod tests {
         };
         let plot = Plot { curves: vec![curve("a", 1.0), curve("b", 1.01)], description: String::new(), unit: "loss" };
         let ends = plot.ends(&Place { last: 10.0, range: (0.0, 4.0) });
-        assert_eq!((ends[0].0.as_str(), ends[1].0.as_str()), ("b", "a"));
-        assert!(ends[1].2 - ends[0].2 >= APART);
+        assert_eq!((ends[0].word.as_str(), ends[1].word.as_str(), ends[0].x), ("b", "a", 1.0));
+        assert!(ends[1].y - ends[0].y >= APART);
         let mut out = String::new();
         plot.draw(&mut out);
         assert!(out.contains("M0 ") && !out.contains("NaN") && !out.contains("inf"), "{out}");

@@ -78,7 +78,9 @@
       at = Math.max(0, Math.min(characters.length - 1, to));
       characters[at].classList.add("cur");
       characters[at].scrollIntoView({ block: "nearest" });
-      say(text, (characters[at].textContent === " " ? "␣" : characters[at].textContent) + "  expert: weight  " + characters[at].title);
+      const shown = characters[at].textContent === " " ? "␣" : characters[at].textContent;
+      const title = characters[at].title;
+      say(text, shown + ": " + (characters[at].className.startsWith("no") ? title : "expert " + title.replaceAll(": ", " with ")));
     };
     text.addEventListener("keydown", (event) => {
       const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: characters.length - 1 }[event.key];

@@ -11,6 +11,7 @@ use crate::cli::units::{bytes, grouped};
 use crate::report::{ColumnText, Report, Routes, RunReport, SIGNATURE};
 use moec_ir::Invariant;
 use moec_model::Registry;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Runs whose routes are shown, at most: more do not stand side by side.
@@ -34,8 +35,17 @@ pub(crate) fn run(
     });
     // Before anything takes its time.
     let output = output(&named, &subjects)?;
-    let mut runs = subjects.iter().map(Subject::report).collect::<Result<Vec<RunReport>, Failure>>()?;
-    routes(args, &subjects, &mut runs, registry, devices, console)?;
+    let mut runs: Vec<RunReport> = subjects.iter().map(Subject::report).collect();
+    let noise = routes(args, &subjects, &mut runs, registry, devices, console)?;
+    for ((run, subject), noise) in runs.iter_mut().zip(&subjects).zip(noise) {
+        if !noise.is_empty() {
+            let shares: Vec<String> =
+                noise.iter().map(|(layer, share)| format!("{:.1} % in {layer}", 100.0 * share)).collect();
+            let text = format!("characters that the noise of training sends to other experts: {}", shares.join(", "));
+            run.facts.push(("noise".to_string(), text));
+        }
+        run.diagnoses = subject.findings(noise);
+    }
     let columns = COLUMNS.iter().map(|c| ColumnText { name: c.name, summary: c.summary, text: c.text }).collect();
     let report = Report { version: env!("CARGO_PKG_VERSION"), runs, columns };
     let html = report.html();
@@ -72,7 +82,7 @@ fn is_report(file: &Path) -> bool {
     read.is_ok() && begin == SIGNATURE.as_bytes()
 }
 
-/// Sends the text through the models, those of different specs first.
+/// Sends the text through the models, those of different specs first; what it shows of the noise of each is returned.
 fn routes(
     args: &ReportArgs,
     subjects: &[Subject],
@@ -80,7 +90,8 @@ fn routes(
     registry: &Registry,
     devices: Devices,
     console: &Console,
-) -> Result<(), Failure> {
+) -> Result<Vec<BTreeMap<String, f64>>, Failure> {
+    let mut noise = vec![BTreeMap::new(); runs.len()];
     let first = subjects.first().invariant("clap asks for runs");
     let text = match &args.text {
         Some(text) => Some(Text::given(text)),
@@ -93,23 +104,21 @@ fn routes(
             _ => "the run has written no sample, and its training text is not at hand; --text gives one",
         };
         runs.iter_mut().for_each(|run| run.routes = Routes::Unknown(why.to_string()));
-        return Ok(());
+        return Ok(noise);
     };
     // One of each group, then the other seeds.
     let is_first = |r: usize| runs[..r].iter().all(|run| run.identity != runs[r].identity);
     let (mut order, others): (Vec<usize>, Vec<usize>) = (0..runs.len()).partition(|r| is_first(*r));
     order.extend(others);
     for (i, r) in order.into_iter().enumerate() {
-        runs[r].routes = if i < ROUTED {
-            console.note(format!("sending {} through {}", grouped_characters(&text), runs[r].path));
-            subjects[r].routes(&text, registry, args.device, devices, console)?
+        if i < ROUTED {
+            let characters = grouped(text.characters() as u64);
+            console.note(format!("sending {characters} characters through {}", runs[r].path));
+            (runs[r].routes, noise[r]) = subjects[r].routes(&text, registry, args.device, devices, console)?;
         } else {
-            Routes::Unknown(format!("left out, because {ROUTED} runs stand beside each other at most"))
-        };
+            let why = format!("left out, because {ROUTED} runs stand beside each other at most");
+            runs[r].routes = Routes::Unknown(why);
+        }
     }
-    Ok(())
-}
-
-fn grouped_characters(text: &Text) -> String {
-    format!("{} characters", grouped(text.characters() as u64))
+    Ok(noise)
 }

@@ -10,7 +10,7 @@ use crate::cli::routing_record::{self, Array, Header, Layer, Record, Route, SCHE
 use crate::pipeline::{self, CompileError, CompileOptions};
 use crate::{Device, Run};
 use moec_ir::{Builder, Graph, Input, Invariant, Op, Output, Tensor, path_order, random};
-use moec_model::{Lowered, Registry, RoutedLayer};
+use moec_model::{Lowered, Mode, Registry, RoutedLayer};
 use moec_plan::{ClusterOptions, OptimizeOptions, Session};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Con
     console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
     let output =
         args.output.as_deref().map(|path| output::Output::new(path, &output::files_of_run(&run.root))).transpose()?;
-    let record = routed(&run, &text, args.seed, args.device, devices)?;
+    let record = routed(&run, &text, args.seed, Mode::Evaluate, args.device, devices)?;
     let lines = record.to_lines().map_err(|e| Failure::new(Exit::Failure, format!("cannot write the record: {e}")))?;
     match (&args.output, &output) {
         (Some(path), Some(output)) => {
@@ -68,10 +68,17 @@ fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Con
     Ok(Exit::Success)
 }
 
-/// Routes a text with a run's model and records it.
-pub(crate) fn routed(run: &Run, text: &str, seed: u64, device: Device, devices: Devices) -> Result<Record, Failure> {
+/// Routes a text with a run's model, as in evaluation or with the noise of training, and records it.
+pub(crate) fn routed(
+    run: &Run,
+    text: &str,
+    seed: u64,
+    mode: Mode,
+    device: Device,
+    devices: Devices,
+) -> Result<Record, Failure> {
     let windows = Windows::of(run, text)?;
-    let lowered = lowered(run)?;
+    let lowered = lowered(run, mode)?;
     let recorded = record_noise(moec_plan::record_routes(&lowered.graph)).map_err(|e| failed(run, e))?;
     let layers = layers(&lowered);
     let header = header(run, text, seed, device, &layers);
@@ -123,9 +130,9 @@ fn failed(run: &Run, error: CompileError) -> Failure {
     error.at(&run.spec.source).into()
 }
 
-fn lowered(run: &Run) -> Result<Lowered, Failure> {
+fn lowered(run: &Run, mode: Mode) -> Result<Lowered, Failure> {
     let (model, recipe) = (&run.spec.checked.model, &run.spec.checked.recipe);
-    pipeline::lower_routes(model, recipe, run.vocab.len()).map_err(|e| failed(run, e.into()))
+    pipeline::lower_routes(model, recipe, run.vocab.len(), mode).map_err(|e| failed(run, e.into()))
 }
 
 /// The graph with an output [`Output::Random`] for every random number that routers draw.
@@ -314,7 +321,7 @@ fn replay(
     }
     let windows = Windows::of(&run, &header.text)?;
     let foreign = || Failure::new(Exit::Data, format!("{} does not hold the routes of this model", file.display()));
-    let frozen = moec_plan::freeze_routes(&lowered(&run)?.graph).map_err(|e| failed(&run, e.into()))?;
+    let frozen = moec_plan::freeze_routes(&lowered(&run, Mode::Evaluate)?.graph).map_err(|e| failed(&run, e.into()))?;
     for id in frozen.ids() {
         let Op::Input { name, ty } = &frozen.node(id).op else { continue };
         let Some(Input::Route(node)) = Input::of_name(name) else { continue };

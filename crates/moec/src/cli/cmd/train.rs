@@ -10,6 +10,7 @@ use crate::cli::shell;
 use crate::cli::signals::Signals;
 use crate::cli::task::Task;
 use crate::cli::units::{bytes, grouped};
+use crate::diagnosis::{Evidence, diagnose};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Decode, Device, Error, Sampling, Session, Spec, train_config};
 use moec_model::{Recipe, Registry};
@@ -81,6 +82,12 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
         return Ok(signals.exit());
     }
     signals.all_is_saved();
+    // What cannot be read again has been printed.
+    let metrics = moec_runtime::read_metrics(root).unwrap_or_default();
+    let layers = &compiled.lowered.moe_layers;
+    for diagnosis in diagnose(&Evidence { layers, metrics: &metrics, ..Evidence::default() }) {
+        console.note(diagnosis.text(&spec.source));
+    }
     if args.sample > 0 {
         let sample = LastSample { length: args.sample, kept: sampling.kept, dataset: &dataset, signals: &signals };
         if !sample.write(&folder, &summary, &mut session.executable()?, console)? {
@@ -91,6 +98,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
         write_profile(&compiled, session.timings(), root, console)?;
     }
     console.note(format!("sample more with: moec sample {}", shell::path(root)));
+    console.note(format!("all about it on a page: moec report {}", shell::path(root)));
     Ok(Exit::Success)
 }
 
