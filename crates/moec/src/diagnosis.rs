@@ -12,6 +12,12 @@ use std::collections::BTreeMap;
 /// Rows for each expert below which an evaluation says nothing about who is idle.
 const ENOUGH_ROWS: f64 = 20.0;
 
+/// Evaluations before which it is too early to say that a balance loss has no effect.
+const ENOUGH_EVALUATIONS: usize = 4;
+
+/// Part of an even share below which an expert is as good as idle.
+const STARVING: f64 = 0.02;
+
 /// A collapse leaves less than this part of the experts beyond the k that a token needs at least.
 const COLLAPSED: f64 = 0.25;
 
@@ -68,7 +74,7 @@ pub struct Turn {
 pub enum Fault {
     /// A layer sends nearly everything to few experts.
     Collapse,
-    /// Experts get no token.
+    /// Experts get no token, or nearly none.
     Idle,
     /// The capacity drops many choices.
     Dropped,
@@ -330,18 +336,19 @@ impl Case<'_> {
     }
 
     fn idle(&self) -> Option<Diagnosis> {
-        let idle = self.last.experts_without_tokens;
+        let idle = starving(self.last);
         if idle == 0 || !self.is_measured() {
             return None;
         }
-        let always = self.history.iter().rev().take_while(|l| l.experts_without_tokens > 0).count();
+        let always = self.history.iter().rev().take_while(|l| starving(l) > 0).count();
         let since = match self.history.len() {
             all if all == always && all > 1 => ", as in all evaluations before".to_string(),
             _ if always > 1 => format!(", for {always} evaluations in a row"),
             _ => String::new(),
         };
-        let seen =
-            format!("{idle} of {} experts got no token in the last evaluation{since}", self.last.load_rows.len());
+        let experts = self.last.load_rows.len();
+        let got = if idle == self.last.experts_without_tokens { "no token" } else { "no token, or nearly none," };
+        let seen = format!("{idle} of {experts} experts got {got} in the last evaluation{since}");
         let (cure, argument) = self.spreading();
         self.diagnosis(Fault::Idle, seen, cure, argument)
     }
@@ -349,7 +356,7 @@ impl Case<'_> {
     fn without_effect(&self) -> Option<Diagnosis> {
         let (name, weight) = self.loss()?;
         let (first, last) = (self.history.first()?.balance, self.last.balance);
-        if self.history.len() < 2 || last < UNBALANCED || last < 0.9 * first {
+        if self.history.len() < ENOUGH_EVALUATIONS || last < UNBALANCED || last < 0.9 * first {
             return None;
         }
         let seen = format!(
@@ -385,6 +392,12 @@ impl Case<'_> {
         let cure = "choose fewer experts, `k: 1`, or keep the scores small with `z(weight: 0.001)` in `balance: [..]`";
         self.diagnosis(Fault::OneHasAllWeight, seen, cure.to_string(), "route")
     }
+}
+
+/// Experts with less than a part of an even share.
+fn starving(layer: &LayerBalance) -> usize {
+    let even = layer.load_rows.iter().sum::<f64>() / layer.load_rows.len().max(1) as f64;
+    layer.load_rows.iter().filter(|rows| **rows < STARVING * even || **rows == 0.0).count()
 }
 
 fn of_layer(layer: &MoeLayerInfo, fault: Fault, seen: String, cure: &str, argument: &'static str) -> Diagnosis {

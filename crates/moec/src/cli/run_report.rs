@@ -1,6 +1,6 @@
 //! What a run's folder holds, collected for a report.
 
-use crate::cli::cmd::route;
+use crate::cli::cmd::{compare, route};
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::Failure;
@@ -58,12 +58,15 @@ impl Subject {
         let root = located.root.clone();
         let request = Request::read(&root)?;
         let spec = Spec::check(kept_source(&root, &request)?, registry, request.model.as_deref(), &request.set)?;
-        let metrics = match moec_runtime::read_metrics(&root) {
+        let mut metrics = match moec_runtime::read_metrics(&root) {
             Err(moec_runtime::RunError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 Vec::new()
             }
             read => read?,
         };
+        if !metrics.iter().any(|m| matches!(m, Metric::Evaluation(_))) {
+            metrics.extend(compare::evaluation(&root).map(Metric::Evaluation));
+        }
         let manifest = match located.read(moec_runtime::read_manifest) {
             Ok((manifest, _)) => Some(manifest),
             Err(Error::NoCheckpoint(_)) => None,

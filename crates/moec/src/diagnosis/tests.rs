@@ -137,6 +137,21 @@ fn idle_experts_are_counted_over_evaluations() {
 }
 
 #[test]
+fn an_expert_with_nearly_nothing_is_idle() {
+    let load = [100.0, 100.0, 100.0, 100.0, 100.0, 150.0, 150.0, 1.0];
+    let found = Subject::new("").diagnoses(&[evaluation(10, (3.0, 3.0), panel(load))]);
+    assert_eq!(found[0].seen, "1 of 8 experts got no token, or nearly none, in the last evaluation");
+    assert_eq!(
+        Subject::new("").faults(&[evaluation(
+            10,
+            (3.0, 3.0),
+            panel([5.0, 100.0, 100.0, 100.0, 100.0, 100.0, 100.0, 100.0])
+        )]),
+        []
+    );
+}
+
+#[test]
 fn a_capacity_that_drops_is_found_at_its_line() {
     let subject = Subject::new("");
     let dropping = |dropped_share| [evaluation(10, (3.0, 3.0), LayerBalance { dropped_share, ..panel(EVEN) })];
@@ -150,15 +165,16 @@ fn a_capacity_that_drops_is_found_at_its_line() {
 #[test]
 fn a_balance_loss_without_effect_is_told() {
     let uneven = [300.0, 200.0, 100.0, 100.0, 50.0, 20.0, 20.0, 10.0];
-    let metrics = [evaluation(10, (3.0, 3.0), panel(uneven)), evaluation(20, (2.0, 2.0), panel(uneven))];
+    let metrics = [10, 20, 30, 40].map(|at| evaluation(at, (2.0, 2.0), panel(uneven)));
     let with = Subject::new("balance: [switch(weight: 0.001)],");
     let found = with.diagnoses(&metrics);
     assert_eq!(found[0].fault, Fault::BalanceWithoutEffect, "{found:?}");
     assert!(found[0].cure.contains("`switch(weight: 0.01)`"), "{}", found[0].cure);
     // Without a loss there is none that could be without effect, and one that works is left alone.
     assert_eq!(Subject::new("").faults(&metrics), []);
-    let working =
-        [evaluation(10, (3.0, 3.0), panel([400.0, 300.0, 60.0, 40.0, 20.0, 20.0, 20.0, 20.0])), metrics[1].clone()];
+    assert_eq!(with.faults(&metrics[..3]), [], "it is too early to say");
+    let worse = panel([400.0, 300.0, 60.0, 40.0, 20.0, 20.0, 20.0, 20.0]);
+    let working: Vec<Metric> = std::iter::once(evaluation(1, (3.0, 3.0), worse)).chain(metrics).collect();
     assert_eq!(with.faults(&working), []);
 }
 

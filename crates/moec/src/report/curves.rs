@@ -103,7 +103,8 @@ fn table(report: &Report, out: &mut String) {
         html!(out, "<tr><th scope=\"row\">{}</th>", step);
         for run in &all {
             let found = run.get(step);
-            let cell = |value: Option<f64>| value.map_or("–".to_string(), |v| format!("{v:.4}"));
+            let cell =
+                |value: Option<f64>| value.filter(|v| v.is_finite()).map_or("–".to_string(), |v| format!("{v:.4}"));
             html!(
                 out,
                 "<td>{}</td><td>{}</td>",

@@ -128,6 +128,7 @@ fn map(path: &str, columns: &[(u64, &LayerBalance)], out: &mut String) {
     out.push_str("</svg>\n");
     names(out, "values", &|y| if every == 1 { format!("{:.2}", relative(last, y)) } else { String::new() });
     let (first, end) = (columns[0].0, columns[columns.len() - 1].0);
+    let end = if end == first { String::new() } else { end.to_string() };
     html!(out, "</div><p class=\"axis\"><span>step {}</span><span>{}</span></p></figure>\n", first, end);
 }
 

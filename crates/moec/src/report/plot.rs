@@ -79,7 +79,8 @@ impl Plot {
         }
         for curve in &self.curves {
             html!(out, "<path class=\"curve {}\" d=\"{}\" ", curve.colour, place.line(&curve.points));
-            out.push_str(curve.stroke.attributes());
+            let is_dot = curve.points.len() == 1;
+            out.push_str(if is_dot { "stroke-width=\"9\"" } else { curve.stroke.attributes() });
             out.push_str("/>\n");
         }
         out.push_str("</svg>\n");
@@ -170,7 +171,8 @@ fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     sorted.sort_by(f64::total_cmp);
     let (low, most) = (*sorted.first()?, *sorted.last()?);
     let usual = sorted[(sorted.len() - 1) * 97 / 100];
-    let high = if most - low > 2.0 * (usual - low) { usual + 0.25 * (usual - low) } else { most };
+    // Of a few values, none is unusual.
+    let high = if sorted.len() > 40 && most - low > 2.0 * (usual - low) { usual + 0.25 * (usual - low) } else { most };
     let margin = (0.04 * (high - low)).max(1e-3);
     Some((low - margin, high + margin))
 }

@@ -118,7 +118,7 @@ fn shown(texts: usize) -> usize {
 /// The beginning of a text.
 fn coloured(text: &RoutedText, layer: &RoutedLayer, shown: usize, out: &mut String) {
     html!(out, "<p class=\"tx\" tabindex=\"0\" role=\"group\" aria-label=\"text by expert, {}\">", layer.path);
-    for (character, choices) in text.characters.iter().zip(&layer.choices).take(shown) {
+    for (i, (character, choices)) in text.characters.iter().zip(&layer.choices).take(shown).enumerate() {
         let seen = if *character == ' ' { " ".to_string() } else { html::visible(*character) };
         match choices.first() {
             Some(first) => html!(
@@ -131,7 +131,8 @@ fn coloured(text: &RoutedText, layer: &RoutedLayer, shown: usize, out: &mut Stri
             ),
             None => html!(out, "<b class=\"no\" title=\"no expert\">{}</b>", seen),
         }
-        if *character == '\n' {
+        // Empty lines would take as much room as those with text.
+        if *character == '\n' && text.characters.get(i + 1) != Some(&'\n') {
             out.push('\n');
         }
     }

@@ -13,7 +13,9 @@ use crate::{Error, Request, Session, Spec, train_config};
 use moec_ir::Invariant;
 use moec_model::Registry;
 use moec_plan::Backend;
-use moec_runtime::{Corpus, Dataset, LayerBalance, Metric, Outcome, RunFolder, Split, TrainConfig, TrainError};
+use moec_runtime::{
+    Corpus, Dataset, Evaluation, LayerBalance, Metric, Outcome, RunFolder, Split, TrainConfig, TrainError,
+};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -196,6 +198,12 @@ struct RunResult {
 }
 
 impl RunResult {
+    /// The result of a run; `None` for one that no comparison has finished.
+    fn read(root: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(root.join(RESULT_FILE)).ok()?;
+        serde_json::from_str(&text).ok().filter(|result: &Self| result.schema == RESULT_SCHEMA)
+    }
+
     fn summary(&self) -> String {
         match (self.loss_nats, self.step_ms) {
             (Some(loss), Some(ms)) => format!("val {loss:.4}, {} ms per step", milliseconds(ms, 1)),
@@ -203,6 +211,13 @@ impl RunResult {
             (None, _) => format!("diverged at step {}", self.step),
         }
     }
+}
+
+/// The evaluation at the end of a run of a comparison, which has none in its metrics. It is of the held-out text alone: the
+/// loss on the other part is not a number.
+pub(crate) fn evaluation(root: &Path) -> Option<Evaluation> {
+    let RunResult { step, loss_nats, layers, .. } = RunResult::read(root)?;
+    Some(Evaluation { step, train_loss_nats: f64::NAN, validation_loss_nats: Some(loss_nats?), layers })
 }
 
 /// What all runs have in common.
@@ -239,13 +254,12 @@ impl Bench<'_> {
         if !self.request(entry, seed).asks_the_same(&Request::read(&root)?) {
             return Err(another("another budget, text or overrides"));
         }
-        let Ok(text) = std::fs::read_to_string(root.join(RESULT_FILE)) else { return Ok(None) };
         // A result that cannot be read is made again.
-        let result = serde_json::from_str::<RunResult>(&text).ok();
-        if result.as_ref().is_some_and(|r| r.data_sha256 != self.corpus.sha256()) {
+        let Some(result) = RunResult::read(&root) else { return Ok(None) };
+        if result.data_sha256 != self.corpus.sha256() {
             return Err(another("another text of that name"));
         }
-        Ok(result.filter(|r| r.schema == RESULT_SCHEMA && r.eval_batches == self.args.eval_batches))
+        Ok(Some(result).filter(|r| r.eval_batches == self.args.eval_batches))
     }
 
     /// Trains a run to its end, from its newest checkpoint if there is one, and evaluates it; `None` if a signal
