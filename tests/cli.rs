@@ -1274,6 +1274,34 @@ fn nothing_takes_the_place_of_what_a_command_reads_or_of_what_is_no_file() {
     assert!(expect(&["compile", &main, "--emit", "ast", "-o", "/dev/stdout"], 0).out.contains("imported"));
 }
 
+#[test]
+fn a_training_ends_with_what_is_wrong_with_it() {
+    let lab = Lab::new();
+    // One expert a character, so that the router learns nothing, and room for half of the choices.
+    let faulty = SMALL.replace("k: 2, epsilon: 0)", "k: 1), capacity: capacity(factor: 0.5, evaluation_factor: 0.5)");
+    let faulty = text(&lab.folder.path().join("faulty.moe"), faulty.replace("noisy_top_k", "softmax_top_k"));
+    let run = lab.at("run");
+    let on = ["--device", "interpreter"];
+    let train =
+        ["train", &faulty, "--data", &lab.data, "--out", &run, "--sample", "0", "-s", "train.checkpoint.every=6"];
+    let told = expect(&[&train[..], &on].concat(), 0).err;
+    let found = told.find("diagnosis: the capacity drops many choices (blocks.0.moe, blocks.1.moe): ");
+    assert!(found > told.find("max/mean  idle") && told.contains("cure: ") && told.contains("faulty.moe:"), "{told}");
+    assert!(told.contains(&format!("moec report {run}")), "{told}");
+
+    // The page knows more, for it has two checkpoints.
+    expect(&[&["report", &run][..], &on].concat(), 0);
+    let page = fs::read_to_string(format!("{run}/report.html")).unwrap();
+    for part in ["the capacity drops many choices", "a router stands still", "from step 6 to step 12", "W0501"] {
+        assert!(page.contains(part), "{part}");
+    }
+    let sound = lab.train(&lab.at("sound"), &on, 0).err;
+    assert!(!sound.contains("diagnosis"), "{sound}");
+    expect(&[&["report", &lab.at("sound")][..], &on].concat(), 0);
+    let page = fs::read_to_string(lab.at("sound/report.html")).unwrap();
+    assert!(page.contains("characters that the noise of training sends to other experts"));
+}
+
 /// Starts training that goes on until it is stopped, and waits for its first line that begins so.
 #[cfg(unix)]
 fn started(

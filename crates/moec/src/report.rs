@@ -67,10 +67,18 @@ pub(crate) struct RunReport {
     pub(crate) kernels: Vec<KernelTime>,
     /// Name and text of the newest sample.
     pub(crate) sample: Option<(String, String)>,
-    /// Commands that make the run again or go on with it, each with what it does.
-    pub(crate) commands: Vec<(String, String)>,
+    /// Commands that make the run again or go on with it.
+    pub(crate) commands: Vec<CommandText>,
     /// Where the characters of a text went, or why that is not known.
     pub(crate) routes: Routes,
+}
+
+/// A command to be pasted into a shell.
+#[derive(Clone, Debug)]
+pub(crate) struct CommandText {
+    /// What it does.
+    pub(crate) what: String,
+    pub(crate) line: String,
 }
 
 /// A message of the checker.

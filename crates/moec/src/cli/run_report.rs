@@ -10,7 +10,9 @@ use crate::cli::{downloads, routing_evidence, run_text, shell};
 use crate::diagnosis::{Diagnosis, Evidence, diagnose};
 use crate::locate::Located;
 use crate::pipeline::{self, CompileOptions, Compiled};
-use crate::report::{Choice, Finding, KernelTime, RoutedLayer, RoutedText, Routes, RunReport, WarningText};
+use crate::report::{
+    Choice, CommandText, Finding, KernelTime, RoutedLayer, RoutedText, Routes, RunReport, WarningText,
+};
 use crate::run::kept_source;
 use crate::{Device, Error, Function, Request, Run, Spec};
 use moec_model::{Mode, Registry};
@@ -268,7 +270,7 @@ impl Subject {
         facts
     }
 
-    fn commands(&self) -> Vec<(String, String)> {
+    fn commands(&self) -> Vec<CommandText> {
         let (root, spec) = (shell::path(&self.root), shell::path(&self.root.join("spec.moe")));
         let model = self.request.model.as_ref().map(|m| format!(" --model {}", shell::word(m))).unwrap_or_default();
         let set: String = self.request.set.iter().map(|s| format!(" -s {}", shell::word(s))).collect();
@@ -277,7 +279,7 @@ impl Subject {
             true => "train it again, to the same bytes",
             false => "train it again, to the same bytes; the imported files must lie beside the spec",
         };
-        let command = |what: &str, command: String| (what.to_string(), command);
+        let command = |what: &str, line: String| CommandText { what: what.to_string(), line };
         vec![
             command(again, format!("moec train {spec}{model} --data {data}{set} --out NEW")),
             command(

@@ -1,7 +1,7 @@
 //! How routers spread the tokens: a map of experts over evaluations for every layer, and the balance panel.
 
 use crate::report::curves::as_evaluation;
-use crate::report::html::html;
+use crate::report::html::{html, ticked};
 use crate::report::palette::{LOADS, load_class};
 use crate::report::{Report, RunReport};
 use moec_runtime::{Evaluation, LayerBalance};
@@ -210,7 +210,8 @@ fn meanings(report: &Report, out: &mut String) {
     for column in &report.columns {
         html!(out, "<dt>{}</dt><dd>{}.", column.name, column.summary);
         if !column.text.is_empty() {
-            html!(out, " {}", column.text);
+            out.push(' ');
+            ticked(column.text, out);
         }
         out.push_str("</dd>\n");
     }

@@ -46,6 +46,16 @@ impl Write for Escaping<'_, '_> {
     }
 }
 
+/// Appends a text with `code` in it.
+pub(super) fn ticked(text: &str, out: &mut String) {
+    for (i, part) in text.split('`').enumerate() {
+        match i % 2 {
+            0 => html!(out, "{}", part),
+            _ => html!(out, "<code>{}</code>", part),
+        }
+    }
+}
+
 /// A character in a table, where it must be seen: `␣` for a blank, `↵` for a line break, a number for what nobody sees.
 pub(super) fn visible(c: char) -> String {
     match c {
@@ -88,6 +98,13 @@ mod tests {
         let mut out = String::new();
         html!(&mut out, "{}", "a\0b\x1b[31m\u{202e}c\u{85}\n\t");
         assert_eq!(out, "a␀b␛[31m\u{fffd}c\u{fffd}\n\t");
+    }
+
+    #[test]
+    fn code_in_a_text_is_set_as_code() {
+        let mut out = String::new();
+        ticked("raise `a<b>` to 2", &mut out);
+        assert_eq!(out, "raise <code>a&lt;b&gt;</code> to 2");
     }
 
     #[test]

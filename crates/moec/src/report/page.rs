@@ -1,7 +1,7 @@
 //! The page as a whole: head, overview, and the sections in the order in which one reads them.
 
-use crate::report::html::html;
-use crate::report::{Report, RunReport, SIGNATURE, curves, heat, palette, text};
+use crate::report::html::{html, ticked};
+use crate::report::{CommandText, Report, RunReport, SIGNATURE, curves, heat, palette, text};
 use moec_runtime::Metric;
 
 const STYLE: &str = include_str!("style.css");
@@ -136,16 +136,6 @@ fn findings(report: &Report, out: &mut String) {
     out.push_str("</section>\n");
 }
 
-/// A sentence with `code` in it.
-fn ticked(text: &str, out: &mut String) {
-    for (i, part) in text.split('`').enumerate() {
-        match i % 2 {
-            0 => html!(out, "{}", part),
-            _ => html!(out, "<code>{}</code>", part),
-        }
-    }
-}
-
 /// Specs, facts, samples, kernels and commands of the runs.
 fn runs(report: &Report, out: &mut String) {
     out.push_str("<section id=\"runs\">\n<h2>Specs and commands</h2>\n<div class=\"sides\">\n");
@@ -165,8 +155,8 @@ fn runs(report: &Report, out: &mut String) {
         if !run.commands.is_empty() {
             heading(report, "Commands", out);
             out.push_str("<dl>\n");
-            for (command, what) in &run.commands {
-                html!(out, "<dt>{}</dt><dd><pre>{}</pre></dd>\n", what, command);
+            for CommandText { what, line } in &run.commands {
+                html!(out, "<dt>{}</dt><dd><pre>{}</pre></dd>\n", what, line);
             }
             out.push_str("</dl>\n");
         }

@@ -69,7 +69,7 @@ fn run(path: &str, steps: u64, layers: usize, experts: usize, text: &str) -> Run
         facts: vec![("data".to_string(), "synthetic".to_string())],
         kernels: vec![KernelTime { phase: "forward".into(), kernel: "matmul".into(), launches: 3, ms: 1.5 }],
         sample: Some(("step-00000010.txt".to_string(), "To be".to_string())),
-        commands: vec![("sample".to_string(), "moec sample run".to_string())],
+        commands: vec![CommandText { what: "write text".into(), line: "moec sample run".into() }],
         ..RunReport::default()
     }
 }
@@ -163,6 +163,7 @@ fn a_page_is_well_formed_and_fetches_nothing() {
     ] {
         assert!(text.contains(part), "{part}");
     }
+    assert!(page.contains("<dt>write text</dt><dd><pre>moec sample run</pre></dd>"));
     assert!(page.contains("title=\"0: 0.75, 1: 0.25\">T</b>"), "hovering needs no script");
     assert!(
         page.contains("default-src 'none'")
@@ -219,7 +220,7 @@ fn nothing_of_a_user_is_read_as_html() {
         facts: vec![(hostile(), hostile())],
         kernels: vec![KernelTime { phase: hostile(), kernel: hostile(), launches: 1, ms: 1.0 }],
         sample: Some((hostile(), hostile())),
-        commands: vec![(hostile(), hostile())],
+        commands: vec![CommandText { what: hostile(), line: hostile() }],
         ..run
     };
     let other = RunReport { routes: Routes::Unknown(hostile()), identity: "other".into(), ..run.clone() };
