@@ -16,27 +16,7 @@ const ROWS: usize = 25;
 pub(super) fn section(report: &Report, out: &mut String) {
     out.push_str("<section id=\"loss\">\n<h2>Loss</h2>\n");
     let groups = report.groups();
-    let mut curves = Vec::new();
-    for (g, runs) in groups.iter().enumerate() {
-        let colour = palette::line(g);
-        let batches = thinned(runs.iter().flat_map(|r| steps(&report.runs[*r].metrics)));
-        let colour = || colour.clone();
-        curves.push(Curve { colour: colour(), stroke: Stroke::Faint, points: batches, band: Vec::new(), end: None });
-        let of =
-            |of: fn(&Evaluation) -> Option<f64>| spread(runs.iter().map(|r| evaluations(&report.runs[*r].metrics, of)));
-        let (points, _) = of(|e| Some(e.train_loss_nats));
-        let (validation, validation_band) = of(|e| e.validation_loss_nats);
-        let end = (groups.len() > 1).then(|| letter(g));
-        let held_out = !validation.is_empty();
-        curves.push(Curve {
-            colour: colour(),
-            stroke: Stroke::Dashed,
-            points,
-            band: Vec::new(),
-            end: end.clone().filter(|_| !held_out),
-        });
-        curves.push(Curve { colour: colour(), stroke: Stroke::Solid, points: validation, band: validation_band, end });
-    }
+    let curves: Vec<Curve> = groups.iter().enumerate().flat_map(|(g, runs)| of_group(report, g, runs)).collect();
     if curves.iter().all(|c| c.points.is_empty()) {
         out.push_str("<p>No step has been reported yet.</p>\n</section>\n");
         return;
@@ -44,9 +24,39 @@ pub(super) fn section(report: &Report, out: &mut String) {
     let description =
         format!("Loss over steps of {}.", report.runs.iter().map(|r| r.path.as_str()).collect::<Vec<_>>().join(", "));
     Plot { curves, description, unit: "nats per character" }.draw(out);
+    out.push_str("<p class=\"readout\" hidden>&#160;</p>\n");
     legend(report, &groups, out);
     table(report, out);
     out.push_str("</section>\n");
+}
+
+/// The batches, the training and the held-out text of runs that differ only in their seeds.
+fn of_group(report: &Report, group: usize, runs: &[usize]) -> [Curve; 3] {
+    let is_one = report.groups().len() == 1;
+    let metrics = || runs.iter().map(|r| &report.runs[*r].metrics);
+    let of = |of: fn(&Evaluation) -> Option<f64>| spread(metrics().map(|m| evaluations(m, of)));
+    let curve = |name: &str, stroke, (points, band): Spread| Curve {
+        name: if is_one { name.to_string() } else { format!("{name} {}", letter(group)) },
+        colour: palette::line(group),
+        stroke,
+        points,
+        band,
+        end: None,
+    };
+    let batches = thinned(metrics().flat_map(|m| steps(m)));
+    let (training, _) = of(|e| Some(e.train_loss_nats));
+    let mut curves = [
+        curve("loss", Stroke::Faint, (batches, Vec::new())),
+        curve("train", Stroke::Dashed, (training, Vec::new())),
+        curve("val", Stroke::Solid, of(|e| e.validation_loss_nats)),
+    ];
+    // Its letter stands at the last curve that there is.
+    if let Some(last) = curves.iter_mut().rev().find(|c| !c.points.is_empty())
+        && !is_one
+    {
+        last.end = Some(letter(group));
+    }
+    curves
 }
 
 /// What the lines are.

@@ -33,6 +33,8 @@ impl Stroke {
 
 /// A curve, with a band around it where it is the mean of several.
 pub(super) struct Curve {
+    /// What it is, in the line that says what is under the pointer.
+    pub(super) name: String,
     /// The class that gives it its colour.
     pub(super) colour: String,
     pub(super) stroke: Stroke,
@@ -63,10 +65,11 @@ impl Plot {
         let place = Place { last: last.max(1.0), range };
         html!(
             out,
-            "<figure class=\"plot\"><div class=\"area\">\n<svg viewBox=\"0 0 {} {}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">\n",
+            "<figure class=\"plot\"><div class=\"area\">\n<svg viewBox=\"0 0 {} {}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\" data-last=\"{}\">\n",
             SIZE.0,
             SIZE.1,
-            self.description
+            self.description,
+            place.last
         );
         let (across, along) = (ticks(range.0, range.1, 6), ticks(0.0, place.last, 7));
         for y in &across {
@@ -78,7 +81,15 @@ impl Plot {
             }
         }
         for curve in &self.curves {
-            html!(out, "<path class=\"curve {}\" d=\"{}\" ", curve.colour, place.line(&curve.points));
+            let points: Vec<String> = curve.points.iter().map(|(x, y)| format!("{x:.0},{y:.3}")).collect();
+            html!(
+                out,
+                "<path class=\"curve {}\" data-name=\"{}\" data-points=\"{}\" d=\"{}\" ",
+                curve.colour,
+                curve.name,
+                points.join(" "),
+                place.line(&curve.points)
+            );
             let is_dot = curve.points.len() == 1;
             out.push_str(if is_dot { "stroke-width=\"9\"" } else { curve.stroke.attributes() });
             out.push_str("/>\n");
@@ -227,6 +238,7 @@ mod tests {
     #[test]
     fn words_at_the_ends_are_moved_apart() {
         let curve = |end: &str, y| Curve {
+            name: "val".to_string(),
             colour: "g0".to_string(),
             stroke: Stroke::Solid,
             points: vec![(0.0, 3.0), (10.0, y)],

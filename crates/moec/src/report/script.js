@@ -11,10 +11,27 @@
 
   // A line that says what is under the pointer, where a section has one.
   const say = (within, text) => {
-    const line = within.closest("#load, #text").querySelector(".readout");
+    const line = within.closest("#loss, #load, #text").querySelector(".readout");
     line.hidden = false;
     line.textContent = text || "\u00a0";
   };
+
+  // Losses at the step under the pointer.
+  for (const plot of all("svg[data-last]")) {
+    const curves = all("path[data-points]", plot).filter((path) => path.dataset.points).map((path) => ({
+      name: path.dataset.name,
+      points: path.dataset.points.split(" ").map((point) => point.split(",").map(Number)),
+    })).reverse();
+    plot.addEventListener("pointermove", (event) => {
+      const box = plot.getBoundingClientRect();
+      const step = ((event.clientX - box.left) / box.width) * plot.dataset.last;
+      const nearest = (points) => points.reduce((a, b) => (Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a));
+      say(plot, curves.map((curve) => {
+        const [at, loss] = nearest(curve.points);
+        return curve.name + " " + loss.toFixed(3) + " at " + at;
+      }).join(",  "));
+    });
+  }
 
   // Loads of the cell under the pointer.
   for (const map of all("svg[data-rows]")) {
