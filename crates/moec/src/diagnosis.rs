@@ -27,8 +27,10 @@ const MANY_DROPPED: f64 = 0.03;
 /// `balance` of a layer whose balance loss has no effect, at least.
 const UNBALANCED: f64 = 1.5;
 
-/// Share of what is minimised that balance losses make where they are too strong.
+/// Share of what is minimised that balance losses make where they are too strong, all together and those of a layer: those
+/// of many layers add up to much, and are still weak in each.
 const TOO_STRONG: f64 = 0.2;
+const TOO_STRONG_EACH: f64 = 0.02;
 
 /// Part of the largest entropy below which one expert has all the weight.
 const ONE_HAS_ALL: f64 = 0.05;
@@ -432,7 +434,7 @@ fn too_strong(layers: &[MoeLayerInfo], steps: &[&TrainMetric]) -> Option<Diagnos
         .filter(|s| s.is_finite())
         .collect();
     let share = shares.iter().sum::<f64>() / shares.len().max(1) as f64;
-    if balanced.is_empty() || share <= TOO_STRONG {
+    if balanced.is_empty() || share <= TOO_STRONG || share <= TOO_STRONG_EACH * balanced.len() as f64 {
         return None;
     }
     let strongest = balanced.iter().flat_map(|l| &l.losses).max_by(|a, b| a.1.total_cmp(&b.1))?;

@@ -154,9 +154,9 @@ and the expert that it is about: run,step,name,layer,expert,value. A run that st
   moec report runs/compare/top2/seed-* -o seeds.html
   moec report runs/shakespeare --text 'To be, or not to be'
 
-The file needs nothing beside it: no network, and no script to be read. Runs that differ only in their seeds share a curve
-with a band. Nothing is downloaded: where the training text is not at hand, the last sample is coloured by expert. A report
-that is there is replaced; any other file is not.")]
+The file needs nothing beside it: no network, and no script to be read. Runs that differ only in
+their seeds share a curve with a band. Nothing is downloaded: where the training text is not at hand,
+the last sample is coloured by expert. A report that is there is replaced; any other file is not.")]
     Report(ReportArgs),
     /// Check the gradient of every parameter by central differences in 64 bits, with the routes frozen.
     #[command(after_help = "Examples:
@@ -754,7 +754,7 @@ pub(crate) struct RouteArgs {
 /// `moec report`
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// The run folders. A checkpoint of a run stands for the run as it was then, in all but its curves.
+    /// The run folders. A checkpoint stands for its run, with the routes that its model takes.
     #[arg(required = true, value_name = "RUN")]
     pub(crate) runs: Vec<PathBuf>,
 

@@ -186,6 +186,11 @@ fn balance_losses_that_weigh_much_are_told() {
     assert_eq!(found[0].fault, Fault::BalanceTooStrong);
     assert!(found[0].seen.contains("33 %") && found[0].cure.contains("`switch(weight: 0.1)`"), "{found:?}");
     assert_eq!(subject.faults(&[step(10, 2.0, 3.0), step(20, 2.0, 2.1), even]), []);
+    // Small weights of many layers add up.
+    let layers: Vec<MoeLayerInfo> =
+        (0..48).map(|i| MoeLayerInfo { path: format!("moe_{i}"), ..subject.layers[0].clone() }).collect();
+    let metrics = [step(10, 2.0, 2.6)];
+    assert_eq!(diagnose(&Evidence { layers: &layers, metrics: &metrics, ..Evidence::default() }), []);
 }
 
 #[test]

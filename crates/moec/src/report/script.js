@@ -109,6 +109,7 @@
       const to = characters.indexOf(event.target);
       if (to >= 0) go(to);
     });
+    text.addEventListener("focus", () => say(text, "← and → go through the text"));
     text.addEventListener("blur", () => {
       if (at >= 0) characters[at].classList.remove("cur");
       at = -1;
