@@ -49,7 +49,11 @@ pub(crate) fn run(
     let columns = COLUMNS.iter().map(|c| ColumnText { name: c.name, summary: c.summary, text: c.text }).collect();
     let report = Report { version: env!("CARGO_PKG_VERSION"), runs, columns };
     let html = report.html();
-    output.write(&html)?;
+    match output.plain_file() {
+        // An interrupted write leaves the report that was there.
+        Ok(file) if file.exists() => output::replace(file, &html)?,
+        _ => output.write(&html)?,
+    }
     let found = report.runs.iter().map(|run| run.diagnoses.len()).sum::<usize>();
     let found = match found {
         0 => String::new(),
