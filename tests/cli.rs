@@ -855,9 +855,133 @@ fn routes_are_recorded_compared_and_replayed() {
     let replayed = expect(&[&["route", "--replay", &edited][..], &on].concat(), 1).out;
     assert!(replayed.contains("DIFFER"), "{replayed}");
     expect(&["route", &run, "--replay", &lab.data], 3);
-    expect(&["route", &run], 2);
+    expect(&["route"], 2);
     expect(&["route", &run, "--text", "Ω"], 2);
     expect(&["route", &run, "--text", "a", "--checkpoint", "7"], 3);
+}
+
+#[test]
+fn routes_are_shown_as_a_text_with_a_legend() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    let on = ["--device", "interpreter"];
+    lab.train(&run, &on, 0);
+    let route = |more: &[&str], code| expect(&[&["route", &run][..], &on, more].concat(), code);
+    let said = ["--text", "the lazy fox"];
+
+    // Into a pipe go lines, as --format says; of the run's own text only with something that is about a view.
+    let lines = route(&said, 0).out;
+    assert!(lines.starts_with("{\"kind\":\"run\"") && route(&[&said[..], &["--json"]].concat(), 0).out == lines);
+    let own = route(&["-n", "5"], 0);
+    assert!(own.out.starts_with("{\"kind\"") && own.err.contains("the first 5 of 180 characters of the held-out part"));
+
+    // The letters are what the lines say.
+    let letters = |layer: &str, slot: usize| -> String {
+        let routes = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let routes = routes.filter(|l| l["kind"] == "route" && l["layer"] == layer);
+        let expert = |route: serde_json::Value| {
+            let weights: Vec<f64> = route["weights"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).collect();
+            let first = usize::from(weights[1] > weights[0]);
+            route["experts"][if slot == 1 { first } else { 1 - first }].as_u64().unwrap().to_string()
+        };
+        routes.map(expert).collect()
+    };
+    for (layer, slot) in [("blocks.0.moe", 1), ("blocks.1.moe", 1), ("blocks.1.moe", 2)] {
+        let text = route(&[&said[..], &["--layer", layer, "--slot", &slot.to_string()]].concat(), 0).out;
+        let rows: Vec<&str> = text.lines().skip_while(|l| !l.starts_with("the lazy fox")).collect();
+        let expected = letters(layer, slot);
+        assert_eq!((rows[0], rows[1]), ("the lazy fox", expected.as_str()), "{text}");
+        let share = 100.0 * expected.matches('2').count() as f64 / 12.0;
+        assert!(text.contains(layer) && text.contains(&format!("2 expert 2 {share:>5.1} %")), "{text}");
+    }
+    // The last layer, if nothing is said; numbers are those of the list.
+    let view = route(&[&said[..], &["--format", "text"]].concat(), 0).out;
+    assert_eq!(view, route(&[&said[..], &["--layer", "1"]].concat(), 0).out);
+    assert!(!view.contains('\u{1b}'));
+    // Colours where they are asked for, and never in a file.
+    let coloured = route(&[&said[..], &["--format", "text", "--color", "always"]].concat(), 0).out;
+    assert!(coloured.contains("\u{1b}[30;48;5;"), "{coloured}");
+    let file = lab.at("view.txt");
+    route(&[&said[..], &["--format", "text", "--color", "always", "-o", &file]].concat(), 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), view);
+
+    // Other texts.
+    let from = |input: &str, more: &[&str]| {
+        let given = [&["route", &run, "--data", "-", "--format", "text"][..], &on, more].concat();
+        let output = moec().args(given).write_stdin(input).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    assert!(from("lazy dog", &[]).1.starts_with("8 characters of standard input\n"));
+    assert!(from("lazy dog", &["-n", "4"]).1.contains("\nlazy\n"));
+    assert_eq!((from("", &[]).0, from("Ω", &[]).0), (Some(3), Some(3)));
+    let whole = route(&["--data", &lab.data, "--format", "text"], 0).out;
+    assert!(whole.starts_with("the first 1,000 of 1,800 characters of "), "{whole}");
+    assert!(
+        route(&["--split", "train", "--format", "text"], 0).out.replace('\n', " ").contains("the training part of ")
+    );
+
+    // What cannot be shown.
+    let wrong = route(&[&said[..], &["--layer", "blocks.1.mo"]].concat(), 2).err;
+    assert!(
+        wrong.contains("did you mean blocks.1.moe?") && wrong.contains("0 blocks.0.moe, 1 blocks.1.moe"),
+        "{wrong}"
+    );
+    assert!(route(&[&said[..], &["--layer", "2"]].concat(), 2).err.contains("no layer 2"));
+    assert!(route(&[&said[..], &["--slot", "3"]].concat(), 2).err.contains("the most is 2"));
+    for more in [["--format", "lines", "--slot", "1"], ["--format", "text", "--json", "--seed=1"]] {
+        route(&[&said[..], &more].concat(), 2);
+    }
+}
+
+#[test]
+fn characters_are_counted_by_expert() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    let on = ["--device", "interpreter"];
+    lab.train(&run, &on, 0);
+    let count = |more: &[&str]| {
+        let table = ["route", &run, "--by", "character", "--data", &lab.data, "-n", "360"];
+        expect(&[&table[..], &on, more].concat(), 0).out
+    };
+    let json: serde_json::Value = serde_json::from_str(&count(&["--json"])).unwrap();
+    assert_eq!((&json["schema"], &json["characters"]), (&"moec.route.characters/1".into(), &360.into()));
+    let layers = json["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 2);
+    for layer in layers {
+        assert_eq!(layer["choices"], 720, "two for each character");
+        let list = |of: &str| layer[of].as_array().unwrap().clone();
+        let whole = |value: &serde_json::Value| value.as_u64().unwrap();
+        for character in list("characters") {
+            let counts: Vec<u64> = character["counts"].as_array().unwrap().iter().map(whole).collect();
+            assert_eq!(counts.iter().sum::<u64>(), whole(&character["choices"]));
+            assert_eq!(whole(&character["choices"]), 2 * whole(&character["occurrences"]));
+            let entropy = character["entropy_nats"].as_f64().unwrap();
+            assert!(entropy >= 2f64.ln() - 1e-9 && entropy <= 3f64.ln() + 1e-9, "two of three experts: {entropy}");
+        }
+        assert_eq!(list("experts").iter().map(|e| whole(&e["choices"])).sum::<u64>(), 720);
+        for expert in list("experts") {
+            let pairs = expert["characters"].as_array().unwrap().clone();
+            let shares: f64 = pairs.iter().map(|p| p["share_of_expert"].as_f64().unwrap()).sum();
+            assert!(pairs.is_empty() || (shares - 1.0).abs() < 1e-9, "{shares}");
+            for pair in &pairs {
+                let of_text = list("characters").iter().find(|c| c["character"] == pair["character"]).unwrap().clone();
+                let [count, all, choices] = [&pair["count"], &of_text["choices"], &expert["choices"]].map(whole);
+                let lift = count as f64 * 720.0 / (all as f64 * choices as f64);
+                assert!((pair["lift"].as_f64().unwrap() - lift).abs() < 1e-9);
+                assert!(pair["share_of_character"].as_f64().unwrap() <= 1.0);
+            }
+        }
+    }
+    let table = count(&[]);
+    assert!(table.starts_with("the first 360 of 1,800 characters of "), "{table}");
+    assert_eq!(table.matches("expert     load  char").count(), 2, "{table}");
+    let one = count(&["--layer", "0", "--slot", "1", "--top", "2"]);
+    assert!(one.contains("blocks.0.moe (layer 0), noisy_top_k: 360 choices") && !one.contains("blocks.1"), "{one}");
+    expect(&["route", &run, "--by", "character", "--format", "text"], 2);
+    expect(&["route", &run, "--top", "2"], 2);
 }
 
 #[allow(dead_code, reason = "its `main` is for running it as an example")]

@@ -13,7 +13,7 @@ mod output;
 mod progress;
 mod reference;
 mod remarks;
-mod routing_record;
+mod routing;
 mod run_text;
 mod shell;
 mod signals;

@@ -127,14 +127,18 @@ than its products at the one plus the optimiser's traffic at the other. Nothing 
   moec eval runs/tiny --split val
   moec eval runs/tiny --data other.txt --split all --json")]
     Eval(EvalArgs),
-    /// Write which character a model sends to which experts, in which layer and with which weight.
+    /// Show which character a model sends to which experts, in which layer and with which weight.
     #[command(after_help = "Examples:
+  moec route runs/tiny                                a text it was not trained on, coloured by expert
+  moec route runs/tiny --data poem.txt --layer 0      a file, in the first layer; `-` is standard input
+  moec route runs/tiny --by character                 which characters each expert gets, beside what chance would give
   moec route runs/tiny --text 'To be, or not to be' > routes.jsonl
   moec route runs/tiny --text 'To be, or not to be' --checkpoint 100 -o early.jsonl
   moec route --diff early.jsonl routes.jsonl
   moec route --replay early.jsonl --device interpreter
 
-One JSON object a line: the run, then per window of the context what replays it (choices, noise, logits), then per layer
+On a terminal the text is coloured by the expert with the largest weight in the last layer. Into a pipe or a file (or with
+--format lines) go JSON lines, an object each: the run, then per window of the context what replays it (choices, noise, logits), then per layer
 and character the experts with their weights. Logits that a replay does not reproduce are exit code 1.")]
     Route(RouteArgs),
     /// Check the gradient of every parameter by central differences in 64 bits, with the routes frozen.
@@ -644,6 +648,22 @@ pub(crate) struct EvalArgs {
     pub(crate) device: Device,
 }
 
+/// How the routes of a text are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouteFormat {
+    /// The text with the expert of each character in one layer: as its colour, or without colours as a letter below it.
+    Text,
+    /// JSON lines with everything, to be compared and replayed.
+    Lines,
+}
+
+/// What routes are counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouteBy {
+    /// By character.
+    Character,
+}
+
 /// `moec route`
 #[derive(Debug, Args)]
 pub(crate) struct RouteArgs {
@@ -653,13 +673,42 @@ pub(crate) struct RouteArgs {
 
     /// The text that is routed, in windows of the model's context; the last one is filled up with the first character
     /// of the vocabulary, which no router that is causal can see.
-    #[arg(
-        long,
-        required_unless_present_any = ["diff", "replay"],
-        conflicts_with_all = ["diff", "replay"],
-        allow_hyphen_values = true
-    )]
+    #[arg(long, conflicts_with_all = ["diff", "replay"], allow_hyphen_values = true)]
     pub(crate) text: Option<String>,
+
+    /// Route a text file, a known data set, `synthetic`, or `-` for standard input [default: the run's own text].
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "diff", "replay"], allow_hyphen_values = true)]
+    pub(crate) data: Option<String>,
+
+    /// Which part of it [default: all of --data; of the run's own text what it was not trained on].
+    #[arg(long, value_enum, conflicts_with_all = ["text", "diff", "replay"])]
+    pub(crate) split: Option<SplitName>,
+
+    /// At most this many characters, from the beginning [default: all of --text and standard input; of others 1000, for a
+    /// table 20000].
+    #[arg(short = 'n', long, value_name = "N", conflicts_with_all = ["diff", "replay"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) length: Option<u64>,
+
+    /// What is written [default: text on a terminal, lines into a pipe or file].
+    #[arg(long, value_enum, conflicts_with_all = ["by", "diff", "replay"])]
+    pub(crate) format: Option<RouteFormat>,
+
+    /// Count instead which characters go to which experts: a table with shares, and the lift over chance.
+    #[arg(long, value_enum, conflicts_with_all = ["diff", "replay"])]
+    pub(crate) by: Option<RouteBy>,
+
+    /// The layer that is shown, by its number among those that route, from 0, or its path [default: the last; in the table
+    /// all].
+    #[arg(long, value_name = "LAYER", conflicts_with_all = ["diff", "replay"])]
+    pub(crate) layer: Option<String>,
+
+    /// Show the expert with the K-th largest weight [default: 1; in the table all].
+    #[arg(long, value_name = "K", conflicts_with_all = ["diff", "replay"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) slot: Option<u64>,
+
+    /// Characters of each expert in the table; --json has all.
+    #[arg(long, value_name = "N", requires = "by", default_value_t = 5)]
+    pub(crate) top: usize,
 
     /// The checkpoint of this step [default: the newest].
     #[arg(long, value_name = "STEP", conflicts_with_all = ["diff", "replay"])]
@@ -681,7 +730,7 @@ pub(crate) struct RouteArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["diff", "replay"])]
     pub(crate) output: Option<PathBuf>,
 
-    /// Print the result of --diff or --replay as JSON; a record is always JSON lines.
+    /// Print the table, or the result of --diff or --replay, as JSON; a record is always JSON lines.
     #[arg(long)]
     pub(crate) json: bool,
 
