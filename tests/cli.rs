@@ -453,7 +453,7 @@ fn products_of_bfloat16_numbers_are_asked_for_and_kept_by_a_run() {
     let told = lab.train(&bf16, &["--precision", "bf16"], 0).err;
     // Processors with the instruction have nothing to say.
     let says = |what: &str| told.contains(what);
-    assert!(!says("bf16") || says("precision bf16 will not be faster here than f32"), "{told}");
+    assert!(!says("precision bf16") || says("precision bf16 will not be faster here than f32"), "{told}");
     lab.train(&again, &["-s", "train.precision=bf16"], 0);
     assert!(lab.files(&plain, 12) != lab.files(&bf16, 12), "the precision changes nothing");
     assert!(lab.files(&bf16, 12) == lab.files(&again, 12), "the flag is not the setting");
@@ -569,6 +569,99 @@ fn damaged_and_foreign_checkpoints_are_refused() {
     fs::write(&spec, SMALL.replace("3 * mlp", "4 * mlp")).unwrap();
     expect(&["sample", &run], 3);
     expect(&["sample", &lab.at("nowhere")], 3);
+}
+
+#[test]
+fn a_run_goes_on_by_its_name_alone() {
+    let lab = Lab::new();
+    let project = lab.folder.path().join("my project");
+    fs::create_dir(&project).unwrap();
+    let noisy =
+        SMALL.replace("model small", "model other { context 4 vocab characters embed(width: 2) unembed }\nmodel small");
+    text(&project.join("two.moe"), noisy);
+    let words = fs::read_to_string(&lab.data).unwrap();
+    text(&project.join("words.txt"), words);
+    let train = |more: &[&str], code| expect_in(&project, &[&["train"][..], more].concat(), code);
+    let begun = [
+        "two.moe",
+        "--model",
+        "small",
+        "--data",
+        "words.txt",
+        "--seed",
+        "5",
+        "-s",
+        "width=8",
+        "--device",
+        "interpreter",
+    ];
+    train(&[&begun[..], &["--steps", "12", "--sample", "0", "--out", "whole"]].concat(), 0);
+
+    // With everything that it was begun with: model, overrides, text, seed and device.
+    train(&[&begun[..], &["--steps", "6", "--sample", "0"]].concat(), 0);
+    assert!(fs::read_to_string(project.join("runs/small/resolved.yaml")).unwrap().contains("device: interpreter"));
+    let told = train(&["--resume", "runs/latest", "--steps", "12", "--sample", "0"], 0).err;
+    assert!(told.contains("on interpreter") && told.contains("into runs/small\n"), "{told}");
+    let at = |run: &str| lab.files(&project.join(run).display().to_string(), 12);
+    assert!(at("whole") == at("runs/small"), "a resumed run differs from one that was not stopped");
+    // The other ways to say it.
+    for more in [
+        &["--resume", "runs/small"][..],
+        &["runs/small", "--resume"],
+        &["--resume", "--out", "runs/small"],
+        &["two.moe", "--resume", "runs/small"],
+        &["--out", "runs/small", "--resume", "two.moe"],
+        &["--resume", "runs/small", "--out", "runs/small"],
+    ] {
+        assert!(train(more, 0).err.contains("has made its 12 steps"), "{more:?}");
+    }
+    let moved = train(&["--resume", "runs/small", "--device", "cpu", "--steps", "13", "--sample", "0"], 0).err;
+    assert!(moved.contains("from here on train.steps=13, --device cpu, noted in "), "{moved}");
+    assert!(fs::read_to_string(project.join("runs/small/resolved.yaml")).unwrap().contains("device: cpu"));
+    assert!(train(&["--resume", "runs/small", "--out", "elsewhere"], 2).err.contains("leave out --out"));
+    assert!(train(&["two.moe", "--resume"], 2).err.contains("moec train --resume RUN"));
+    assert!(train(&["--resume", "runs/nothing"], 3).err.contains("runs/nothing"));
+    assert!(train(&[], 2).err.contains("<SPEC>"));
+
+    // The command that is printed can be pasted.
+    let ran = train(&[&begun[..], &["--steps", "9", "--sample", "0", "-s", "train.optimizer.lr=1e30"]].concat(), 5).err;
+    assert!(ran.contains("two.moe --resume runs/small-2 --device interpreter --sample 0"), "{ran}");
+}
+
+#[test]
+fn latest_is_the_run_that_was_trained_last() {
+    let lab = Lab::new();
+    let folder = lab.folder.path();
+    let train = |more: &[&str]| {
+        let spec = ["train", "small.moe", "--data", "text.txt", "--steps", "1"];
+        expect_in(folder, &[&spec[..], &QUICK, more].concat(), 0)
+    };
+    let sampled = || {
+        let sample = ["sample", "runs/latest", "-n", "5", "--device", "interpreter"];
+        expect_in(folder, &sample, 0).out
+    };
+    train(&[]);
+    let first = sampled();
+    train(&["--seed", "9", "--out", "runs/second"]);
+    assert_ne!(sampled(), first);
+    let at = ["sample", "runs/second/checkpoints/step-00000001", "-n", "5", "--device", "interpreter"];
+    assert_eq!(expect_in(folder, &at, 0).out, sampled());
+    let record = ["route", "runs/latest", "--text", "the", "--checkpoint", "1", "--device", "interpreter"];
+    assert!(expect_in(folder, &record, 0).out.contains("\"run\":\"runs/second\""));
+    // Whichever was trained last, also if it was begun before.
+    expect_in(folder, &["train", "--resume", "runs/small", "--steps", "2", "--sample", "0"], 0);
+    assert!(expect_in(folder, &record, 0).out.contains("\"run\":\"runs/small\""));
+    // Where the system has no links, a text file.
+    fs::remove_file(folder.join("runs/latest")).unwrap();
+    text(&folder.join("runs/latest"), "moec run: second\n");
+    assert_eq!(expect_in(folder, &at, 0).out, sampled());
+    // In other folders nothing is added, and what is the user's stays.
+    train(&["--out", "mine/run"]);
+    assert!(!folder.join("mine/latest").exists());
+    text(&folder.join("runs/latest"), "notes");
+    let told = train(&["--out", "runs/third"]).err;
+    assert!(told.contains("runs/latest is no link of moec, so it stays as it is"), "{told}");
+    assert_eq!(fs::read_to_string(folder.join("runs/latest")).unwrap(), "notes");
 }
 
 #[cfg(unix)]
@@ -1526,7 +1619,7 @@ fn what_a_diverged_run_advises_leads_on() {
         "SPEC" => lab.spec.as_str(),
         word => word,
     });
-    let words: Vec<&str> = words.chain(["--sample", "0", "--steps", "8"]).collect();
+    let words: Vec<&str> = words.chain(["--steps", "8"]).collect();
     expect(&words, 0);
     assert_eq!(lab.files(&run, 8).len(), 3);
 }

@@ -107,6 +107,7 @@ impl Spec {
             set: self.set.clone(),
             data: data.name().to_string(),
             data_sha256: Some(data.sha256().to_string()),
+            device: None,
             imports: imported(&self.source),
         }
     }

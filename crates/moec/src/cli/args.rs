@@ -93,8 +93,12 @@ A file that is there is never replaced.")]
     #[command(after_help = "Examples:
   moec train specs/tiny.moe
   moec train specs/noisy_top2.moe --data tinyshakespeare --steps 5000 --out runs/shakespeare
-  moec train specs/noisy_top2.moe --out runs/shakespeare --resume
-  moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64")]
+  moec train --resume runs/shakespeare
+  moec train --resume runs/latest --steps 10000
+  moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64
+
+In a folder `runs`, `latest` is a link to the run that was trained last; every command that takes a run takes it. Anything of
+that name that is no such link is left alone.")]
     Train(TrainArgs),
     /// Train several models on equal budgets and print a table of what they reach.
     #[command(after_help = "Examples:
@@ -415,12 +419,32 @@ impl ValueEnum for Device {
     }
 }
 
+/// Which model of which file; none to continue a run, which keeps its own.
+#[derive(Debug, Args)]
+pub(crate) struct TrainSpecArgs {
+    /// The `.moe` file; not needed with --resume, because a run keeps its own.
+    #[arg(required_unless_present = "resume")]
+    pub(crate) spec: Option<PathBuf>,
+
+    /// Which model of the file, if it has several.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+
+    /// Override a value of the file: `-s train.steps=200`, `-s width=64` (a `let` of the model). Repeatable.
+    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// How messages about the file are printed.
+    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
+    pub(crate) message_format: MessageFormat,
+}
+
 /// `moec train`
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     /// The file.
     #[command(flatten)]
-    pub(crate) spec: SpecArgs,
+    pub(crate) spec: TrainSpecArgs,
 
     /// How products are computed.
     #[command(flatten)]
@@ -443,15 +467,15 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "RUN")]
     pub(crate) out: Option<PathBuf>,
 
-    /// Where to run.
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    pub(crate) device: Device,
+    /// Where to run [default: cpu; of a run that is continued, where it ran].
+    #[arg(long, value_enum)]
+    pub(crate) device: Option<Device>,
 
-    /// Continue the run in --out from its last checkpoint, to the same bits as if it had never stopped. What -s changes of
-    /// the optimizer's settings, schedule, clip, steps, evaluate, checkpoint and log holds from there on; --data may say
-    /// where the same text lies now.
-    #[arg(long, requires = "out")]
-    pub(crate) resume: bool,
+    /// Continue a run from its last checkpoint, to the same bits as if it had never stopped: RUN alone, or the one in --out.
+    /// What -s changes of the optimizer's settings, schedule, clip, steps, evaluate, checkpoint and log holds from there on;
+    /// --data may say where the same text lies now.
+    #[arg(long, value_name = "RUN", num_args = 0..=1)]
+    pub(crate) resume: Option<Option<PathBuf>>,
 
     /// Time every kernel: a table at the end, and profile.json in the run folder for chrome://tracing or Perfetto.
     /// The same bits, but slower, because every kernel is waited for.
@@ -459,9 +483,12 @@ pub(crate) struct TrainArgs {
     pub(crate) profile: bool,
 
     /// Characters of text to sample at the end; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 300)]
+    #[arg(long, value_name = "N", default_value_t = SAMPLE)]
     pub(crate) sample: usize,
 }
+
+/// Characters of the sample at the end of a training.
+pub(crate) const SAMPLE: usize = 300;
 
 /// `moec bench`
 #[derive(Debug, Args)]

@@ -88,7 +88,7 @@ fn opened(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Ru
     let run = args.run.clone().invariant("clap asks for a run to route with");
     let run = match args.checkpoint {
         Some(step) => {
-            let folder = run.join("checkpoints").join(format!("step-{step:08}"));
+            let folder = moec_runtime::follow_latest(&run).join("checkpoints").join(format!("step-{step:08}"));
             if !folder.exists() {
                 let message = format!("{} has no checkpoint of step {step}", run.display());
                 return Err(Failure::new(Exit::Data, message).help("without --checkpoint the newest is taken"));
