@@ -30,6 +30,7 @@ mod sample;
 mod streams;
 pub mod synthetic;
 mod tensor_file;
+mod tokens;
 mod train;
 mod vocab;
 
@@ -51,6 +52,7 @@ pub use run_folder::{
 };
 pub use sample::{Kept, SampleConfig, SampleError, sample, sample_functions};
 pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
+pub use tokens::Tokens;
 pub use train::{
     Outcome, Reporter, Resumption, Silent, Summary, TrainConfig, TrainError, resume, train, train_loss, train_step,
 };

@@ -58,7 +58,7 @@ impl Text {
         if tokens.is_empty() && split == Split::Validation {
             return Err(DataError::NothingHeldOut { name: corpus.name().to_string() }.into());
         }
-        let characters = tokens.iter().filter_map(|&token| run.vocab.character(token));
+        let characters = tokens.iter().filter_map(|token| run.vocab.character(token));
         Ok(Self::beginning(characters, tokens.len(), length, &format!("{of}{}", corpus.name())))
     }
 
