@@ -2,7 +2,7 @@
 
 use crate::cli::exit::EXIT_CODES;
 use crate::{Decode, Device};
-use clap::builder::PossibleValue;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moec_ir::Function;
 use std::path::PathBuf;
@@ -218,8 +218,15 @@ pub(crate) struct SpecArgs {
 pub(crate) struct PrecisionArgs {
     /// Round the operands of layers' products to bfloat16 (`bf16`), or leave them as they are (`f32`). Overrides the
     /// file's `precision`.
-    #[arg(long, value_parser = ["f32", "bf16"])]
+    #[arg(long, value_parser = precisions())]
     precision: Option<String>,
+}
+
+/// The precisions, and other tools' names of them: whoever uses one is told what is meant here, as in a file.
+fn precisions() -> PossibleValuesParser {
+    let others = ["fp16", "float16", "f16", "half", "bfloat16", "fp32", "float32"];
+    let others = others.map(|name| PossibleValue::new(name).hide(true));
+    PossibleValuesParser::new([PossibleValue::new("f32"), PossibleValue::new("bf16")].into_iter().chain(others))
 }
 
 impl PrecisionArgs {

@@ -251,8 +251,11 @@ impl From<TensorFileError> for Failure {
 
 impl From<MakeMoeError> for Failure {
     fn from(error: MakeMoeError) -> Self {
-        Failure::new(Exit::Data, error.to_string())
-            .help("makeMoE's model has learned positions, layer norms, attention and mixtures of relu experts")
+        let failure = Failure::new(Exit::Data, error.to_string());
+        if matches!(error, MakeMoeError::Vocabulary { .. }) {
+            return failure.help("--data names the text whose characters are those that the model was trained on");
+        }
+        failure.help("makeMoE's model has learned positions, layer norms, attention and mixtures of relu experts")
     }
 }
 
