@@ -291,6 +291,121 @@ fn routers_and_losses_are_listed_and_explained() {
 }
 
 #[test]
+fn several_files_and_standard_input_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = text(&folder.path().join("wrong.moe"), "model m { context 8  vocab 9  embed(widht: 4)  unembed }");
+    let gate = "router gate(k: int) {\n  let scores = linear(x, experts)\n  let best, chosen = top_k(scores, k)\n  return \
+                token_choice(experts: chosen, weights: softmax(best))\n}\n";
+    let routers = text(&folder.path().join("gate.moe"), gate);
+    let (tiny, missing) = (spec("tiny.moe"), folder.path().join("missing.moe").display().to_string());
+    let all = expect(&["check", &tiny, &spec("top2.moe"), &routers], 0).out;
+    assert!(all.contains("model tiny is sound") && all.contains("model top2 is sound"), "{all}");
+    assert!(all.contains("router gate is sound"), "{all}");
+    // One that is wrong or missing does not hide the others.
+    let some = expect(&["check", &wrong, &missing, &tiny], 2);
+    assert!(some.out.contains("model tiny is sound") && some.err.contains("widht"), "{}{}", some.out, some.err);
+    assert!(some.err.contains("missing.moe: there is no such file"), "{}", some.err);
+    let json = expect(&["check", &wrong, &missing, &tiny, "--json"], 2);
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&json["schema"], &json["ok"]), (&"moec.check.files/1".into(), &false.into()));
+    let results: Vec<_> = json["files"].as_array().unwrap().iter().map(|f| &f["result"]).collect();
+    assert_eq!(results.iter().map(|r| r["ok"] == true).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!((&results[2]["schema"], &results[2]["model"]), (&"moec.check/1".into(), &"tiny".into()));
+    assert!(results[1]["error"].as_str().unwrap().contains("no such file"));
+
+    let from = |input: &str, arguments: &[&str]| {
+        let output = moec().current_dir(&folder).args(arguments).write_stdin(input).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+    let (code, said) = from(SMALL, &["check", "-", "-s", "width=32"]);
+    assert_eq!((code, said.as_str()), (Some(0), "<stdin>: model small is sound\n"));
+    let (code, said) = from("model m {", &["check", "-", "--message-format", "short"]);
+    assert!(code == Some(2) && said.contains("<stdin>:1:"), "{said}");
+    // It imports from where one is.
+    let (code, said) = from(&format!("import \"gate.moe\"\n{SMALL}"), &["check", "-"]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_vocabulary_that_no_training_accepts_is_remarked() {
+    let lab = Lab::new();
+    let fixed = |size: u64, data: &str| {
+        let fixed =
+            SMALL.replace("vocab characters", &format!("vocab {size}")).replace("batch 3", &format!("batch 3 {data}"));
+        text(&lab.folder.path().join("fixed.moe"), fixed)
+    };
+    let check = |spec: &str| expect(&["check", spec], 0).err;
+    let said = check(&fixed(300, "data \"text.txt\""));
+    assert!(said.contains("`vocab 300`, but") && said.contains("text.txt has 28 distinct characters"), "{said}");
+    assert!(said.contains("`vocab characters`"), "{said}");
+    assert_eq!(check(&fixed(28, "data \"text.txt\"")), "");
+    assert_eq!(check(&fixed(300, "data \"elsewhere.txt\"")), "");
+    assert!(check(&fixed(300, "")).contains("synthetic has 51 distinct characters"));
+    let json = expect(&["check", &fixed(300, ""), "--json"], 0).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["ok"] == true && json["remark"].as_str().unwrap().contains("synthetic"), "{json}");
+}
+
+#[test]
+fn small_mistakes_are_answered_with_what_was_meant() {
+    let lab = Lab::new();
+    let train = |more: &[&str], code| expect(&[&["train", &lab.spec, "--sample", "0"][..], more].concat(), code).err;
+    for command in ["train", "compare"] {
+        let said = expect(&[command, &lab.spec, "--steps", "0"], 2).err;
+        assert!(said.contains("at least one step") && said.contains("moec compile"), "{said}");
+        expect(&[command, &lab.spec, "--steps", "few"], 2);
+    }
+    // Texts by name, and files by what lies beside them.
+    for (wrong, meant) in
+        [("syntetic", "synthetic"), ("tiny_shakespeare", "tinyshakespeare"), ("Synthetic", "synthetic")]
+    {
+        assert!(train(&["--data", wrong], 3).contains(&format!("did you mean {meant}?")), "{wrong}");
+    }
+    let said = train(&["--data", &lab.at("txet.txt")], 3);
+    assert!(said.contains("did you mean /") && said.contains("/text.txt?"), "{said}");
+    assert!(!train(&["--data", &lab.at("nothing_like_it")], 3).contains("did you mean"));
+    assert!(!train(&["--data", &lab.at("nowhere/text.txt")], 3).contains("did you mean"));
+    // Precisions by the names of other tools.
+    for wrong in ["fp16", "float16", "half"] {
+        assert!(train(&["--precision", wrong], 2).contains("`precision bf16`"), "{wrong}");
+    }
+    for (wrong, meant) in [("bfloat16", "bf16"), ("fp32", "f32")] {
+        let said = train(&["--precision", wrong], 2);
+        assert!(said.contains(&format!("train.precision={meant}")), "{said}");
+    }
+    assert!(!expect(&["train", "--help"], 0).out.contains("fp16"));
+    // Which line to change.
+    let said = train(&["--steps", "50", "-s", "train.schedule=cosine(warmup: 100)"], 2);
+    assert!(said.contains("train for more steps, or make `warmup` smaller") && said.contains("50 steps"), "{said}");
+    // Which vocabulary a model has that is imported.
+    let run = lab.at("run");
+    lab.train(&run, &["--device", "interpreter", "--steps", "1"], 0);
+    let file = lab.at("makemoe.safetensors");
+    expect(&["export", &run, "-o", &file], 0);
+    let said = expect(&["import", &file, "--spec", &lab.spec, "--data", "synthetic", "--out", &lab.at("other")], 3).err;
+    assert!(said.contains("trained on 28 distinct characters, and the vocabulary of this text has 51"), "{said}");
+    assert!(said.contains("--data names the text") && !said.contains("shape"), "{said}");
+}
+
+#[test]
+fn that_kernels_are_compiled_is_said_when_they_are() {
+    let lab = Lab::new();
+    let cache = lab.at("cache");
+    let train = |name: &str, more: &[&str]| {
+        let arguments =
+            ["train", &lab.spec, "--data", &lab.data, "--out", &lab.at(name), "--sample", "0", "--steps", "1"];
+        let output = moec().args(arguments).args(more).env("MOEC_CACHE", &cache).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).matches("kernels are compiled for the first step").count()
+    };
+    assert_eq!(train("first", &[]), 1);
+    assert_eq!(train("second", &[]), 0);
+    assert_eq!(train("third", &["--no-cache"]), 1);
+    assert_eq!(train("fourth", &["--device", "interpreter"]), 0);
+}
+
+#[test]
 fn fmt_keeps_what_it_cannot_read_and_changes_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.moe");
@@ -468,7 +583,7 @@ fn products_of_bfloat16_numbers_are_asked_for_and_kept_by_a_run() {
     let wrong = expect(&["check", &lab.spec, "-s", "train.precision=fp16"], 2).err;
     assert!(wrong.contains("expected `f32` or `bf16`"), "{wrong}");
     let wrong = lab.train(&lab.at("wrong"), &["--precision", "fp16"], 2).err;
-    assert!(wrong.contains("f32, bf16"), "{wrong}");
+    assert!(wrong.contains("expected `f32` or `bf16`"), "{wrong}");
     let graph = |more: &[&str]| expect(&[&["compile", &lab.spec, "--emit", "ir"], more].concat(), 0).out;
     assert!(!graph(&[]).contains("bf16"));
     let rounded = graph(&["--precision", "bf16"]);

@@ -17,6 +17,7 @@ mod routing;
 mod run_text;
 mod shell;
 mod signals;
+mod sources;
 mod task;
 mod units;
 
@@ -66,7 +67,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
     let devices = Devices::new(!cli.no_cache, console);
     let (format, result) = match &cli.command {
         Command::New(args) => (MessageFormat::Full, cmd::new::run(args, &console)),
-        Command::Check(args) => (args.spec.message_format, cmd::check::run(args, registry, &console)),
+        Command::Check(args) => (args.message_format, cmd::check::run(args, registry, &console)),
         Command::Fmt(args) => (MessageFormat::Full, cmd::fmt::run(args, &console)),
         Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, &console)),
         Command::Layers(args) => (MessageFormat::Full, cmd::layers::run(args, &console)),

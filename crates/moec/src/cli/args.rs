@@ -49,6 +49,8 @@ A file that is there is never replaced.")]
     /// Check a `.moe` file and report everything that is wrong with it.
     #[command(after_help = "Examples:
   moec check specs/noisy_top2.moe
+  moec check specs/*.moe
+  moec check - < my.moe
   moec check my.moe -s width=64 --message-format short")]
     Check(CheckArgs),
     /// Rewrite `.moe` files in the one canonical layout.
@@ -239,11 +241,23 @@ impl PrecisionArgs {
 /// `moec check`
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// The file.
-    #[command(flatten)]
-    pub(crate) spec: SpecArgs,
+    /// The `.moe` files; `-` is standard input.
+    #[arg(required = true, value_name = "SPEC")]
+    pub(crate) specs: Vec<PathBuf>,
 
-    /// Print the result as JSON on standard output.
+    /// Which model of the files, if they have several.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+
+    /// Override a value of the files: `-s train.steps=200`, `-s width=64` (a `let` of the model). Repeatable.
+    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// How messages about the files are printed.
+    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
+    pub(crate) message_format: MessageFormat,
+
+    /// Print the result as JSON on standard output; of several files an object with one for each.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -446,6 +460,17 @@ pub(crate) struct TrainSpecArgs {
     pub(crate) message_format: MessageFormat,
 }
 
+/// A number of training steps.
+fn steps(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => {
+            Err("a training makes at least one step; `moec compile SPEC` says all that can be said without".into())
+        }
+        Ok(steps) => Ok(steps),
+        Err(_) => Err("it must be a whole number, at least 1".into()),
+    }
+}
+
 /// `moec train`
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
@@ -463,7 +488,7 @@ pub(crate) struct TrainArgs {
     pub(crate) data: Option<String>,
 
     /// Number of steps. Overrides the file's `steps`.
-    #[arg(long)]
+    #[arg(long, value_parser = steps)]
     pub(crate) steps: Option<u64>,
 
     /// Seed of everything random. Overrides the file's `seed`.
@@ -539,7 +564,7 @@ pub(crate) struct CompareArgs {
     pub(crate) specs: Vec<PathBuf>,
 
     /// Number of steps of every run. Overrides the files' `steps`.
-    #[arg(long)]
+    #[arg(long, value_parser = steps)]
     pub(crate) steps: Option<u64>,
 
     /// Number of runs of every spec, with the seeds 1 to K.

@@ -38,7 +38,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     let compiled = spec.compile(dataset.vocab(), device, &CompileOptions::only(functions))?;
     introduce(spec, &compiled, corpus, &dataset, device, console);
 
-    let mut session = Session::on(&*devices.open(device)?, spec, &compiled)?;
+    let mut session = Session::on(&*devices.telling().open(device)?, spec, &compiled)?;
     session.time_kernels(args.profile);
     let folder = match &task.root {
         Some(root) if task.is_resumed => RunFolder::open(root)?,
@@ -67,9 +67,6 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     point_latest(root, console);
 
     let signals = Signals::listen(*console)?;
-    if device != Device::Interpreter {
-        console.note("the first step takes some seconds where kernels must be compiled");
-    }
     let mut progress = Progress::new(*console);
     let trained = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut progress);
     let summary = trained.map_err(|error| failed(error, args, device, &folder, recipe))?;
