@@ -77,6 +77,8 @@ fn every_command_has_help_with_examples() {
         "route",
         "gradcheck",
         "cache",
+        "completions",
+        "man",
         "import",
         "export",
     ] {
@@ -288,6 +290,47 @@ fn routers_and_losses_are_listed_and_explained() {
     let wrong = text(&folder.path().join("wrong.moe"), content.replace("softplus(raw)", "softplux(raw)"));
     assert!(expect(&["routers", "--spec", &wrong], 2).err.contains("softplus"));
     expect(&["routers", "--spec", "missing.moe"], 2);
+}
+
+#[test]
+fn shells_complete_every_command_and_each_has_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = expect(&["--help"], 0).out;
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names: Vec<&str> = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
+    let commands: Vec<&str> = names.into_iter().filter(|name| !name.is_empty() && *name != "help").collect();
+    assert!(commands.contains(&"train") && commands.len() > 18, "{commands:?}");
+    for shell in ["bash", "zsh", "fish", "powershell"] {
+        let script = expect(&["completions", shell], 0).out;
+        for word in commands.iter().chain(&["precision", "bf16"]) {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        assert!(!script.contains("fp16"), "{shell} proposes what is only there to be refused");
+    }
+    expect(&["completions", "basic"], 2);
+    #[cfg(unix)]
+    if let Ok(bash) = std::process::Command::new("bash").arg("--version").output()
+        && bash.status.success()
+    {
+        let script = text(&folder.path().join("moec.bash"), expect(&["completions", "bash"], 0).out);
+        let ask = "source \"$0\"; COMP_WORDS=(moec route --format ''); COMP_CWORD=3; _moec moec '' --format; echo \
+                   \"${COMPREPLY[@]}\"";
+        let answer = std::process::Command::new("bash").args(["-c", ask, &script]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer.stdout), "text lines\n");
+    }
+
+    let pages = folder.path().join("man");
+    expect(&["man", "-o", &pages.display().to_string()], 0);
+    let mut found: Vec<String> =
+        fs::read_dir(&pages).unwrap().map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
+    let mut expected: Vec<String> = commands.iter().map(|name| format!("moec-{name}.1")).collect();
+    expected.push("moec.1".into());
+    (found.sort(), expected.sort());
+    assert_eq!(found, expected);
+    let page = expect(&["man", "train"], 0).out;
+    assert!(page.contains(".TH moec-train 1") && page.contains("runs/latest"), "{page}");
+    assert!(expect(&["man"], 0).out.contains(".TH moec 1"));
+    assert!(expect(&["man", "trian"], 2).err.contains("did you mean train?"));
 }
 
 #[test]

@@ -81,6 +81,8 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, devices, &console)),
         Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Doctor(args) => (MessageFormat::Full, cmd::doctor::run(args, devices, &console)),
+        Command::Completions(args) => (MessageFormat::Full, cmd::completions::run(args, &console)),
+        Command::Man(args) => (MessageFormat::Full, cmd::man::run(args, &console)),
         Command::Cache(_) if cli.no_cache => (MessageFormat::Full, Err(without_cache())),
         Command::Cache(args) => (MessageFormat::Full, cmd::cache::run(args, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),

@@ -175,6 +175,18 @@ Kernels for the processor are compiled with LLVM when a model first runs, and ke
 moec/kernels in the system's cache folder ($XDG_CACHE_HOME or ~/.cache). At most 256 MiB are kept; what was not used for
 longest goes first. Another build of moec compiles its own.")]
     Cache(CacheArgs),
+    /// Print what completes commands, options and files in a shell.
+    #[command(after_help = "Examples:
+  moec completions bash > ~/.local/share/bash-completion/completions/moec
+  moec completions zsh > ~/.zfunc/_moec                 with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
+  moec completions fish > ~/.config/fish/completions/moec.fish
+  moec completions powershell >> $PROFILE")]
+    Completions(CompletionsArgs),
+    /// Print the manual page of moec or of a command, or write all of them into a folder.
+    #[command(after_help = "Examples:
+  moec man train > moec-train.1 && man ./moec-train.1
+  moec man -o ~/.local/share/man/man1                   then `man moec-train`")]
+    Man(ManArgs),
     /// Make a run from a makeMoE state dictionary saved as safetensors.
     #[command(after_help = "Examples:
   moec import makemoe.safetensors --spec specs/noisy_top2.moe --data tinyshakespeare --out runs/imported")]
@@ -339,6 +351,26 @@ pub(crate) struct CacheArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `moec completions`
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `moec man`
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The command [default: the page of moec itself].
+    #[arg(conflicts_with = "output")]
+    pub(crate) command: Option<String>,
+
+    /// Write every page into this folder.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// `moec layers`

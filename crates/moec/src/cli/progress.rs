@@ -207,6 +207,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_long_evaluation_is_announced_once() {
+        let mut progress = Progress::new(Console::new(crate::cli::args::Color::Never));
+        let is_told = |progress: &Progress| progress.evaluation.is_some_and(|(_, told)| told);
+        progress.evaluating(1, 100);
+        assert!(!is_told(&progress), "it has only begun");
+        let Some(earlier) = Instant::now().checked_sub(2 * LONG) else { return };
+        progress.evaluation = Some((earlier, false));
+        progress.evaluating(100, 100);
+        assert!(!is_told(&progress), "it is done");
+        progress.evaluating(50, 100);
+        assert!(is_told(&progress));
+    }
+
+    #[test]
     fn bars_show_load_relative_to_the_mean() {
         assert_eq!(bars(&[1.0, 1.0, 1.0]), "▅▅▅");
         assert_eq!(bars(&[0.0, 4.0, 0.0, 0.0]), "·█··");
