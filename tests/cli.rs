@@ -325,7 +325,8 @@ fn shells_complete_every_command_and_each_has_a_page() {
         fs::read_dir(&pages).unwrap().map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
     let mut expected: Vec<String> = commands.iter().map(|name| format!("moec-{name}.1")).collect();
     expected.push("moec.1".into());
-    (found.sort(), expected.sort());
+    found.sort();
+    expected.sort();
     assert_eq!(found, expected);
     let page = expect(&["man", "train"], 0).out;
     assert!(page.contains(".TH moec-train 1") && page.contains("runs/latest"), "{page}");
