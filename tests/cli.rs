@@ -78,6 +78,8 @@ fn every_command_has_help_with_examples() {
         "report",
         "gradcheck",
         "cache",
+        "completions",
+        "man",
         "import",
         "export",
     ] {
@@ -292,6 +294,163 @@ fn routers_and_losses_are_listed_and_explained() {
 }
 
 #[test]
+fn shells_complete_every_command_and_each_has_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = expect(&["--help"], 0).out;
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names: Vec<&str> = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
+    let commands: Vec<&str> = names.into_iter().filter(|name| !name.is_empty() && *name != "help").collect();
+    assert!(commands.contains(&"train") && commands.len() > 18, "{commands:?}");
+    for shell in ["bash", "zsh", "fish", "powershell"] {
+        let script = expect(&["completions", shell], 0).out;
+        for word in commands.iter().chain(&["precision", "bf16"]) {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        assert!(!script.contains("fp16"), "{shell} proposes what is only there to be refused");
+    }
+    expect(&["completions", "basic"], 2);
+    #[cfg(unix)]
+    if let Ok(bash) = std::process::Command::new("bash").arg("--version").output()
+        && bash.status.success()
+    {
+        let script = text(&folder.path().join("moec.bash"), expect(&["completions", "bash"], 0).out);
+        let ask = "source \"$0\"; COMP_WORDS=(moec route --format ''); COMP_CWORD=3; _moec moec '' --format; echo \
+                   \"${COMPREPLY[@]}\"";
+        let answer = std::process::Command::new("bash").args(["-c", ask, &script]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer.stdout), "text lines\n");
+    }
+
+    let pages = folder.path().join("man");
+    expect(&["man", "-o", &pages.display().to_string()], 0);
+    let mut found: Vec<String> =
+        fs::read_dir(&pages).unwrap().map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
+    let mut expected: Vec<String> = commands.iter().map(|name| format!("moec-{name}.1")).collect();
+    expected.push("moec.1".into());
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    let page = expect(&["man", "train"], 0).out;
+    assert!(page.contains(".TH moec-train 1") && page.contains("runs/latest"), "{page}");
+    assert!(expect(&["man"], 0).out.contains(".TH moec 1"));
+    assert!(expect(&["man", "trian"], 2).err.contains("did you mean train?"));
+}
+
+#[test]
+fn several_files_and_standard_input_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = text(&folder.path().join("wrong.moe"), "model m { context 8  vocab 9  embed(widht: 4)  unembed }");
+    let gate = "router gate(k: int) {\n  let scores = linear(x, experts)\n  let best, chosen = top_k(scores, k)\n  return \
+                token_choice(experts: chosen, weights: softmax(best))\n}\n";
+    let routers = text(&folder.path().join("gate.moe"), gate);
+    let (tiny, missing) = (spec("tiny.moe"), folder.path().join("missing.moe").display().to_string());
+    let all = expect(&["check", &tiny, &spec("top2.moe"), &routers], 0).out;
+    assert!(all.contains("model tiny is sound") && all.contains("model top2 is sound"), "{all}");
+    assert!(all.contains("router gate is sound"), "{all}");
+    // One that is wrong or missing does not hide the others.
+    let some = expect(&["check", &wrong, &missing, &tiny], 2);
+    assert!(some.out.contains("model tiny is sound") && some.err.contains("widht"), "{}{}", some.out, some.err);
+    assert!(some.err.contains("missing.moe: there is no such file"), "{}", some.err);
+    let json = expect(&["check", &wrong, &missing, &tiny, "--json"], 2);
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&json["schema"], &json["ok"]), (&"moec.check.files/1".into(), &false.into()));
+    let results: Vec<_> = json["files"].as_array().unwrap().iter().map(|f| &f["result"]).collect();
+    assert_eq!(results.iter().map(|r| r["ok"] == true).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!((&results[2]["schema"], &results[2]["model"]), (&"moec.check/1".into(), &"tiny".into()));
+    assert!(results[1]["error"].as_str().unwrap().contains("no such file"));
+
+    let from = |input: &str, arguments: &[&str]| {
+        let output = moec().current_dir(&folder).args(arguments).write_stdin(input).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+    let (code, said) = from(SMALL, &["check", "-", "-s", "width=32"]);
+    assert_eq!((code, said.as_str()), (Some(0), "<stdin>: model small is sound\n"));
+    let (code, said) = from("model m {", &["check", "-", "--message-format", "short"]);
+    assert!(code == Some(2) && said.contains("<stdin>:1:"), "{said}");
+    // It imports from where one is.
+    let (code, said) = from(&format!("import \"gate.moe\"\n{SMALL}"), &["check", "-"]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_vocabulary_that_no_training_accepts_is_remarked() {
+    let lab = Lab::new();
+    let fixed = |size: u64, data: &str| {
+        let fixed =
+            SMALL.replace("vocab characters", &format!("vocab {size}")).replace("batch 3", &format!("batch 3 {data}"));
+        text(&lab.folder.path().join("fixed.moe"), fixed)
+    };
+    let check = |spec: &str| expect(&["check", spec], 0).err;
+    let said = check(&fixed(300, "data \"text.txt\""));
+    assert!(said.contains("`vocab 300`, but") && said.contains("text.txt has 28 distinct characters"), "{said}");
+    assert!(said.contains("`vocab characters`"), "{said}");
+    assert_eq!(check(&fixed(28, "data \"text.txt\"")), "");
+    assert_eq!(check(&fixed(300, "data \"elsewhere.txt\"")), "");
+    assert!(check(&fixed(300, "")).contains("synthetic has 51 distinct characters"));
+    let json = expect(&["check", &fixed(300, ""), "--json"], 0).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["ok"] == true && json["remark"].as_str().unwrap().contains("synthetic"), "{json}");
+}
+
+#[test]
+fn small_mistakes_are_answered_with_what_was_meant() {
+    let lab = Lab::new();
+    let train = |more: &[&str], code| expect(&[&["train", &lab.spec, "--sample", "0"][..], more].concat(), code).err;
+    for command in ["train", "compare"] {
+        let said = expect(&[command, &lab.spec, "--steps", "0"], 2).err;
+        assert!(said.contains("at least one step") && said.contains("moec compile"), "{said}");
+        expect(&[command, &lab.spec, "--steps", "few"], 2);
+    }
+    // Texts by name, and files by what lies beside them.
+    for (wrong, meant) in
+        [("syntetic", "synthetic"), ("tiny_shakespeare", "tinyshakespeare"), ("Synthetic", "synthetic")]
+    {
+        assert!(train(&["--data", wrong], 3).contains(&format!("did you mean {meant}?")), "{wrong}");
+    }
+    let said = train(&["--data", &lab.at("txet.txt")], 3);
+    assert!(said.contains("did you mean /") && said.contains("/text.txt?"), "{said}");
+    assert!(!train(&["--data", &lab.at("nothing_like_it")], 3).contains("did you mean"));
+    assert!(!train(&["--data", &lab.at("nowhere/text.txt")], 3).contains("did you mean"));
+    // Precisions by the names of other tools.
+    for wrong in ["fp16", "float16", "half"] {
+        assert!(train(&["--precision", wrong], 2).contains("`precision bf16`"), "{wrong}");
+    }
+    for (wrong, meant) in [("bfloat16", "bf16"), ("fp32", "f32")] {
+        let said = train(&["--precision", wrong], 2);
+        assert!(said.contains(&format!("train.precision={meant}")), "{said}");
+    }
+    assert!(!expect(&["train", "--help"], 0).out.contains("fp16"));
+    // Which line to change.
+    let said = train(&["--steps", "50", "-s", "train.schedule=cosine(warmup: 100)"], 2);
+    assert!(said.contains("train for more steps, or make `warmup` smaller") && said.contains("50 steps"), "{said}");
+    // Which vocabulary a model has that is imported.
+    let run = lab.at("run");
+    lab.train(&run, &["--device", "interpreter", "--steps", "1"], 0);
+    let file = lab.at("makemoe.safetensors");
+    expect(&["export", &run, "-o", &file], 0);
+    let said = expect(&["import", &file, "--spec", &lab.spec, "--data", "synthetic", "--out", &lab.at("other")], 3).err;
+    assert!(said.contains("trained on 28 distinct characters, and the vocabulary of this text has 51"), "{said}");
+    assert!(said.contains("--data names the text") && !said.contains("shape"), "{said}");
+}
+
+#[test]
+fn that_kernels_are_compiled_is_said_when_they_are() {
+    let lab = Lab::new();
+    let cache = lab.at("cache");
+    let train = |name: &str, more: &[&str]| {
+        let arguments =
+            ["train", &lab.spec, "--data", &lab.data, "--out", &lab.at(name), "--sample", "0", "--steps", "1"];
+        let output = moec().args(arguments).args(more).env("MOEC_CACHE", &cache).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).matches("kernels are compiled for the first step").count()
+    };
+    assert_eq!(train("first", &[]), 1);
+    assert_eq!(train("second", &[]), 0);
+    assert_eq!(train("third", &["--no-cache"]), 1);
+    assert_eq!(train("fourth", &["--device", "interpreter"]), 0);
+}
+
+#[test]
 fn fmt_keeps_what_it_cannot_read_and_changes_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.moe");
@@ -469,7 +628,7 @@ fn products_of_bfloat16_numbers_are_asked_for_and_kept_by_a_run() {
     let wrong = expect(&["check", &lab.spec, "-s", "train.precision=fp16"], 2).err;
     assert!(wrong.contains("expected `f32` or `bf16`"), "{wrong}");
     let wrong = lab.train(&lab.at("wrong"), &["--precision", "fp16"], 2).err;
-    assert!(wrong.contains("f32, bf16"), "{wrong}");
+    assert!(wrong.contains("expected `f32` or `bf16`"), "{wrong}");
     let graph = |more: &[&str]| expect(&[&["compile", &lab.spec, "--emit", "ir"], more].concat(), 0).out;
     assert!(!graph(&[]).contains("bf16"));
     let rounded = graph(&["--precision", "bf16"]);
@@ -601,6 +760,99 @@ fn damaged_and_foreign_checkpoints_are_refused() {
     fs::write(&spec, SMALL.replace("3 * mlp", "4 * mlp")).unwrap();
     expect(&["sample", &run], 3);
     expect(&["sample", &lab.at("nowhere")], 3);
+}
+
+#[test]
+fn a_run_goes_on_by_its_name_alone() {
+    let lab = Lab::new();
+    let project = lab.folder.path().join("my project");
+    fs::create_dir(&project).unwrap();
+    let noisy =
+        SMALL.replace("model small", "model other { context 4 vocab characters embed(width: 2) unembed }\nmodel small");
+    text(&project.join("two.moe"), noisy);
+    let words = fs::read_to_string(&lab.data).unwrap();
+    text(&project.join("words.txt"), words);
+    let train = |more: &[&str], code| expect_in(&project, &[&["train"][..], more].concat(), code);
+    let begun = [
+        "two.moe",
+        "--model",
+        "small",
+        "--data",
+        "words.txt",
+        "--seed",
+        "5",
+        "-s",
+        "width=8",
+        "--device",
+        "interpreter",
+    ];
+    train(&[&begun[..], &["--steps", "12", "--sample", "0", "--out", "whole"]].concat(), 0);
+
+    // With everything that it was begun with: model, overrides, text, seed and device.
+    train(&[&begun[..], &["--steps", "6", "--sample", "0"]].concat(), 0);
+    assert!(fs::read_to_string(project.join("runs/small/resolved.yaml")).unwrap().contains("device: interpreter"));
+    let told = train(&["--resume", "runs/latest", "--steps", "12", "--sample", "0"], 0).err;
+    assert!(told.contains("on interpreter") && told.contains("into runs/small\n"), "{told}");
+    let at = |run: &str| lab.files(&project.join(run).display().to_string(), 12);
+    assert!(at("whole") == at("runs/small"), "a resumed run differs from one that was not stopped");
+    // The other ways to say it.
+    for more in [
+        &["--resume", "runs/small"][..],
+        &["runs/small", "--resume"],
+        &["--resume", "--out", "runs/small"],
+        &["two.moe", "--resume", "runs/small"],
+        &["--out", "runs/small", "--resume", "two.moe"],
+        &["--resume", "runs/small", "--out", "runs/small"],
+    ] {
+        assert!(train(more, 0).err.contains("has made its 12 steps"), "{more:?}");
+    }
+    let moved = train(&["--resume", "runs/small", "--device", "cpu", "--steps", "13", "--sample", "0"], 0).err;
+    assert!(moved.contains("from here on train.steps=13, --device cpu, noted in "), "{moved}");
+    assert!(fs::read_to_string(project.join("runs/small/resolved.yaml")).unwrap().contains("device: cpu"));
+    assert!(train(&["--resume", "runs/small", "--out", "elsewhere"], 2).err.contains("leave out --out"));
+    assert!(train(&["two.moe", "--resume"], 2).err.contains("moec train --resume RUN"));
+    assert!(train(&["--resume", "runs/nothing"], 3).err.contains("runs/nothing"));
+    assert!(train(&[], 2).err.contains("<SPEC>"));
+
+    // The command that is printed can be pasted.
+    let ran = train(&[&begun[..], &["--steps", "9", "--sample", "0", "-s", "train.optimizer.lr=1e30"]].concat(), 5).err;
+    assert!(ran.contains("two.moe --resume runs/small-2 --device interpreter --sample 0"), "{ran}");
+}
+
+#[test]
+fn latest_is_the_run_that_was_trained_last() {
+    let lab = Lab::new();
+    let folder = lab.folder.path();
+    let train = |more: &[&str]| {
+        let spec = ["train", "small.moe", "--data", "text.txt", "--steps", "1"];
+        expect_in(folder, &[&spec[..], &QUICK, more].concat(), 0)
+    };
+    let sampled = || {
+        let sample = ["sample", "runs/latest", "-n", "5", "--device", "interpreter"];
+        expect_in(folder, &sample, 0).out
+    };
+    train(&[]);
+    let first = sampled();
+    train(&["--seed", "9", "--out", "runs/second"]);
+    assert_ne!(sampled(), first);
+    let at = ["sample", "runs/second/checkpoints/step-00000001", "-n", "5", "--device", "interpreter"];
+    assert_eq!(expect_in(folder, &at, 0).out, sampled());
+    let record = ["route", "runs/latest", "--text", "the", "--checkpoint", "1", "--device", "interpreter"];
+    assert!(expect_in(folder, &record, 0).out.contains("\"run\":\"runs/second\""));
+    // Whichever was trained last, also if it was begun before.
+    expect_in(folder, &["train", "--resume", "runs/small", "--steps", "2", "--sample", "0"], 0);
+    assert!(expect_in(folder, &record, 0).out.contains("\"run\":\"runs/small\""));
+    // Where the system has no links, a text file.
+    fs::remove_file(folder.join("runs/latest")).unwrap();
+    text(&folder.join("runs/latest"), "moec run: second\n");
+    assert_eq!(expect_in(folder, &at, 0).out, sampled());
+    // In other folders nothing is added, and what is the user's stays.
+    train(&["--out", "mine/run"]);
+    assert!(!folder.join("mine/latest").exists());
+    text(&folder.join("runs/latest"), "notes");
+    let told = train(&["--out", "runs/third"]).err;
+    assert!(told.contains("runs/latest is no link of moec, so it stays as it is"), "{told}");
+    assert_eq!(fs::read_to_string(folder.join("runs/latest")).unwrap(), "notes");
 }
 
 #[cfg(unix)]
@@ -887,7 +1139,7 @@ fn routes_are_recorded_compared_and_replayed() {
     let replayed = expect(&[&["route", "--replay", &edited][..], &on].concat(), 1).out;
     assert!(replayed.contains("DIFFER"), "{replayed}");
     expect(&["route", &run, "--replay", &lab.data], 3);
-    expect(&["route", &run], 2);
+    expect(&["route"], 2);
     expect(&["route", &run, "--text", "Ω"], 2);
     expect(&["route", &run, "--text", "a", "--checkpoint", "7"], 3);
 }
@@ -966,6 +1218,130 @@ fn a_report_is_of_what_there_is_and_replaces_nothing_else() {
     assert!(early.contains("there is no checkpoint yet") && early.contains("class=\"curve g0\""));
     fs::remove_file(&metrics).unwrap();
     assert!(page(&["--characters", "0"]).contains("No step has been reported yet"));
+}
+
+#[test]
+fn routes_are_shown_as_a_text_with_a_legend() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    let on = ["--device", "interpreter"];
+    lab.train(&run, &on, 0);
+    let route = |more: &[&str], code| expect(&[&["route", &run][..], &on, more].concat(), code);
+    let said = ["--text", "the lazy fox"];
+
+    // Into a pipe go lines, as --format says; of the run's own text only with something that is about a view.
+    let lines = route(&said, 0).out;
+    assert!(lines.starts_with("{\"kind\":\"run\"") && route(&[&said[..], &["--json"]].concat(), 0).out == lines);
+    let own = route(&["-n", "5"], 0);
+    assert!(own.out.starts_with("{\"kind\"") && own.err.contains("the first 5 of 180 characters of the held-out part"));
+
+    // The letters are what the lines say.
+    let letters = |layer: &str, slot: usize| -> String {
+        let routes = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let routes = routes.filter(|l| l["kind"] == "route" && l["layer"] == layer);
+        let expert = |route: serde_json::Value| {
+            let weights: Vec<f64> = route["weights"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).collect();
+            let first = usize::from(weights[1] > weights[0]);
+            route["experts"][if slot == 1 { first } else { 1 - first }].as_u64().unwrap().to_string()
+        };
+        routes.map(expert).collect()
+    };
+    for (layer, slot) in [("blocks.0.moe", 1), ("blocks.1.moe", 1), ("blocks.1.moe", 2)] {
+        let text = route(&[&said[..], &["--layer", layer, "--slot", &slot.to_string()]].concat(), 0).out;
+        let rows: Vec<&str> = text.lines().skip_while(|l| !l.starts_with("the lazy fox")).collect();
+        let expected = letters(layer, slot);
+        assert_eq!((rows[0], rows[1]), ("the lazy fox", expected.as_str()), "{text}");
+        let share = 100.0 * expected.matches('2').count() as f64 / 12.0;
+        assert!(text.contains(layer) && text.contains(&format!("2 expert 2 {share:>5.1} %")), "{text}");
+    }
+    // The last layer, if nothing is said; numbers are those of the list.
+    let view = route(&[&said[..], &["--format", "text"]].concat(), 0).out;
+    assert_eq!(view, route(&[&said[..], &["--layer", "1"]].concat(), 0).out);
+    assert!(!view.contains('\u{1b}'));
+    // Colours where they are asked for, and never in a file.
+    let coloured = route(&[&said[..], &["--format", "text", "--color", "always"]].concat(), 0).out;
+    assert!(coloured.contains("\u{1b}[30;48;5;"), "{coloured}");
+    let file = lab.at("view.txt");
+    route(&[&said[..], &["--format", "text", "--color", "always", "-o", &file]].concat(), 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), view);
+
+    // Other texts.
+    let from = |input: &str, more: &[&str]| {
+        let given = [&["route", &run, "--data", "-", "--format", "text"][..], &on, more].concat();
+        let output = moec().args(given).write_stdin(input).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    assert!(from("lazy dog", &[]).1.starts_with("8 characters of standard input\n"));
+    assert!(from("lazy dog", &["-n", "4"]).1.contains("\nlazy\n"));
+    assert_eq!((from("", &[]).0, from("Ω", &[]).0), (Some(3), Some(3)));
+    let whole = route(&["--data", &lab.data, "--format", "text"], 0).out;
+    assert!(whole.starts_with("the first 1,000 of 1,800 characters of "), "{whole}");
+    assert!(
+        route(&["--split", "train", "--format", "text"], 0).out.replace('\n', " ").contains("the training part of ")
+    );
+
+    // What cannot be shown.
+    let wrong = route(&[&said[..], &["--layer", "blocks.1.mo"]].concat(), 2).err;
+    assert!(
+        wrong.contains("did you mean blocks.1.moe?") && wrong.contains("0 blocks.0.moe, 1 blocks.1.moe"),
+        "{wrong}"
+    );
+    assert!(route(&[&said[..], &["--layer", "2"]].concat(), 2).err.contains("no layer 2"));
+    assert!(route(&[&said[..], &["--slot", "3"]].concat(), 2).err.contains("the most is 2"));
+    for more in [["--format", "lines", "--slot", "1"], ["--format", "text", "--json", "--seed=1"]] {
+        route(&[&said[..], &more].concat(), 2);
+    }
+}
+
+#[test]
+fn characters_are_counted_by_expert() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    let on = ["--device", "interpreter"];
+    lab.train(&run, &on, 0);
+    let count = |more: &[&str]| {
+        let table = ["route", &run, "--by", "character", "--data", &lab.data, "-n", "360"];
+        expect(&[&table[..], &on, more].concat(), 0).out
+    };
+    let json: serde_json::Value = serde_json::from_str(&count(&["--json"])).unwrap();
+    assert_eq!((&json["schema"], &json["characters"]), (&"moec.route.characters/1".into(), &360.into()));
+    let layers = json["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 2);
+    for layer in layers {
+        assert_eq!(layer["choices"], 720, "two for each character");
+        let list = |of: &str| layer[of].as_array().unwrap().clone();
+        let whole = |value: &serde_json::Value| value.as_u64().unwrap();
+        for character in list("characters") {
+            let counts: Vec<u64> = character["counts"].as_array().unwrap().iter().map(whole).collect();
+            assert_eq!(counts.iter().sum::<u64>(), whole(&character["choices"]));
+            assert_eq!(whole(&character["choices"]), 2 * whole(&character["occurrences"]));
+            let entropy = character["entropy_nats"].as_f64().unwrap();
+            assert!(entropy >= 2f64.ln() - 1e-9 && entropy <= 3f64.ln() + 1e-9, "two of three experts: {entropy}");
+        }
+        assert_eq!(list("experts").iter().map(|e| whole(&e["choices"])).sum::<u64>(), 720);
+        for expert in list("experts") {
+            let pairs = expert["characters"].as_array().unwrap().clone();
+            let shares: f64 = pairs.iter().map(|p| p["share_of_expert"].as_f64().unwrap()).sum();
+            assert!(pairs.is_empty() || (shares - 1.0).abs() < 1e-9, "{shares}");
+            for pair in &pairs {
+                let of_text = list("characters").iter().find(|c| c["character"] == pair["character"]).unwrap().clone();
+                let [count, all, choices] = [&pair["count"], &of_text["choices"], &expert["choices"]].map(whole);
+                let lift = count as f64 * 720.0 / (all as f64 * choices as f64);
+                assert!((pair["lift"].as_f64().unwrap() - lift).abs() < 1e-9);
+                assert!(pair["share_of_character"].as_f64().unwrap() <= 1.0);
+            }
+        }
+    }
+    let table = count(&[]);
+    assert!(table.starts_with("the first 360 of 1,800 characters of "), "{table}");
+    assert_eq!(table.matches("expert     load  char").count(), 2, "{table}");
+    let one = count(&["--layer", "0", "--slot", "1", "--top", "2"]);
+    assert!(one.contains("blocks.0.moe (layer 0), noisy_top_k: 360 choices") && !one.contains("blocks.1"), "{one}");
+    expect(&["route", &run, "--by", "character", "--format", "text"], 2);
+    expect(&["route", &run, "--top", "2"], 2);
 }
 
 #[allow(dead_code, reason = "its `main` is for running it as an example")]
@@ -1538,7 +1914,7 @@ fn what_a_diverged_run_advises_leads_on() {
         "SPEC" => lab.spec.as_str(),
         word => word,
     });
-    let words: Vec<&str> = words.chain(["--sample", "0", "--steps", "8"]).collect();
+    let words: Vec<&str> = words.chain(["--steps", "8"]).collect();
     expect(&words, 0);
     assert_eq!(lab.files(&run, 8).len(), 3);
 }

@@ -37,11 +37,23 @@ mod graphics {
     ///
     /// Where no driver offers an adapter, the adapter refuses, or CubeCL's own variables are wrong.
     pub fn open_wgpu() -> Result<Device, WgpuUnavailable> {
-        static OPENED: OnceLock<Result<WgpuDevice, WgpuUnavailable>> = OnceLock::new();
-        OPENED.get_or_init(open_first).clone().map(Device::Wgpu)
+        opened().clone().map(|(device, _)| Device::Wgpu(device))
     }
 
-    fn open_first() -> Result<WgpuDevice, WgpuUnavailable> {
+    /// Name of the default wgpu device, if it is a program that computes on the processor.
+    pub fn software_wgpu() -> Option<String> {
+        opened().clone().ok().and_then(|(_, software)| software)
+    }
+
+    /// A device, and its name if it is a program.
+    type Opened = (WgpuDevice, Option<String>);
+
+    fn opened() -> &'static Result<Opened, WgpuUnavailable> {
+        static OPENED: OnceLock<Result<Opened, WgpuUnavailable>> = OnceLock::new();
+        OPENED.get_or_init(open_first)
+    }
+
+    fn open_first() -> Result<Opened, WgpuUnavailable> {
         let mut reasons = Vec::new();
         for interface in INTERFACES {
             let device = WgpuDevice::default().on(interface);
@@ -49,7 +61,13 @@ mod graphics {
                 RuntimeOptions::try_default().and_then(|options| try_init_setup::<AutoGraphicsApi>(&device, options));
             match opened {
                 // Registering fails where a client was made before us: then the device works.
-                Ok(_) | Err(WgpuInitError::Registration { .. }) => return Ok(device),
+                Ok(setup) => {
+                    let info = setup.adapter.get_info();
+                    // CubeCL does not show the type, but its name.
+                    let is_software = format!("{:?}", info.device_type) == "Cpu";
+                    return Ok((device, is_software.then_some(info.name)));
+                }
+                Err(WgpuInitError::Registration { .. }) => return Ok((device, None)),
                 Err(WgpuInitError::UnsupportedGraphicsApi { .. }) => {} // of another operating system
                 Err(error) => reasons.push(error.to_string()),
             }
@@ -64,4 +82,4 @@ mod graphics {
 }
 
 #[cfg(feature = "wgpu")]
-pub use graphics::{WgpuUnavailable, open_wgpu, wgpu_available};
+pub use graphics::{WgpuUnavailable, open_wgpu, software_wgpu, wgpu_available};

@@ -16,6 +16,6 @@ mod tests;
 
 pub use backend::{CubeBackend, Device, ObjectCache, available_memory, kernel_names};
 #[cfg(feature = "wgpu")]
-pub use device::{WgpuUnavailable, open_wgpu, wgpu_available};
+pub use device::{WgpuUnavailable, open_wgpu, software_wgpu, wgpu_available};
 pub use launch::DeviceProfile;
 pub use limits::{Limits, Yardstick};

@@ -110,8 +110,8 @@ pub use recipe::{DataSource, Evaluate, InitScheme, Recipe, SettingForm, SettingS
 pub use registry::Registry;
 pub use resolved::{ResolvedLayer, ResolvedModel, ResolvedRecipe, ResolvedValue};
 pub use router::{
-    Assignment, AuxiliaryLoss, Compares, Comparison, NoisyScores, Quantity, Randomness, Reads, Routing, RoutingContext,
-    RoutingStrategy, Traits, Verdict,
+    Assignment, AuxiliaryLoss, Compares, Comparison, GradientEnd, NoisyScores, Quantity, Randomness, Reads, Routing,
+    RoutingContext, RoutingStrategy, Traits, Verdict,
 };
 pub use router_language::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
 pub use routers::{Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, SoftMoe, SoftmaxTopK, Switch};

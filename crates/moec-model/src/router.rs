@@ -140,6 +140,17 @@ impl Default for Traits {
     }
 }
 
+/// Where the definition of a strategy lets no gradient through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GradientEnd {
+    /// The expression, in the text that defines it.
+    pub span: Span,
+    /// Why, as the label of the expression.
+    pub why: &'static str,
+    /// Whether it is because there is one expert to choose from, or one that is chosen.
+    pub is_single: bool,
+}
+
 /// Where the definition of a strategy compares tokens with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Comparison {
@@ -233,6 +244,11 @@ pub trait RoutingStrategy: Send + Sync {
 
     /// Where the strategy compares tokens in evaluation and sampling, if it is defined in a text that a message can point to.
     fn comparison(&self, _arguments: &Arguments) -> Option<Comparison> {
+        None
+    }
+
+    /// Where the gradient ends on its way to what the strategy trains, if it does in a text that a message can point to.
+    fn gradient_end(&self, _arguments: &Arguments) -> Option<GradientEnd> {
         None
     }
 

@@ -23,7 +23,9 @@ use crate::argument::{ArgumentValue, Arguments, DefaultValue, Interval, Paramete
 use crate::arithmetic::{NoResult, Number};
 use crate::emit::Mode;
 use crate::registry::Registry;
-use crate::router::{Assignment, Comparison, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits};
+use crate::router::{
+    Assignment, Comparison, GradientEnd, Quantity, Randomness, Routing, RoutingContext, RoutingStrategy, Traits,
+};
 
 use derive::Derived;
 use program::{Action, Expr, KnownSizes, Node, Num, NumNode, Program, Situation};
@@ -209,6 +211,10 @@ impl RoutingStrategy for LanguageRouter {
 
     fn comparison(&self, arguments: &Arguments) -> Option<Comparison> {
         self.derived(arguments, None, false).assignment.compared_at
+    }
+
+    fn gradient_end(&self, arguments: &Arguments) -> Option<GradientEnd> {
+        self.derived(arguments, None, true).weights.gradient_end
     }
 
     fn experts_per_token(&self, arguments: &Arguments, experts: usize, _time: usize) -> f64 {

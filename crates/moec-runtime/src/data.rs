@@ -1,6 +1,7 @@
 //! Training data: UTF-8 text from a file or from the embedded generator, split and encoded.
 
 use crate::synthetic;
+use crate::tokens::{Packed, Tokens};
 use crate::vocab::{UnknownCharacters, Vocab};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -220,8 +221,9 @@ pub struct Dataset {
     name: String,
     sha256: String,
     vocab: Vocab,
-    train: Vec<i32>,
-    validation: Vec<i32>,
+    tokens: Packed,
+    /// How many are for training.
+    trained: usize,
 }
 
 impl Dataset {
@@ -233,11 +235,10 @@ impl Dataset {
         if !(0.0..=1.0).contains(&fraction) {
             return Err(DataError::Fraction(fraction));
         }
-        let mut train = vocab
-            .encode(corpus.text())
+        let tokens = Packed::encode(&vocab, corpus.text())
             .map_err(|source| DataError::UnknownCharacters { name: corpus.name.clone(), source })?;
-        let validation = train.split_off((fraction * train.len() as f64) as usize);
-        Ok(Self { name: corpus.name.clone(), sha256: corpus.sha256.clone(), vocab, train, validation })
+        let trained = (fraction * tokens.all().len() as f64) as usize;
+        Ok(Self { name: corpus.name.clone(), sha256: corpus.sha256.clone(), vocab, tokens, trained })
     }
 
     /// Path or `synthetic`.
@@ -257,14 +258,15 @@ impl Dataset {
 
     /// Whether anything is kept from training, to be evaluated.
     pub fn is_held_out(&self) -> bool {
-        !self.validation.is_empty()
+        self.trained < self.tokens.all().len()
     }
 
     /// Tokens of a split; it may be empty.
-    pub fn tokens(&self, split: Split) -> &[i32] {
+    pub fn tokens(&self, split: Split) -> Tokens<'_> {
+        let all = self.tokens.all();
         match split {
-            Split::Train => &self.train,
-            Split::Validation => &self.validation,
+            Split::Train => all.range(0..self.trained),
+            Split::Validation => all.range(self.trained..all.len()),
         }
     }
 
@@ -272,7 +274,7 @@ impl Dataset {
     ///
     /// # Errors
     /// When it is shorter, or nothing is held out.
-    pub fn windows(&self, split: Split, context: usize) -> Result<&[i32], DataError> {
+    pub fn windows(&self, split: Split, context: usize) -> Result<Tokens<'_>, DataError> {
         let tokens = self.tokens(split);
         if split == Split::Validation && !self.is_held_out() {
             return Err(DataError::NothingHeldOut { name: self.name.clone() });
@@ -298,7 +300,7 @@ mod tests {
     fn splits_by_characters() {
         let data = dataset("ééééééééab", 0.9);
         assert_eq!(data.tokens(Split::Train).len(), 9);
-        assert_eq!(data.vocab().decode(data.tokens(Split::Validation)), "b");
+        assert_eq!(data.vocab().decode(&data.tokens(Split::Validation).to_vec()), "b");
         assert!(dataset("abc", 0.0).tokens(Split::Train).is_empty());
         let whole = dataset("abc", 1.0);
         assert!(!whole.is_held_out() && whole.tokens(Split::Train).len() == 3);
@@ -323,7 +325,7 @@ mod tests {
         let one = Corpus::from_bytes("one", b"aaaa".to_vec()).unwrap();
         assert!(matches!(one.vocab(), Err(DataError::OneCharacter { character: 'a', .. })));
         let known = Dataset::new(&one, Vocab::of_text("abc"), 0.5).unwrap();
-        assert_eq!(known.tokens(Split::Train), [0, 0]);
+        assert_eq!(known.tokens(Split::Train).to_vec(), [0, 0]);
         assert!(matches!(Dataset::new(&one, Vocab::of_text("xyz"), 0.5), Err(DataError::UnknownCharacters { .. })));
         for fraction in [-0.1, 1.5, f64::NAN] {
             assert!(matches!(Dataset::new(&one, Vocab::of_text("a"), fraction), Err(DataError::Fraction(_))));

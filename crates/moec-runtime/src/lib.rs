@@ -21,6 +21,7 @@ mod evaluate;
 mod executable;
 mod files;
 mod init;
+mod latest;
 mod makemoe;
 mod metrics;
 mod profile;
@@ -29,6 +30,7 @@ mod sample;
 mod streams;
 pub mod synthetic;
 mod tensor_file;
+mod tokens;
 mod train;
 mod vocab;
 
@@ -40,6 +42,7 @@ pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};
 pub use evaluate::{EvaluateError, SplitLoss, evaluate_split};
 pub use executable::{Executable, ExecutableError};
 pub use init::{initial_tensors, initialise};
+pub use latest::{Latest, follow_latest, point_latest};
 pub use makemoe::{MakeMoeError, attention_heads, export_makemoe, import_makemoe};
 pub use metrics::{Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};
 pub use profile::{KernelRow, Profiled, Timings};
@@ -49,6 +52,7 @@ pub use run_folder::{
 };
 pub use sample::{Kept, SampleConfig, SampleError, sample, sample_functions};
 pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
+pub use tokens::Tokens;
 pub use train::{
     Outcome, Reporter, Resumption, Silent, Summary, TrainConfig, TrainError, resume, train, train_loss, train_step,
 };

@@ -51,6 +51,14 @@ pub enum MakeMoeError {
         /// Its name.
         name: String,
     },
+    /// The vocabulary is another one.
+    #[error("the model was trained on {theirs} distinct characters, and the vocabulary of this text has {ours}")]
+    Vocabulary {
+        /// Characters of makeMoE's model.
+        theirs: usize,
+        /// Characters of the model here.
+        ours: usize,
+    },
     /// A tensor has another type than the model needs.
     #[error("tensor `{name}` is {found}, the model needs {expected}")]
     Type {
@@ -100,6 +108,13 @@ pub fn import_makemoe(
                 return Err(MakeMoeError::Missing { name: piece.name });
             };
             let expected = TensorType::f32(piece.shape);
+            if let ([ours, width], [theirs, columns]) = (expected.shape.as_slice(), tensor.shape())
+                && state.name == TOKEN_TABLE
+                && width == columns
+                && ours != theirs
+            {
+                return Err(MakeMoeError::Vocabulary { theirs: *theirs, ours: *ours });
+            }
             if tensor.ty() != expected {
                 return Err(MakeMoeError::Type { name: piece.name, expected, found: tensor.ty() });
             }

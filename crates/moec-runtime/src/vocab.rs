@@ -90,11 +90,16 @@ impl Vocab {
     /// # Errors
     /// When characters are not in the vocabulary; all of them are named.
     pub fn encode(&self, text: &str) -> Result<Vec<i32>, UnknownCharacters> {
+        self.encode_as(text, |token| token)
+    }
+
+    /// Tokens of a text, each made smaller by `narrow`.
+    pub(crate) fn encode_as<T>(&self, text: &str, narrow: impl Fn(i32) -> T) -> Result<Vec<T>, UnknownCharacters> {
         let mut unknown = BTreeSet::new();
         let mut tokens = Vec::with_capacity(text.len());
         for c in text.chars() {
             match self.id(c) {
-                Some(id) => tokens.push(id),
+                Some(id) => tokens.push(narrow(id)),
                 None => {
                     unknown.insert(c);
                 }

@@ -317,6 +317,14 @@ const SYNONYMS: &[Synonym] = &[
         advice: "the share of the text that is trained on is written in `train`: `split 0.9`",
     },
     Synonym {
+        words: &["fp16", "float16", "f16"],
+        names: &[],
+        advice: "numbers of 16 bits are bfloat16 here, which have the range of float32, so that losses need no scaling: \
+                 `precision bf16`; `f32` does without",
+    },
+    Synonym { words: &["bfloat16"], names: &["bf16"], advice: "bfloat16 is written `precision bf16`" },
+    Synonym { words: &["fp32", "float32"], names: &["f32"], advice: "float32 is written `precision f32`" },
+    Synonym {
         words: &["random_seed", "manual_seed", "random_state"],
         names: &["seed"],
         advice: "the seed is written in `train`: `seed 1337`",

@@ -14,12 +14,12 @@ mod output;
 mod progress;
 mod reference;
 mod remarks;
-mod routing_evidence;
-mod routing_record;
+mod routing;
 mod run_report;
 mod run_text;
 mod shell;
 mod signals;
+mod sources;
 mod task;
 mod units;
 
@@ -69,7 +69,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
     let devices = Devices::new(!cli.no_cache, console);
     let (format, result) = match &cli.command {
         Command::New(args) => (MessageFormat::Full, cmd::new::run(args, &console)),
-        Command::Check(args) => (args.spec.message_format, cmd::check::run(args, registry, &console)),
+        Command::Check(args) => (args.message_format, cmd::check::run(args, registry, &console)),
         Command::Fmt(args) => (MessageFormat::Full, cmd::fmt::run(args, &console)),
         Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, &console)),
         Command::Layers(args) => (MessageFormat::Full, cmd::layers::run(args, &console)),
@@ -85,6 +85,8 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Report(args) => (MessageFormat::Full, cmd::report::run(args, registry, devices, &console)),
         Command::Gradcheck(args) => (args.spec.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Doctor(args) => (MessageFormat::Full, cmd::doctor::run(args, devices, &console)),
+        Command::Completions(args) => (MessageFormat::Full, cmd::completions::run(args, &console)),
+        Command::Man(args) => (MessageFormat::Full, cmd::man::run(args, &console)),
         Command::Cache(_) if cli.no_cache => (MessageFormat::Full, Err(without_cache())),
         Command::Cache(args) => (MessageFormat::Full, cmd::cache::run(args, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),

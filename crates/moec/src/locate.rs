@@ -11,8 +11,9 @@ pub(crate) struct Located {
 }
 
 impl Located {
-    /// What a path means.
+    /// What a path means; `runs/latest` is the run that was trained last.
     pub(crate) fn at(path: &Path) -> Result<Self, Error> {
+        let path = &moec_runtime::follow_latest(path);
         // As it was given, or else the whole path, for `.` has no name.
         for folder in std::iter::once(path.to_path_buf()).chain(path.canonicalize()) {
             if let Some(root) = moec_runtime::run_of_checkpoint(&folder) {

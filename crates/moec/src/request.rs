@@ -21,6 +21,9 @@ pub struct Request {
     /// SHA-256 of the text, by which it is known wherever it lies; earlier versions did not keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_sha256: Option<String>,
+    /// The device that it is trained on, if that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The texts that the spec imports, directly or not, by their paths from its folder: with them the run can be
     /// loaded when the files are gone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -43,7 +46,7 @@ impl Request {
         Ok(head.request)
     }
 
-    /// Whether two runs are asked for the same, wherever their text lies.
+    /// Whether two runs are asked for the same, wherever their text lies and whatever device they are trained on.
     pub fn asks_the_same(&self, other: &Self) -> bool {
         let data = match (&self.data_sha256, &other.data_sha256) {
             (Some(a), Some(b)) => a == b,

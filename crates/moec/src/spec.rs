@@ -5,7 +5,7 @@ use crate::error::{self, Error, Messages};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled};
 use crate::request::{Request, yaml};
 use crate::units::bytes;
-use moec_model::{DataSource, Registry, Vocab as ModelVocab};
+use moec_model::{DataSource, Recipe, Registry, Vocab as ModelVocab};
 use moec_plan::MemoryReport;
 use moec_runtime::{Corpus, Dataset, RunFolder, RunTexts, Vocab};
 use moec_syntax::{Code, Diagnostic, MAX_SOURCE_BYTES, SourceFile};
@@ -85,14 +85,7 @@ impl Spec {
     /// What the recipe trains on: `synthetic`, a path, which is relative to the spec's folder, or a known name, if there
     /// is no such file.
     pub fn data(&self, spec: &Path, registry: &Registry) -> String {
-        match &self.checked.recipe.data {
-            DataSource::Synthetic => "synthetic".to_string(),
-            DataSource::Named(name) => {
-                let path = spec.parent().unwrap_or(Path::new("")).join(name);
-                let is_known = registry.find_data_set(name).is_some() && !path.exists();
-                if is_known { name.clone() } else { path.display().to_string() }
-            }
-        }
+        data_from(&self.checked.recipe, spec, registry)
     }
 
     /// The folder of the file, from which it names other files.
@@ -107,6 +100,7 @@ impl Spec {
             set: self.set.clone(),
             data: data.name().to_string(),
             data_sha256: Some(data.sha256().to_string()),
+            device: None,
             imports: imported(&self.source),
         }
     }
@@ -125,6 +119,18 @@ impl Spec {
     }
 }
 
+/// What a recipe trains on; see [`Spec::data`].
+pub(crate) fn data_from(recipe: &Recipe, spec: &Path, registry: &Registry) -> String {
+    match &recipe.data {
+        DataSource::Synthetic => "synthetic".to_string(),
+        DataSource::Named(name) => {
+            let path = spec.parent().unwrap_or(Path::new("")).join(name);
+            let is_known = registry.find_data_set(name).is_some() && !path.exists();
+            if is_known { name.clone() } else { path.display().to_string() }
+        }
+    }
+}
+
 /// Reads a `.moe` file and what it imports, no file further than the largest size that is accepted. An import that
 /// cannot be read is reported by whoever parses the source.
 ///
@@ -132,8 +138,15 @@ impl Spec {
 /// When the file cannot be read, is too large, or is not UTF-8.
 pub fn read_source(path: &Path) -> Result<SourceFile, Error> {
     let read = read_bytes(path).map_err(|source| Error::File { path: path.to_path_buf(), source })?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let source = source_from_bytes(&path.display().to_string(), &read)?;
+    source_in(path.parent().unwrap_or(Path::new("")), &path.display().to_string(), &read)
+}
+
+/// A source from bytes, with what it imports from a folder.
+///
+/// # Errors
+/// When they are too many or not UTF-8.
+pub(crate) fn source_in(folder: &Path, name: &str, bytes: &[u8]) -> Result<SourceFile, Error> {
+    let source = source_from_bytes(name, bytes)?;
     Ok(source.with_imports(|import| read_bytes(&folder.join(import)).map_err(|e| error::reason(&e))))
 }
 

@@ -35,7 +35,11 @@ pub fn initial_states(
 ) -> Result<Vec<(String, Tensor)>, Error> {
     let embeddings = |run: &str| token_vectors(&folder.join(run), dataset.vocab());
     let vocab = dataset.vocab().len();
-    let text = TrainingText { tokens: dataset.tokens(Split::Train), vocab, embeddings: &embeddings };
+    if states.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tokens = dataset.tokens(Split::Train).to_vec();
+    let text = TrainingText { tokens: &tokens, vocab, embeddings: &embeddings };
     let resolve = |(name, init): &(String, StateInit)| match init.resolve(&text) {
         Ok(tensor) => Ok((name.clone(), tensor)),
         Err(reason) => Err(Error::Table { name: name.clone(), reason }),

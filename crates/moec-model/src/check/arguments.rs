@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, did_you_mean, meant};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Meant, Span, meant};
 
 use super::checker::{Checker, Scope};
 use super::values::describe;
@@ -256,16 +256,18 @@ impl<'a> Checker<'a> {
         if let Some(word) = found.filter(|_| !quoted) {
             return Some(word);
         }
-        let near = found.copied().or_else(|| did_you_mean(text, words.iter().copied()));
         let mut d = if quoted {
             Diagnostic::new(Code::WrongType, format!("`{}` of `{}` is a word without quotes", spec.name, owner.name))
         } else {
             Diagnostic::new(Code::UnknownValue, format!("`{}` of `{}` cannot be `{text}`", spec.name, owner.name))
         };
         d = d.primary(expr.span, format!("expected {}", any_of(words)));
-        if let Some(near) = near {
-            d = d.patch(expr.span, near, "use a word that it takes");
-        }
+        // The word of other tools for it, but one that a block may well have for a name.
+        let text = if text == "half" && words.contains(&"bf16") { "float16" } else { text };
+        d = match (found.copied(), meant(text, words.iter().copied())) {
+            (Some(word), _) | (_, Some(Meant::Word(word))) => d.patch(expr.span, word, "use a word that it takes"),
+            (None, meant) => d.suggest(expr.span, meant),
+        };
         self.report(d);
         None
     }

@@ -224,11 +224,20 @@ impl<'a> Checker<'a> {
             self.report(conflict(Code::ArgumentsConflict, "optimizer", found));
         }
         for found in recipe.schedule.check(recipe.optimizer.lr(), recipe.steps) {
+            let said = settings.get("steps").and_then(|s| s.arguments.span("steps").or(s.span));
             let mut counted = recipe.schedule.spec.settings.iter().filter(|s| matches!(s.ty, ParameterType::Int(_)));
-            let steps = recipe.span("steps").filter(|_| counted.any(|s| s.name == found.setting));
+            let is_counted = counted.any(|s| s.name == found.setting);
+            let name = found.setting;
             let mut d = conflict(Code::OutOfRange, "schedule", found);
-            if let Some(span) = steps {
-                d = d.secondary(span, format!("{} steps", recipe.steps));
+            if is_counted {
+                if let Some(span) = said {
+                    d = d.secondary(span, format!("{} steps", recipe.steps));
+                }
+                // A tenth is what most recipes have.
+                let less = (recipe.steps / 10).max(1);
+                d = d.help(format!(
+                    "train for more steps, or make `{name}` smaller: `-s train.schedule.{name}={less}`, for example"
+                ));
             }
             self.report(d);
         }

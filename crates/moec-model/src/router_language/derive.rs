@@ -6,7 +6,7 @@ use moec_ir::{Binary, Gradient, Invariant, Unary, internal_error};
 use super::emit::LOWEST;
 use super::kinds::{Kind, Shape};
 use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation};
-use crate::router::{Compares, Comparison, Reads};
+use crate::router::{Compares, Comparison, GradientEnd, Reads};
 
 /// What is known about a value, whatever the numbers in it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,6 +19,8 @@ pub(super) struct Facts {
     pub(super) random: bool,
     /// It changes with trained tensors of the router, and the gradient says so.
     pub(super) learns: bool,
+    /// Where it stopped to.
+    pub(super) gradient_end: Option<GradientEnd>,
     /// In a row over experts, how many are above the lowest, or else not 0; `None` if that is not known.
     few: Option<Few>,
 }
@@ -38,6 +40,7 @@ const NOTHING: Facts = Facts {
     compared_at: None,
     random: false,
     learns: false,
+    gradient_end: None,
     few: None,
 };
 
@@ -112,6 +115,7 @@ impl Facts {
             compared_at: if other.compares > self.compares { other.compared_at } else { self.compared_at },
             random: self.random || other.random,
             learns: self.learns || other.learns,
+            gradient_end: self.gradient_end.or(other.gradient_end),
             few: None,
         }
     }
@@ -131,16 +135,23 @@ impl Facts {
         Facts { compares, compared_at: Some(Comparison { span: expr.span, help }), ..self }
     }
 
+    /// The same, if the gradient ends here in case `ends`.
+    fn ending(self, ends: bool, expr: &Expr, why: &'static str, is_single: bool) -> Facts {
+        match self.learns && ends {
+            true => {
+                Facts { learns: false, gradient_end: Some(GradientEnd { span: expr.span, why, is_single }), ..self }
+            }
+            false => self,
+        }
+    }
+
     /// Of a function of it, element by element.
-    fn through(self, f: Unary) -> Facts {
+    fn through(self, f: Unary, expr: &Expr) -> Facts {
         // Where 0 stays 0, or what is far below every score becomes 0.
         let few = self.few.filter(|few| f.evaluate(if few.zero { 0.0 } else { LOWEST }) == 0.0);
         let few = few.map(|few| Few { zero: true, ..few });
-        Facts { few, learns: self.learns && f.declaration().gradient != Gradient::Zero, ..self }
-    }
-
-    fn constant(self) -> Facts {
-        Facts { learns: false, ..self }
+        let is_flat = f.declaration().gradient == Gradient::Zero;
+        Facts { few, ..self }.ending(is_flat, expr, "a function in steps: its gradient is 0", false)
     }
 }
 
@@ -201,14 +212,24 @@ impl Walk<'_> {
                 Facts { learns: true, ..NOTHING }
             }
             Node::Noise { .. } => Facts { random: true, ..NOTHING },
-            Node::Unary(f, _) => first.through(*f),
+            Node::Unary(f, _) => first.through(*f, expr),
             Node::Binary(f, a, b) => {
-                Facts { few: fewer(*f, first, inner[1]), learns: all.learns && self.passes_gradient(*f, a, b), ..all }
+                let facts = Facts { few: fewer(*f, first, inner[1]), ..all };
+                match f {
+                    Binary::Less | Binary::LessEqual | Binary::Equal => {
+                        facts.ending(true, expr, "a comparison has no gradient", false)
+                    }
+                    _ => facts.ending(self.is_constant(*f, a, b), expr, "the same whatever the number is", true),
+                }
             }
             Node::Remainder(..) => all,
-            Node::Not(_) | Node::ToFloat(_) | Node::ToExpert(_) => all.constant(),
+            Node::Not(_) | Node::ToFloat(_) | Node::ToExpert(_) => {
+                all.ending(true, expr, "no gradient passes through whole numbers", false)
+            }
             Node::Select(..) => Facts { learns: inner[1].learns || inner[2].learns, ..all },
-            Node::Softmax(x, over) => self.softmax(first, x, *over).among(over_tokens(*over == Over::Tokens), expr),
+            Node::Softmax(x, over) => {
+                self.softmax(first, x, *over, expr).among(over_tokens(*over == Over::Tokens), expr)
+            }
             Node::LogSumExp(_, over) => Facts { few: None, ..first }.among(over_tokens(*over == Over::Tokens), expr),
             Node::KeepTopK(_, k) => Facts { few: situation.size(k).map(|count| Few { count, zero: false }), ..first },
             Node::Gather(..) => Facts { learns: first.learns, ..all },
@@ -216,7 +237,10 @@ impl Walk<'_> {
                 let few = self.columns(indices).map(|count| Few { count, zero: true });
                 Facts { few, learns: first.learns, ..all }
             }
-            Node::Count(_) => Facts { few: None, ..first.constant() }.among(Compares::Batch, expr),
+            Node::Count(_) => {
+                let counted = first.ending(true, expr, "a count has no gradient", false);
+                Facts { few: None, ..counted }.among(Compares::Batch, expr)
+            }
             // Extremes pass the gradient on to the element that they are.
             Node::Reduce(_, x, over) => {
                 let tokens = match over {
@@ -235,7 +259,7 @@ impl Walk<'_> {
                 };
                 Facts { few: None, ..first }.among(compares, expr)
             }
-            Node::StopGradient(_) => first.constant(),
+            Node::StopGradient(_) => first.ending(true, expr, "it stops the gradient", false),
             Node::If(..) => internal_error!("its branches are looked at before"),
         }
     }
@@ -256,23 +280,22 @@ impl Walk<'_> {
         joined(possible)
     }
 
-    fn softmax(&self, facts: Facts, x: &Expr, over: Over) -> Facts {
+    fn softmax(&self, facts: Facts, x: &Expr, over: Over, expr: &Expr) -> Facts {
         let few = facts.few.filter(|few| !few.zero && over == Over::Columns).map(|few| Few { zero: true, ..few });
         // The softmax of one number, or of one that is far above the others, is 1.
         let one = self.single(x) || few.is_some_and(|few| few.count == 1);
-        let learns = facts.learns && !(over == Over::Columns && one);
-        Facts { few, learns, ..facts }
+        let why = "the softmax of a single number is always 1";
+        Facts { few, ..facts }.ending(over == Over::Columns && one, expr, why, true)
     }
 
-    /// Whether a combination changes smoothly with what it is made of.
-    fn passes_gradient(&self, f: Binary, a: &Expr, b: &Expr) -> bool {
+    /// Whether a combination is a constant, whatever it is made of.
+    fn is_constant(&self, f: Binary, a: &Expr, b: &Expr) -> bool {
         match f {
-            Binary::Less | Binary::LessEqual | Binary::Equal => false,
             // What one number is of its own sum is 1, whatever it is.
-            Binary::Div => !(self.single(a) && is_sum_of(b, a)),
+            Binary::Div => self.single(a) && is_sum_of(b, a),
             // The same as logarithms.
-            Binary::Sub => !(self.single(a) && matches!(&b.node, Node::LogSumExp(x, Over::Columns) if **x == *a)),
-            _ => true,
+            Binary::Sub => self.single(a) && matches!(&b.node, Node::LogSumExp(x, Over::Columns) if **x == *a),
+            _ => false,
         }
     }
 

@@ -49,6 +49,8 @@ A file that is there is never replaced.")]
     /// Check a `.moe` file and report everything that is wrong with it.
     #[command(after_help = "Examples:
   moec check specs/noisy_top2.moe
+  moec check specs/*.moe
+  moec check - < my.moe
   moec check my.moe -s width=64 --message-format short")]
     Check(CheckArgs),
     /// Rewrite `.moe` files in the one canonical layout.
@@ -93,8 +95,12 @@ A file that is there is never replaced.")]
     #[command(after_help = "Examples:
   moec train specs/tiny.moe
   moec train specs/noisy_top2.moe --data tinyshakespeare --steps 5000 --out runs/shakespeare
-  moec train specs/noisy_top2.moe --out runs/shakespeare --resume
-  moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64")]
+  moec train --resume runs/shakespeare
+  moec train --resume runs/latest --steps 10000
+  moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64
+
+In a folder `runs`, `latest` is a link to the run that was trained last; every command that takes a run takes it. Anything of
+that name that is no such link is left alone.")]
     Train(TrainArgs),
     /// Train several models on equal budgets and print a table of what they reach.
     #[command(after_help = "Examples:
@@ -128,14 +134,18 @@ than its products at the one plus the optimiser's traffic at the other. Nothing 
   moec eval runs/tiny --split val
   moec eval runs/tiny --data other.txt --split all --json")]
     Eval(EvalArgs),
-    /// Write which character a model sends to which experts, in which layer and with which weight.
+    /// Show which character a model sends to which experts, in which layer and with which weight.
     #[command(after_help = "Examples:
+  moec route runs/tiny                                a text it was not trained on, coloured by expert
+  moec route runs/tiny --data poem.txt --layer 0      a file, in the first layer; `-` is standard input
+  moec route runs/tiny --by character                 which characters each expert gets, beside what chance would give
   moec route runs/tiny --text 'To be, or not to be' > routes.jsonl
   moec route runs/tiny --text 'To be, or not to be' --checkpoint 100 -o early.jsonl
   moec route --diff early.jsonl routes.jsonl
   moec route --replay early.jsonl --device interpreter
 
-One JSON object a line: the run, then per window of the context what replays it (choices, noise, logits), then per layer
+On a terminal the text is coloured by the expert with the largest weight in the last layer. Into a pipe or a file (or with
+--format lines) go JSON lines, an object each: the run, then per window of the context what replays it (choices, noise, logits), then per layer
 and character the experts with their weights. Logits that a replay does not reproduce are exit code 1.")]
     Route(RouteArgs),
     /// Write what runs reported while they trained, for other tools: a table, or event files of TensorBoard.
@@ -186,6 +196,18 @@ Kernels for the processor are compiled with LLVM when a model first runs, and ke
 moec/kernels in the system's cache folder ($XDG_CACHE_HOME or ~/.cache). At most 256 MiB are kept; what was not used for
 longest goes first. Another build of moec compiles its own.")]
     Cache(CacheArgs),
+    /// Print what completes commands, options and files in a shell.
+    #[command(after_help = "Examples:
+  moec completions bash > ~/.local/share/bash-completion/completions/moec
+  moec completions zsh > ~/.zfunc/_moec                 with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
+  moec completions fish > ~/.config/fish/completions/moec.fish
+  moec completions powershell >> $PROFILE")]
+    Completions(CompletionsArgs),
+    /// Print the manual page of moec or of a command, or write all of them into a folder.
+    #[command(after_help = "Examples:
+  moec man train > moec-train.1 && man ./moec-train.1
+  moec man -o ~/.local/share/man/man1                   then `man moec-train`")]
+    Man(ManArgs),
     /// Make a run from a makeMoE state dictionary saved as safetensors.
     #[command(after_help = "Examples:
   moec import makemoe.safetensors --spec specs/noisy_top2.moe --data tinyshakespeare --out runs/imported")]
@@ -231,8 +253,15 @@ pub(crate) struct SpecArgs {
 pub(crate) struct PrecisionArgs {
     /// Round the operands of layers' products to bfloat16 (`bf16`), or leave them as they are (`f32`). Overrides the
     /// file's `precision`.
-    #[arg(long, value_parser = ["f32", "bf16"])]
+    #[arg(long, value_parser = precisions())]
     precision: Option<String>,
+}
+
+/// The precisions, and other tools' names of them: whoever uses one is told what is meant here, as in a file.
+fn precisions() -> PossibleValuesParser {
+    let others = ["fp16", "float16", "f16", "half", "bfloat16", "fp32", "float32"];
+    let others = others.map(|name| PossibleValue::new(name).hide(true));
+    PossibleValuesParser::new([PossibleValue::new("f32"), PossibleValue::new("bf16")].into_iter().chain(others))
 }
 
 impl PrecisionArgs {
@@ -245,11 +274,23 @@ impl PrecisionArgs {
 /// `moec check`
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// The file.
-    #[command(flatten)]
-    pub(crate) spec: SpecArgs,
+    /// The `.moe` files; `-` is standard input.
+    #[arg(required = true, value_name = "SPEC")]
+    pub(crate) specs: Vec<PathBuf>,
 
-    /// Print the result as JSON on standard output.
+    /// Which model of the files, if they have several.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+
+    /// Override a value of the files: `-s train.steps=200`, `-s width=64` (a `let` of the model). Repeatable.
+    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// How messages about the files are printed.
+    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
+    pub(crate) message_format: MessageFormat,
+
+    /// Print the result as JSON on standard output; of several files an object with one for each.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -348,6 +389,26 @@ pub(crate) struct CacheArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `moec completions`
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `moec man`
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The command [default: the page of moec itself].
+    #[arg(conflicts_with = "output")]
+    pub(crate) command: Option<String>,
+
+    /// Write every page into this folder.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// `moec layers`
@@ -449,12 +510,43 @@ impl ValueEnum for Device {
     }
 }
 
+/// Which model of which file; none to continue a run, which keeps its own.
+#[derive(Debug, Args)]
+pub(crate) struct TrainSpecArgs {
+    /// The `.moe` file; not needed with --resume, because a run keeps its own.
+    #[arg(required_unless_present = "resume")]
+    pub(crate) spec: Option<PathBuf>,
+
+    /// Which model of the file, if it has several.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+
+    /// Override a value of the file: `-s train.steps=200`, `-s width=64` (a `let` of the model). Repeatable.
+    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// How messages about the file are printed.
+    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
+    pub(crate) message_format: MessageFormat,
+}
+
+/// A number of training steps.
+fn steps(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => {
+            Err("a training makes at least one step; `moec compile SPEC` says all that can be said without".into())
+        }
+        Ok(steps) => Ok(steps),
+        Err(_) => Err("it must be a whole number, at least 1".into()),
+    }
+}
+
 /// `moec train`
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     /// The file.
     #[command(flatten)]
-    pub(crate) spec: SpecArgs,
+    pub(crate) spec: TrainSpecArgs,
 
     /// How products are computed.
     #[command(flatten)]
@@ -466,7 +558,7 @@ pub(crate) struct TrainArgs {
     pub(crate) data: Option<String>,
 
     /// Number of steps. Overrides the file's `steps`.
-    #[arg(long)]
+    #[arg(long, value_parser = steps)]
     pub(crate) steps: Option<u64>,
 
     /// Seed of everything random. Overrides the file's `seed`.
@@ -477,15 +569,15 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "RUN")]
     pub(crate) out: Option<PathBuf>,
 
-    /// Where to run.
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    pub(crate) device: Device,
+    /// Where to run [default: cpu; of a run that is continued, where it ran].
+    #[arg(long, value_enum)]
+    pub(crate) device: Option<Device>,
 
-    /// Continue the run in --out from its last checkpoint, to the same bits as if it had never stopped. What -s changes of
-    /// the optimizer's settings, schedule, clip, steps, evaluate, checkpoint and log holds from there on; --data may say
-    /// where the same text lies now.
-    #[arg(long, requires = "out")]
-    pub(crate) resume: bool,
+    /// Continue a run from its last checkpoint, to the same bits as if it had never stopped: RUN alone, or the one in --out.
+    /// What -s changes of the optimizer's settings, schedule, clip, steps, evaluate, checkpoint and log holds from there on;
+    /// --data may say where the same text lies now.
+    #[arg(long, value_name = "RUN", num_args = 0..=1)]
+    pub(crate) resume: Option<Option<PathBuf>>,
 
     /// Time every kernel: a table at the end, and profile.json in the run folder for chrome://tracing or Perfetto.
     /// The same bits, but slower, because every kernel is waited for.
@@ -493,9 +585,12 @@ pub(crate) struct TrainArgs {
     pub(crate) profile: bool,
 
     /// Characters of text to sample at the end; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 300)]
+    #[arg(long, value_name = "N", default_value_t = SAMPLE)]
     pub(crate) sample: usize,
 }
+
+/// Characters of the sample at the end of a training.
+pub(crate) const SAMPLE: usize = 300;
 
 /// `moec bench`
 #[derive(Debug, Args)]
@@ -539,7 +634,7 @@ pub(crate) struct CompareArgs {
     pub(crate) specs: Vec<PathBuf>,
 
     /// Number of steps of every run. Overrides the files' `steps`.
-    #[arg(long)]
+    #[arg(long, value_parser = steps)]
     pub(crate) steps: Option<u64>,
 
     /// Number of runs of every spec, with the seeds 1 to K.
@@ -705,6 +800,22 @@ pub(crate) struct EvalArgs {
     pub(crate) device: Device,
 }
 
+/// How the routes of a text are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouteFormat {
+    /// The text with the expert of each character in one layer: as its colour, or without colours as a letter below it.
+    Text,
+    /// JSON lines with everything, to be compared and replayed.
+    Lines,
+}
+
+/// What routes are counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouteBy {
+    /// By character.
+    Character,
+}
+
 /// `moec route`
 #[derive(Debug, Args)]
 pub(crate) struct RouteArgs {
@@ -714,13 +825,42 @@ pub(crate) struct RouteArgs {
 
     /// The text that is routed, in windows of the model's context; the last one is filled up with the first character
     /// of the vocabulary, which no router that is causal can see.
-    #[arg(
-        long,
-        required_unless_present_any = ["diff", "replay"],
-        conflicts_with_all = ["diff", "replay"],
-        allow_hyphen_values = true
-    )]
+    #[arg(long, conflicts_with_all = ["diff", "replay"], allow_hyphen_values = true)]
     pub(crate) text: Option<String>,
+
+    /// Route a text file, a known data set, `synthetic`, or `-` for standard input [default: the run's own text].
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "diff", "replay"], allow_hyphen_values = true)]
+    pub(crate) data: Option<String>,
+
+    /// Which part of it [default: all of --data; of the run's own text what it was not trained on].
+    #[arg(long, value_enum, conflicts_with_all = ["text", "diff", "replay"])]
+    pub(crate) split: Option<SplitName>,
+
+    /// At most this many characters, from the beginning [default: all of --text and standard input; of others 1000, for a
+    /// table 20000].
+    #[arg(short = 'n', long, value_name = "N", conflicts_with_all = ["diff", "replay"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) length: Option<u64>,
+
+    /// What is written [default: text on a terminal, lines into a pipe or file].
+    #[arg(long, value_enum, conflicts_with_all = ["by", "diff", "replay"])]
+    pub(crate) format: Option<RouteFormat>,
+
+    /// Count instead which characters go to which experts: a table with shares, and the lift over chance.
+    #[arg(long, value_enum, conflicts_with_all = ["diff", "replay"])]
+    pub(crate) by: Option<RouteBy>,
+
+    /// The layer that is shown, by its number among those that route, from 0, or its path [default: the last; in the table
+    /// all].
+    #[arg(long, value_name = "LAYER", conflicts_with_all = ["diff", "replay"])]
+    pub(crate) layer: Option<String>,
+
+    /// Show the expert with the K-th largest weight [default: 1; in the table all].
+    #[arg(long, value_name = "K", conflicts_with_all = ["diff", "replay"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) slot: Option<u64>,
+
+    /// Characters of each expert in the table; --json has all.
+    #[arg(long, value_name = "N", requires = "by", default_value_t = 5)]
+    pub(crate) top: usize,
 
     /// The checkpoint of this step [default: the newest].
     #[arg(long, value_name = "STEP", conflicts_with_all = ["diff", "replay"])]
@@ -742,7 +882,7 @@ pub(crate) struct RouteArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["diff", "replay"])]
     pub(crate) output: Option<PathBuf>,
 
-    /// Print the result of --diff or --replay as JSON; a record is always JSON lines.
+    /// Print the table, or the result of --diff or --replay, as JSON; a record is always JSON lines.
     #[arg(long)]
     pub(crate) json: bool,
 

@@ -10,18 +10,42 @@ use std::ops::ControlFlow;
 /// Standard output and standard error, with the choice of colours.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Console {
+    /// On standard error.
     colour: bool,
+    /// On standard output.
+    colour_of_results: bool,
 }
 
 impl Console {
     /// Decides about colours.
     pub(crate) fn new(color: Color) -> Self {
-        let colour = match color {
+        let is_coloured = |is_terminal: bool| match color {
             Color::Always => true,
             Color::Never => false,
-            Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+            Color::Auto => {
+                is_terminal
+                    && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+                    && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+            }
         };
-        Self { colour }
+        let colour = is_coloured(std::io::stderr().is_terminal());
+        Self { colour, colour_of_results: is_coloured(std::io::stdout().is_terminal()) }
+    }
+
+    /// Whether results may have colours.
+    pub(crate) fn colours_results(&self) -> bool {
+        self.colour_of_results
+    }
+
+    /// Whether results are read on a terminal.
+    pub(crate) fn shows_results(&self) -> bool {
+        std::io::stdout().is_terminal()
+    }
+
+    /// Columns of the terminal that results are read on; of a common one where it is none.
+    pub(crate) fn columns(&self) -> usize {
+        let size = terminal_size::terminal_size_of(std::io::stdout());
+        size.map_or(80, |(width, _)| usize::from(width.0)).max(1)
     }
 
     /// Whether progress can be redrawn in place.

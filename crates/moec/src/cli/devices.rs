@@ -7,20 +7,50 @@ use crate::{Device, KernelCache};
 use moec_ir::Precision;
 use moec_kernels::{DeviceProfile, ObjectCache};
 use moec_plan::Backend;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 /// How commands open devices.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Devices {
     /// Whether compiled kernels are kept.
     cached: bool,
+    /// Whether it is said when kernels are compiled.
+    tells: bool,
     console: Console,
 }
+
+/// A cache that says once when it lacks something, which is compiled then.
+struct Telling {
+    cache: KernelCache,
+    once: Once,
+    console: Console,
+}
+
+impl ObjectCache for Telling {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let found = self.cache.get(key);
+        if found.is_none() {
+            self.once.call_once(|| self.console.note(COMPILING));
+        }
+        found
+    }
+
+    fn put(&self, key: &str, object: &[u8]) {
+        self.cache.put(key, object);
+    }
+}
+
+const COMPILING: &str = "kernels are compiled for the first step, which takes some seconds";
 
 impl Devices {
     /// Devices, with or without a cache of compiled kernels.
     pub(crate) fn new(cached: bool, console: Console) -> Self {
-        Self { cached, console }
+        Self { cached, tells: false, console }
+    }
+
+    /// The same, but say when kernels are compiled.
+    pub(crate) fn telling(self) -> Self {
+        Self { tells: true, ..self }
     }
 
     /// Opens a device.
@@ -28,11 +58,35 @@ impl Devices {
     /// # Errors
     /// When this build or this machine has no such device.
     pub(crate) fn open(self, device: Device) -> Result<Box<dyn Backend>, Failure> {
-        Ok(match self.cache(device) {
+        let cache = self.cache(device);
+        if self.tells && cache.is_none() && device != Device::Interpreter {
+            self.console.note(COMPILING);
+        }
+        let opened = match cache {
             Some(cache) => device.open_with_cache(cache)?,
             None => device.open()?,
-        })
+        };
+        if device == Device::Wgpu {
+            self.remark_software();
+        }
+        Ok(opened)
     }
+
+    /// Says once that what wgpu has found is no graphics device.
+    #[cfg(feature = "wgpu")]
+    fn remark_software(self) {
+        static ONCE: Once = Once::new();
+        if let Some(name) = moec_kernels::software_wgpu() {
+            ONCE.call_once(|| {
+                self.console.note(format!(
+                    "wgpu has found a software device, {name}: it computes on the processor, where --device cpu is faster"
+                ));
+            });
+        }
+    }
+
+    #[cfg(not(feature = "wgpu"))]
+    fn remark_software(self) {}
 
     /// Where a device's compiled kernels are kept, if they are.
     pub(crate) fn cache(self, device: Device) -> Option<Arc<dyn ObjectCache>> {
@@ -44,6 +98,7 @@ impl Devices {
         let note = move |reason: &str| console.note(format!("kernels are compiled, not cached: {reason}"));
         let program = std::env::current_exe().map_err(|error| error.to_string());
         match program.and_then(|program| KernelCache::open(&folder, &program, note)) {
+            Ok(cache) if self.tells => Some(Arc::new(Telling { cache, once: Once::new(), console })),
             Ok(cache) => Some(Arc::new(cache)),
             Err(reason) => {
                 note(&reason);

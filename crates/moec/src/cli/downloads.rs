@@ -4,10 +4,11 @@
 
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::folders;
 use crate::cli::units::bytes;
+use crate::cli::{folders, shell};
 use moec_model::{DataSet, Registry};
-use moec_runtime::{Corpus, sha256_hex};
+use moec_runtime::{Corpus, DataError, sha256_hex};
+use moec_syntax::did_you_mean;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,18 +26,57 @@ pub(crate) fn corpus(data: &str, registry: &Registry, console: &Console) -> Resu
             let content = std::fs::read(&path).map_err(|e| Failure::file("read", &path, &e))?;
             Ok(Corpus::from_bytes(data, content)?)
         }
-        _ => Ok(Corpus::from_path(path)?),
+        _ => Corpus::from_path(path).map_err(|error| {
+            let is_missing = matches!(error, DataError::NotFound { .. });
+            let failure = Failure::from(error);
+            match meant(data, registry).filter(|_| is_missing) {
+                Some(near) => failure.help(format!("did you mean {}?", shell::path(Path::new(&near)))),
+                None => failure,
+            }
+        }),
     }
 }
 
 /// Whether [`corpus`] would read this text without a network.
 pub(crate) fn is_here(data: &str, registry: &Registry) -> bool {
-    let Some(data_set) = registry.find_data_set(data).filter(|_| !Path::new(data).exists()) else { return true };
-    let cached = folders::data().ok().map(|folder| file_of(data_set, &folder));
-    cached.and_then(|path| std::fs::read(path).ok()).is_some_and(|content| is_right(data_set, &content))
+    let data_set = registry.find_data_set(data).filter(|_| !Path::new(data).exists());
+    data_set.is_none_or(|data_set| fetched(data_set).is_some())
 }
 
-/// Where a data set lies in a cache.
+/// A data set that was downloaded before.
+fn fetched(data_set: &DataSet) -> Option<Vec<u8>> {
+    let content = std::fs::read(file_of(data_set, &folders::data().ok()?)).ok()?;
+    is_right(data_set, &content).then_some(content)
+}
+
+/// A text that needs no download, if it can be read.
+pub(crate) fn at_hand(data: &str, registry: &Registry) -> Option<Corpus> {
+    let path = Path::new(data);
+    match registry.find_data_set(data) {
+        _ if data == "synthetic" => Some(Corpus::synthetic(CORPUS_SEED)),
+        Some(data_set) if !path.exists() => Corpus::from_bytes(data, fetched(data_set)?).ok(),
+        // A pipe would be empty for who reads it next.
+        _ if path.is_file() => Corpus::from_path(path).ok(),
+        _ => None,
+    }
+}
+
+/// What was probably meant by the name of a text that is not there: a known one, or a file beside it.
+fn meant(data: &str, registry: &Registry) -> Option<String> {
+    let known = std::iter::once("synthetic").chain(registry.data_sets().map(|data_set| data_set.name));
+    if let Some(near) = did_you_mean(data, known) {
+        return Some(near.to_string());
+    }
+    let path = Path::new(data);
+    let folder = path.parent()?;
+    let listed = std::fs::read_dir(if folder.as_os_str().is_empty() { Path::new(".") } else { folder }).ok()?;
+    // A folder with more is one of something else.
+    let files = listed.take(1000).flatten().filter(|entry| entry.path().is_file());
+    let names: Vec<String> = files.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let near = did_you_mean(path.file_name()?.to_str()?, names.iter().map(String::as_str))?;
+    Some(folder.join(near).display().to_string())
+}
+
 fn file_of(data_set: &DataSet, folder: &Path) -> PathBuf {
     folder.join(format!("{}.txt", data_set.name))
 }

@@ -1,5 +1,6 @@
 //! Exit codes, and the one error type that every command returns.
 
+use crate::cli::shell;
 use crate::error::{self, Error, Messages};
 use moec_plan::BackendError;
 use moec_runtime::{
@@ -193,7 +194,10 @@ impl From<RunError> for Failure {
         let failure = Failure::new(exit, error.to_string());
         match error {
             RunError::NoRun { .. } => failure.help("give the folder that `moec train` wrote, runs/NAME for example"),
-            RunError::Exists { .. } => failure.help("--resume continues it; --out FOLDER starts another"),
+            RunError::Exists { path } => {
+                let run = shell::path(std::path::Path::new(&path));
+                failure.help(format!("moec train --resume {run} continues it; --out FOLDER starts another"))
+            }
             _ => failure,
         }
     }
@@ -251,8 +255,11 @@ impl From<TensorFileError> for Failure {
 
 impl From<MakeMoeError> for Failure {
     fn from(error: MakeMoeError) -> Self {
-        Failure::new(Exit::Data, error.to_string())
-            .help("makeMoE's model has learned positions, layer norms, attention and mixtures of relu experts")
+        let failure = Failure::new(Exit::Data, error.to_string());
+        if matches!(error, MakeMoeError::Vocabulary { .. }) {
+            return failure.help("--data names the text whose characters are those that the model was trained on");
+        }
+        failure.help("makeMoE's model has learned positions, layer norms, attention and mixtures of relu experts")
     }
 }
 

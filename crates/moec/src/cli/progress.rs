@@ -5,7 +5,10 @@ use crate::cli::units::{duration, grouped, milliseconds};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec_runtime::{Evaluation, LayerBalance, Reporter, Summary, TrainMetric};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// An evaluation that takes longer is announced.
+const LONG: Duration = Duration::from_secs(2);
 
 /// Tells the user what training does.
 pub(crate) struct Progress {
@@ -16,11 +19,13 @@ pub(crate) struct Progress {
     steps: u64,
     begun: Instant,
     first: Option<u64>,
+    /// When the evaluation in progress began, and whether that was said.
+    evaluation: Option<(Instant, bool)>,
 }
 
 impl Progress {
     pub(crate) fn new(console: Console) -> Self {
-        Self { console, title: None, bar: None, steps: 0, begun: Instant::now(), first: None }
+        Self { console, title: None, bar: None, steps: 0, begun: Instant::now(), first: None, evaluation: None }
     }
 
     /// Of one run among several: lines are named, and the end is left to the caller to tell.
@@ -86,12 +91,20 @@ impl Reporter for Progress {
     }
 
     fn evaluating(&mut self, done: usize, batches: usize) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(format!("evaluating {done}/{batches}"));
+        let (since, told) = *self.evaluation.get_or_insert((Instant::now(), false));
+        match &self.bar {
+            Some(bar) => bar.set_message(format!("evaluating {done}/{batches}")),
+            // So that it does not look as if the step took so long.
+            None if !told && since.elapsed() > LONG && done < batches => {
+                self.evaluation = Some((since, true));
+                self.say(format!("evaluating: {done} of {batches} batches; this is not part of ms/step"));
+            }
+            None => {}
         }
     }
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
+        self.evaluation = None;
         self.say(format!(
             "eval {:>width$}  train {:.4}{}{}",
             evaluation.step,
@@ -192,6 +205,20 @@ fn bars(load: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_evaluation_is_announced_once() {
+        let mut progress = Progress::new(Console::new(crate::cli::args::Color::Never));
+        let is_told = |progress: &Progress| progress.evaluation.is_some_and(|(_, told)| told);
+        progress.evaluating(1, 100);
+        assert!(!is_told(&progress), "it has only begun");
+        let Some(earlier) = Instant::now().checked_sub(2 * LONG) else { return };
+        progress.evaluation = Some((earlier, false));
+        progress.evaluating(100, 100);
+        assert!(!is_told(&progress), "it is done");
+        progress.evaluating(50, 100);
+        assert!(is_told(&progress));
+    }
 
     #[test]
     fn bars_show_load_relative_to_the_mean() {

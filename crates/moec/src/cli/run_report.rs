@@ -1,12 +1,13 @@
 //! What a run's folder holds, collected for a report.
 
-use crate::cli::cmd::{compare, route};
+use crate::cli::cmd::compare;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::Failure;
-use crate::cli::routing_record::Record;
+use crate::cli::routing::record::Record;
+use crate::cli::routing::{evidence, forward};
 use crate::cli::units::{bytes, grouped, milliseconds};
-use crate::cli::{downloads, routing_evidence, run_text, shell};
+use crate::cli::{downloads, run_text, shell};
 use crate::diagnosis::{Diagnosis, Evidence, diagnose};
 use crate::locate::Located;
 use crate::pipeline::{self, CompileOptions, Compiled};
@@ -96,7 +97,7 @@ impl Subject {
                     false => (Split::Train, "text that was trained on,"),
                 };
                 let tokens = dataset.tokens(split);
-                let text = dataset.vocab().decode(&tokens[..tokens.len().min(characters)]);
+                let text = dataset.vocab().decode(&tokens.range(0..tokens.len().min(characters)).to_vec());
                 Text { text, source: format!("the beginning of the {name} of {}", dataset.name()) }
             }
             None => {
@@ -138,7 +139,7 @@ impl Subject {
     /// What is wrong with the run. `noise` is what was found out beside its routes.
     pub(crate) fn findings(&self, noise: BTreeMap<String, f64>) -> Vec<Finding> {
         let layers = &self.compiled.lowered.moe_layers;
-        let turns = routing_evidence::turns(&self.root, &self.compiled.states, layers);
+        let turns = evidence::turns(&self.root, &self.compiled.states, layers);
         let found = diagnose(&Evidence { layers, metrics: &self.metrics, noise, turns });
         let source = &self.spec.source;
         found.into_iter().map(|diagnosis: Diagnosis| Finding { line: diagnosis.line(source), diagnosis }).collect()
@@ -166,11 +167,11 @@ impl Subject {
         let none = |_: &_, _: &_| -> Result<_, Failure> { Ok(CompileOptions::only([])) };
         let run = Run::open(&self.path, registry, device, none)?;
         console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
-        let record = route::routed(&run, &text.text, 0, Mode::Evaluate, device, devices)?;
+        let record = forward::recorded(&run, &text.text, 0, Mode::Evaluate, device, devices)?;
         if record.header.layers.is_empty() {
             return unknown("the model has no router");
         }
-        let noise = routing_evidence::noise(&run, &record, device, devices)?;
+        let noise = evidence::noise(&run, &record, device, devices)?;
         Ok((Routes::Of(routed_text(&record, text)), noise))
     }
 

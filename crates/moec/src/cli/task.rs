@@ -4,10 +4,11 @@ use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::{downloads, remarks, run_text, shell};
-use crate::{Request, Spec, read_source};
+use crate::pipeline::Compiled;
+use crate::{Device, Request, Spec, read_source};
 use moec_ir::Invariant;
 use moec_model::Registry;
-use moec_runtime::{Corpus, RunFolder};
+use moec_runtime::{Corpus, Dataset, RunFolder};
 use moec_syntax::SourceFile;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,9 @@ pub(crate) struct Task {
     pub(crate) corpus: Corpus,
     /// The folder that was named.
     pub(crate) root: Option<PathBuf>,
+    /// Whether the run in it goes on.
+    pub(crate) is_resumed: bool,
+    pub(crate) device: Device,
     /// Overrides that a continued run did not have before.
     changes: Vec<String>,
     /// What a continued run is asked for from here on, if that is not what it was asked for.
@@ -24,31 +28,42 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// Of a new run.
+    /// What the command line asks for.
     ///
     /// # Errors
-    /// When the spec or the data is wrong.
-    pub(crate) fn begun(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
+    /// When the spec or the data is wrong, there is no run to continue, or not as it is asked for.
+    pub(crate) fn new(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
+        match Continued::of(args)? {
+            Some(continued) => Self::resumed(&continued, args, registry, console),
+            None => Self::begun(args, registry, console),
+        }
+    }
+
+    fn begun(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
         let mut set = args.spec.set.clone();
         set.extend(wishes(args));
-        let spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &set)?;
+        let path = args.spec.spec.as_deref().invariant("clap asks for a spec where no run is continued");
+        let spec = Spec::read(path, registry, args.spec.model.as_deref(), &set)?;
         console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
-        let data = args.data.clone().unwrap_or_else(|| spec.data(&args.spec.spec, registry));
+        let data = args.data.clone().unwrap_or_else(|| spec.data(path, registry));
         let corpus = downloads::corpus(&data, registry, console)?;
         if let Some(remark) = remarks::unseen(&corpus) {
             console.note(remark);
         }
-        Ok(Self { spec, corpus, root: args.out.clone(), changes: Vec::new(), request: None })
+        let device = args.device.unwrap_or(Device::Cpu);
+        let root = args.out.clone();
+        Ok(Self { spec, corpus, root, is_resumed: false, device, changes: Vec::new(), request: None })
     }
 
-    /// Of the run in `--out`.
-    ///
-    /// # Errors
-    /// When there is no run, it was begun with another spec, text or model, or something is to change that cannot.
-    pub(crate) fn resumed(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
-        let root = args.out.clone().invariant("clap asks for --out beside --resume");
+    fn resumed(
+        continued: &Continued,
+        args: &TrainArgs,
+        registry: &Registry,
+        console: &Console,
+    ) -> Result<Self, Failure> {
+        let root = continued.root.clone();
         // Read first: it says whether there is a run at all.
-        let source = source_of(args, &root)?;
+        let source = source_of(continued)?;
         let before = Request::read(&root)?;
         require_imports(&source, &before, &root)?;
         if args.spec.model.is_some() && args.spec.model != before.model {
@@ -80,12 +95,32 @@ impl Task {
             (set, changes) = (before.set.clone(), Vec::new());
         }
         console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
-        let corpus = text_of(args, &before, &root, registry, console)?;
+        let corpus = text_of(args, &before, continued, registry, console)?;
+        let was_on = device_of(&before, &root)?;
+        let device = args.device.unwrap_or(was_on);
+        if device != was_on {
+            changes.push(format!("--device {}", device.name()));
+        }
         let data = corpus.name().to_string();
         let data_sha256 = Some(corpus.sha256().to_string());
-        let after = Request { set, data, data_sha256, ..before.clone() };
+        let noted = (device != was_on).then(|| device.name().to_string());
+        let after = Request { set, data, data_sha256, device: noted.or(before.device.clone()), ..before.clone() };
         let request = (after != before).then_some(after);
-        Ok(Self { spec, corpus, root: Some(root), changes, request })
+        Ok(Self { spec, corpus, root: Some(root), is_resumed: true, device, changes, request })
+    }
+
+    /// The folder of a new run on this task's text; it notes a device that was chosen.
+    ///
+    /// # Errors
+    /// When the folder holds anything, or cannot be written.
+    pub(crate) fn create(&self, root: &Path, dataset: &Dataset, compiled: &Compiled) -> Result<RunFolder, Failure> {
+        let folder = self.spec.create_run(root, dataset, compiled)?;
+        if self.device != Device::Cpu {
+            let request = Request { device: Some(self.device.name().to_string()), ..self.spec.request(dataset) };
+            let checked = &self.spec.checked;
+            folder.write_resolved(&request.with_resolved(&checked.model, &checked.recipe))?;
+        }
+        Ok(folder)
     }
 
     /// Notes in the folder of a continued run what has changed, and says so.
@@ -104,6 +139,52 @@ impl Task {
     }
 }
 
+/// A run that goes on.
+struct Continued {
+    root: PathBuf,
+    /// The spec that was given beside it: it must be that of the run.
+    spec: Option<PathBuf>,
+}
+
+impl Continued {
+    /// The run that `--resume` means: its own value, that of `--out`, or the folder in the place of the spec.
+    fn of(args: &TrainArgs) -> Result<Option<Self>, Failure> {
+        let Some(named) = &args.resume else { return Ok(None) };
+        let refused = |message: String| Err(Failure::new(Exit::Usage, message));
+        let (root, spec) = match (named, &args.spec.spec, &args.out) {
+            // Before `--resume` took a value, the spec could stand behind it.
+            (Some(spec), None, Some(out)) if !spec.is_dir() => (out, Some(spec)),
+            (Some(run), spec, Some(out)) if run == out => (run, spec.as_ref()),
+            (Some(run), _, Some(_)) => {
+                return refused(format!("{} goes on in its own folder: leave out --out", run.display()));
+            }
+            (Some(run), spec, None) => (run, spec.as_ref()),
+            (None, spec, Some(out)) => (out, spec.as_ref()),
+            (None, Some(run), None) if run.is_dir() => (run, None),
+            (None, _, None) => {
+                let failure = Failure::new(Exit::Usage, "--resume does not say which run goes on");
+                return Err(failure.help("moec train --resume RUN, runs/latest for example"));
+            }
+        };
+        Ok(Some(Self { root: moec_runtime::follow_latest(root), spec: spec.cloned() }))
+    }
+
+    /// The spec that was given, or the one that the run keeps.
+    fn spec(&self) -> PathBuf {
+        self.spec.clone().unwrap_or_else(|| self.root.join("spec.moe"))
+    }
+}
+
+/// Where a run was trained so far.
+fn device_of(request: &Request, root: &Path) -> Result<Device, Failure> {
+    let Some(name) = &request.device else { return Ok(Device::Cpu) };
+    let known = Device::ALL.into_iter().find(|device| device.name() == name);
+    known.ok_or_else(|| {
+        let message = format!("{} was trained on {name}, which this moec does not know", root.display());
+        Failure::new(Exit::Data, message).help("say with --device where it goes on")
+    })
+}
+
 /// Overrides that have an option of their own.
 fn wishes(args: &TrainArgs) -> impl Iterator<Item = String> {
     let steps = args.steps.map(|n| format!("train.steps={n}"));
@@ -120,9 +201,10 @@ fn with(set: &[String], wish: &str) -> Vec<String> {
 }
 
 /// The spec that a run keeps, if the one that was given says the same.
-fn source_of(args: &TrainArgs, root: &Path) -> Result<SourceFile, Failure> {
+fn source_of(continued: &Continued) -> Result<SourceFile, Failure> {
+    let root = &continued.root;
     let text = moec_runtime::read_spec(root)?;
-    let given = read_source(&args.spec.spec)?;
+    let given = read_source(&continued.spec())?;
     if given.text() != text {
         let message = format!("{} is not the spec that {} was begun with", given.name(), root.display());
         let kept = shell::path(&root.join("spec.moe"));
@@ -146,13 +228,14 @@ fn require_imports(source: &SourceFile, request: &Request, root: &Path) -> Resul
 fn text_of(
     args: &TrainArgs,
     request: &Request,
-    root: &Path,
+    continued: &Continued,
     registry: &Registry,
     console: &Console,
 ) -> Result<Corpus, Failure> {
+    let (root, spec) = (continued.root.as_path(), continued.spec());
     let expected = run_text::sha256(request, root);
     let Some(given) = &args.data else {
-        let near = [root, args.spec.spec.parent().unwrap_or(Path::new(""))];
+        let near = [root, spec.parent().unwrap_or(Path::new(""))];
         return run_text::find(request, expected.as_deref(), &near, registry, console);
     };
     let corpus = downloads::corpus(given, registry, console)?;

@@ -216,10 +216,14 @@ impl Route {
         let d = Diagnostic::new(Code::ZeroTaskGradient, "the router learns nothing from the task");
         // Any number of experts but one shows whether a token goes to a single one.
         let single = self.experts_per_token(2, 2) <= 1.0;
-        let d = if single {
-            d.primary(self.span, "with one expert a token the weight is always 1, and its gradient 0")
-        } else {
-            d.primary(self.span, "no weight depends on what it trains, except through indices or `stop_gradient`")
+        let end = self.strategy.gradient_end(&self.arguments).filter(|end| !end.is_single);
+        let single = single && end.is_none();
+        let d = match end {
+            _ if single => d.primary(self.span, "with one expert a token the weight is always 1, and its gradient 0"),
+            Some(end) => d
+                .primary(self.span, "no gradient reaches what it trains through the weights")
+                .secondary(end.span, end.why),
+            None => d.primary(self.span, "no weight depends on what it trains, except through indices"),
         };
         c.report(match (takes_all, single) {
             (true, _) => d.help("use `normalize: all`, a larger `k`, or a loss of the scores, such as `switch` or `z`"),

@@ -3,42 +3,151 @@
 use crate::cli::args::CheckArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::{pipeline, read_source};
-use moec_model::Registry;
+use crate::cli::{downloads, sources};
+use crate::pipeline::{self, Checked};
+use crate::spec::data_from;
+use moec_model::{Registry, Vocab as ModelVocab};
 use moec_syntax::{Code, Diagnostic, Item, Severity, SourceFile};
+use std::path::Path;
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the file cannot be read or is wrong.
+/// When a file cannot be read or is wrong; all others are checked, too.
 pub(crate) fn run(args: &CheckArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let source = read_source(&args.spec.spec)?.with_overrides(&args.spec.set);
-    let result = pipeline::check(&source, registry, args.spec.model.as_deref());
-    if let Err(diagnostics) = &result
-        && let Some(routers) = library(&source, diagnostics)
-    {
-        return sound_library(args, &source, diagnostics, &routers, console);
+    if let [path] = args.specs.as_slice() {
+        let found = Found::of(path, args, registry)?;
+        found.tell(args, console)?;
+        if args.json {
+            console.json(&found.json())?;
+        }
+        return Ok(found.exit());
     }
-    let (diagnostics, name) = match &result {
-        Ok(checked) => (&checked.warnings, Some(checked.model.name.as_str())),
-        Err(diagnostics) => (diagnostics, None),
-    };
-    if args.json {
-        console.json(&report(&source, diagnostics, name))?;
-    } else {
-        console.diagnostics(&source, diagnostics, args.spec.message_format);
-        let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
-        match &result {
-            Ok(checked) => console.out(format!(
-                "{}: model {} is sound{}",
-                source.name(),
-                checked.model.name,
-                count(checked.warnings.len(), "warning", ", with ")
-            ))?,
-            Err(_) => console.note(format!("{}: {}", source.name(), count(errors, "error", ""))),
+    let mut exit = Exit::Success;
+    let mut files = Vec::new();
+    for path in &args.specs {
+        match Found::of(path, args, registry) {
+            Ok(found) => {
+                found.tell(args, console)?;
+                if found.exit() != Exit::Success {
+                    exit = found.exit();
+                }
+                files.push((found.source.name().to_string(), found.json()));
+            }
+            Err(failure) => {
+                console.failure(&failure, args.message_format);
+                exit = failure.exit();
+                let error = serde_json::json!({ "schema": SCHEMA, "ok": false, "error": failure.to_string() });
+                files.push((path.display().to_string(), error));
+            }
         }
     }
-    Ok(if result.is_ok() { Exit::Success } else { Exit::Usage })
+    if args.json {
+        let files: Vec<_> =
+            files.into_iter().map(|(file, result)| serde_json::json!({ "file": file, "result": result })).collect();
+        let ok = exit == Exit::Success;
+        console.json(&serde_json::json!({ "schema": "moec.check.files/1", "ok": ok, "files": files }))?;
+    }
+    Ok(exit)
+}
+
+const SCHEMA: &str = "moec.check/1";
+
+/// What checking a file has found.
+struct Found {
+    source: SourceFile,
+    diagnostics: Vec<Diagnostic>,
+    verdict: Verdict,
+    /// What will go wrong later, although the file is sound.
+    remark: Option<String>,
+}
+
+enum Verdict {
+    /// It defines a sound model.
+    Model(String),
+    /// It defines no model, but routers, to be imported.
+    Library(Vec<String>),
+    Wrong,
+}
+
+impl Found {
+    fn of(path: &Path, args: &CheckArgs, registry: &Registry) -> Result<Self, Failure> {
+        let source = sources::read(path)?.with_overrides(&args.set);
+        Ok(match pipeline::check(&source, registry, args.model.as_deref()) {
+            Ok(checked) => {
+                let remark = vocabulary_of_another_text(&checked, path, registry);
+                let verdict = Verdict::Model(checked.model.name);
+                Self { source, diagnostics: checked.warnings, verdict, remark }
+            }
+            Err(diagnostics) => match library(&source, &diagnostics) {
+                Some(routers) => {
+                    let warnings = diagnostics.into_iter().filter(|d| !d.is_error()).collect();
+                    Self { source, diagnostics: warnings, verdict: Verdict::Library(routers), remark: None }
+                }
+                None => Self { source, diagnostics, verdict: Verdict::Wrong, remark: None },
+            },
+        })
+    }
+
+    fn exit(&self) -> Exit {
+        if matches!(self.verdict, Verdict::Wrong) { Exit::Usage } else { Exit::Success }
+    }
+
+    /// For people.
+    fn tell(&self, args: &CheckArgs, console: &Console) -> Result<(), Failure> {
+        if args.json {
+            return Ok(());
+        }
+        console.diagnostics(&self.source, &self.diagnostics, args.message_format);
+        let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
+        let warnings = count(self.diagnostics.len() - errors, "warning", ", with ");
+        let name = self.source.name();
+        if let Some(remark) = &self.remark {
+            console.note(format!("{name}: {remark}"));
+        }
+        match &self.verdict {
+            Verdict::Model(model) => console.out(format!("{name}: model {model} is sound{warnings}")),
+            Verdict::Library(routers) => {
+                let (noun, verb) = if routers.len() == 1 { ("router", "is") } else { ("routers", "are") };
+                let routers = routers.join(", ");
+                console.out(format!("{name}: {noun} {routers} {verb} sound{warnings}; it defines no model"))
+            }
+            Verdict::Wrong => {
+                console.note(format!("{name}: {}", count(errors, "error", "")));
+                Ok(())
+            }
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let diagnostics: Vec<_> = self.diagnostics.iter().map(|d| d.to_rendered(&self.source)).collect();
+        let mut json = serde_json::json!({
+            "schema": SCHEMA, "ok": self.exit() == Exit::Success, "model": null, "diagnostics": diagnostics,
+        });
+        match &self.verdict {
+            Verdict::Model(model) => json["model"] = model.as_str().into(),
+            Verdict::Library(routers) => json["routers"] = routers.clone().into(),
+            Verdict::Wrong => {}
+        }
+        if let Some(remark) = &self.remark {
+            json["remark"] = remark.as_str().into();
+        }
+        json
+    }
+}
+
+/// That a model names a number of characters which the text of its recipe does not have, if that text is at hand: every
+/// training on it would be refused.
+fn vocabulary_of_another_text(checked: &Checked, spec: &Path, registry: &Registry) -> Option<String> {
+    let ModelVocab::Size(size) = checked.model.vocab else { return None };
+    let data = data_from(&checked.recipe, spec, registry);
+    let found = downloads::at_hand(&data, registry)?.vocab().ok()?.len();
+    (found != size).then(|| {
+        format!(
+            "`vocab {size}`, but {data} has {found} distinct characters, so that training on it will be refused; `vocab \
+             characters` takes them from the text"
+        )
+    })
 }
 
 /// The routers of a file that defines no model, if that is all that is wrong with it: it is there to be imported.
@@ -57,35 +166,6 @@ fn library(source: &SourceFile, diagnostics: &[Diagnostic]) -> Option<Vec<String
         })
         .collect();
     (!names.is_empty()).then_some(names)
-}
-
-fn sound_library(
-    args: &CheckArgs,
-    source: &SourceFile,
-    diagnostics: &[Diagnostic],
-    routers: &[String],
-    console: &Console,
-) -> Result<Exit, Failure> {
-    let warnings: Vec<Diagnostic> = diagnostics.iter().filter(|d| !d.is_error()).cloned().collect();
-    if args.json {
-        let rendered: Vec<_> = warnings.iter().map(|d| d.to_rendered(source)).collect();
-        let found = serde_json::json!({
-            "schema": "moec.check/1", "ok": true, "model": null, "routers": routers, "diagnostics": rendered,
-        });
-        console.json(&found)?;
-        return Ok(Exit::Success);
-    }
-    console.diagnostics(source, &warnings, args.spec.message_format);
-    let (noun, verb) = if routers.len() == 1 { ("router", "is") } else { ("routers", "are") };
-    let names = routers.join(", ");
-    let warnings = count(warnings.len(), "warning", ", with ");
-    console.out(format!("{}: {noun} {names} {verb} sound{warnings}; it defines no model", source.name()))?;
-    Ok(Exit::Success)
-}
-
-fn report(source: &SourceFile, diagnostics: &[Diagnostic], model: Option<&str>) -> serde_json::Value {
-    let rendered: Vec<_> = diagnostics.iter().map(|d| d.to_rendered(source)).collect();
-    serde_json::json!({ "schema": "moec.check/1", "ok": model.is_some(), "model": model, "diagnostics": rendered })
 }
 
 /// `, with 2 warnings`; nothing for none.

@@ -3,11 +3,7 @@
 use crate::cli::args::FmtArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::output;
-use crate::read_source;
-use crate::spec::source_from_bytes;
-use moec_syntax::SourceFile;
-use std::io::Read;
+use crate::cli::{output, sources};
 use std::path::Path;
 
 /// Runs the command. A file that cannot be parsed is left as it is.
@@ -18,7 +14,7 @@ pub(crate) fn run(args: &FmtArgs, console: &Console) -> Result<Exit, Failure> {
     let mut exit = Exit::Success;
     for path in &args.files {
         let from_stdin = path == Path::new("-");
-        let source = if from_stdin { standard_input()? } else { read_source(path)? };
+        let source = sources::read(path)?;
         let formatted = moec_syntax::format(&source).map_err(|d| Failure::source(source.clone(), d, Exit::Usage))?;
         let changed = formatted != source.text();
         if args.check {
@@ -34,12 +30,4 @@ pub(crate) fn run(args: &FmtArgs, console: &Console) -> Result<Exit, Failure> {
         }
     }
     Ok(exit)
-}
-
-fn standard_input() -> Result<SourceFile, Failure> {
-    let mut bytes = Vec::new();
-    let limit = moec_syntax::MAX_SOURCE_BYTES as u64 + 1;
-    let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
-    read.map_err(|e| Failure::file("read", Path::new("standard input"), &e))?;
-    Ok(source_from_bytes("<stdin>", &bytes)?)
 }

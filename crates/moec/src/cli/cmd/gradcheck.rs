@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 use moec_ir::{Data, EvalError, Graph, Input, Output, Precision, Tensor, evaluate, random};
 use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
 use moec_plan::{Probe, Wrt, on_threads};
-use moec_runtime::{Corpus, Dataset, Split};
+use moec_runtime::{Corpus, Dataset, Split, Tokens};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -190,13 +190,13 @@ fn text(args: &GradcheckArgs, vocab: Vocab, registry: &Registry, console: &Conso
 }
 
 /// A batch spread over the text, with its targets.
-fn batch(text: &[i32], rows: usize, time: usize) -> (Vec<i32>, Vec<i32>) {
+fn batch(text: Tokens<'_>, rows: usize, time: usize) -> (Vec<i32>, Vec<i32>) {
     let last = text.len().saturating_sub(time + 1);
     let (mut tokens, mut targets) = (Vec::new(), Vec::new());
     for row in 0..rows {
         let start = if rows > 1 { (row as u128 * last as u128 / (rows - 1) as u128) as usize } else { 0 };
-        tokens.extend_from_slice(&text[start..start + time]);
-        targets.extend_from_slice(&text[start + 1..start + time + 1]);
+        tokens.extend(text.range(start..start + time).iter());
+        targets.extend(text.range(start + 1..start + time + 1).iter());
     }
     (tokens, targets)
 }

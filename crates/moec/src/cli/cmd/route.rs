@@ -1,20 +1,26 @@
 //! `moec route`: which character goes to which experts, in which layer and with which weight; and records of it compared
 //! and replayed.
 
-use crate::cli::args::RouteArgs;
+use crate::Run;
+use crate::cli::args::{RouteArgs, RouteBy, RouteFormat};
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output;
-use crate::cli::routing_record::{self, Array, Header, Layer, Record, Route, SCHEMA, Window};
-use crate::pipeline::{self, CompileError, CompileOptions};
-use crate::{Device, Run};
-use moec_ir::{Builder, Graph, Input, Invariant, Op, Output, Tensor, path_order, random};
-use moec_model::{Lowered, Mode, Registry, RoutedLayer};
-use moec_plan::{ClusterOptions, OptimizeOptions, Session};
+use crate::cli::routing::characters;
+use crate::cli::routing::forward::{self, Windows, execute, failed, lowered, parameters_sha256};
+use crate::cli::routing::record::{Array, Layer, LayerDifference, Record, Window, difference};
+use crate::cli::routing::text::Text;
+use crate::cli::routing::view::{self, Look, wrapped};
+use crate::pipeline::CompileOptions;
+use moec_ir::{Input, Invariant, Op};
+use moec_model::{Mode, Registry};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// Characters of a longer text that are shown, and that are counted, if nothing else is said.
+const SHOWN: usize = 1000;
+const COUNTED: usize = 20_000;
 
 /// Largest difference of replayed logits, relative to the largest logit: what kernels and the reference may differ by.
 const TOLERANCE: f64 = 1e-3;
@@ -27,18 +33,62 @@ pub(crate) fn run(args: &RouteArgs, registry: &Registry, devices: Devices, conso
     match (&args.diff, &args.replay) {
         (Some(files), _) => diff(files, args.json, console),
         (_, Some(file)) => replay(args, file, registry, devices, console),
-        _ => record(args, registry, devices, console),
+        _ => route(args, registry, devices, console),
     }
 }
 
-// ---- recording ----
+// ---- routing a text ----
 
-fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
-    let run = args.run.clone().invariant("clap asks for a run to record");
-    let text = args.text.clone().invariant("clap asks for a text to record");
+fn route(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
+    let is_about_one_layer = args.layer.is_some() || args.slot.is_some();
+    let format = args.format.unwrap_or(match is_about_one_layer {
+        true => RouteFormat::Text,
+        false if args.json || args.output.is_some() || !console.shows_results() => RouteFormat::Lines,
+        false => RouteFormat::Text,
+    });
+    let is_lines = args.by.is_none() && format == RouteFormat::Lines;
+    if is_lines && is_about_one_layer {
+        return Err(Failure::new(Exit::Usage, "JSON lines have every layer and every choice")
+            .help("leave out --layer and --slot, or --format lines"));
+    }
+    if args.json && args.by.is_none() && !is_lines {
+        return Err(Failure::new(Exit::Usage, "a text is not written as JSON")
+            .help("--format lines writes JSON lines, --by character --json a table"));
+    }
+    let run = opened(args, registry, console)?;
+    let output =
+        args.output.as_deref().map(|path| output::Output::new(path, &output::files_of_run(&run.root))).transpose()?;
+    let text = Text::of(args, &run, if args.by.is_some() { COUNTED } else { SHOWN }, registry, console)?;
+    let (result, what) = if is_lines {
+        if args.text.is_none() {
+            console.note(remark(&text));
+        }
+        let record = forward::recorded(&run, &text.text, args.seed, Mode::Evaluate, args.device, devices)?;
+        let lines = record.to_lines();
+        let lines = lines.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the record: {e}")))?;
+        (lines, format!("{} routes of {} layers", record.routes.len(), record.header.layers.len()))
+    } else {
+        (
+            shown(args, &run, &text, devices, console)?,
+            if args.by.is_some() { "the table" } else { "the text" }.to_string(),
+        )
+    };
+    match (&args.output, &output) {
+        (Some(path), Some(output)) => {
+            output.write(&result)?;
+            console.note(format!("wrote {what} to {}", path.display()));
+        }
+        _ => console.write(&result)?,
+    }
+    Ok(Exit::Success)
+}
+
+/// The run at the checkpoint that is asked for.
+fn opened(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Run, Failure> {
+    let run = args.run.clone().invariant("clap asks for a run to route with");
     let run = match args.checkpoint {
         Some(step) => {
-            let folder = run.join("checkpoints").join(format!("step-{step:08}"));
+            let folder = moec_runtime::follow_latest(&run).join("checkpoints").join(format!("step-{step:08}"));
             if !folder.exists() {
                 let message = format!("{} has no checkpoint of step {step}", run.display());
                 return Err(Failure::new(Exit::Data, message).help("without --checkpoint the newest is taken"));
@@ -49,253 +99,85 @@ fn record(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Con
     };
     let run = Run::open(&run, registry, args.device, |_, _| -> Result<_, Failure> { Ok(CompileOptions::only([])) })?;
     console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
-    let output =
-        args.output.as_deref().map(|path| output::Output::new(path, &output::files_of_run(&run.root))).transpose()?;
-    let record = routed(&run, &text, args.seed, Mode::Evaluate, args.device, devices)?;
-    let lines = record.to_lines().map_err(|e| Failure::new(Exit::Failure, format!("cannot write the record: {e}")))?;
-    match (&args.output, &output) {
-        (Some(path), Some(output)) => {
-            output.write(&lines)?;
-            console.note(format!(
-                "wrote {} routes of {} layers to {}",
-                record.routes.len(),
-                record.header.layers.len(),
-                path.display()
-            ));
-        }
-        _ => console.write(&lines)?,
-    }
-    Ok(Exit::Success)
+    Ok(run)
 }
 
-/// Routes a text with a run's model, as in evaluation or with the noise of training, and records it.
-pub(crate) fn routed(
-    run: &Run,
-    text: &str,
-    seed: u64,
-    mode: Mode,
-    device: Device,
-    devices: Devices,
-) -> Result<Record, Failure> {
-    let windows = Windows::of(run, text)?;
-    let lowered = lowered(run, mode)?;
-    let recorded = record_noise(moec_plan::record_routes(&lowered.graph)).map_err(|e| failed(run, e))?;
-    let layers = layers(&lowered);
-    let header = header(run, text, seed, device, &layers);
-    let mut record = Record { header, windows: Vec::new(), routes: Vec::new() };
-    let mut found = Vec::new();
-    execute(
-        run,
-        &recorded,
-        device,
-        devices,
-        windows.len(),
-        |window| windows.inputs(window, seed),
-        |window, outputs| {
-            record.windows.push(windows.recorded(window, seed, outputs));
-            found.push(windows.routes(window, &layers, outputs));
-            Ok(())
-        },
-    )?;
-    // By layer, then by position.
-    for layer in &layers {
-        let of_layer = found.iter().flatten().filter(|r| r.layer == layer.path);
-        record.routes.extend(of_layer.cloned());
-    }
-    Ok(record)
+/// What is routed, and how there is more of it.
+fn remark(text: &Text) -> String {
+    let more = if text.is_cut { "; --length N takes more" } else { "" };
+    format!("{}{more}", text.what)
 }
 
-fn header(run: &Run, text: &str, seed: u64, device: Device, layers: &[Layer]) -> Header {
-    Header {
-        schema: SCHEMA.to_string(),
-        run: run.root.display().to_string(),
-        checkpoint: run.checkpoint.manifest.step,
-        model_sha256: parameters_sha256(run),
-        model: run.spec.checked.model.name.clone(),
-        device: device.name().to_string(),
-        seed,
-        context: run.spec.checked.model.context,
-        text: text.to_string(),
-        layers: layers.to_vec(),
+/// The coloured text, or the table.
+fn shown(args: &RouteArgs, run: &Run, text: &Text, devices: Devices, console: &Console) -> Result<String, Failure> {
+    let layers = forward::routed_layers(run)?;
+    let last = layers.len().checked_sub(1).ok_or_else(|| {
+        let message = format!("model {} has no layer that routes", run.spec.checked.model.name);
+        Failure::new(Exit::Usage, message).help("`moe` layers do")
+    })?;
+    let named = args.layer.as_deref().map(|name| layer_of(&layers, name)).transpose()?;
+    let slot = args.slot.map(|k| usize::try_from(k).unwrap_or(usize::MAX));
+    let numbers: Vec<usize> = match (named, args.by) {
+        (Some(number), _) => vec![number],
+        (None, Some(RouteBy::Character)) => (0..layers.len()).collect(),
+        (None, None) => vec![last],
+    };
+    let wanted: Vec<Layer> = numbers.iter().map(|&number| layers[number].clone()).collect();
+    let routes = forward::routes(run, &text.text, args.seed, args.device, devices, &wanted)?;
+    if let Some(k) = slot
+        && routes.iter().all(|route| route.choice(k).is_none())
+    {
+        let most = routes.iter().map(|route| route.ranked().len()).max().unwrap_or(0);
+        let message = format!("no character has {k} experts here; the most is {most}");
+        return Err(Failure::new(Exit::Usage, message));
     }
+    let look = match args.output {
+        // Whoever reads the file has another terminal, or none.
+        Some(_) => Look { width: 80, colours: false },
+        None => Look { width: console.columns(), colours: console.colours_results() },
+    };
+    let remark = wrapped(&remark(text), look.width);
+    if args.by.is_none() {
+        let (layer, number) = (&wanted[0], numbers[0]);
+        let slot = slot.unwrap_or(1);
+        let heading = wrapped(&view::heading(layer, number, layers.len(), slot, look), look.width);
+        return Ok(format!("{remark}\n{heading}\n\n{}", view::text(layer, &routes, slot, look)));
+    }
+    let pairs = wanted.iter().zip(&numbers);
+    let counted: Vec<_> = pairs.map(|(layer, &number)| characters::count(layer, number, &routes, slot)).collect();
+    if args.json {
+        let value = json!({
+            "schema": "moec.route.characters/1",
+            "run": run.root.display().to_string(),
+            "checkpoint": run.checkpoint.manifest.step,
+            "model": run.spec.checked.model.name,
+            "text": text.what,
+            "characters": text.text.chars().count(),
+            "slot": slot,
+            "layers": counted,
+        });
+        return Ok(format!("{value:#}\n"));
+    }
+    let tables: Vec<String> = counted.iter().map(|layer| characters::table(layer, args.top)).collect();
+    Ok(format!("{remark}\n\n{}", tables.join("\n")))
 }
 
-fn parameters_sha256(run: &Run) -> String {
-    let files = &run.checkpoint.manifest.files;
-    let model = files.iter().find(|f| f.name == "model.safetensors");
-    model.invariant("the parameters of a checkpoint were read from this file").sha256.clone()
-}
-
-fn failed(run: &Run, error: CompileError) -> Failure {
-    error.at(&run.spec.source).into()
-}
-
-fn lowered(run: &Run, mode: Mode) -> Result<Lowered, Failure> {
-    let (model, recipe) = (&run.spec.checked.model, &run.spec.checked.recipe);
-    pipeline::lower_routes(model, recipe, run.vocab.len(), mode).map_err(|e| failed(run, e.into()))
-}
-
-/// The graph with an output [`Output::Random`] for every random number that routers draw.
-fn record_noise(graph: Graph) -> Result<Graph, CompileError> {
-    let is_noise = |op: &Op| matches!(op, Op::RandomNormal { .. } | Op::RandomUniform { .. });
-    let drawn: Vec<_> = graph.ids().filter(|&id| is_noise(&graph.node(id).op)).collect();
-    let mut b = Builder::extend(graph);
-    for id in drawn {
-        let (node, value) = (b.graph().node(id).name.clone(), b.graph().value(id));
-        b.output(Output::Random(node), value);
+/// The number of the layer that is meant.
+fn layer_of(layers: &[Layer], name: &str) -> Result<usize, Failure> {
+    let paths = layers.iter().map(|layer| layer.path.as_str());
+    if let Some(number) = paths.clone().position(|path| path == name) {
+        return Ok(number);
     }
-    Ok(b.finish()?)
-}
-
-/// The layers that decide something, in the order of their names.
-fn layers(lowered: &Lowered) -> Vec<Layer> {
-    let layer = |l: &RoutedLayer| Layer { path: l.path.clone(), strategy: l.strategy.clone(), experts: l.experts };
-    let mut layers: Vec<Layer> = lowered.routed.iter().map(layer).collect();
-    layers.sort_by(|a, b| path_order(&a.path).cmp(&path_order(&b.path)));
-    layers
-}
-
-/// A text in windows of the context.
-struct Windows<'a> {
-    run: &'a Run,
-    characters: Vec<char>,
-    tokens: Vec<i32>,
-    context: usize,
-}
-
-impl<'a> Windows<'a> {
-    fn of(run: &'a Run, text: &str) -> Result<Self, Failure> {
-        let tokens = run.vocab.encode(text);
-        let tokens = tokens.map_err(|e| Failure::new(Exit::Usage, format!("the text cannot be read: {e}")))?;
-        if tokens.is_empty() {
-            return Err(Failure::new(Exit::Usage, "there is no text to route").help("give some with --text TEXT"));
-        }
-        let context = run.spec.checked.model.context.max(1);
-        Ok(Self { run, characters: text.chars().collect(), tokens, context })
+    if let Some(number) = name.parse().ok().filter(|&number: &usize| number < layers.len()) {
+        return Ok(number);
     }
-
-    fn len(&self) -> usize {
-        self.tokens.len().div_ceil(self.context)
-    }
-
-    /// The characters of a window, by number.
-    fn range(&self, window: usize) -> std::ops::Range<usize> {
-        let start = window * self.context;
-        start..self.tokens.len().min(start + self.context)
-    }
-
-    fn rng(&self, window: usize, seed: u64) -> [i32; 4] {
-        random::state(seed, window as u64)
-    }
-
-    fn inputs(&self, window: usize, seed: u64) -> BTreeMap<Input, Tensor> {
-        let mut tokens = self.tokens[self.range(window)].to_vec();
-        tokens.resize(self.context, 0);
-        let rng = Tensor::ints(self.rng(window, seed));
-        BTreeMap::from([(Input::Tokens, Tensor::ints(tokens)), (Input::Rng, rng)])
-    }
-
-    /// The logits of the window's own characters.
-    fn logits(&self, window: usize, outputs: &BTreeMap<Output, Tensor>) -> Vec<f32> {
-        let mut logits = outputs.get(&Output::Logits).invariant("every function that scores gives logits").to_f32();
-        logits.truncate(self.range(window).len() * self.run.vocab.len());
-        logits
-    }
-
-    fn recorded(&self, window: usize, seed: u64, outputs: &BTreeMap<Output, Tensor>) -> Window {
-        let (mut routes, mut noise) = (BTreeMap::new(), BTreeMap::new());
-        for (output, tensor) in outputs {
-            match output {
-                Output::Route(node) => drop(routes.insert(node.clone(), Array::<i32>::of(tensor))),
-                Output::Random(node) => drop(noise.insert(node.clone(), Array::<f32>::of(tensor))),
-                _ => {}
-            }
-        }
-        Window { window, rng: self.rng(window, seed), routes, noise, logits: self.logits(window, outputs) }
-    }
-
-    /// Where the window's characters went in every layer.
-    fn routes(&self, window: usize, layers: &[Layer], outputs: &BTreeMap<Output, Tensor>) -> Vec<Route> {
-        let mut routes = Vec::new();
-        for layer in layers {
-            let given = |of: fn(String) -> Output| outputs.get(&of(layer.path.clone()));
-            let output = |of| given(of).invariant("a layer with gates says what was chosen");
-            let ints = |of| output(of).as_i32().invariant("choices are whole numbers");
-            let (experts, kept) = (ints(Output::Experts), ints(Output::Kept));
-            let (weights, gates) = (output(Output::Weights).to_f32(), output(Output::Gates).to_f32());
-            let k = *output(Output::Experts).shape().last().invariant("the choices of each token are a row");
-            // All tokens in order, unless a layer is given rows that say which tokens they are.
-            let count = (experts.len() / k) as i32;
-            let every: Vec<i32> = (0..count).collect();
-            let rows = if given(Output::Rows).is_some() { ints(Output::Rows) } else { &every };
-            let range = self.range(window);
-            let first = routes.len();
-            routes.extend(range.clone().map(|position| Route {
-                layer: layer.path.clone(),
-                position,
-                character: self.characters[position],
-                experts: Vec::new(),
-                weights: Vec::new(),
-                dropped: Vec::new(),
-            }));
-            for (row, &token) in rows.iter().enumerate() {
-                let Some(token) = usize::try_from(token).ok().filter(|t| *t < range.len()) else { continue };
-                let route: &mut Route = &mut routes[first + token];
-                for slot in row * k..(row + 1) * k {
-                    // Negative where a token has fewer choices than others.
-                    let Ok(expert) = usize::try_from(experts[slot]) else { continue };
-                    let dropped = kept[slot] == -1;
-                    // What a dropped choice would have weighed; what a kept one weighs after renormalisation.
-                    let weight = if dropped { weights[slot] } else { gates[row * layer.experts + expert] };
-                    route.experts.push(expert);
-                    route.weights.push(weight);
-                    route.dropped.push(dropped);
-                }
-            }
-        }
-        routes
-    }
-}
-
-/// Runs a graph window by window with the run's parameters and hands the outputs of each to `then`.
-fn execute(
-    run: &Run,
-    graph: &Graph,
-    device: Device,
-    devices: Devices,
-    windows: usize,
-    inputs: impl Fn(usize) -> BTreeMap<Input, Tensor>,
-    mut then: impl FnMut(usize, &BTreeMap<Output, Tensor>) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    const NAME: &str = "route";
-    let (graph, _) = moec_plan::optimize(graph, &OptimizeOptions::default()).map_err(|e| failed(run, e.into()))?;
-    let options = ClusterOptions { limits: device.launch_limits(), ..ClusterOptions::default() };
-    let (clusters, _) = moec_plan::cluster(&graph, &options).map_err(|e| failed(run, e.into()))?;
-    let program = moec_plan::plan(&[(NAME.to_string(), &clusters)]).map_err(|e| failed(run, e.into()))?;
-    let backend = devices.open(device)?;
-    let mut session: Box<dyn Session> = backend.prepare(&program)?;
-    for state in &program.states {
-        if let Some(tensor) = run.checkpoint.tensors.get(&state.name) {
-            session.write_state(&state.name, tensor)?;
-        }
-    }
-    let Some(plan) = program.plans.first() else { return Ok(()) };
-    for window in 0..windows {
-        let given = inputs(window);
-        let inputs: Vec<(&str, &Tensor)> = plan
-            .inputs
-            .iter()
-            .filter_map(|port| Some((port.name.as_str(), given.get(&Input::of_name(&port.name)?)?)))
-            .collect();
-        session.run(NAME, &inputs)?;
-        let mut outputs = BTreeMap::new();
-        for port in &plan.outputs {
-            let output = Output::of_name(&port.name).invariant("a lowered model has outputs that moec knows");
-            outputs.insert(output, session.output(NAME, &port.name)?);
-        }
-        then(window, &outputs)?;
-    }
-    Ok(())
+    let all: Vec<String> = paths.clone().enumerate().map(|(number, path)| format!("{number} {path}")).collect();
+    let failure = Failure::new(Exit::Usage, format!("there is no layer {name}"));
+    let failure = match moec_syntax::did_you_mean(name, paths) {
+        Some(near) => failure.help(format!("did you mean {near}?")),
+        None => failure,
+    };
+    Err(failure.help(format!("the layers that route are {}", all.join(", "))))
 }
 
 // ---- replaying ----
@@ -373,7 +255,7 @@ fn replay(
         };
         console.out(format!(
             "{compared} logits of {} characters, recorded on {}, replayed on {}, {verdict}",
-            windows.tokens.len(),
+            windows.characters(),
             header.device,
             args.device.name()
         ))?;
@@ -386,7 +268,7 @@ fn replay(
 fn diff(files: &[PathBuf], as_json: bool, console: &Console) -> Result<Exit, Failure> {
     let [a, b] = files else { return Err(Failure::new(Exit::Usage, "--diff compares two records")) };
     let (first, second) = (Record::read(a)?, Record::read(b)?);
-    let rows = routing_record::difference(&first, &second)?;
+    let rows = difference(&first, &second)?;
     if as_json {
         let layers = serde_json::to_value(&rows);
         let layers = layers.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the difference: {e}")))?;
@@ -414,7 +296,7 @@ fn diff(files: &[PathBuf], as_json: bool, console: &Console) -> Result<Exit, Fai
         line(&r.layer, r.characters, r.equal_first, r.equal_sets, r.largest_weight_difference)?;
     }
     let characters: usize = rows.iter().map(|r| r.characters).sum();
-    let mean = |of: fn(&routing_record::LayerDifference) -> f64| {
+    let mean = |of: fn(&LayerDifference) -> f64| {
         rows.iter().map(|r| of(r) * r.characters as f64).sum::<f64>() / characters.max(1) as f64
     };
     let largest = rows.iter().map(|r| r.largest_weight_difference).fold(0.0, f64::max);

@@ -1,6 +1,6 @@
 //! `moec train`: trains a model into a run folder, and shows a sample at the end.
 
-use crate::cli::args::TrainArgs;
+use crate::cli::args::{SAMPLE, TrainArgs};
 use crate::cli::console::Console;
 use crate::cli::devices::{Devices, why_no_faster};
 use crate::cli::exit::{Exit, Failure};
@@ -15,8 +15,8 @@ use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Decode, Device, Error, Sampling, Session, Spec, train_config};
 use moec_model::{Recipe, Registry};
 use moec_runtime::{
-    Corpus, Dataset, Executable, Kept, Outcome, PassedOver, Resumption, RunFolder, SampleConfig, Split, Summary,
-    Timings, TrainError,
+    Corpus, Dataset, Executable, Kept, Latest, Outcome, PassedOver, Resumption, RunFolder, SampleConfig, Split,
+    Summary, Timings, TrainError,
 };
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -26,8 +26,9 @@ use std::path::Path;
 /// # Errors
 /// When the spec, the data, the run folder, the device or the training itself fails.
 pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
-    let task = if args.resume { Task::resumed } else { Task::begun }(args, registry, console)?;
-    let Task { spec, corpus, .. } = &task;
+    let task = Task::new(args, registry, console)?;
+    let Task { spec, corpus, device, .. } = &task;
+    let device = *device;
     let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
     let config = train_config(recipe);
     let dataset = spec.dataset(corpus)?;
@@ -35,17 +36,17 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     let sampling = Sampling::new(model, Decode::Auto, 1, 0, args.sample)?;
     let mut functions = vec![Function::TrainStep, Function::Evaluate];
     functions.extend(&sampling.functions);
-    let compiled = spec.compile(dataset.vocab(), args.device, &CompileOptions::only(functions))?;
-    introduce(spec, &compiled, corpus, &dataset, args.device, console);
+    let compiled = spec.compile(dataset.vocab(), device, &CompileOptions::only(functions))?;
+    introduce(spec, &compiled, corpus, &dataset, device, console);
 
-    let mut session = Session::on(&*devices.open(args.device)?, spec, &compiled)?;
+    let mut session = Session::on(&*devices.telling().open(device)?, spec, &compiled)?;
     if args.profile {
         session.time_kernels(Function::TrainStep);
     }
     let folder = match &task.root {
-        Some(root) if args.resume => RunFolder::open(root)?,
-        Some(root) => spec.create_run(root, &dataset, &compiled)?,
-        None => in_free_folder(&model.name, |root| Ok(spec.create_run(root, &dataset, &compiled)?))?,
+        Some(root) if task.is_resumed => RunFolder::open(root)?,
+        Some(root) => task.create(root, &dataset, &compiled)?,
+        None => in_free_folder(&model.name, |root| task.create(root, &dataset, &compiled))?,
     };
     let root = folder.root();
     console.note(format!(
@@ -66,19 +67,17 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
         return Ok(Exit::Success);
     }
     task.record(&folder, console)?;
+    point_latest(root, console);
 
     let signals = Signals::listen(*console)?;
-    if args.device != Device::Interpreter {
-        console.note("the first step takes some seconds where kernels must be compiled");
-    }
     let mut progress = Progress::new(*console);
     let trained = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut progress);
-    let summary = trained.map_err(|error| failed(error, args, &folder, recipe))?;
+    let summary = trained.map_err(|error| failed(error, args, device, &folder, recipe))?;
     if summary.outcome == Outcome::Interrupted {
         if args.profile {
             write_profile(&compiled, session.timings(), root, console)?;
         }
-        console.note(format!("interrupted and saved; continue with: {}", resume_command(args, root)));
+        console.note(format!("interrupted and saved; continue with: {}", resume_command(args, device, &folder)));
         return Ok(signals.exit());
     }
     signals.all_is_saved();
@@ -103,7 +102,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
 }
 
 /// Why training failed, with a command that leads on where it diverged.
-fn failed(error: Error, args: &TrainArgs, folder: &RunFolder, recipe: &Recipe) -> Failure {
+fn failed(error: Error, args: &TrainArgs, device: Device, folder: &RunFolder, recipe: &Recipe) -> Failure {
     if !matches!(error, Error::Train(TrainError::Diverged { .. })) {
         return error.into();
     }
@@ -111,7 +110,7 @@ fn failed(error: Error, args: &TrainArgs, folder: &RunFolder, recipe: &Recipe) -
         Ok(Some((step, _))) => format!("from the checkpoint of step {step}"),
         _ => "from the beginning".to_string(),
     };
-    let command = resume_command(args, folder.root());
+    let command = resume_command(args, device, folder);
     let slower = format!("{:.0e}", recipe.optimizer.lr() / 3.0);
     let failure = Failure::new(Exit::Diverged, error.to_string())
         .help(format!("go on {from} with a lower learning rate: {command} -s train.optimizer.lr={slower}"));
@@ -196,16 +195,36 @@ fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Datase
     }
 }
 
+/// Lets `runs/latest` point to a run. It is a convenience: that it cannot be is said, and no reason to stop.
+fn point_latest(root: &Path, console: &Console) {
+    match moec_runtime::point_latest(root) {
+        Ok(Latest::Points(_) | Latest::Elsewhere) => {}
+        Ok(Latest::Occupied(link)) => {
+            console.note(format!("{} is no link of moec, so it stays as it is", link.display()));
+        }
+        Err(e) => console.note(format!("there is no link to the latest run: {e}")),
+    }
+}
+
 /// The command that continues a run as this one was made, to be pasted into a shell.
-fn resume_command(args: &TrainArgs, root: &Path) -> String {
-    // A pipe cannot be read again, but the run has a copy.
-    let spec = if args.spec.spec.is_file() { args.spec.spec.clone() } else { root.join("spec.moe") };
-    let mut command = format!("moec train {} --out {} --resume", shell::path(&spec), shell::path(root));
-    if args.device != Device::Cpu {
-        command += &format!(" --device {}", args.device.name());
+fn resume_command(args: &TrainArgs, device: Device, folder: &RunFolder) -> String {
+    let root = folder.root();
+    let mut command = format!("moec train --resume {}", shell::path(root));
+    // Until something is saved, what the spec names is looked for from its folder. (A pipe cannot be read again, but the
+    // run has a copy.)
+    if let Some(spec) = args.spec.spec.as_deref().filter(|spec| spec.is_file())
+        && !matches!(folder.latest_checkpoint(), Ok(Some(_)))
+    {
+        command = format!("moec train {} --resume {}", shell::path(spec), shell::path(root));
+    }
+    if device != Device::Cpu {
+        command += &format!(" --device {}", device.name());
     }
     if args.profile {
         command += " --profile";
+    }
+    if args.sample != SAMPLE {
+        command += &format!(" --sample {}", args.sample);
     }
     command
 }

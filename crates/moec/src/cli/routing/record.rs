@@ -109,6 +109,18 @@ impl Route {
         best.map(|(expert, _)| expert)
     }
 
+    /// The experts that worked on the character, by weight, the largest first; of equals the first chosen.
+    pub(crate) fn ranked(&self) -> Vec<usize> {
+        let mut slots: Vec<usize> = (0..self.experts.len()).filter(|&slot| !self.dropped[slot]).collect();
+        slots.sort_by(|&a, &b| self.weights[b].total_cmp(&self.weights[a]));
+        slots.into_iter().map(|slot| self.experts[slot]).collect()
+    }
+
+    /// The expert that worked on the character with the `slot`-th largest weight, from 1.
+    pub(crate) fn choice(&self, slot: usize) -> Option<usize> {
+        self.ranked().get(slot.checked_sub(1)?).copied()
+    }
+
     /// The experts that worked on the character, with their weights.
     fn kept(&self) -> BTreeMap<usize, f32> {
         let all = self.experts.iter().zip(&self.weights).zip(&self.dropped);

@@ -1,10 +1,10 @@
 //! What a run's checkpoints show of its routers that its metrics do not: whether noise still changes a choice, and whether
 //! the weights still move.
 
-use crate::cli::cmd::route;
 use crate::cli::devices::Devices;
 use crate::cli::exit::Failure;
-use crate::cli::routing_record::{Record, Route};
+use crate::cli::routing::forward;
+use crate::cli::routing::record::{Record, Route};
 use crate::diagnosis::Turn;
 use crate::{Device, Run};
 use moec_model::{Mode, MoeLayerInfo};
@@ -39,7 +39,7 @@ pub(crate) fn noise(
     let characters = (CHARACTERS / context).max(1) * context;
     let text: String = record.header.text.chars().take(characters).collect();
     // Another seed than that of the record, which may have noise of its own.
-    let noisy = route::routed(run, &text, record.header.seed + 1, Mode::Train, device, devices)?;
+    let noisy = forward::recorded(run, &text, record.header.seed + 1, Mode::Train, device, devices)?;
     Ok(differences(record, &noisy))
 }
 
@@ -112,7 +112,7 @@ fn angle(a: &[f32], b: &[f32]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::routing_record::{Header, Layer, SCHEMA};
+    use crate::cli::routing::record::{Header, Layer, SCHEMA};
 
     #[test]
     fn angles_do_not_see_lengths() {

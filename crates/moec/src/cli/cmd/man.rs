@@ -1,0 +1,44 @@
+//! `moec man`: the help of every command as manual pages.
+
+use crate::cli::args::{Cli, ManArgs};
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use clap::CommandFactory;
+use moec_syntax::did_you_mean;
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no such command, or the pages cannot be written.
+pub(crate) fn run(args: &ManArgs, console: &Console) -> Result<Exit, Failure> {
+    // `moec help train` is the same page once more.
+    let mut root = Cli::command().disable_help_subcommand(true);
+    // Gives subcommands their whole names.
+    root.build();
+    if let Some(folder) = &args.output {
+        let failed = |e: std::io::Error| Failure::file("write", folder, &e);
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        clap_mangen::generate_to(root, folder).map_err(failed)?;
+        console.note(format!("wrote the pages into {}", folder.display()));
+        return Ok(Exit::Success);
+    }
+    let command = match &args.command {
+        None => root,
+        Some(name) => match root.find_subcommand(name) {
+            Some(command) => command.clone(),
+            None => {
+                let failure = Failure::new(Exit::Usage, format!("there is no command {name}"));
+                let names = root.get_subcommands().map(clap::Command::get_name);
+                return Err(match did_you_mean(name, names) {
+                    Some(near) => failure.help(format!("did you mean {near}?")),
+                    None => failure.help("moec --help lists them"),
+                });
+            }
+        },
+    };
+    let mut page = Vec::new();
+    let rendered = clap_mangen::Man::new(command).render(&mut page);
+    rendered.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the page: {e}")))?;
+    console.write(&String::from_utf8_lossy(&page))?;
+    Ok(Exit::Success)
+}
