@@ -667,11 +667,15 @@ fn a_run_is_sampled_evaluated_and_exchanged_with_makemoe() {
     let in_bits = |format| sample(&["--seed", "3", "--weights", format]);
     assert_eq!(in_bits("f32"), sample(&["--seed", "3"]));
     assert!(in_bits("bf16") == in_bits("bf16") && in_bits("int8") == in_bits("int8"));
+    let noted = expect(&["sample", &run, "--length", "2", "--weights", "int8", "--device", "interpreter"], 0).err;
+    assert!(noted.contains("--weights int8 will not be faster here than f32"), "{noted}");
+    let none = expect(&["sample", &run, "--length", "0", "--profile"], 0).err;
+    assert!(none.contains("nothing was written"), "{none}");
     let refused = expect(&["sample", &run, "--weights", "fp16"], 2).err;
     assert!(refused.contains("f32, bf16, int8"), "{refused}");
     let timed = expect(&["sample", &run, "--length", "9", "--seed", "3", "--profile", "--decode", "windowed"], 0);
     assert_eq!(timed.out, expect(&["sample", &run, "--length", "9", "--seed", "3", "--decode", "windowed"], 0).out);
-    assert!(timed.err.contains("that `next` wrote a character") && timed.err.contains("attention"), "{}", timed.err);
+    assert!(timed.err.contains("runs of `next`") && timed.err.contains("attention"), "{}", timed.err);
     let soft = SMALL.replace("noisy_top_k(k: 2, epsilon: 0)", "soft_moe, allow: lookahead");
     fs::write(lab.at("soft.moe"), soft).unwrap();
     let refused = expect(&["compile", &lab.at("soft.moe"), "--emit", "plan", "--function", "decode"], 2).err;
@@ -713,6 +717,9 @@ fn what_a_run_reported_goes_to_other_tools() {
 
     let board = lab.at("board");
     expect(&["metrics", &run, "--tensorboard", &board], 0);
+    expect(&["metrics", &run, &run, "--tensorboard", &board], 2);
+    expect(&["metrics", &run, "--tensorboard", &format!("{run}/checkpoints/board")], 2);
+    assert!(!Path::new(&run).join("checkpoints/board").exists());
     let events = fs::read(Path::new(&board).join("run, first/events.out.tfevents.moec")).unwrap();
     let holds = |tag: &str| events.windows(tag.len()).any(|bytes| bytes == tag.as_bytes());
     assert!(holds("brain.Event:2") && holds("validation_loss_nats") && holds("load_rows/blocks.0.moe/2"));

@@ -226,6 +226,18 @@ fn weights_may_be_stored_in_fewer_bits() {
             let scale = expected.iter().fold(1.0f32, |n, x| n.max(x.abs()));
             let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
             assert!(apart(&found, &expected) <= 2e-5 * scale, "{name} {format:?}: {found:?} and {expected:?}");
+            // Together as alone.
+            if moec_model::decoding(&checked.model).together {
+                let options = CompileOptions {
+                    samples: 3,
+                    weights: Some(format),
+                    limits,
+                    ..CompileOptions::only([Function::Next])
+                };
+                let three = pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap();
+                let together = next(&mut *stored_session(&backend, &three), &three, &[0, 1, 2]);
+                assert_eq!(together[0], found, "{name} {format:?}");
+            }
             let rounded = apart(&found, &exact);
             assert!(rounded > 0.0 && rounded <= rounding * scale, "{name} {format:?}: {found:?} and {exact:?}");
         }

@@ -135,14 +135,23 @@ impl WeightFormat {
     }
 }
 
-/// What the whole numbers of a column are multiplied by.
+/// What the whole numbers of a column are multiplied by: 0 where all of them would be below the smallest normal number, and NaN
+/// where one is not finite, so that a column says that it holds no numbers.
 fn scale_of(column: &[f32]) -> f32 {
-    column.iter().fold(0.0f32, |most, x| most.max(x.abs())) / LARGEST
+    if column.iter().any(|x| !x.is_finite()) {
+        return f32::NAN;
+    }
+    let scale = column.iter().fold(0.0f32, |most, x| most.max(x.abs())) / LARGEST;
+    if scale < f32::MIN_POSITIVE { 0.0 } else { scale }
 }
 
-/// The whole number that a weight is stored as. Where the scale is 0, so is the weight, or too small to be told from it.
+/// The whole number that a weight is stored as; 1 where the scale is NaN, which makes NaN of it.
 fn whole(x: f32, scale: f32) -> i8 {
-    if scale > 0.0 { (x / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8 } else { 0 }
+    match scale {
+        scale if scale.is_nan() => 1,
+        0.0 => 0,
+        scale => (x / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8,
+    }
 }
 
 #[cfg(test)]
@@ -203,6 +212,18 @@ mod tests {
         let w = Tensor::new([2, 2], Data::F32(vec![0.0, 0.0, 1e30, -2e30])).unwrap();
         assert_eq!(unpacked(WeightFormat::Int8, &w, 4).to_f32(), [0.0, 1e30 * (64.0 / 63.5), 0.0, -2e30]);
         assert_eq!(unpacked(WeightFormat::F32, &w, 4).to_f32(), [0.0, 1e30, 0.0, -2e30]);
+        // What is no number stays none, in its column; what is too small to have a scale becomes 0.
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let w = Tensor::new([3, 2], Data::F32(vec![1.0, odd, 3.0, 4.0, 1e-40, -2e-43])).unwrap();
+            let y = unpacked(WeightFormat::Int8, &w, 4).to_f32();
+            let columns = [0, 1, 2].map(|column| [y[column], y[3 + column]]);
+            assert!(columns[0].iter().all(|x| x.is_nan()), "{columns:?}");
+            assert!(
+                (columns[1][0] - 3.0).abs() < 0.02 && columns[1][1] == 4.0 && columns[2] == [0.0, 0.0],
+                "{columns:?}"
+            );
+            assert!(unpacked(WeightFormat::Bf16, &w, 4).to_f32()[3].to_bits() << 1 >= 0x7f80_0000u32 << 1);
+        }
     }
 
     #[test]

@@ -843,9 +843,16 @@ fn products_of_packed_weights_for_every_width_of_registers() {
             };
         let precision = Precision::F32;
         // Whole panels and ragged ones, few rows and many, short sums and longer ones than a block.
-        for (m, n, k) in
-            [(1, 64, 1), (1, 200, 300), (2, 17, 7), (3, 129, 33), (9, 64, 16), (50, 33, 272), (70, 128, 544)]
-        {
+        for (m, n, k) in [
+            (1, 64, 1),
+            (1, 64, 4100),
+            (1, 200, 300),
+            (2, 17, 7),
+            (3, 129, 33),
+            (9, 64, 16),
+            (50, 33, 272),
+            (70, 128, 544),
+        ] {
             let (x, w, bias, rest) = (normal(&[m, k], 1), normal(&[n, k], 2), normal(&[n], 3), normal(&[m, n], 4));
             let product = Op::MatMul { transpose_a: false, transpose_b: false, bias: true, precision };
             same(&w, &[&x, &bias], 1, &|b, w, x| b.op(product.clone(), &[x[0], w, x[1]]));

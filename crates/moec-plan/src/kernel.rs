@@ -141,12 +141,7 @@ impl Kernel {
                 }
                 let matrices;
                 if let Some(attrs) = self.unpack {
-                    let product = matches!(
-                        op,
-                        Op::MatMul { transpose_a: false, transpose_b: false, precision: Precision::F32, .. }
-                            | Op::GroupedMatMul { transpose_b: false, precision: Precision::F32, .. }
-                    );
-                    let packed = own.get(1).filter(|_| product).ok_or("it cannot unpack weights")?;
+                    let packed = own.get(1).filter(|_| can_unpack(op)).ok_or("it cannot unpack weights")?;
                     let read: Vec<&TensorType> = std::iter::once(*packed).chain(parts.scale.copied()).collect();
                     matrices = infer(&Op::Unpack(attrs), &read)?;
                     own[1] = &matrices[0];
@@ -263,6 +258,15 @@ impl Kernel {
         let statements = program.statements(&floats, first);
         std::iter::once(format!("{left} = {call}")).chain(statements).collect::<Vec<_>>().join("; ")
     }
+}
+
+/// Whether kernels of an operation can unpack its second operand: products of rows as they are with weights `[.., I, O]`.
+pub(crate) fn can_unpack(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::MatMul { transpose_a: false, transpose_b: false, precision: Precision::F32, .. }
+            | Op::GroupedMatMul { transpose_b: false, precision: Precision::F32, .. }
+    )
 }
 
 /// Whether kernels make the first result of an operation element by element, so that a program can go on with it.

@@ -64,7 +64,7 @@ impl Profiled {
     }
 
     /// Forgets what was measured, and times the runs of another function.
-    pub fn time(&mut self, function: Function) {
+    pub fn time_runs_of(&mut self, function: Function) {
         (self.function, self.paused, self.timings) = (function, false, Timings::default());
     }
 

@@ -79,7 +79,8 @@ pub struct CompileOptions {
     /// Whether noise of routers is drawn or given.
     pub noise: NoisePolicy,
     /// Parameters are written with `Executable::write_states`, so that the weights of products may be stored in the order in
-    /// which they are read, as these numbers: which samples faster. Not where a function trains them.
+    /// which they are read: for functions that write texts as these numbers, for the others as they are. Not where a function
+    /// trains them.
     pub weights: Option<WeightFormat>,
 }
 
@@ -248,10 +249,15 @@ pub fn compile(
     }
     clock.stage("differentiate");
     let format = options.weights.filter(|_| !functions.contains(&Function::TrainStep));
-    let (panel, of_routers) = (options.limits.panel, &lowered.router_parameters);
-    let optimized = on_threads(&completed, |(_, graph)| match format {
+    let optimized = on_threads(&completed, |(function, graph)| match format {
         Some(format) => {
-            optimize(&moec_plan::store_weights(graph, &WeightStorage { format, panel, of_routers })?, options)
+            // Panels are for a few rows. A batch has more of them, and brings its weights into an order of its own.
+            let (format, panel) = match function {
+                Function::Next | Function::Decode => (format, options.limits.panel),
+                Function::TrainStep | Function::Evaluate | Function::Logits => (WeightFormat::F32, None),
+            };
+            let storage = WeightStorage { format, panel, of_routers: &lowered.router_parameters };
+            optimize(&moec_plan::store_weights(graph, &storage)?, options)
         }
         None => optimize(graph, options),
     });

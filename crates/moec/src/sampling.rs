@@ -50,7 +50,9 @@ impl Sampling {
         if mode == Decode::Cached && functions.contains(&Function::Next) {
             return Err(not_cached(&decoding.cache, model.context, prompt.saturating_add(length)));
         }
-        let together = if decoding.together { samples.clamp(1, MOST_TOGETHER) } else { 1 };
+        // Groups of about the same size: a group costs as much as its largest.
+        let groups = if decoding.together { samples.div_ceil(MOST_TOGETHER).max(1) } else { samples.max(1) };
+        let together = samples.div_ceil(groups).max(1);
         Ok(Self { kept, together, functions })
     }
 }

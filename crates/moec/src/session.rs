@@ -116,7 +116,7 @@ impl<'a> Session<'a> {
 
     /// From here on every kernel of a function is waited for and timed: the same bits, but slower.
     pub fn time_kernels(&mut self, function: Function) {
-        self.session.time(function);
+        self.session.time_runs_of(function);
     }
 
     /// What was timed.

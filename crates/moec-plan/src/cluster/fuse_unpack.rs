@@ -3,7 +3,8 @@
 
 use super::view::View;
 use super::{Decisions, Rewrites};
-use moec_ir::{NodeId, Op, Precision};
+use crate::kernel::can_unpack;
+use moec_ir::Op;
 
 pub(super) fn decide(view: &View<'_>, budget: &mut Rewrites, decisions: &mut Decisions) {
     for weights in view.ids() {
@@ -12,20 +13,11 @@ pub(super) fn decide(view: &View<'_>, budget: &mut Rewrites, decisions: &mut Dec
             continue;
         }
         let uses = view.uses(view.graph.value(weights));
-        if uses.iter().all(|&(product, at)| at == 1 && can_unpack(view, product)) {
+        let may_unpack = |product| can_unpack(view.op(product)) && !view.reads_nothing(product);
+        if uses.iter().all(|&(product, at)| at == 1 && may_unpack(product)) {
             // Where only some may, the matrix is made after all, and the others read it.
             let unpacking = uses.into_iter().take_while(|_| budget.take());
             decisions.unpacked.extend(unpacking.map(|(product, _)| (product, weights)));
         }
     }
-}
-
-/// Whether a product can unpack its weights.
-fn can_unpack(view: &View<'_>, product: NodeId) -> bool {
-    let product_of_rows = matches!(
-        view.op(product),
-        Op::MatMul { transpose_a: false, transpose_b: false, precision: Precision::F32, .. }
-            | Op::GroupedMatMul { transpose_b: false, precision: Precision::F32, .. }
-    );
-    product_of_rows && !view.reads_nothing(product)
 }

@@ -712,8 +712,8 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_enum, default_value_t = Decode::Auto)]
     pub(crate) decode: Decode,
 
-    /// What the weights of products are stored as in memory. Fewer bits are read faster, and change what is written a
-    /// little; routers, norms and token vectors keep theirs, and so does the checkpoint.
+    /// What the weights of products are stored as. Fewer bits are read faster on the CPU, and change what is written a
+    /// little; biases, routers, norms and token vectors keep theirs, and so does the checkpoint.
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = weight_format())]
     pub(crate) weights: WeightFormat,
 

@@ -72,11 +72,12 @@ impl KernelTable {
         let width = self.kernels.iter().map(|l| l.kernel.len()).max().unwrap_or(0).max(6);
         let mut text = String::new();
         // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "{:<9}  {:<width$}  {:>5}  {:>8}  {:>6}  {:>8}  {:>6}  {:>8}",
-            "phase", "kernel", "steps", "ms", "share", "GFLOP/s", "GB/s", "of limit"
+        let limit = if self.kernels.iter().any(|l| l.of_limit.is_some()) { "of limit" } else { "" };
+        let head = format!(
+            "{:<9}  {:<width$}  {:>5}  {:>8}  {:>6}  {:>8}  {:>6}  {limit:>8}",
+            "phase", "kernel", "steps", "ms", "share", "GFLOP/s", "GB/s"
         );
+        let _ = writeln!(text, "{}", head.trim_end());
         for l in self.phases.iter().chain(&self.kernels) {
             let kernel = if l.kernel.is_empty() { "all" } else { &l.kernel };
             let flops = if l.gflops_per_s > 0.0 { format!("{:.1}", l.gflops_per_s) } else { String::new() };

@@ -8,8 +8,9 @@ use crate::cli::output::{Output, files_of_run};
 use crate::locate::Located;
 use moec_runtime::Metric;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// A number that a run reported.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,10 +35,12 @@ pub(crate) fn run(args: &MetricsArgs, console: &Console) -> Result<Exit, Failure
         let root = Located::at(path)?.root;
         runs.push((path.display().to_string(), root.clone(), moec_runtime::read_metrics(&root)?));
     }
+    let sources: Vec<PathBuf> = runs.iter().flat_map(|(_, root, _)| files_of_run(root)).collect();
     if let Some(folder) = &args.tensorboard {
-        for (name, root, metrics) in &runs {
-            let file = write_events(folder, root, metrics)?;
-            console.note(format!("{name}: {} lines to {}", metrics.len(), file.display()));
+        let roots: Vec<&Path> = runs.iter().map(|(_, root, _)| root.as_path()).collect();
+        for (name, (run, _, metrics)) in names(&roots)?.iter().zip(&runs) {
+            let file = write_events(&folder.join(name), metrics, &sources)?;
+            console.note(format!("{run}: {}", file.display()));
         }
         return Ok(Exit::Success);
     }
@@ -48,10 +51,7 @@ pub(crate) fn run(args: &MetricsArgs, console: &Console) -> Result<Exit, Failure
         }
     }
     match &args.output {
-        Some(path) => {
-            let sources: Vec<PathBuf> = runs.iter().flat_map(|(_, root, _)| files_of_run(root)).collect();
-            Output::new(path, &sources)?.write(&table)?;
-        }
+        Some(path) => Output::new(path, &sources)?.write(&table)?,
         None => console.write(&table)?,
     }
     Ok(Exit::Success)
@@ -106,11 +106,39 @@ fn numbers(metric: &Metric) -> Vec<Number> {
     found
 }
 
-/// Writes the metrics of a run as an event file, in a folder of its name; the file is replaced if it is there.
-fn write_events(folder: &Path, root: &Path, metrics: &[Metric]) -> Result<PathBuf, Failure> {
-    let name = root.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_os_string()));
-    let folder = folder.join(name.unwrap_or_else(|| "run".into()));
-    std::fs::create_dir_all(&folder).map_err(|e| Failure::file("create", &folder, &e))?;
+/// A folder name for each run: the last parts of its path, as many as it takes to tell the runs apart.
+///
+/// # Errors
+/// When a run is named twice.
+fn names(roots: &[&Path]) -> Result<Vec<PathBuf>, Failure> {
+    let whole: Vec<PathBuf> =
+        roots.iter().map(|root| root.canonicalize().unwrap_or_else(|_| root.to_path_buf())).collect();
+    let ends = |parts: usize| -> Vec<PathBuf> {
+        let end = |path: &PathBuf| {
+            // Without the root of the file system, which no folder can be named after.
+            let normal = path.components().filter(|part| matches!(part, Component::Normal(_)));
+            let parts = normal.rev().take(parts).collect::<Vec<_>>();
+            parts.into_iter().rev().collect()
+        };
+        whole.iter().map(end).collect()
+    };
+    let longest = whole.iter().map(|path| path.components().count()).max().unwrap_or(1);
+    let distinct = |names: &Vec<PathBuf>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
+    (1..=longest)
+        .map(ends)
+        .find(distinct)
+        .ok_or_else(|| Failure::new(Exit::Usage, "a run is named twice").help("name each once: its event file is one"))
+}
+
+/// Writes metrics as an event file, which is replaced if it is there, in a folder outside of the runs.
+fn write_events(folder: &Path, metrics: &[Metric], sources: &[PathBuf]) -> Result<PathBuf, Failure> {
+    if let Some(there) = folder.ancestors().find_map(|folder| folder.canonicalize().ok())
+        && sources.iter().filter_map(|source| source.canonicalize().ok()).any(|source| there.starts_with(source))
+    {
+        let message = format!("cannot write {}: this command reads what lies there", folder.display());
+        return Err(Failure::new(Exit::Usage, message).help("write to another folder"));
+    }
+    std::fs::create_dir_all(folder).map_err(|e| Failure::file("create", folder, &e))?;
     let path = folder.join("events.out.tfevents.moec");
     let mut events = EventFile::new();
     // Time as TensorBoard shows it: seconds of training, since runs do not say when they were made.
@@ -136,6 +164,15 @@ fn write_events(folder: &Path, root: &Path, metrics: &[Metric]) -> Result<PathBu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_of_one_name_are_told_apart() {
+        let named = |roots: &[&str]| names(&roots.iter().map(Path::new).collect::<Vec<_>>());
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(named(&["/nowhere/a/run", "/nowhere/b/other"]).unwrap(), paths(&["run", "other"]));
+        assert_eq!(named(&["/nowhere/a/run", "/nowhere/b/run"]).unwrap(), paths(&["a/run", "b/run"]));
+        assert!(named(&["/nowhere/a/run", "/nowhere/a/run"]).is_err());
+    }
 
     #[test]
     fn every_number_of_a_line_is_listed() {

@@ -7,7 +7,7 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::KernelTable;
 use crate::pipeline::CompileOptions;
 use crate::{Run, Sampling};
-use moec_ir::{Function, Invariant};
+use moec_ir::{Function, Invariant, WeightFormat};
 use moec_model::Registry;
 use moec_runtime::{SampleConfig, Timings};
 use std::ops::ControlFlow;
@@ -30,6 +30,12 @@ pub(crate) fn run(
         length: args.length,
     };
     config.check()?;
+    if args.weights != WeightFormat::F32 && args.device.launch_limits().panel.is_none() {
+        let (weights, device) = (args.weights.name(), args.device.name());
+        console.note(format!(
+            "--weights {weights} will not be faster here than f32: on {device} all weights are unpacked for every character"
+        ));
+    }
     let mut sampling = None;
     let run = Run::open(&args.run, registry, args.device, |model, vocab| -> Result<_, Failure> {
         // What is wrong with the prompt or the mode is found before anything is compiled.
@@ -80,8 +86,10 @@ pub(crate) fn run(
             console.write("\n")?;
         }
     }
-    if let Some(function) = timed {
-        show_profile(&run, function, session.timings(), console);
+    match timed {
+        Some(function) => show_profile(&run, function, session.timings(), console),
+        None if args.profile => console.note("nothing was written, so there is no profile"),
+        None => {}
     }
     Ok(Exit::Success)
 }
@@ -94,7 +102,7 @@ fn show_profile(run: &Run, function: Function, timings: &Timings, console: &Cons
         return;
     }
     console.note(format!(
-        "\nmedians of the last {} times that `{function}` wrote a character, {:.3} ms together:",
+        "\nmedians of the last {} runs of `{function}`, {:.3} ms each:",
         timings.runs(),
         1e3 * timings.total().as_secs_f64()
     ));
