@@ -716,6 +716,11 @@ fn what_a_run_reported_goes_to_other_tools() {
     expect(&["metrics", &lab.at("none")], 3);
 
     let board = lab.at("board");
+    let metrics = Path::new(&run).join("metrics.jsonl");
+    let kept = fs::read(&metrics).unwrap();
+    fs::remove_file(&metrics).unwrap();
+    assert!(expect(&["metrics", &run], 1).err.contains("has reported nothing yet"));
+    fs::write(&metrics, kept).unwrap();
     expect(&["metrics", &run, "--tensorboard", &board], 0);
     expect(&["metrics", &run, &run, "--tensorboard", &board], 2);
     expect(&["metrics", &run, "--tensorboard", &format!("{run}/checkpoints/board")], 2);

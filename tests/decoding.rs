@@ -161,10 +161,10 @@ fn texts_that_are_written_together_are_what_they_would_be_alone() {
     }
 }
 
-/// The model for texts of its own, with weights stored so, for a device with these limits.
+/// What writes a text of its own, with weights stored so, for a device with these limits.
 fn stored(checked: &Checked, weights: WeightFormat, limits: LaunchLimits) -> Compiled {
     let functions = pipeline::functions_of(&checked.model);
-    let functions = functions.into_iter().filter(|f| !matches!(f, Function::TrainStep | Function::Evaluate));
+    let functions = functions.into_iter().filter(|f| matches!(f, Function::Next | Function::Decode));
     let only = CompileOptions::only(functions.collect::<Vec<_>>());
     let options = CompileOptions { weights: Some(weights), limits, ..only };
     pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap()

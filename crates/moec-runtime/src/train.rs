@@ -433,10 +433,11 @@ impl StepWatch {
         ms
     }
 
+    /// The middle of the reports, of two the faster: the other one may have compiled kernels.
     fn median_ms(&self) -> Option<f64> {
         let mut sorted = self.reports_ms.clone();
         sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
+        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
     }
 }
 

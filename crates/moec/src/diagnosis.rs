@@ -99,7 +99,7 @@ impl Fault {
     pub fn title(self) -> &'static str {
         match self {
             Fault::Collapse => "few experts get nearly everything",
-            Fault::Idle => "idle experts",
+            Fault::Idle => "experts get nothing, or nearly nothing",
             Fault::Dropped => "the capacity drops many choices",
             Fault::BalanceWithoutEffect => "the balance loss has no effect",
             Fault::BalanceTooStrong => "the balance losses weigh much",

@@ -82,7 +82,9 @@ impl Subject {
         let options = CompileOptions::only([Function::TrainStep, Function::Evaluate]);
         let compiled = pipeline::compile(&spec.checked.model, &spec.checked.recipe, size, &options);
         let compiled = compiled.map_err(|e| e.at(&spec.source))?;
-        Ok(Self { path: path.to_path_buf(), root, request, spec, compiled, metrics, vocab, step, corpus })
+        // A link to the newest run will lead elsewhere tomorrow.
+        let path = if path.starts_with(&root) { path.to_path_buf() } else { root.clone() };
+        Ok(Self { path, root, request, spec, compiled, metrics, vocab, step, corpus })
     }
 
     /// The beginning of the held-out text, or of the training text where nothing is held out, or else of the last sample.
@@ -285,7 +287,7 @@ impl Subject {
             command(again, format!("moec train {spec}{model} --data {data}{set} --out NEW")),
             command(
                 "train it further",
-                format!("moec train {spec} --out {root} --resume --steps {}", self.spec.checked.recipe.steps * 2),
+                format!("moec train --resume {root} --steps {}", self.spec.checked.recipe.steps * 2),
             ),
             command("write text with it", format!("moec sample {root}")),
             command("measure its loss on all held-out text", format!("moec eval {root}")),

@@ -131,7 +131,8 @@ fn idle_experts_are_counted_over_evaluations() {
     assert_eq!((line.number, line.text.as_str()), (9, "balance: [importance(weight: 0.01), switch(weight: 0.02)],"));
     let text = idle.text(&subject.spec.source);
     assert!(
-        text.starts_with("diagnosis: idle experts (moe): 1 of 8") && text.contains("at m.moe:9: balance"),
+        text.starts_with("diagnosis: experts get nothing, or nearly nothing (moe): 1 of 8")
+            && text.contains("at m.moe:9: balance"),
         "{text}"
     );
 }
