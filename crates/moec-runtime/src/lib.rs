@@ -54,7 +54,8 @@ pub use sample::{Kept, SampleConfig, SampleError, sample, sample_functions};
 pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
 pub use tokens::Tokens;
 pub use train::{
-    Outcome, Reporter, Resumption, Silent, Summary, TrainConfig, TrainError, resume, train, train_loss, train_step,
+    Outcome, Reporter, Resumption, Silent, Summary, TrainConfig, TrainError, is_complete, resume, train, train_loss,
+    train_step,
 };
 pub use vocab::{UnknownCharacters, Vocab};
 

@@ -250,6 +250,17 @@ impl RunFolder {
         if path.exists() { self.files.sync_file(&path).map_err(io_failed(&path)) } else { Ok(()) }
     }
 
+    /// All whole lines of `metrics.jsonl`; none before the first.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(crate) fn metrics(&self) -> Result<Vec<Metric>, RunError> {
+        match read_metrics(&self.root) {
+            Err(RunError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            read => read,
+        }
+    }
+
     /// Drops the lines of `metrics.jsonl` after a step, which a resumed run will write again, and lines that were cut
     /// off. The lines that stay are returned.
     ///

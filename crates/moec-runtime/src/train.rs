@@ -100,9 +100,9 @@ impl From<EvaluateError> for TrainError {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All steps are made.
+    /// All steps are made, and the evaluation after the last.
     Finished,
-    /// It was asked to stop, and saved.
+    /// It was asked to stop, and saved; there are steps left, or the last evaluation.
     Interrupted,
 }
 
@@ -225,7 +225,7 @@ pub fn train(
     reporter.started(start, config.steps);
     let mut evaluation = None;
     // A run that was stopped in the middle of an evaluation makes up for it.
-    let evaluated = before.iter().any(|m| matches!(m, Metric::Evaluation(e) if e.step == start));
+    let evaluated = is_evaluated(&before, start);
     if start > 0 && evaluation_due(config, start) && !evaluated {
         evaluation = evaluate(executable, data, run, config, start, stop, reporter)?;
     }
@@ -264,7 +264,11 @@ pub fn train(
         _ => save_checkpoint(executable, run, config, &identity, step, reporter)?,
     };
 
-    let outcome = if step < config.steps { Outcome::Interrupted } else { Outcome::Finished };
+    let last_is_there = !evaluation_due(config, step)
+        || evaluated && step == start
+        || evaluation.as_ref().is_some_and(|e| e.step == step);
+    let is_finished = step >= config.steps && last_is_there;
+    let outcome = if is_finished { Outcome::Finished } else { Outcome::Interrupted };
     let step_ms = watch.median_ms();
     let tokens_per_s = step_ms.map(|ms| (rows * context) as f64 / ms * 1e3);
     let summary = Summary { outcome, step, checkpoint, evaluation, step_ms, tokens_per_s };
@@ -300,6 +304,22 @@ pub fn train_loss(executable: &mut Executable<'_>) -> Result<f64, TrainError> {
 
 fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
+}
+
+fn is_evaluated(metrics: &[Metric], step: u64) -> bool {
+    metrics.iter().any(|metric| matches!(metric, Metric::Evaluation(e) if e.step == step))
+}
+
+/// Whether nothing is left to do for a run with a checkpoint of that step: all steps are made, and so is the evaluation after
+/// the last, which a stop may have cut short.
+///
+/// # Errors
+/// When the metrics of the run cannot be read.
+pub fn is_complete(run: &RunFolder, config: &TrainConfig, step: u64) -> Result<bool, TrainError> {
+    if step != config.steps || !evaluation_due(config, step) {
+        return Ok(step >= config.steps);
+    }
+    Ok(is_evaluated(&run.metrics()?, step))
 }
 
 fn evaluation_due(config: &TrainConfig, step: u64) -> bool {

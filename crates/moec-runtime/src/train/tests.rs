@@ -190,6 +190,24 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
     }
 }
 
+/// A stop in the evaluation after the last step leaves something to do, although all steps are made.
+#[test]
+fn the_last_evaluation_is_made_up_for() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, root) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let complete = |root: &Path, step| is_complete(&RunFolder::open(root).unwrap(), &config(), step).unwrap();
+    begin(&tiny, &whole, &config(), &mut Stopper::default()).unwrap();
+    let summary =
+        begin(&tiny, &root, &config(), &mut Stopper { at_evaluation: Some(24), ..Stopper::default() }).unwrap();
+    assert_eq!((summary.outcome, summary.step), (Outcome::Interrupted, 24));
+    assert!(!complete(&root, 24) && complete(&whole, 24) && !complete(&whole, 23) && complete(&whole, 25));
+    let summary = go_on(&tiny, &root, &config(), Stopper::default()).unwrap();
+    assert_eq!((summary.outcome, summary.step), (Outcome::Finished, 24));
+    assert!(complete(&root, 24));
+    assert_eq!((checkpoints(&root), metrics(&root)), (checkpoints(&whole), metrics(&whole)));
+}
+
 #[test]
 fn every_optimizer_learns_and_resumes_to_the_same_bits() {
     let sgd = Optimizer::named("sgd").unwrap().with("lr", 0.3);

@@ -62,7 +62,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
         console
             .note(format!("{error}\n  going on from step {start}; the damaged checkpoint is now {}", path.display()));
     }
-    if start >= config.steps {
+    if moec_runtime::is_complete(&folder, &config, start)? {
         console.note(format!("{} has made its {} steps; --steps N continues further", root.display(), start));
         return Ok(Exit::Success);
     }
