@@ -132,6 +132,11 @@ impl Optimizer {
         self.settings.number("lr")
     }
 
+    /// The learning rate that it has where nothing is said.
+    pub fn default_lr(&self) -> f64 {
+        Settings::defaults(self.spec.settings).number("lr")
+    }
+
     /// What [`Input::Hyper`] is given in step `step` (from 0) at a learning rate: computed in 64 bits.
     pub fn hyper(&self, lr: f64, step: u64) -> Vec<f32> {
         std::iter::once(lr).chain((self.spec.per_step)(&self.settings, step + 1)).map(|x| x as f32).collect()

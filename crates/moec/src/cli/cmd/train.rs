@@ -111,7 +111,8 @@ fn failed(error: Error, args: &TrainArgs, device: Device, folder: &RunFolder, re
         _ => "from the beginning".to_string(),
     };
     let command = resume_command(args, device, folder);
-    let slower = format!("{:.0e}", recipe.optimizer.lr() / 3.0);
+    // A rate far above the usual one is not cured by a third of it.
+    let slower = format!("{:.0e}", (recipe.optimizer.lr() / 3.0).min(recipe.optimizer.default_lr()));
     let failure = Failure::new(Exit::Diverged, error.to_string())
         .help(format!("go on {from} with a lower learning rate: {command} -s train.optimizer.lr={slower}"));
     match recipe.clip {
