@@ -1907,6 +1907,20 @@ fn a_continued_run_may_change_its_rate_and_not_its_batch() {
     // What was said before holds without saying it again, and saying it again is no change.
     assert!(!resume(&["--steps", "20", "-s", "train.clip=1.0"], 0).contains("train.clip"));
     assert!(resume(&["--steps", "20"], 0).contains("has made its 20 steps"));
+    assert!(resume(&["--steps", "7"], 0).contains("has made 20 steps, more than 7"));
+}
+
+#[test]
+fn a_run_without_a_checkpoint_begins_anew_and_says_so() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    lab.train(&run, &["--device", "interpreter"], 0);
+    let made = lab.files(&run, 12);
+    fs::remove_dir_all(Path::new(&run).join("checkpoints")).unwrap();
+    fs::create_dir(Path::new(&run).join("checkpoints")).unwrap();
+    let told = lab.train(&run, &["--device", "interpreter", "--resume"], 0).err;
+    assert!(told.contains("there is no checkpoint yet, so the training begins anew"), "{told}");
+    assert!(made == lab.files(&run, 12));
 }
 
 #[test]

@@ -63,8 +63,15 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
             .note(format!("{error}\n  going on from step {start}; the damaged checkpoint is now {}", path.display()));
     }
     if moec_runtime::is_complete(&folder, &config, start)? {
-        console.note(format!("{} has made its {} steps; --steps N continues further", root.display(), start));
+        let root = root.display();
+        console.note(match start > config.steps {
+            true => format!("{root} has made {start} steps, more than {}; --steps N continues further", config.steps),
+            false => format!("{root} has made its {start} steps; --steps N continues further"),
+        });
         return Ok(Exit::Success);
+    }
+    if task.is_resumed && start == 0 {
+        console.note("there is no checkpoint yet, so the training begins anew");
     }
     task.record(&folder, console)?;
     point_latest(root, console);
