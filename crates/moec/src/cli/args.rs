@@ -229,12 +229,9 @@ pub(crate) enum MessageFormat {
     Json,
 }
 
-/// Which model of which file.
+/// Which model of a file, with which values.
 #[derive(Debug, Args)]
-pub(crate) struct SpecArgs {
-    /// The `.moe` file.
-    pub(crate) spec: PathBuf,
-
+pub(crate) struct ReadingArgs {
     /// Which model of the file, if it has several.
     #[arg(long)]
     pub(crate) model: Option<String>,
@@ -246,6 +243,17 @@ pub(crate) struct SpecArgs {
     /// How messages about the file are printed.
     #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
     pub(crate) message_format: MessageFormat,
+}
+
+/// Which model of which file.
+#[derive(Debug, Args)]
+pub(crate) struct SpecArgs {
+    /// The `.moe` file.
+    pub(crate) spec: PathBuf,
+
+    /// How it is read.
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
 }
 
 /// How products are computed.
@@ -278,17 +286,9 @@ pub(crate) struct CheckArgs {
     #[arg(required = true, value_name = "SPEC")]
     pub(crate) specs: Vec<PathBuf>,
 
-    /// Which model of the files, if they have several.
-    #[arg(long)]
-    pub(crate) model: Option<String>,
-
-    /// Override a value of the files: `-s train.steps=200`, `-s width=64` (a `let` of the model). Repeatable.
-    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
-    pub(crate) set: Vec<String>,
-
-    /// How messages about the files are printed.
-    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
-    pub(crate) message_format: MessageFormat,
+    /// How they are read.
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
 
     /// Print the result as JSON on standard output; of several files an object with one for each.
     #[arg(long)]
@@ -517,17 +517,9 @@ pub(crate) struct TrainSpecArgs {
     #[arg(required_unless_present = "resume")]
     pub(crate) spec: Option<PathBuf>,
 
-    /// Which model of the file, if it has several.
-    #[arg(long)]
-    pub(crate) model: Option<String>,
-
-    /// Override a value of the file: `-s train.steps=200`, `-s width=64` (a `let` of the model). Repeatable.
-    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
-    pub(crate) set: Vec<String>,
-
-    /// How messages about the file are printed.
-    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
-    pub(crate) message_format: MessageFormat,
+    /// How it is read.
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
 }
 
 /// A number of training steps.

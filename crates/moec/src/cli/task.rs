@@ -40,11 +40,11 @@ impl Task {
     }
 
     fn begun(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
-        let mut set = args.spec.set.clone();
+        let mut set = args.spec.reading.set.clone();
         set.extend(wishes(args));
         let path = args.spec.spec.as_deref().invariant("clap asks for a spec where no run is continued");
-        let spec = Spec::read(path, registry, args.spec.model.as_deref(), &set)?;
-        console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
+        let spec = Spec::read(path, registry, args.spec.reading.model.as_deref(), &set)?;
+        console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.reading.message_format);
         let data = args.data.clone().unwrap_or_else(|| spec.data(path, registry));
         let corpus = downloads::corpus(&data, registry, console)?;
         if let Some(remark) = remarks::unseen(&corpus) {
@@ -66,7 +66,7 @@ impl Task {
         let source = source_of(continued)?;
         let before = Request::read(&root)?;
         require_imports(&source, &before, &root)?;
-        if args.spec.model.is_some() && args.spec.model != before.model {
+        if args.spec.reading.model.is_some() && args.spec.reading.model != before.model {
             return Err(kept_by_the_run("model"));
         }
         let source = source.with_kept_imports(&before.imports);
@@ -74,7 +74,7 @@ impl Task {
         let was = check(&before.set)?;
         let mut set = before.set.clone();
         let mut changes = Vec::new();
-        for wish in args.spec.set.iter().cloned().chain(wishes(args)) {
+        for wish in args.spec.reading.set.iter().cloned().chain(wishes(args)) {
             if set.contains(&wish) {
                 continue;
             }
@@ -94,7 +94,7 @@ impl Task {
         if same_recipe(&was, &spec) {
             (set, changes) = (before.set.clone(), Vec::new());
         }
-        console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
+        console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.reading.message_format);
         let corpus = text_of(args, &before, continued, registry, console)?;
         let was_on = device_of(&before, &root)?;
         let device = args.device.unwrap_or(was_on);

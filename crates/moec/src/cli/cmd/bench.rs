@@ -71,9 +71,9 @@ struct MemoryReport {
 /// When the spec or the data is wrong, the device fails, or training diverges.
 pub(crate) fn run(args: &BenchArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     let begun = Instant::now();
-    let set: Vec<String> = args.spec.set.iter().cloned().chain(args.precision.set()).collect();
-    let spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &set)?;
-    console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
+    let set: Vec<String> = args.spec.reading.set.iter().cloned().chain(args.precision.set()).collect();
+    let spec = Spec::read(&args.spec.spec, registry, args.spec.reading.model.as_deref(), &set)?;
+    console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.reading.message_format);
     if let Some(note) = why_no_faster(spec.checked.recipe.precision, args.device) {
         console.note(note);
     }

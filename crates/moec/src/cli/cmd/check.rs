@@ -35,7 +35,7 @@ pub(crate) fn run(args: &CheckArgs, registry: &Registry, console: &Console) -> R
                 files.push((found.source.name().to_string(), found.json()));
             }
             Err(failure) => {
-                console.failure(&failure, args.message_format);
+                console.failure(&failure, args.reading.message_format);
                 exit = failure.exit();
                 let error = serde_json::json!({ "schema": SCHEMA, "ok": false, "error": failure.to_string() });
                 files.push((path.display().to_string(), error));
@@ -72,8 +72,8 @@ enum Verdict {
 
 impl Found {
     fn of(path: &Path, args: &CheckArgs, registry: &Registry) -> Result<Self, Failure> {
-        let source = sources::read(path)?.with_overrides(&args.set);
-        Ok(match pipeline::check(&source, registry, args.model.as_deref()) {
+        let source = sources::read(path)?.with_overrides(&args.reading.set);
+        Ok(match pipeline::check(&source, registry, args.reading.model.as_deref()) {
             Ok(checked) => {
                 let remark = vocabulary_of_another_text(&checked, path, registry);
                 let verdict = Verdict::Model(checked.model.name);
@@ -98,7 +98,7 @@ impl Found {
         if args.json {
             return Ok(());
         }
-        console.diagnostics(&self.source, &self.diagnostics, args.message_format);
+        console.diagnostics(&self.source, &self.diagnostics, args.reading.message_format);
         let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
         let warnings = count(self.diagnostics.len() - errors, "warning", ", with ");
         let name = self.source.name();

@@ -21,7 +21,7 @@ use std::fmt::Write as _;
 /// # Errors
 /// When the file is wrong, the model needs more memory than the device has, or the output cannot be written.
 pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let set: Vec<String> = args.spec.set.iter().cloned().chain(args.precision.set()).collect();
+    let set: Vec<String> = args.spec.reading.set.iter().cloned().chain(args.precision.set()).collect();
     let source = read_source(&args.spec.spec)?.with_overrides(&set);
     let sources = output::files_of_spec(&args.spec.spec, &source);
     let output = args.output.as_deref().map(|path| Output::new(path, &sources)).transpose()?;
@@ -29,8 +29,9 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         let file = moec_syntax::parse(&source).map_err(|d| of_source(&source, d))?;
         return deliver(output.as_ref(), console, &format!("{file:#?}\n"));
     }
-    let checked = pipeline::check(&source, registry, args.spec.model.as_deref()).map_err(|d| of_source(&source, d))?;
-    console.diagnostics(&source, &checked.warnings, args.spec.message_format);
+    let checked =
+        pipeline::check(&source, registry, args.spec.reading.model.as_deref()).map_err(|d| of_source(&source, d))?;
+    console.diagnostics(&source, &checked.warnings, args.spec.reading.message_format);
     let vocab = match checked.model.vocab {
         Vocab::Characters => args.vocab,
         Vocab::Size(n) => n,

@@ -38,8 +38,8 @@ pub(crate) fn run(args: &GradcheckArgs, registry: &Registry, console: &Console) 
             return Err(Failure::new(Exit::Usage, format!("{what} must be a positive number")));
         }
     }
-    let mut spec = Spec::read(&args.spec.spec, registry, args.spec.model.as_deref(), &args.spec.set)?;
-    console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.message_format);
+    let mut spec = Spec::read(&args.spec.spec, registry, args.spec.reading.model.as_deref(), &args.spec.reading.set)?;
+    console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.reading.message_format);
     let shortened = shorten(&mut spec, args);
     let problem = Problem::of(&spec, args, registry, console)?;
     let report = problem.check(&spec, args, shortened, console)?;
