@@ -55,6 +55,14 @@ impl WeightFormat {
         }
     }
 
+    /// The type of what is stored.
+    pub(crate) const fn dtype(self) -> DType {
+        match self {
+            WeightFormat::F32 => DType::F32,
+            WeightFormat::Bf16 | WeightFormat::Int8 => DType::I32,
+        }
+    }
+
     /// Whether every column has a scale.
     pub const fn is_scaled(self) -> bool {
         matches!(self, WeightFormat::Int8)
@@ -65,7 +73,7 @@ impl WeightFormat {
         let [leading @ .., outputs, inputs] = &weights.shape[..] else { return None };
         let mut shape = leading.to_vec();
         shape.extend([outputs.div_ceil(panel), *inputs, panel / self.columns_of_word()]);
-        Some(if self == WeightFormat::F32 { TensorType::f32(shape) } else { TensorType::i32(shape) })
+        Some(TensorType { dtype: self.dtype(), shape })
     }
 
     /// The scales of weights `[.., O, I]`, if there are any.
@@ -80,7 +88,7 @@ impl WeightFormat {
         let ty = weights.ty();
         let (scales, inputs) = (self.scale_type(&ty)?, *ty.shape.last()?);
         let matrices = ty.shape.len() >= 2 && ty.dtype == DType::F32;
-        let values = matrices.then(|| weights.to_f32().chunks(inputs.max(1)).map(scale_of).collect())?;
+        let values = matrices.then(|| scales_of(&weights.to_f32(), inputs))?;
         Tensor::new(scales.shape, Data::F32(values))
     }
 
@@ -90,7 +98,8 @@ impl WeightFormat {
         let ty = weights.ty();
         let packed = self.packed_type(&ty, panel).filter(|_| ty.dtype == DType::F32)?;
         let [.., outputs, inputs] = ty.shape[..] else { return None };
-        let (values, scales) = (weights.to_f32(), self.scales(weights).map(|scales| scales.to_f32()));
+        let values = weights.to_f32();
+        let scales = self.is_scaled().then(|| scales_of(&values, inputs));
         let (each, words_of_row) = (self.columns_of_word(), panel / self.columns_of_word());
         let mut words = Vec::with_capacity(packed.elements());
         for matrix in 0..values.len() / (outputs * inputs).max(1) {
@@ -104,7 +113,7 @@ impl WeightFormat {
                     WeightFormat::F32 => x.to_bits(),
                     WeightFormat::Bf16 => u32::from(bf16_bits(x)),
                     WeightFormat::Int8 => {
-                        let scales = scales.as_ref().invariant("matrices of floats have scales");
+                        let scales = scales.as_ref().invariant("its columns are scaled");
                         u32::from(whole(x, scales[matrix * outputs + column]) as u8)
                     }
                 }
@@ -133,6 +142,11 @@ impl WeightFormat {
             WeightFormat::Int8 => f64::from((word >> (8 * q)) as i8),
         }
     }
+}
+
+/// The scale of each column, one after another in memory.
+fn scales_of(columns: &[f32], inputs: usize) -> Vec<f32> {
+    columns.chunks(inputs.max(1)).map(scale_of).collect()
 }
 
 /// What the whole numbers of a column are multiplied by: 0 where all of them would be below the smallest normal number, and NaN

@@ -72,10 +72,10 @@ pub fn store_weights(graph: &Graph, storage: &WeightStorage<'_>) -> Result<Graph
     let mut read_otherwise = vec![false; graph.len()];
     let mut stored = vec![false; graph.len()];
     for id in graph.ids() {
-        let weights = transposed_weights(graph, id);
+        let weights = weights_of(graph, id);
         for (position, operand) in graph.operands(id).iter().enumerate() {
-            match weights {
-                Some((at, parameter)) if at == position => stored[parameter.index()] = true,
+            match &weights {
+                Some(weights) if position == WEIGHTS => stored[weights.parameter.index()] = true,
                 _ => read_otherwise[operand.node.index()] = true,
             }
         }
@@ -84,25 +84,16 @@ pub fn store_weights(graph: &Graph, storage: &WeightStorage<'_>) -> Result<Graph
         read_otherwise[value.node.index()] = true;
     }
     let mut r = Rebuild::new(graph);
-    // By parameter, and by how it is stored.
+    // By parameter, and by whether it is stored in panels.
     let mut matrices: BTreeMap<(NodeId, bool), Value> = BTreeMap::new();
     for id in graph.ids() {
         if stored[id.index()] && !read_otherwise[id.index()] {
             continue;
         }
-        let Some((at, parameter)) = transposed_weights(graph, id) else {
+        let Some(Weights { parameter, name, ty, precision, op }) = weights_of(graph, id) else {
             r.copy(id)?;
             continue;
         };
-        let mut op = graph.node(id).op.clone();
-        let precision = match &mut op {
-            Op::MatMul { transpose_b, precision, .. } | Op::GroupedMatMul { transpose_b, precision, .. } => {
-                *transpose_b = false;
-                *precision
-            }
-            _ => Precision::F32,
-        };
-        let Op::Parameter { name, ty } = &graph.node(parameter).op else { continue };
         let panels = storage.panels(name, ty, precision);
         let matrix = match matrices.get(&(parameter, panels.is_some())) {
             Some(&matrix) => matrix,
@@ -110,7 +101,7 @@ pub fn store_weights(graph: &Graph, storage: &WeightStorage<'_>) -> Result<Graph
         };
         matrices.insert((parameter, panels.is_some()), matrix);
         let mut operands = r.operands(id);
-        operands[at] = matrix;
+        operands[WEIGHTS] = matrix;
         let node = r.add_as(id, op, &operands)?;
         r.set_all(id, node);
     }
@@ -142,13 +133,32 @@ fn matrix(
     Ok(r.new.value(node))
 }
 
-/// The operand of a product that is a parameter and read as stored transposed.
-fn transposed_weights(graph: &Graph, id: NodeId) -> Option<(usize, NodeId)> {
-    let (Op::MatMul { transpose_b: true, .. } | Op::GroupedMatMul { transpose_b: true, .. }) = graph.node(id).op else {
+/// The operand of a product that holds its weights.
+const WEIGHTS: usize = 1;
+
+/// A parameter that a product reads as stored transposed.
+struct Weights<'a> {
+    parameter: NodeId,
+    name: &'a str,
+    ty: &'a TensorType,
+    precision: Precision,
+    /// The product of weights `[.., I, O]` instead.
+    op: Op,
+}
+
+/// The weights of a product that are a parameter and read as stored transposed.
+fn weights_of(graph: &Graph, id: NodeId) -> Option<Weights<'_>> {
+    let mut op = graph.node(id).op.clone();
+    let (Op::MatMul { transpose_b, precision, .. } | Op::GroupedMatMul { transpose_b, precision, .. }) = &mut op else {
         return None;
     };
-    let weights = graph.operands(id).get(1)?.node;
-    matches!(graph.node(weights).op, Op::Parameter { .. }).then_some((1, weights))
+    let precision = *precision;
+    if !std::mem::replace(transpose_b, false) {
+        return None;
+    }
+    let parameter = graph.operands(id).get(WEIGHTS)?.node;
+    let Op::Parameter { name, ty } = &graph.node(parameter).op else { return None };
+    Some(Weights { parameter, name, ty, precision, op })
 }
 
 /// Matrices `[.., I, O]` from matrices `[.., O, I]`, as precise as they are given; `None` if they are no matrices.

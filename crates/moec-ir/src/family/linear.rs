@@ -6,7 +6,7 @@ use crate::op::{Op, UnpackAttrs};
 use crate::operands::{EvalError, Operands, floats};
 use crate::precision::Precision;
 use crate::tensor::Data;
-use crate::types::{DType, TensorType};
+use crate::types::TensorType;
 use crate::weights::WeightFormat;
 use std::borrow::Cow;
 
@@ -70,9 +70,8 @@ fn infer_unpacked(attrs: &UnpackAttrs, c: &Check<'_>) -> Result<TensorType, Infe
     let [leading @ .., panels, inputs, words] = &c.ty(0).shape[..] else {
         return c.fail(format!("operand 0 must be [.., panels, I, words], not {}", c.ty(0)));
     };
-    let dtype = if format == WeightFormat::F32 { DType::F32 } else { DType::I32 };
     let fits = (*panels, *words) == (columns.div_ceil(panel), panel / format.columns_of_word());
-    c.require(fits && c.ty(0).dtype == dtype, || {
+    c.require(fits && c.ty(0).dtype == format.dtype(), || {
         format!("operand 0 does not hold panels of {panel} of {columns} columns as {}: {}", format.name(), c.ty(0))
     })?;
     if format.is_scaled() {
