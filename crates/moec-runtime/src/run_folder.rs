@@ -250,17 +250,6 @@ impl RunFolder {
         if path.exists() { self.files.sync_file(&path).map_err(io_failed(&path)) } else { Ok(()) }
     }
 
-    /// All whole lines of `metrics.jsonl`; none before the first.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub(crate) fn metrics(&self) -> Result<Vec<Metric>, RunError> {
-        match read_metrics(&self.root) {
-            Err(RunError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            read => read,
-        }
-    }
-
     /// Drops the lines of `metrics.jsonl` after a step, which a resumed run will write again, and lines that were cut
     /// off. The lines that stay are returned.
     ///
@@ -359,12 +348,15 @@ fn read_text(root: &Path, name: &str) -> Result<String, RunError> {
     fs::read_to_string(&path).map_err(io_failed(&path))
 }
 
-/// All whole lines of a run's metrics, read without taking its lock.
+/// All whole lines of a run's metrics, read without taking its lock; none of a run that has reported nothing yet.
 ///
 /// # Errors
 /// When they cannot be read.
 pub fn read_metrics(root: &Path) -> Result<Vec<Metric>, RunError> {
-    Ok(read_text(root, METRICS)?.lines().filter_map(Metric::from_line).collect())
+    match read_text(root, METRICS) {
+        Err(RunError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        text => Ok(text?.lines().filter_map(Metric::from_line).collect()),
+    }
 }
 
 /// Step and path of the newest checkpoint of a run, found without taking its lock.

@@ -6,7 +6,7 @@ use crate::data::{DataError, Dataset, Split};
 use crate::evaluate::{Estimate, EvaluateError, estimate};
 use crate::executable::{Executable, ExecutableError, Settings, generator};
 use crate::metrics::{Evaluation, Metric, TrainMetric};
-use crate::run_folder::{RunError, RunFolder};
+use crate::run_folder::{RunError, RunFolder, read_metrics};
 use crate::streams::Purpose;
 use moec_ir::{Function, Output};
 use moec_plan::{Optimizer, Schedule};
@@ -319,7 +319,7 @@ pub fn is_complete(run: &RunFolder, config: &TrainConfig, step: u64) -> Result<b
     if step != config.steps || !evaluation_due(config, step) {
         return Ok(step >= config.steps);
     }
-    Ok(is_evaluated(&run.metrics()?, step))
+    Ok(is_evaluated(&read_metrics(run.root())?, step))
 }
 
 fn evaluation_due(config: &TrainConfig, step: u64) -> bool {

@@ -61,12 +61,7 @@ impl Subject {
         let root = located.root.clone();
         let request = Request::read(&root)?;
         let spec = Spec::check(kept_source(&root, &request)?, registry, request.model.as_deref(), &request.set)?;
-        let mut metrics = match moec_runtime::read_metrics(&root) {
-            Err(moec_runtime::RunError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Vec::new()
-            }
-            read => read?,
-        };
+        let mut metrics = moec_runtime::read_metrics(&root)?;
         if !metrics.iter().any(|m| matches!(m, Metric::Evaluation(_))) {
             metrics.extend(compare::evaluation(&root).map(Metric::Evaluation));
         }

@@ -33,11 +33,12 @@ pub(crate) fn run(args: &MetricsArgs, console: &Console) -> Result<Exit, Failure
     let mut runs: Vec<(String, PathBuf, Vec<Metric>)> = Vec::new();
     for path in &args.runs {
         let root = Located::at(path)?.root;
-        if !root.join("metrics.jsonl").exists() {
+        let metrics = moec_runtime::read_metrics(&root)?;
+        if metrics.is_empty() {
             let message = format!("{} has reported nothing yet", path.display());
             return Err(Failure::new(Exit::Failure, message).help("a run reports for the first time after some steps"));
         }
-        runs.push((path.display().to_string(), root.clone(), moec_runtime::read_metrics(&root)?));
+        runs.push((path.display().to_string(), root, metrics));
     }
     let sources: Vec<PathBuf> = runs.iter().flat_map(|(_, root, _)| files_of_run(root)).collect();
     if let Some(folder) = &args.tensorboard {
