@@ -1,10 +1,12 @@
 //! Balanced assignment of tokens to experts by auction (BASE layers, Lewis et al. 2021, arXiv 2103.16716).
 //!
-//! Bertsekas' auction, one bidder at a time. Every expert offers `floor(N/E)` places and, when E does not divide N, one
-//! more. A token without a place bids for the place where its score minus the price is highest: the price rises by the
-//! lead over the second best place plus [`EPSILON`], and whoever held the place bids next. The places of an expert are
-//! worth the same to a token and differ in price only. So that no expert ends below `floor(N/E)`, `E - N % E` further
-//! bidders to whom every place is worth nothing compete for the additional places, until all places are taken.
+//! Every expert offers `floor(N/E)` places and, when E does not divide N, one more, which is a lot of its own. The places
+//! of a lot are worth the same to a token, so that it is the auction for similar objects of Bertsekas & Castanon (1989,
+//! "The auction algorithm for the transportation problem"): the price of a lot is the least that is paid for one of its
+//! places. In a round all tokens without a place bid at once, each for the lot where its score minus the price is highest,
+//! and offers the price plus its lead over the second best lot plus [`EPSILON`]. The highest bids take the places of those
+//! that pay least, who bid in the next round. So that no expert ends below `floor(N/E)`, `E - N % E` further bidders to
+//! whom every place is worth nothing compete for the additional places, until all places are taken.
 //!
 //! Prices only rise, and nobody pays more than the range of the scores for one place while another is free, which bounds
 //! the number of bids; [`BIDS_PER_PLACE`] is far above that bound. At the end nobody would gain more than [`EPSILON`] by
@@ -13,6 +15,9 @@
 //! What is left is gained by exchanges along cycles of experts, each of which passes one token on to the next
 //! ([`Exchange`]): a balanced assignment without a cycle that gains is one with the largest sum (the optimality condition
 //! of minimum cost flows, Klein 1967).
+//!
+//! Bids of a round, lots, and the steps of a walk of exchanges do not depend on each other: a device may compute them side by
+//! side and has the same result.
 
 /// What a bid adds beyond the lead, in units of the largest power of two that is not above the range of the scores.
 /// There are fewer than two bidders per token, so this is less than a 64th of the range per token.
@@ -61,16 +66,14 @@ fn assignment(scores: &[f64], experts: usize, bids_per_place: usize) -> Vec<i32>
 /// The assignment that the auction ends with.
 fn auctioned(values: &[f64], tokens: usize, experts: usize, bids_per_place: usize) -> Vec<usize> {
     let mut auction = Auction::new(values, tokens, experts);
-    let mut left = auction.prices.len().saturating_mul(bids_per_place);
-    for bidder in 0..tokens + auction.fillers() {
-        let mut next = Some(bidder);
-        while let Some(bidder) = next {
-            if left == 0 {
-                return in_token_order(values, tokens, experts);
-            }
-            left -= 1;
-            next = auction.bid(bidder);
+    let mut left = auction.paid.len().saturating_mul(bids_per_place);
+    let mut bidders: Vec<usize> = (0..tokens + auction.fillers()).collect();
+    while !bidders.is_empty() {
+        if left < bidders.len() {
+            return in_token_order(values, tokens, experts);
         }
+        left -= bidders.len();
+        bidders = auction.round(&bidders);
     }
     auction.experts_of_tokens()
 }
@@ -98,11 +101,18 @@ struct Auction<'a> {
     experts: usize,
     /// Places that every expert has at least.
     floor: usize,
-    /// Price of each place: `floor` places of expert 0, of expert 1, .., each a binary heap with the cheapest first;
-    /// then, if E does not divide N, one additional place per expert.
-    prices: Vec<f64>,
+    /// What is paid for each place, 0 while it is free: `floor` places of expert 0, of expert 1, .., each a binary heap with
+    /// the cheapest first; then, if E does not divide N, one additional place per expert.
+    paid: Vec<f64>,
     /// Who holds each place: a token, or from `tokens` on one of the bidders to whom nothing is worth anything.
     holders: Vec<usize>,
+}
+
+/// An offer for a place of the lot whose cheapest place this is.
+#[derive(Clone, Copy)]
+struct Bid {
+    cheapest: usize,
+    offer: f64,
 }
 
 impl<'a> Auction<'a> {
@@ -110,21 +120,29 @@ impl<'a> Auction<'a> {
         let floor = tokens / experts.max(1);
         let additional = if tokens == experts * floor { 0 } else { experts };
         let places = experts * floor + additional;
-        Self { values, tokens, experts, floor, prices: vec![0.0; places], holders: vec![NOBODY; places] }
+        Self { values, tokens, experts, floor, paid: vec![0.0; places], holders: vec![NOBODY; places] }
     }
 
     /// How many bidders keep tokens from additional places. None are needed where no place has to be taken.
     fn fillers(&self) -> usize {
-        if self.floor == 0 { 0 } else { self.prices.len() - self.tokens }
+        if self.floor == 0 { 0 } else { self.paid.len() - self.tokens }
     }
 
-    /// One bid. Returns who lost the place.
-    fn bid(&mut self, bidder: usize) -> Option<usize> {
+    /// All bids at the same prices, and then the lots. Returns who has no place after it.
+    fn round(&mut self, bidders: &[usize]) -> Vec<usize> {
+        let bids: Vec<Bid> = bidders.iter().map(|&bidder| self.bid(bidder)).collect();
+        let turned_away = bidders.iter().zip(bids).map(|(&bidder, bid)| self.take(bidder, bid));
+        turned_away.filter(|&bidder| bidder != NOBODY).collect()
+    }
+
+    /// What a bidder offers.
+    fn bid(&self, bidder: usize) -> Bid {
         let (is_token, common) = (bidder < self.tokens, self.experts * self.floor);
-        let (mut best, mut second, mut place) = (f64::NEG_INFINITY, f64::NEG_INFINITY, 0);
-        let mut consider = |at: usize, gain: f64| {
+        let (mut best, mut second, mut cheapest) = (f64::NEG_INFINITY, f64::NEG_INFINITY, 0);
+        let mut consider = |at: usize, value: f64| {
+            let gain = value - self.paid[at];
             if gain > best {
-                (second, best, place) = (best, gain, at);
+                (second, best, cheapest) = (best, gain, at);
             } else if gain > second {
                 second = gain;
             }
@@ -132,27 +150,31 @@ impl<'a> Auction<'a> {
         for expert in 0..self.experts {
             let value = if is_token { self.values[bidder * self.experts + expert] } else { 0.0 };
             if is_token && self.floor > 0 {
-                let root = expert * self.floor;
-                consider(root, value - self.prices[root]);
-                // The second cheapest of a heap is one of the two below its root.
-                for below in root + 1..root + self.floor.min(3) {
-                    consider(below, value - self.prices[below]);
-                }
+                consider(expert * self.floor, value);
             }
-            if self.prices.len() > common {
-                consider(common + expert, value - self.prices[common + expert]);
+            if self.paid.len() > common {
+                consider(common + expert, value);
             }
         }
         let lead = if second == f64::NEG_INFINITY { 0.0 } else { best - second };
-        self.prices[place] += lead + EPSILON;
-        let former = std::mem::replace(&mut self.holders[place], bidder);
-        if place < common {
-            self.sift_down(place);
-        }
-        (former != NOBODY).then_some(former)
+        Bid { cheapest, offer: self.paid[cheapest] + (lead + EPSILON) }
     }
 
-    /// Restores the heap of an expert's places after the price of its root rose.
+    /// Gives the cheapest place of a lot to a bidder who offers more than is paid for it. Returns who has no place now:
+    /// the former holder or the bidder.
+    fn take(&mut self, bidder: usize, Bid { cheapest, offer }: Bid) -> usize {
+        if offer <= self.paid[cheapest] {
+            return bidder;
+        }
+        self.paid[cheapest] = offer;
+        let former = std::mem::replace(&mut self.holders[cheapest], bidder);
+        if cheapest < self.experts * self.floor {
+            self.sift_down(cheapest);
+        }
+        former
+    }
+
+    /// Restores the heap of an expert's places after more is paid for its root.
     fn sift_down(&mut self, root: usize) {
         let mut at = 0;
         loop {
@@ -160,13 +182,13 @@ impl<'a> Auction<'a> {
             if child >= self.floor {
                 return;
             }
-            if child + 1 < self.floor && self.prices[root + child + 1] < self.prices[root + child] {
+            if child + 1 < self.floor && self.paid[root + child + 1] < self.paid[root + child] {
                 child += 1;
             }
-            if self.prices[root + child] >= self.prices[root + at] {
+            if self.paid[root + child] >= self.paid[root + at] {
                 return;
             }
-            self.prices.swap(root + child, root + at);
+            self.paid.swap(root + child, root + at);
             self.holders.swap(root + child, root + at);
             at = child;
         }
@@ -214,45 +236,47 @@ fn in_token_order(values: &[f64], tokens: usize, experts: usize) -> Vec<usize> {
 struct Exchange<'a> {
     values: &'a [f64],
     experts: usize,
+    /// The step from one expert to another, at `from * experts + to`.
+    steps: Vec<Step>,
     /// Gain of the best walk known that ends at each expert.
     gain: Vec<f64>,
     /// The expert before each on its walk; [`NOBODY`] where a walk starts.
     from: Vec<usize>,
-    /// The token that is passed on to it; [`NOBODY`] if an additional place moves.
-    token: Vec<usize>,
-    loads: Vec<usize>,
+}
+
+/// What passing on one token, or an additional place, gains.
+#[derive(Clone, Copy)]
+struct Step {
+    gain: f64,
+    /// The token; [`NOBODY`] if an additional place moves.
+    token: usize,
 }
 
 impl<'a> Exchange<'a> {
     fn new(values: &'a [f64], experts: usize) -> Self {
-        Self {
-            values,
-            experts,
-            gain: vec![0.0; experts],
-            from: vec![0; experts],
-            token: vec![NOBODY; experts],
-            loads: vec![0; experts],
-        }
+        let none = Step { gain: f64::NEG_INFINITY, token: NOBODY };
+        let steps = vec![none; experts * experts];
+        Self { values, experts, steps, gain: vec![0.0; experts], from: vec![NOBODY; experts] }
     }
 
     /// Makes the first exchange that gains; false if there is none.
     fn improve(&mut self, assigned: &mut [usize]) -> bool {
         self.gain.fill(0.0);
         self.from.fill(NOBODY);
-        self.loads.fill(0);
-        assigned.iter().for_each(|&expert| self.loads[expert] += 1);
+        self.find_steps(assigned);
         // A walk that still grows after as many rounds as there are experts has met itself.
         for _ in 0..=self.experts {
-            if !self.lengthen(assigned) {
+            if !self.lengthen() {
                 return false;
             }
             if let Some(start) = (0..self.experts).find(|&start| self.is_on_a_cycle(start)) {
                 let mut at = start;
                 loop {
-                    if let Some(expert) = assigned.get_mut(self.token[at]) {
+                    let from = self.from[at];
+                    if let Some(expert) = assigned.get_mut(self.steps[from * self.experts + at].token) {
                         *expert = at;
                     }
-                    at = self.from[at];
+                    at = from;
                     if at == start {
                         return true;
                     }
@@ -274,28 +298,43 @@ impl<'a> Exchange<'a> {
         at == start
     }
 
-    /// Lengthens every walk by the steps that gain; whether there were any.
-    fn lengthen(&mut self, assigned: &[usize]) -> bool {
-        let mut grown = false;
+    /// The best step between any two experts: of equal ones that of the first token, and of a token rather than a place.
+    fn find_steps(&mut self, assigned: &[usize]) {
+        self.steps.fill(Step { gain: f64::NEG_INFINITY, token: NOBODY });
+        let mut loads = vec![0; self.experts];
         for (token, &from) in assigned.iter().enumerate() {
+            loads[from] += 1;
             let scores = &self.values[token * self.experts..(token + 1) * self.experts];
             for to in 0..self.experts {
-                let gain = self.gain[from] + (scores[to] - scores[from]);
-                if to != from && gain > self.gain[to] + TOLERANCE {
-                    (self.gain[to], self.from[to], self.token[to]) = (gain, from, token);
-                    grown = true;
+                let (gain, step) = (scores[to] - scores[from], &mut self.steps[from * self.experts + to]);
+                if to != from && gain > step.gain {
+                    *step = Step { gain, token };
                 }
             }
         }
         let floor = assigned.len() / self.experts;
         if assigned.len() == floor * self.experts {
-            return grown;
+            return;
         }
         for from in 0..self.experts {
             for to in 0..self.experts {
-                let moves = self.loads[from] == floor && self.loads[to] > floor;
-                if moves && self.gain[from] > self.gain[to] + TOLERANCE {
-                    (self.gain[to], self.from[to], self.token[to]) = (self.gain[from], from, NOBODY);
+                let step = &mut self.steps[from * self.experts + to];
+                if loads[from] == floor && loads[to] > floor && step.gain < 0.0 {
+                    *step = Step { gain: 0.0, token: NOBODY };
+                }
+            }
+        }
+    }
+
+    /// Lengthens every walk of the round before by the step that gains most; whether there were any.
+    fn lengthen(&mut self) -> bool {
+        let before = self.gain.clone();
+        let mut grown = false;
+        for to in 0..self.experts {
+            for from in 0..self.experts {
+                let gain = before[from] + self.steps[from * self.experts + to].gain;
+                if gain > self.gain[to] + TOLERANCE {
+                    (self.gain[to], self.from[to]) = (gain, from);
                     grown = true;
                 }
             }

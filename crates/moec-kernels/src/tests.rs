@@ -486,6 +486,12 @@ fn balanced_assignment() {
         let holes = map(&scores, |v| if v > 1.5 { f32::NAN } else { v });
         check(&Op::BalancedAssignment, &[&holes], 0.0);
     }
+    // More bidders than a cube has units; more experts, which take the loops of a graphics device in software too often.
+    let eighths = |extents: &[usize]| map(&normal(extents, 3), |v| (v * 8.0).round() / 8.0);
+    check(&Op::BalancedAssignment, &[&eighths(&[150, 3])], 0.0);
+    for (tokens, experts) in [(70, 67), (65, 130), (512, 8)] {
+        check_on_cpu(&Op::BalancedAssignment, &[&eighths(&[tokens, experts])], 0.0);
+    }
     // Any other scores: balanced, and the same on every number of threads.
     let (tokens, experts) = (50, 7);
     let scores = normal(&[tokens, experts], 2);

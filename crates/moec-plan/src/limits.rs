@@ -49,12 +49,18 @@ impl LaunchLimits {
             (Body::CrossEntropyWithGradient { .. }, &[tokens, _]) if tokens > self.scratch / 2 => {
                 Err(format!("{tokens} tokens are more than {}", self.scratch / 2))
             }
-            // A price and a holder of every place, and three numbers of every expert, in a quarter each.
-            (Body::Op(Op::BalancedAssignment), &[tokens, experts])
-                if tokens.saturating_add(experts.saturating_mul(3)) > self.scratch / 4 =>
-            {
-                let most = self.scratch / 4;
-                Err(format!("{tokens} tokens and 3 times {experts} experts are more than {most} together"))
+            // Two halves, in one of which lie three indices of every place or bidder, or one of any two experts and four of
+            // each.
+            (Body::Op(Op::BalancedAssignment), &[tokens, experts]) => {
+                let auction = tokens.saturating_add(experts).saturating_mul(3).saturating_add(1);
+                let exchanges = experts.saturating_add(4).saturating_mul(experts);
+                let (needed, most) = (auction.max(exchanges), self.scratch / 2);
+                match needed > most {
+                    true => Err(format!(
+                        "for {tokens} tokens and {experts} experts {needed} numbers are put aside, which are more than {most}"
+                    )),
+                    false => Ok(()),
+                }
             }
             _ => Ok(()),
         }

@@ -1,10 +1,9 @@
 //! Balanced assignment of tokens to experts: the auction and the exchanges that `moec_ir::balanced_assignment` describes,
 //! step for step, in 32 bits.
 //!
-//! One unit holds the whole auction, since each bid depends on the one before. Prices and holders of the places stand in
-//! scratch memory: first the `floor` places of each expert, a binary heap with the cheapest first, then one additional
-//! place per expert if there are any. Where the scores are small binary fractions every number is exact, and the result
-//! is that of the reference.
+//! The units of one cube hold an auction together: they share the bids of a round, then the lots, and in the exchanges the
+//! experts that are gone to; between the two they meet. On a CPU one unit does all of it. What is put aside lies in scratch
+//! memory. Where the scores are small binary fractions every number is exact, and the result is that of the reference.
 //!
 //! Mesa's software device leaves every loop of a unit after 65535 rounds in all, and then not all tokens have experts:
 //! there, only small auctions end as they should.
@@ -12,6 +11,7 @@
 #![allow(unsafe_code, reason = "kernel launches")]
 
 use super::order::order_key;
+use super::together::{self, first, meet};
 use crate::launch::{Arg, Launcher, run};
 use cubecl::prelude::*;
 
@@ -37,6 +37,19 @@ struct Extents {
     experts: usize,
     floor: usize,
     places: usize,
+    /// Tokens, and those who keep tokens from additional places.
+    bidders: usize,
+}
+
+/// What is put aside. During the auction `numbers` are what is paid for each place, each lot a binary heap with the cheapest
+/// first, and the offers of a round; `indices` are who holds each place, who bids in this round, for which place, and how
+/// many they are. During the exchanges `numbers` are the gain of the walk to each expert, that of the round after, and those
+/// of the steps, and `indices` the expert before each on its walk (-1 where a walk starts), its load, whether its walk grew,
+/// whether it meets itself, and the tokens of the steps (-1 if an additional place moves).
+#[derive(CubeType, CubeLaunch)]
+struct Aside {
+    numbers: Box<[f32]>,
+    indices: Box<[i32]>,
 }
 
 /// The score of a token for an expert, from 0 on, in units of a power of two.
@@ -45,22 +58,22 @@ fn value_of(scores: &[f32], at: usize, lowest: f32, scale: f32) -> f32 {
     (min(max(scores[at], -LARGEST), LARGEST) - lowest) * scale
 }
 
-/// Restores the heap of an expert's places after the price of its root rose.
+/// Restores the heap of an expert's places after more is paid for its root.
 #[cube]
-fn sift_down(prices: &mut [f32], holders: &mut [i32], root: usize, count: usize) {
+fn sift_down(aside: &mut Aside, root: usize, count: usize) {
     let mut at = 0usize.runtime();
     let mut child = 1usize.runtime();
     while child < count {
-        if child + 1 < count && prices[root + child + 1] < prices[root + child] {
+        if child + 1 < count && aside.numbers[root + child + 1] < aside.numbers[root + child] {
             child += 1;
         }
-        if prices[root + child] < prices[root + at] {
-            let price = prices[root + at];
-            let holder = holders[root + at];
-            prices[root + at] = prices[root + child];
-            holders[root + at] = holders[root + child];
-            prices[root + child] = price;
-            holders[root + child] = holder;
+        if aside.numbers[root + child] < aside.numbers[root + at] {
+            let paid = aside.numbers[root + at];
+            let holder = aside.indices[root + at];
+            aside.numbers[root + at] = aside.numbers[root + child];
+            aside.indices[root + at] = aside.indices[root + child];
+            aside.numbers[root + child] = paid;
+            aside.indices[root + child] = holder;
             at = child;
             child = 2 * at + 1;
         } else {
@@ -69,43 +82,35 @@ fn sift_down(prices: &mut [f32], holders: &mut [i32], root: usize, count: usize)
     }
 }
 
-/// One bid of `bidder`. Returns who lost the place, or -1.
+/// Writes down what the bidder of a row of the round offers, and for which place.
 #[cube]
-fn bid(
-    scores: &[f32],
-    prices: &mut [f32],
-    holders: &mut [i32],
-    bidder: usize,
-    lowest: f32,
-    scale: f32,
-    e: &Extents,
-) -> i32 {
+fn bid(scores: &[f32], aside: &mut Aside, row: usize, lowest: f32, scale: f32, e: &Extents) {
+    let bidder = aside.indices[e.places + row] as usize;
     let is_token = bidder < e.tokens;
     let common = e.experts * e.floor;
     let mut seen = 0u32.runtime();
     let mut best = 0.0f32.runtime();
     let mut second = 0.0f32.runtime();
-    let mut place = 0usize.runtime();
+    let mut cheapest = 0usize.runtime();
     for expert in 0..e.experts {
         let mut value = 0.0f32.runtime();
         if is_token {
             value = value_of(scores, bidder * e.experts + expert, lowest, scale);
         }
-        // The cheapest of the heap and the two below it, one of which is the second cheapest; then the additional place.
         #[unroll]
-        for i in 0..4usize {
-            let mut at = common + expert;
-            let mut offered = e.places > common;
-            if comptime!(i < 3) {
-                at = expert * e.floor + i;
-                offered = is_token && i < e.floor;
+        for additional in 0..2u32 {
+            let mut at = expert * e.floor;
+            let mut offered = is_token && e.floor > 0;
+            if comptime!(additional == 1) {
+                at = common + expert;
+                offered = e.places > common;
             }
             if offered {
-                let gain = value - prices[at];
+                let gain = value - aside.numbers[at];
                 if seen == 0u32 || gain > best {
                     second = best;
                     best = gain;
-                    place = at;
+                    cheapest = at;
                     seen += 1u32;
                 } else if seen == 1u32 || gain > second {
                     second = gain;
@@ -115,105 +120,221 @@ fn bid(
         }
     }
     let lead = select(seen > 1u32, best - second, 0.0f32);
-    prices[place] = prices[place] + (lead + EPSILON);
-    let former = holders[place];
-    holders[place] = i32::cast_from(bidder);
-    if place < common {
-        sift_down(prices, holders, place, e.floor);
+    aside.numbers[e.places + row] = aside.numbers[cheapest] + (lead + EPSILON);
+    aside.indices[e.places + e.bidders + row] = i32::cast_from(cheapest);
+}
+
+/// Gives the places of a lot, which begins at `root`, to the highest bids of the round, in whose rows those who lost them
+/// are written, or -1 for nobody.
+#[cube]
+fn take(aside: &mut Aside, root: usize, count: usize, e: &Extents) {
+    for row in 0..count {
+        let offer = aside.numbers[e.places + row];
+        let wanted = aside.indices[e.places + e.bidders + row] as usize;
+        if wanted == root && offer > aside.numbers[root] {
+            aside.numbers[root] = offer;
+            let former = aside.indices[root];
+            aside.indices[root] = aside.indices[e.places + row];
+            aside.indices[e.places + row] = former;
+            if root < e.experts * e.floor {
+                sift_down(aside, root, e.floor);
+            }
+        }
     }
-    former
+}
+
+/// Holds the auction; false if it was given up after `limit` bids.
+#[cube]
+fn hold(
+    scores: &[f32],
+    aside: &mut Aside,
+    lowest: f32,
+    scale: f32,
+    limit: u32,
+    e: &Extents,
+    #[comptime] units: u32,
+) -> bool {
+    let (bidders, counter) = (e.places, e.places + 2 * e.bidders);
+    let common = e.experts * e.floor;
+    let mut lots = e.places - common;
+    if e.floor > 0 {
+        lots += e.experts;
+    }
+    for place in range_stepped(first(units), e.places, units as usize) {
+        aside.numbers[place] = 0.0f32.runtime();
+        aside.indices[place] = -1i32;
+    }
+    for bidder in range_stepped(first(units), e.bidders, units as usize) {
+        aside.indices[bidders + bidder] = i32::cast_from(bidder);
+    }
+    meet(units);
+    let mut left = limit;
+    let mut given_up = false.runtime();
+    let mut count = e.bidders;
+    while count > 0 {
+        if left < count as u32 {
+            given_up = true;
+            count = 0;
+        } else {
+            left -= count as u32;
+            for row in range_stepped(first(units), count, units as usize) {
+                bid(scores, aside, row, lowest, scale, e);
+            }
+            meet(units);
+            for lot in range_stepped(first(units), lots, units as usize) {
+                let mut root = common + lot % e.experts;
+                if e.floor > 0 && lot < e.experts {
+                    root = lot * e.floor;
+                }
+                take(aside, root, count, e);
+            }
+            meet(units);
+            if first(units) == 0 {
+                let mut remaining = 0usize.runtime();
+                for row in 0..count {
+                    let bidder = aside.indices[bidders + row];
+                    if bidder >= 0 {
+                        aside.indices[bidders + remaining] = bidder;
+                        remaining += 1;
+                    }
+                }
+                aside.indices[counter] = i32::cast_from(remaining);
+            }
+            meet(units);
+            count = aside.indices[counter] as usize;
+        }
+    }
+    !given_up
 }
 
 /// Balanced, but not near the best sum: each token in turn takes the expert that it likes best of those that may accept
-/// one more. The first places' holders serve as loads.
+/// one more. The first indices serve as loads.
 #[cube]
-fn in_token_order(scores: &[f32], chosen: &mut [i32], loads: &mut [i32], lowest: f32, scale: f32, e: &Extents) {
+fn in_token_order(scores: &[f32], chosen: &mut [i32], aside: &mut Aside, lowest: f32, scale: f32, e: &Extents) {
     let floor = i32::cast_from(e.floor);
     let mut additional = e.tokens - e.experts * e.floor;
     for expert in 0..e.experts {
-        loads[expert] = 0i32;
+        aside.indices[expert] = 0i32;
     }
     for token in 0..e.tokens {
         let mut best = (-1.0f32).runtime();
         let mut choice = 0usize.runtime();
         for expert in 0..e.experts {
-            let open = loads[expert] < floor || (loads[expert] == floor && additional > 0);
+            let load = aside.indices[expert];
+            let open = load < floor || (load == floor && additional > 0);
             let value = value_of(scores, token * e.experts + expert, lowest, scale);
             if open && value > best {
                 best = value;
                 choice = expert;
             }
         }
-        if loads[choice] == floor {
+        if aside.indices[choice] == floor {
             additional -= 1;
         }
-        loads[choice] = loads[choice] + 1i32;
+        aside.indices[choice] = aside.indices[choice] + 1i32;
         chosen[token] = i32::cast_from(choice);
     }
 }
 
-/// Lengthens every walk by the steps that gain; whether there were any. `walks` holds for each expert the one before it
-/// (-1 where a walk starts), then the token passed on to it (-1 if an additional place moves), then the loads.
+/// Gives the tokens that hold places their experts.
 #[cube]
-fn lengthen(
+fn settle(chosen: &mut [i32], aside: &Aside, e: &Extents, #[comptime] units: u32) {
+    let common = e.experts * e.floor;
+    for place in range_stepped(first(units), e.places, units as usize) {
+        let holder = aside.indices[place];
+        if holder >= 0 && (holder as usize) < e.tokens {
+            let mut expert = place - min(common, place);
+            if place < common {
+                expert = place / e.floor;
+            }
+            chosen[holder as usize] = i32::cast_from(expert);
+        }
+    }
+}
+
+/// Finds the best step to each expert from every other.
+#[cube]
+fn find_steps(
     scores: &[f32],
     chosen: &[i32],
-    gain: &mut [f32],
-    walks: &mut [i32],
+    aside: &mut Aside,
     lowest: f32,
     scale: f32,
     e: &Extents,
-) -> bool {
-    let mut grown = false.runtime();
-    for token in 0..e.tokens {
-        let from = chosen[token] as usize;
-        let own = value_of(scores, token * e.experts + from, lowest, scale);
-        for to in 0..e.experts {
-            let reached = gain[from] + (value_of(scores, token * e.experts + to, lowest, scale) - own);
-            if to != from && reached > gain[to] + TOLERANCE {
-                gain[to] = reached;
-                walks[to] = i32::cast_from(from);
-                walks[e.experts + to] = i32::cast_from(token);
-                grown = true;
+    #[comptime] units: u32,
+) {
+    let experts = e.experts;
+    let (gains, tokens) = (2 * experts, 4 * experts);
+    for to in range_stepped(first(units), experts, units as usize) {
+        aside.numbers[to] = 0.0f32.runtime();
+        aside.indices[to] = -1i32;
+        for from in 0..experts {
+            aside.numbers[gains + from * experts + to] = (-LARGEST).runtime();
+            aside.indices[tokens + from * experts + to] = -1i32;
+        }
+        let mut load = 0i32.runtime();
+        for token in 0..e.tokens {
+            let from = chosen[token] as usize;
+            if from == to {
+                load += 1i32;
+            } else {
+                let there = value_of(scores, token * experts + to, lowest, scale);
+                let gain = there - value_of(scores, token * experts + from, lowest, scale);
+                let step = from * experts + to;
+                if gain > aside.numbers[gains + step] {
+                    aside.numbers[gains + step] = gain;
+                    aside.indices[tokens + step] = i32::cast_from(token);
+                }
             }
         }
+        aside.indices[experts + to] = load;
     }
-    if e.tokens != e.floor * e.experts {
+    meet(units);
+    if e.tokens != e.floor * experts {
         let floor = i32::cast_from(e.floor);
-        for from in 0..e.experts {
-            for to in 0..e.experts {
-                let moves = walks[2 * e.experts + from] == floor && walks[2 * e.experts + to] > floor;
-                if moves && gain[from] > gain[to] + TOLERANCE {
-                    gain[to] = gain[from];
-                    walks[to] = i32::cast_from(from);
-                    walks[e.experts + to] = -1i32;
-                    grown = true;
+        for to in range_stepped(first(units), experts, units as usize) {
+            for from in 0..experts {
+                let step = from * experts + to;
+                let moves = aside.indices[experts + from] == floor && aside.indices[experts + to] > floor;
+                if moves && aside.numbers[gains + step] < 0.0f32 {
+                    aside.numbers[gains + step] = 0.0f32.runtime();
+                    aside.indices[tokens + step] = -1i32;
                 }
             }
         }
     }
-    grown
 }
 
-/// The first expert whose walk back meets it again, or -1.
+/// Lengthens the walk to each expert by the step that gains most, and notes which grew; the gains are for the round after.
 #[cube]
-fn find_cycle(walks: &[i32], experts: usize) -> i32 {
-    let mut found = (-1i32).runtime();
-    for expert in 0..experts {
-        if found < 0 {
-            let start = i32::cast_from(expert);
-            let mut at = walks[expert];
-            let mut steps = 0usize.runtime();
-            while at >= 0 && at != start && steps < experts {
-                at = walks[at as usize];
-                steps += 1;
-            }
-            if at == start {
-                found = start;
+fn lengthen(aside: &mut Aside, experts: usize, #[comptime] units: u32) {
+    for to in range_stepped(first(units), experts, units as usize) {
+        let mut reached = aside.numbers[to];
+        let mut grown = 0i32.runtime();
+        for from in 0..experts {
+            let gain = aside.numbers[from] + aside.numbers[2 * experts + from * experts + to];
+            if gain > reached + TOLERANCE {
+                reached = gain;
+                aside.indices[to] = i32::cast_from(from);
+                grown = 1i32.runtime();
             }
         }
+        aside.numbers[experts + to] = reached;
+        aside.indices[2 * experts + to] = grown;
     }
-    found
+}
+
+/// Whether the walk back from an expert meets it again.
+#[cube]
+fn is_on_a_cycle(aside: &Aside, expert: usize, experts: usize) -> bool {
+    let start = i32::cast_from(expert);
+    let mut at = aside.indices[expert];
+    let mut steps = 0usize.runtime();
+    while at >= 0 && at != start && steps < experts {
+        at = aside.indices[at as usize];
+        steps += 1;
+    }
+    at == start
 }
 
 /// Makes the first exchange of tokens along a cycle of experts that gains; false if there is none.
@@ -221,121 +342,123 @@ fn find_cycle(walks: &[i32], experts: usize) -> i32 {
 fn improve(
     scores: &[f32],
     chosen: &mut [i32],
-    gain: &mut [f32],
-    walks: &mut [i32],
+    aside: &mut Aside,
     lowest: f32,
     scale: f32,
     e: &Extents,
+    #[comptime] units: u32,
 ) -> bool {
-    for expert in 0..e.experts {
-        gain[expert] = 0.0f32.runtime();
-        walks[expert] = -1i32;
-        walks[2 * e.experts + expert] = 0i32;
-    }
-    for token in 0..e.tokens {
-        let load = 2 * e.experts + chosen[token] as usize;
-        walks[load] = walks[load] + 1i32;
-    }
+    let experts = e.experts;
+    find_steps(scores, &*chosen, aside, lowest, scale, e, units);
+    meet(units);
     let mut start = (-1i32).runtime();
     let mut round = 0usize.runtime();
-    while round <= e.experts && start < 0 {
-        if lengthen(scores, &*chosen, gain, walks, lowest, scale, e) {
-            start = find_cycle(&*walks, e.experts);
+    while round <= experts && start < 0 {
+        lengthen(aside, experts, units);
+        meet(units);
+        let mut grown = 0i32.runtime();
+        for expert in 0..experts {
+            grown = max(grown, aside.indices[2 * experts + expert]);
+        }
+        for expert in range_stepped(first(units), experts, units as usize) {
+            aside.numbers[expert] = aside.numbers[experts + expert];
+            aside.indices[3 * experts + expert] = i32::cast_from(is_on_a_cycle(&*aside, expert, experts));
+        }
+        meet(units);
+        if grown > 0 {
+            for expert in 0..experts {
+                if start < 0 && aside.indices[3 * experts + expert] != 0i32 {
+                    start = i32::cast_from(expert);
+                }
+            }
             round += 1;
         } else {
-            round = e.experts + 1;
+            round = experts + 1;
         }
     }
     if start >= 0 {
-        let mut at = start;
-        let mut going = true.runtime();
-        while going {
-            let token = walks[e.experts + at as usize];
-            if token >= 0 {
-                chosen[token as usize] = at;
+        if first(units) == 0 {
+            let mut at = start;
+            let mut going = true.runtime();
+            while going {
+                let from = aside.indices[at as usize];
+                let token = aside.indices[4 * experts + from as usize * experts + at as usize];
+                if token >= 0 {
+                    chosen[token as usize] = at;
+                }
+                at = from;
+                going = at != start;
             }
-            at = walks[at as usize];
-            going = at != start;
         }
+        meet(units);
     }
     start >= 0
+}
+
+/// The assignment by the units of a cube, or by one.
+#[cube]
+fn assign(
+    scores: &[f32],
+    chosen: &mut [i32],
+    aside: &mut Aside,
+    limit: u32,
+    exchanges_at_most: u32,
+    e: &Extents,
+    #[comptime] units: u32,
+) {
+    let each = units as usize;
+    let mut refused = false.runtime();
+    let mut lowest = LARGEST.runtime();
+    let mut highest = (-LARGEST).runtime();
+    // Every unit looks at all scores, which is little beside what follows.
+    for i in 0..e.tokens * e.experts {
+        refused = refused || order_key(scores[i]) == 0u32;
+        let score = min(max(scores[i], -LARGEST), LARGEST);
+        lowest = min(lowest, score);
+        highest = max(highest, score);
+    }
+    for token in range_stepped(first(units), e.tokens, each) {
+        chosen[token] = -1i32;
+    }
+    if !refused {
+        // The inverse of the largest power of two that is not above the range; 0 for no range.
+        let exponent = u32::reinterpret(highest - lowest) >> 23u32;
+        let scale = f32::reinterpret(select(exponent == 0u32, 0u32, (254u32 - exponent) << 23u32));
+        if hold(scores, aside, lowest, scale, limit, e, units) {
+            settle(chosen, &*aside, e, units);
+        } else if first(units) == 0 {
+            in_token_order(scores, chosen, aside, lowest, scale, e);
+        }
+        meet(units);
+        // A device that cuts long loops short can leave tokens without an expert.
+        let mut assigned = 0usize.runtime();
+        for token in 0..e.tokens {
+            if chosen[token] >= 0 {
+                assigned += 1;
+            }
+        }
+        let mut exchanges = select(assigned == e.tokens, exchanges_at_most, 0u32);
+        while exchanges > 0u32 {
+            let found = improve(scores, chosen, aside, lowest, scale, e, units);
+            exchanges = select(found, exchanges - 1u32, 0u32);
+        }
+    }
 }
 
 #[cube(launch_unchecked)]
 fn auction(
     scores: &[f32],
     chosen: &mut [i32],
-    prices: &mut [f32],
-    holders: &mut [i32],
+    aside: &mut Aside,
     e: &Extents,
-    fillers: usize,
     limit: u32,
     exchanges_at_most: u32,
+    #[comptime] units: u32,
 ) {
-    if ABSOLUTE_POS == 0 {
-        let (tokens, experts, floor, places) = (e.tokens, e.experts, e.floor, e.places);
-        let common = experts * floor;
-        let mut refused = false;
-        let mut lowest = LARGEST.runtime();
-        let mut highest = (-LARGEST).runtime();
-        for i in 0..tokens * experts {
-            refused = refused || order_key(scores[i]) == 0u32;
-            let score = min(max(scores[i], -LARGEST), LARGEST);
-            lowest = min(lowest, score);
-            highest = max(highest, score);
-        }
-        for token in 0..tokens {
-            chosen[token] = -1i32;
-        }
-        if !refused {
-            for place in 0..places {
-                prices[place] = 0.0f32.runtime();
-                holders[place] = -1i32;
-            }
-            // The inverse of the largest power of two that is not above the range; 0 for no range.
-            let exponent = u32::reinterpret(highest - lowest) >> 23u32;
-            let scale = f32::reinterpret(select(exponent == 0u32, 0u32, (254u32 - exponent) << 23u32));
-            let mut left = limit;
-            let mut given_up = false;
-            for bidder in 0..tokens + fillers {
-                let mut next = i32::cast_from(bidder);
-                while next >= 0 {
-                    if left == 0u32 {
-                        given_up = true;
-                        next = -1i32;
-                    } else {
-                        left -= 1u32;
-                        next = bid(scores, prices, holders, next as usize, lowest, scale, e);
-                    }
-                }
-            }
-            if given_up {
-                in_token_order(scores, chosen, holders, lowest, scale, e);
-            } else {
-                for place in 0..places {
-                    let holder = holders[place];
-                    if holder >= 0 && (holder as usize) < tokens {
-                        let mut expert = place - min(common, place);
-                        if place < common {
-                            expert = place / floor;
-                        }
-                        chosen[holder as usize] = i32::cast_from(expert);
-                    }
-                }
-            }
-            // A device that cuts long loops short can leave tokens without an expert.
-            let mut assigned = 0usize.runtime();
-            for token in 0..tokens {
-                if chosen[token] >= 0 {
-                    assigned += 1;
-                }
-            }
-            let mut exchanges = select(assigned == tokens, exchanges_at_most, 0u32);
-            while exchanges > 0u32 {
-                let found = improve(scores, chosen, prices, holders, lowest, scale, e);
-                exchanges = select(found, exchanges - 1u32, 0u32);
-            }
-        }
+    if comptime!(units > 1) {
+        assign(scores, chosen, aside, limit, exchanges_at_most, e, units);
+    } else if ABSOLUTE_POS == 0 {
+        assign(scores, chosen, aside, limit, exchanges_at_most, e, units);
     }
 }
 
@@ -344,21 +467,23 @@ pub(crate) fn launch(l: &Launcher, scores: Arg, chosen: Arg, tokens: usize, expe
     let floor = tokens / experts;
     let additional = if tokens == experts * floor { 0 } else { experts };
     let places = experts * floor + additional;
-    let fillers = if floor == 0 { 0 } else { places - tokens };
+    let bidders = if floor == 0 { tokens } else { places };
     let at_most = |each: u32, of: usize| of.saturating_mul(each as usize).min(u32::MAX as usize) as u32;
     let (limit, exchanges) = (at_most(BIDS_PER_PLACE, places), at_most(EXCHANGES_PER_TOKEN, tokens));
-    let [prices, holders] = l.scratch().halves();
+    let units = together::units(l);
+    let [numbers, indices] = l.scratch().halves();
     l.launch(
         1,
-        || "balanced_assignment".to_string(),
-        // SAFETY: `LaunchLimits` allow no more tokens and three times the experts together than half of the scratch memory has
-        // elements, and there are no more places and walks than that; holders are -1 or bidders, walks hold experts and
-        // tokens or -1, and only tokens index `chosen`, all of which have an expert when exchanges begin.
+        || format!("balanced_assignment by {units}"),
+        // SAFETY: `LaunchLimits` allow only as many tokens and experts as half of the scratch memory has room for (see
+        // `Aside`); bidders and places are below their extents, walks hold experts and steps tokens or -1, and only tokens
+        // index `chosen`, all of which have an expert when exchanges begin. There is one cube, and what its units decide
+        // before a barrier follows from numbers that are the same for all of them, so that all reach every barrier.
         |t| unsafe {
             let (scores, chosen) = (t.bind(scores, 1), t.bind(chosen, 1));
-            let (prices, holders) = (t.bind(prices, 1), t.bind(holders, 1));
-            let extents = ExtentsLaunch::new(tokens, experts, floor, places);
-            run!(t, auction(scores, chosen, prices, holders, extents, fillers, limit, exchanges));
+            let aside = AsideLaunch::new(t.bind(numbers, 1), t.bind(indices, 1));
+            let extents = ExtentsLaunch::new(tokens, experts, floor, places, bidders);
+            run!(t, auction(scores, chosen, aside, extents, limit, exchanges, units));
         },
     );
 }

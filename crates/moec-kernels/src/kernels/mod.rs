@@ -36,5 +36,6 @@ pub(crate) mod reduce;
 pub(crate) mod rotary;
 pub(crate) mod routing;
 pub(crate) mod softmax;
+mod together;
 pub(crate) mod top_k;
 pub(crate) mod unpack;

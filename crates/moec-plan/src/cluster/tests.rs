@@ -599,14 +599,14 @@ fn the_order_of_fusions_does_not_matter() {
 #[test]
 fn what_is_too_large_for_the_device_is_said() {
     let graph = graph(
-        "%scores = input : f32[262132, 5]
-         %fits = input : f32[262132, 4]
-         %a = balanced_assignment(%fits) : i32[262132, 1]
-         %b = balanced_assignment(%scores) : i32[262132, 1]
+        "%scores = input : f32[174758, 5]
+         %fits = input : f32[174758, 4]
+         %a = balanced_assignment(%fits) : i32[174758, 1]
+         %b = balanced_assignment(%scores) : i32[174758, 1]
          output a = %a
          output b = %b",
     );
     let error = cluster(&graph, &ClusterOptions::default()).unwrap_err();
-    let message = "%b: balanced_assignment: 262132 tokens and 3 times 5 experts are more than 262144 together";
+    let message = "%b: balanced_assignment: for 174758 tokens and 5 experts 524290 numbers are put aside, which are more than 524288";
     assert_eq!(error.to_string(), message);
 }
