@@ -85,7 +85,7 @@ impl List<'_> {
             Place::Setting => {
                 for setting in train_settings() {
                     let snippet = match &setting.form {
-                        SettingForm::Arguments(specs) => with_arguments(setting.name, specs, true),
+                        SettingForm::Arguments(specs) => with_arguments(setting.name, specs, 2),
                         SettingForm::Data | SettingForm::Value(..) | SettingForm::Choice(_) => {
                             format!("{} $0", setting.name)
                         }
@@ -147,7 +147,7 @@ impl List<'_> {
                 let routers: Vec<_> = self.known.registry.routers().cloned().collect();
                 for router in routers {
                     let text = self.known.router(router.name());
-                    let snippet = with_arguments(router.name(), router.parameters(), false);
+                    let snippet = with_arguments(router.name(), router.parameters(), 0);
                     self.add(router.name(), CompletionItemKind::Function, router.summary(), text, &snippet);
                 }
                 return;
@@ -184,7 +184,7 @@ impl List<'_> {
                 let name = form.split('(').next().unwrap_or_default();
                 let forms = LAYERS.iter().flat_map(|layer| layer.forms).find(|(known, _)| *known == name);
                 if let Some((name, specs)) = forms {
-                    self.add(name, CompletionItemKind::Function, help, None, &with_arguments(name, specs, true));
+                    self.add(name, CompletionItemKind::Function, help, None, &with_arguments(name, specs, 1));
                 }
             }
             ParameterType::Text => {}
@@ -211,7 +211,7 @@ impl List<'_> {
                 for (choice, specs) in choices {
                     let part = reference::recipe_parts().find(|part| part.kind == name && part.name == *choice);
                     let summary = part.map_or(setting.help, |part| part.summary);
-                    let snippet = with_arguments(choice, specs, specs.first().is_some_and(|first| first.name == "lr"));
+                    let snippet = with_arguments(choice, specs, 1);
                     self.add(choice, CompletionItemKind::EnumMember, summary, part.map(|part| part.text()), &snippet);
                 }
             }
@@ -220,7 +220,7 @@ impl List<'_> {
 
     fn layers(&mut self) {
         for layer in LAYERS {
-            let call = with_arguments(layer.name, layer.parameters, false);
+            let call = with_arguments(layer.name, layer.parameters, 0);
             let call = call.strip_suffix("()").unwrap_or(&call).to_owned();
             let snippet = if layer.has_layers { format!("{call} {{\n  $0\n}}") } else { call };
             self.add(layer.name, CompletionItemKind::Class, layer.summary, Some(reference::layer(layer)), &snippet);
@@ -310,13 +310,12 @@ pub(crate) const BUILT_IN: [(&str, &str); 8] = [
     ("position", "indices, [tokens]"),
 ];
 
-/// `noisy_top_k(k: ${1})`: with what must be given, or with everything.
-fn with_arguments(name: &str, parameters: &[ParameterSpec], all: bool) -> String {
-    let wanted =
-        parameters.iter().filter(|p| all && p.default.value().is_some() || p.default == DefaultValue::Required);
+/// `noisy_top_k(k: ${1})`: with what must be given, and as many as are wanted of those that have defaults.
+fn with_arguments(name: &str, parameters: &[ParameterSpec], defaults: usize) -> String {
+    let required = parameters.iter().filter(|p| p.default == DefaultValue::Required);
+    let wanted = required.chain(parameters.iter().filter(|p| p.default.value().is_some()).take(defaults));
     let wanted: Vec<String> = wanted
         .enumerate()
-        .take(4)
         .map(|(i, p)| match &p.default {
             DefaultValue::Required => format!("{}: ${{{}}}", p.name, i + 1),
             default => format!("{}: ${{{}:{default}}}", p.name, i + 1),

@@ -65,7 +65,10 @@ pub(crate) fn place(source: &SourceFile, tokens: &[Token], start: usize) -> Plac
     }
     let mut walk = Walk { frames: vec![Frame::new(Kind::File)] };
     for token in before {
-        walk.step(token.kind, source.slice(token.span));
+        walk.step(token, source.slice(token.span));
+    }
+    if gap.contains('\n') {
+        walk.new_line();
     }
     walk.place()
 }
@@ -131,7 +134,21 @@ struct Walk {
 }
 
 impl Walk {
-    fn step(&mut self, kind: TokenKind, word: &str) {
+    /// The value of a setting begins on the line of its name: what stands on a new line is something else.
+    fn new_line(&mut self) {
+        let Some(top) = self.frames.last_mut() else { return };
+        let is_setting = match top.kind {
+            Kind::Train => true,
+            Kind::Body { .. } => matches!(top.statement.as_str(), "context" | "vocab"),
+            Kind::File | Kind::Router | Kind::Parameters | Kind::Arguments(_) | Kind::Aux => false,
+        };
+        top.complete |= is_setting && !top.inner && top.last == top.statement;
+    }
+
+    fn step(&mut self, token: &Token, word: &str) {
+        if token.first_on_line {
+            self.new_line();
+        }
         let Some(top) = self.frames.last_mut() else { return };
         match word {
             "(" | "[" | "{" => {
@@ -151,9 +168,9 @@ impl Walk {
             }
             _ => {}
         }
-        if kind == TokenKind::Name {
+        if token.kind == TokenKind::Name {
             top.name(word);
-        } else if kind == TokenKind::Symbol {
+        } else if token.kind == TokenKind::Symbol {
             top.symbol(word);
         } else {
             top.complete = true;
@@ -349,6 +366,7 @@ mod tests {
             assert_eq!(at(&format!("model m {{ {text}")), Place::Statement { of_model: false }, "{text}");
         }
         assert_eq!(at("model m { vocab |"), Place::Vocab);
+        assert_eq!(at("model m { vocab\n |"), statement);
         assert_eq!([at("|"), at("model m { } |"), at("model |")], [Place::Item, Place::Item, Place::Unknown]);
     }
 
@@ -381,6 +399,8 @@ mod tests {
         assert_eq!(at("train { steps 3 optimizer |"), Place::SettingValue("optimizer".into()));
         let adamw = Callee::Choice { setting: "optimizer".into(), name: "adamw".into() };
         assert_eq!(at("train { optimizer adamw(|"), Place::Argument { callee: adamw, given: Vec::new() });
+        assert_eq!(at("train { optimizer\n |"), Place::Setting);
+        assert_eq!(at("train { optimizer\n precision |"), Place::SettingValue("precision".into()));
         let evaluate = Callee::Setting("evaluate".into());
         assert_eq!(at("train { evaluate(|"), Place::Argument { callee: evaluate, given: Vec::new() });
         assert_eq!(at("train { evaluate(every: 3) |"), Place::Setting);
