@@ -77,6 +77,7 @@ fn every_command_has_help_with_examples() {
         "route",
         "report",
         "gradcheck",
+        "lsp",
         "cache",
         "completions",
         "man",

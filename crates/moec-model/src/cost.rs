@@ -6,7 +6,10 @@
 
 use std::ops::{Add, Mul};
 
+use moec_syntax::Span;
+
 use crate::emit::Declared;
+use crate::layer::Layer;
 
 /// Floating point operations of a forward pass per token, counting a multiply-add as two.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -55,6 +58,12 @@ pub struct LayerInfo {
     pub path: String,
     /// Its name in the file.
     pub kind: &'static str,
+    /// Where it was written.
+    pub span: Span,
+    /// Width of what it is given; `None` for `embed`, which is given tokens.
+    pub input: Option<usize>,
+    /// Width of what it returns; `None` for `unembed`, whose width is the vocabulary's.
+    pub output: Option<usize>,
     /// Trained numbers.
     pub parameters: usize,
     /// Trained numbers that one token makes use of: a token uses K of E experts.
@@ -69,7 +78,7 @@ pub struct LayerInfo {
 /// multiply each token with all of their parameters.
 pub(crate) fn layer_info<'a>(
     path: String,
-    kind: &'static str,
+    layer: &Layer,
     parameters: impl Iterator<Item = &'a Declared>,
     flops: Flops,
 ) -> LayerInfo {
@@ -82,5 +91,15 @@ pub(crate) fn layer_info<'a>(
     }
     let flops = flops + Flops::products(2.0 * router);
     let (active, all) = (active.round() as usize, flops.all().round() as usize);
-    LayerInfo { path, kind, parameters: total, active, flops: all, products: flops.products }
+    LayerInfo {
+        path,
+        kind: layer.name(),
+        span: layer.span,
+        input: layer.input,
+        output: layer.output,
+        parameters: total,
+        active,
+        flops: all,
+        products: flops.products,
+    }
 }

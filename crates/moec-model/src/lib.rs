@@ -80,6 +80,7 @@ mod model;
 mod needs;
 mod origin;
 mod recipe;
+pub mod reference;
 mod registry;
 mod resolved;
 mod router;

@@ -120,10 +120,13 @@ impl Lowering {
             Naming::Own => {
                 let before = self.emitter.parameters.len();
                 let (path, result) = self.scoped(layer.name(), |l| (l.path(), layer.kind.lower(l, site, x)));
-                if !site.inside {
-                    let declared = self.emitter.parameters.values().skip(before);
-                    let flops = layer.kind.flops(site.time, self.options.vocab);
-                    self.layers.push(layer_info(path, layer.name(), declared, flops));
+                let declared = self.emitter.parameters.values().skip(before);
+                let flops = layer.kind.flops(site.time, self.options.vocab);
+                let info = layer_info(path, layer, declared, flops);
+                if site.inside {
+                    self.inner_layers.push(info)
+                } else {
+                    self.layers.push(info)
                 }
                 result
             }
@@ -158,6 +161,7 @@ impl Lowering {
             moe_layers: self.moe_layers,
             routed: self.routed,
             layers: self.layers,
+            inner_layers: self.inner_layers,
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::ast::{File, Import, Imported, Item};
 use crate::codes::Code;
 use crate::diag::Diagnostic;
 use crate::literal::unescape;
-use crate::parse::parse_alone;
+use crate::parse::{parse_alone, parse_mended};
 use crate::source::{ImportedFile, Imports, SourceFile};
 use crate::span::{FileId, Span};
 use crate::words::{self, MAX_FAULTS, TokenKind};
@@ -77,14 +77,7 @@ impl SourceFile {
 /// Every syntax error found, at most 20, in source order; where there is none, what is wrong with the imports and in the
 /// imported files. Parsing goes on behind an error at the next statement.
 pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
-    let mut joined = Joined {
-        source,
-        done: BTreeSet::new(),
-        open: Vec::new(),
-        import: Span::default(),
-        items: Vec::new(),
-        faults: Vec::new(),
-    };
+    let mut joined = Joined::new(source, parse_alone);
     match parse_alone(source) {
         Ok(items) => {
             joined.follow(&items, source.imports.own.as_deref().unwrap_or_default());
@@ -99,8 +92,24 @@ pub fn parse(source: &SourceFile) -> Result<File, Vec<Diagnostic>> {
     Err(joined.faults)
 }
 
+/// What can be read of a text that is being written, and of what it imports: statements with faults are left out, and
+/// brackets that are missing are taken as closed. The tree says where names are defined and used; it need not mean
+/// anything, and nothing is said of the faults, which [`parse`] reports. Spans may end behind the text.
+pub fn parse_leniently(source: &SourceFile) -> File {
+    let read = |file: &SourceFile| Ok(parse_mended(file));
+    let mut joined = Joined::new(source, read);
+    let items = parse_mended(source);
+    joined.follow(&items, source.imports.own.as_deref().unwrap_or_default());
+    File { items, imported: joined.items }
+}
+
+/// What the items of one file are, or its faults.
+type Read = fn(&SourceFile) -> Result<Vec<Item>, Vec<Diagnostic>>;
+
 struct Joined<'a> {
     source: &'a SourceFile,
+    /// How the imported files are read.
+    read: Read,
     /// Paths that were followed.
     done: BTreeSet<String>,
     /// Paths that are being followed, outermost first.
@@ -111,7 +120,19 @@ struct Joined<'a> {
     faults: Vec<Diagnostic>,
 }
 
-impl Joined<'_> {
+impl<'a> Joined<'a> {
+    fn new(source: &'a SourceFile, read: Read) -> Self {
+        Joined {
+            source,
+            read,
+            done: BTreeSet::new(),
+            open: Vec::new(),
+            import: Span::default(),
+            items: Vec::new(),
+            faults: Vec::new(),
+        }
+    }
+
     /// Follows the imports among the items of the file at `path`.
     fn follow(&mut self, items: &[Item], path: &str) {
         self.open.push(path.to_owned());
@@ -169,7 +190,7 @@ impl Joined<'_> {
                 return;
             }
         };
-        match parse_alone(file) {
+        match (self.read)(file) {
             Ok(items) => {
                 self.follow(&items, path);
                 let brought = |item: &Item| matches!(item, Item::Model(_) | Item::Block(_) | Item::Router(_));

@@ -1,7 +1,7 @@
 //! Text to spanned AST, and everything about talking to the author of that text.
 //!
 //! A [`SourceFile`] is parsed into a [`File`], or into the [`Diagnostic`]s that say why not; [`format()`] prints it in the
-//! one canonical layout. The crate knows how the language is written, not what it means: which layers exist and which
+//! one canonical layout, and [`parse_leniently`] reads what can be read of a text that is being written. The crate knows how the language is written, not what it means: which layers exist and which
 //! arguments they take is the business of whoever walks the tree. That crate reports with the same diagnostics, so it
 //! finds here the table of all [`Code`]s, the renderings, and [`did_you_mean`] and [`meant`]. The language reference is
 //! `grammar/README.md`, the grammar `src/moec.pest`.
@@ -30,6 +30,7 @@ mod format;
 mod grammar;
 mod import;
 mod literal;
+mod mend;
 mod parse;
 mod recover;
 mod render;
@@ -47,9 +48,10 @@ pub use ast::{
 pub use codes::{Code, Place, Severity, UnknownCode};
 pub use diag::{Diagnostic, Label, Patch, did_you_mean};
 pub use format::format;
-pub use import::parse;
+pub use import::{parse, parse_leniently};
 pub use parse::parse_value;
 pub use render::{RenderedDiagnostic, RenderedLabel, RenderedPatch, RenderedSpan};
 pub use source::{LineColumn, MAX_SOURCE_BYTES, SourceFile};
 pub use span::{FileId, Span};
 pub use synonyms::{Meant, meant};
+pub use words::{Token, TokenKind, tokens};

@@ -8,6 +8,7 @@ use pest::Parser;
 use crate::ast::{Expr, Item};
 use crate::diag::Diagnostic;
 use crate::grammar::{Grammar, Pair, Parts, Rule, disagree};
+use crate::mend::mend;
 use crate::recover::recover;
 use crate::source::{MAX_SOURCE_BYTES, SourceFile, too_large};
 use crate::span::Span;
@@ -17,6 +18,16 @@ use crate::words::{self, MAX_FAULTS};
 /// Parses a file without what it imports.
 pub(crate) fn parse_alone(source: &SourceFile) -> Result<Vec<Item>, Vec<Diagnostic>> {
     parse_rule(source, 0, Rule::file, Builder::file)
+}
+
+/// What can be read of a file without what it imports; see [`parse_leniently`](crate::parse_leniently).
+pub(crate) fn parse_mended(source: &SourceFile) -> Vec<Item> {
+    if source.text().len() > MAX_SOURCE_BYTES {
+        return Vec::new();
+    }
+    let text = mend(source);
+    let pair = Grammar::parse(Rule::file, &text).ok().and_then(|mut pairs| pairs.next());
+    pair.map_or(Vec::new(), |pair| Builder::new(source.id(), 0).file(pair))
 }
 
 /// Parses the one value that a text holds from byte `from` on, as on the right of `-s width=64`.

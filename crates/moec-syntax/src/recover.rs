@@ -21,12 +21,28 @@ pub(crate) fn recover(source: &SourceFile, from: usize, rule: Rule, mut words: W
     if !words.balanced {
         return faults;
     }
-    let mut recovery = Recovery { source, words, faults };
+    let mut recovery = Recovery { source, words, faults, given_up: Vec::new() };
     match rule {
         Rule::lone_value => recovery.value(from),
         _ => recovery.file(),
     }
     recovery.faults
+}
+
+/// The text of a file whose brackets match with what could be put right, and with blanks for the statements that were
+/// given up. What is beyond the most faults that are reported is as it was.
+pub(crate) fn without_faults(source: &SourceFile, words: Words) -> String {
+    let mut recovery = Recovery { source, words, faults: Vec::new(), given_up: Vec::new() };
+    recovery.file();
+    let mut text = recovery.words.masked;
+    recovery.given_up.into_iter().for_each(|range| blank(&mut text, range));
+    text
+}
+
+/// Puts blanks in the place of some bytes, which begin and end between characters; lines stay.
+pub(crate) fn blank(text: &mut String, range: std::ops::Range<usize>) {
+    let blanks: String = text[range.clone()].bytes().map(|byte| if byte == b'\n' { '\n' } else { ' ' }).collect();
+    text.replace_range(range, &blanks);
 }
 
 /// Statements between braces, or the items of the file.
@@ -55,6 +71,8 @@ struct Recovery<'a> {
     source: &'a SourceFile,
     words: Words,
     faults: Vec<Diagnostic>,
+    /// The statements of which no more was read.
+    given_up: Vec<std::ops::Range<usize>>,
 }
 
 /// How a step went.
@@ -104,6 +122,9 @@ impl Recovery<'_> {
                 }
                 Step::Repaired => continue,
                 Step::Failed(token) => {
+                    let end = self.boundary(&frame, token).max(next + 1);
+                    let tokens = &self.words.tokens;
+                    self.given_up.push(tokens[next].span.start()..tokens[end - 1].span.end());
                     let inner = self.sequence_around(token, &frame, next);
                     frames.extend(inner);
                     next = self.boundary(&inner.unwrap_or(frame), token);

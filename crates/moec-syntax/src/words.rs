@@ -20,24 +20,38 @@ pub(crate) const MAX_NESTING: usize = 128;
 /// No more than this many faults are reported for one file.
 pub(crate) const MAX_FAULTS: usize = 20;
 
+/// What a word is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TokenKind {
+pub enum TokenKind {
+    /// A name or a keyword.
     Name,
+    /// A number.
     Number,
+    /// Text in quotes.
     String,
+    /// An operator, a bracket, a comma, a colon.
     Symbol,
 }
 
+/// A word of a text, whatever it means.
 #[derive(Clone, Debug)]
-pub(crate) struct Token {
-    pub(crate) kind: TokenKind,
-    pub(crate) span: Span,
+pub struct Token {
+    /// What it is.
+    pub kind: TokenKind,
+    /// Where it stands.
+    pub span: Span,
     /// The token that opens the innermost brackets around this one; a bracket is not inside itself.
     pub(crate) parent: Option<usize>,
     /// Of a bracket, the one that it belongs to.
     pub(crate) partner: Option<usize>,
     /// Whether only blanks precede it on its line.
-    pub(crate) first_on_line: bool,
+    pub first_on_line: bool,
+}
+
+/// The words of a text in order, without its comments. Characters that no word begins with are left out; behind as many
+/// faults as are reported there are none.
+pub fn tokens(source: &SourceFile) -> Vec<Token> {
+    read(source, 0).tokens
 }
 
 pub(crate) struct Words {

@@ -85,6 +85,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Report(args) => (MessageFormat::Full, cmd::report::run(args, registry, devices, &console)),
         Command::Gradcheck(args) => (args.spec.reading.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Doctor(args) => (MessageFormat::Full, cmd::doctor::run(args, devices, &console)),
+        Command::Lsp(_) => (MessageFormat::Full, cmd::lsp::run(registry)),
         Command::Completions(args) => (MessageFormat::Full, cmd::completions::run(args, &console)),
         Command::Man(args) => (MessageFormat::Full, cmd::man::run(args, &console)),
         Command::Cache(_) if cli.no_cache => (MessageFormat::Full, Err(without_cache())),

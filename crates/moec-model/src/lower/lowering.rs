@@ -70,6 +70,9 @@ pub struct Lowered {
     pub routed: Vec<RoutedLayer>,
     /// The layers in order, with their sizes and costs.
     pub layers: Vec<LayerInfo>,
+    /// The layers inside those, which count them: in experts, with the parameters of all copies and the operations of one
+    /// row, and in `mixture_of_depths`. Which share of the tokens meets them is not in these numbers.
+    pub inner_layers: Vec<LayerInfo>,
 }
 
 impl Lowered {
@@ -194,6 +197,7 @@ pub(crate) struct Lowering {
     pub(crate) moe_layers: Vec<MoeLayerInfo>,
     pub(super) routed: Vec<RoutedLayer>,
     pub(super) layers: Vec<LayerInfo>,
+    pub(super) inner_layers: Vec<LayerInfo>,
     /// Terms of the objective beside the task's loss, with their weights.
     pub(super) objective: Vec<(Value, f64)>,
 }
@@ -211,6 +215,7 @@ impl Lowering {
             moe_layers: Vec::new(),
             routed: Vec::new(),
             layers: Vec::new(),
+            inner_layers: Vec::new(),
             objective: Vec::new(),
         }
     }

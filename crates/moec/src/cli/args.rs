@@ -196,6 +196,14 @@ Kernels for the processor are compiled with LLVM when a model first runs, and ke
 moec/kernels in the system's cache folder ($XDG_CACHE_HOME or ~/.cache). At most 256 MiB are kept; what was not used for
 longest goes first. Another build of moec compiles its own.")]
     Cache(CacheArgs),
+    /// Serve an editor: what is wrong while a file is written, what a word means, what could stand there.
+    #[command(after_help = "Examples:
+  vim.lsp.config('moec', { cmd = { 'moec', 'lsp' }, filetypes = { 'moe' } })
+  code --install-extension moec.vsix           packed by `editors/check`
+
+An editor starts `moec lsp` and speaks the Language Server Protocol with it, over standard input and output.
+editors/README.md of the repository says how VS Code, Neovim, Helix and Emacs are told.")]
+    Lsp(LspArgs),
     /// Print what completes commands, options and files in a shell.
     #[command(after_help = "Examples:
   moec completions bash > ~/.local/share/bash-completion/completions/moec
@@ -305,6 +313,14 @@ pub(crate) struct FmtArgs {
     /// Change nothing; exit with 1 if a file is not in canonical layout.
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+/// `moec lsp`
+#[derive(Debug, Args)]
+pub(crate) struct LspArgs {
+    /// Over standard input and output, as always: some editors say so.
+    #[arg(long, hide = true)]
+    stdio: bool,
 }
 
 /// `moec explain`

@@ -1,36 +1,16 @@
-//! The reference of layers, routing strategies and balance losses, as text and as JSON, from what they declare.
+//! The reference of layers, routing strategies and balance losses as JSON, and of those of a file; as text it is
+//! [`moec_model::reference`].
 
 use crate::cli::exit::{Exit, Failure};
 use crate::read_source;
+use moec_model::reference::{self, Origin, RecipePart, reads};
 use moec_model::{
-    BalanceLoss, CheckOptions, DefaultValue, LayerSpec, ParameterSpec, Reads, Registry, RoutingStrategy, Traits,
+    BalanceLoss, CheckOptions, DefaultValue, LayerSpec, ParameterSpec, Registry, RoutingStrategy, Traits,
 };
-use moec_plan::{OPTIMIZERS, SCHEDULES};
 use moec_syntax::{Code, Item, Span};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
-
-/// Where a strategy comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// It is always there.
-    BuiltIn,
-    /// Another crate registered it.
-    Plugin,
-    /// A `.moe` file defines it.
-    File,
-}
-
-impl Origin {
-    fn word(self) -> &'static str {
-        match self {
-            Origin::BuiltIn => "built in",
-            Origin::Plugin => "plugin",
-            Origin::File => "in the file",
-        }
-    }
-}
 
 /// A strategy with its origin.
 pub(crate) struct Entry {
@@ -43,15 +23,11 @@ pub(crate) struct Entry {
 /// # Errors
 /// When the file is wrong.
 pub(crate) fn strategies(registry: &Registry, spec: Option<&Path>) -> Result<Vec<Entry>, Failure> {
-    let built_in = Registry::with_builtins();
-    let mut entries: Vec<Entry> = registry
-        .routers()
-        .map(|strategy| {
-            let is_built_in = built_in.find_router(strategy.name()).is_some();
-            let origin = if is_built_in { Origin::BuiltIn } else { Origin::Plugin };
-            Entry { strategy: strategy.clone(), origin }
-        })
-        .collect();
+    let entry = |strategy: &Arc<dyn RoutingStrategy>| Entry {
+        strategy: strategy.clone(),
+        origin: Origin::of(strategy.name(), registry),
+    };
+    let mut entries: Vec<Entry> = registry.routers().map(entry).collect();
     if let Some(path) = spec {
         let known = with_file(registry, path)?;
         let own = known.routers().filter(|strategy| registry.find_router(strategy.name()).is_none());
@@ -89,43 +65,12 @@ impl Entry {
 
     /// Name, origin, verdict and parameters.
     pub(crate) fn brief(&self) -> String {
-        let s = &self.strategy;
-        let mut text = format!("{}  ({}; {})\n", s.name(), self.origin.word(), self.traits().verdict().text());
-        text.push_str(&format!("  {}\n", s.summary()));
-        text.push_str(&parameter_lines(s.parameters()));
-        for reference in s.references() {
-            text.push_str(&format!("  {reference}\n"));
-        }
-        text
+        reference::router_brief(self.strategy.as_ref(), self.origin)
     }
 
     /// Everything that is known about the strategy.
     pub(crate) fn full(&self) -> String {
-        let (s, traits) = (&self.strategy, self.traits());
-        let mut text = format!("{}: {}\n\n", s.name(), s.summary());
-        for line in s.equations().lines() {
-            text.push_str(&format!("    {line}\n"));
-        }
-        text.push_str("\nParameters\n");
-        match s.parameters() {
-            [] => text.push_str("  none\n"),
-            parameters => text.push_str(&parameter_lines(parameters)),
-        }
-        let sampling = match (traits.compares, traits.compares_when_sampling) {
-            (training, sampling) if training == sampling => training.text().to_string(),
-            (training, sampling) => format!("{}; when sampling: {}", training.text(), sampling.text()),
-        };
-        let provides: Vec<&str> = traits.provides.iter().map(|q| q.text()).collect();
-        let provides = if provides.is_empty() { "the assignment only".to_string() } else { provides.join(", ") };
-        text.push_str(&format!(
-            "\nVerdict   {} with default arguments\nCompares  {sampling}\nReads     {}\nRandom    {}\nProvides  {provides}\nOrigin    {}\n",
-            traits.verdict().text(),
-            reads(traits.reads).join(", "),
-            traits.random.text(),
-            self.origin.word()
-        ));
-        text.push_str(&reference_lines(s.references()));
-        text
+        reference::router(self.strategy.as_ref(), self.origin)
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -148,30 +93,6 @@ impl Entry {
     }
 }
 
-/// Name, summary and arguments of a layer.
-pub(crate) fn layer_brief(layer: &LayerSpec) -> String {
-    format!("{}\n  {}\n{}", layer.name, layer.summary, parameter_lines(layer.parameters))
-}
-
-/// Everything that is known about a layer.
-pub(crate) fn layer_full(layer: &LayerSpec) -> String {
-    let mut text = format!("{}, a layer: {}\n\n", layer.name, layer.summary);
-    for line in layer.equations.lines() {
-        text.push_str(&format!("    {line}\n"));
-    }
-    text.push_str("\nArguments\n");
-    match layer.parameters {
-        [] => text.push_str("  none\n"),
-        parameters => text.push_str(&parameter_lines(parameters)),
-    }
-    for (form, parameters) in layer.forms {
-        text.push_str(&format!("\nArguments of {form}(..)\n{}", parameter_lines(parameters)));
-    }
-    text.push_str(&format!("\nDecoding  {}\n", layer.decoding));
-    text.push_str(&reference_lines(layer.references));
-    text
-}
-
 pub(crate) fn layer_json(layer: &LayerSpec) -> Value {
     let forms = layer.forms.iter().map(|(form, parameters)| (form.to_string(), parameters_json(parameters).into()));
     json!({
@@ -187,32 +108,6 @@ pub(crate) fn layer_json(layer: &LayerSpec) -> Value {
     })
 }
 
-/// Name, summary and parameters of a balance loss.
-pub(crate) fn loss_brief(loss: &BalanceLoss) -> String {
-    format!("{}\n  {}\n{}", loss.name, loss.summary, parameter_lines(&loss.all_parameters()))
-}
-
-/// Everything that is known about a balance loss.
-pub(crate) fn loss_full(loss: &BalanceLoss, registry: &Registry) -> String {
-    let needs: Vec<&str> = loss.needs.iter().map(|q| q.text()).collect();
-    let needs = if needs.is_empty() { "the assignment only".to_string() } else { needs.join(", ") };
-    let fits: Vec<&str> = registry
-        .routers()
-        .filter(|r| {
-            let traits = r.default_traits();
-            loss.needs.iter().all(|q| traits.provides.contains(q))
-        })
-        .map(|r| r.name())
-        .collect();
-    let mut text = format!("{}, a balance loss: {}\n\n", loss.name, loss.summary);
-    text.push_str(&indented(loss.equations));
-    text.push_str("\nParameters\n");
-    text.push_str(&parameter_lines(&loss.all_parameters()));
-    text.push_str(&format!("\nNeeds     {needs}\nRouters   {}\n", fits.join(", ")));
-    text.push_str(&reference_lines(loss.references));
-    text
-}
-
 pub(crate) fn loss_json(loss: &BalanceLoss) -> Value {
     json!({
         "kind": "loss",
@@ -225,93 +120,15 @@ pub(crate) fn loss_json(loss: &BalanceLoss) -> Value {
     })
 }
 
-/// An optimiser or a schedule, as it is declared.
-#[derive(Clone, Copy)]
-pub(crate) struct RecipePart {
-    /// `optimizer` or `schedule`.
-    pub(crate) kind: &'static str,
-    pub(crate) name: &'static str,
-    pub(crate) summary: &'static str,
-    equations: &'static str,
-    references: &'static [&'static str],
-    settings: &'static [ParameterSpec],
-}
-
-/// Every optimiser, then every schedule.
-pub(crate) fn recipe_parts() -> impl Iterator<Item = RecipePart> {
-    let optimizers = OPTIMIZERS.iter().map(|o| RecipePart {
-        kind: "optimizer",
-        name: o.name,
-        summary: o.summary,
-        equations: o.equations,
-        references: o.references,
-        settings: o.settings,
-    });
-    let schedules = SCHEDULES.iter().map(|s| RecipePart {
-        kind: "schedule",
-        name: s.name,
-        summary: s.summary,
-        equations: s.equations,
-        references: s.references,
-        settings: s.settings,
-    });
-    optimizers.chain(schedules)
-}
-
-impl RecipePart {
-    /// Everything that is known about it.
-    pub(crate) fn full(&self) -> String {
-        let article = if self.kind == "optimizer" { "an" } else { "a" };
-        let mut text = format!("{}, {article} {}: {}\n\n", self.name, self.kind, self.summary);
-        text.push_str(&indented(self.equations));
-        text.push_str("\nParameters\n");
-        match self.settings {
-            [] => text.push_str("  none\n"),
-            parameters => text.push_str(&parameter_lines(parameters)),
-        }
-        text.push_str(&reference_lines(self.references));
-        text
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        json!({
-            "kind": self.kind,
-            "name": self.name,
-            "summary": self.summary,
-            "parameters": parameters_json(self.settings),
-            "equations": self.equations,
-            "references": self.references,
-        })
-    }
-}
-
-/// Equations as they are printed.
-fn indented(equations: &str) -> String {
-    equations.lines().map(|line| format!("    {line}\n")).collect()
-}
-
-fn reference_lines(references: &[&str]) -> String {
-    if references.is_empty() {
-        return String::new();
-    }
-    let lines: Vec<String> = references.iter().map(|r| format!("  {r}\n")).collect();
-    format!("\nReferences\n{}", lines.concat())
-}
-
-/// `  k        integer, at least 1   required   experts per token`
-fn parameter_lines(parameters: &[ParameterSpec]) -> String {
-    let default = |p: &ParameterSpec| match p.default {
-        DefaultValue::Required => "required".to_string(),
-        ref other => format!("default {other}"),
-    };
-    let width = |of: &dyn Fn(&ParameterSpec) -> usize| parameters.iter().map(of).max().unwrap_or(0);
-    let names = width(&|p| p.name.chars().count());
-    let types = width(&|p| p.ty.to_string().chars().count());
-    let defaults = width(&|p| default(p).chars().count());
-    let line = |p: &ParameterSpec| {
-        format!("  {:<names$}  {:<types$}  {:<defaults$}  {}\n", p.name, p.ty.to_string(), default(p), p.help)
-    };
-    parameters.iter().map(line).collect()
+pub(crate) fn part_json(part: &RecipePart) -> Value {
+    json!({
+        "kind": part.kind,
+        "name": part.name,
+        "summary": part.summary,
+        "parameters": parameters_json(part.settings),
+        "equations": part.equations,
+        "references": part.references,
+    })
 }
 
 fn parameters_json(parameters: &[ParameterSpec]) -> Vec<Value> {
@@ -332,11 +149,6 @@ fn parameters_json(parameters: &[ParameterSpec]) -> Vec<Value> {
         })
     };
     parameters.iter().map(entry).collect()
-}
-
-fn reads(reads: Reads) -> Vec<&'static str> {
-    let all = [(reads.activations, "activations"), (reads.token_ids, "token ids"), (reads.positions, "positions")];
-    all.into_iter().filter_map(|(is_read, what)| is_read.then_some(what)).collect()
 }
 
 /// A failure for a name that stands for nothing.

@@ -6,7 +6,7 @@ use crate::cli::columns::{COLUMNS, Column};
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::reference::{self, Entry};
-use moec_model::{LAYERS, Registry};
+use moec_model::{LAYERS, Registry, reference as text};
 use moec_syntax::Code;
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
         values.push(code_json(code));
     }
     if let Some(layer) = LAYERS.iter().find(|layer| layer.name == name) {
-        texts.push(reference::layer_full(layer));
+        texts.push(text::layer(layer));
         values.push(reference::layer_json(layer));
     }
     if let Some(entry) = entries.iter().find(|e| e.strategy.name() == name) {
@@ -35,12 +35,12 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
         values.push(entry.json());
     }
     if let Some(loss) = registry.find_loss(name) {
-        texts.push(reference::loss_full(loss, registry));
+        texts.push(text::loss(loss, registry));
         values.push(reference::loss_json(loss));
     }
-    for part in reference::recipe_parts().filter(|part| part.name == name) {
-        texts.push(part.full());
-        values.push(part.json());
+    for part in text::recipe_parts().filter(|part| part.name == name) {
+        texts.push(part.text());
+        values.push(reference::part_json(&part));
     }
     for column in COLUMNS.iter().filter(|column| column.name == name) {
         texts.push(column.full());
@@ -63,7 +63,7 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
         let layers = LAYERS.iter().map(|layer| reference::layer_json(layer));
         let routers = entries.iter().map(Entry::json);
         let losses = registry.losses().map(reference::loss_json);
-        let parts = reference::recipe_parts().map(|part| part.json());
+        let parts = text::recipe_parts().map(|part| reference::part_json(&part));
         let columns = COLUMNS.iter().map(Column::json);
         let all = codes.chain(layers).chain(routers).chain(losses).chain(parts).chain(columns);
         return console.json(&Value::Array(all.collect()));
@@ -80,7 +80,7 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
     for loss in registry.losses() {
         console.out(format!("{}  balance loss: {}", loss.name, loss.summary))?;
     }
-    for part in reference::recipe_parts() {
+    for part in text::recipe_parts() {
         console.out(format!("{}  {}: {}", part.name, part.kind, part.summary))?;
     }
     for column in COLUMNS {
@@ -96,7 +96,7 @@ fn not_found(name: &str, registry: &Registry, entries: &[Entry]) -> Failure {
     let layers = LAYERS.iter().map(|layer| layer.name.to_string());
     let routers = entries.iter().map(|e| e.strategy.name().to_string());
     let losses = registry.losses().map(|loss| loss.name.to_string());
-    let parts = reference::recipe_parts().map(|part| part.name.to_string());
+    let parts = text::recipe_parts().map(|part| part.name.to_string());
     let columns = COLUMNS.iter().map(|column| column.name.to_string());
     let known: Vec<String> = codes.chain(layers).chain(routers).chain(losses).chain(parts).chain(columns).collect();
     reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, &known)

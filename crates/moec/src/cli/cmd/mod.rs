@@ -14,6 +14,7 @@ pub(crate) mod fmt;
 pub(crate) mod gradcheck;
 pub(crate) mod import;
 pub(crate) mod layers;
+pub(crate) mod lsp;
 pub(crate) mod man;
 pub(crate) mod metrics;
 pub(crate) mod new;

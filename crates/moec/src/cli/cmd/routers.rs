@@ -25,7 +25,7 @@ pub(crate) fn run(args: &RoutersArgs, registry: &Registry, console: &Console) ->
     }
     console.out("Balance losses, for `balance:` of a `moe`\n")?;
     for loss in registry.losses() {
-        console.out(reference::loss_brief(loss))?;
+        console.out(moec_model::reference::loss_brief(loss))?;
     }
     console.write("`moec explain NAME` prints equations, shapes and cost.\n")?;
     Ok(Exit::Success)
