@@ -6,6 +6,9 @@ use assert_cmd::Command;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "cli/explain.rs"]
+mod explain;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
@@ -1670,8 +1673,8 @@ fn a_training_ends_with_what_is_wrong_with_it() {
     let faulty = text(&lab.folder.path().join("faulty.moe"), faulty.replace("noisy_top_k", "softmax_top_k"));
     let run = lab.at("run");
     let on = ["--device", "interpreter"];
-    let train =
-        ["train", &faulty, "--data", &lab.data, "--out", &run, "--sample", "0", "-s", "train.checkpoint.every=6"];
+    let train = ["train", &faulty, "--data", &lab.data, "--out", &run, "--sample", "0"];
+    let train = [&train[..], &["--steps", "60", "-s", "train.checkpoint.every=30"]].concat();
     let told = expect(&[&train[..], &on].concat(), 0).err;
     let found = told.find("diagnosis: the capacity drops many choices (blocks.0.moe, blocks.1.moe): ");
     assert!(found > told.find("max/mean  idle") && told.contains("cure: ") && told.contains("faulty.moe:"), "{told}");
@@ -1680,10 +1683,10 @@ fn a_training_ends_with_what_is_wrong_with_it() {
     // The page knows more, for it has two checkpoints.
     expect(&[&["report", &run][..], &on].concat(), 0);
     let page = fs::read_to_string(format!("{run}/report.html")).unwrap();
-    for part in ["the capacity drops many choices", "a router stands still", "from step 6 to step 12", "W0501"] {
+    for part in ["the capacity drops many choices", "a router stands still", "from step 30 to step 60", "W0501"] {
         assert!(page.contains(part), "{part}");
     }
-    let sound = lab.train(&lab.at("sound"), &on, 0).err;
+    let sound = lab.train(&lab.at("sound"), &[&on[..], &["--steps", "60"]].concat(), 0).err;
     assert!(!sound.contains("diagnosis"), "{sound}");
     expect(&[&["report", &lab.at("sound")][..], &on].concat(), 0);
     let page = fs::read_to_string(lab.at("sound/report.html")).unwrap();

@@ -266,6 +266,8 @@ impl RunFolder {
         let mut metrics = Vec::new();
         for line in text.split_inclusive('\n') {
             match Metric::from_line(line) {
+                // That it diverged is no longer so once it goes on.
+                Some(Metric::Diverged(_)) => {}
                 Some(metric) if metric.step() <= step && line.ends_with('\n') => {
                     kept.push_str(line);
                     metrics.push(metric);

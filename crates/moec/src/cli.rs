@@ -22,6 +22,7 @@ mod signals;
 mod sources;
 mod task;
 mod units;
+mod wrapping;
 
 use args::{Cli, Command, MessageFormat};
 use clap::Parser;
@@ -71,7 +72,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::New(args) => (MessageFormat::Full, cmd::new::run(args, &console)),
         Command::Check(args) => (args.reading.message_format, cmd::check::run(args, registry, &console)),
         Command::Fmt(args) => (MessageFormat::Full, cmd::fmt::run(args, &console)),
-        Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, &console)),
+        Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, devices, &console)),
         Command::Layers(args) => (MessageFormat::Full, cmd::layers::run(args, &console)),
         Command::Routers(args) => (MessageFormat::Full, cmd::routers::run(args, registry, &console)),
         Command::Compile(args) => (args.spec.reading.message_format, cmd::compile::run(args, registry, &console)),

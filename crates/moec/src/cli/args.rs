@@ -59,15 +59,20 @@ A file that is there is never replaced.")]
   moec fmt --check my.moe    say whether it is in canonical layout (exit code 1 if not)
   moec fmt - < my.moe        format standard input to standard output")]
     Fmt(FmtArgs),
-    /// Explain a message code, a layer, a routing strategy, a balance loss, an optimizer, a schedule or a number of a training.
+    /// Explain a message code, a layer, a routing strategy, a balance loss, an optimizer, a schedule or a number of a
+    /// training; or what is wrong with a run, and which line to change.
     #[command(after_help = "Examples:
   moec explain E0203
+  moec explain runs/latest           what is wrong with a run, why it matters, what to change
   moec explain attention             equations with shapes, arguments, cost, decoding, references
   moec explain noisy_top_k           equations with shapes, parameters, cost, references
   moec explain importance
   moec explain max/mean              a column of what training prints
   moec explain mine --spec my.moe    a router that a file defines
-  moec explain                       list everything that can be explained")]
+  moec explain                       list everything that can be explained
+
+A name that is known wins over a folder of that name: ./switch is the run where switch is the router. Diagnoses begin at
+step 50, for before that the weights are still those of the start.")]
     Explain(ExplainArgs),
     /// List the layers that a file can name.
     #[command(after_help = "Examples:
@@ -310,8 +315,9 @@ pub(crate) struct FmtArgs {
 /// `moec explain`
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// A code such as E0203, a layer, routing strategy, balance loss, optimizer or schedule; without a name, everything is
-    /// listed.
+    /// A code such as E0203, a layer, routing strategy, balance loss, optimizer or schedule; or else a run folder. Without
+    /// a name, everything is listed.
+    #[arg(value_name = "NAME|RUN", value_hint = clap::ValueHint::AnyPath)]
     pub(crate) name: Option<String>,
 
     /// A `.moe` file whose own routers are known too.
@@ -321,6 +327,10 @@ pub(crate) struct ExplainArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Where the model of a run is asked whether its noise still matters.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 }
 
 /// `moec new`

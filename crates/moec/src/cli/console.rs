@@ -2,6 +2,7 @@
 
 use crate::cli::args::{Color, MessageFormat};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::wrapping::wrapped;
 use moec_runtime::PassedOver;
 use moec_syntax::{Diagnostic, SourceFile};
 use std::io::{IsTerminal, Write};
@@ -75,6 +76,14 @@ impl Console {
             }
             Err(e) => Err(Failure::new(Exit::Failure, format!("cannot write standard output: {e}"))),
         }
+    }
+
+    /// Text of result for people: on a terminal, lines are broken to its width.
+    ///
+    /// # Errors
+    /// As [`Console::out`].
+    pub(crate) fn prose(&self, text: &str) -> Result<(), Failure> {
+        if self.shows_results() { self.write(&wrapped(text, self.columns())) } else { self.write(text) }
     }
 
     /// Hands `work` a sink whose texts are results as they come; it is told to stop once standard output fails.

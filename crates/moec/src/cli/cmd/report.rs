@@ -44,7 +44,7 @@ pub(crate) fn run(
             let text = format!("characters that the noise of training sends to other experts: {}", shares.join(", "));
             run.facts.push(("noise".to_string(), text));
         }
-        run.diagnoses = subject.findings(noise);
+        (run.diagnoses, run.missing) = subject.findings(noise);
     }
     let columns = COLUMNS.iter().map(|c| ColumnText { name: c.name, summary: c.summary, text: c.text }).collect();
     let report = Report { version: env!("CARGO_PKG_VERSION"), runs, columns };

@@ -91,7 +91,8 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     // What cannot be read again has been printed.
     let metrics = moec_runtime::read_metrics(root).unwrap_or_default();
     let layers = &compiled.lowered.moe_layers;
-    for diagnosis in diagnose(&Evidence { layers, metrics: &metrics, ..Evidence::default() }) {
+    let (vocab, recipe) = (Some(dataset.vocab().len()), Some(recipe));
+    for diagnosis in diagnose(&Evidence { layers, metrics: &metrics, vocab, recipe, ..Evidence::default() }) {
         console.note(diagnosis.text(&spec.source));
     }
     if args.sample > 0 {
