@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "cli/explain.rs"]
 mod explain;
+#[path = "cli/frictions.rs"]
+mod frictions;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()

@@ -286,7 +286,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn write_report(&self, name: &'static str, text: &str) -> Result<PathBuf, RunError> {
+    pub fn write_report(&self, name: &str, text: &str) -> Result<PathBuf, RunError> {
         let path = self.root.join(name);
         replace(&*self.files, &path, &mut |out| out.write_all(text.as_bytes())).map_err(io_failed(&path))?;
         Ok(path)

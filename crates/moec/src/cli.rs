@@ -12,6 +12,7 @@ mod folders;
 mod kernel_table;
 mod output;
 mod progress;
+mod quiet;
 mod reference;
 mod remarks;
 mod routing;
@@ -21,11 +22,12 @@ mod shell;
 mod signals;
 mod sources;
 mod task;
+mod tips;
 mod units;
 mod wrapping;
 
 use args::{Cli, Command, MessageFormat};
-use clap::Parser;
+use clap::FromArgMatches;
 use console::Console;
 use devices::Devices;
 use moec_model::Registry;
@@ -57,12 +59,21 @@ fn without_cache() -> exit::Failure {
 }
 
 fn dispatch(registry: &Registry) -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let command = args::command(Some(args::help_columns()));
+    let parsed = command.clone().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version are results; a wrong command line is exit code 2.
             let code = if e.use_stderr() { exit::Exit::Usage } else { exit::Exit::Success };
-            let _ = e.print();
+            let arguments: Vec<String> =
+                std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+            match tips::unknown_option(&e, &command, &arguments) {
+                Some(failure) => Console::new(args::Color::Auto).failure(&failure, MessageFormat::Full),
+                None => {
+                    let _ = e.print();
+                }
+            }
             return ExitCode::from(code as u8);
         }
     };

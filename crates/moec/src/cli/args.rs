@@ -1,15 +1,16 @@
 //! The command line: every command and option, with its help.
 
 use crate::cli::exit::EXIT_CODES;
+use crate::cli::wrapping::{NARROWEST, wrapped};
 use crate::{Decode, Device};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use moec_ir::{Function, Invariant, WeightFormat};
 use std::path::PathBuf;
 
 /// Compiles, trains, samples and explains mixture-of-experts language models written as short `.moe` files.
 #[derive(Debug, Parser)]
-#[command(name = "moec", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+#[command(name = "moec", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = WIDEST)]
 pub(crate) struct Cli {
     /// The command.
     #[command(subcommand)]
@@ -22,6 +23,46 @@ pub(crate) struct Cli {
     /// Compile kernels for the processor, and keep none (they are kept between commands: `moec cache --help`).
     #[arg(long, global = true)]
     pub(crate) no_cache: bool,
+}
+
+/// The command line as it is read, with its help broken to a terminal of so many columns; without any, as manual pages need it.
+pub(crate) fn command(columns: Option<usize>) -> clap::Command {
+    let mut command = Cli::command();
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_string()).collect();
+    for name in names {
+        command = command.mut_subcommand(name, |sub| match sub.get_after_help().map(ToString::to_string) {
+            Some(help) => sub.after_help(reflowed(&help, columns)),
+            None => sub,
+        });
+    }
+    command
+}
+
+/// The widest help.
+const WIDEST: usize = 100;
+
+/// Columns of the terminal that help is read on, as clap sees it.
+pub(crate) fn help_columns() -> usize {
+    let said = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let seen = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    seen.or_else(said).unwrap_or(WIDEST).clamp(NARROWEST, WIDEST)
+}
+
+/// Paragraphs in one line each, and what is indented line by line; then all broken to columns, if any are given.
+fn reflowed(help: &str, columns: Option<usize>) -> String {
+    let mut text = String::new();
+    let mut in_paragraph = false;
+    for line in help.lines() {
+        let is_prose = !line.starts_with(' ') && !line.is_empty();
+        if is_prose && in_paragraph {
+            text.push(' ');
+        } else if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(line);
+        in_paragraph = is_prose && !line.ends_with(':');
+    }
+    columns.map_or(text.clone(), |columns| wrapped(&text, columns))
 }
 
 /// When to use colours.
@@ -99,7 +140,7 @@ step 50, for before that the weights are still those of the start.")]
     /// Train a model.
     #[command(after_help = "Examples:
   moec train specs/tiny.moe
-  moec train specs/noisy_top2.moe --data tinyshakespeare --steps 5000 --out runs/shakespeare
+  moec train specs/noisy_top2.moe --data tinyshakespeare --out runs/shakespeare
   moec train --resume runs/shakespeare
   moec train --resume runs/latest --steps 10000
   moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64
@@ -109,12 +150,13 @@ that name that is no such link is left alone.")]
     Train(TrainArgs),
     /// Train several models on equal budgets and print a table of what they reach.
     #[command(after_help = "Examples:
-  moec compare specs/noisy_top2.moe specs/top2.moe --steps 1000 --seeds 2 --data tinyshakespeare
+  moec compare specs/noisy_top2.moe specs/top2.moe --steps 1000 --seeds 2
   moec compare specs/*.moe --steps 500 --out runs/routers --eval-batches 50
   moec compare mine.moe#plain mine.moe#noisy -s width=64 --json
 
 Every spec is trained with the seeds 1 to K into DIR/SPEC/seed-N, an ordinary run. A seed gives every spec the same
-batches. The same command goes on where it stopped, and does not repeat what is finished.")]
+batches. The same command goes on where it stopped, and does not repeat what is finished. A table of other specs or budgets
+that is there already gets another name, compare-1.json and compare-1.md.")]
     Compare(CompareArgs),
     /// Measure how fast a model trains here, beside what this machine can do at most.
     #[command(after_help = "Examples:
@@ -129,7 +171,7 @@ than its products at the one plus the optimiser's traffic at the other. Nothing 
     /// error.
     #[command(after_help = "Examples:
   moec sample runs/tiny
-  moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20 --seed 7
+  moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20
   moec sample runs/tiny --samples 8 --length 200
   moec sample runs/tiny --length 5000 --weights int8
   moec sample runs/tiny --number 5 --decode windowed")]
@@ -151,7 +193,7 @@ than its products at the one plus the optimiser's traffic at the other. Nothing 
 
 On a terminal the text is coloured by the expert with the largest weight in the last layer. Into a pipe or a file (or with
 --format lines) go JSON lines, an object each: the run, then per window of the context what replays it (choices, noise, logits), then per layer
-and character the experts with their weights. Logits that a replay does not reproduce are exit code 1.")]
+and character the experts with their weights. Logits that a replay does not reproduce are exit code 1, a model without a mixture exit code 2.")]
     Route(RouteArgs),
     /// Write what runs reported while they trained, for other tools: a table, or event files of TensorBoard.
     #[command(after_help = "Examples:
@@ -166,6 +208,7 @@ and the expert that it is about: run,step,name,layer,expert,value. A run that st
     #[command(after_help = "Examples:
   moec report runs/shakespeare
   moec report runs/top2 runs/noisy_top2 -o two.html
+  moec report runs/compare                            every run of a comparison
   moec report runs/compare/top2/seed-* -o seeds.html
   moec report runs/shakespeare --text 'To be, or not to be'
 
@@ -215,7 +258,7 @@ longest goes first. Another build of moec compiles its own.")]
     Man(ManArgs),
     /// Make a run from a makeMoE state dictionary saved as safetensors.
     #[command(after_help = "Examples:
-  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data tinyshakespeare --out runs/imported")]
+  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data synthetic --out runs/im")]
     Import(ImportArgs),
     /// Save a run's model under makeMoE's parameter names.
     #[command(after_help = "Examples:
@@ -567,7 +610,7 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) seed: Option<u64>,
 
-    /// The run folder [default: runs/MODEL, or runs/MODEL-2, ...].
+    /// The run folder [default: runs/MODEL, or runs/MODEL-2 and so on where that is taken, by whichever file].
     #[arg(long, value_name = "RUN")]
     pub(crate) out: Option<PathBuf>,
 
@@ -896,7 +939,8 @@ pub(crate) struct RouteArgs {
 /// `moec report`
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// The run folders. A checkpoint stands for its run, with the routes that its model takes.
+    /// The run folders. A checkpoint stands for its run, with the routes that its model takes; the folder of a comparison for
+    /// all of its runs.
     #[arg(required = true, value_name = "RUN")]
     pub(crate) runs: Vec<PathBuf>,
 

@@ -3,10 +3,11 @@
 use textwrap::{Options, WordSeparator, WordSplitter, core::display_width};
 
 /// Columns below which breaking lines helps nobody.
-const NARROWEST: usize = 30;
+pub(crate) const NARROWEST: usize = 30;
 
 /// Breaks lines of more than `columns` columns between words. What follows stands below the last column of a table, or else
-/// two columns further to the right than the line; words longer than a line stay whole. Colours take no place.
+/// two columns further to the right than a line that is indented, and at the margin below one that is not; words longer than
+/// a line stay whole. Colours take no place.
 pub(crate) fn wrapped(text: &str, columns: usize) -> String {
     let columns = columns.max(NARROWEST);
     let mut out = String::with_capacity(text.len());
@@ -29,7 +30,7 @@ pub(crate) fn wrapped(text: &str, columns: usize) -> String {
 }
 
 /// Where the last column of a table begins in this line, if it has columns and that leaves room for text; or else a little
-/// to the right of its beginning.
+/// to the right of its beginning; prose begins at the margin and goes on there.
 fn hanging(line: &str, columns: usize) -> usize {
     let begin = line.len() - line.trim_start_matches(' ').len();
     let gaps = line.match_indices("  ").map(|(at, _)| at).filter(|at| *at > begin);
@@ -42,7 +43,7 @@ fn hanging(line: &str, columns: usize) -> usize {
     starts
         .filter(|start| start + NARROWEST / 2 <= columns.min(2 * columns / 3 + NARROWEST / 2))
         .last()
-        .unwrap_or(begin + 2)
+        .unwrap_or(if begin == 0 { 0 } else { begin + 2 })
 }
 
 #[cfg(test)]
@@ -68,6 +69,6 @@ mod tests {
     fn colours_and_wide_characters_are_measured_as_they_are_seen() {
         let red = "\u{1b}[31mone two three four five six\u{1b}[0m";
         assert_eq!(wrapped(red, 30), red);
-        assert_eq!(wrapped("漢字漢字漢字漢字 漢字漢字漢字漢字", 30), "漢字漢字漢字漢字\n  漢字漢字漢字漢字");
+        assert_eq!(wrapped("漢字漢字漢字漢字 漢字漢字漢字漢字", 30), "漢字漢字漢字漢字\n漢字漢字漢字漢字");
     }
 }

@@ -242,7 +242,10 @@ fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: us
         model.context
     ));
     // Without a text the number of its characters is not known.
-    let assumed = if model.vocab == Vocab::Characters { " characters, --vocab N for others" } else { "" };
+    let assumed = match model.vocab {
+        Vocab::Characters => " characters; a training counts those of its text, as --vocab N does",
+        Vocab::Size(_) => "",
+    };
     line(format!("  vocabulary {vocab}{assumed}; {}", model.causality));
     line(String::new());
     line(format!("  {:<34} {:>12} {:>12} {:>14}", "layer", "parameters", "active", "FLOP per token"));

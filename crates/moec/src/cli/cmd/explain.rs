@@ -2,6 +2,7 @@
 //! training means; and what is wrong with a run.
 
 use crate::cli::args::ExplainArgs;
+use crate::cli::cmd::compare;
 use crate::cli::columns::{COLUMNS, Column};
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
@@ -92,6 +93,12 @@ fn run_of(
     devices: Devices,
     console: &Console,
 ) -> Result<Exit, Failure> {
+    if let [first, ..] = &compare::runs_in(path)[..] {
+        let message = format!("{} is a comparison of several runs", path.display());
+        let one = format!("moec explain {} explains one of them", shell::path(first));
+        let all = format!("moec report {} has what is wrong with all on a page", shell::path(path));
+        return Err(Failure::new(Exit::Usage, message).help(one).help(all));
+    }
     let subject = Subject::read(path, registry, console)?;
     let mut noise = BTreeMap::new();
     if subject.is_noisy()

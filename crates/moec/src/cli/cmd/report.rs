@@ -1,6 +1,7 @@
 //! `moec report`: one HTML file about one or several runs.
 
 use crate::cli::args::ReportArgs;
+use crate::cli::cmd::compare;
 use crate::cli::columns::COLUMNS;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
@@ -28,9 +29,16 @@ pub(crate) fn run(
     console: &Console,
 ) -> Result<Exit, Failure> {
     let read = |path: &PathBuf| Subject::read(path, registry, console);
-    let subjects = args.runs.iter().map(read).collect::<Result<Vec<Subject>, Failure>>()?;
-    let named = args.output.clone().unwrap_or_else(|| match &subjects[..] {
-        [one] => one.root.join("report.html"),
+    // A comparison stands for its runs.
+    let expanded = |path: &PathBuf| match compare::runs_in(path) {
+        runs if runs.is_empty() => vec![path.clone()],
+        runs => runs,
+    };
+    let runs: Vec<PathBuf> = args.runs.iter().flat_map(expanded).collect();
+    let subjects = runs.iter().map(read).collect::<Result<Vec<Subject>, Failure>>()?;
+    let named = args.output.clone().unwrap_or_else(|| match (&subjects[..], &args.runs[..]) {
+        ([one], _) => one.root.join("report.html"),
+        (_, [comparison]) => comparison.join("report.html"),
         _ => PathBuf::from("report.html"),
     });
     // Before anything takes its time.
