@@ -6,6 +6,8 @@ use assert_cmd::Command;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "cli/config.rs"]
+mod config;
 #[path = "cli/explain.rs"]
 mod explain;
 #[path = "cli/frictions.rs"]
@@ -83,6 +85,7 @@ fn every_command_has_help_with_examples() {
         "report",
         "gradcheck",
         "cache",
+        "config",
         "completions",
         "man",
         "import",

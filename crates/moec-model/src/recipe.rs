@@ -42,6 +42,7 @@ pub struct Recipe {
     /// Steps between lines of progress; 0 for one at the end alone.
     pub log_every: u64,
     pub(crate) spans: IndexMap<&'static str, Span>,
+    pub(crate) origins: IndexMap<String, Span>,
 }
 
 impl Default for Recipe {
@@ -91,7 +92,14 @@ impl Recipe {
             checkpoints_kept: arguments("checkpoint").get("keep").map(|_| whole("checkpoint", "keep")),
             log_every: whole("log", "every"),
             spans: IndexMap::new(),
+            origins: IndexMap::new(),
         }
+    }
+
+    /// Where a value was given, in the file or by an override, by its path: `train.steps`, `train.optimizer`,
+    /// `train.optimizer.lr`; `None` for a default.
+    pub fn origin(&self, path: &str) -> Option<Span> {
+        self.origins.get(path).copied()
     }
 
     /// Where a setting was written, by its name in the file; `None` for a default or an override.

@@ -50,6 +50,6 @@ pub use format::format;
 pub use import::parse;
 pub use parse::parse_value;
 pub use render::{RenderedDiagnostic, RenderedLabel, RenderedPatch, RenderedSpan};
-pub use source::{LineColumn, MAX_SOURCE_BYTES, SourceFile};
+pub use source::{Entry, LineColumn, MAX_SOURCE_BYTES, SourceFile};
 pub use span::{FileId, Span};
 pub use synonyms::{Meant, meant};

@@ -3,6 +3,7 @@
 pub(crate) mod args;
 pub(crate) mod cmd;
 mod columns;
+mod configuration;
 pub(crate) mod console;
 mod devices;
 pub(crate) mod downloads;
@@ -87,6 +88,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Layers(args) => (MessageFormat::Full, cmd::layers::run(args, &console)),
         Command::Routers(args) => (MessageFormat::Full, cmd::routers::run(args, registry, &console)),
         Command::Compile(args) => (args.spec.reading.message_format, cmd::compile::run(args, registry, &console)),
+        Command::Config(args) => (args.spec.reading.message_format, cmd::config::run(args, registry, &console)),
         Command::Train(args) => (args.spec.reading.message_format, cmd::train::run(args, registry, devices, &console)),
         Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, devices, &console)),
         Command::Bench(args) => (args.spec.reading.message_format, cmd::bench::run(args, registry, devices, &console)),

@@ -137,6 +137,16 @@ step 50, for before that the weights are still those of the start.")]
   moec compile specs/tiny.moe --emit plan --function evaluate -o plan.yaml
   moec compile specs/tiny.moe --json")]
     Compile(CompileArgs),
+    /// Print every value of a recipe, and the named ones of its model; with --show-origin where each comes from.
+    #[command(after_help = "Examples:
+  moec config my.moe
+  moec config my.moe --show-origin
+  moec config my.moe --config fast.yaml -s width=64 --show-origin --json
+
+A value comes from the file (its `train` block and its `let`s), or else is a default; --config FILE replaces it, and -s
+replaces that. Options such as --steps of `moec train` stand for -s. What --config names is YAML with the same paths:
+`width: 64`, and below `train:` the settings, as in `optimizer: {lr: 1e-3}`. A name that there is not is refused.")]
+    Config(ConfigArgs),
     /// Train a model.
     #[command(after_help = "Examples:
   moec train specs/tiny.moe
@@ -288,6 +298,10 @@ pub(crate) struct ReadingArgs {
     #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
 
+    /// A YAML file of values that replace those of the file, as -s does; -s and other options go before it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
     /// How messages about the file are printed.
     #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
     pub(crate) message_format: MessageFormat,
@@ -302,6 +316,22 @@ pub(crate) struct SpecArgs {
     /// How it is read.
     #[command(flatten)]
     pub(crate) reading: ReadingArgs,
+}
+
+/// `moec config`
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The file.
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+
+    /// Say where each value comes from: a line of the file or of --config, the command line, or a default.
+    #[arg(long)]
+    pub(crate) show_origin: bool,
+
+    /// Print JSON, which has the origins.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How products are computed.
@@ -693,6 +723,10 @@ pub(crate) struct CompareArgs {
     /// Override a value of every file: `-s train.batch=8`. Repeatable.
     #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
+
+    /// A YAML file of values that replace those of every file, as -s does; -s and other options go before it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
     /// The folder of the runs and of the table, compare.json and compare.md.
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]

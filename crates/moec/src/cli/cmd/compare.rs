@@ -1,6 +1,7 @@
 //! `moec compare`: several models on equal budgets, and a table of what they reach.
 
 use crate::cli::args::CompareArgs;
+use crate::cli::configuration;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::downloads;
@@ -8,8 +9,8 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::signals::Signals;
 use crate::cli::units::{duration, grouped, milliseconds};
-use crate::pipeline::{CompileOptions, Compiled, Function};
-use crate::{Error, Request, Session, Spec, train_config};
+use crate::pipeline::{self, CompileOptions, Compiled, Function};
+use crate::{Error, Request, Session, Spec, read_source, train_config};
 use moec_ir::Invariant;
 use moec_model::Registry;
 use moec_plan::Backend;
@@ -100,6 +101,8 @@ struct Entry {
     /// As given.
     path: PathBuf,
     spec: Spec,
+    /// What it is given beside its file, but for steps and seed.
+    set: Vec<String>,
 }
 
 /// Reads and checks every spec, so that a fault in the last one is known before the first is trained.
@@ -119,11 +122,20 @@ fn entries(args: &CompareArgs, registry: &Registry, console: &Console) -> Result
             let message = format!("{} is given twice", path.display());
             return Err(Failure::new(Exit::Usage, message).help("--seeds K trains every spec several times"));
         }
-        let mut set = args.set.clone();
+        let source = read_source(path)?;
+        // Wrong values are shown where they stand.
+        let placed = configuration::placed(args.config.as_deref(), &args.set, &source)?;
+        if args.config.is_some()
+            && let Err(diagnostics) = pipeline::check(&placed, registry, model.as_deref())
+        {
+            return Err(Failure::source(placed, diagnostics, Exit::Usage));
+        }
+        let mut set = configuration::all(args.config.as_deref(), &args.set)?;
         set.extend(args.steps.map(|n| format!("train.steps={n}")));
-        let spec = Spec::read(path, registry, model.as_deref(), &set)?;
+        let spec = Spec::check(source, registry, model.as_deref(), &set)?;
+        let set = configuration::all(args.config.as_deref(), &args.set)?;
         console.diagnostics(&spec.source, &spec.checked.warnings, args.message_format);
-        entries.push(Entry { label, path: path.clone(), spec });
+        entries.push(Entry { label, path: path.clone(), spec, set });
     }
     Ok(entries)
 }
@@ -253,7 +265,7 @@ impl Bench<'_> {
     }
 
     fn request(&self, entry: &Entry, seed: u64) -> Request {
-        let mut set = self.args.set.clone();
+        let mut set = entry.set.clone();
         set.push(format!("train.steps={}", entry.spec.checked.recipe.steps));
         set.push(format!("train.seed={seed}"));
         Request { set, ..entry.spec.request(self.dataset) }
