@@ -12,6 +12,8 @@ mod config;
 mod explain;
 #[path = "cli/frictions.rs"]
 mod frictions;
+#[path = "cli/json.rs"]
+mod json;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -1485,6 +1487,14 @@ fn the_doctor_holds_devices_against_the_reference() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["schema"], "moec.doctor/1");
     assert_eq!(report["kernels"], serde_json::Value::Null);
+    let with_kernels = serde_json::json!({ "kernels": { "folder": "", "entries": 0, "bytes": 0, "limit_bytes": 0 } });
+    // What a device has depends on what this machine has of it.
+    let devices = serde_json::json!({ "devices": [
+        { "device": "", "state": "", "seconds": 1, "loss": 1, "expected": 1, "reason": "", "advice": "" },
+    ] });
+    let unknown = serde_json::json!({ "available_memory_bytes": null, "data": null });
+    let known = serde_json::json!({ "available_memory_bytes": 1, "data": "" });
+    json::documented("moec.doctor/1", &[report.clone(), with_kernels, devices, unknown, known]);
     let states: Vec<_> = report["devices"].as_array().unwrap().iter().map(|d| (&d["device"], &d["state"])).collect();
     assert!(states.iter().all(|(_, state)| *state == "sound" || *state == "missing"), "{states:?}");
 }

@@ -69,11 +69,17 @@ fn dispatch(registry: &Registry) -> ExitCode {
             let code = if e.use_stderr() { exit::Exit::Usage } else { exit::Exit::Success };
             let arguments: Vec<String> =
                 std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-            match tips::unknown_option(&e, &command, &arguments) {
-                Some(failure) => Console::new(args::Color::Auto).failure(&failure, MessageFormat::Full),
+            let console = Console::new(args::Color::Auto);
+            let told = tips::unknown_option(&e, &command, &arguments);
+            match &told {
+                Some(failure) => console.failure(failure, MessageFormat::Full),
                 None => {
                     let _ = e.print();
                 }
+            }
+            if e.use_stderr() && arguments.iter().any(|argument| argument == "--json") {
+                // There is nowhere left to complain to if standard output is gone.
+                let _ = console.json(&told.unwrap_or_else(|| tips::plain(&e)).json());
             }
             return ExitCode::from(code as u8);
         }
@@ -108,6 +114,10 @@ fn dispatch(registry: &Registry) -> ExitCode {
     };
     let exit = result.unwrap_or_else(|failure| {
         console.failure(&failure, format);
+        if cli.command.prints_json() && !failure.is_silent() {
+            // There is nowhere left to complain to if standard output is gone.
+            let _ = console.json(&failure.json());
+        }
         failure.exit()
     });
     ExitCode::from(exit as u8)

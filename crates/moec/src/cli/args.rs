@@ -276,6 +276,37 @@ longest goes first. Another build of moec compiles its own.")]
     Export(ExportArgs),
 }
 
+impl Command {
+    /// Whether its result is asked for as one JSON value. (`train` reports as it goes.)
+    pub(crate) fn prints_json(&self) -> bool {
+        match self {
+            Command::Check(args) => args.json,
+            Command::Explain(args) => args.json,
+            Command::Layers(args) => args.json,
+            Command::Routers(args) => args.json,
+            Command::Config(args) => args.json,
+            Command::Compile(args) => args.json,
+            Command::Compare(args) => args.json,
+            Command::Bench(args) => args.json,
+            Command::Eval(args) => args.json,
+            Command::Route(args) => args.json,
+            Command::Gradcheck(args) => args.json,
+            Command::Doctor(args) => args.json,
+            Command::Cache(args) => args.json,
+            Command::New(_)
+            | Command::Fmt(_)
+            | Command::Train(_)
+            | Command::Sample(_)
+            | Command::Metrics(_)
+            | Command::Report(_)
+            | Command::Completions(_)
+            | Command::Man(_)
+            | Command::Import(_)
+            | Command::Export(_) => false,
+        }
+    }
+}
+
 /// How messages about a file are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MessageFormat {

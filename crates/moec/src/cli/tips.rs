@@ -34,6 +34,15 @@ pub(crate) fn unknown_option(error: &clap::Error, root: &clap::Command, argument
     })
 }
 
+/// What clap says of a wrong command line, for programs.
+pub(crate) fn plain(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let message = lines.next().unwrap_or_default();
+    let failure = Failure::new(Exit::Usage, message.strip_prefix("error: ").unwrap_or(message));
+    lines.filter_map(|line| line.strip_prefix("tip: ")).fold(failure, |failure, tip| failure.help(tip))
+}
+
 /// What was written behind an option.
 fn value_of<'a>(option: &str, arguments: &'a [String]) -> Option<&'a str> {
     let mut rest = arguments.iter().skip_while(|word| *word != option && !word.starts_with(&format!("{option}=")));

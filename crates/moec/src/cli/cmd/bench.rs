@@ -27,6 +27,7 @@ const PROFILED: u64 = 11;
 /// What was measured.
 #[derive(Serialize)]
 struct Report {
+    schema: &'static str,
     model: String,
     device: &'static str,
     parameters: usize,
@@ -165,6 +166,7 @@ impl Bench<'_> {
         let median_s = median(times.iter().copied());
         let tokens = self.spec.checked.recipe.batch * model.context;
         let report = Report {
+            schema: "moec.bench/1",
             model: model.name.clone(),
             device: args.device.name(),
             parameters: lowered.parameter_count(),

@@ -78,8 +78,8 @@ pub(crate) fn run(
         ));
     }
     match (args.json, &values[..]) {
-        (true, [value]) => console.json(value)?,
-        (true, _) => console.json(&Value::Array(values))?,
+        (true, [_]) => console.json(&with_schema(values.remove(0)))?,
+        (true, _) => console.json(&Value::Array(values.into_iter().map(with_schema).collect()))?,
         (false, _) => console.prose(&texts.join("\n\n"))?,
     }
     Ok(Exit::Success)
@@ -169,7 +169,7 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
         let parts = reference::recipe_parts().map(|part| part.json());
         let columns = COLUMNS.iter().map(Column::json);
         let all = codes.chain(layers).chain(routers).chain(losses).chain(parts).chain(columns);
-        return console.json(&Value::Array(all.collect()));
+        return console.json(&Value::Array(all.map(with_schema).collect()));
     }
     for code in Code::ALL {
         console.prose(&format!("{}  {}\n", code.number(), code.summary()))?;
@@ -205,9 +205,14 @@ fn not_found(name: &str, registry: &Registry, entries: &[Entry]) -> Failure {
     reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, &known)
 }
 
+/// One of the things that can be explained, with the name of its form.
+fn with_schema(mut value: Value) -> Value {
+    value["schema"] = "moec.explain/1".into();
+    value
+}
+
 fn code_json(code: Code) -> Value {
     json!({
-        "schema": "moec.explain/1",
         "kind": "code",
         "code": code.number(),
         "severity": code.severity().to_string(),
