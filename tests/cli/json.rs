@@ -51,7 +51,7 @@ pub(super) fn documented(name: &str, values: &[Value]) {
     );
 }
 
-fn collect<'t>(value: &Value, path: &str, keys: &mut BTreeMap<String, BTreeSet<&'t str>>) {
+fn collect(value: &Value, path: &str, keys: &mut BTreeMap<String, BTreeSet<&str>>) {
     let ty = match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",

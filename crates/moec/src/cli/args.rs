@@ -60,7 +60,7 @@ fn reflowed(help: &str, columns: Option<usize>) -> String {
             text.push('\n');
         }
         text.push_str(line);
-        in_paragraph = is_prose && !line.ends_with(':');
+        in_paragraph = is_prose && line != "Examples:";
     }
     columns.map_or(text.clone(), |columns| wrapped(&text, columns))
 }

@@ -37,8 +37,8 @@ pub(crate) fn run(
     let runs: Vec<PathBuf> = args.runs.iter().flat_map(expanded).collect();
     let subjects = runs.iter().map(read).collect::<Result<Vec<Subject>, Failure>>()?;
     let named = args.output.clone().unwrap_or_else(|| match (&subjects[..], &args.runs[..]) {
+        (_, [comparison]) if !compare::runs_in(comparison).is_empty() => comparison.join("report.html"),
         ([one], _) => one.root.join("report.html"),
-        (_, [comparison]) => comparison.join("report.html"),
         _ => PathBuf::from("report.html"),
     });
     // Before anything takes its time.
