@@ -6,6 +6,15 @@ use assert_cmd::Command;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "cli/config.rs"]
+mod config;
+#[path = "cli/explain.rs"]
+mod explain;
+#[path = "cli/frictions.rs"]
+mod frictions;
+#[path = "cli/json.rs"]
+mod json;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
@@ -79,6 +88,7 @@ fn every_command_has_help_with_examples() {
         "gradcheck",
         "lsp",
         "cache",
+        "config",
         "completions",
         "man",
         "import",
@@ -1478,6 +1488,14 @@ fn the_doctor_holds_devices_against_the_reference() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["schema"], "moec.doctor/1");
     assert_eq!(report["kernels"], serde_json::Value::Null);
+    let with_kernels = serde_json::json!({ "kernels": { "folder": "", "entries": 0, "bytes": 0, "limit_bytes": 0 } });
+    // What a device has depends on what this machine has of it.
+    let devices = serde_json::json!({ "devices": [
+        { "device": "", "state": "", "seconds": 1, "loss": 1, "expected": 1, "reason": "", "advice": "" },
+    ] });
+    let unknown = serde_json::json!({ "available_memory_bytes": null, "data": null });
+    let known = serde_json::json!({ "available_memory_bytes": 1, "data": "" });
+    json::documented("moec.doctor/1", &[report.clone(), with_kernels, devices, unknown, known]);
     let states: Vec<_> = report["devices"].as_array().unwrap().iter().map(|d| (&d["device"], &d["state"])).collect();
     assert!(states.iter().all(|(_, state)| *state == "sound" || *state == "missing"), "{states:?}");
 }
@@ -1671,8 +1689,8 @@ fn a_training_ends_with_what_is_wrong_with_it() {
     let faulty = text(&lab.folder.path().join("faulty.moe"), faulty.replace("noisy_top_k", "softmax_top_k"));
     let run = lab.at("run");
     let on = ["--device", "interpreter"];
-    let train =
-        ["train", &faulty, "--data", &lab.data, "--out", &run, "--sample", "0", "-s", "train.checkpoint.every=6"];
+    let train = ["train", &faulty, "--data", &lab.data, "--out", &run, "--sample", "0"];
+    let train = [&train[..], &["--steps", "60", "-s", "train.checkpoint.every=30"]].concat();
     let told = expect(&[&train[..], &on].concat(), 0).err;
     let found = told.find("diagnosis: the capacity drops many choices (blocks.0.moe, blocks.1.moe): ");
     assert!(found > told.find("max/mean  idle") && told.contains("cure: ") && told.contains("faulty.moe:"), "{told}");
@@ -1681,10 +1699,10 @@ fn a_training_ends_with_what_is_wrong_with_it() {
     // The page knows more, for it has two checkpoints.
     expect(&[&["report", &run][..], &on].concat(), 0);
     let page = fs::read_to_string(format!("{run}/report.html")).unwrap();
-    for part in ["the capacity drops many choices", "a router stands still", "from step 6 to step 12", "W0501"] {
+    for part in ["the capacity drops many choices", "a router stands still", "from step 30 to step 60", "W0501"] {
         assert!(page.contains(part), "{part}");
     }
-    let sound = lab.train(&lab.at("sound"), &on, 0).err;
+    let sound = lab.train(&lab.at("sound"), &[&on[..], &["--steps", "60"]].concat(), 0).err;
     assert!(!sound.contains("diagnosis"), "{sound}");
     expect(&[&["report", &lab.at("sound")][..], &on].concat(), 0);
     let page = fs::read_to_string(lab.at("sound/report.html")).unwrap();

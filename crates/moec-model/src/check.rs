@@ -36,6 +36,8 @@ pub struct CheckOptions {
 pub struct Checked {
     /// The chosen model; `None` if there is an error anywhere.
     pub model: Option<Model>,
+    /// The values of the chosen model that have a name, in the order of the file: its `let`s, `context` and `vocab`.
+    pub named: Vec<NamedValue>,
     /// The recipe: that of the `train` block, with defaults for what it leaves out. All defaults if it has errors.
     pub recipe: Recipe,
     /// What the file can name: the strategies and losses that were passed in, and the routers that the file and its
@@ -43,6 +45,17 @@ pub struct Checked {
     pub registry: Registry,
     /// Errors and warnings in the order of the source, those in imported files and in overrides at the end.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+/// A value with a name, which an override can replace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedValue {
+    /// Its name.
+    pub name: String,
+    /// What it is, as a file would say it.
+    pub value: String,
+    /// Where it was given.
+    pub span: Span,
 }
 
 impl Checked {
@@ -82,10 +95,11 @@ pub fn check(source: &SourceFile, file: &ast::File, registry: &Registry, options
     let recipe = checker.recipe(file);
     checker.unused_overrides(chosen.map(|i| models[i]));
     let failed = checker.errors > 0;
+    let named = std::mem::take(&mut checker.named);
     let mut diagnostics = checker.diagnostics;
     diagnostics.sort_by_key(|d| (d.span().is_none(), d.span().map(Span::before)));
     let (model, recipe) = (result.filter(|_| !failed), recipe.filter(|_| !failed).unwrap_or_default());
-    Checked { model, recipe, registry: known, diagnostics }
+    Checked { model, named, recipe, registry: known, diagnostics }
 }
 
 impl<'a> Checker<'a> {

@@ -91,7 +91,7 @@ mod words;
 
 pub use argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 pub use arithmetic::Number;
-pub use check::{CheckOptions, Checked, check};
+pub use check::{CheckOptions, Checked, NamedValue, check};
 pub use cost::LayerInfo;
 pub use data_sets::DataSet;
 pub use decoding::{Cache, Decoding, decoding};

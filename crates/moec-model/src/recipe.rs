@@ -1,4 +1,5 @@
-//! The recipe: the settings of the `train` block with their defaults, which are makeMoE's, and what they say once checked.
+//! The recipe: the settings of the `train` block with their defaults, which are makeMoE's (but for shorter evaluations), and what they say
+//! once checked.
 
 use std::sync::LazyLock;
 
@@ -41,6 +42,7 @@ pub struct Recipe {
     /// Steps between lines of progress; 0 for one at the end alone.
     pub log_every: u64,
     pub(crate) spans: IndexMap<&'static str, Span>,
+    pub(crate) origins: IndexMap<String, Span>,
 }
 
 impl Default for Recipe {
@@ -81,12 +83,23 @@ impl Recipe {
                 other => internal_error!("no initialisation is called {other}"),
             },
             precision: Precision::named(arguments("precision").word("precision")).invariant("the word was checked"),
-            evaluate: Evaluate { every: whole("evaluate", "every"), batches: whole("evaluate", "batches") },
+            evaluate: {
+                let every = whole("evaluate", "every");
+                let said = arguments("evaluate").get("batches").map(|_| whole("evaluate", "batches"));
+                Evaluate { every, batches: said.unwrap_or_else(|| Evaluate::proportionate(every)) }
+            },
             checkpoint_every: whole("checkpoint", "every"),
             checkpoints_kept: arguments("checkpoint").get("keep").map(|_| whole("checkpoint", "keep")),
             log_every: whole("log", "every"),
             spans: IndexMap::new(),
+            origins: IndexMap::new(),
         }
+    }
+
+    /// Where a value was given, in the file or by an override, by its path: `train.steps`, `train.optimizer`,
+    /// `train.optimizer.lr`; `None` for a default.
+    pub fn origin(&self, path: &str) -> Option<Span> {
+        self.origins.get(path).copied()
     }
 
     /// Where a setting was written, by its name in the file; `None` for a default or an override.
@@ -130,6 +143,14 @@ pub struct Evaluate {
     pub batches: u64,
 }
 
+impl Evaluate {
+    /// Batches of an evaluation where nothing is said. A batch that is only evaluated takes about a third of a step, and there
+    /// are two splits: a quarter of the steps between two evaluations takes a sixth of their time.
+    fn proportionate(every: u64) -> u64 {
+        (every / 4).clamp(1, 400)
+    }
+}
+
 /// The settings of an optimiser or schedule from checked arguments. A number may have been written as a whole one.
 fn settings(declared: &[ParameterSpec], arguments: &Arguments) -> Settings {
     let given = arguments.iter().map(|(name, value)| match declared.iter().find(|spec| spec.name == name) {
@@ -157,7 +178,7 @@ pub enum SettingForm {
     Data,
     /// `batch 16`
     Value(ParameterType, DefaultValue),
-    /// `evaluate(every: 100, batches: 400)`
+    /// `evaluate(every: 100, batches: 50)`
     Arguments(Vec<ParameterSpec>),
     /// `optimizer adamw(lr: 1e-3)`: one of several names with arguments, the first by default.
     Choice(Vec<(&'static str, Vec<ParameterSpec>)>),
@@ -176,10 +197,6 @@ impl SettingForm {
 }
 
 const COUNT: ParameterType = ParameterType::Int(Interval::at_least(1.0));
-
-const fn count(name: &'static str, default: i64, help: &'static str) -> ParameterSpec {
-    ParameterSpec::optional(name, COUNT, DefaultValue::Int(default), help)
-}
 
 const NORMAL: &[ParameterSpec] =
     &[ParameterSpec::number("std", Interval::above(0.0), 0.02, "standard deviation of the weights")];
@@ -237,7 +254,12 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 "when and how long to evaluate",
                 SettingForm::Arguments(vec![
                     every(100, "steps between evaluations; 0 for none"),
-                    count("batches", 400, "batches per evaluation and split"),
+                    ParameterSpec::optional(
+                        "batches",
+                        COUNT,
+                        DefaultValue::Absent("auto"),
+                        "batches per evaluation and split; `auto` is a quarter of `every`, from 1 to 400",
+                    ),
                 ]),
             ),
             setting(

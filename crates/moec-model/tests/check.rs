@@ -72,3 +72,46 @@ fn lookahead_can_be_allowed() {
     assert_eq!(checked.diagnostics, []);
     assert_eq!(checked.model.unwrap().causality, moec_model::Causality::LooksAhead);
 }
+
+/// Whoever takes over what is proposed has that fault no more, and none in what was proposed.
+#[test]
+fn what_is_proposed_is_right() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/check");
+    let (mut tried, mut wrong) = (0, Vec::new());
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "moe") {
+            continue;
+        }
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (source, checked) = run(&name, &text);
+        let count = |checked: &Checked, of: &moec_syntax::Diagnostic| {
+            checked.diagnostics.iter().filter(|d| (d.code, &d.message) == (of.code, &of.message)).count()
+        };
+        for diagnostic in &checked.diagnostics {
+            // Those of overrides change the command line.
+            for patch in diagnostic.patches.iter().filter(|patch| patch.span.file() == source.id()) {
+                let range = patch.span.range();
+                let mut patched = text.clone();
+                patched.replace_range(range.clone(), &patch.replacement);
+                let changed = range.start..range.start + patch.replacement.len();
+                let (_, again) = run(&name, &patched);
+                if count(&again, diagnostic) >= count(&checked, diagnostic) {
+                    wrong.push(format!("{name}: {diagnostic} is still there"));
+                }
+                let within = |d: &&moec_syntax::Diagnostic| {
+                    d.span().is_some_and(|span| span.start() < changed.end && span.end() > changed.start)
+                };
+                // An argument that is named is of one layer with what is around it.
+                let mut faults = again.diagnostics.iter().filter(|d| d.is_error() && !patch.replacement.is_empty());
+                if let Some(fault) = faults.find(within) {
+                    wrong.push(format!("{name}: `{}` leads from `{diagnostic}` to `{fault}`", patch.replacement));
+                }
+                tried += 1;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(tried > 30, "only {tried} proposals were tried");
+}

@@ -44,7 +44,7 @@ pub use executable::{Executable, ExecutableError};
 pub use init::{initial_tensors, initialise};
 pub use latest::{Latest, follow_latest, point_latest};
 pub use makemoe::{MakeMoeError, attention_heads, export_makemoe, import_makemoe};
-pub use metrics::{Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};
+pub use metrics::{Divergence, Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};
 pub use profile::{KernelRow, Profiled, Timings};
 pub use run_folder::{
     RunError, RunFolder, RunTexts, checkpoints, latest_checkpoint, newest_whole, read_metrics, read_resolved,

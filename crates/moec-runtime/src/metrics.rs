@@ -15,6 +15,17 @@ pub enum Metric {
     Train(TrainMetric),
     /// An evaluation of both splits.
     Evaluation(Evaluation),
+    /// The end of a training whose numbers are no longer finite; a run that goes on from before it loses this line.
+    Diverged(Divergence),
+}
+
+/// A number that became NaN or infinite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Optimiser steps made.
+    pub step: u64,
+    /// What is not finite.
+    pub what: String,
 }
 
 /// A training step, reported every few steps.
@@ -87,6 +98,7 @@ impl Metric {
         match self {
             Metric::Train(m) => m.step,
             Metric::Evaluation(m) => m.step,
+            Metric::Diverged(m) => m.step,
         }
     }
 

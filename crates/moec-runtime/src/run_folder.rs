@@ -266,6 +266,8 @@ impl RunFolder {
         let mut metrics = Vec::new();
         for line in text.split_inclusive('\n') {
             match Metric::from_line(line) {
+                // That it diverged is no longer so once it goes on.
+                Some(Metric::Diverged(_)) => {}
                 Some(metric) if metric.step() <= step && line.ends_with('\n') => {
                     kept.push_str(line);
                     metrics.push(metric);
@@ -284,7 +286,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn write_report(&self, name: &'static str, text: &str) -> Result<PathBuf, RunError> {
+    pub fn write_report(&self, name: &str, text: &str) -> Result<PathBuf, RunError> {
         let path = self.root.join(name);
         replace(&*self.files, &path, &mut |out| out.write_all(text.as_bytes())).map_err(io_failed(&path))?;
         Ok(path)

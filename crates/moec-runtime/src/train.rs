@@ -5,7 +5,7 @@ use crate::checkpoint::{self, CheckpointError, Identity, Parts, PassedOver};
 use crate::data::{DataError, Dataset, Split};
 use crate::evaluate::{Estimate, EvaluateError, estimate};
 use crate::executable::{Executable, ExecutableError, Settings, generator};
-use crate::metrics::{Evaluation, Metric, TrainMetric};
+use crate::metrics::{Divergence, Evaluation, Metric, TrainMetric};
 use crate::run_folder::{RunError, RunFolder, read_metrics};
 use crate::streams::Purpose;
 use moec_ir::{Function, Output};
@@ -207,6 +207,24 @@ pub fn resume(
 /// When a split is shorter than a window, the device fails, the folder cannot be written, or training diverges. The
 /// checkpoints written before are intact.
 pub fn train(
+    executable: &mut Executable<'_>,
+    data: &Dataset,
+    run: &RunFolder,
+    config: &TrainConfig,
+    start: u64,
+    stop: &AtomicBool,
+    reporter: &mut dyn Reporter,
+) -> Result<Summary, TrainError> {
+    let trained = train_from(executable, data, run, config, start, stop, reporter);
+    if let Err(TrainError::Diverged { step, what }) = &trained {
+        // Whoever looks at the run later must not take it for one that was stopped.
+        run.append_metric(&Metric::Diverged(Divergence { step: *step, what: what.clone() }))?;
+        run.sync_metrics()?;
+    }
+    trained
+}
+
+fn train_from(
     executable: &mut Executable<'_>,
     data: &Dataset,
     run: &RunFolder,

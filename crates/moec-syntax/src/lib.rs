@@ -51,7 +51,7 @@ pub use format::format;
 pub use import::{parse, parse_leniently};
 pub use parse::parse_value;
 pub use render::{RenderedDiagnostic, RenderedLabel, RenderedPatch, RenderedSpan};
-pub use source::{LineColumn, MAX_SOURCE_BYTES, SourceFile};
+pub use source::{Entry, LineColumn, MAX_SOURCE_BYTES, SourceFile};
 pub use span::{FileId, Span};
 pub use synonyms::{Meant, meant};
 pub use words::{Token, TokenKind, tokens};

@@ -31,6 +31,18 @@ pub struct SourceFile {
     line_starts: Vec<usize>,
     pub(crate) imports: Imports,
     overrides: Vec<SourceFile>,
+    entry: Option<Entry>,
+}
+
+/// An override that is written in a file of values: which value it replaces, and where that is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What is replaced: `width`, `train.optimizer.lr`.
+    pub path: String,
+    /// The bytes that name it.
+    pub key: std::ops::Range<usize>,
+    /// The bytes of the value.
+    pub value: std::ops::Range<usize>,
 }
 
 /// The files that a source imports, directly or not.
@@ -67,6 +79,7 @@ impl SourceFile {
             line_starts,
             imports: Imports::default(),
             overrides: Vec::new(),
+            entry: None,
         }
     }
 
@@ -129,6 +142,24 @@ impl SourceFile {
         };
         self.overrides = (0..).zip(texts).map(file).collect();
         self
+    }
+
+    /// Takes the entries of a file of values along as overrides before those that there are, which win.
+    #[must_use]
+    pub fn with_configuration(mut self, name: &str, text: &str, entries: &[Entry]) -> Self {
+        // Each has the text up to its own end, so that its value is read where it stands.
+        let file = |entry: &Entry| SourceFile {
+            entry: Some(entry.clone()),
+            ..SourceFile::new(name, text.get(..entry.value.end).unwrap_or(text))
+        };
+        let all = entries.iter().map(file).chain(std::mem::take(&mut self.overrides));
+        self.overrides = (0..).zip(all).map(|(index, file)| file.with_id(FileId::of_override(index))).collect();
+        self
+    }
+
+    /// Where an override is written, if that is in a file of values.
+    pub fn entry(&self) -> Option<&Entry> {
+        self.entry.as_ref()
     }
 
     /// The texts of the overrides.

@@ -3,6 +3,7 @@
 pub(crate) mod args;
 pub(crate) mod cmd;
 mod columns;
+mod configuration;
 pub(crate) mod console;
 mod devices;
 pub(crate) mod downloads;
@@ -12,6 +13,7 @@ mod folders;
 mod kernel_table;
 mod output;
 mod progress;
+mod quiet;
 mod reference;
 mod remarks;
 mod routing;
@@ -21,10 +23,12 @@ mod shell;
 mod signals;
 mod sources;
 mod task;
+mod tips;
 mod units;
+mod wrapping;
 
 use args::{Cli, Command, MessageFormat};
-use clap::Parser;
+use clap::FromArgMatches;
 use console::Console;
 use devices::Devices;
 use moec_model::Registry;
@@ -56,12 +60,27 @@ fn without_cache() -> exit::Failure {
 }
 
 fn dispatch(registry: &Registry) -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let command = args::command(Some(args::help_columns()));
+    let parsed = command.clone().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version are results; a wrong command line is exit code 2.
             let code = if e.use_stderr() { exit::Exit::Usage } else { exit::Exit::Success };
-            let _ = e.print();
+            let arguments: Vec<String> =
+                std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+            let console = Console::new(args::Color::Auto);
+            let told = tips::unknown_option(&e, &command, &arguments);
+            match &told {
+                Some(failure) => console.failure(failure, MessageFormat::Full),
+                None => {
+                    let _ = e.print();
+                }
+            }
+            if e.use_stderr() && arguments.iter().any(|argument| argument == "--json") {
+                // There is nowhere left to complain to if standard output is gone.
+                let _ = console.json(&told.unwrap_or_else(|| tips::plain(&e)).json());
+            }
             return ExitCode::from(code as u8);
         }
     };
@@ -71,10 +90,11 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::New(args) => (MessageFormat::Full, cmd::new::run(args, &console)),
         Command::Check(args) => (args.reading.message_format, cmd::check::run(args, registry, &console)),
         Command::Fmt(args) => (MessageFormat::Full, cmd::fmt::run(args, &console)),
-        Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, &console)),
+        Command::Explain(args) => (MessageFormat::Full, cmd::explain::run(args, registry, devices, &console)),
         Command::Layers(args) => (MessageFormat::Full, cmd::layers::run(args, &console)),
         Command::Routers(args) => (MessageFormat::Full, cmd::routers::run(args, registry, &console)),
         Command::Compile(args) => (args.spec.reading.message_format, cmd::compile::run(args, registry, &console)),
+        Command::Config(args) => (args.spec.reading.message_format, cmd::config::run(args, registry, &console)),
         Command::Train(args) => (args.spec.reading.message_format, cmd::train::run(args, registry, devices, &console)),
         Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, devices, &console)),
         Command::Bench(args) => (args.spec.reading.message_format, cmd::bench::run(args, registry, devices, &console)),
@@ -95,6 +115,10 @@ fn dispatch(registry: &Registry) -> ExitCode {
     };
     let exit = result.unwrap_or_else(|failure| {
         console.failure(&failure, format);
+        if cli.command.prints_json() && !failure.is_silent() {
+            // There is nowhere left to complain to if standard output is gone.
+            let _ = console.json(&failure.json());
+        }
         failure.exit()
     });
     ExitCode::from(exit as u8)

@@ -4,10 +4,14 @@
 //! needed. What metrics cannot show, whether noise still matters and whether a router still moves, is measured by whoever
 //! has a checkpoint, and handed over in the [`Evidence`]. A fault is told once for all layers that share it.
 
-use moec_model::MoeLayerInfo;
-use moec_runtime::{Evaluation, LayerBalance, Metric, TrainMetric};
+use moec_model::{MoeLayerInfo, Quantity, Randomness, Recipe};
+use moec_runtime::{Divergence, Evaluation, LayerBalance, Metric, TrainMetric};
 use moec_syntax::{SourceFile, Span};
 use std::collections::BTreeMap;
+
+/// Steps before which nothing but a divergence is told: at the usual rates weights have hardly moved from where they started,
+/// so that what is seen is the draw of the start.
+const ENOUGH_STEPS: u64 = 50;
 
 /// Rows for each expert below which an evaluation says nothing about who is idle.
 const ENOUGH_ROWS: f64 = 20.0;
@@ -53,7 +57,12 @@ pub struct Evidence<'a> {
     pub layers: &'a [MoeLayerInfo],
     /// What the run reported.
     pub metrics: &'a [Metric],
-    /// By layers with a trained noise: the share of characters that go to other experts with the noise than without it.
+    /// Number of different characters, V: a model that knows nothing has a loss of ln V.
+    pub vocab: Option<usize>,
+    /// What it was asked for: when it is at its end, and its learning rate.
+    pub recipe: Option<&'a Recipe>,
+    /// By layers whose router is random in training: the share of characters that go to other experts with the noise than
+    /// without it.
     pub noise: BTreeMap<String, f64>,
     /// By layers: how their weights moved between two checkpoints.
     pub turns: BTreeMap<String, Turn>,
@@ -74,6 +83,10 @@ pub struct Turn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Fault {
+    /// A number of the training is no longer finite.
+    Diverged,
+    /// After the training the loss is still that of guessing, or above it.
+    NoBetterThanGuessing,
     /// A layer sends nearly everything to few experts.
     Collapse,
     /// Experts get no token, or nearly none.
@@ -86,7 +99,7 @@ pub enum Fault {
     BalanceTooStrong,
     /// Of several experts of a token one has all the weight.
     OneHasAllWeight,
-    /// The trained noise of a router no longer changes what it chooses.
+    /// The noise of a router no longer changes what it chooses.
     NoiseLearntAway,
     /// A router does not move, while other weights do.
     RouterStandsStill,
@@ -95,9 +108,28 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// One word for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Diverged => "diverged",
+            Fault::NoBetterThanGuessing => "no_better_than_guessing",
+            Fault::Collapse => "collapse",
+            Fault::Idle => "idle",
+            Fault::Dropped => "dropped",
+            Fault::BalanceWithoutEffect => "balance_without_effect",
+            Fault::BalanceTooStrong => "balance_too_strong",
+            Fault::OneHasAllWeight => "one_has_all_weight",
+            Fault::NoiseLearntAway => "noise_learnt_away",
+            Fault::RouterStandsStill => "router_stands_still",
+            Fault::LearntByHeart => "learnt_by_heart",
+        }
+    }
+
     /// A short heading.
     pub fn title(self) -> &'static str {
         match self {
+            Fault::Diverged => "the training diverged",
+            Fault::NoBetterThanGuessing => "the model is no better than guessing",
             Fault::Collapse => "few experts get nearly everything",
             Fault::Idle => "experts get nothing, or nearly nothing",
             Fault::Dropped => "the capacity drops many choices",
@@ -113,6 +145,12 @@ impl Fault {
     /// Why it matters.
     pub fn why(self) -> &'static str {
         match self {
+            Fault::Diverged => {
+                "nothing can be learnt from numbers that are not finite; what was saved before is intact, but is on its way there"
+            }
+            Fault::NoBetterThanGuessing => {
+                "the same probability for every character, which needs no training at all, has this loss"
+            }
             Fault::Collapse => {
                 "the experts that get most tokens learn fastest, so they score best and get even more; the parameters of \
                  the others are dead weight"
@@ -208,11 +246,39 @@ fn names(layers: &[String]) -> String {
     }
 }
 
-/// What is wrong with a training, the worst first.
+/// What keeps [`diagnose`] from saying all that it could, if anything does: too few steps, or no evaluation.
+pub fn what_is_missing(evidence: &Evidence<'_>) -> Option<String> {
+    let is_evaluated = evidence.metrics.iter().any(|metric| as_evaluation(metric).is_some());
+    let unseen = || "there is no evaluation, by which routing is judged: `evaluate(every: ..)`".to_string();
+    too_early(evidence).or_else(|| (!is_evaluated).then(unseen))
+}
+
+/// Why it is too early to say anything but that it diverged, if it is.
+fn too_early(evidence: &Evidence<'_>) -> Option<String> {
+    let steps = evidence.metrics.iter().map(Metric::step).max();
+    let of_checkpoint = evidence.turns.values().map(|turn| turn.steps.1).max();
+    match steps.max(of_checkpoint) {
+        None if evidence.noise.is_empty() => Some("no step has been reported yet".to_string()),
+        Some(steps) if steps < ENOUGH_STEPS => {
+            let count = if steps == 1 { "1 step is" } else { &format!("{steps} steps are") };
+            Some(format!(
+                "{count} too few to say more than whether it diverged; from step {ENOUGH_STEPS} on there is more"
+            ))
+        }
+        _ => None,
+    }
+}
+
+/// What is wrong with a training, the worst first. Of one that has made few steps, only whether it diverged
+/// ([`what_is_missing`]).
 pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let Evidence { layers, metrics, .. } = evidence;
     let evaluations: Vec<&Evaluation> = metrics.iter().filter_map(as_evaluation).collect();
     let steps: Vec<&TrainMetric> = metrics.iter().filter_map(as_step).collect();
+    let diverged = metrics.iter().find_map(as_divergence).map(|d| diverged(d, evidence.recipe));
+    if too_early(evidence).is_some() {
+        return diverged.into_iter().collect();
+    }
     let mut found = Vec::new();
     for layer in *layers {
         let history: Vec<&LayerBalance> =
@@ -226,20 +292,27 @@ pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             Some(diagnosis) => found.push(diagnosis),
             None => found.extend(case.idle().into_iter().chain(case.without_effect())),
         }
-        found.extend(case.dropped().into_iter().chain(case.one_has_all()));
+        found.extend(case.dropped().into_iter().chain(case.second_is_never_drawn().or_else(|| case.one_has_all())));
     }
     // Where the load is uneven, a loss that weighs much is not too strong.
     let is_uneven = |d: &Diagnosis| matches!(d.fault, Fault::Collapse | Fault::Idle | Fault::BalanceWithoutEffect);
     let uneven = found.iter().any(is_uneven);
     let mut found = together(found);
     found.extend(too_strong(layers, &steps).filter(|_| !uneven));
-    found.extend(by_heart(&evaluations));
+    let by_heart = by_heart(&evaluations);
+    // A model that was better once has learnt something, and lost it.
+    found.extend(guessing(evidence, &evaluations).filter(|_| by_heart.is_none()));
+    found.extend(diverged.into_iter().chain(by_heart));
     found.sort_by_key(|diagnosis| diagnosis.fault);
     found
 }
 
 fn as_evaluation(metric: &Metric) -> Option<&Evaluation> {
     if let Metric::Evaluation(evaluation) = metric { Some(evaluation) } else { None }
+}
+
+fn as_divergence(metric: &Metric) -> Option<&Divergence> {
+    if let Metric::Diverged(divergence) = metric { Some(divergence) } else { None }
 }
 
 fn as_step(metric: &Metric) -> Option<&TrainMetric> {
@@ -301,16 +374,30 @@ impl Case<'_> {
     fn spreading(&self) -> (String, &'static str) {
         match self.loss() {
             _ if !self.is_learnt() => ("route by another table: this one is not learnt".to_string(), "route"),
-            Some((name, weight)) => {
-                (format!("raise the weight of the balance loss: `{name}(weight: {})`", number(weight * 10.0)), "balance")
-            }
-            None if self.layer.strategy == "softmax_top_k" => (
-                "add a balance loss to the `moe`, `balance: [switch(weight: 0.01)]`, or noise, `route: noisy_top_k(k: ..)`"
-                    .to_string(),
+            Some((name, weight)) => (
+                format!("raise the weight of the balance loss: `{name}(weight: {})`", number(weight * 10.0)),
                 "balance",
             ),
-            None => ("add a balance loss to the `moe`: `balance: [switch(weight: 0.01)]`".to_string(), "balance"),
+            None => {
+                let loss = format!("`balance: [{}(weight: 0.01)]`", self.fitting_loss());
+                let cure = match self.layer.strategy.as_str() {
+                    "softmax_top_k" => {
+                        format!("add a balance loss to the `moe`, {loss}, or noise, `route: noisy_top_k(k: ..)`")
+                    }
+                    _ => format!("add a balance loss to the `moe`: {loss}"),
+                };
+                (cure, "balance")
+            }
         }
+    }
+
+    fn provides(&self, quantity: Quantity) -> bool {
+        self.layer.traits.provides.contains(&quantity)
+    }
+
+    /// A balance loss that the router of the layer can have.
+    fn fitting_loss(&self) -> &'static str {
+        if self.provides(Quantity::Probabilities) { "switch" } else { "importance" }
     }
 
     fn collapse(&self) -> Option<Diagnosis> {
@@ -381,9 +468,8 @@ impl Case<'_> {
     }
 
     fn one_has_all(&self) -> Option<Diagnosis> {
-        let chosen = self.layer.experts_per_token;
-        let entropy = self.last.entropy_nats;
-        if chosen < 1.5 || entropy >= ONE_HAS_ALL * chosen.ln() {
+        let (chosen, entropy) = (self.layer.experts_per_token, self.last.entropy_nats);
+        if !self.has_one_with_all() {
             return None;
         }
         let seen = format!(
@@ -391,8 +477,42 @@ impl Case<'_> {
             number(chosen),
             chosen.ln()
         );
-        let cure = "choose fewer experts, `k: 1`, or keep the scores small with `z(weight: 0.001)` in `balance: [..]`";
-        self.diagnosis(Fault::OneHasAllWeight, seen, cure.to_string(), "route")
+        let fewer = match self.layer.strategy.as_str() {
+            "softmax_top_k" | "noisy_top_k" | "sigmoid_top_k" => Some("choose fewer experts, `k: 1`"),
+            _ => None,
+        };
+        let small = self.small_scores().map(|loss| format!("keep the scores small with {loss}"));
+        let cure: Vec<String> = fewer.map(str::to_string).into_iter().chain(small).collect();
+        let cure = match &cure[..] {
+            [] => "choose fewer experts".to_string(),
+            cures => cures.join(", or "),
+        };
+        self.diagnosis(Fault::OneHasAllWeight, seen, cure, "route")
+    }
+
+    /// Whether one of several experts of a token has all the weight.
+    fn has_one_with_all(&self) -> bool {
+        let chosen = self.layer.experts_per_token;
+        chosen >= 1.5 && self.last.entropy_nats < ONE_HAS_ALL * chosen.ln()
+    }
+
+    /// What keeps the scores of the router small, if it can have that.
+    fn small_scores(&self) -> Option<&'static str> {
+        self.provides(Quantity::Logits).then_some("`z(weight: 0.001)` in `balance: [..]`")
+    }
+
+    /// In training `gshard` draws its second expert with twice its weight: one without weight is never tried.
+    fn second_is_never_drawn(&self) -> Option<Diagnosis> {
+        let is_random = self.layer.traits.random == Randomness::Training && self.layer.strategy == "gshard";
+        if !is_random || !self.has_one_with_all() {
+            return None;
+        }
+        let seen = format!(
+            "the weights of a token's two experts have an entropy of {:.3} nats, so the second is hardly ever drawn in training",
+            self.last.entropy_nats
+        );
+        let cure = "use it always, `gshard(second: always)`, or keep the scores small with `z(weight: 0.001)` in `balance: [..]`";
+        self.diagnosis(Fault::NoiseLearntAway, seen, cure.to_string(), "route")
     }
 }
 
@@ -409,8 +529,21 @@ fn of_layer(layer: &MoeLayerInfo, fault: Fault, seen: String, cure: &str, argume
 
 fn learnt_away(layer: &MoeLayerInfo, share: f64) -> Option<Diagnosis> {
     let seen = format!("the noise of training changes the experts of {:.1} % of the characters", 100.0 * share);
-    let cure = "keep some of it with `epsilon: 0.1` in `noisy_top_k(..)`, the least deviation that it can learn; or give it a \
-                reason to stay: `load(weight: 0.01)` in `balance: [..]`";
+    let cure = match layer.strategy.as_str() {
+        "noisy_top_k" => {
+            "keep some of it with `epsilon: 0.1` in `noisy_top_k(..)`, the least deviation that it can learn; or give it a \
+             reason to stay: `load(weight: 0.01)` in `balance: [..]`"
+        }
+        "switch" => {
+            "keep the scores small, so that it matters, with `z(weight: 0.001)` in `balance: [..]`; or raise `jitter` in \
+             `switch(..)`"
+        }
+        _ if layer.traits.provides.contains(&Quantity::Logits) => {
+            "keep the scores small, so that it matters, with `z(weight: 0.001)` in `balance: [..]`; or raise the noise of the \
+             router"
+        }
+        _ => "raise the noise of the router",
+    };
     (share < NO_NOISE).then(|| of_layer(layer, Fault::NoiseLearntAway, seen, cure, "route"))
 }
 
@@ -470,6 +603,60 @@ fn by_heart(evaluations: &[&Evaluation]) -> Option<Diagnosis> {
     );
     let cure = format!("stop at `steps {}`; or more text, `dropout`, fewer or smaller experts", best.step);
     Some(Diagnosis { fault: Fault::LearntByHeart, layers: Vec::new(), seen, cure, place: None })
+}
+
+/// A loss that is not below that of equal probabilities, at the end of a training.
+fn guessing(evidence: &Evidence<'_>, evaluations: &[&Evaluation]) -> Option<Diagnosis> {
+    let (last, recipe, vocab) = (evaluations.last()?, evidence.recipe?, evidence.vocab?);
+    let uniform = (vocab as f64).ln();
+    let (name, loss) = match last.validation_loss_nats {
+        Some(loss) => ("val", loss),
+        None => ("train", last.train_loss_nats),
+    };
+    if vocab < 2 || last.step < recipe.steps || loss < uniform {
+        return None;
+    }
+    let seen = format!(
+        "`{name}` is {loss:.3} after {} steps; the same probability for each of {vocab} characters has {uniform:.3}",
+        last.step
+    );
+    // A comparison does not evaluate what it trains on.
+    let has_learnt = last.train_loss_nats < uniform;
+    let cure = if has_learnt {
+        format!(
+            "`train` is {:.3}, so the held-out text is unlike the text before it: more text, or another one; `split` says how \
+             much is held out",
+            last.train_loss_nats
+        )
+    } else {
+        let slower = slower(recipe);
+        format!("a lower learning rate, `optimizer {}(lr: {slower})`, or more steps", recipe.optimizer.spec.name)
+    };
+    let setting = if has_learnt { "data" } else { "optimizer" };
+    Some(of_recipe(Fault::NoBetterThanGuessing, seen, cure, recipe, setting))
+}
+
+fn diverged(divergence: &Divergence, recipe: Option<&Recipe>) -> Diagnosis {
+    let seen = format!("{} is not finite after step {}", divergence.what, divergence.step);
+    let Some(recipe) = recipe else {
+        let cure = "a lower learning rate".to_string();
+        return Diagnosis { fault: Fault::Diverged, layers: Vec::new(), seen, cure, place: None };
+    };
+    let bound = if recipe.clip.is_none() { ", or a bound on the gradient, `clip 1.0`" } else { "" };
+    let cure =
+        format!("a lower learning rate, `optimizer {}(lr: {})`{bound}", recipe.optimizer.spec.name, slower(recipe));
+    of_recipe(Fault::Diverged, seen, cure, recipe, "optimizer")
+}
+
+/// A rate to try next: a third, but one far above the usual rate is not cured by that.
+fn slower(recipe: &Recipe) -> String {
+    format!("{:.0e}", (recipe.optimizer.lr() / 3.0).min(recipe.optimizer.default_lr()))
+}
+
+/// At the line where a setting of the recipe is written, if it is.
+fn of_recipe(fault: Fault, seen: String, cure: String, recipe: &Recipe, setting: &'static str) -> Diagnosis {
+    let place = recipe.span(setting).map(|span| (span, setting));
+    Diagnosis { fault, layers: Vec::new(), seen, cure, place }
 }
 
 fn percent(share: f64) -> String {

@@ -9,7 +9,8 @@ use crate::request;
 pub use moec_ir::Function;
 use moec_ir::{Graph, GraphError, Output, Precision, Stage, WeightFormat, verify};
 use moec_model::{
-    Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, Registry, span_of,
+    Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NamedValue, NoisePolicy, Recipe,
+    Registry, span_of,
 };
 use moec_plan::{
     Arrangement, ClusterOptions, Clusters, FUSIONS, LaunchLimits, MemoryReport, OptimizeOptions, PassReport, PlanError,
@@ -29,6 +30,8 @@ pub fn functions_of(model: &Model) -> Vec<Function> {
 pub struct Checked {
     /// The model.
     pub model: Model,
+    /// Its values that have a name: `let`s, `context` and `vocab`.
+    pub named: Vec<NamedValue>,
     /// How it is trained.
     pub recipe: Recipe,
     /// What the file can name, with the routers that it defines.
@@ -56,8 +59,8 @@ pub fn check(source: &SourceFile, registry: &Registry, model: Option<&str>) -> R
     let failed = checked.diagnostics.iter().any(|d| d.severity == Severity::Error);
     match checked.model {
         Some(model) if !failed => {
-            let (recipe, registry) = (checked.recipe, checked.registry);
-            Ok(Checked { model, recipe, registry, warnings: checked.diagnostics })
+            let (named, recipe, registry) = (checked.named, checked.recipe, checked.registry);
+            Ok(Checked { model, named, recipe, registry, warnings: checked.diagnostics })
         }
         _ => Err(checked.diagnostics),
     }

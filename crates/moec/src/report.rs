@@ -62,6 +62,8 @@ pub(crate) struct RunReport {
     pub(crate) warnings: Vec<WarningText>,
     pub(crate) metrics: Vec<Metric>,
     pub(crate) diagnoses: Vec<Finding>,
+    /// What keeps the diagnoses from being complete, if anything does.
+    pub(crate) missing: Option<String>,
     /// Facts in pairs: data, steps, memory.
     pub(crate) facts: Vec<(String, String)>,
     pub(crate) kernels: Vec<KernelTime>,

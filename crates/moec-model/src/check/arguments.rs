@@ -132,7 +132,19 @@ impl<'a> Checker<'a> {
         let free = specs.iter().filter(|spec| !named(spec));
         let likely = meant(&name.name, free.map(|spec| spec.name.as_ref()));
         let d = Diagnostic::new(Code::UnknownArgument, message).primary(name.span, "unknown argument");
-        let d = d.suggest(name.span, likely);
+        let d = match likely {
+            // The name alone does not put it right.
+            Some(Meant::Word(near)) if find(near).is_some_and(|spec| !may_be(spec, &argument.value)) => {
+                match (meant(&name.name, []), find(near)) {
+                    (Some(Meant::Otherwise(advice)), _) => d.help(advice),
+                    (_, Some(spec)) => {
+                        d.help(format!("did you mean `{near}`? It is {}", article(&spec.ty.to_string())))
+                    }
+                    (_, None) => d,
+                }
+            }
+            likely => d.suggest(name.span, likely),
+        };
         let d = match specs {
             [] => d.note(format!("`{}` takes no arguments", owner.name)),
             _ => d.note(format!("`{}` takes {}", owner.name, listed(specs.iter().map(|spec| spec.name.as_ref())))),
@@ -161,10 +173,13 @@ impl<'a> Checker<'a> {
             ExprKind::Name(name) => free.iter().find(|s| s.name == name.as_str()),
             _ => None,
         };
-        let meant = match (same, required.as_slice(), free.as_slice()) {
+        // A value says by itself what it can be.
+        let fitting: Vec<&&ParameterSpec> = free.iter().filter(|spec| may_be(spec, &argument.value)).collect();
+        let is_told = |spec: &&&ParameterSpec| may_be(spec, &argument.value);
+        let meant = match (same, required.as_slice(), fitting.as_slice()) {
             (Some(spec), _, _) => Some(&spec.name),
-            (None, [only], _) if unnamed == 1 => Some(&only.name),
-            (None, [], [only]) if unnamed == 1 => Some(&only.name),
+            (None, [only], _) if unnamed == 1 && is_told(only) => Some(&only.name),
+            (None, _, [only]) if unnamed == 1 || is_literal(&argument.value) => Some(&only.name),
             _ => None,
         };
         d = match (meant, specs) {
@@ -298,5 +313,27 @@ fn article(ty: &str) -> String {
         Some('i') => format!("an {ty}"),
         Some('n' | 't') if !ty.starts_with("true") => format!("a {ty}"),
         _ => format!("written `{ty}`"),
+    }
+}
+
+/// Whether a value says what it is without being computed.
+fn is_literal(value: &ast::Expr) -> bool {
+    matches!(
+        value.kind,
+        ExprKind::Int(_) | ExprKind::Float(_) | ExprKind::Bool(_) | ExprKind::String(_) | ExprKind::Name(_)
+    )
+}
+
+/// Whether a parameter could have this value, as far as that can be seen without computing it.
+fn may_be(spec: &ParameterSpec, value: &ast::Expr) -> bool {
+    match (&spec.ty, &value.kind) {
+        (ParameterType::Int(range), ExprKind::Int(n)) | (ParameterType::Float(range), ExprKind::Int(n)) => {
+            range.contains(*n as f64)
+        }
+        (ParameterType::Float(range), ExprKind::Float(x)) => range.contains(*x),
+        (ParameterType::Bool, ExprKind::Bool(_)) | (ParameterType::Text, ExprKind::String(_)) => true,
+        (ParameterType::Choice(words), ExprKind::Name(word)) => words.contains(&word.as_str()),
+        (_, ExprKind::Int(_) | ExprKind::Float(_) | ExprKind::Bool(_) | ExprKind::String(_)) => false,
+        _ => true,
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use indexmap::IndexMap;
 use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span};
 
+use super::NamedValue;
 use super::overrides;
 use crate::arithmetic::Number;
 use crate::model::{Causality, Positions};
@@ -40,6 +41,8 @@ pub(super) struct BlockDefinition<'a> {
 pub(super) struct Override {
     pub(super) text: String,
     pub(super) path: String,
+    /// Where the path is written, in a file of values.
+    pub(super) key: Option<Span>,
     pub(super) value: ast::Expr,
     pub(super) used: bool,
 }
@@ -52,6 +55,8 @@ pub(super) struct Checker<'a> {
     /// What was reported, to report it once.
     pub(super) reported: BTreeSet<(Code, Option<Span>, String)>,
     pub(super) bindings: Vec<Binding<'a>>,
+    /// Values of the chosen model that have a name.
+    pub(super) named: Vec<NamedValue>,
     pub(super) blocks: Vec<BlockDefinition<'a>>,
     /// Routers whose definitions have faults.
     pub(super) faulty_routers: Vec<String>,
@@ -134,6 +139,7 @@ impl<'a> Checker<'a> {
             errors: 0,
             reported: BTreeSet::new(),
             bindings: Vec::new(),
+            named: Vec::new(),
             blocks: Vec::new(),
             faulty_routers: Vec::new(),
             overrides: Vec::new(),

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use moec_ir::{Invariant, internal_error};
 use moec_syntax::{self as ast, Code, Diagnostic, Span, Statement, did_you_mean};
 
+use super::NamedValue;
 use super::arguments::Owner;
 use super::checker::{Checker, ModelState, Scope};
 use super::layer::{Flow, Place};
@@ -114,6 +115,10 @@ impl<'a> Checker<'a> {
                     seen.insert(name, node.name.span);
                     let given = self.take_override(name);
                     let value = given.as_ref().unwrap_or(&node.value);
+                    if self.model.chosen {
+                        let text = self.source.slice(value.span).to_string();
+                        self.named.push(NamedValue { name: name.to_string(), value: text, span: value.span });
+                    }
                     if name == "context" {
                         let owner = Owner { name: "model", kind: "model", span: node.name.span };
                         context = self.value(owner, &CONTEXT, value, scope).map(size);

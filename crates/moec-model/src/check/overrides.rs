@@ -14,25 +14,28 @@ impl<'a> Checker<'a> {
     pub(super) fn read_overrides(&mut self) {
         let source = self.source;
         for given in source.overrides() {
-            let text = given.text();
+            let whole = given.text();
+            let (text, start) = match given.entry() {
+                Some(entry) => (format!("{}={}", entry.path, &whole[entry.value.start..]), entry.value.start),
+                None => (whole.to_string(), whole.find('=').map_or(0, |at| at + 1)),
+            };
             let Some((path, value)) = text.split_once('=') else {
                 let d = Diagnostic::new(Code::UnknownOverride, format!("the override `{text}` has no value"))
                     .help("an override is written `path=value`, as in `train.steps=200`");
                 self.report(d);
                 continue;
             };
-            let start = path.len() + 1;
             let (path, value) = (path.trim().to_string(), value.trim());
             let expr = if path == "train.data" && !value.starts_with('"') && value != "synthetic" {
                 // A path needs no quotes here: a shell has taken them off.
-                Ok(ast::Expr { kind: ExprKind::String(value.to_string()), span: given.span(start..text.len()) })
+                Ok(ast::Expr { kind: ExprKind::String(value.to_string()), span: given.span(start..whole.len()) })
             } else {
                 parse_value(given, start)
             };
             match expr {
                 Ok(value) => {
-                    let text = text.to_string();
-                    self.overrides.push(Override { text, path, value, used: false });
+                    let key = given.entry().map(|entry| given.span(entry.key.clone()));
+                    self.overrides.push(Override { text, path, key, value, used: false });
                 }
                 Err(faults) => {
                     for mut fault in faults {
@@ -67,9 +70,9 @@ impl<'a> Checker<'a> {
 
     /// Reports overrides that replaced nothing.
     pub(super) fn unused_overrides(&mut self, model: Option<&ast::Model>) {
-        let unused: Vec<(String, String)> =
-            self.overrides.iter().filter(|o| !o.used).map(|o| (o.text.clone(), o.path.clone())).collect();
-        for (text, path) in unused {
+        let unused = self.overrides.iter().filter(|o| !o.used);
+        let unused: Vec<_> = unused.map(|o| (o.text.clone(), o.path.clone(), o.key)).collect();
+        for (text, path, key) in unused {
             // Without a chosen model it is unknown what there is to override.
             if model.is_none() && !path.starts_with("train.") {
                 continue;
@@ -90,6 +93,7 @@ impl<'a> Checker<'a> {
                 paths.extend(arguments.map(|spec| format!("train.{}.{}", setting.name, spec.name)));
             }
             let d = Diagnostic::new(Code::UnknownOverride, format!("the override `{text}` names nothing"));
+            let d = key.into_iter().fold(d, |d, key| d.primary(key, "unknown name"));
             let d = match intended(&path, &paths) {
                 Some(near) => d.help(format!("did you mean `{near}`?")),
                 None if self.is_argument(&path) => d.help(format!(
@@ -105,6 +109,13 @@ impl<'a> Checker<'a> {
             };
             self.report(d);
         }
+    }
+}
+
+impl Checker<'_> {
+    /// Whether a place is the value of the override of this path, rather than of something below it.
+    pub(super) fn is_override_of(&self, path: &str, span: Span) -> bool {
+        self.overrides.iter().any(|given| given.path == path && given.value.span.file() == span.file())
     }
 }
 

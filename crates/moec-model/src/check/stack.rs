@@ -6,6 +6,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Meant, Span, Statement, meant};
 
+use super::NamedValue;
 use super::arguments::Owner;
 use super::checker::{BlockDefinition, Checker, Scope};
 use super::duplicate;
@@ -113,11 +114,13 @@ impl<'a> Checker<'a> {
 
     pub(super) fn let_statement(&mut self, node: &'a ast::Let, scope: Scope, own: bool) -> Scope {
         let mut value = self.number(&node.value, scope);
+        let mut origin = node.value.span;
         if own
             && self.model.chosen
             && let Some(given) = self.take_override(&node.name.name)
         {
             let number = self.number(&given, Scope::default());
+            origin = given.span;
             value = match (value, number) {
                 (Some(Number::Float(_)), Some(Number::Int(n))) => Some(Number::Float(n as f64)),
                 (Some(old), Some(new)) if std::mem::discriminant(&old) != std::mem::discriminant(&new) => {
@@ -133,6 +136,11 @@ impl<'a> Checker<'a> {
             };
         }
         let span = node.name.span;
+        // The walk over the body comes by once more.
+        let is_new = self.named.iter().all(|named| named.name != node.name.name);
+        if let Some(number) = value.filter(|_| own && self.model.chosen && is_new) {
+            self.named.push(NamedValue { name: node.name.name.clone(), value: number.to_string(), span: origin });
+        }
         self.lets.entry(span).or_insert((&node.name.name, false));
         self.bind(scope, &node.name.name, value, span)
     }

@@ -60,7 +60,19 @@ impl<'a> Checker<'a> {
             }
         }
         let mut recipe = Recipe::of(data, &settings);
+        for (name, said) in &settings {
+            let arguments = said.arguments.iter().filter_map(|(argument, _)| {
+                let path = if argument == *name { format!("train.{name}") } else { format!("train.{name}.{argument}") };
+                Some((path, said.arguments.span(argument)?))
+            });
+            recipe.origins.extend(arguments);
+        }
         for (name, span) in seen {
+            let path = format!("train.{name}");
+            // What was not written may have got its place from an override of one of its arguments.
+            if !span.file().is_override() || self.is_override_of(&path, span) {
+                recipe.origins.entry(path).or_insert(span);
+            }
             if let Some(span) = in_file(span) {
                 recipe.spans.insert(name, span);
             }

@@ -202,6 +202,7 @@ impl LayerKind for Moe {
             experts_per_token: self.route.experts_per_token(self.experts, site.time),
             shared: self.shared,
             strategy: self.route.strategy.name().to_string(),
+            traits: self.route.traits(),
             capacity,
             losses: balance.chain(own_losses).collect(),
             span: self.span,

@@ -10,7 +10,7 @@ use crate::cost::LayerInfo;
 use crate::emit::{Emitter, Mode, NoisePolicy, Role};
 use crate::needs::Obstacle;
 use crate::recipe::InitScheme;
-use crate::router::{AuxiliaryLoss, Gather, Source};
+use crate::router::{AuxiliaryLoss, Gather, Source, Traits};
 use crate::state::StateInit;
 
 /// Which tokens a function is given, and which it scores.
@@ -111,6 +111,8 @@ pub struct MoeLayerInfo {
     pub shared: usize,
     /// Name of the routing strategy.
     pub strategy: String,
+    /// What the strategy promises with the arguments that it has here: when it is random, which losses fit.
+    pub traits: Traits,
     /// Tokens that an expert accepts in this function, P.
     pub capacity: Option<usize>,
     /// Balance losses with their weights; the values are the outputs `aux.PATH.NAME`.

@@ -320,6 +320,11 @@ fn divergence_stops_with_the_last_checkpoint_intact() {
         let error = train(&mut executable, &tiny.data, &run, &config, 0, &stop, &mut Silent).unwrap_err();
         assert!(matches!(&error, TrainError::Diverged { step, what: w } if *step == expected && w == what), "{error}");
         assert_eq!(run.latest_checkpoint().unwrap().unwrap().0, 7);
+        // Its metrics say so, until it goes on.
+        let last = read_metrics(&root).unwrap().pop();
+        assert_eq!(last, Some(Metric::Diverged(Divergence { step: expected, what: what.into() })));
+        let kept = run.rewind_metrics(7).unwrap();
+        assert!(kept.iter().all(|metric| matches!(metric, Metric::Train(_))), "{kept:?}");
     }
     // A stop finds broken parameters too, and does not save them.
     let folder = tempfile::tempdir().unwrap();

@@ -1,15 +1,16 @@
 //! The command line: every command and option, with its help.
 
 use crate::cli::exit::EXIT_CODES;
+use crate::cli::wrapping::{NARROWEST, wrapped};
 use crate::{Decode, Device};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use moec_ir::{Function, Invariant, WeightFormat};
 use std::path::PathBuf;
 
 /// Compiles, trains, samples and explains mixture-of-experts language models written as short `.moe` files.
 #[derive(Debug, Parser)]
-#[command(name = "moec", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+#[command(name = "moec", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = WIDEST)]
 pub(crate) struct Cli {
     /// The command.
     #[command(subcommand)]
@@ -22,6 +23,46 @@ pub(crate) struct Cli {
     /// Compile kernels for the processor, and keep none (they are kept between commands: `moec cache --help`).
     #[arg(long, global = true)]
     pub(crate) no_cache: bool,
+}
+
+/// The command line as it is read, with its help broken to a terminal of so many columns; without any, as manual pages need it.
+pub(crate) fn command(columns: Option<usize>) -> clap::Command {
+    let mut command = Cli::command();
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_string()).collect();
+    for name in names {
+        command = command.mut_subcommand(name, |sub| match sub.get_after_help().map(ToString::to_string) {
+            Some(help) => sub.after_help(reflowed(&help, columns)),
+            None => sub,
+        });
+    }
+    command
+}
+
+/// The widest help.
+const WIDEST: usize = 100;
+
+/// Columns of the terminal that help is read on, as clap sees it.
+pub(crate) fn help_columns() -> usize {
+    let said = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let seen = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    seen.or_else(said).unwrap_or(WIDEST).clamp(NARROWEST, WIDEST)
+}
+
+/// Paragraphs in one line each, and what is indented line by line; then all broken to columns, if any are given.
+fn reflowed(help: &str, columns: Option<usize>) -> String {
+    let mut text = String::new();
+    let mut in_paragraph = false;
+    for line in help.lines() {
+        let is_prose = !line.starts_with(' ') && !line.is_empty();
+        if is_prose && in_paragraph {
+            text.push(' ');
+        } else if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(line);
+        in_paragraph = is_prose && line != "Examples:";
+    }
+    columns.map_or(text.clone(), |columns| wrapped(&text, columns))
 }
 
 /// When to use colours.
@@ -59,15 +100,20 @@ A file that is there is never replaced.")]
   moec fmt --check my.moe    say whether it is in canonical layout (exit code 1 if not)
   moec fmt - < my.moe        format standard input to standard output")]
     Fmt(FmtArgs),
-    /// Explain a message code, a layer, a routing strategy, a balance loss, an optimizer, a schedule or a number of a training.
+    /// Explain a message code, a layer, a routing strategy, a balance loss, an optimizer, a schedule or a number of a
+    /// training; or what is wrong with a run, and which line to change.
     #[command(after_help = "Examples:
   moec explain E0203
+  moec explain runs/latest           what is wrong with a run, why it matters, what to change
   moec explain attention             equations with shapes, arguments, cost, decoding, references
   moec explain noisy_top_k           equations with shapes, parameters, cost, references
   moec explain importance
   moec explain max/mean              a column of what training prints
   moec explain mine --spec my.moe    a router that a file defines
-  moec explain                       list everything that can be explained")]
+  moec explain                       list everything that can be explained
+
+A name that is known wins over a folder of that name: ./switch is the run where switch is the router. Diagnoses begin at
+step 50, for before that the weights are still those of the start.")]
     Explain(ExplainArgs),
     /// List the layers that a file can name.
     #[command(after_help = "Examples:
@@ -91,10 +137,20 @@ A file that is there is never replaced.")]
   moec compile specs/tiny.moe --emit plan --function evaluate -o plan.yaml
   moec compile specs/tiny.moe --json")]
     Compile(CompileArgs),
+    /// Print every value of a recipe, and the named ones of its model; with --show-origin where each comes from.
+    #[command(after_help = "Examples:
+  moec config my.moe
+  moec config my.moe --show-origin
+  moec config my.moe --config fast.yaml -s width=64 --show-origin --json
+
+A value comes from the file (its `train` block and its `let`s), or else is a default; --config FILE replaces it, and -s
+replaces that. Options such as --steps of `moec train` stand for -s. What --config names is YAML with the same paths:
+`width: 64`, and below `train:` the settings, as in `optimizer: {lr: 1e-3}`. A name that there is not is refused.")]
+    Config(ConfigArgs),
     /// Train a model.
     #[command(after_help = "Examples:
   moec train specs/tiny.moe
-  moec train specs/noisy_top2.moe --data tinyshakespeare --steps 5000 --out runs/shakespeare
+  moec train specs/noisy_top2.moe --data tinyshakespeare --out runs/shakespeare
   moec train --resume runs/shakespeare
   moec train --resume runs/latest --steps 10000
   moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64
@@ -104,12 +160,13 @@ that name that is no such link is left alone.")]
     Train(TrainArgs),
     /// Train several models on equal budgets and print a table of what they reach.
     #[command(after_help = "Examples:
-  moec compare specs/noisy_top2.moe specs/top2.moe --steps 1000 --seeds 2 --data tinyshakespeare
+  moec compare specs/noisy_top2.moe specs/top2.moe --steps 1000 --seeds 2
   moec compare specs/*.moe --steps 500 --out runs/routers --eval-batches 50
   moec compare mine.moe#plain mine.moe#noisy -s width=64 --json
 
 Every spec is trained with the seeds 1 to K into DIR/SPEC/seed-N, an ordinary run. A seed gives every spec the same
-batches. The same command goes on where it stopped, and does not repeat what is finished.")]
+batches. The same command goes on where it stopped, and does not repeat what is finished. A table of other specs or budgets
+that is there already gets another name, compare-1.json and compare-1.md.")]
     Compare(CompareArgs),
     /// Measure how fast a model trains here, beside what this machine can do at most.
     #[command(after_help = "Examples:
@@ -124,7 +181,7 @@ than its products at the one plus the optimiser's traffic at the other. Nothing 
     /// error.
     #[command(after_help = "Examples:
   moec sample runs/tiny
-  moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20 --seed 7
+  moec sample runs/tiny --prompt 'MIRA:' --length 1000 --temperature 0.8 --top-k 20
   moec sample runs/tiny --samples 8 --length 200
   moec sample runs/tiny --length 5000 --weights int8
   moec sample runs/tiny --number 5 --decode windowed")]
@@ -146,7 +203,7 @@ than its products at the one plus the optimiser's traffic at the other. Nothing 
 
 On a terminal the text is coloured by the expert with the largest weight in the last layer. Into a pipe or a file (or with
 --format lines) go JSON lines, an object each: the run, then per window of the context what replays it (choices, noise, logits), then per layer
-and character the experts with their weights. Logits that a replay does not reproduce are exit code 1.")]
+and character the experts with their weights. Logits that a replay does not reproduce are exit code 1, a model without a mixture exit code 2.")]
     Route(RouteArgs),
     /// Write what runs reported while they trained, for other tools: a table, or event files of TensorBoard.
     #[command(after_help = "Examples:
@@ -161,6 +218,7 @@ and the expert that it is about: run,step,name,layer,expert,value. A run that st
     #[command(after_help = "Examples:
   moec report runs/shakespeare
   moec report runs/top2 runs/noisy_top2 -o two.html
+  moec report runs/compare                            every run of a comparison
   moec report runs/compare/top2/seed-* -o seeds.html
   moec report runs/shakespeare --text 'To be, or not to be'
 
@@ -218,12 +276,43 @@ editors/README.md of the repository says how VS Code, Neovim, Helix and Emacs ar
     Man(ManArgs),
     /// Make a run from a makeMoE state dictionary saved as safetensors.
     #[command(after_help = "Examples:
-  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data tinyshakespeare --out runs/imported")]
+  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data synthetic --out runs/im")]
     Import(ImportArgs),
     /// Save a run's model under makeMoE's parameter names.
     #[command(after_help = "Examples:
   moec export runs/shakespeare -o makemoe.safetensors")]
     Export(ExportArgs),
+}
+
+impl Command {
+    /// Whether its result is asked for as one JSON value. (`train` reports as it goes.)
+    pub(crate) fn prints_json(&self) -> bool {
+        match self {
+            Command::Check(args) => args.json,
+            Command::Explain(args) => args.json,
+            Command::Layers(args) => args.json,
+            Command::Routers(args) => args.json,
+            Command::Config(args) => args.json,
+            Command::Compile(args) => args.json,
+            Command::Compare(args) => args.json,
+            Command::Bench(args) => args.json,
+            Command::Eval(args) => args.json,
+            Command::Route(args) => args.json,
+            Command::Gradcheck(args) => args.json,
+            Command::Doctor(args) => args.json,
+            Command::Cache(args) => args.json,
+            Command::New(_)
+            | Command::Fmt(_)
+            | Command::Train(_)
+            | Command::Sample(_)
+            | Command::Metrics(_)
+            | Command::Report(_)
+            | Command::Completions(_)
+            | Command::Man(_)
+            | Command::Import(_)
+            | Command::Export(_) => false,
+        }
+    }
 }
 
 /// How messages about a file are printed.
@@ -248,6 +337,10 @@ pub(crate) struct ReadingArgs {
     #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
 
+    /// A YAML file of values that replace those of the file, as -s does; -s and other options go before it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
     /// How messages about the file are printed.
     #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
     pub(crate) message_format: MessageFormat,
@@ -262,6 +355,22 @@ pub(crate) struct SpecArgs {
     /// How it is read.
     #[command(flatten)]
     pub(crate) reading: ReadingArgs,
+}
+
+/// `moec config`
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The file.
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+
+    /// Say where each value comes from: a line of the file or of --config, the command line, or a default.
+    #[arg(long)]
+    pub(crate) show_origin: bool,
+
+    /// Print JSON, which has the origins.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How products are computed.
@@ -326,8 +435,9 @@ pub(crate) struct LspArgs {
 /// `moec explain`
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// A code such as E0203, a layer, routing strategy, balance loss, optimizer or schedule; without a name, everything is
-    /// listed.
+    /// A code such as E0203, a layer, routing strategy, balance loss, optimizer or schedule; or else a run folder. Without
+    /// a name, everything is listed.
+    #[arg(value_name = "NAME|RUN", value_hint = clap::ValueHint::AnyPath)]
     pub(crate) name: Option<String>,
 
     /// A `.moe` file whose own routers are known too.
@@ -337,6 +447,10 @@ pub(crate) struct ExplainArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Where the model of a run is asked whether its noise still matters.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 }
 
 /// `moec new`
@@ -573,7 +687,7 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) seed: Option<u64>,
 
-    /// The run folder [default: runs/MODEL, or runs/MODEL-2, ...].
+    /// The run folder [default: runs/MODEL, or runs/MODEL-2 and so on where that is taken, by whichever file].
     #[arg(long, value_name = "RUN")]
     pub(crate) out: Option<PathBuf>,
 
@@ -656,6 +770,10 @@ pub(crate) struct CompareArgs {
     /// Override a value of every file: `-s train.batch=8`. Repeatable.
     #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
+
+    /// A YAML file of values that replace those of every file, as -s does; -s and other options go before it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
     /// The folder of the runs and of the table, compare.json and compare.md.
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
@@ -902,7 +1020,8 @@ pub(crate) struct RouteArgs {
 /// `moec report`
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// The run folders. A checkpoint stands for its run, with the routes that its model takes.
+    /// The run folders. A checkpoint stands for its run, with the routes that its model takes; the folder of a comparison for
+    /// all of its runs.
     #[arg(required = true, value_name = "RUN")]
     pub(crate) runs: Vec<PathBuf>,
 

@@ -2,6 +2,7 @@
 
 use crate::cli::args::{Color, MessageFormat};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::wrapping::wrapped;
 use moec_runtime::PassedOver;
 use moec_syntax::{Diagnostic, SourceFile};
 use std::io::{IsTerminal, Write};
@@ -14,6 +15,8 @@ pub(crate) struct Console {
     colour: bool,
     /// On standard output.
     colour_of_results: bool,
+    /// Whether they were asked for.
+    must_colour: bool,
 }
 
 impl Console {
@@ -29,12 +32,18 @@ impl Console {
             }
         };
         let colour = is_coloured(std::io::stderr().is_terminal());
-        Self { colour, colour_of_results: is_coloured(std::io::stdout().is_terminal()) }
+        let must_colour = color == Color::Always;
+        Self { colour, colour_of_results: is_coloured(std::io::stdout().is_terminal()), must_colour }
     }
 
     /// Whether results may have colours.
     pub(crate) fn colours_results(&self) -> bool {
         self.colour_of_results
+    }
+
+    /// Whether colours were asked for, wherever results go.
+    pub(crate) fn must_colour(&self) -> bool {
+        self.must_colour
     }
 
     /// Whether results are read on a terminal.
@@ -77,6 +86,14 @@ impl Console {
         }
     }
 
+    /// Text of result for people: on a terminal, lines are broken to its width.
+    ///
+    /// # Errors
+    /// As [`Console::out`].
+    pub(crate) fn prose(&self, text: &str) -> Result<(), Failure> {
+        if self.shows_results() { self.write(&wrapped(text, self.columns())) } else { self.write(text) }
+    }
+
     /// Hands `work` a sink whose texts are results as they come; it is told to stop once standard output fails.
     ///
     /// # Errors
@@ -117,11 +134,22 @@ impl Console {
         }
     }
 
+    /// A message with its sentences broken to the terminal that it is read on; what it shows of a file stays as it is.
+    fn for_terminal(&self, diagnostic: &Diagnostic, source: &SourceFile) -> String {
+        let message = diagnostic.render(source, self.colour);
+        let Some((width, _)) = terminal_size::terminal_size_of(std::io::stderr()) else { return message };
+        let plain = diagnostic.render(source, false);
+        let line = |(line, plain): (&str, &str)| {
+            if is_excerpt(plain) { line.to_string() } else { wrapped(line, usize::from(width.0)) }
+        };
+        message.lines().zip(plain.lines()).map(line).collect::<Vec<_>>().join("\n")
+    }
+
     /// Messages about a source.
     pub(crate) fn diagnostics(&self, source: &SourceFile, diagnostics: &[Diagnostic], format: MessageFormat) {
         for diagnostic in diagnostics {
             match format {
-                MessageFormat::Full => self.note(format!("{}\n", diagnostic.render(source, self.colour))),
+                MessageFormat::Full => self.note(format!("{}\n", self.for_terminal(diagnostic, source))),
                 MessageFormat::Short => self.note(diagnostic.render_short(source)),
                 MessageFormat::Json => {
                     let rendered = diagnostic.to_rendered(source);
@@ -148,6 +176,27 @@ impl Console {
                     self.note(format!("  help: {line}"));
                 }
             }
+        }
+    }
+}
+
+/// Whether a line of a message shows a line of a file, or points at one.
+fn is_excerpt(line: &str) -> bool {
+    let rest = line.trim_start_matches(|c: char| c == ' ' || c.is_ascii_digit());
+    ["|", "-->", ":::", "...", "+", "-", "~"].iter().any(|mark| rest.starts_with(mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_file_is_told_from_sentences() {
+        for line in ["  --> a.moe:1:2", "10 |   moe(", "   |   ^^^ here", "8 + moe(", "..."] {
+            assert!(is_excerpt(line), "{line}");
+        }
+        for line in ["error[E0205]: 8 heads", "   = note: `mlp` takes", "help: name it"] {
+            assert!(!is_excerpt(line), "{line}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::cli::console::Console;
 use crate::cli::exit::Failure;
 use crate::cli::folders;
+use crate::cli::quiet::without_noise;
 use crate::{Device, KernelCache};
 use moec_ir::Precision;
 use moec_kernels::{DeviceProfile, ObjectCache};
@@ -62,13 +63,16 @@ impl Devices {
         if self.tells && cache.is_none() && device != Device::Interpreter {
             self.console.note(COMPILING);
         }
-        let opened = match cache {
-            Some(cache) => device.open_with_cache(cache)?,
-            None => device.open()?,
+        let open = || match cache {
+            Some(cache) => device.open_with_cache(cache),
+            None => device.open(),
         };
-        if device == Device::Wgpu {
-            self.remark_software();
+        if device != Device::Wgpu {
+            return Ok(open()?);
         }
+        // Drivers that are tried have something to say about each screen that is not there.
+        let opened = without_noise(open)?;
+        self.remark_software();
         Ok(opened)
     }
 
@@ -76,7 +80,7 @@ impl Devices {
     #[cfg(feature = "wgpu")]
     fn remark_software(self) {
         static ONCE: Once = Once::new();
-        if let Some(name) = moec_kernels::software_wgpu() {
+        if let Some(name) = without_noise(moec_kernels::software_wgpu) {
             ONCE.call_once(|| {
                 self.console.note(format!(
                     "wgpu has found a software device, {name}: it computes on the processor, where --device cpu is faster"

@@ -95,6 +95,30 @@ impl Failure {
         Failure::new(Exit::Failure, format!("cannot {what} {}: {reason}", path.display()))
     }
 
+    /// Whether there is nothing to say about it.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self, Failure::Message { message, .. } if message.is_empty())
+    }
+
+    /// The failure for programs (docs/json.md).
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let (message, help, diagnostics) = match self {
+            Failure::Source { source, diagnostics, .. } => {
+                let error = diagnostics.iter().find(|d| d.is_error()).or(diagnostics.first());
+                let rendered = diagnostics.iter().map(|d| d.to_rendered(source)).collect();
+                (error.map(|d| d.message.clone()).unwrap_or_default(), Vec::new(), rendered)
+            }
+            Failure::Message { message, help, .. } => (message.clone(), help.clone(), Vec::new()),
+        };
+        serde_json::json!({
+            "schema": "moec.error/1",
+            "exit": self.exit() as u8,
+            "message": message,
+            "help": help,
+            "diagnostics": diagnostics,
+        })
+    }
+
     /// What kind of end it is.
     pub(crate) fn exit(&self) -> Exit {
         match self {

@@ -8,7 +8,7 @@ use crate::cli::routing::record::Record;
 use crate::cli::routing::{evidence, forward};
 use crate::cli::units::{bytes, grouped, milliseconds};
 use crate::cli::{downloads, run_text, shell};
-use crate::diagnosis::{Diagnosis, Evidence, diagnose};
+use crate::diagnosis::{Diagnosis, Evidence, diagnose, what_is_missing};
 use crate::locate::Located;
 use crate::pipeline::{self, CompileOptions, Compiled};
 use crate::report::{
@@ -129,20 +129,39 @@ impl Subject {
             sample: sample(&self.root),
             commands: self.commands(),
             diagnoses: Vec::new(),
+            missing: None,
             routes: Routes::default(),
         }
     }
 
-    /// What is wrong with the run. `noise` is what was found out beside its routes.
-    pub(crate) fn findings(&self, noise: BTreeMap<String, f64>) -> Vec<Finding> {
+    /// What is wrong with the run, and what is missing to say all that could be said. `noise` is what was found out beside
+    /// its routes.
+    pub(crate) fn findings(&self, noise: BTreeMap<String, f64>) -> (Vec<Finding>, Option<String>) {
         let layers = &self.compiled.lowered.moe_layers;
         let turns = evidence::turns(&self.root, &self.compiled.states, layers);
-        let found = diagnose(&Evidence { layers, metrics: &self.metrics, noise, turns });
+        let (vocab, recipe) = (self.vocab.as_ref().map(Vocab::len), Some(&self.spec.checked.recipe));
+        let evidence = Evidence { layers, metrics: &self.metrics, vocab, recipe, noise, turns };
         let source = &self.spec.source;
-        found.into_iter().map(|diagnosis: Diagnosis| Finding { line: diagnosis.line(source), diagnosis }).collect()
+        let finding = |diagnosis: Diagnosis| Finding { line: diagnosis.line(source), diagnosis };
+        (diagnose(&evidence).into_iter().map(finding).collect(), what_is_missing(&evidence))
     }
 
-    /// Where the characters of a text go, and by layers with a trained noise which share of them it sends elsewhere.
+    /// Whether there is a router with noise whose effect can be measured.
+    pub(crate) fn is_noisy(&self) -> bool {
+        self.step.is_some() && self.compiled.lowered.moe_layers.iter().any(evidence::is_noisy)
+    }
+
+    /// What the run reported.
+    pub(crate) fn metrics(&self) -> &[Metric] {
+        &self.metrics
+    }
+
+    /// What it was asked for.
+    pub(crate) fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Where the characters of a text go, and by layers with noise in training which share of them it sends elsewhere.
     ///
     /// # Errors
     /// When the run's checkpoint or the device fails.

@@ -3,7 +3,7 @@
 use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::{downloads, remarks, run_text, shell};
+use crate::cli::{configuration, downloads, remarks, run_text, shell};
 use crate::pipeline::Compiled;
 use crate::{Device, Request, Spec, read_source};
 use moec_ir::Invariant;
@@ -40,10 +40,11 @@ impl Task {
     }
 
     fn begun(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
-        let mut set = args.spec.reading.set.clone();
-        set.extend(wishes(args));
         let path = args.spec.spec.as_deref().invariant("clap asks for a spec where no run is continued");
-        let spec = Spec::read(path, registry, args.spec.reading.model.as_deref(), &set)?;
+        let (reading, source) = (&args.spec.reading, read_source(path)?);
+        let mut set = configuration::given(reading, &source, registry)?;
+        set.extend(wishes(args));
+        let spec = Spec::check(source, registry, reading.model.as_deref(), &set)?;
         console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.reading.message_format);
         let data = args.data.clone().unwrap_or_else(|| spec.data(path, registry));
         let corpus = downloads::corpus(&data, registry, console)?;
@@ -74,7 +75,8 @@ impl Task {
         let was = check(&before.set)?;
         let mut set = before.set.clone();
         let mut changes = Vec::new();
-        for wish in args.spec.reading.set.iter().cloned().chain(wishes(args)) {
+        let reading = &args.spec.reading;
+        for wish in configuration::all(reading.config.as_deref(), &reading.set)?.into_iter().chain(wishes(args)) {
             if set.contains(&wish) {
                 continue;
             }

@@ -32,6 +32,18 @@ pub(crate) fn milliseconds(ms: f64, decimals: usize) -> String {
     format!("{ms:.0$}", decimals.max(two_digits))
 }
 
+/// A number with three digits: `0.713`, `12.4`, `1300`; very small and very large ones with an exponent.
+pub(crate) fn significant(x: f64) -> String {
+    let magnitude = x.abs();
+    if x == 0.0 {
+        return "0".to_string();
+    }
+    if !(1e-4..1e6).contains(&magnitude) {
+        return format!("{x:.2e}");
+    }
+    format!("{x:.0$}", (2.0 - magnitude.log10().floor()).max(0.0) as usize)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +60,10 @@ mod tests {
         }
         assert_eq!((milliseconds(98.44, 1), milliseconds(0.0471, 1)), ("98.4".into(), "0.047".into()));
         assert_eq!(duration(3720.0), "1 h 02 min");
+        for (x, text) in
+            [(0.713, "0.713"), (12.44, "12.4"), (1300.0, "1300"), (0.0, "0"), (0.01234, "0.0123"), (3.21e-7, "3.21e-7")]
+        {
+            assert_eq!(significant(x), text);
+        }
     }
 }

@@ -87,20 +87,18 @@ fn overview(report: &Report, out: &mut String) {
     }
 }
 
-/// Whether a run has an evaluation, without which there is nothing to find a fault in.
-fn is_judged(run: &RunReport) -> bool {
-    run.metrics.iter().any(|metric| matches!(metric, Metric::Evaluation(_)))
-}
-
 /// What is wrong with the runs, and what to change.
 fn findings(report: &Report, out: &mut String) {
     out.push_str("<section id=\"findings\">\n<h2>Diagnoses</h2>\n");
     const NONE: &str = "no idle or crowded experts, no drops beyond a few percent, no balance loss without effect or too strong, nothing learnt by heart";
-    let unseen: Vec<&str> = report.runs.iter().filter(|run| !is_judged(run)).map(|run| run.path.as_str()).collect();
-    if !unseen.is_empty() {
-        html!(out, "<p>There is no evaluation of {} to judge by.</p>\n", unseen.join(", "));
+    for run in &report.runs {
+        if let Some(missing) = &run.missing {
+            html!(out, "<p>Of {} not everything can be said: ", run.path);
+            ticked(missing, out);
+            out.push_str(".</p>\n");
+        }
     }
-    let sound = |run: &&RunReport| run.diagnoses.is_empty() && is_judged(run);
+    let sound = |run: &&RunReport| run.diagnoses.is_empty() && run.missing.is_none();
     match report.runs.iter().filter(sound).count() {
         0 => {}
         all if all == report.runs.len() => html!(out, "<p>The metrics show none of the known faults: {}.</p>\n", NONE),

@@ -46,8 +46,15 @@ fn listed_losses<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Opt
     let ExprKind::List(list) = &expr.kind else {
         let mut d = Diagnostic::new(Code::WrongType, format!("`balance` must be a list, not {}", describe(expr)))
             .primary(expr.span, "expected `[LOSS(weight: ..), ..]`");
-        if named(expr).is_some() {
-            d = d.patch(expr.span, format!("[{}]", c.text(expr.span)), "make it a list");
+        if let Some(call) = named(expr) {
+            // What is between the brackets should be right, too.
+            let mut list = c.text(expr.span).to_string();
+            if let [ast::Argument { name: None, value, .. }] = call.arguments
+                && matches!(value.kind, ExprKind::Int(_) | ExprKind::Float(_))
+            {
+                list.insert_str(value.span.start() - expr.span.start(), "weight: ");
+            }
+            d = d.patch(expr.span, format!("[{list}]"), "make it a list");
         }
         c.report(d);
         return Vec::new();

@@ -199,19 +199,16 @@ impl Route {
         }
     }
 
-    /// Warns of a router that learns nothing. The losses are those of `balance`, if it is there, without faulty ones.
+    /// Warns of a router that learns nothing from the task, though balance losses may move it. The losses are those of
+    /// `balance`, if it is there, without faulty ones.
     pub(super) fn learns(&self, c: &mut LayerCheck<'_, '_>, losses: Option<&[WeightedLoss]>) {
         let traits = self.traits();
         let helps = |loss: &WeightedLoss| loss.loss.needs.iter().any(|need| traits.provides.contains(need));
-        let taught = match losses {
-            // With faults in `balance`, what was meant is unknown.
-            Some([]) => true,
-            Some(losses) => losses.iter().any(helps),
-            None => false,
-        };
-        if traits.learns_from_task || taught {
+        // With faults in `balance`, what was meant is unknown.
+        if traits.learns_from_task || losses.is_some_and(<[_]>::is_empty) {
             return;
         }
+        let balanced = losses.and_then(|losses| losses.iter().find(|loss| helps(loss)));
         let takes_all = self.strategy.parameters().iter().any(|spec| spec.name == "normalize");
         let d = Diagnostic::new(Code::ZeroTaskGradient, "the router learns nothing from the task");
         // Any number of experts but one shows whether a token goes to a single one.
@@ -225,11 +222,26 @@ impl Route {
                 .secondary(end.span, end.why),
             None => d.primary(self.span, "no weight depends on what it trains, except through indices"),
         };
-        c.report(match (takes_all, single) {
-            (true, _) => d.help("use `normalize: all`, a larger `k`, or a loss of the scores, such as `switch` or `z`"),
-            (false, true) => d.help("use a larger `k`, or add a loss of the scores, such as `switch` or `z`"),
-            (false, false) => d.help("let the weights depend on the scores, or add a loss of the scores, such as `z`"),
-        });
+        let d = match balanced {
+            Some(loss) => d.note(format!(
+                "`{}` alone moves it: towards an even load, whatever the experts make of a token",
+                loss.loss.name
+            )),
+            None => d,
+        };
+        let has_larger = single && self.strategy.parameters().iter().any(|spec| spec.name == "k");
+        let fitting = [(Quantity::Probabilities, "`switch`"), (Quantity::Logits, "`z`")];
+        let fitting = fitting.iter().filter(|(needs, _)| traits.provides.contains(needs)).map(|(_, name)| *name);
+        let fitting: Vec<&str> = fitting.filter(|_| balanced.is_none()).collect();
+        let loss = format!("add a loss of the scores, such as {}", fitting.join(" or "));
+        let cures = [
+            takes_all.then_some("use `normalize: all`"),
+            has_larger.then_some("choose several experts with a larger `k`"),
+            (!takes_all && !has_larger).then_some("let the weights depend on the scores"),
+            (!fitting.is_empty()).then_some(loss.as_str()),
+        ];
+        let cures: Vec<&str> = cures.into_iter().flatten().collect();
+        c.report(d.help(cures.join(", or ")));
     }
 }
 

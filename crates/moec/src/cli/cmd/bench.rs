@@ -1,13 +1,14 @@
 //! `moec bench`: how fast a model trains here, beside what this machine can do at most.
 
 use crate::cli::args::BenchArgs;
+use crate::cli::configuration;
 use crate::cli::console::Console;
 use crate::cli::devices::{Devices, why_no_faster};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::{KernelTable, flops, least_seconds};
 use crate::cli::units::{bytes, grouped, milliseconds, scaled};
 use crate::pipeline::{CompileOptions, Compiled, Function};
-use crate::{Device, Spec, cli::downloads, initial_states, train_config};
+use crate::{Device, Spec, cli::downloads, initial_states, read_source, train_config};
 use moec_ir::Invariant;
 use moec_kernels::{CubeBackend, Limits, Yardstick};
 use moec_model::Registry;
@@ -26,6 +27,7 @@ const PROFILED: u64 = 11;
 /// What was measured.
 #[derive(Serialize)]
 struct Report {
+    schema: &'static str,
     model: String,
     device: &'static str,
     parameters: usize,
@@ -71,8 +73,10 @@ struct MemoryReport {
 /// When the spec or the data is wrong, the device fails, or training diverges.
 pub(crate) fn run(args: &BenchArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     let begun = Instant::now();
-    let set: Vec<String> = args.spec.reading.set.iter().cloned().chain(args.precision.set()).collect();
-    let spec = Spec::read(&args.spec.spec, registry, args.spec.reading.model.as_deref(), &set)?;
+    let (reading, source) = (&args.spec.reading, read_source(&args.spec.spec)?);
+    let mut set = configuration::given(reading, &source, registry)?;
+    set.extend(args.precision.set());
+    let spec = Spec::check(source, registry, reading.model.as_deref(), &set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.reading.message_format);
     if let Some(note) = why_no_faster(spec.checked.recipe.precision, args.device) {
         console.note(note);
@@ -162,6 +166,7 @@ impl Bench<'_> {
         let median_s = median(times.iter().copied());
         let tokens = self.spec.checked.recipe.batch * model.context;
         let report = Report {
+            schema: "moec.bench/1",
             model: model.name.clone(),
             device: args.device.name(),
             parameters: lowered.parameter_count(),

@@ -3,7 +3,7 @@
 use crate::cli::args::CheckArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::{downloads, sources};
+use crate::cli::{configuration, downloads, sources};
 use crate::pipeline::{self, Checked};
 use crate::spec::data_from;
 use moec_model::{Registry, Vocab as ModelVocab};
@@ -72,7 +72,8 @@ enum Verdict {
 
 impl Found {
     fn of(path: &Path, args: &CheckArgs, registry: &Registry) -> Result<Self, Failure> {
-        let source = sources::read(path)?.with_overrides(&args.reading.set);
+        let reading = &args.reading;
+        let source = configuration::placed(reading.config.as_deref(), &reading.set, &sources::read(path)?)?;
         Ok(match pipeline::check(&source, registry, args.reading.model.as_deref()) {
             Ok(checked) => {
                 let remark = vocabulary_of_another_text(&checked, path, registry);

@@ -1,6 +1,7 @@
 //! `moec compare`: several models on equal budgets, and a table of what they reach.
 
 use crate::cli::args::CompareArgs;
+use crate::cli::configuration;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::downloads;
@@ -8,8 +9,8 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::signals::Signals;
 use crate::cli::units::{duration, grouped, milliseconds};
-use crate::pipeline::{CompileOptions, Compiled, Function};
-use crate::{Error, Request, Session, Spec, train_config};
+use crate::pipeline::{self, CompileOptions, Compiled, Function};
+use crate::{Error, Request, Session, Spec, read_source, train_config};
 use moec_ir::Invariant;
 use moec_model::Registry;
 use moec_plan::Backend;
@@ -24,8 +25,11 @@ use std::time::Instant;
 /// Version of [`RunResult`].
 const RESULT_SCHEMA: &str = "moec.compare.run/1";
 
-/// Where a run keeps its [`RunResult`].
-const RESULT_FILE: &str = "result.json";
+/// Where a run keeps its [`RunResult`]: that of the whole held-out text apart from that of some batches, so that a quick look
+/// does not cost the long one.
+fn result_file(eval_batches: Option<u64>) -> String {
+    eval_batches.map_or("result.json".to_string(), |n| format!("result-{n}.json"))
+}
 
 /// Runs the command: all seeds of the first number, then of the second, so that a drift of the machine's speed meets
 /// every spec alike.
@@ -97,6 +101,8 @@ struct Entry {
     /// As given.
     path: PathBuf,
     spec: Spec,
+    /// What it is given beside its file, but for steps and seed.
+    set: Vec<String>,
 }
 
 /// Reads and checks every spec, so that a fault in the last one is known before the first is trained.
@@ -116,11 +122,20 @@ fn entries(args: &CompareArgs, registry: &Registry, console: &Console) -> Result
             let message = format!("{} is given twice", path.display());
             return Err(Failure::new(Exit::Usage, message).help("--seeds K trains every spec several times"));
         }
-        let mut set = args.set.clone();
+        let source = read_source(path)?;
+        // Wrong values are shown where they stand.
+        let placed = configuration::placed(args.config.as_deref(), &args.set, &source)?;
+        if args.config.is_some()
+            && let Err(diagnostics) = pipeline::check(&placed, registry, model.as_deref())
+        {
+            return Err(Failure::source(placed, diagnostics, Exit::Usage));
+        }
+        let mut set = configuration::all(args.config.as_deref(), &args.set)?;
         set.extend(args.steps.map(|n| format!("train.steps={n}")));
-        let spec = Spec::read(path, registry, model.as_deref(), &set)?;
+        let spec = Spec::check(source, registry, model.as_deref(), &set)?;
+        let set = configuration::all(args.config.as_deref(), &args.set)?;
         console.diagnostics(&spec.source, &spec.checked.warnings, args.message_format);
-        entries.push(Entry { label, path: path.clone(), spec });
+        entries.push(Entry { label, path: path.clone(), spec, set });
     }
     Ok(entries)
 }
@@ -198,10 +213,25 @@ struct RunResult {
 }
 
 impl RunResult {
-    /// The result of a run; `None` for one that no comparison has finished.
-    fn read(root: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(root.join(RESULT_FILE)).ok()?;
+    /// The result of a run with an evaluation of so many batches; `None` for one that no comparison has finished.
+    fn read(root: &Path, eval_batches: Option<u64>) -> Option<Self> {
+        // Once they all had one name.
+        let found = [result_file(eval_batches), result_file(None)]
+            .into_iter()
+            .find_map(|name| Self::read_file(&root.join(name)));
+        found.filter(|result| result.eval_batches == eval_batches)
+    }
+
+    fn read_file(path: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(path).ok()?;
         serde_json::from_str(&text).ok().filter(|result: &Self| result.schema == RESULT_SCHEMA)
+    }
+
+    /// The result of a run with the longest evaluation.
+    fn best_known(root: &Path) -> Option<Self> {
+        let names = std::fs::read_dir(root).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let results = names.filter(|name| name.starts_with("result") && name.ends_with(".json"));
+        results.filter_map(|name| Self::read_file(&root.join(name))).max_by_key(|result| result.windows)
     }
 
     fn summary(&self) -> String {
@@ -216,7 +246,7 @@ impl RunResult {
 /// The evaluation at the end of a run of a comparison, which has none in its metrics. It is of the held-out text alone: the
 /// loss on the other part is not a number.
 pub(crate) fn evaluation(root: &Path) -> Option<Evaluation> {
-    let RunResult { step, loss_nats, layers, .. } = RunResult::read(root)?;
+    let RunResult { step, loss_nats, layers, .. } = RunResult::best_known(root)?;
     Some(Evaluation { step, train_loss_nats: f64::NAN, validation_loss_nats: Some(loss_nats?), layers })
 }
 
@@ -235,7 +265,7 @@ impl Bench<'_> {
     }
 
     fn request(&self, entry: &Entry, seed: u64) -> Request {
-        let mut set = self.args.set.clone();
+        let mut set = entry.set.clone();
         set.push(format!("train.steps={}", entry.spec.checked.recipe.steps));
         set.push(format!("train.seed={seed}"));
         Request { set, ..entry.spec.request(self.dataset) }
@@ -255,11 +285,11 @@ impl Bench<'_> {
             return Err(another("another budget, text or overrides"));
         }
         // A result that cannot be read is made again.
-        let Some(result) = RunResult::read(&root) else { return Ok(None) };
+        let Some(result) = RunResult::read(&root, self.args.eval_batches) else { return Ok(None) };
         if result.data_sha256 != self.corpus.sha256() {
             return Err(another("another text of that name"));
         }
-        Ok(Some(result).filter(|r| r.eval_batches == self.args.eval_batches))
+        Ok(Some(result))
     }
 
     /// Trains a run to its end, from its newest checkpoint if there is one, and evaluates it; `None` if a signal
@@ -351,7 +381,7 @@ impl Bench<'_> {
             step_ms: median(times.collect()),
             layers: loss.map(|l| l.layers).unwrap_or_default(),
         };
-        folder.write_report(RESULT_FILE, &json_text(&result)?)?;
+        folder.write_report(&result_file(result.eval_batches), &json_text(&result)?)?;
         Ok(result)
     }
 }
@@ -541,9 +571,75 @@ fn caption(c: &Comparison) -> String {
     )
 }
 
+/// A comparison that is there already.
+#[derive(Deserialize)]
+struct Earlier {
+    data_sha256: String,
+    steps: u64,
+    seeds: u64,
+    eval_batches: Option<u64>,
+    specs: Vec<EarlierSpec>,
+}
+
+#[derive(Deserialize)]
+struct EarlierSpec {
+    label: String,
+}
+
+impl Earlier {
+    /// Whether all that it says is said by another one, too.
+    fn is_part_of(&self, new: &Comparison) -> bool {
+        let there = |spec: &EarlierSpec| new.specs.iter().any(|row| row.label == spec.label);
+        (&self.data_sha256, self.steps, self.eval_batches) == (&new.data_sha256, new.steps, new.eval_batches)
+            && self.seeds <= new.seeds
+            && self.specs.iter().all(there)
+    }
+}
+
+/// Puts a table aside that says something which the new one does not.
+fn keep_earlier(folder: &Path, new: &Comparison, console: &Console) -> Result<(), Failure> {
+    let names = |number: &str| [format!("compare{number}.json"), format!("compare{number}.md")];
+    let path = |name: &String| folder.join(name);
+    let now = names("");
+    let earlier =
+        std::fs::read_to_string(path(&now[0])).ok().and_then(|text| serde_json::from_str::<Earlier>(&text).ok());
+    if earlier.is_some_and(|earlier| earlier.is_part_of(new)) || !now.iter().any(|name| path(name).exists()) {
+        return Ok(());
+    }
+    let free = (1u64..).map(|n| names(&format!("-{n}"))).find(|names| !names.iter().any(|name| path(name).exists()));
+    let aside = free.invariant("there is a number that no file has");
+    for (from, to) in now.iter().zip(&aside).filter(|(from, _)| path(from).exists()) {
+        std::fs::rename(path(from), path(to)).map_err(|e| Failure::file("rename", &path(from), &e))?;
+    }
+    console.note(format!("the earlier table, of other specs or budgets, is now {}", path(&aside[1]).display()));
+    Ok(())
+}
+
+/// The runs in the folder of a comparison, spec by spec and seed by seed; none in any other folder.
+pub(crate) fn runs_in(folder: &Path) -> Vec<PathBuf> {
+    let folders_in = |folder: &Path| {
+        let found = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        let mut found: Vec<PathBuf> = found.filter(|path| path.is_dir()).collect();
+        found.sort();
+        found
+    };
+    if folder.join("spec.moe").exists() {
+        return Vec::new();
+    }
+    let seed = |path: &PathBuf| -> Option<u64> { path.file_name()?.to_str()?.strip_prefix("seed-")?.parse().ok() };
+    let runs_of = |spec: PathBuf| {
+        let mut runs: Vec<PathBuf> =
+            folders_in(&spec).into_iter().filter(|run| seed(run).is_some() && run.join("spec.moe").exists()).collect();
+        runs.sort_by_key(seed);
+        runs
+    };
+    folders_in(folder).into_iter().flat_map(runs_of).collect()
+}
+
 /// Writes the table beside the runs and prints it.
 fn deliver(args: &CompareArgs, console: &Console, comparison: &Comparison) -> Result<Exit, Failure> {
     let (json, table) = (json_text(comparison)?, markdown(comparison));
+    keep_earlier(&args.out, comparison, console)?;
     for (name, text) in [("compare.json", &json), ("compare.md", &table)] {
         let path = args.out.join(name);
         std::fs::write(&path, text).map_err(|e| Failure::file("write", &path, &e))?;

@@ -1,6 +1,7 @@
 //! `moec compile`: sizes, layers, kernels and memory on one screen, or any stage of the compilation as text.
 
 use crate::cli::args::{CompileArgs, Emit};
+use crate::cli::configuration;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Output};
@@ -21,8 +22,9 @@ use std::fmt::Write as _;
 /// # Errors
 /// When the file is wrong, the model needs more memory than the device has, or the output cannot be written.
 pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let set: Vec<String> = args.spec.reading.set.iter().cloned().chain(args.precision.set()).collect();
-    let source = read_source(&args.spec.spec)?.with_overrides(&set);
+    let reading = &args.spec.reading;
+    let set: Vec<String> = reading.set.iter().cloned().chain(args.precision.set()).collect();
+    let source = configuration::placed(reading.config.as_deref(), &set, &read_source(&args.spec.spec)?)?;
     let sources = output::files_of_spec(&args.spec.spec, &source);
     let output = args.output.as_deref().map(|path| Output::new(path, &sources)).transpose()?;
     if args.emit == Some(Emit::Ast) {
@@ -242,7 +244,10 @@ fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: us
         model.context
     ));
     // Without a text the number of its characters is not known.
-    let assumed = if model.vocab == Vocab::Characters { " characters, --vocab N for others" } else { "" };
+    let assumed = match model.vocab {
+        Vocab::Characters => " characters; a training counts those of its text, as --vocab N does",
+        Vocab::Size(_) => "",
+    };
     line(format!("  vocabulary {vocab}{assumed}; {}", model.causality));
     line(String::new());
     line(format!("  {:<34} {:>12} {:>12} {:>14}", "layer", "parameters", "active", "FLOP per token"));

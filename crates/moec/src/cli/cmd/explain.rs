@@ -1,26 +1,44 @@
 //! `moec explain`: what a message code, a layer, a routing strategy, a balance loss, an optimiser, a schedule or a number of a
-//! training means.
+//! training means; and what is wrong with a run.
 
 use crate::cli::args::ExplainArgs;
+use crate::cli::cmd::compare;
 use crate::cli::columns::{COLUMNS, Column};
 use crate::cli::console::Console;
+use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::reference::{self, Entry};
+use crate::cli::run_report::Subject;
+use crate::cli::shell;
+use crate::cli::units::grouped;
+use crate::report::Finding;
 use moec_model::{LAYERS, Registry, reference as text};
+use moec_runtime::Metric;
 use moec_syntax::Code;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Characters that are sent through a model to see what its noise does.
+const CHARACTERS: usize = 512;
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the name stands for nothing.
-pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+/// When the name stands for nothing, or a run cannot be read.
+pub(crate) fn run(
+    args: &ExplainArgs,
+    registry: &Registry,
+    devices: Devices,
+    console: &Console,
+) -> Result<Exit, Failure> {
     let entries = reference::strategies(registry, args.spec.as_deref())?;
     let Some(name) = &args.name else {
         list(args, registry, &entries, console)?;
         return Ok(Exit::Success);
     };
     // Things of different kinds can have the same name: all are explained.
+    let as_run = Path::new(name);
     let (mut texts, mut values): (Vec<String>, Vec<Value>) = (Vec::new(), Vec::new());
     if let Ok(code) = name.to_uppercase().parse::<Code>() {
         texts.push(code.explain() + "\n");
@@ -47,13 +65,98 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
         values.push(column.json());
     }
     if texts.is_empty() {
-        return Err(not_found(name, registry, &entries));
+        let is_path = name.contains(std::path::is_separator) || matches!(name.as_str(), "." | "..");
+        return match is_path || as_run.is_dir() {
+            true => run_of(as_run, args, registry, devices, console),
+            false => Err(not_found(name, registry, &entries)),
+        };
+    }
+    if as_run.join("spec.moe").is_file() && as_run.components().count() == 1 {
+        console.note(format!(
+            "there is a run of that name, too: moec explain {}",
+            shell::path(&Path::new(".").join(name))
+        ));
     }
     match (args.json, &values[..]) {
-        (true, [value]) => console.json(value)?,
-        (true, _) => console.json(&Value::Array(values))?,
-        (false, _) => console.write(&texts.join("\n\n"))?,
+        (true, [_]) => console.json(&with_schema(values.remove(0)))?,
+        (true, _) => console.json(&Value::Array(values.into_iter().map(with_schema).collect()))?,
+        (false, _) => console.prose(&texts.join("\n\n"))?,
     }
+    Ok(Exit::Success)
+}
+
+/// What is wrong with a run.
+fn run_of(
+    path: &Path,
+    args: &ExplainArgs,
+    registry: &Registry,
+    devices: Devices,
+    console: &Console,
+) -> Result<Exit, Failure> {
+    if let [first, ..] = &compare::runs_in(path)[..] {
+        let message = format!("{} is a comparison of several runs", path.display());
+        let one = format!("moec explain {} explains one of them", shell::path(first));
+        let all = format!("moec report {} has what is wrong with all on a page", shell::path(path));
+        return Err(Failure::new(Exit::Usage, message).help(one).help(all));
+    }
+    let subject = Subject::read(path, registry, console)?;
+    let mut noise = BTreeMap::new();
+    if subject.is_noisy()
+        && let Some(text) = subject.text(CHARACTERS)
+    {
+        (_, noise) = subject.routes(&text, registry, args.device, devices, console)?;
+    }
+    let (found, missing) = subject.findings(noise);
+    let (metrics, spec) = (subject.metrics(), subject.spec());
+    let step = metrics.iter().map(Metric::step).max().unwrap_or(0);
+    let steps = spec.checked.recipe.steps;
+    let evaluations = metrics.iter().filter(|metric| matches!(metric, Metric::Evaluation(_))).count();
+    if args.json {
+        let diagnosis = |finding: &Finding| {
+            let Finding { diagnosis, line } = finding;
+            let line = line.as_ref().map(|l| json!({ "file": l.file, "number": l.number, "text": l.text }));
+            json!({
+                "fault": diagnosis.fault.name(),
+                "title": diagnosis.fault.title(),
+                "layers": diagnosis.layers,
+                "seen": diagnosis.seen,
+                "why": diagnosis.fault.why(),
+                "cure": diagnosis.cure,
+                "line": line,
+            })
+        };
+        console.json(&json!({
+            "schema": "moec.explain.run/1",
+            "run": subject.root.display().to_string(),
+            "step": step,
+            "steps": steps,
+            "evaluations": evaluations,
+            "missing": missing,
+            "diagnoses": found.iter().map(diagnosis).collect::<Vec<_>>(),
+        }))?;
+        return Ok(Exit::Success);
+    }
+    let several = if evaluations == 1 { "" } else { "s" };
+    let mut text = format!(
+        "{}: {} of {} steps, {evaluations} evaluation{several}\n",
+        subject.root.display(),
+        grouped(step),
+        grouped(steps)
+    );
+    for finding in &found {
+        text += &format!("\n{}\n", finding.diagnosis.text(&spec.source));
+    }
+    match (&missing, &found[..]) {
+        (Some(missing), _) => text += &format!("\ntoo little to say more: {missing}\n"),
+        (None, []) => {
+            text += "\nnone of the known faults is found: no divergence, better than guessing, no idle or crowded experts, no \
+                              drops beyond a few percent, no balance loss without effect or too strong, no noise without effect, \
+                              no router that stands still, nothing learnt by heart. That does not mean that the routing is good\n"
+        }
+        (None, _) => {}
+    }
+    text += &format!("\nall that it reported, on a page: moec report {}\n", shell::path(&subject.root));
+    console.prose(&text)?;
     Ok(Exit::Success)
 }
 
@@ -66,25 +169,25 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
         let parts = text::recipe_parts().map(|part| reference::part_json(&part));
         let columns = COLUMNS.iter().map(Column::json);
         let all = codes.chain(layers).chain(routers).chain(losses).chain(parts).chain(columns);
-        return console.json(&Value::Array(all.collect()));
+        return console.json(&Value::Array(all.map(with_schema).collect()));
     }
     for code in Code::ALL {
-        console.out(format!("{}  {}", code.number(), code.summary()))?;
+        console.prose(&format!("{}  {}\n", code.number(), code.summary()))?;
     }
     for layer in LAYERS {
-        console.out(format!("{}  layer: {}", layer.name, layer.summary))?;
+        console.prose(&format!("{}  layer: {}\n", layer.name, layer.summary))?;
     }
     for entry in entries {
-        console.out(format!("{}  router: {}", entry.strategy.name(), entry.strategy.summary()))?;
+        console.prose(&format!("{}  router: {}\n", entry.strategy.name(), entry.strategy.summary()))?;
     }
     for loss in registry.losses() {
-        console.out(format!("{}  balance loss: {}", loss.name, loss.summary))?;
+        console.prose(&format!("{}  balance loss: {}\n", loss.name, loss.summary))?;
     }
     for part in text::recipe_parts() {
-        console.out(format!("{}  {}: {}", part.name, part.kind, part.summary))?;
+        console.prose(&format!("{}  {}: {}\n", part.name, part.kind, part.summary))?;
     }
     for column in COLUMNS {
-        console.out(format!("{}  number of a training: {}", column.name, column.summary))?;
+        console.prose(&format!("{}  number of a training: {}\n", column.name, column.summary))?;
     }
     Ok(())
 }
@@ -102,9 +205,14 @@ fn not_found(name: &str, registry: &Registry, entries: &[Entry]) -> Failure {
     reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, &known)
 }
 
+/// One of the things that can be explained, with the name of its form.
+fn with_schema(mut value: Value) -> Value {
+    value["schema"] = "moec.explain/1".into();
+    value
+}
+
 fn code_json(code: Code) -> Value {
     json!({
-        "schema": "moec.explain/1",
         "kind": "code",
         "code": code.number(),
         "severity": code.severity().to_string(),

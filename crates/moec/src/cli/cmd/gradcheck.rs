@@ -5,11 +5,12 @@
 //! reference evaluator in 64 bits.
 
 use crate::cli::args::GradcheckArgs;
+use crate::cli::configuration;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::units::grouped;
 use crate::pipeline::{self, CompileError, Function};
-use crate::{Spec, cli::downloads, initial_states};
+use crate::{Spec, cli::downloads, initial_states, read_source};
 use indicatif::ProgressBar;
 use moec_ir::{Data, EvalError, Graph, Input, Output, Precision, Tensor, evaluate, random};
 use moec_model::{Lowered, NoisePolicy, Registry, Vocab};
@@ -38,7 +39,9 @@ pub(crate) fn run(args: &GradcheckArgs, registry: &Registry, console: &Console) 
             return Err(Failure::new(Exit::Usage, format!("{what} must be a positive number")));
         }
     }
-    let mut spec = Spec::read(&args.spec.spec, registry, args.spec.reading.model.as_deref(), &args.spec.reading.set)?;
+    let (reading, source) = (&args.spec.reading, read_source(&args.spec.spec)?);
+    let set = configuration::given(reading, &source, registry)?;
+    let mut spec = Spec::check(source, registry, reading.model.as_deref(), &set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, args.spec.reading.message_format);
     let shortened = shorten(&mut spec, args);
     let problem = Problem::of(&spec, args, registry, console)?;

@@ -18,8 +18,8 @@ pub(crate) fn run(args: &LayersArgs, console: &Console) -> Result<Exit, Failure>
         return Ok(Exit::Success);
     }
     for layer in LAYERS {
-        console.out(moec_model::reference::layer_brief(layer))?;
+        console.prose(&(moec_model::reference::layer_brief(layer) + "\n"))?;
     }
-    console.write("`moec explain NAME` prints equations, shapes and cost.\n")?;
+    console.prose("`moec explain NAME` prints equations, shapes and cost.\n")?;
     Ok(Exit::Success)
 }

@@ -1,6 +1,7 @@
 //! `moec report`: one HTML file about one or several runs.
 
 use crate::cli::args::ReportArgs;
+use crate::cli::cmd::compare;
 use crate::cli::columns::COLUMNS;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
@@ -28,9 +29,16 @@ pub(crate) fn run(
     console: &Console,
 ) -> Result<Exit, Failure> {
     let read = |path: &PathBuf| Subject::read(path, registry, console);
-    let subjects = args.runs.iter().map(read).collect::<Result<Vec<Subject>, Failure>>()?;
-    let named = args.output.clone().unwrap_or_else(|| match &subjects[..] {
-        [one] => one.root.join("report.html"),
+    // A comparison stands for its runs.
+    let expanded = |path: &PathBuf| match compare::runs_in(path) {
+        runs if runs.is_empty() => vec![path.clone()],
+        runs => runs,
+    };
+    let runs: Vec<PathBuf> = args.runs.iter().flat_map(expanded).collect();
+    let subjects = runs.iter().map(read).collect::<Result<Vec<Subject>, Failure>>()?;
+    let named = args.output.clone().unwrap_or_else(|| match (&subjects[..], &args.runs[..]) {
+        (_, [comparison]) if !compare::runs_in(comparison).is_empty() => comparison.join("report.html"),
+        ([one], _) => one.root.join("report.html"),
         _ => PathBuf::from("report.html"),
     });
     // Before anything takes its time.
@@ -44,7 +52,7 @@ pub(crate) fn run(
             let text = format!("characters that the noise of training sends to other experts: {}", shares.join(", "));
             run.facts.push(("noise".to_string(), text));
         }
-        run.diagnoses = subject.findings(noise);
+        (run.diagnoses, run.missing) = subject.findings(noise);
     }
     let columns = COLUMNS.iter().map(|c| ColumnText { name: c.name, summary: c.summary, text: c.text }).collect();
     let report = Report { version: env!("CARGO_PKG_VERSION"), runs, columns };

@@ -12,6 +12,7 @@ use crate::cli::routing::forward::{self, Windows, execute, failed, lowered, para
 use crate::cli::routing::record::{Array, Layer, LayerDifference, Record, Window, difference};
 use crate::cli::routing::text::Text;
 use crate::cli::routing::view::{self, Look, wrapped};
+use crate::cli::units::significant;
 use crate::pipeline::CompileOptions;
 use moec_ir::{Input, Invariant, Op};
 use moec_model::{Mode, Registry};
@@ -43,7 +44,9 @@ fn route(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Cons
     let is_about_one_layer = args.layer.is_some() || args.slot.is_some();
     let format = args.format.unwrap_or(match is_about_one_layer {
         true => RouteFormat::Text,
-        false if args.json || args.output.is_some() || !console.shows_results() => RouteFormat::Lines,
+        false if args.json || args.output.is_some() => RouteFormat::Lines,
+        // Who asks for colours wants to see them, wherever they go.
+        false if !console.shows_results() && !console.must_colour() => RouteFormat::Lines,
         false => RouteFormat::Text,
     });
     let is_lines = args.by.is_none() && format == RouteFormat::Lines;
@@ -56,6 +59,7 @@ fn route(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Cons
             .help("--format lines writes JSON lines, --by character --json a table"));
     }
     let run = opened(args, registry, console)?;
+    let layers = routed_layers(&run)?;
     let output =
         args.output.as_deref().map(|path| output::Output::new(path, &output::files_of_run(&run.root))).transpose()?;
     let text = Text::of(args, &run, if args.by.is_some() { COUNTED } else { SHOWN }, registry, console)?;
@@ -69,7 +73,7 @@ fn route(args: &RouteArgs, registry: &Registry, devices: Devices, console: &Cons
         (lines, format!("{} routes of {} layers", record.routes.len(), record.header.layers.len()))
     } else {
         (
-            shown(args, &run, &text, devices, console)?,
+            shown(args, &run, &layers, &text, devices, console)?,
             if args.by.is_some() { "the table" } else { "the text" }.to_string(),
         )
     };
@@ -108,14 +112,27 @@ fn remark(text: &Text) -> String {
     format!("{}{more}", text.what)
 }
 
-/// The coloured text, or the table.
-fn shown(args: &RouteArgs, run: &Run, text: &Text, devices: Devices, console: &Console) -> Result<String, Failure> {
+/// The layers that route, of which there must be one.
+fn routed_layers(run: &Run) -> Result<Vec<Layer>, Failure> {
     let layers = forward::routed_layers(run)?;
-    let last = layers.len().checked_sub(1).ok_or_else(|| {
+    if layers.is_empty() {
         let message = format!("model {} has no layer that routes", run.spec.checked.model.name);
-        Failure::new(Exit::Usage, message).help("`moe` layers do")
-    })?;
-    let named = args.layer.as_deref().map(|name| layer_of(&layers, name)).transpose()?;
+        return Err(Failure::new(Exit::Usage, message).help("`moe` layers do"));
+    }
+    Ok(layers)
+}
+
+/// The coloured text, or the table.
+fn shown(
+    args: &RouteArgs,
+    run: &Run,
+    layers: &[Layer],
+    text: &Text,
+    devices: Devices,
+    console: &Console,
+) -> Result<String, Failure> {
+    let last = layers.len() - 1;
+    let named = args.layer.as_deref().map(|name| layer_of(layers, name)).transpose()?;
     let slot = args.slot.map(|k| usize::try_from(k).unwrap_or(usize::MAX));
     let numbers: Vec<usize> = match (named, args.by) {
         (Some(number), _) => vec![number],
@@ -250,8 +267,8 @@ fn replay(
     } else {
         let verdict = match (agree, difference) {
             (true, 0.0) => "agree to the bit".to_string(),
-            (true, d) => format!("agree: the largest difference is {d:.1e}"),
-            (false, d) => format!("DIFFER: the largest difference is {d:.1e}"),
+            (true, d) => format!("agree: the largest difference is {}", significant(d)),
+            (false, d) => format!("DIFFER: the largest difference is {}", significant(d)),
         };
         console.out(format!(
             "{compared} logits of {} characters, recorded on {}, replayed on {}, {verdict}",
@@ -287,9 +304,10 @@ fn diff(files: &[PathBuf], as_json: bool, console: &Console) -> Result<Exit, Fai
     ))?;
     let line = |name: &str, characters: usize, first: f64, sets: f64, weight: f64| {
         console.out(format!(
-            "{name:<width$}  {characters:>10}  {:>10.1} %  {:>10.1} %  {weight:>17.2e}",
+            "{name:<width$}  {characters:>10}  {:>10.1} %  {:>10.1} %  {:>17}",
             100.0 * first,
-            100.0 * sets
+            100.0 * sets,
+            significant(weight)
         ))
     };
     for r in &rows {

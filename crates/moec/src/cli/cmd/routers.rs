@@ -21,12 +21,12 @@ pub(crate) fn run(args: &RoutersArgs, registry: &Registry, console: &Console) ->
     }
     console.out("Routing strategies, for `route:` of a `moe`\n")?;
     for entry in &entries {
-        console.out(entry.brief())?;
+        console.prose(&(entry.brief() + "\n"))?;
     }
     console.out("Balance losses, for `balance:` of a `moe`\n")?;
     for loss in registry.losses() {
-        console.out(moec_model::reference::loss_brief(loss))?;
+        console.prose(&(moec_model::reference::loss_brief(loss) + "\n"))?;
     }
-    console.write("`moec explain NAME` prints equations, shapes and cost.\n")?;
+    console.prose("`moec explain NAME` prints equations, shapes and cost.\n")?;
     Ok(Exit::Success)
 }

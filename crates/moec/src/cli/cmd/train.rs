@@ -91,7 +91,8 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     // What cannot be read again has been printed.
     let metrics = moec_runtime::read_metrics(root).unwrap_or_default();
     let layers = &compiled.lowered.moe_layers;
-    for diagnosis in diagnose(&Evidence { layers, metrics: &metrics, ..Evidence::default() }) {
+    let (vocab, recipe) = (Some(dataset.vocab().len()), Some(recipe));
+    for diagnosis in diagnose(&Evidence { layers, metrics: &metrics, vocab, recipe, ..Evidence::default() }) {
         console.note(diagnosis.text(&spec.source));
     }
     if args.sample > 0 {
@@ -172,8 +173,13 @@ fn write_profile(compiled: &Compiled, timings: &Timings, root: &Path, console: &
 fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Dataset, device: Device, console: &Console) {
     let model = &spec.checked.model;
     let lowered = &compiled.lowered;
+    // `moec compile` has no text, and so others.
+    let counted = match model.vocab {
+        moec_model::Vocab::Characters => format!(" with the {} characters of this text", dataset.vocab().len()),
+        moec_model::Vocab::Size(_) => String::new(),
+    };
     console.note(format!(
-        "{}: {} parameters, {} active per token; {} planned on {}",
+        "{}: {} parameters{counted}, {} active per token; {} planned on {}",
         model.name,
         grouped(lowered.parameter_count() as u64),
         grouped(lowered.active_parameter_count() as u64),

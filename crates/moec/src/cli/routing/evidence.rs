@@ -7,13 +7,10 @@ use crate::cli::routing::forward;
 use crate::cli::routing::record::{Record, Route};
 use crate::diagnosis::Turn;
 use crate::{Device, Run};
-use moec_model::{Mode, MoeLayerInfo};
+use moec_model::{Mode, MoeLayerInfo, Randomness};
 use moec_plan::{StateDecl, StateKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-
-/// The strategy whose noise is trained, so that it can be learnt away.
-const NOISY: &str = "noisy_top_k";
 
 /// Characters that are sent through a model once more, with noise.
 const CHARACTERS: usize = 512;
@@ -21,7 +18,13 @@ const CHARACTERS: usize = 512;
 /// The largest file of parameters that is read for this, in bytes.
 const LARGEST: u64 = 1 << 29;
 
-/// By layers with a trained noise, the share of characters that it sends to other experts than `record` says.
+/// Whether the noise of a layer is there to try other experts, so that it is of no use once it changes no choice. That of
+/// `gshard` leaves out its second expert instead.
+pub(crate) fn is_noisy(layer: &MoeLayerInfo) -> bool {
+    layer.traits.random == Randomness::Training && layer.strategy != "gshard"
+}
+
+/// By layers with noise in training, the share of characters that it sends to other experts than `record` says.
 ///
 /// # Errors
 /// When the device fails.
@@ -31,7 +34,9 @@ pub(crate) fn noise(
     device: Device,
     devices: Devices,
 ) -> Result<BTreeMap<String, f64>, Failure> {
-    if record.header.layers.iter().all(|layer| layer.strategy != NOISY) {
+    let layers = run.compiled.lowered.moe_layers.iter().filter(|layer| is_noisy(layer));
+    let layers: BTreeSet<&str> = layers.map(|layer| layer.path.as_str()).collect();
+    if layers.is_empty() {
         return Ok(BTreeMap::new());
     }
     // Whole windows, so that all that a character sees is the same.
@@ -40,11 +45,11 @@ pub(crate) fn noise(
     let text: String = record.header.text.chars().take(characters).collect();
     // Another seed than that of the record, which may have noise of its own.
     let noisy = forward::recorded(run, &text, record.header.seed + 1, Mode::Train, device, devices)?;
-    Ok(differences(record, &noisy))
+    Ok(differences(record, &noisy, &layers))
 }
 
-/// The shares of characters with other experts, by layers with a trained noise.
-fn differences(record: &Record, noisy: &Record) -> BTreeMap<String, f64> {
+/// The shares of characters with other experts, for these layers.
+fn differences(record: &Record, noisy: &Record, layers: &BTreeSet<&str>) -> BTreeMap<String, f64> {
     let key = |r: &Route| (r.layer.clone(), r.position);
     let experts = |r: &Route| {
         let mut experts = r.experts.clone();
@@ -52,13 +57,12 @@ fn differences(record: &Record, noisy: &Record) -> BTreeMap<String, f64> {
         experts
     };
     let before: BTreeMap<(String, usize), Vec<usize>> = record.routes.iter().map(|r| (key(r), experts(r))).collect();
-    let layers = noisy.header.layers.iter().filter(|layer| layer.strategy == NOISY);
     let share = |path: &str| {
         let routes: Vec<&Route> = noisy.routes.iter().filter(|r| r.layer == path).collect();
         let other = routes.iter().filter(|r| before.get(&key(r)).is_some_and(|b| *b != experts(r))).count();
         (!routes.is_empty()).then(|| other as f64 / routes.len() as f64)
     };
-    layers.filter_map(|layer| Some((layer.path.clone(), share(&layer.path)?))).collect()
+    layers.iter().filter_map(|path| Some((path.to_string(), share(path)?))).collect()
 }
 
 /// How far the routers of these layers moved between the two newest checkpoints; nothing where there are no two.
@@ -133,7 +137,7 @@ mod tests {
 
     #[test]
     fn characters_with_other_experts_are_counted() {
-        let record = |strategy: &str, routes: &[&[usize]]| {
+        let record = |routes: &[&[usize]]| {
             let route = |(position, experts): (usize, &&[usize])| Route {
                 layer: "moe".into(),
                 position,
@@ -152,14 +156,15 @@ mod tests {
                 seed: 0,
                 context: 2,
                 text: String::new(),
-                layers: vec![Layer { path: "moe".into(), strategy: strategy.into(), experts: 4 }],
+                layers: vec![Layer { path: "moe".into(), strategy: "noisy_top_k".into(), experts: 4 }],
             };
             Record { header, windows: Vec::new(), routes: routes.iter().enumerate().map(route).collect() }
         };
-        let quiet = record(NOISY, &[&[0, 1], &[2, 3], &[1, 2], &[0, 3], &[0, 2]]);
+        let quiet = record(&[&[0, 1], &[2, 3], &[1, 2], &[0, 3], &[0, 2]]);
         // The same in another order is the same; the last one is not asked again.
-        let noisy = record(NOISY, &[&[1, 0], &[2, 3], &[1, 3], &[0, 3]]);
-        assert_eq!(differences(&quiet, &noisy), BTreeMap::from([("moe".to_string(), 0.25)]));
-        assert!(differences(&quiet, &record("switch", &[&[1]])).is_empty());
+        let noisy = record(&[&[1, 0], &[2, 3], &[1, 3], &[0, 3]]);
+        let layers = BTreeSet::from(["moe"]);
+        assert_eq!(differences(&quiet, &noisy, &layers), BTreeMap::from([("moe".to_string(), 0.25)]));
+        assert!(differences(&quiet, &noisy, &BTreeSet::from(["other"])).is_empty());
     }
 }

@@ -1,0 +1,111 @@
+//! What was meant by an option that there is not: most often a value of the file, which is changed with `-s`.
+
+use crate::cli::exit::{Exit, Failure};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use moec_model::{SettingForm, train_settings};
+use moec_syntax::{Meant, meant};
+
+/// The refusal of an option that there is not, if more can be said than that another one is spelt alike.
+pub(crate) fn unknown_option(error: &clap::Error, root: &clap::Command, arguments: &[String]) -> Option<Failure> {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else { return None };
+    let name = option.strip_prefix("--")?;
+    let command = arguments.iter().skip(1).find_map(|word| root.find_subcommand(word))?;
+    let failure = Failure::new(Exit::Usage, format!("`moec {}` has no option {option}", command.get_name()));
+    let takes = |long: &str| command.get_arguments().any(|argument| argument.get_long() == Some(long));
+    if takes("set") {
+        // The nearest of the command's own options is clap's matter.
+        let is_alike = error.get(ContextKind::SuggestedArg).is_some();
+        let value = value_of(option, arguments).unwrap_or("VALUE");
+        return match setting(name).filter(|path| !path.strip_prefix("train.").is_some_and(takes)) {
+            Some(path) => Some(failure.help(format!("a value of the recipe is changed with -s: -s {path}={value}"))),
+            None if is_alike => None,
+            None => Some(failure.help(format!(
+                "a `let` of the file, or a value of its recipe, is changed with -s: -s {}={value}",
+                name.replace('-', "_")
+            ))),
+        };
+    }
+    let takes_run = command.get_positionals().any(|argument| argument.get_id().as_str() == "run");
+    (name == "checkpoint" && takes_run).then(|| {
+        failure.help("a checkpoint is named by its folder in the place of the run: RUN/checkpoints/step-00001000")
+    })
+}
+
+/// What clap says of a wrong command line, for programs.
+pub(crate) fn plain(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let message = lines.next().unwrap_or_default();
+    let failure = Failure::new(Exit::Usage, message.strip_prefix("error: ").unwrap_or(message));
+    lines.filter_map(|line| line.strip_prefix("tip: ")).fold(failure, |failure, tip| failure.help(tip))
+}
+
+/// What was written behind an option.
+fn value_of<'a>(option: &str, arguments: &'a [String]) -> Option<&'a str> {
+    let mut rest = arguments.iter().skip_while(|word| *word != option && !word.starts_with(&format!("{option}=")));
+    let word = rest.next()?;
+    match word.split_once('=') {
+        Some((_, value)) => Some(value),
+        None => rest.next().map(String::as_str).filter(|value| !value.starts_with("--")),
+    }
+}
+
+/// The path of a value of the recipe, by its name or by that of other tools: `lr`, `batch-size`, `checkpoint`.
+fn setting(name: &str) -> Option<String> {
+    let mut known: Vec<(String, String)> = Vec::new();
+    for setting in train_settings() {
+        let path = format!("train.{}", setting.name);
+        match &setting.form {
+            SettingForm::Data | SettingForm::Value(..) => known.push((setting.name.to_string(), path)),
+            SettingForm::Arguments(arguments) => {
+                let first = arguments.first().map(|first| (setting.name.to_string(), format!("{path}.{}", first.name)));
+                known.extend(first);
+                let of = |a: &moec_model::ParameterSpec| {
+                    (format!("{}_{}", setting.name, a.name), format!("{path}.{}", a.name))
+                };
+                known.extend(arguments.iter().map(of));
+            }
+            SettingForm::Choice(choices) => {
+                known.push((setting.name.to_string(), path.clone()));
+                let parameters = choices.iter().flat_map(|(_, parameters)| parameters);
+                known.extend(parameters.map(|p| (p.name.to_string(), format!("{path}.{}", p.name))));
+            }
+        }
+    }
+    let name = name.replace('-', "_");
+    let path = |name: &str| known.iter().find(|(known, _)| known == name).map(|(_, path)| path.clone());
+    path(&name).or_else(|| match meant(&name, known.iter().map(|(name, _)| name.as_str())) {
+        // What is merely spelt alike may as well be an option.
+        Some(Meant::Word(word)) if moec_syntax::did_you_mean(&name, [word]).is_none() => path(word),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_the_recipe_have_paths() {
+        let path = |name| setting(name).unwrap_or_default();
+        assert_eq!(path("lr"), "train.optimizer.lr");
+        assert_eq!(path("learning-rate"), "train.optimizer.lr");
+        assert_eq!(path("weight-decay"), "train.optimizer.weight_decay");
+        assert_eq!(path("checkpoint"), "train.checkpoint.every");
+        assert_eq!(path("checkpoint-keep"), "train.checkpoint.keep");
+        assert_eq!(path("warmup"), "train.schedule.warmup");
+        assert_eq!(path("batch-size"), "train.batch");
+        assert_eq!((path("stpes"), path("width")), (String::new(), String::new()));
+    }
+
+    #[test]
+    fn the_value_is_taken_over() {
+        let words = |text: &str| text.split(' ').map(str::to_string).collect::<Vec<_>>();
+        assert_eq!(value_of("--lr", &words("moec train a.moe --lr 1e-3")), Some("1e-3"));
+        assert_eq!(value_of("--lr", &words("moec train --lr=3 a.moe")), Some("3"));
+        assert_eq!(value_of("--lr", &words("moec train --lr --steps 3")), None);
+    }
+}

@@ -1,0 +1,164 @@
+//! What a first day with the program ran into.
+
+use super::{Lab, SMALL, expect, moec, root, spec, text};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+const ON: [&str; 2] = ["--device", "interpreter"];
+
+#[test]
+fn an_option_of_another_tool_is_answered_with_the_value_that_it_means() {
+    let lab = Lab::new();
+    let told = |arguments: &[&str]| expect(arguments, 2).err;
+    let train = |option: &[&str]| told(&[&["train", &lab.spec][..], option].concat());
+    assert!(train(&["--lr", "1e-3"]).contains("-s train.optimizer.lr=1e-3"));
+    assert!(train(&["--learning-rate=2e-3"]).contains("-s train.optimizer.lr=2e-3"));
+    assert!(train(&["--checkpoint", "10"]).contains("-s train.checkpoint.every=10"));
+    assert!(train(&["--batch-size", "4"]).contains("-s train.batch=4"));
+    assert!(train(&["--width", "64"]).contains("-s width=64"));
+    assert!(train(&["--stpes", "4"]).contains("'--steps'"));
+    assert!(told(&["bench", &lab.spec, "--warmup", "10"]).contains("-s train.schedule.warmup=10"));
+    assert!(told(&["sample", "runs/x", "--checkpoint", "10"]).contains("checkpoints/step-"));
+    // What is said is right.
+    expect(&["check", &lab.spec, "-s", "train.checkpoint.every=10", "-s", "train.optimizer.lr=1e-3"], 0);
+}
+
+#[test]
+fn help_fits_the_terminal_and_is_broken_once() {
+    let commands = ["new", "check", "explain", "train", "compare", "route", "report", "cache", "import", "completions"];
+    for command in commands {
+        for columns in [60, 80] {
+            let output = moec().args([command, "--help"]).env("COLUMNS", columns.to_string()).output().unwrap();
+            let help = String::from_utf8(output.stdout).unwrap();
+            let (_, below) = help.split_once("Examples:").unwrap();
+            for line in below.lines() {
+                // A command has words that cannot be broken.
+                let is_long = line.chars().count() > columns && line.trim().contains("  ");
+                assert!(!is_long, "{command} at {columns}: {line}");
+            }
+            // A paragraph goes on until there is no room for the next word.
+            let prose: Vec<&str> = below.lines().collect();
+            for pair in prose.windows(2).filter(|pair| pair.iter().all(|line| line.starts_with(char::is_alphabetic))) {
+                let next = pair[1].split(' ').next().unwrap_or_default();
+                let room = pair[0].chars().count() + 1 + next.chars().count() <= columns;
+                assert!(!room, "{command} at {columns}: {pair:?}");
+            }
+        }
+    }
+    let page = expect(&["man", "train"], 0).out;
+    assert!(page.contains(".SH EXAMPLES\n") && !page.contains("EXTRA"), "{page}");
+    assert!(expect(&["man"], 0).out.contains(".SH \"EXIT STATUS\"\n"));
+}
+
+#[test]
+fn a_new_file_has_lines_that_can_be_read() {
+    let lab = Lab::new();
+    for template in ["dense", "top2", "noisy_top2", "switch", "fine_grained", "router"] {
+        let file = lab.at(&format!("my_{template}.moe"));
+        expect(&["new", &file, "--template", template], 0);
+        let written = fs::read_to_string(&file).unwrap();
+        let longest = written.lines().map(|line| line.chars().count()).max();
+        assert!(longest <= Some(100), "{template}: {longest:?}");
+        expect(&["check", &file], 0);
+        expect(&["fmt", "--check", &file], 0);
+    }
+}
+
+#[test]
+fn an_evaluation_is_short_beside_the_training_between_two() {
+    let lab = Lab::new();
+    let batches = |more: &[&str]| {
+        let model = expect(&[&["compile", &lab.spec, "--emit", "model"][..], more].concat(), 0).out;
+        let (_, behind) = model.split_once("batches: ").unwrap();
+        behind.lines().next().unwrap().to_string()
+    };
+    assert_eq!(batches(&[]), "2", "as the file says");
+    let plain = SMALL.replace("  evaluate(every: 6, batches: 2)\n", "");
+    fs::write(&lab.spec, plain).unwrap();
+    assert_eq!(batches(&[]), "25");
+    assert_eq!(batches(&["-s", "train.evaluate.every=12"]), "3");
+    assert_eq!(batches(&["-s", "train.evaluate.every=2"]), "1");
+    assert_eq!(batches(&["-s", "train.evaluate.every=100000"]), "400");
+    assert_eq!(batches(&["-s", "train.evaluate.batches=7"]), "7");
+    // Those whose results are published say it themselves.
+    for name in ["noisy_top2.moe", "top2.moe", "tiny.moe", "dense.moe"] {
+        let text = fs::read_to_string(root().join("specs").join(name)).unwrap();
+        assert!(text.contains("evaluate(every: ") && text.contains("batches: "), "{name}");
+    }
+}
+
+#[test]
+fn parameters_are_counted_of_characters_that_are_named() {
+    let lab = Lab::new();
+    let screen = expect(&["compile", &spec("tiny.moe")], 0).out;
+    assert!(screen.contains("vocabulary 65 characters; a training counts those of its text"), "{screen}");
+    let told = lab.train(&lab.at("run"), &ON, 0).err;
+    let count = told.split(" parameters with the 28 characters of this text").next().unwrap();
+    let count: String = count.rsplit(' ').next().unwrap().replace(',', "");
+    let json = expect(&["compile", &lab.spec, "--vocab", "28", "--json"], 0).out;
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["parameters"].to_string(), count, "{told}");
+}
+
+#[test]
+fn routes_go_where_they_are_asked_to() {
+    let lab = Lab::new();
+    let run = lab.at("run");
+    lab.train(&run, &ON, 0);
+    let route = |more: &[&str]| expect(&[&["route", &run, "--text", "the fox"][..], &ON, more].concat(), 0).out;
+    assert!(route(&["--color", "always"]).contains("\u{1b}["), "colours were asked for");
+    assert!(route(&[]).starts_with('{'));
+    // Numbers as people write them.
+    let (a, b) = (text(Path::new(&lab.at("a")), route(&[])), lab.at("b"));
+    lab.train(&lab.at("other"), &[&ON[..], &["--seed", "5"]].concat(), 0);
+    expect(&[&["route", &lab.at("other"), "--text", "the fox", "-o", &b][..], &ON].concat(), 0);
+    let table = expect(&["route", "--diff", &a, &b], 0).out;
+    assert!(table.contains("  0.") && !table.contains("e-1"), "{table}");
+
+    // A model without experts has no routes, and nothing is written that looks like some.
+    let dense = SMALL.replace(
+        "moe(experts: 3 * mlp(hidden: 24, activation: relu, dropout: 0.1), route: noisy_top_k(k: 2, epsilon: 0))",
+        "mlp(hidden: 24)",
+    );
+    fs::write(&lab.spec, dense).unwrap();
+    let run = lab.at("dense");
+    lab.train(&run, &ON, 0);
+    for more in [&[][..], &["--by", "character"], &["--format", "text"], &["--format", "lines"]] {
+        let ran = expect(&[&["route", &run][..], &ON, more].concat(), 2);
+        assert!(ran.out.is_empty() && ran.err.contains("no layer that routes"), "{}{}", ran.out, ran.err);
+    }
+}
+
+#[test]
+fn a_comparison_loses_no_earlier_one_and_is_reported_as_a_whole() {
+    let lab = Lab::new();
+    let other = text(&lab.folder.path().join("other.moe"), SMALL.replace("k: 2, epsilon: 0", "k: 1"));
+    let out = lab.at("out");
+    let compare = |specs: &[&str], more: &[&str]| {
+        let common = ["--data", &lab.data, "--out", &out];
+        expect(&[&["compare"][..], specs, &common, &ON, more].concat(), 0).err
+    };
+    let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(format!("{out}/{name}")).unwrap()).unwrap() };
+    let whole = |run: &str| read(&format!("{run}/seed-1/result.json"));
+    compare(&[&lab.spec], &[]);
+    let (first, evaluated) = (read("compare.json"), whole("small"));
+    // The same and more: the table only grows.
+    compare(&[&lab.spec, &other], &[]);
+    assert!(!Path::new(&out).join("compare-1.json").exists());
+    let both = read("compare.json");
+    // A quick look at one of them, with another evaluation.
+    let told = compare(&[&lab.spec], &["--eval-batches", "1"]);
+    assert!(told.contains("compare-1.md"), "{told}");
+    assert_eq!((read("compare-1.json"), whole("small")), (both, evaluated));
+    assert_eq!(read("compare.json")["eval_batches"], 1);
+    assert_ne!(first, read("compare.json"));
+    assert!(compare(&[&lab.spec], &["--eval-batches", "1"]).contains("finished before"));
+    assert!(!Path::new(&out).join("compare-2.json").exists());
+
+    let told = expect(&[&["report", &out, "--characters", "0"][..], &ON].concat(), 0).err;
+    assert!(told.contains(&format!("wrote {out}/report.html")), "{told}");
+    let page = fs::read_to_string(format!("{out}/report.html")).unwrap();
+    assert!(page.contains("out/small/seed-1") && page.contains("out/other/seed-1"));
+    let told = expect(&["explain", &out], 2).err;
+    assert!(told.contains("comparison of several runs") && told.contains("moec report"), "{told}");
+}
