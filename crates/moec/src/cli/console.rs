@@ -2,6 +2,8 @@
 
 use crate::cli::args::{Color, MessageFormat};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::live::screen;
+use crate::cli::table;
 use moec_runtime::PassedOver;
 use moec_syntax::{Diagnostic, SourceFile};
 use std::io::{IsTerminal, Write};
@@ -14,7 +16,12 @@ pub(crate) struct Console {
     colour: bool,
     /// On standard output.
     colour_of_results: bool,
+    /// Whether remarks are left out.
+    quiet: bool,
 }
+
+/// Columns of lines where there is no terminal; as the help has them.
+const COLUMNS: usize = 100;
 
 impl Console {
     /// Decides about colours.
@@ -29,7 +36,18 @@ impl Console {
             }
         };
         let colour = is_coloured(std::io::stderr().is_terminal());
-        Self { colour, colour_of_results: is_coloured(std::io::stdout().is_terminal()) }
+        Self { colour, colour_of_results: is_coloured(std::io::stdout().is_terminal()), quiet: false }
+    }
+
+    /// The same, without remarks if it is so: warnings and errors are all that it writes to standard error.
+    #[must_use]
+    pub(crate) fn quiet(self, quiet: bool) -> Self {
+        Self { quiet, ..self }
+    }
+
+    /// Whether remarks may have colours.
+    pub(crate) fn colours_remarks(&self) -> bool {
+        self.colour
     }
 
     /// Whether results may have colours.
@@ -42,10 +60,14 @@ impl Console {
         std::io::stdout().is_terminal()
     }
 
-    /// Columns of the terminal that results are read on; of a common one where it is none.
+    /// Columns of the terminal that results are read on; where it is none those that `COLUMNS` says, or 100.
     pub(crate) fn columns(&self) -> usize {
-        let size = terminal_size::terminal_size_of(std::io::stdout());
-        size.map_or(80, |(width, _)| usize::from(width.0)).max(1)
+        columns(terminal_size::terminal_size_of(std::io::stdout())).unwrap_or(COLUMNS)
+    }
+
+    /// Columns of the terminal that remarks are read on, in the same way.
+    pub(crate) fn columns_of_remarks(&self) -> usize {
+        columns(terminal_size::terminal_size_of(std::io::stderr())).unwrap_or(COLUMNS)
     }
 
     /// Whether progress can be redrawn in place.
@@ -104,16 +126,46 @@ impl Console {
         self.out(format!("{value:#}"))
     }
 
-    /// A remark.
+    /// Sentences of result, in lines that fit the terminal; as they are where there is none.
+    ///
+    /// # Errors
+    /// As [`Console::out`].
+    pub(crate) fn out_fitted(&self, text: impl AsRef<str>) -> Result<(), Failure> {
+        match columns(terminal_size::terminal_size_of(std::io::stdout())) {
+            Some(columns) => self.out(table::fitted(text.as_ref(), columns)),
+            None => self.out(text),
+        }
+    }
+
+    /// A remark on what goes on.
     pub(crate) fn note(&self, line: impl AsRef<str>) {
-        // There is nowhere left to complain to if standard error is gone.
-        let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
+        if !self.quiet {
+            self.warn(line);
+        }
+    }
+
+    /// A remark of sentences, in lines that fit the terminal; as it is where there is none. (What is to be copied into a
+    /// shell must not be broken.)
+    pub(crate) fn note_fitted(&self, text: impl AsRef<str>) {
+        match columns(terminal_size::terminal_size_of(std::io::stderr())) {
+            Some(columns) => self.note(table::fitted(text.as_ref(), columns)),
+            None => self.note(text),
+        }
+    }
+
+    /// What must be known even by those who want no remarks.
+    pub(crate) fn warn(&self, line: impl AsRef<str>) {
+        // A live view keeps it until the terminal is free again.
+        if !screen::keep(line.as_ref()) {
+            // There is nowhere left to complain to if standard error is gone.
+            let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
+        }
     }
 
     /// Checkpoints that are damaged, and the step of the one before them that is taken.
     pub(crate) fn passed_over(&self, damaged: &[PassedOver], step: u64) {
         for PassedOver { error, .. } in damaged {
-            self.note(format!("{error}\n  the checkpoint of step {step} is taken, the newest before it that is whole"));
+            self.warn(format!("{error}\n  the checkpoint of step {step} is taken, the newest before it that is whole"));
         }
     }
 
@@ -121,11 +173,11 @@ impl Console {
     pub(crate) fn diagnostics(&self, source: &SourceFile, diagnostics: &[Diagnostic], format: MessageFormat) {
         for diagnostic in diagnostics {
             match format {
-                MessageFormat::Full => self.note(format!("{}\n", diagnostic.render(source, self.colour))),
-                MessageFormat::Short => self.note(diagnostic.render_short(source)),
+                MessageFormat::Full => self.warn(format!("{}\n", diagnostic.render(source, self.colour))),
+                MessageFormat::Short => self.warn(diagnostic.render_short(source)),
                 MessageFormat::Json => {
                     let rendered = diagnostic.to_rendered(source);
-                    self.note(serde_json::to_string(&rendered).unwrap_or_else(|e| e.to_string()));
+                    self.warn(serde_json::to_string(&rendered).unwrap_or_else(|e| e.to_string()));
                 }
             }
         }
@@ -143,11 +195,19 @@ impl Console {
                 } else {
                     "error"
                 };
-                self.note(format!("{bold}{red}{word}{plain}{bold}: {message}{plain}"));
+                self.warn(format!("{bold}{red}{word}{plain}{bold}: {message}{plain}"));
                 for line in help {
-                    self.note(format!("  help: {line}"));
+                    self.warn(format!("  help: {line}"));
                 }
             }
         }
     }
+}
+
+/// Columns of a terminal, or those that `COLUMNS` says.
+fn columns(size: Option<(terminal_size::Width, terminal_size::Height)>) -> Option<usize> {
+    let said = || std::env::var("COLUMNS").ok()?.trim().parse().ok().filter(|&columns: &usize| columns > 0);
+    // A terminal that says 0 does not know.
+    let measured = size.map(|(width, _)| usize::from(width.0)).filter(|&columns| columns > 0);
+    measured.or_else(said)
 }

@@ -69,7 +69,7 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, devices: Devices, consol
             "layers": loss.layers,
         }))?;
     } else {
-        console.out(format!(
+        console.out_fitted(format!(
             "loss {:.4} nats ({bits:.4} bits per character, perplexity {:.3}) over {} characters of {} ({name}), step {}",
             loss.loss_nats,
             loss.loss_nats.exp(),

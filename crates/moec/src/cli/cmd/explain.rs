@@ -43,7 +43,7 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
         values.push(part.json());
     }
     for column in COLUMNS.iter().filter(|column| column.name == name) {
-        texts.push(column.full());
+        texts.push(column.full(console.columns()));
         values.push(column.json());
     }
     if texts.is_empty() {
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &ExplainArgs, registry: &Registry, console: &Console) ->
     match (args.json, &values[..]) {
         (true, [value]) => console.json(value)?,
         (true, _) => console.json(&Value::Array(values))?,
-        (false, _) => console.write(&texts.join("\n\n"))?,
+        (false, _) => console.out_fitted(texts.join("\n\n").trim_end_matches('\n'))?,
     }
     Ok(Exit::Success)
 }
@@ -69,22 +69,22 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
         return console.json(&Value::Array(all.collect()));
     }
     for code in Code::ALL {
-        console.out(format!("{}  {}", code.number(), code.summary()))?;
+        console.out_fitted(format!("{}  {}", code.number(), code.summary()))?;
     }
     for layer in LAYERS {
-        console.out(format!("{}  layer: {}", layer.name, layer.summary))?;
+        console.out_fitted(format!("{}  layer: {}", layer.name, layer.summary))?;
     }
     for entry in entries {
-        console.out(format!("{}  router: {}", entry.strategy.name(), entry.strategy.summary()))?;
+        console.out_fitted(format!("{}  router: {}", entry.strategy.name(), entry.strategy.summary()))?;
     }
     for loss in registry.losses() {
-        console.out(format!("{}  balance loss: {}", loss.name, loss.summary))?;
+        console.out_fitted(format!("{}  balance loss: {}", loss.name, loss.summary))?;
     }
     for part in reference::recipe_parts() {
-        console.out(format!("{}  {}: {}", part.name, part.kind, part.summary))?;
+        console.out_fitted(format!("{}  {}: {}", part.name, part.kind, part.summary))?;
     }
     for column in COLUMNS {
-        console.out(format!("{}  number of a training: {}", column.name, column.summary))?;
+        console.out_fitted(format!("{}  number of a training: {}", column.name, column.summary))?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &LayersArgs, console: &Console) -> Result<Exit, Failure>
         return Ok(Exit::Success);
     }
     for layer in LAYERS {
-        console.out(reference::layer_brief(layer))?;
+        console.out_fitted(reference::layer_brief(layer))?;
     }
     console.write("`moec explain NAME` prints equations, shapes and cost.\n")?;
     Ok(Exit::Success)

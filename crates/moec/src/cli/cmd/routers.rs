@@ -21,11 +21,11 @@ pub(crate) fn run(args: &RoutersArgs, registry: &Registry, console: &Console) ->
     }
     console.out("Routing strategies, for `route:` of a `moe`\n")?;
     for entry in &entries {
-        console.out(entry.brief())?;
+        console.out_fitted(entry.brief())?;
     }
     console.out("Balance losses, for `balance:` of a `moe`\n")?;
     for loss in registry.losses() {
-        console.out(reference::loss_brief(loss))?;
+        console.out_fitted(reference::loss_brief(loss))?;
     }
     console.write("`moec explain NAME` prints equations, shapes and cost.\n")?;
     Ok(Exit::Success)
