@@ -1367,6 +1367,9 @@ fn characters_are_counted_by_expert() {
     expect(&["route", &run, "--top", "2"], 2);
 }
 
+#[path = "cli/progress.rs"]
+mod progress;
+
 #[allow(dead_code, reason = "its `main` is for running it as an example")]
 #[path = "../crates/moec/examples/hello.rs"]
 mod hello;

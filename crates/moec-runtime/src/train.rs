@@ -56,6 +56,16 @@ impl TrainConfig {
         self.evaluate_every > 0 && self.evaluate_batches > 0
     }
 
+    /// Evaluations that a run has before it when `step` steps are made, and that of this step is done or not due.
+    pub fn evaluations_after(&self, step: u64) -> u64 {
+        if self.evaluates() { due_after(self.evaluate_every, step, self.steps) } else { 0 }
+    }
+
+    /// Checkpoints that a run has before it when `step` steps are made, and that of this step is saved or not due.
+    pub fn checkpoints_after(&self, step: u64) -> u64 {
+        due_after(self.checkpoint_every, step, self.steps)
+    }
+
     /// The learning rate of the step after `step` steps.
     pub fn learning_rate(&self, step: u64) -> f64 {
         self.schedule.at(self.optimizer.lr(), step, self.steps)
@@ -322,6 +332,16 @@ pub fn train_loss(executable: &mut Executable<'_>) -> Result<f64, TrainError> {
 
 fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
+}
+
+/// How often something is due after `step` of `steps` steps that is due every so many, and after the last.
+fn due_after(every: u64, step: u64, steps: u64) -> u64 {
+    if step >= steps {
+        return 0;
+    }
+    let counted = |step: u64| step.checked_div(every).unwrap_or(0);
+    let last = u64::from(!due(every, steps));
+    counted(steps) - counted(step) + last
 }
 
 fn is_evaluated(metrics: &[Metric], step: u64) -> bool {

@@ -1,6 +1,7 @@
 //! The command line: a client of the library. Every command is a file in `cmd/`, its arguments are in `args`.
 
 pub(crate) mod args;
+mod balance;
 pub(crate) mod cmd;
 mod columns;
 mod configuration;
@@ -11,6 +12,7 @@ mod event_file;
 pub(crate) mod exit;
 mod folders;
 mod kernel_table;
+mod live;
 mod output;
 mod progress;
 mod quiet;
@@ -22,6 +24,7 @@ mod run_text;
 mod shell;
 mod signals;
 mod sources;
+mod table;
 mod task;
 mod tips;
 mod units;
@@ -40,6 +43,7 @@ use std::process::ExitCode;
 /// A fault of moec itself or of a library below it ends with a short message and exit code 101.
 pub fn run(registry: Registry) -> ExitCode {
     std::panic::set_hook(Box::new(|fault| {
+        live::screen::give_back_in_panic();
         let text = fault.payload_as_str().unwrap_or("no reason given");
         let place = fault.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
         let first = text.lines().find(|l| !l.trim().is_empty()).unwrap_or_default();
@@ -50,6 +54,8 @@ pub fn run(registry: Registry) -> ExitCode {
         );
     }));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(&registry)));
+    // Whatever happened, the shell gets its terminal as it was.
+    live::screen::give_back();
     outcome.unwrap_or_else(|_| ExitCode::from(exit::Exit::Fault as u8))
 }
 

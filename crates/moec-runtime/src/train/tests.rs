@@ -114,6 +114,27 @@ fn metrics(root: &Path) -> Vec<Metric> {
 }
 
 #[test]
+fn what_a_run_has_before_it_is_counted_as_the_loop_does_it() {
+    let tiny = Tiny::new();
+    for (steps, evaluate_every, checkpoint_every) in [(12, 5, 4), (12, 6, 12), (11, 20, 0), (12, 0, 5)] {
+        let config = TrainConfig { steps, evaluate_every, checkpoint_every, evaluate_batches: 1, ..config() };
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("run");
+        let summary = begin(&tiny, &root, &config, &mut Stopper::default()).unwrap();
+        assert_eq!(summary.outcome, Outcome::Finished);
+        let evaluated = metrics(&root).into_iter().filter(|m| matches!(m, Metric::Evaluation(_)));
+        let evaluated: Vec<u64> = evaluated.map(|m| m.step()).collect();
+        let saved = fs::read_dir(root.join("checkpoints")).unwrap().count() as u64;
+        assert_eq!((config.evaluations_after(0), config.checkpoints_after(0)), (evaluated.len() as u64, saved));
+        for step in 0..=steps {
+            let left = evaluated.iter().filter(|&&at| at > step).count() as u64;
+            assert_eq!(config.evaluations_after(step), left, "{steps} {evaluate_every} after {step}");
+        }
+        assert_eq!(config.checkpoints_after(steps), 0);
+    }
+}
+
+#[test]
 fn the_loss_falls_and_everything_is_reported() {
     let tiny = Tiny::new();
     let folder = tempfile::tempdir().unwrap();

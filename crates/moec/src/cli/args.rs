@@ -154,6 +154,8 @@ replaces that. Options such as --steps of `moec train` stand for -s. What --conf
   moec train --resume runs/shakespeare
   moec train --resume runs/latest --steps 10000
   moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64
+  moec train specs/tiny.moe --progress plain 2> tiny.log
+  moec train specs/tiny.moe --json | jq 'select(.event == \"train\") | .loss_nats'
 
 In a folder `runs`, `latest` is a link to the run that was trained last; every command that takes a run takes it. Anything of
 that name that is no such link is left alone.")]
@@ -307,6 +309,7 @@ impl Command {
             | Command::Sample(_)
             | Command::Metrics(_)
             | Command::Report(_)
+            | Command::Lsp(_)
             | Command::Completions(_)
             | Command::Man(_)
             | Command::Import(_)
@@ -663,6 +666,50 @@ fn steps(text: &str) -> Result<u64, String> {
     }
 }
 
+/// How a training is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// The live view where standard error is a terminal, else plain lines; plain with NO_COLOR, CI or TERM=dumb, and in the
+    /// background.
+    Auto,
+    /// Curves, loads of experts and time left on the whole terminal; `q` stops and saves. What plain has stands in the
+    /// terminal afterwards.
+    Live,
+    /// Lines on standard error, without control characters.
+    Plain,
+    /// Events as JSON lines on standard output (docs/json.md), the sample among them; warnings and errors on standard error.
+    Json,
+    /// Warnings and errors only, and the sample on standard output.
+    None,
+}
+
+/// How a training is told.
+#[derive(Debug, Args)]
+pub(crate) struct ProgressArgs {
+    /// How training is told.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = ProgressMode::Auto)]
+    progress: ProgressMode,
+
+    /// Short for --progress none.
+    #[arg(long, short, conflicts_with_all = ["json", "progress"])]
+    quiet: bool,
+
+    /// Short for --progress json.
+    #[arg(long, conflicts_with = "progress")]
+    json: bool,
+}
+
+impl ProgressArgs {
+    /// What is asked for.
+    pub(crate) fn mode(&self) -> ProgressMode {
+        match (self.quiet, self.json) {
+            (true, _) => ProgressMode::None,
+            (_, true) => ProgressMode::Json,
+            _ => self.progress,
+        }
+    }
+}
+
 /// `moec train`
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
@@ -709,6 +756,10 @@ pub(crate) struct TrainArgs {
     /// Characters of text to sample at the end; 0 for none.
     #[arg(long, value_name = "N", default_value_t = SAMPLE)]
     pub(crate) sample: usize,
+
+    /// How it is told.
+    #[command(flatten)]
+    pub(crate) progress: ProgressArgs,
 }
 
 /// Characters of the sample at the end of a training.

@@ -1,5 +1,6 @@
 //! What the numbers of a training mean: the columns of its lines and tables, for `moec explain`.
 
+use crate::cli::table::filled;
 use serde_json::{Value, json};
 
 /// A number that training prints.
@@ -42,16 +43,34 @@ because every batch is another one: judge by `val`.",
         text: "",
     },
     Column {
+        name: "left",
+        summary: "how long the steps, evaluations and checkpoints will take that are still to come",
+        text: "From the time of a step as it is now, of a batch of an evaluation, and of a checkpoint. That kernels are compiled
+for the first step and for the first evaluation is no part of it, nor is the sample at the end. It is `about` so much
+until an evaluation was timed: its batches are reckoned with a third of a step until then.",
+    },
+    Column {
+        name: "lr",
+        summary: "learning rate of the last step, from the optimizer's rate and the schedule",
+        text: "",
+    },
+    Column {
+        name: "experts/token",
+        summary: "experts that worked on a token in the mean of the last evaluation",
+        text: "Measured, after a capacity: what a capacity dropped is missing. Tokens are all of the batch, so that a layer that
+sees only some of them has fewer; expert choice, or experts that are empty, show here.",
+    },
+    Column {
         name: "max/mean",
         summary: "rows of the fullest expert over those of an average one",
         text: "Counted in evaluation, after a capacity. 1 is even, E means that one expert has everything. The line of an evaluation
-(`load max/mean`) has the worst layer, the table at the end each layer by itself. High from the beginning on: no balance
+has the worst layer, the table at the end each layer by itself. High from the beginning on: no balance
 loss, or one too weak. The fullest expert sets the time of a step on devices that wait for it.",
     },
     Column {
         name: "idle",
         summary: "experts without a single token in the evaluation",
-        text: "They learn nothing, and cost memory. On the line of an evaluation (`idle experts`) it is the sum over layers. Noise or
+        text: "They learn nothing, and cost memory. On the line of an evaluation it is the sum over layers. Noise or
 a balance loss brings them back early; late, they rarely come back.",
     },
     Column {
@@ -75,9 +94,10 @@ nothing: what trains is `balance: [..]` of the `moe`, whose losses stand behind 
 ];
 
 impl Column {
-    /// Everything that is known about it.
-    pub(crate) fn full(&self) -> String {
-        let text = if self.text.is_empty() { String::new() } else { format!("\n{}\n", self.text) };
+    /// Everything that is known about it, in lines of at most so many columns.
+    pub(crate) fn full(&self, columns: usize) -> String {
+        let text = filled(&self.text.replace('\n', " "), columns);
+        let text = if text.is_empty() { text } else { format!("\n{text}\n") };
         format!("{}, a number of a training: {}\n{text}", self.name, self.summary)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::cli::args::{Color, MessageFormat};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::live::screen;
 use crate::cli::wrapping::wrapped;
 use moec_runtime::PassedOver;
 use moec_syntax::{Diagnostic, SourceFile};
@@ -17,7 +18,12 @@ pub(crate) struct Console {
     colour_of_results: bool,
     /// Whether they were asked for.
     must_colour: bool,
+    /// Whether remarks are left out.
+    quiet: bool,
 }
+
+/// Columns of lines where there is no terminal; as the help has them.
+const COLUMNS: usize = 100;
 
 impl Console {
     /// Decides about colours.
@@ -33,7 +39,19 @@ impl Console {
         };
         let colour = is_coloured(std::io::stderr().is_terminal());
         let must_colour = color == Color::Always;
-        Self { colour, colour_of_results: is_coloured(std::io::stdout().is_terminal()), must_colour }
+        let colour_of_results = is_coloured(std::io::stdout().is_terminal());
+        Self { colour, colour_of_results, must_colour, quiet: false }
+    }
+
+    /// The same, without remarks if it is so: warnings and errors are all that it writes to standard error.
+    #[must_use]
+    pub(crate) fn quiet(self, quiet: bool) -> Self {
+        Self { quiet, ..self }
+    }
+
+    /// Whether remarks may have colours.
+    pub(crate) fn colours_remarks(&self) -> bool {
+        self.colour
     }
 
     /// Whether results may have colours.
@@ -51,10 +69,14 @@ impl Console {
         std::io::stdout().is_terminal()
     }
 
-    /// Columns of the terminal that results are read on; of a common one where it is none.
+    /// Columns of the terminal that results are read on; where it is none those that `COLUMNS` says, or 100.
     pub(crate) fn columns(&self) -> usize {
-        let size = terminal_size::terminal_size_of(std::io::stdout());
-        size.map_or(80, |(width, _)| usize::from(width.0)).max(1)
+        columns(terminal_size::terminal_size_of(std::io::stdout())).unwrap_or(COLUMNS)
+    }
+
+    /// Columns of the terminal that remarks are read on, in the same way.
+    pub(crate) fn columns_of_remarks(&self) -> usize {
+        columns(terminal_size::terminal_size_of(std::io::stderr())).unwrap_or(COLUMNS)
     }
 
     /// Whether progress can be redrawn in place.
@@ -86,12 +108,15 @@ impl Console {
         }
     }
 
-    /// Text of result for people: on a terminal, lines are broken to its width.
+    /// Text of result for people, in lines that fit the terminal; as it is where there is none.
     ///
     /// # Errors
     /// As [`Console::out`].
     pub(crate) fn prose(&self, text: &str) -> Result<(), Failure> {
-        if self.shows_results() { self.write(&wrapped(text, self.columns())) } else { self.write(text) }
+        match columns(terminal_size::terminal_size_of(std::io::stdout())) {
+            Some(columns) => self.write(&wrapped(text, columns)),
+            None => self.write(text),
+        }
     }
 
     /// Hands `work` a sink whose texts are results as they come; it is told to stop once standard output fails.
@@ -121,26 +146,45 @@ impl Console {
         self.out(format!("{value:#}"))
     }
 
-    /// A remark.
+    /// A remark on what goes on.
     pub(crate) fn note(&self, line: impl AsRef<str>) {
-        // There is nowhere left to complain to if standard error is gone.
-        let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
+        if !self.quiet {
+            self.warn(line);
+        }
+    }
+
+    /// A remark of sentences, in lines that fit the terminal; as it is where there is none. (What is to be copied into a
+    /// shell must not be broken.)
+    pub(crate) fn note_fitted(&self, text: impl AsRef<str>) {
+        match columns(terminal_size::terminal_size_of(std::io::stderr())) {
+            Some(columns) => self.note(wrapped(text.as_ref(), columns)),
+            None => self.note(text),
+        }
+    }
+
+    /// What must be known even by those who want no remarks.
+    pub(crate) fn warn(&self, line: impl AsRef<str>) {
+        // A live view keeps it until the terminal is free again.
+        if !screen::keep(line.as_ref()) {
+            // There is nowhere left to complain to if standard error is gone.
+            let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
+        }
     }
 
     /// Checkpoints that are damaged, and the step of the one before them that is taken.
     pub(crate) fn passed_over(&self, damaged: &[PassedOver], step: u64) {
         for PassedOver { error, .. } in damaged {
-            self.note(format!("{error}\n  the checkpoint of step {step} is taken, the newest before it that is whole"));
+            self.warn(format!("{error}\n  the checkpoint of step {step} is taken, the newest before it that is whole"));
         }
     }
 
     /// A message with its sentences broken to the terminal that it is read on; what it shows of a file stays as it is.
     fn for_terminal(&self, diagnostic: &Diagnostic, source: &SourceFile) -> String {
         let message = diagnostic.render(source, self.colour);
-        let Some((width, _)) = terminal_size::terminal_size_of(std::io::stderr()) else { return message };
+        let Some(width) = columns(terminal_size::terminal_size_of(std::io::stderr())) else { return message };
         let plain = diagnostic.render(source, false);
         let line = |(line, plain): (&str, &str)| {
-            if is_excerpt(plain) { line.to_string() } else { wrapped(line, usize::from(width.0)) }
+            if is_excerpt(plain) { line.to_string() } else { wrapped(line, width) }
         };
         message.lines().zip(plain.lines()).map(line).collect::<Vec<_>>().join("\n")
     }
@@ -149,11 +193,11 @@ impl Console {
     pub(crate) fn diagnostics(&self, source: &SourceFile, diagnostics: &[Diagnostic], format: MessageFormat) {
         for diagnostic in diagnostics {
             match format {
-                MessageFormat::Full => self.note(format!("{}\n", self.for_terminal(diagnostic, source))),
-                MessageFormat::Short => self.note(diagnostic.render_short(source)),
+                MessageFormat::Full => self.warn(format!("{}\n", self.for_terminal(diagnostic, source))),
+                MessageFormat::Short => self.warn(diagnostic.render_short(source)),
                 MessageFormat::Json => {
                     let rendered = diagnostic.to_rendered(source);
-                    self.note(serde_json::to_string(&rendered).unwrap_or_else(|e| e.to_string()));
+                    self.warn(serde_json::to_string(&rendered).unwrap_or_else(|e| e.to_string()));
                 }
             }
         }
@@ -171,13 +215,21 @@ impl Console {
                 } else {
                     "error"
                 };
-                self.note(format!("{bold}{red}{word}{plain}{bold}: {message}{plain}"));
+                self.warn(format!("{bold}{red}{word}{plain}{bold}: {message}{plain}"));
                 for line in help {
-                    self.note(format!("  help: {line}"));
+                    self.warn(format!("  help: {line}"));
                 }
             }
         }
     }
+}
+
+/// Columns of a terminal, or those that `COLUMNS` says.
+fn columns(size: Option<(terminal_size::Width, terminal_size::Height)>) -> Option<usize> {
+    let said = || std::env::var("COLUMNS").ok()?.trim().parse().ok().filter(|&columns: &usize| columns > 0);
+    // A terminal that says 0 does not know.
+    let measured = size.map(|(width, _)| usize::from(width.0)).filter(|&columns| columns > 0);
+    measured.or_else(said)
 }
 
 /// Whether a line of a message shows a line of a file, or points at one.

@@ -49,9 +49,9 @@ impl Devices {
         Self { cached, tells: false, console }
     }
 
-    /// The same, but say when kernels are compiled.
-    pub(crate) fn telling(self) -> Self {
-        Self { tells: true, ..self }
+    /// The same, but say there when kernels are compiled.
+    pub(crate) fn telling(self, console: Console) -> Self {
+        Self { tells: true, console, ..self }
     }
 
     /// Opens a device.
@@ -99,7 +99,7 @@ impl Devices {
         }
         let folder = folders::kernels()?;
         let console = self.console;
-        let note = move |reason: &str| console.note(format!("kernels are compiled, not cached: {reason}"));
+        let note = move |reason: &str| console.warn(format!("kernels are compiled, not cached: {reason}"));
         let program = std::env::current_exe().map_err(|error| error.to_string());
         match program.and_then(|program| KernelCache::open(&folder, &program, note)) {
             Ok(cache) if self.tells => Some(Arc::new(Telling { cache, once: Once::new(), console })),

@@ -1,11 +1,11 @@
 //! The table that says where the time of a training step goes, kernel by kernel.
 
+use crate::cli::table::Table;
 use moec_ir::Phase;
 use moec_kernels::Limits;
 use moec_plan::{Plan, Work, work};
 use moec_runtime::{KernelRow, Timings};
 use serde::Serialize;
-use std::fmt::Write as _;
 
 /// One line of the table.
 #[derive(Clone, Debug, Serialize)]
@@ -67,32 +67,26 @@ impl KernelTable {
         Self { phases: phases.into_iter().filter(|l| l.steps > 0).collect(), kernels }
     }
 
-    /// The table as text.
-    pub(crate) fn text(&self) -> String {
-        let width = self.kernels.iter().map(|l| l.kernel.len()).max().unwrap_or(0).max(6);
-        let mut text = String::new();
-        // Writing to a string cannot fail.
-        let limit = if self.kernels.iter().any(|l| l.of_limit.is_some()) { "of limit" } else { "" };
-        let head = format!(
-            "{:<9}  {:<width$}  {:>5}  {:>8}  {:>6}  {:>8}  {:>6}  {limit:>8}",
-            "phase", "kernel", "steps", "ms", "share", "GFLOP/s", "GB/s"
-        );
-        let _ = writeln!(text, "{}", head.trim_end());
-        for l in self.phases.iter().chain(&self.kernels) {
-            let kernel = if l.kernel.is_empty() { "all" } else { &l.kernel };
-            let flops = if l.gflops_per_s > 0.0 { format!("{:.1}", l.gflops_per_s) } else { String::new() };
-            let limit = l.of_limit.map(|x| format!("{:.0} %", 100.0 * x)).unwrap_or_default();
-            let line = format!(
-                "{:<9}  {kernel:<width$}  {:>5}  {:>8.3}  {:>4.1} %  {flops:>8}  {:>6.1}  {limit:>8}",
-                l.phase,
-                l.steps,
-                l.ms,
-                100.0 * l.share,
-                l.gbytes_per_s
-            );
-            let _ = writeln!(text, "{}", line.trim_end());
+    /// The table as text, no wider than that.
+    pub(crate) fn text(&self, columns: usize) -> String {
+        let mut heads = vec!["phase", "kernel", "steps", "ms", "share", "GFLOP/s", "GB/s"];
+        if self.kernels.iter().any(|l| l.of_limit.is_some()) {
+            heads.push("of limit");
         }
-        text
+        let mut table = Table::new(&heads, 2);
+        for l in self.phases.iter().chain(&self.kernels) {
+            table.row([
+                l.phase.to_string(),
+                if l.kernel.is_empty() { "all".to_string() } else { l.kernel.clone() },
+                l.steps.to_string(),
+                format!("{:.3}", l.ms),
+                format!("{:.1} %", 100.0 * l.share),
+                if l.gflops_per_s > 0.0 { format!("{:.1}", l.gflops_per_s) } else { String::new() },
+                format!("{:.1}", l.gbytes_per_s),
+                l.of_limit.map(|x| format!("{:.0} %", 100.0 * x)).unwrap_or_default(),
+            ]);
+        }
+        table.text(columns)
     }
 }
 

@@ -1,230 +1,233 @@
-//! Progress of training: a bar on a terminal, plain lines otherwise; and the balance panel.
+//! What is told of a training while it goes on: a live view, plain lines, JSON lines, or nothing.
 
+pub(crate) mod clock;
+pub(crate) mod json;
+mod lines;
+
+use crate::cli::args::ProgressMode;
 use crate::cli::console::Console;
-use crate::cli::units::{duration, grouped, milliseconds};
-use indicatif::{ProgressBar, ProgressStyle};
-use moec_runtime::{Evaluation, LayerBalance, Reporter, Summary, TrainMetric};
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::live::{About, Event, Live, screen};
+use crate::cli::signals::Stop;
+use clock::Clock;
+use json::JsonLines;
+use lines::Lines;
+use moec_runtime::{Evaluation, Reporter, Summary, TrainMetric};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// An evaluation that takes longer is announced.
-const LONG: Duration = Duration::from_secs(2);
+/// What is not news to the live view comes to it at most so often.
+const NEWS: Duration = Duration::from_millis(50);
+
+/// How a training is told, once that is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Telling {
+    Live,
+    Plain,
+    Json,
+    Nothing,
+}
+
+impl Telling {
+    /// What is asked for, which `auto` leaves to where standard error goes.
+    ///
+    /// # Errors
+    /// When a live view is asked for where there is no terminal for it.
+    pub(crate) fn of(asked: ProgressMode) -> Result<Self, Failure> {
+        let is_terminal = std::io::stderr().is_terminal();
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let is_dumb = variable("TERM").is_some_and(|term| term == "dumb");
+        match asked {
+            ProgressMode::Live if !is_terminal || is_dumb => {
+                let message = "--progress live needs a terminal as standard error";
+                Err(Failure::new(Exit::Usage, message).help("--progress plain prints lines; auto takes what there is"))
+            }
+            ProgressMode::Auto => {
+                let lines = !is_terminal || is_dumb || variable("NO_COLOR").is_some() || variable("CI").is_some();
+                Ok(if lines || !screen::is_in_foreground() { Self::Plain } else { Self::Live })
+            }
+            ProgressMode::Live => Ok(Self::Live),
+            ProgressMode::Plain => Ok(Self::Plain),
+            ProgressMode::Json => Ok(Self::Json),
+            ProgressMode::None => Ok(Self::Nothing),
+        }
+    }
+}
 
 /// Tells the user what training does.
-pub(crate) struct Progress {
-    console: Console,
-    /// Which of several runs; its lines begin with it.
-    title: Option<String>,
-    bar: Option<ProgressBar>,
-    steps: u64,
+pub(crate) struct Progress<'a> {
     begun: Instant,
-    first: Option<u64>,
-    /// When the evaluation in progress began, and whether that was said.
-    evaluation: Option<(Instant, bool)>,
+    clock: Clock,
+    to: To<'a>,
 }
 
-impl Progress {
-    pub(crate) fn new(console: Console) -> Self {
-        Self { console, title: None, bar: None, steps: 0, begun: Instant::now(), first: None, evaluation: None }
-    }
+/// Where it is told.
+enum To<'a> {
+    /// The live view, with the last step that it does not know yet and when it was told something; and lines for once it is
+    /// closed.
+    Live {
+        live: Live,
+        lines: Lines,
+        step: Option<(u64, Duration)>,
+        told: Duration,
+    },
+    Lines(Lines),
+    Json(&'a mut JsonLines),
+    Nothing,
+}
 
-    /// Of one run among several: lines are named, and the end is left to the caller to tell.
-    pub(crate) fn of_several(console: Console, title: String) -> Self {
-        Self { title: Some(title), ..Self::new(console) }
-    }
-
-    fn say(&self, line: String) {
-        let line = match &self.title {
-            Some(title) => format!("{title}: {line}"),
-            None => line,
+impl<'a> Progress<'a> {
+    /// Of a training, told in JSON lines if they are given.
+    pub(crate) fn new(
+        telling: Telling,
+        about: About,
+        json: Option<&'a mut JsonLines>,
+        console: Console,
+        stop: Stop,
+    ) -> Self {
+        let begun = Instant::now();
+        let clock = Clock::new(&about.config, about.splits);
+        let lines = Lines::new(console, about.config.steps);
+        let to = match (telling, json) {
+            (_, Some(json)) => To::Json(json),
+            (Telling::Nothing, None) => To::Nothing,
+            (Telling::Live, None) => match Live::open(about, begun, console.colours_remarks(), stop) {
+                Ok(live) => To::Live { live, lines, step: None, told: Duration::ZERO },
+                Err(error) => {
+                    console.note(format!("there is no live view: {error}"));
+                    To::Lines(lines)
+                }
+            },
+            (Telling::Plain | Telling::Json, None) => To::Lines(lines),
         };
-        match &self.bar {
-            Some(bar) => bar.suspend(|| self.console.note(line)),
-            None => self.console.note(line),
+        Self { begun, clock, to }
+    }
+
+    /// Of one run among several: lines are named, with a bar on a terminal, and the end is left to the caller to tell.
+    pub(crate) fn of_several(console: Console, title: String, config: &moec_runtime::TrainConfig) -> Self {
+        let to = To::Lines(Lines::of_several(console, title, config.steps));
+        Self { begun: Instant::now(), clock: Clock::new(config, 1), to }
+    }
+
+    /// Tells the live view, with the last step if it does not know it.
+    fn tell(&mut self, event: Event, now: Duration) {
+        let To::Live { live, step, told, .. } = &mut self.to else { return };
+        if let Some((step, at)) = step.take() {
+            live.tell(Event::Stepped { step }, at);
         }
+        live.tell(event, now);
+        *told = now;
+    }
+
+    /// The lines, where there are any.
+    fn lines(&mut self) -> Option<&mut Lines> {
+        match &mut self.to {
+            To::Live { lines, .. } | To::Lines(lines) => Some(lines),
+            To::Json(_) | To::Nothing => None,
+        }
+    }
+
+    /// Whether the live view shows what lines would only repeat.
+    fn is_shown(&self) -> bool {
+        matches!(&self.to, To::Live { live, .. } if live.is_open())
     }
 }
 
-impl Reporter for Progress {
-    fn started(&mut self, step: u64, steps: u64) {
-        self.steps = steps;
-        self.begun = Instant::now();
-        if self.console.is_interactive() {
-            let bar = ProgressBar::new(steps).with_position(step);
-            // The template is a constant; a terminal without it still has the plain lines.
-            if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left") {
-                bar.set_style(style);
-            }
-            if let Some(title) = &self.title {
-                bar.set_message(title.clone());
-            }
-            self.bar = Some(bar);
-        }
-        if step > 0 {
-            self.say(format!("resumed at step {step}"));
+impl Reporter for Progress<'_> {
+    fn started(&mut self, step: u64, _: u64) {
+        let now = self.begun.elapsed();
+        self.clock.started(step, now);
+        self.tell(Event::Started { step }, now);
+        if let Some(lines) = self.lines() {
+            lines.started(step);
         }
     }
 
     fn stepped(&mut self, step: u64) {
-        self.first.get_or_insert(step);
-        if let Some(bar) = &self.bar {
-            bar.set_position(step);
+        let now = self.begun.elapsed();
+        let is_first = self.clock.stepped(step, now);
+        match &mut self.to {
+            To::Live { live, step: last, told, .. } => {
+                *last = Some((step, now));
+                if is_first || now.saturating_sub(*told) >= NEWS {
+                    live.tell(Event::Stepped { step }, now);
+                    (*last, *told) = (None, now);
+                }
+            }
+            To::Lines(lines) => lines.stepped(step),
+            To::Json(_) | To::Nothing => {}
         }
     }
 
     fn logged(&mut self, metric: &TrainMetric) {
-        let width = self.steps.to_string().len();
-        let line = format!(
-            "step {:>width$}/{}  loss {:.4}  {} ms/step  {} tokens/s",
-            metric.step,
-            self.steps,
-            metric.loss_nats,
-            milliseconds(metric.step_ms, 0),
-            grouped(metric.tokens_per_s as u64)
-        );
-        match &self.bar {
-            Some(bar) => {
-                bar.set_message(format!("loss {:.4}  {} ms/step", metric.loss_nats, milliseconds(metric.step_ms, 0)))
-            }
-            None => self.say(line),
+        let now = self.begun.elapsed();
+        self.clock.waited(now);
+        self.tell(Event::Logged(metric.clone()), now);
+        let left = self.clock.left();
+        let is_shown = self.is_shown();
+        match &mut self.to {
+            To::Json(json) => json.trained(metric, now, left, self.clock.spent()),
+            To::Live { lines, .. } if !is_shown => lines.logged(metric, left),
+            To::Lines(lines) => lines.logged(metric, left),
+            To::Live { .. } | To::Nothing => {}
         }
     }
 
     fn evaluating(&mut self, done: usize, batches: usize) {
-        let (since, told) = *self.evaluation.get_or_insert((Instant::now(), false));
-        match &self.bar {
-            Some(bar) => bar.set_message(format!("evaluating {done}/{batches}")),
-            // So that it does not look as if the step took so long.
-            None if !told && since.elapsed() > LONG && done < batches => {
-                self.evaluation = Some((since, true));
-                self.say(format!("evaluating: {done} of {batches} batches; this is not part of ms/step"));
-            }
-            None => {}
+        let now = self.begun.elapsed();
+        self.clock.evaluating(done as u64, batches as u64, now);
+        if let To::Live { told, .. } = &self.to
+            && (done == 1 || done == batches || now.saturating_sub(*told) >= NEWS)
+        {
+            self.tell(Event::Evaluating { done, batches }, now);
+        }
+        let is_shown = self.is_shown();
+        if let Some(lines) = self.lines().filter(|_| !is_shown) {
+            lines.evaluating(done, batches);
         }
     }
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
-        self.evaluation = None;
-        self.say(format!(
-            "eval {:>width$}  train {:.4}{}{}",
-            evaluation.step,
-            evaluation.train_loss_nats,
-            evaluation.validation_loss_nats.map(|loss| format!("  val {loss:.4}")).unwrap_or_default(),
-            balance_summary(&evaluation.layers),
-            width = self.steps.to_string().len()
-        ));
+        let now = self.begun.elapsed();
+        self.clock.evaluation_ended(now);
+        self.tell(Event::Evaluated(evaluation.clone()), now);
+        match &mut self.to {
+            To::Json(json) => json.evaluated(evaluation, now),
+            _ => {
+                if let Some(lines) = self.lines() {
+                    lines.evaluated(evaluation);
+                }
+            }
+        }
     }
 
-    fn saved(&mut self, _: u64, path: &Path) {
-        if self.title.is_none() {
-            self.say(format!("saved {}", path.display()));
+    fn saved(&mut self, step: u64, path: &Path) {
+        let now = self.begun.elapsed();
+        self.clock.saved(now);
+        self.tell(Event::Saved, now);
+        match &mut self.to {
+            To::Json(json) => json.saved(step, path, now),
+            _ => {
+                if let Some(lines) = self.lines() {
+                    lines.saved(path);
+                }
+            }
         }
     }
 
     fn finished(&mut self, summary: &Summary) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+        if let To::Live { live, .. } = &mut self.to {
+            live.close();
         }
-        if self.title.is_some() {
-            return;
-        }
-        let rate = match (summary.step_ms, summary.tokens_per_s) {
-            (Some(ms), Some(tokens)) => {
-                format!(" ({} ms per step, {} tokens/s)", milliseconds(ms, 0), grouped(tokens as u64))
-            }
-            _ => String::new(),
-        };
-        let elapsed = duration(self.begun.elapsed().as_secs_f64());
-        self.console.note(format!("step {} after {elapsed}{rate}", summary.step));
-        if let Some(evaluation) = &summary.evaluation
-            && !evaluation.layers.is_empty()
-        {
-            for line in balance_panel(&evaluation.layers) {
-                self.console.note(line);
+        let (elapsed, spent) = (self.begun.elapsed(), self.clock.spent());
+        match &mut self.to {
+            To::Json(json) => json.finished(summary, elapsed, spent),
+            _ => {
+                if let Some(lines) = self.lines() {
+                    lines.finished(summary, elapsed, spent);
+                }
             }
         }
-    }
-}
-
-/// The balance of all layers on one line: the worst of each number.
-fn balance_summary(layers: &[LayerBalance]) -> String {
-    if layers.is_empty() {
-        return String::new();
-    }
-    let worst = |f: fn(&LayerBalance) -> f64| layers.iter().map(f).fold(0.0, f64::max);
-    let idle: usize = layers.iter().map(|l| l.experts_without_tokens).sum();
-    let dropped = worst(|l| l.dropped_share);
-    let dropped = if dropped > 0.0 { format!("  dropped {:.1} %", 100.0 * dropped) } else { String::new() };
-    format!(
-        "  load max/mean {:.2}  idle experts {idle}  balance {:.2}{dropped}",
-        worst(|l| l.load_max_over_mean),
-        worst(|l| l.balance)
-    )
-}
-
-/// One row per mixture layer, with the share of every expert as a bar.
-fn balance_panel(layers: &[LayerBalance]) -> Vec<String> {
-    let width = layers.iter().map(|l| l.path.len()).max().unwrap_or(0).max(5);
-    let experts = layers.iter().map(|l| l.load_rows.len()).max().unwrap_or(0).max(4);
-    let mut lines = vec![format!(
-        "{:<width$}  {:<experts$}  {:>8}  {:>4}  {:>7}  {:>7}  {:>7}",
-        "layer", "load", "max/mean", "idle", "entropy", "dropped", "balance"
-    )];
-    for l in layers {
-        let auxiliary: Vec<String> = l.auxiliary.iter().map(|(name, value)| format!("  {name} {value:.4}")).collect();
-        lines.push(format!(
-            "{:<width$}  {:<experts$}  {:>8.2}  {:>4}  {:>7.3}  {:>5.1} %  {:>7.3}{}",
-            l.path,
-            bars(&l.load_rows),
-            l.load_max_over_mean,
-            l.experts_without_tokens,
-            l.entropy_nats,
-            100.0 * l.dropped_share,
-            l.balance,
-            auxiliary.concat()
-        ));
-    }
-    lines
-}
-
-/// One block character per expert, its height the load relative to twice the mean.
-fn bars(load: &[f64]) -> String {
-    const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let mean = load.iter().sum::<f64>() / load.len().max(1) as f64;
-    load.iter()
-        .map(|&x| {
-            if x <= 0.0 {
-                return '·';
-            }
-            let height = if mean > 0.0 { x / mean * 4.0 } else { 0.0 };
-            BLOCKS[(height as usize).min(BLOCKS.len() - 1)]
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_evaluation_is_announced_once() {
-        let mut progress = Progress::new(Console::new(crate::cli::args::Color::Never));
-        let is_told = |progress: &Progress| progress.evaluation.is_some_and(|(_, told)| told);
-        progress.evaluating(1, 100);
-        assert!(!is_told(&progress), "it has only begun");
-        let Some(earlier) = Instant::now().checked_sub(2 * LONG) else { return };
-        progress.evaluation = Some((earlier, false));
-        progress.evaluating(100, 100);
-        assert!(!is_told(&progress), "it is done");
-        progress.evaluating(50, 100);
-        assert!(is_told(&progress));
-    }
-
-    #[test]
-    fn bars_show_load_relative_to_the_mean() {
-        assert_eq!(bars(&[1.0, 1.0, 1.0]), "▅▅▅");
-        assert_eq!(bars(&[0.0, 4.0, 0.0, 0.0]), "·█··");
-        assert_eq!(bars(&[]), "");
-        assert_eq!(bars(&[0.0, 0.0]), "··");
     }
 }

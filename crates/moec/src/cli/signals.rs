@@ -2,6 +2,7 @@
 
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::live::screen;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +12,27 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 /// A second signal leaves at once, if it comes this long after the first: programs that stop others often send the same
 /// signal to a process and to its group, and that must not cost the checkpoint.
 const SECOND_THOUGHT: Duration = Duration::from_millis(700);
+
+/// Asks to stop as the first Ctrl-C does, and knows whether that was asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop {
+    asked: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Whether a signal or a key has asked.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// As Ctrl-C.
+    pub(crate) fn ask(&self) {
+        // Without the signal the step would end all the same, but nobody would say so.
+        if signal_hook::low_level::raise(SIGINT).is_err() {
+            self.asked.store(true, Ordering::Relaxed);
+        }
+    }
+}
 
 /// SIGINT, SIGTERM and SIGHUP: the first finishes the step and saves, a later one leaves at once with the last checkpoint
 /// intact.
@@ -34,19 +56,28 @@ impl Signals {
         let listen = move || {
             let mut begun: Option<Instant> = None;
             for signal in signals.forever() {
+                #[cfg(unix)]
+                if signal == signal_hook::consts::SIGTSTP {
+                    screen::around_stop(|| {
+                        // That the system does not stop it is nothing to stop for.
+                        let _ = signal_hook::low_level::emulate_default_handler(signal);
+                    });
+                    continue;
+                }
                 let saved = saved.load(Ordering::Relaxed);
                 match begun {
                     None => {
                         begun = Some(Instant::now());
                         first.store(signal, Ordering::Relaxed);
                         stop.store(true, Ordering::Relaxed);
-                        console.note(match saved {
+                        console.warn(match saved {
                             true => "stopping; everything is saved",
                             false => "stopping after this step and saving; once more to leave without saving",
                         });
                     }
                     Some(begun) if begun.elapsed() >= SECOND_THOUGHT => {
-                        console.note(match saved {
+                        screen::give_back();
+                        console.warn(match saved {
                             true => "left; everything is saved",
                             false => "left without saving; the last checkpoint is intact",
                         });
@@ -58,6 +89,11 @@ impl Signals {
         };
         std::thread::Builder::new().name("signals".into()).spawn(listen).map_err(failed)?;
         Ok(this)
+    }
+
+    /// What asks to stop as the first signal does.
+    pub(crate) fn stop(&self) -> Stop {
+        Stop { asked: self.stop.clone() }
     }
 
     /// Whether a signal asked to stop.
@@ -81,12 +117,12 @@ impl Signals {
     }
 }
 
-/// The signals that ask to stop.
+/// The signals that ask to stop, and Ctrl-Z, before which the terminal must be given back.
 #[cfg(unix)]
 fn heeded() -> Vec<i32> {
-    use signal_hook::consts::SIGHUP;
+    use signal_hook::consts::{SIGHUP, SIGTSTP};
     // `nohup` starts programs with it ignored, so that they go on when the terminal is closed.
-    if is_ignored(SIGHUP) { vec![SIGINT, SIGTERM] } else { vec![SIGINT, SIGTERM, SIGHUP] }
+    [SIGINT, SIGTERM].into_iter().chain([SIGHUP, SIGTSTP].into_iter().filter(|&signal| !is_ignored(signal))).collect()
 }
 
 #[cfg(not(unix))]

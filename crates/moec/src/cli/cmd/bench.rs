@@ -193,7 +193,7 @@ impl Bench<'_> {
             return console
                 .json(&json.map_err(|e| Failure::new(Exit::Fault, format!("cannot write the report: {e}")))?);
         }
-        console.write(&report.text(plan))
+        console.write(&report.text(plan, console.columns()))
     }
 }
 
@@ -238,7 +238,7 @@ impl Steps<'_> {
 }
 
 impl Report {
-    fn text(&self, plan: &Plan) -> String {
+    fn text(&self, plan: &Plan, columns: usize) -> String {
         let step = &self.step;
         let mut lines = vec![format!(
             "{} on {}: {} parameters, {} tokens and {} steps of the plan a training step",
@@ -271,7 +271,7 @@ impl Report {
         if self.device == Device::Wgpu.name() {
             lines.push("kernels  timed one by one, each with the wait for it: together longer than a step".to_string());
         }
-        format!("{}\n\n{}", lines.join("\n"), self.profile.text())
+        format!("{}\n\n{}", lines.join("\n"), self.profile.text(columns))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::signals::Signals;
+use crate::cli::table::{Table, filled};
 use crate::cli::units::{duration, grouped, milliseconds};
 use crate::pipeline::{self, CompileOptions, Compiled, Function};
 use crate::{Error, Request, Session, Spec, read_source, train_config};
@@ -329,7 +330,7 @@ impl Bench<'_> {
             return Err(another(&root, "more steps"));
         }
         if start < config.steps {
-            let mut progress = Progress::of_several(*self.console, title.to_string());
+            let mut progress = Progress::of_several(*self.console, title.to_string(), &config);
             let trained = session.continue_from(start, self.dataset, &folder, &config, &signals.stop, &mut progress);
             match trained {
                 Ok(summary) if summary.outcome == Outcome::Interrupted => return Ok(None),
@@ -506,12 +507,14 @@ fn comparison(bench: &Bench<'_>, entries: &[Entry], compiled: &[Compiled], resul
     }
 }
 
-/// The table as Markdown, aligned so that it reads well on a terminal too.
-fn markdown(comparison: &Comparison) -> String {
-    let head =
-        ["spec", "validation loss", "step", "active parameters", "load max/mean", "idle experts", "entropy", "dropped"];
+/// Heads of the table.
+const HEADS: [&str; 8] =
+    ["spec", "validation loss", "step", "active parameters", "load max/mean", "idle experts", "entropy", "dropped"];
+
+/// The cells of the table, a row for each spec.
+fn cells(comparison: &Comparison) -> Vec<Vec<String>> {
     let number = |value: Option<f64>, text: &dyn Fn(f64) -> String| value.map_or("-".to_string(), text);
-    let mut rows: Vec<Vec<String>> = vec![head.map(str::to_string).to_vec()];
+    let mut rows = Vec::new();
     for row in &comparison.specs {
         let spread = row.loss_nats_deviation.map(|d| format!(" ± {d:.4}")).unwrap_or_default();
         let diverged = match row.diverged {
@@ -531,8 +534,24 @@ fn markdown(comparison: &Comparison) -> String {
             number(row.dropped_share, &|x| format!("{:.1} %", 100.0 * x)),
         ]);
     }
+    rows
+}
+
+/// The table for a terminal of so many columns.
+fn on_terminal(comparison: &Comparison, columns: usize) -> String {
+    let mut table = Table::new(&HEADS, 1);
+    for row in cells(comparison) {
+        table.row(row);
+    }
+    format!("{}\n{}\n", table.text(columns), filled(caption(comparison).trim_end(), columns))
+}
+
+/// The table as Markdown, aligned so that it reads well as text too.
+fn markdown(comparison: &Comparison) -> String {
+    let mut rows = vec![HEADS.map(str::to_string).to_vec()];
+    rows.extend(cells(comparison));
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let widths: Vec<usize> = (0..HEADS.len()).map(width).collect();
     let mut text = String::new();
     for (i, row) in rows.iter().enumerate() {
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
@@ -645,7 +664,11 @@ fn deliver(args: &CompareArgs, console: &Console, comparison: &Comparison) -> Re
         std::fs::write(&path, text).map_err(|e| Failure::file("write", &path, &e))?;
         console.note(format!("wrote {}", path.display()));
     }
-    console.write(if args.json { &json } else { &table })?;
+    match (args.json, console.shows_results()) {
+        (true, _) => console.write(&json)?,
+        (false, true) => console.write(&on_terminal(comparison, console.columns()))?,
+        (false, false) => console.write(&table)?,
+    }
     let diverged = comparison.specs.iter().any(|row| row.diverged > 0);
     Ok(if diverged { Exit::Diverged } else { Exit::Success })
 }

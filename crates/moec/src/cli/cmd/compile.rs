@@ -5,7 +5,9 @@ use crate::cli::configuration;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Output};
+use crate::cli::table::Table;
 use crate::cli::units::{bytes, grouped, scaled};
+use crate::cli::wrapping::wrapped;
 use crate::pipeline::{self, Checked, CompileOptions, Compiled, Function};
 use crate::{read_source, require_memory};
 use moec_ir::{Graph, Op};
@@ -78,10 +80,12 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         return deliver(output.as_ref(), console, &yaml);
     }
     require_memory(&compiled.memory, args.device, &source)?;
+    // Whoever reads a file has another terminal, or none.
+    let columns = output.is_none().then(|| console.columns());
     let text = if args.json {
         format!("{:#}\n", as_json(&checked, &compiled, vocab)?)
     } else {
-        screen(&source, &checked, &compiled, vocab)?
+        screen(&source, &checked, &compiled, vocab, columns)?
     };
     deliver(output.as_ref(), console, &text)
 }
@@ -224,14 +228,22 @@ fn kernels(compiled: &Compiled) -> Result<Vec<(usize, usize)>, Failure> {
     listed.into_iter().map(|listed| listed.map_err(|error: BackendError| error.into())).collect()
 }
 
-fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: usize) -> Result<String, Failure> {
+/// The summary for a terminal of so many columns, or for a file.
+fn screen(
+    source: &SourceFile,
+    checked: &Checked,
+    compiled: &Compiled,
+    vocab: usize,
+    columns: Option<usize>,
+) -> Result<String, Failure> {
+    let columns = columns.unwrap_or(100);
     let memory = &compiled.memory;
     let (model, recipe) = (&checked.model, &checked.recipe);
     let t = totals(checked, compiled);
     let mut s = String::new();
     let mut line = |text: String| {
         // Writing to a string cannot fail.
-        let _ = writeln!(s, "{text}");
+        let _ = writeln!(s, "{}", wrapped(&text, columns));
     };
     line(format!("{} ({})", model.name, source.name()));
     line(format!("  {} parameters, {} active per token", grouped(t.parameters), grouped(t.active)));
@@ -250,16 +262,15 @@ fn screen(source: &SourceFile, checked: &Checked, compiled: &Compiled, vocab: us
     };
     line(format!("  vocabulary {vocab}{assumed}; {}", model.causality));
     line(String::new());
-    line(format!("  {:<34} {:>12} {:>12} {:>14}", "layer", "parameters", "active", "FLOP per token"));
+    let mut table = Table::new(&["layer", "parameters", "active", "FLOP per token"], 1);
     for row in rows(&compiled.lowered.layers) {
         let times = if row.times > 1 { format!(" x {}", row.times) } else { String::new() };
-        line(format!(
-            "  {:<34} {:>12} {:>12} {:>14}",
-            format!("{}{times}", row.path),
-            grouped((row.info.parameters * row.times) as u64),
-            grouped((row.info.active * row.times) as u64),
-            grouped((row.info.flops * row.times) as u64)
-        ));
+        let number = |each: usize| grouped((each * row.times) as u64);
+        let Row { path, info, .. } = &row;
+        table.row([format!("{path}{times}"), number(info.parameters), number(info.active), number(info.flops)]);
+    }
+    for row in table.lines(columns.saturating_sub(2)) {
+        line(format!("  {row}"));
     }
     for moe in distinct_moe(compiled) {
         line(format!("  {moe}"));

@@ -69,8 +69,8 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, devices: Devices, consol
             "layers": loss.layers,
         }))?;
     } else {
-        console.out(format!(
-            "loss {:.4} nats ({bits:.4} bits per character, perplexity {:.3}) over {} characters of {} ({name}), step {}",
+        console.prose(&format!(
+            "loss {:.4} nats ({bits:.4} bits per character, perplexity {:.3}) over {} characters of {} ({name}), step {}\n",
             loss.loss_nats,
             loss.loss_nats.exp(),
             grouped(loss.characters as u64),

@@ -61,7 +61,7 @@ pub(crate) fn run(
         values.push(reference::part_json(&part));
     }
     for column in COLUMNS.iter().filter(|column| column.name == name) {
-        texts.push(column.full());
+        texts.push(column.full(console.columns()));
         values.push(column.json());
     }
     if texts.is_empty() {

@@ -11,7 +11,8 @@ use crate::cli::routing::characters;
 use crate::cli::routing::forward::{self, Windows, execute, failed, lowered, parameters_sha256};
 use crate::cli::routing::record::{Array, Layer, LayerDifference, Record, Window, difference};
 use crate::cli::routing::text::Text;
-use crate::cli::routing::view::{self, Look, wrapped};
+use crate::cli::routing::view::{self, Look};
+use crate::cli::table::{Table, filled};
 use crate::cli::units::significant;
 use crate::pipeline::CompileOptions;
 use moec_ir::{Input, Invariant, Op};
@@ -153,11 +154,11 @@ fn shown(
         Some(_) => Look { width: 80, colours: false },
         None => Look { width: console.columns(), colours: console.colours_results() },
     };
-    let remark = wrapped(&remark(text), look.width);
+    let remark = filled(&remark(text), look.width);
     if args.by.is_none() {
         let (layer, number) = (&wanted[0], numbers[0]);
         let slot = slot.unwrap_or(1);
-        let heading = wrapped(&view::heading(layer, number, layers.len(), slot, look), look.width);
+        let heading = filled(&view::heading(layer, number, layers.len(), slot, look), look.width);
         return Ok(format!("{remark}\n{heading}\n\n{}", view::text(layer, &routes, slot, look)));
     }
     let pairs = wanted.iter().zip(&numbers);
@@ -297,27 +298,20 @@ fn diff(files: &[PathBuf], as_json: bool, console: &Console) -> Result<Exit, Fai
         }))?;
         return Ok(Exit::Success);
     }
-    let width = rows.iter().map(|r| r.layer.chars().count()).max().unwrap_or(0).max("all layers".len());
-    console.out(format!(
-        "{:<width$}  {:>10}  {:>12}  {:>12}  {:>17}",
-        "layer", "characters", "same first", "same experts", "weight difference"
-    ))?;
-    let line = |name: &str, characters: usize, first: f64, sets: f64, weight: f64| {
-        console.out(format!(
-            "{name:<width$}  {characters:>10}  {:>10.1} %  {:>10.1} %  {:>17}",
-            100.0 * first,
-            100.0 * sets,
-            significant(weight)
-        ))
+    let mut table = Table::new(&["layer", "characters", "same first", "same experts", "weight difference"], 1);
+    let mut line = |name: &str, characters: usize, first: f64, sets: f64, weight: f64| {
+        let (first, sets) = (format!("{:.1} %", 100.0 * first), format!("{:.1} %", 100.0 * sets));
+        table.row([name.to_string(), characters.to_string(), first, sets, significant(weight)]);
     };
     for r in &rows {
-        line(&r.layer, r.characters, r.equal_first, r.equal_sets, r.largest_weight_difference)?;
+        line(&r.layer, r.characters, r.equal_first, r.equal_sets, r.largest_weight_difference);
     }
     let characters: usize = rows.iter().map(|r| r.characters).sum();
     let mean = |of: fn(&LayerDifference) -> f64| {
         rows.iter().map(|r| of(r) * r.characters as f64).sum::<f64>() / characters.max(1) as f64
     };
     let largest = rows.iter().map(|r| r.largest_weight_difference).fold(0.0, f64::max);
-    line("all layers", characters, mean(|r| r.equal_first), mean(|r| r.equal_sets), largest)?;
+    line("all layers", characters, mean(|r| r.equal_first), mean(|r| r.equal_sets), largest);
+    console.write(&table.text(console.columns()))?;
     Ok(Exit::Success)
 }

@@ -106,5 +106,5 @@ fn show_profile(run: &Run, function: Function, timings: &Timings, console: &Cons
         timings.runs(),
         1e3 * timings.total().as_secs_f64()
     ));
-    console.note(KernelTable::new(plan, timings, None).text());
+    console.note(KernelTable::new(plan, timings, None).text(console.columns_of_remarks()));
 }

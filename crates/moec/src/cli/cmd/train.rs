@@ -5,17 +5,19 @@ use crate::cli::console::Console;
 use crate::cli::devices::{Devices, why_no_faster};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::KernelTable;
-use crate::cli::progress::Progress;
+use crate::cli::live::About;
+use crate::cli::progress::json::{Begun, JsonLines};
+use crate::cli::progress::{Progress, Telling};
 use crate::cli::shell;
 use crate::cli::signals::Signals;
 use crate::cli::task::Task;
 use crate::cli::units::{bytes, grouped};
 use crate::diagnosis::{Evidence, diagnose};
-use crate::pipeline::{CompileOptions, Compiled, Function};
+use crate::pipeline::{Checked, CompileOptions, Compiled, Function};
 use crate::{Decode, Device, Error, Sampling, Session, Spec, train_config};
 use moec_model::{Recipe, Registry};
 use moec_runtime::{
-    Corpus, Dataset, Executable, Kept, Latest, Outcome, PassedOver, Resumption, RunFolder, SampleConfig, Split,
+    Corpus, Dataset, Executable, Kept, Latest, Metric, Outcome, PassedOver, Resumption, RunFolder, SampleConfig, Split,
     Summary, Timings, TrainError,
 };
 use std::ops::ControlFlow;
@@ -26,6 +28,28 @@ use std::path::Path;
 /// # Errors
 /// When the spec, the data, the run folder, the device or the training itself fails.
 pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
+    let telling = Telling::of(args.progress.mode())?;
+    let console = &console.quiet(matches!(telling, Telling::Json | Telling::Nothing));
+    let mut json = (telling == Telling::Json).then(|| JsonLines::new(*console));
+    let ended = train(args, registry, devices, console, telling, &mut json);
+    let Some(mut json) = json else { return ended };
+    if let Err(failure) = &ended {
+        json.failed(failure);
+    }
+    match json.broken() {
+        Some(broken) => ended.and(Err(broken)),
+        None => ended,
+    }
+}
+
+fn train(
+    args: &TrainArgs,
+    registry: &Registry,
+    devices: Devices,
+    console: &Console,
+    telling: Telling,
+    json: &mut Option<JsonLines>,
+) -> Result<Exit, Failure> {
     let task = Task::new(args, registry, console)?;
     let Task { spec, corpus, device, .. } = &task;
     let device = *device;
@@ -39,7 +63,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     let compiled = spec.compile(dataset.vocab(), device, &CompileOptions::only(functions))?;
     introduce(spec, &compiled, corpus, &dataset, device, console);
 
-    let mut session = Session::on(&*devices.telling().open(device)?, spec, &compiled)?;
+    let mut session = Session::on(&*devices.telling(*console).open(device)?, spec, &compiled)?;
     if args.profile {
         session.time_kernels(Function::TrainStep);
     }
@@ -49,7 +73,7 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
         None => in_free_folder(&model.name, |root| task.create(root, &dataset, &compiled))?,
     };
     let root = folder.root();
-    console.note(format!(
+    console.note_fitted(format!(
         "{} steps of {} x {} tokens, seed {}, into {}",
         recipe.steps,
         recipe.batch,
@@ -60,7 +84,10 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     let Resumption { step: start, passed_over } = session.begin(&dataset, &folder, &config)?;
     for PassedOver { path, error } in &passed_over {
         console
-            .note(format!("{error}\n  going on from step {start}; the damaged checkpoint is now {}", path.display()));
+            .warn(format!("{error}\n  going on from step {start}; the damaged checkpoint is now {}", path.display()));
+    }
+    if let Some(json) = json {
+        json.begun(&begun(&task, &compiled, &dataset, root, start));
     }
     if moec_runtime::is_complete(&folder, &config, start)? {
         let root = root.display();
@@ -68,6 +95,9 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
             true => format!("{root} has made {start} steps, more than {}; --steps N continues further", config.steps),
             false => format!("{root} has made its {start} steps; --steps N continues further"),
         });
+        if let Some(json) = json {
+            json.complete(start);
+        }
         return Ok(Exit::Success);
     }
     if task.is_resumed && start == 0 {
@@ -77,14 +107,31 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     point_latest(root, console);
 
     let signals = Signals::listen(*console)?;
-    let mut progress = Progress::new(*console);
+    if let Some(json) = json {
+        json.stops(signals.stop.clone());
+    }
+    let about = About {
+        model: model.name.clone(),
+        device: device.name(),
+        run: root.display().to_string(),
+        config: config.clone(),
+        splits: if dataset.is_held_out() { 2 } else { 1 },
+        tokens: recipe.batch * model.context,
+        before: before(&folder, start),
+    };
+    let mut progress = Progress::new(telling, about, json.as_mut(), *console, signals.stop());
     let trained = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut progress);
+    drop(progress);
     let summary = trained.map_err(|error| failed(error, args, device, &folder, recipe))?;
     if summary.outcome == Outcome::Interrupted {
         if args.profile {
             write_profile(&compiled, session.timings(), root, console)?;
         }
-        console.note(format!("interrupted and saved; continue with: {}", resume_command(args, device, &folder)));
+        let resume = resume_command(args, device, &folder);
+        console.warn(format!("interrupted and saved; continue with: {resume}"));
+        if let Some(json) = json {
+            json.ended(Some(resume));
+        }
         return Ok(signals.exit());
     }
     signals.all_is_saved();
@@ -93,13 +140,24 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     let layers = &compiled.lowered.moe_layers;
     let (vocab, recipe) = (Some(dataset.vocab().len()), Some(recipe));
     for diagnosis in diagnose(&Evidence { layers, metrics: &metrics, vocab, recipe, ..Evidence::default() }) {
-        console.note(diagnosis.text(&spec.source));
+        let text = diagnosis.text(&spec.source);
+        match json {
+            Some(json) => json.diagnosis(&text),
+            None => console.note_fitted(text),
+        }
     }
+    let mut exit = Exit::Success;
     if args.sample > 0 {
         let sample = LastSample { length: args.sample, kept: sampling.kept, dataset: &dataset, signals: &signals };
-        if !sample.write(&folder, &summary, &mut session.executable()?, console)? {
-            return Ok(signals.exit());
+        if !sample.write(&folder, &summary, &mut session.executable()?, json.as_mut(), console)? {
+            exit = signals.exit();
         }
+    }
+    if let Some(json) = json {
+        json.ended(None);
+    }
+    if exit != Exit::Success {
+        return Ok(exit);
     }
     if args.profile {
         write_profile(&compiled, session.timings(), root, console)?;
@@ -107,6 +165,38 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
     console.note(format!("sample more with: moec sample {}", shell::path(root)));
     console.note(format!("all about it on a page: moec report {}", shell::path(root)));
     Ok(Exit::Success)
+}
+
+/// What a run has reported before it goes on. (What cannot be read is only missing in the curves.)
+fn before(folder: &RunFolder, start: u64) -> Vec<Metric> {
+    let mut metrics = moec_runtime::read_metrics(folder.root()).unwrap_or_default();
+    metrics.retain(|metric| metric.step() <= start);
+    metrics
+}
+
+/// What is trained, on what.
+fn begun<'a>(task: &'a Task, compiled: &Compiled, dataset: &Dataset, root: &Path, step: u64) -> Begun<'a> {
+    let Checked { model, recipe, .. } = &task.spec.checked;
+    let held_out = if dataset.is_held_out() { dataset.tokens(Split::Validation).len() } else { 0 };
+    Begun {
+        run: root.display().to_string(),
+        model: &model.name,
+        device: task.device.name(),
+        precision: recipe.precision.name(),
+        parameters: compiled.lowered.parameter_count(),
+        active_parameters: compiled.lowered.active_parameter_count(),
+        planned_bytes: compiled.program.state_bytes() + compiled.program.arena_bytes(),
+        data: task.corpus.name(),
+        characters: task.corpus.text().chars().count(),
+        training_characters: dataset.tokens(Split::Train).len(),
+        held_out_characters: held_out,
+        vocabulary: dataset.vocab().len(),
+        steps: recipe.steps,
+        batch: recipe.batch,
+        context: model.context,
+        seed: recipe.seed,
+        step,
+    }
 }
 
 /// Why training failed, with a command that leads on where it diverged.
@@ -156,12 +246,12 @@ fn write_profile(compiled: &Compiled, timings: &Timings, root: &Path, console: &
         console.note("no step after the first was made, so there is no profile");
         return Ok(());
     }
-    console.note(format!(
+    console.note_fitted(format!(
         "\nmedians of the last {} steps; the first one took {:.1} s with the compilation of its kernels:",
         timings.runs(),
         timings.first().as_secs_f64()
     ));
-    console.note(KernelTable::new(plan, timings, None).text());
+    console.note(KernelTable::new(plan, timings, None).text(console.columns_of_remarks()));
     let path = root.join("profile.json");
     let trace = timings.chrome_trace(plan).to_string();
     std::fs::write(&path, trace).map_err(|e| Failure::file("write", &path, &e))?;
@@ -178,7 +268,7 @@ fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Datase
         moec_model::Vocab::Characters => format!(" with the {} characters of this text", dataset.vocab().len()),
         moec_model::Vocab::Size(_) => String::new(),
     };
-    console.note(format!(
+    console.note_fitted(format!(
         "{}: {} parameters{counted}, {} active per token; {} planned on {}",
         model.name,
         grouped(lowered.parameter_count() as u64),
@@ -194,7 +284,7 @@ fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Datase
         ),
         false => "all for training; nothing is held out, so evaluations are of what is trained on".to_string(),
     };
-    console.note(format!(
+    console.note_fitted(format!(
         "data {}: {} characters, {} distinct; {parts}",
         corpus.name(),
         grouped(corpus.text().chars().count() as u64),
@@ -202,7 +292,8 @@ fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Datase
     ));
     if corpus.name() == "synthetic" {
         let entropy = moec_runtime::synthetic::entropy_per_character();
-        console.note(format!("the generator's entropy is {entropy:.4} nats per character: no loss can be lower"));
+        console
+            .note_fitted(format!("the generator's entropy is {entropy:.4} nats per character: no loss can be lower"));
     }
     if let Some(note) = why_no_faster(spec.checked.recipe.precision, device) {
         console.note(note);
@@ -252,28 +343,39 @@ struct LastSample<'a> {
 }
 
 impl LastSample<'_> {
-    /// Writes it to standard output as it comes, and to the run's folder once it is whole; `false` if a signal came
-    /// first.
+    /// Writes it to standard output as it comes, or as an event, and to the run's folder once it is whole; `false` if a
+    /// signal came first.
     fn write(
         &self,
         folder: &RunFolder,
         summary: &Summary,
         executable: &mut Executable<'_>,
+        json: Option<&mut JsonLines>,
         console: &Console,
     ) -> Result<bool, Failure> {
         let config = SampleConfig { length: self.length, ..SampleConfig::default() };
         console.note("a sample:");
+        let is_shown = json.is_none();
         let texts = console.stream(|emit| {
-            let mut show =
-                |_: u64, text: &str| if self.signals.stopping() { ControlFlow::Break(()) } else { emit(text) };
+            let mut show = |_: u64, text: &str| match self.signals.stopping() {
+                true => ControlFlow::Break(()),
+                false if is_shown => emit(text),
+                false => ControlFlow::Continue(()),
+            };
             let vocab = self.dataset.vocab();
             Ok(moec_runtime::sample(executable, vocab, "", 0..1, self.kept, &config, &mut show)?)
         })?;
-        console.write("\n")?;
+        if is_shown {
+            console.write("\n")?;
+        }
         if self.signals.stopping() {
             return Ok(false);
         }
-        folder.write_sample(&format!("step-{:08}", summary.step), &texts.concat())?;
+        let text = texts.concat();
+        folder.write_sample(&format!("step-{:08}", summary.step), &text)?;
+        if let Some(json) = json {
+            json.sample(&text);
+        }
         Ok(true)
     }
 }

@@ -172,23 +172,6 @@ pub(crate) fn heading(layer: &Layer, number: usize, layers: usize, slot: usize, 
     )
 }
 
-/// Words in lines of at most so many columns, where they are not longer themselves.
-pub(crate) fn wrapped(text: &str, width: usize) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut columns = 0;
-    for word in text.split(' ') {
-        let length = word.chars().count();
-        if columns > 0 {
-            let fits = columns + 1 + length <= width;
-            out.push(if fits { ' ' } else { '\n' });
-            columns = if fits { columns + 1 } else { 0 };
-        }
-        out += word;
-        columns += length;
-    }
-    out
-}
-
 /// `2nd`
 pub(crate) fn ordinal(n: usize) -> String {
     let end = match (n % 10, n % 100) {
@@ -266,13 +249,6 @@ mod tests {
         routes[1].dropped = vec![true, true];
         let text = text(&layer(2), &routes, 1, Look { width: 30, colours: false });
         assert_eq!(text, "ab\n0.\n\n0 expert 0   50.0 %\n1 expert 1    0.0 %\n. no expert  50.0 %\n");
-    }
-
-    #[test]
-    fn headings_are_broken_between_words() {
-        assert_eq!(wrapped("one two three", 7), "one two\nthree");
-        assert_eq!(wrapped("incomprehensible is", 7), "incomprehensible\nis");
-        assert_eq!(wrapped("", 7), "");
     }
 
     #[test]

@@ -1,0 +1,167 @@
+//! How routers spread their tokens, as text: a bar for each expert, and the table at the end of a training.
+
+use crate::cli::table::Table;
+use moec_runtime::LayerBalance;
+use unicode_width::UnicodeWidthStr;
+
+/// Heads of the numbers of a layer.
+const NUMBERS: [&str; 5] = ["max/mean", "idle", "entropy", "dropped", "balance"];
+
+/// The balance of all layers on one line: the worst of each number.
+pub(crate) fn summary(layers: &[LayerBalance]) -> String {
+    if layers.is_empty() {
+        return String::new();
+    }
+    let worst = |f: fn(&LayerBalance) -> f64| layers.iter().map(f).fold(0.0, f64::max);
+    let idle: usize = layers.iter().map(|l| l.experts_without_tokens).sum();
+    let dropped = worst(|l| l.dropped_share);
+    let dropped = if dropped > 0.0 { format!("  dropped {:.1} %", 100.0 * dropped) } else { String::new() };
+    format!(
+        "  max/mean {:.2}  idle {idle}  balance {:.2}{dropped}",
+        worst(|l| l.load_max_over_mean),
+        worst(|l| l.balance)
+    )
+}
+
+/// One row per mixture layer, with the load of every expert as a bar. Where a row is wider than `width`, bars and balance
+/// losses stand below the numbers.
+pub(crate) fn panel(layers: &[LayerBalance], width: usize) -> Vec<String> {
+    let losses = |layer: &LayerBalance| {
+        let losses: Vec<String> = layer.auxiliary.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        losses.join("  ")
+    };
+    let [first, others @ ..] = NUMBERS;
+    let mut wide = vec!["layer", "load", first];
+    wide.extend(others);
+    let mut table = Table::new(&wide, 2);
+    let mut numbers = Table::new(&["layer", first, others[0], others[1], others[2], others[3]], 1);
+    for layer in layers {
+        let cells = [
+            format!("{:.2}", layer.load_max_over_mean),
+            layer.experts_without_tokens.to_string(),
+            format!("{:.3}", layer.entropy_nats),
+            format!("{:.1} %", 100.0 * layer.dropped_share),
+            format!("{:.3}", layer.balance),
+        ];
+        table.row([layer.path.clone(), bars(&layer.load_rows)].into_iter().chain(cells.clone()));
+        numbers.row([layer.path.clone()].into_iter().chain(cells));
+    }
+    let mut lines = table.lines(usize::MAX);
+    for (line, layer) in lines.iter_mut().skip(1).zip(layers) {
+        let losses = losses(layer);
+        if !losses.is_empty() {
+            *line += "  ";
+            *line += &losses;
+        }
+    }
+    if lines.iter().all(|line| line.width() <= width) {
+        return lines;
+    }
+    let lines = numbers.lines(width);
+    let heads = lines.len().saturating_sub(layers.len());
+    let mut out: Vec<String> = lines.iter().take(heads).cloned().collect();
+    let room = width.saturating_sub(2).max(1);
+    for (line, layer) in lines.into_iter().skip(heads).zip(layers) {
+        out.push(line);
+        let bars: Vec<char> = bars(&layer.load_rows).chars().collect();
+        out.extend(bars.chunks(room).map(|part| format!("  {}", part.iter().collect::<String>())));
+        let mut line = String::new();
+        for (name, value) in &layer.auxiliary {
+            let loss = format!("  {name} {value:.4}");
+            if !line.is_empty() && line.width() + loss.width() > width {
+                out.push(std::mem::take(&mut line));
+            }
+            line += &loss;
+        }
+        if !line.is_empty() {
+            out.push(line);
+        }
+    }
+    out
+}
+
+/// One block character per expert, its height the load relative to twice the mean.
+pub(crate) fn bars(load: &[f64]) -> String {
+    bars_in(load, load.len()).0
+}
+
+/// The same in at most `room` characters: where there are more experts, each is the fullest of several neighbours, and it is
+/// returned of how many.
+pub(crate) fn bars_in(load: &[f64], room: usize) -> (String, usize) {
+    const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let mean = load.iter().sum::<f64>() / load.len().max(1) as f64;
+    let together = load.len().div_ceil(room.max(1)).max(1);
+    let bar = |group: &[f64]| {
+        let fullest = group.iter().copied().fold(0.0, f64::max);
+        if fullest <= 0.0 {
+            return '·';
+        }
+        let height = if mean > 0.0 { fullest / mean * 4.0 } else { 0.0 };
+        BLOCKS[(height as usize).min(BLOCKS.len() - 1)]
+    };
+    (load.chunks(together).map(bar).collect(), together)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn layer(path: &str, experts: usize) -> LayerBalance {
+        LayerBalance {
+            path: path.into(),
+            load_rows: (0..experts).map(|e| e as f64).collect(),
+            load_max_over_mean: 1.75,
+            experts_without_tokens: 1,
+            entropy_nats: 0.5884,
+            dropped_share: 0.125,
+            balance: 1.038,
+            auxiliary: BTreeMap::from([("importance".to_string(), 0.0674), ("load".to_string(), 0.0376)]),
+        }
+    }
+
+    #[test]
+    fn a_panel_fits_every_terminal() {
+        let layers = [layer("blocks.0.moe", 8), layer("blocks.10.mixture_of_depths.moe", 8)];
+        assert_eq!(
+            panel(&layers, 120).join("\n"),
+            "\
+layer                            load      max/mean  idle  entropy  dropped  balance
+blocks.0.moe                     ·▂▃▄▅▆▇█      1.75     1    0.588   12.5 %    1.038  importance 0.0674  load 0.0376
+blocks.10.mixture_of_depths.moe  ·▂▃▄▅▆▇█      1.75     1    0.588   12.5 %    1.038  importance 0.0674  load 0.0376"
+        );
+        assert_eq!(
+            panel(&layers, 60).join("\n"),
+            "\
+layer              max/mean  idle  entropy  dropped  balance
+blocks.0.moe           1.75     1    0.588   12.5 %    1.038
+  ·▂▃▄▅▆▇█
+  importance 0.0674  load 0.0376
+blocks.1…pths.moe      1.75     1    0.588   12.5 %    1.038
+  ·▂▃▄▅▆▇█
+  importance 0.0674  load 0.0376"
+        );
+        let many = [layer("blocks.0.moe", 256)];
+        for width in 60..=200 {
+            for layers in [&layers[..], &many] {
+                let panel = panel(layers, width);
+                assert!(panel.iter().all(|line| line.width() <= width), "{width}: {}", panel.join("\n"));
+            }
+        }
+    }
+
+    #[test]
+    fn bars_show_load_relative_to_the_mean() {
+        assert_eq!(bars(&[1.0, 1.0, 1.0]), "▅▅▅");
+        assert_eq!(bars(&[0.0, 4.0, 0.0, 0.0]), "·█··");
+        assert_eq!(bars(&[]), "");
+        assert_eq!(bars(&[0.0, 0.0]), "··");
+    }
+
+    #[test]
+    fn neighbours_are_put_together_where_there_is_no_room() {
+        assert_eq!(bars_in(&[1.0, 3.0, 2.0, 2.0], 4), ("▃▇▅▅".into(), 1));
+        assert_eq!(bars_in(&[1.0, 3.0, 2.0, 2.0], 3), ("▇▅".into(), 2));
+        assert_eq!(bars_in(&[], 0), (String::new(), 1));
+    }
+}
