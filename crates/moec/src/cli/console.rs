@@ -22,8 +22,8 @@ pub(crate) struct Console {
     quiet: bool,
 }
 
-/// Columns of lines where there is no terminal; as the help has them.
-const COLUMNS: usize = 100;
+/// Columns of tables where there is no terminal, in files for example; as the help has them.
+pub(crate) const COLUMNS: usize = 100;
 
 impl Console {
     /// Decides about colours.

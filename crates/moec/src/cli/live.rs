@@ -1,6 +1,6 @@
 //! The live view of a training: a thread that draws what the reporter tells it, and reads keys.
 //!
-//! The reporter only sends; the thread makes the picture and shows it at most four times a second, so that training waits
+//! The reporter only sends; the thread makes the picture and shows it twice a second, and when a key is pressed, so that training waits
 //! for neither. While it is there, lines for standard error are kept, and stand in the terminal once it is closed.
 
 mod draw;
@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use view::View;
 
 /// Between two pictures, at least.
-const REDRAW: Duration = Duration::from_millis(250);
+const REDRAW: Duration = Duration::from_millis(500);
 
 /// How long a key is waited for before events are looked at.
-const WAIT: Duration = Duration::from_millis(50);
+const WAIT: Duration = Duration::from_millis(100);
 
 /// The live view, while it is open.
 pub(crate) struct Live {

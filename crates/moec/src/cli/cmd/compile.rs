@@ -2,7 +2,7 @@
 
 use crate::cli::args::{CompileArgs, Emit};
 use crate::cli::configuration;
-use crate::cli::console::Console;
+use crate::cli::console::{COLUMNS, Console};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Output};
 use crate::cli::table::Table;
@@ -236,7 +236,7 @@ fn screen(
     vocab: usize,
     columns: Option<usize>,
 ) -> Result<String, Failure> {
-    let columns = columns.unwrap_or(100);
+    let columns = columns.unwrap_or(COLUMNS);
     let memory = &compiled.memory;
     let (model, recipe) = (&checked.model, &checked.recipe);
     let t = totals(checked, compiled);

@@ -3,7 +3,7 @@
 
 use crate::Run;
 use crate::cli::args::{RouteArgs, RouteBy, RouteFormat};
-use crate::cli::console::Console;
+use crate::cli::console::{COLUMNS, Console};
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output;
@@ -151,7 +151,7 @@ fn shown(
     }
     let look = match args.output {
         // Whoever reads the file has another terminal, or none.
-        Some(_) => Look { width: 80, colours: false },
+        Some(_) => Look { width: COLUMNS, colours: false },
         None => Look { width: console.columns(), colours: console.colours_results() },
     };
     let remark = filled(&remark(text), look.width);
