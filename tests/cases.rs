@@ -711,22 +711,27 @@ fn routing(cases: &mut Vec<Case>) {
             // Central differences of thousands of results take long.
             c.differentiable.clear();
         }
-        cases.push(c.finish(Op::TopK { k }, &[x]));
+        cases.push(c.finish(Op::TopK { k, skip: 0 }, &[x]));
     }
     for k in [1, 5, 12, 70] {
         let mut c = CaseBuilder::new(format!("top {k} of what is no number"));
         let odd = [f64::NAN, f64::NEG_INFINITY, 0.0, -0.0, f64::INFINITY, -1e-40, f64::NEG_INFINITY, f64::NAN];
         let x = c.given("x", &[3, 70], (0..210).map(|i| odd[(i * i + i / 70) % 8]).collect());
-        cases.push(c.finish(Op::TopK { k }, &[x]));
+        cases.push(c.finish(Op::TopK { k, skip: 0 }, &[x]));
     }
     for (n, e, k) in [(1, 1, 1), (7, 3, 1), (17, 4, 2), (33, 7, 3), (5, 8, 8), (64, 8, 2)] {
         let name = format!("N={n} E={e} K={k}");
         let mut c = CaseBuilder::new(format!("top k {name}"));
         let x = c.normal("x", &[n, e]);
-        cases.push(c.finish(Op::TopK { k }, &[x]));
+        cases.push(c.finish(Op::TopK { k, skip: 0 }, &[x]));
         let mut c = CaseBuilder::new(format!("top k of ties {name}"));
         let x = c.given("x", &[n, e], (0..n * e).map(|i| ((i * 5) % 3) as f64).collect());
-        cases.push(c.finish(Op::TopK { k }, &[x]));
+        cases.push(c.finish(Op::TopK { k, skip: 0 }, &[x]));
+        for skip in [k / 2, k - 1] {
+            let mut c = CaseBuilder::new(format!("top k but the first {skip} {name}"));
+            let x = c.normal("x", &[n, e]);
+            cases.push(c.finish(Op::TopK { k, skip }, &[x]));
+        }
         let mut c = CaseBuilder::new(format!("count {name}"));
         let i = c.experts("i", n, k, e, true);
         cases.push(c.finish(Op::Count { size: e }, &[i]));

@@ -433,8 +433,13 @@ impl Builder {
 
     /// The k largest of each row, decreasing, ties to the lower index: `(values, indices)`.
     pub fn top_k(&mut self, x: Value, k: usize) -> (Value, Value) {
-        let values = self.op(Op::TopK { k }, &[x]);
+        let values = self.op(Op::TopK { k, skip: 0 }, &[x]);
         (values, values.result(1))
+    }
+
+    /// The k-th largest of each row of `x [N, E]`, `[N, 1]`.
+    pub fn kth_largest(&mut self, x: Value, k: usize) -> Value {
+        self.op(Op::TopK { k, skip: k.saturating_sub(1) }, &[x])
     }
 
     /// `x [N, E]` at `indices [N, K]`.

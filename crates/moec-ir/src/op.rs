@@ -394,10 +394,12 @@ operations! {
     }
 
     Selection {
-        /// The K largest of each row in decreasing order.
+        /// The k largest of each row in decreasing order, but for the first `skip` of them: K = k - skip.
         TopK {
-            /// How many, K.
+            /// The rank of the last one.
             k: usize as AtLeastOne,
+            /// How many of the largest are left out.
+            skip: usize = 0,
         } = "top_k"(x "[N, E]") -> (values "[N, K]", indices "i32[N, K]"): Forward, Rule;
 
         /// The elements of each row that the indices name; 0 where the index is -1.

@@ -411,14 +411,14 @@ fn selection() {
         [(1, 1, 1), (5, 8, 2), (33, 7, 7), (3, 64, 6), (2, 300, 17), (3, 257, 257), (5, 65, 9), (2, 300, 3)]
     {
         let x = normal(&[rows, e], 1);
-        check(&Op::TopK { k }, &[&x], 0.0);
+        check(&Op::TopK { k, skip: 0 }, &[&x], 0.0);
         // Many ties, infinities.
         let tied = map(&x, |v| if v > 1.5 { f32::INFINITY } else { v.round() });
-        check(&Op::TopK { k }, &[&tied], 0.0);
+        check(&Op::TopK { k, skip: 0 }, &[&tied], 0.0);
         let masked = map(&x, |v| if v < 0.0 { f32::NEG_INFINITY } else { v });
-        check(&Op::TopK { k }, &[&masked], 0.0);
+        check(&Op::TopK { k, skip: 0 }, &[&masked], 0.0);
         let holes = map(&x, |v| if v > 0.5 { f32::NAN } else { v });
-        check(&Op::TopK { k }, &[&holes], 0.0);
+        check(&Op::TopK { k, skip: 0 }, &[&holes], 0.0);
         let both = map(&x, |v| {
             if v > 0.5 {
                 f32::NAN
@@ -428,7 +428,12 @@ fn selection() {
                 -0.0 * v.round()
             }
         });
-        check(&Op::TopK { k }, &[&both], 0.0);
+        check(&Op::TopK { k, skip: 0 }, &[&both], 0.0);
+        for skip in [k / 2, k - 1] {
+            for x in [&x, &tied, &both] {
+                check(&Op::TopK { k, skip }, &[x], 0.0);
+            }
+        }
         // Some are out of range.
         let chosen = indices(&[rows, k], -3, e as i32 + 2, 3);
         check(&Op::GatherLast, &[&x, &chosen], 0.0);
@@ -1246,7 +1251,7 @@ fn a_row_does_not_depend_on_the_other_rows() {
                     run(backend, &Op::LayerNorm { epsilon: 1e-5.into() }, &[x, &gain, &gain]),
                     run(backend, &Op::RmsNorm { epsilon: 1e-5.into() }, &[x, &gain]),
                     run(backend, &Op::Softmax, &[x]),
-                    run(backend, &Op::TopK { k: 2 }, &[x]),
+                    run(backend, &Op::TopK { k: 2, skip: 0 }, &[x]),
                     run_together(1, &[x], &|b, v| {
                         let sigmoid = b.unary(Unary::Sigmoid, v[0]);
                         b.mul(sigmoid, v[0])

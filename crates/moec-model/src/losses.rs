@@ -346,8 +346,7 @@ fn load(context: &mut LossContext<'_>, _: &Arguments) -> Value {
         (Some(NoisyScores { scores, std }), Some(clean)) if k < own(context, scores) => {
             let b = context.builder();
             let shape = b.shape(scores);
-            let above = kth_largest(b, scores, k + 1);
-            let below = kth_largest(b, scores, k);
+            let (above, below) = (b.kth_largest(scores, k + 1), b.kth_largest(scores, k));
             let (above, below) = (b.broadcast(above, shape.clone()), b.broadcast(below, shape));
             let is_in = b.binary(Binary::Less, above, scores);
             let threshold = b.select(is_in, above, below);
@@ -363,14 +362,6 @@ fn load(context: &mut LossContext<'_>, _: &Arguments) -> Value {
         _ => context.counts(),
     };
     context.cv_squared(load)
-}
-
-/// The k-th largest of each row, `[N, 1]`: the smallest of the k largest.
-fn kth_largest(b: &mut Builder, x: Value, k: usize) -> Value {
-    let (largest, _) = b.top_k(x, k);
-    let negated = b.unary(Unary::Neg, largest);
-    let (smallest, _) = b.top_k(negated, 1);
-    b.unary(Unary::Neg, smallest)
 }
 
 /// `E * sum_e f_e * P_e`: `f` the share of choices, counted before capacity and constant to the gradient, `P` the mean

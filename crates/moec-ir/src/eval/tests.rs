@@ -443,14 +443,18 @@ fn top_k_breaks_ties_by_index_and_puts_nan_last() {
             7.0,
         ],
     );
-    let y = run(Op::TopK { k: 3 }, &[&x]);
+    let y = run(Op::TopK { k: 3, skip: 0 }, &[&x]);
     assert_eq!(y[1].as_i32().unwrap(), [1, 2, 3, 0, 1, 2, 2, 1, 0, 0, 2, 3]);
     assert_eq!(y[0].to_f64()[..3], [3.0, 3.0, 2.0]);
     assert_eq!(y[0].shape(), [4, 3]);
     // k = E is a stable sort of the whole row.
-    let all = run(Op::TopK { k: 4 }, &[&x]);
+    let all = run(Op::TopK { k: 4, skip: 0 }, &[&x]);
     assert_eq!(all[1].as_i32().unwrap()[..4], [1, 2, 3, 0]);
     assert_eq!(all[1].as_i32().unwrap()[8..12], [2, 1, 0, 3]);
+    // The third alone.
+    let third = run(Op::TopK { k: 3, skip: 2 }, &[&x]);
+    assert_eq!(third[1].as_i32().unwrap(), [3, 2, 0, 3]);
+    assert_eq!(third[0].shape(), [4, 1]);
 }
 
 #[test]
@@ -626,7 +630,7 @@ fn dispatch_and_combine_by_hand() {
 fn dispatch_and_combine_are_transposes_at_awkward_sizes() {
     for (n, k, experts, c) in [(1, 1, 1, 1), (7, 2, 3, 3), (17, 3, 5, 7), (33, 1, 33, 1), (3, 4, 4, 17)] {
         let logits = noise(&[n, experts], 1);
-        let chosen = &run(Op::TopK { k }, &[&logits])[1];
+        let chosen = &run(Op::TopK { k, skip: 0 }, &[&logits])[1];
         let kept =
             &run(Op::LimitCapacity { experts, capacity: n.div_ceil(2), priority: CapacityPriority::Choice }, &[chosen])
                 [0];

@@ -10,13 +10,15 @@ use crate::tensor::Data;
 use crate::types::TensorType;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferError> {
     Ok(match op {
-        Op::TopK { k } => {
+        Op::TopK { k, skip } => {
             let (n, e) = c.float_matrix(0)?;
             c.require(*k >= 1 && *k <= e, || format!("k = {k} is not in 1..={e}"))?;
-            vec![f32s(&[n, *k]), TensorType::i32([n, *k])]
+            c.require(skip < k, || format!("skip = {skip} leaves nothing of k = {k}"))?;
+            vec![f32s(&[n, k - skip]), TensorType::i32([n, k - skip])]
         }
         Op::GatherLast => {
             let (n, _) = c.float_matrix(0)?;
@@ -54,7 +56,7 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
 pub(super) fn evaluate(op: &Op, x: &Operands<'_>, types: &[TensorType]) -> Vec<Data> {
     let len = types[0].elements();
     match op {
-        Op::TopK { k } => top_k(x, *k),
+        Op::TopK { k, skip } => top_k(x, *skip..*k),
         Op::GatherLast => {
             let (values, (n, size)) = (x.f(0), x.matrix(0));
             let (_, k) = x.matrix(1);
@@ -95,13 +97,13 @@ fn decreasing(a: f64, b: f64) -> Ordering {
 }
 
 /// Ties go to the lower index.
-fn top_k(x: &Operands<'_>, k: usize) -> Vec<Data> {
+fn top_k(x: &Operands<'_>, ranks: Range<usize>) -> Vec<Data> {
     let (mut values, mut indices) = (Vec::new(), Vec::new());
     per_row(x, |row| {
         let mut order: Vec<usize> = (0..row.len()).collect();
         // A stable sort keeps the lower index first among equals.
         order.sort_by(|&i, &j| decreasing(row[i], row[j]));
-        for &i in &order[..k] {
+        for &i in &order[ranks.clone()] {
             values.push(row[i]);
             indices.push(i as i32);
         }

@@ -214,9 +214,9 @@ pub(super) fn random(c: &Call<'_>) {
 /// Choices of experts.
 pub(super) fn selection(c: &Call<'_>) {
     match c.op {
-        Op::TopK { k } => {
+        Op::TopK { k, skip } => {
             let (rows, extent) = c.matrix(0);
-            top_k::top_k(c.l, c.x(0), c.y(0), c.y(1), rows, extent, *k);
+            top_k::top_k(c.l, c.x(0), c.y(0), c.y(1), rows, extent, *skip..*k);
         }
         Op::GatherLast => {
             let ((rows, extent), (_, k)) = (c.matrix(0), c.matrix(1));

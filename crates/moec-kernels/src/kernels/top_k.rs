@@ -2,7 +2,7 @@
 //! range, such as -1, is skipped.
 //!
 //! - `top_k` by passes: one unit owns a row; pass `j` finds the largest element that comes after the one of pass
-//!   `j - 1`. `k` times the row: for few of a row.
+//!   `j - 1`. `k` times the row: for few of a row, and where the first are left out.
 //! - `top_k` by heap: one unit owns a row and keeps the best `k` so far in its part of the result, the worst of them
 //!   first, which it sorts at the end. At most `log k` times the row: for many of a row, on the CPU.
 //! - `top_k` by rank: one unit owns an element; its rank is the number of elements that come before it, and if it is
@@ -16,6 +16,7 @@
 use super::order::order_key;
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
+use std::ops::Range;
 
 /// Most passes over a row.
 const MOST_PASSES: usize = 8;
@@ -30,6 +31,7 @@ fn top_k_passes(
     indices: &mut [i32],
     rows: usize,
     extent: usize,
+    skip: usize,
     k: usize,
     #[comptime] split: Split,
 ) {
@@ -50,8 +52,10 @@ fn top_k_passes(
                     found = e;
                 }
             }
-            values[r * k + j] = x[base + found];
-            indices[r * k + j] = i32::cast_from(found);
+            if j >= skip {
+                values[r * (k - skip) + j - skip] = x[base + found];
+                indices[r * (k - skip) + j - skip] = i32::cast_from(found);
+            }
             previous = best;
             after = found + 1;
         }
@@ -138,6 +142,7 @@ fn top_k_ranks(
     indices: &mut [i32],
     rows: usize,
     extent: usize,
+    skip: usize,
     k: usize,
     #[comptime] split: Split,
 ) {
@@ -155,9 +160,9 @@ fn top_k_ranks(
             rank += select(order_key(x[base + other]) > key, 1u32, 0u32);
         }
         let rank = rank as usize;
-        if rank < k {
-            values[r * k + rank] = x[item];
-            indices[r * k + rank] = i32::cast_from(e);
+        if rank >= skip && rank < k {
+            values[r * (k - skip) + rank - skip] = x[item];
+            indices[r * (k - skip) + rank - skip] = i32::cast_from(e);
         }
     }
 }
@@ -218,18 +223,18 @@ fn count_kernel(indices: &[i32], counts: &mut [f32], n: usize, size: usize, #[co
     }
 }
 
-/// The k largest of each row in decreasing order, with their indices.
-pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize, extent: usize, k: usize) {
-    let split = l.split();
-    // SAFETY, of all three: x holds rows * extent elements and the results rows * k; k <= extent, so every pass finds an
-    // element, heaps are filled, and ranks below k index the results.
-    if k <= MOST_PASSES || extent <= SHORT_ROW && !l.is_cpu() {
+/// Those of each row in decreasing order that have these ranks, from 0, with their indices.
+pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize, extent: usize, ranks: Range<usize>) {
+    let (split, skip, k) = (l.split(), ranks.start, ranks.end);
+    // SAFETY, of all three: x holds rows * extent elements and the results rows * (k - skip); skip < k <= extent, so every
+    // pass finds an element, heaps are filled, and ranks from skip to k index the results.
+    if k <= MOST_PASSES || skip > 0 && l.is_cpu() || extent <= SHORT_ROW && !l.is_cpu() {
         l.launch(
             rows,
             || "top_k passes".to_string(),
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
-                run!(t, top_k_passes(x, values, indices, rows, extent, k, split));
+                run!(t, top_k_passes(x, values, indices, rows, extent, skip, k, split));
             },
         );
     } else if l.is_cpu() {
@@ -247,7 +252,7 @@ pub(crate) fn top_k(l: &Launcher, x: Arg, values: Arg, indices: Arg, rows: usize
             || "top_k ranks".to_string(),
             |t| unsafe {
                 let (x, values, indices) = (t.bind(x, 1), t.bind(values, 1), t.bind(indices, 1));
-                run!(t, top_k_ranks(x, values, indices, rows, extent, k, split));
+                run!(t, top_k_ranks(x, values, indices, rows, extent, skip, k, split));
             },
         );
     }
