@@ -7,7 +7,7 @@ use moec_ir::{AdamWAttrs, Family, Invariant, Op, TensorType, internal_error};
 use moec_plan::{Body, Kernel};
 
 use crate::kernels::matmul::{Fetch, Panels};
-use crate::kernels::{adamw, copy, cross_entropy, fill, fused};
+use crate::kernels::{adamw, copy, cross_entropy, fill, fused, small};
 use crate::launch::{Arg, Launcher};
 
 /// A buffer of a step with its type.
@@ -91,6 +91,7 @@ pub(crate) fn step(l: &Launcher, kernel: &Kernel, x: &[Operand], y: &[Operand]) 
             let (floats, rng) = x.split_at(program.accesses.len());
             fused::launch(l, program, &args(floats), rng.first().map(|o| o.arg), &args(y));
         }
+        Body::Small(statements) => small::launch(l, statements, &args(x), &args(y)),
         Body::CrossEntropyWithGradient { dloss } => {
             let (tokens, vocab) = x[0].matrix();
             cross_entropy::with_grad(l, a(0), a(1), dloss.get() as f32, r(0), r(1), tokens, vocab);

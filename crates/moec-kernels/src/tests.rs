@@ -511,6 +511,41 @@ fn balanced_assignment() {
 }
 
 #[test]
+fn operations_on_few_numbers() {
+    for (rows, experts) in [(1, 1), (3, 7), (17, 8), (33, 64), (5, 256)] {
+        let x = map(&normal(&[rows, experts], 1), f32::abs);
+        // A squared coefficient of variation, with what its gradient needs.
+        let deviation = graph(&[&x], |b, x| {
+            let load = b.sum(x[0], &[0]);
+            let mean = b.mean_all(load);
+            let deviation = b.sub(load, mean);
+            let squares = b.mul(deviation, deviation);
+            let variance = b.mean_all(squares);
+            let square = b.mul(mean, mean);
+            let square = b.add_scalar(square, 1e-10);
+            let scaled = b.mul(deviation, variance);
+            let row = b.reshape(scaled, [1, experts]);
+            let wide = b.broadcast(row, [300, experts]);
+            vec![b.div(variance, square), b.softmax(wide), load]
+        });
+        // One launch more where the sum over the rows has too many numbers to be among them, and the softmax of the whole.
+        let few = rows * experts <= 256;
+        check_together(&deviation, if few { 3 } else { 4 }, &[&x], 2e-5);
+    }
+    // Sums over one and over two axes, rows that are stretched, a choice.
+    let (x, row) = (normal(&[3, 7, 5], 2), normal(&[7], 3));
+    let sums = graph(&[&x, &row], |b, x| {
+        let [one, two] = [&[0][..], &[0, 1]].map(|axes| b.sum(x[0], axes));
+        let column = b.reshape(x[1], [7, 1]);
+        let stretched = b.broadcast(column, [7, 5]);
+        let less = b.binary(Binary::Less, one, stretched);
+        let chosen = b.select(less, one, stretched);
+        vec![chosen, b.scale(two, 0.5)]
+    });
+    check_together(&sums, 2, &[&x, &row], 2e-6);
+}
+
+#[test]
 fn integers() {
     for n in [1, 7, 33, 300] {
         check(&Op::Ramp { length: n, step: -7 }, &[], 0.0);

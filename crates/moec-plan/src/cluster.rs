@@ -11,6 +11,7 @@
 mod fuse_cross_entropy;
 mod fuse_dispatch;
 mod fuse_elementwise;
+mod fuse_small;
 mod fuse_sums;
 mod fuse_unpack;
 mod group_updates;
@@ -69,6 +70,8 @@ struct Decisions {
     gradients: BTreeMap<NodeId, (NodeId, Real)>,
     /// Elementwise nodes that become one program, with the node that it goes on with if there is one among them.
     programs: Vec<BTreeSet<NodeId>>,
+    /// Nodes over a few numbers that are computed one after the other.
+    small: Vec<BTreeSet<NodeId>>,
     /// By a product, the sum over the rows of its first operand.
     sums: BTreeMap<NodeId, NodeId>,
     /// Products that fetch their rows, with the position of that operand.
@@ -90,7 +93,7 @@ pub struct Fusion {
 }
 
 /// All fusions.
-pub static FUSIONS: [Fusion; 6] = [
+pub static FUSIONS: [Fusion; 7] = [
     Fusion {
         name: "fuse_cross_entropy",
         summary: "computes a cross-entropy together with its gradient",
@@ -100,6 +103,11 @@ pub static FUSIONS: [Fusion; 6] = [
         name: "fuse_elementwise",
         summary: "joins elementwise operations and the broadcasts they read into single programs",
         decide: fuse_elementwise::decide,
+    },
+    Fusion {
+        name: "fuse_small",
+        summary: "computes operations on a few numbers, such as those of balance losses, one after the other in one launch",
+        decide: fuse_small::decide,
     },
     Fusion {
         name: "fuse_sums",

@@ -1,6 +1,7 @@
 //! What one launch, or a short sequence of launches, computes: all that a backend knows about a step beside its buffers.
 
 use crate::elementwise::{Access, Elementwise};
+use crate::small::Small;
 use moec_ir::{AdamWAttrs, DType, Op, Precision, Real, TensorType, UnpackAttrs, infer, text};
 
 /// The part of a kernel that everything else hangs on.
@@ -10,6 +11,8 @@ pub enum Body {
     Op(Op),
     /// Elementwise operations, in registers.
     Elementwise(Elementwise),
+    /// Operations on a few numbers, one after the other.
+    Small(Small),
     /// `(logits [N, V], targets i32[N]) -> (loss [], dlogits [N, V])`: [`Op::CrossEntropy`] and the gradient of its loss.
     CrossEntropyWithGradient {
         /// Gradient of the objective with respect to the loss.
@@ -88,7 +91,7 @@ impl Kernel {
             // Sums, or what a program makes beside the operation's own results.
             Body::Op(_) => None,
             Body::Updates(attrs) => Some(4 * (result / 3) + Op::AdamW(*attrs).in_place(result % 3)?),
-            Body::Elementwise(_) | Body::CrossEntropyWithGradient { .. } | Body::Copy => None,
+            Body::Elementwise(_) | Body::Small(_) | Body::CrossEntropyWithGradient { .. } | Body::Copy => None,
         }
     }
 
@@ -97,7 +100,9 @@ impl Kernel {
     pub fn may_replace(&self, operand: usize) -> bool {
         match &self.body {
             Body::Elementwise(program) => program.accesses.get(operand) == Some(&Access::Full),
-            Body::Op(_) | Body::CrossEntropyWithGradient { .. } | Body::Updates(_) | Body::Copy => false,
+            Body::Op(_) | Body::Small(_) | Body::CrossEntropyWithGradient { .. } | Body::Updates(_) | Body::Copy => {
+                false
+            }
         }
     }
 
@@ -173,6 +178,7 @@ impl Kernel {
                 program.check(operands)?;
                 elementwise_results(program, results)
             }
+            Body::Small(small) => small.check(operands, results),
             Body::CrossEntropyWithGradient { .. } => {
                 let made = infer(&Op::CrossEntropy, operands)?;
                 exactly(&[&made[0], operands[0]])
@@ -202,6 +208,7 @@ impl Kernel {
         let body = match &self.body {
             Body::Op(op) => op.mnemonic(),
             Body::Elementwise(_) => "fused",
+            Body::Small(_) => "fused_small",
             Body::CrossEntropyWithGradient { .. } => "fused_cross_entropy",
             Body::Updates(attrs) => Op::AdamW(*attrs).mnemonic(),
             Body::Copy => "copy",
@@ -225,6 +232,7 @@ impl Kernel {
                 let statements = program.statements(&operands[..program.accesses.len()], results);
                 return statements.join("; ");
             }
+            Body::Small(small) => return small.lines(operands, results).join("; "),
             Body::Op(op) => {
                 let shape = match op {
                     Op::Reshape { shape } | Op::Broadcast { shape } => vec![format!("shape = {shape:?}")],

@@ -205,12 +205,13 @@ fn an_auction_that_is_given_up_is_balanced_too() {
 
 #[test]
 fn far_fewer_bids_are_made_than_allowed() {
-    // Everyone wants the same expert by the whole range: the prices climb in steps of epsilon.
+    // Everyone wants the same expert, the last ones most: the prices climb in steps of epsilon.
     for (tokens, experts) in [(64, 2), (65, 8), (200, 3)] {
-        let scores: Vec<f64> =
-            (0..tokens * experts).map(|i| if i % experts == 0 { 2.0 - 1e-9 } else { 1e-9 * i as f64 }).collect();
-        let whole = balanced_assignment(&scores, experts);
-        assert_eq!(assignment(&scores, experts, BIDS_PER_PLACE / 2), whole);
-        assert_ne!(assignment(&scores, experts, 1), whole);
+        let scores: Vec<f64> = (0..tokens * experts)
+            .map(|i| if i % experts == 0 { 1.0 + 0.9 * (i / experts) as f64 / tokens as f64 } else { 1e-9 * i as f64 })
+            .collect();
+        let auction = |bids_per_place| auctioned(&normalised(&scores), tokens, experts, bids_per_place);
+        assert_eq!(auction(BIDS_PER_PLACE / 2), auction(BIDS_PER_PLACE));
+        assert_ne!(auction(1), auction(BIDS_PER_PLACE));
     }
 }

@@ -200,7 +200,10 @@ fn meaning_errors_say_what_was_expected() {
         ("%y = neg(%x) : f64[2, 4]", "column 16: unknown element type `f64`; it is `f32` or `i32`"),
         ("%y = top_k(%x) {k = 2} : f32[2, 2], i32[2, 2]", "column 1: %y has 2 results: write `:2` behind its name"),
         ("%y:2 = top_k(%x) : f32[2, 2], i32[2, 2]", "column 8: `top_k` needs the attribute `k`"),
-        ("%y:2 = top_k(%x) {kk = 2, k = 2} : f32[2, 2]", "column 19: `top_k` has no attribute `kk`; it has `k`"),
+        (
+            "%y:2 = top_k(%x) {kk = 2, k = 2} : f32[2, 2]",
+            "column 19: `top_k` has no attribute `kk`; it has `k`, `skip`",
+        ),
         ("%y:2 = top_k(%x) {k = 2, k = 2} : f32[2, 2]", "column 26: attribute `k` is given twice"),
         ("%y:2 = top_k(%x) {k} : f32[2, 2]", "column 19: attribute `k` needs a value"),
         ("%y:2 = top_k(%x) {k = 2.5} : f32[2, 2]", "column 23: `2.5` is not a whole number in range"),

@@ -14,7 +14,7 @@ use super::lanes::lane_numbers;
 use super::random::{key_a, key_b, random_bits};
 use crate::launch::{Arg, Launcher, Split, Target, common_width, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
-use moec_ir::{Binary, Unary, random};
+use moec_ir::{Binary, Invariant, Unary, random};
 use moec_plan::{Access, Instr};
 use std::f32::consts::{FRAC_2_SQRT_PI, SQRT_2};
 use std::fmt;
@@ -36,15 +36,34 @@ enum Load {
     Scalar(usize),
 }
 
-/// An instruction, with everything resolved that the kernel needs.
+/// An instruction that computes with registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Code {
-    Load(Load),
+pub(super) enum Arithmetic {
     /// Bits of an f32.
     Const(u32),
     Unary(Unary, usize),
     Binary(Binary, usize, usize),
     Select(usize, usize, usize),
+}
+
+impl Arithmetic {
+    /// The instruction of a program, if it is one of these.
+    pub(super) fn of(instr: &Instr) -> Option<Self> {
+        match *instr {
+            Instr::Const(value) => Some(Arithmetic::Const((value.get() as f32).to_bits())),
+            Instr::Unary(f, a) => Some(Arithmetic::Unary(f, a)),
+            Instr::Binary(f, a, b) => Some(Arithmetic::Binary(f, a, b)),
+            Instr::Select(q, a, b) => Some(Arithmetic::Select(q, a, b)),
+            Instr::Load(_) | Instr::Dropout { .. } => None,
+        }
+    }
+}
+
+/// An instruction, with everything resolved that the kernel needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Code {
+    Load(Load),
+    Arithmetic(Arithmetic),
     /// Register, which key of the launch, threshold of the random word, bits of the factor of kept elements.
     Dropout(usize, usize, u32, u32),
 }
@@ -209,6 +228,17 @@ pub(super) fn dropout_keys<W: Size>(e: &Elementwise<W>) -> DropoutKeys<W> {
     DropoutKeys::<W> { first, second }
 }
 
+/// What an instruction makes of the registers before it.
+#[cube]
+pub(super) fn arithmetic<W: Size>(r: &Sequence<Vector<f32, W>>, #[comptime] instruction: Arithmetic) -> Vector<f32, W> {
+    match comptime!(instruction) {
+        Arithmetic::Const(bits) => Vector::<f32, W>::new(comptime!(f32::from_bits(bits)).runtime()),
+        Arithmetic::Unary(f, a) => unary::<W>(r[a], f),
+        Arithmetic::Binary(f, a, b) => binary::<W>(r[a], r[b], f),
+        Arithmetic::Select(condition, a, b) => select_many(r[condition].not_equal(&Vector::new(0.0f32)), r[a], r[b]),
+    }
+}
+
 /// The registers of a program for result vector `i`. `made` is what [`Load::Producer`] gives.
 #[cube]
 fn evaluate<W: Size>(
@@ -243,20 +273,8 @@ fn evaluate<W: Size>(
                 let v = Vector::<f32, W>::new(e.scalars[buffer][0]);
                 r.push(v);
             }
-            Code::Const(bits) => {
-                let v = Vector::<f32, W>::new(comptime!(f32::from_bits(bits)).runtime());
-                r.push(v);
-            }
-            Code::Unary(f, a) => {
-                let v = unary::<W>(r[a], f);
-                r.push(v);
-            }
-            Code::Binary(f, a, b) => {
-                let v = binary::<W>(r[a], r[b], f);
-                r.push(v);
-            }
-            Code::Select(condition, a, b) => {
-                let v = select_many(r[condition].not_equal(&Vector::new(0.0f32)), r[a], r[b]);
+            Code::Arithmetic(instruction) => {
+                let v = arithmetic::<W>(&r, instruction);
                 r.push(v);
             }
             Code::Dropout(value, key, threshold, factor) => {
@@ -407,15 +425,12 @@ fn resolve<'a>(program: &moec_plan::Elementwise, floats: &[Option<Arg>], results
         .iter()
         .map(|instr| match *instr {
             Instr::Load(i) => Code::Load(loads[i]),
-            Instr::Const(value) => Code::Const((value.get() as f32).to_bits()),
-            Instr::Unary(f, a) => Code::Unary(f, a),
-            Instr::Binary(f, a, b) => Code::Binary(f, a, b),
-            Instr::Select(q, a, b) => Code::Select(q, a, b),
             Instr::Dropout { value, rate, key } => {
                 keys.push(key);
                 let factor = (1.0 / (1.0 - rate.get())) as f32;
                 Code::Dropout(value, keys.len() - 1, random::dropout_threshold(rate.get()), factor.to_bits())
             }
+            ref other => Code::Arithmetic(Arithmetic::of(other).invariant("an instruction loads, draws or computes")),
         })
         .collect();
     let program = Program { code, results: program.results.clone(), keys: keys.len() };

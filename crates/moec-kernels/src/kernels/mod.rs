@@ -35,6 +35,7 @@ pub(crate) mod random;
 pub(crate) mod reduce;
 pub(crate) mod rotary;
 pub(crate) mod routing;
+pub(crate) mod small;
 pub(crate) mod softmax;
 mod together;
 pub(crate) mod top_k;

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use moec_ir::{AttentionAttrs, Binary, Precision, Unary};
-use moec_plan::{Access, Elementwise, Instr};
+use moec_plan::{Access, Elementwise, Instr, Small, Statement};
 
 use super::{Arg, Bf16Products, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
 use crate::kernels::matmul::{self, Layout, Product};
 use crate::kernels::norm::{self, Norm};
-use crate::kernels::{attention, copy, embed, fused, reduce, rotary, routing};
+use crate::kernels::{attention, copy, embed, fused, reduce, rotary, routing, small};
 use crate::machine::{Launches, objects_for, recorded_kernels};
 
 /// A buffer of that many elements; what is in it does not matter to a launch.
@@ -31,6 +31,14 @@ fn program(rows: usize, columns: usize, second: Access, results: &[usize]) -> El
         ],
         results: results.to_vec(),
     }
+}
+
+/// The sum over the rows, and its exponential, of which one or both are results.
+fn few_numbers(columns: usize, results: &[usize]) -> Small {
+    let exp = Elementwise::one(columns, vec![Access::Full], Some(Instr::Unary(Unary::Exp, 0)));
+    let sum = Statement::Sum { operand: 0, terms: ROWS, elements: columns };
+    let statements = vec![sum, Statement::Program { program: exp, operands: vec![1] }];
+    Small { operands: 1, statements, results: results.to_vec() }
 }
 
 const ROWS: usize = 12;
@@ -68,6 +76,10 @@ fn launches() -> Vec<Launches> {
             }
         }
         let (x, row) = (buffer(whole), buffer(columns));
+        for results in [&[1, 2][..], &[2], &[1]] {
+            let (statements, results) = (few_numbers(columns, results), vec![row; results.len()]);
+            all.push(Box::new(move |l| small::launch(l, &statements, &[x], &results)));
+        }
         all.push(Box::new(move |l| reduce::sum(l, x, row, &[ROWS, columns], &[0])));
         all.push(Box::new(move |l| reduce::sum(l, x, buffer(ROWS), &[ROWS, columns], &[1])));
         all.push(Box::new(move |l| reduce::sum_of_squares(l, &[x, row], buffer(1))));

@@ -56,6 +56,23 @@ fn alone(view: &View<'_>, members: &BTreeSet<NodeId>) -> bool {
     Built::new(view, members).is_some_and(|built| !plain(&built.program) && !built.operands.is_empty())
 }
 
+/// Joins those of some members that are on their own again: all of them as before where nothing comes to wait for itself, else
+/// as far as that is possible. Returns the programs.
+pub(super) fn regroup(view: &View<'_>, groups: &mut Groups<'_>, members: &BTreeSet<NodeId>) -> Vec<BTreeSet<NodeId>> {
+    let left: BTreeSet<NodeId> = members.iter().copied().filter(|&m| groups.members(m).len() == 1).collect();
+    let leaving = left.iter().flat_map(|&m| view.users(m)).copied().filter(|u| !left.contains(u)).collect();
+    let as_before = left == *members && !groups.leads_to(leaving, &left);
+    for &id in left.iter().rev() {
+        for source in view.sources(id).into_iter().rev().filter(|v| left.contains(&v.node)) {
+            if as_before || may_join(view, groups, source.node, id) {
+                groups.join(source.node, id);
+            }
+        }
+    }
+    let joined: BTreeSet<&BTreeSet<NodeId>> = left.iter().map(|&m| groups.members(m)).collect();
+    joined.into_iter().filter(|joined| joined.len() > 1 || alone(view, joined)).cloned().collect()
+}
+
 /// Joins the group of a node with the groups of what it reads, where that is possible.
 fn take_in_producers(view: &View<'_>, groups: &mut Groups<'_>, id: NodeId, budget: &mut Rewrites) {
     for source in view.sources(id).into_iter().rev() {
@@ -190,7 +207,7 @@ fn is_grouped(op: &Op) -> bool {
 }
 
 /// Whether somebody other than `members` needs the first result of a node.
-fn read_outside(view: &View<'_>, id: NodeId, members: &BTreeSet<NodeId>) -> bool {
+pub(super) fn read_outside(view: &View<'_>, id: NodeId, members: &BTreeSet<NodeId>) -> bool {
     let value = view.graph.value(id);
     let single = view.graph.node(id).results.len() == 1;
     let reads = |u: &NodeId| !members.contains(u) && (single || view.sources(*u).contains(&value));

@@ -3,11 +3,15 @@
 //! Where decisions meet:
 //! - a product that a program goes on with keeps it, and the sum of its first operand stays on its own; so does a sum that
 //!   would make the product wait for itself;
+//! - operations on a few numbers are taken out of programs, of which what is left is put together anew; a program that goes
+//!   on with another operation, draws random numbers or has more elements keeps its members; where something would come to
+//!   wait for itself, operations stay as they are;
 //! - rows that one product fetches and another does not are made for the other;
 //! - a loss with its gradient, and updates at once, never meet anything: nothing but the gradient reads what is between,
 //!   and nothing reads updates.
 
-use super::fuse_elementwise::Built;
+use super::fuse_elementwise::{self, Built};
+use super::fuse_small::{self, Sequence};
 use super::groups::Groups;
 use super::view::View;
 use super::{Cluster, Decisions};
@@ -20,15 +24,20 @@ use std::collections::{BTreeMap, BTreeSet};
 /// for another.
 pub(super) fn resolve(view: &View<'_>, decisions: &Decisions) -> Vec<Cluster> {
     let mut groups = Groups::new(view);
-    for members in &decisions.programs {
-        join_all(&mut groups, members);
+    let is_small = |members: &&BTreeSet<NodeId>| members.iter().all(|&m| fuse_small::is_small(view, m));
+    let (small, mut programs): (Vec<_>, Vec<_>) = decisions.programs.iter().partition(is_small);
+    for members in &programs {
+        join_all(&mut groups, *members);
     }
-    let programs: BTreeSet<usize> =
-        decisions.programs.iter().filter_map(|p| p.first()).map(|&m| groups.of(m)).collect();
+    let sequences = sequences(view, decisions, &mut groups);
+    let small: Vec<_> =
+        small.iter().flat_map(|&members| fuse_elementwise::regroup(view, &mut groups, members)).collect();
+    programs.extend(&small);
+    let joined = |groups: &Groups<'_>, id: NodeId| groups.members(id).len() > 1;
     let mut sums = BTreeMap::new();
     for (&product, &sum) in &decisions.sums {
         let waits = groups.leads_to(view.users(sum).iter().copied().collect(), groups.members(product));
-        if !programs.contains(&groups.of(product)) && !waits {
+        if !joined(&groups, product) && !joined(&groups, sum) && !waits {
             groups.join(product, sum);
             sums.insert(product, sum);
         }
@@ -42,7 +51,12 @@ pub(super) fn resolve(view: &View<'_>, decisions: &Decisions) -> Vec<Cluster> {
 
     let mut clusters: BTreeMap<usize, Cluster> = BTreeMap::new();
     let number = |id: &NodeId| groups.of(*id);
-    for members in &decisions.programs {
+    for sequence in sequences {
+        let Sequence { last: node, small, operands, results, nodes, .. } = sequence;
+        let nodes = nodes.into_iter().collect();
+        clusters.insert(number(&node), Cluster { node, nodes, operands, results, kernel: Body::Small(small).into() });
+    }
+    for members in programs {
         let built = Built::new(view, members).invariant("the members of a program make one");
         clusters.extend(members.first().map(|m| (number(m), of_program(view, decisions, built))));
     }
@@ -78,6 +92,25 @@ pub(super) fn resolve(view: &View<'_>, decisions: &Decisions) -> Vec<Cluster> {
         });
     }
     ordered(view, &groups, clusters)
+}
+
+/// The sequences of operations on a few numbers, which become groups.
+fn sequences(view: &View<'_>, decisions: &Decisions, groups: &mut Groups<'_>) -> Vec<Sequence> {
+    let mut sequences = Vec::new();
+    for wanted in &decisions.small {
+        let members: BTreeSet<NodeId> = wanted.iter().copied().filter(|&m| groups.members(m).len() == 1).collect();
+        let leaving = members.iter().flat_map(|&m| view.users(m)).copied().filter(|u| !members.contains(u)).collect();
+        // What is one statement is a program, or a sum.
+        if !groups.leads_to(leaving, &members)
+            && let Some(sequence) = Sequence::new(view, &members)
+            && sequence.small.statements.len() > 1
+            && sequence.is_within_bounds(view)
+        {
+            join_all(groups, &sequence.members);
+            sequences.push(sequence);
+        }
+    }
+    sequences
 }
 
 fn join_all<'m>(groups: &mut Groups<'_>, members: impl IntoIterator<Item = &'m NodeId>) {

@@ -585,7 +585,7 @@ fn the_order_of_fusions_does_not_matter() {
     let names = FUSIONS.map(|f| f.name);
     let (expected, _) = run(names, &graph, LaunchLimits::default());
     assert_ne!(expected, Clusters::single(&graph));
-    // Every order of five.
+    // Every order of five, and the others after them.
     for number in 0..120 {
         let (mut left, mut order, mut rest) = (names.to_vec(), Vec::new(), number);
         for n in (1..=left.len()).rev() {
@@ -609,4 +609,93 @@ fn what_is_too_large_for_the_device_is_said() {
     let error = cluster(&graph, &ClusterOptions::default()).unwrap_err();
     let message = "%b: balanced_assignment: for 174758 tokens and 5 experts 524290 numbers are put aside, which are more than 524288";
     assert_eq!(error.to_string(), message);
+}
+
+#[test]
+fn operations_on_few_numbers_are_one_launch() {
+    // The squared coefficient of variation of a sum over tokens, and the way back to it.
+    becomes(
+        "fuse_small",
+        "%x = input : f32[512, 8]
+         %s = sum(%x) {axes = [0]} : f32[8]
+         %total = sum(%s) {axes = [0]} : f32[]
+         %eighth = fill {value = 0.125} : f32[]
+         %mean = mul(%total, %eighth) : f32[]
+         %means = broadcast(%mean) : f32[8]
+         %d = sub(%s, %means) : f32[8]
+         %dd = mul(%d, %d) : f32[8]
+         %v = sum(%dd) {axes = [0]} : f32[]
+         phase backward
+         %g = add(%d, %d) : f32[8]
+         %row = reshape(%g) : f32[1, 8]
+         %y = broadcast(%row) : f32[512, 8]
+         %z = softmax(%y) : f32[512, 8]
+         output v = %v
+         output z = %z",
+        "%s = sum(%x) {axes = [0]}
+         s1 = sum(%s); s2 = mul(s1, 0.125); t2 = sub(%s, scalar(s2)); s3 = mul(t2, t2); %row = add(t2, t2); %v = sum(s3)
+         %y = broadcast(%row) {shape = [512, 8]}
+         %z = softmax(%y)",
+    );
+    // Several leading axes, and what is read through a reshape.
+    becomes(
+        "fuse_small",
+        "%x = input : f32[3, 4, 2]
+         %a = exp(%x) : f32[3, 4, 2]
+         %s = sum(%a) {axes = [0, 1]} : f32[2]
+         %row = reshape(%s) : f32[1, 2]
+         %b = neg(%row) : f32[1, 2]
+         output b = %b",
+        "s1 = exp(%x); s2 = sum(s1) {terms = 12}; %b = neg(s2)",
+    );
+}
+
+#[test]
+fn what_is_not_small_or_waits_between_stays() {
+    // Many elements, random numbers, sums of each row, an update.
+    stays(
+        "fuse_small",
+        "%x = input : f32[257]
+         %small = input : f32[2, 3, 2]
+         %rng = input : i32[4]
+         %a = exp(%x) : f32[257]
+         %b = neg(%a) : f32[257]
+         %c = dropout(%small, %rng) {rate = 0.5, key = 1} : f32[2, 3, 2]
+         %d = sum(%c) {axes = [1, 2]} : f32[2]
+         phase optimizer
+         %e = exp(%small) : f32[2, 3, 2]
+         %f = neg(%e) : f32[2, 3, 2]
+         output b = %b
+         output d = %d
+         output f = %f",
+    );
+    // %c needs %b, which needs %a by way of something else.
+    becomes(
+        "fuse_small",
+        "%x = input : f32[2, 3]
+         %a = exp(%x) : f32[2, 3]
+         %b = softmax(%a) : f32[2, 3]
+         %c = add(%a, %b) : f32[2, 3]
+         %d = sum(%c) {axes = [0, 1]} : f32[]
+         output d = %d",
+        "%a = exp(%x)
+         %b = softmax(%a)
+         s2 = add(%a, %b); %d = sum(s2)",
+    );
+}
+
+#[test]
+fn few_numbers_leave_a_program_to_the_product_before_it() {
+    let graph = graph(
+        "%x = input : f32[3, 4]
+         %w = input : f32[4, 2]
+         %y = matmul(%x, %w) : f32[3, 2]
+         %z = relu(%y) : f32[3, 2]
+         %s = sum(%z) {axes = [0]} : f32[2]
+         %t = exp(%s) : f32[2]
+         output t = %t",
+    );
+    let (clusters, _) = cluster(&graph, &ClusterOptions::default()).unwrap();
+    let expected = "y = matmul(%x, %w); %z = relu(y)\ns1 = sum(%z) {terms = 3}; %t = exp(s1)\n";
+    assert_eq!(clusters.to_string(), expected);
 }

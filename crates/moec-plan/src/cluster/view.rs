@@ -41,12 +41,18 @@ pub(super) fn member_operands<'v>(op: &Op, operands: &'v [Value]) -> (&'v [Value
 
 impl<'a> View<'a> {
     pub(super) fn new(graph: &'a Graph, limits: LaunchLimits) -> Self {
-        let named = graph.outputs().iter().chain(graph.updates()).map(|&(_, v)| v).collect();
+        let named: BTreeSet<Value> = graph.outputs().iter().chain(graph.updates()).map(|&(_, v)| v).collect();
         let live = live(graph, |id| is_input(graph, id));
+        let mut open: Vec<NodeId> = named.iter().map(|v| v.node).collect();
         let mut view = Self { graph, limits, live, users: vec![BTreeSet::new(); graph.len()], named };
-        for id in view.ids() {
-            for v in view.sources(id) {
-                view.users[v.node.index()].insert(id);
+        // What all of its readers read through reads nothing itself.
+        let mut seen = vec![false; graph.len()];
+        while let Some(id) = open.pop() {
+            if !std::mem::replace(&mut seen[id.index()], true) {
+                for v in view.sources(id) {
+                    view.users[v.node.index()].insert(id);
+                    open.push(v.node);
+                }
             }
         }
         view
