@@ -8,7 +8,7 @@ unsafe extern "C" {
 }
 
 /// The language, for `tree_sitter::Parser::set_language`.
-// SAFETY: the function is in `src/parser.c`, which tree-sitter made, and returns a pointer to a constant table.
+// SAFETY: the function is in `src/parser.c`, which the build script lets tree-sitter make, and returns a pointer to a constant table.
 pub const LANGUAGE: LanguageFn = unsafe { LanguageFn::from_raw(tree_sitter_moe) };
 
 /// What is coloured how.
