@@ -113,6 +113,10 @@ impl Documents {
             return Ok(document.1.text.content().as_bytes().to_vec());
         }
         let mut bytes = Vec::new();
+        // A pipe or a device would hold up the session, or take what the editor says.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err("it is no file".to_owned());
+        }
         let file = std::fs::File::open(PathBuf::from(path));
         let read = file.and_then(|file| file.take(MAX_SOURCE_BYTES as u64 + 1).read_to_end(&mut bytes));
         read.map(|_| bytes).map_err(|error| match error.kind() {

@@ -6,6 +6,7 @@
     clippy::collapsible_if,
     clippy::eq_op,
     clippy::excessive_precision,
+    clippy::if_same_then_else,
     clippy::manual_div_ceil,
     clippy::manual_is_multiple_of,
     clippy::manual_memcpy,

@@ -46,7 +46,8 @@ pub(super) fn is_small(view: &View<'_>, id: NodeId) -> bool {
     let op = view.op(id);
     let fits = match op {
         Op::Sum { axes } => sum_extents(&view.graph.ty(view.graph.operands(id)[0]).shape, axes).is_some(),
-        Op::Reshape { .. } => true,
+        // One that all of its readers look through is no tensor of its own.
+        Op::Reshape { .. } => !view.users(id).is_empty() || view.is_named(view.graph.value(id)),
         Op::Dropout { .. } => false,
         _ => is_member(op),
     };

@@ -699,3 +699,21 @@ fn few_numbers_leave_a_program_to_the_product_before_it() {
     let expected = "y = matmul(%x, %w); %z = relu(y)\ns1 = sum(%z) {terms = 3}; %t = exp(s1)\n";
     assert_eq!(clusters.to_string(), expected);
 }
+
+#[test]
+fn a_reshape_that_is_looked_through_stays_where_it_is_needed() {
+    // %c is no program, and reads the reshape itself.
+    becomes(
+        "fuse_small",
+        "%x = input : f32[4, 3]
+         %p = input : f32[1, 3]
+         %e = exp(%x) : f32[4, 3]
+         %a = sum(%e) {axes = [0]} : f32[3]
+         %r = reshape(%a) : f32[1, 3]
+         phase optimizer
+         %c = add(%p, %r) : f32[1, 3]
+         output c = %c",
+        "s1 = exp(%x); %a = sum(s1) {terms = 4}
+         %c = add(%p, %r)",
+    );
+}

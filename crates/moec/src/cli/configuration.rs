@@ -12,6 +12,9 @@ use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 use std::ops::Range;
 use std::path::Path;
 
+/// Most entries of a file of values: far more than a spec has, and each takes the text before it along.
+const MOST_ENTRIES: usize = 1000;
+
 /// A file of values.
 #[derive(Debug)]
 pub(crate) struct Configuration {
@@ -158,7 +161,13 @@ impl Reader<'_> {
                             if value.is_empty() {
                                 return Err(self.wrong(span, &format!("`{path}` has no value")));
                             }
+                            if *value != self.text[bytes.clone()] {
+                                return Err(self.wrong(span, "a value stands on one line, without escapes and anchors"));
+                            }
                             self.entries.push(Entry { path, key, value: bytes });
+                            if self.entries.len() > MOST_ENTRIES {
+                                return Err(self.wrong(span, &format!("a file of values has at most {MOST_ENTRIES}")));
+                            }
                         }
                     }
                 }
@@ -240,10 +249,14 @@ mod tests {
             ("train:\n  steps: [1, 2]\n", "c.yaml:2:10"),
             ("width: 1\nwidth: 2\n", "c.yaml:2:1"),
             ("train:\n  steps:\n", "c.yaml:2:8"),
-            ("a: &x 1\nb: *x\n", "c.yaml:2:4"),
+            ("a: &x 1\nb: *x\n", "c.yaml:1:4"),
             ("width: |\n  64\n", "c.yaml:2:3"),
             ("just words\n", "c.yaml:1:1"),
             ("a: 1\n---\nb: 2\n", "c.yaml:2:1"),
+            ("a: \"x\\ty\"\n", "c.yaml:1:4"),
+            ("a: 'it''s'\n", "c.yaml:1:4"),
+            ("a: one\n  two\n", "c.yaml:1:4"),
+            (&(0..1001).map(|i| format!("a{i}: 1\n")).collect::<String>(), "c.yaml:1001:8"),
         ] {
             assert!(wrong(text).starts_with(place), "{text:?}: {}", wrong(text));
         }

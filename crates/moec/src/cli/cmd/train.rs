@@ -37,6 +37,8 @@ pub(crate) fn run(args: &TrainArgs, registry: &Registry, devices: Devices, conso
         json.failed(failure);
     }
     match json.broken() {
+        // Nobody reads on: the training was stopped, as by a signal.
+        Some(broken) if broken.is_silent() => ended,
         Some(broken) => ended.and(Err(broken)),
         None => ended,
     }

@@ -173,20 +173,25 @@ pub(crate) fn is_in_foreground() -> bool {
 #[cfg(unix)]
 mod mode {
     use crate::cli::live::keys;
-    use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+    use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
     use std::io::Result;
+
+    /// In place of a key that is to do nothing (`_POSIX_VDISABLE`).
+    const NO_KEY: u8 = if cfg!(any(target_os = "linux", target_os = "android")) { 0 } else { 0xff };
 
     pub(super) struct Mode {
         before: Termios,
     }
 
     impl Mode {
-        /// Ctrl-C and Ctrl-Z go on to be signals, so that they work whatever becomes of the view.
+        /// Ctrl-C and Ctrl-Z go on to be signals, so that they work whatever becomes of the view; Ctrl-\ would end the program
+        /// at once and leave the terminal as the view has it.
         pub(super) fn enter() -> Result<Self> {
             let keyboard = keys::keyboard()?;
             let before = tcgetattr(&keyboard)?;
             let mut ours = before.clone();
             ours.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+            ours.special_codes[SpecialCodeIndex::VQUIT] = NO_KEY;
             tcsetattr(&keyboard, OptionalActions::Drain, &ours)?;
             Ok(Self { before })
         }
