@@ -1092,8 +1092,8 @@ Right:
 "#;
     ZeroTaskGradient = "W0501", Body, "the router learns nothing from the task", r#"
 With one selected expert and weights renormalised over the selected ones, the weight is always 1: its gradient is
-zero, and the router keeps its random start. A balance loss moves it, but only towards an even load: which expert is good
-for a token it does not learn. `normalize: all` keeps the probability as weight.
+zero, and the router keeps its random start. A balance loss moves it, but only towards an even load: which expert is
+good for a token it does not learn. `normalize: all` keeps the probability as weight.
 
 Wrong:
 

@@ -156,9 +156,15 @@ mod tests {
         let before = "model m {\n  let a = 1\n  embed(width: a)\n";
         let after = "  layer_norm\n  unembed\n}\n\ntrain { steps 3 }\n";
         let whole = ["model m: let a embed layer_norm unembed", "train of 1"];
-        for half in ["attention(", "attention(heads:", "attention(heads: 8", "= 3", "moe(experts: 8 *", ")", "ñ"] {
+        for half in ["attention(", "attention(heads:", "attention(heads: 8", "moe(experts: 8 *", ")"] {
             assert_eq!(outline(&format!("{before}  {half}\n{after}")), whole, "{half}");
         }
+        // What begins with `=` goes on with the statement before it.
+        let costs_both = ["model m: let a layer_norm unembed", "train of 1"];
+        assert_eq!(outline(&format!("{before}  = 3\n{after}")), costs_both);
+        // A character that is in no word of the language stands for a layer that there is not.
+        let unknown = ["model m: let a embed __ layer_norm unembed", "train of 1"];
+        assert_eq!(outline(&format!("{before}  ñ\n{after}")), unknown);
         assert_eq!(outline(&format!("{before}  residual {{ layer_norm  moe(experts: 8 *\n{after}")).len(), 2);
     }
 
