@@ -60,8 +60,7 @@ fn alone(view: &View<'_>, members: &BTreeSet<NodeId>) -> bool {
 /// as far as that is possible. Returns the programs.
 pub(super) fn regroup(view: &View<'_>, groups: &mut Groups<'_>, members: &BTreeSet<NodeId>) -> Vec<BTreeSet<NodeId>> {
     let left: BTreeSet<NodeId> = members.iter().copied().filter(|&m| groups.members(m).len() == 1).collect();
-    let leaving = left.iter().flat_map(|&m| view.users(m)).copied().filter(|u| !left.contains(u)).collect();
-    let as_before = left == *members && !groups.leads_to(leaving, &left);
+    let as_before = left == *members && !groups.would_wait(&left);
     for &id in left.iter().rev() {
         for source in view.sources(id).into_iter().rev().filter(|v| left.contains(&v.node)) {
             if as_before || may_join(view, groups, source.node, id) {

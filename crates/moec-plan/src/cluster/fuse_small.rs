@@ -4,9 +4,9 @@
 //!
 //! Members are elementwise operations without randomness, sums over leading axes, and reshapes, whose operands and results
 //! have few elements. A sum over other axes is one of each row, which must not show whether there are few rows or many: here
-//! it is added up in another order than by the kernel of sums. Consumers take in their producers, later ones first, as in [`super::fuse_elementwise`];
-//! here the border between forward and backward pass does not matter, since so little is kept. Updates of tensors are no
-//! members: they are made in place.
+//! it is added up in another order than by the kernel of sums. Consumers take in their producers, later ones first, as in
+//! [`super::fuse_elementwise`]; here the border between forward and backward pass does not matter, since so little is kept.
+//! Updates of tensors are no members: they are made in place.
 
 use super::fuse_elementwise::{Built, read_outside};
 use super::groups::Groups;
@@ -104,18 +104,44 @@ enum Stage {
     Sum(NodeId),
 }
 
+/// A stage as it is executed.
+enum Written {
+    Program(Built),
+    Sum { sum: NodeId, of: Value, terms: usize, elements: usize },
+}
+
+impl Stage {
+    fn written(self, view: &View<'_>) -> Written {
+        match self {
+            Stage::Program(_, members) => {
+                let built = Built::new(view, &members);
+                Written::Program(built.invariant("operations that draw no random numbers make a program"))
+            }
+            Stage::Sum(sum) => {
+                let of = view.graph.operands(sum)[0];
+                let extents = match view.op(sum) {
+                    Op::Sum { axes } => sum_extents(&view.graph.ty(of).shape, axes),
+                    _ => None,
+                };
+                let (terms, elements) = extents.invariant("a small sum is over leading axes");
+                Written::Sum { sum, of, terms, elements }
+            }
+        }
+    }
+}
+
 impl Sequence {
     /// Writes the statements of some nodes; `None` if there are none.
     pub(super) fn new(view: &View<'_>, nodes: &BTreeSet<NodeId>) -> Option<Self> {
         let members = members_of(view, nodes);
         let (tensors, statements) = (IndexMap::new(), Vec::new());
         let mut parts = Parts { view, members: &members, nodes: members.clone(), tensors, statements };
-        let stages = stages(view, &members);
+        let stages: Vec<Written> = stages(view, &members).into_iter().map(|stage| stage.written(view)).collect();
         for stage in &stages {
             parts.find_operands(stage);
         }
         let operands = parts.tensors.len();
-        for stage in &stages {
+        for stage in stages {
             parts.execute(stage);
         }
         let last = *members.last()?;
@@ -217,12 +243,12 @@ impl Parts<'_> {
     }
 
     /// Notes what a stage reads that no member makes.
-    fn find_operands(&mut self, stage: &Stage) {
+    fn find_operands(&mut self, stage: &Written) {
         let read = match stage {
-            Stage::Program(_, program) => program_of(self.view, program).operands,
-            Stage::Sum(id) => self.view.graph.operands(*id).to_vec(),
+            Written::Program(built) => built.operands.as_slice(),
+            Written::Sum { of, .. } => std::slice::from_ref(of),
         };
-        for value in read {
+        for &value in read {
             let plain = self.plain(value);
             if !self.members.contains(&plain.node) {
                 self.add(plain);
@@ -230,27 +256,19 @@ impl Parts<'_> {
         }
     }
 
-    fn execute(&mut self, stage: &Stage) {
+    fn execute(&mut self, stage: Written) {
         match stage {
-            Stage::Program(_, program) => {
-                let built = program_of(self.view, program);
+            Written::Program(built) => {
                 let operands = built.operands.iter().map(|&v| self.tensor(v)).collect();
                 self.nodes.extend(built.nodes);
                 self.statements.push(Statement::Program { program: built.program, operands });
                 built.results.into_iter().for_each(|v| self.add(v));
             }
-            Stage::Sum(id) => {
-                let x = self.view.graph.operands(*id)[0];
-                let (Op::Sum { axes }, operand) = (self.view.op(*id), self.tensor(x)) else { return };
-                let (terms, elements) =
-                    sum_extents(&self.view.graph.ty(x).shape, axes).invariant("a small sum is over leading axes");
+            Written::Sum { sum, of, terms, elements } => {
+                let operand = self.tensor(of);
                 self.statements.push(Statement::Sum { operand, terms, elements });
-                self.add(self.view.graph.value(*id));
+                self.add(self.view.graph.value(sum));
             }
         }
     }
-}
-
-fn program_of(view: &View<'_>, members: &BTreeSet<NodeId>) -> Built {
-    Built::new(view, members).invariant("operations that draw no random numbers make a program")
 }

@@ -48,6 +48,12 @@ impl<'a> Groups<'a> {
         self.members.insert(last, joined);
     }
 
+    /// Whether nodes that run as a whole would wait for themselves: by way of a node that is none of them.
+    pub(super) fn would_wait(&self, members: &BTreeSet<NodeId>) -> bool {
+        let readers = members.iter().flat_map(|&m| self.view.users(m)).copied();
+        self.leads_to(readers.filter(|reader| !members.contains(reader)).collect(), members)
+    }
+
     /// Whether a member of `targets` needs some of these nodes, directly or not.
     pub(super) fn leads_to(&self, mut open: Vec<NodeId>, targets: &BTreeSet<NodeId>) -> bool {
         // Groups run as a whole, so reaching one member means reaching all of them.

@@ -99,9 +99,8 @@ fn sequences(view: &View<'_>, decisions: &Decisions, groups: &mut Groups<'_>) ->
     let mut sequences = Vec::new();
     for wanted in &decisions.small {
         let members: BTreeSet<NodeId> = wanted.iter().copied().filter(|&m| groups.members(m).len() == 1).collect();
-        let leaving = members.iter().flat_map(|&m| view.users(m)).copied().filter(|u| !members.contains(u)).collect();
         // What is one statement is a program, or a sum.
-        if !groups.leads_to(leaving, &members)
+        if !groups.would_wait(&members)
             && let Some(sequence) = Sequence::new(view, &members)
             && sequence.small.statements.len() > 1
             && sequence.is_within_bounds(view)

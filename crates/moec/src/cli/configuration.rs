@@ -23,41 +23,60 @@ pub(crate) struct Configuration {
     entries: Vec<Entry>,
 }
 
-/// What a command is given for a spec: the entries of `--config`, then the overrides of `-s`, which win.
-///
-/// # Errors
-/// When the file cannot be read or is no YAML of this form; when `spec` is given, also when one of its values is wrong there,
-/// which is shown at its line.
-pub(crate) fn given(reading: &ReadingArgs, spec: &SourceFile, registry: &Registry) -> Result<Vec<String>, Failure> {
-    let set = all(reading.config.as_deref(), &reading.set)?;
-    if reading.config.is_some() {
-        let source = placed(reading.config.as_deref(), &reading.set, spec)?;
-        pipeline::check(&source, registry, reading.model.as_deref())
-            .map_err(|diagnostics| Failure::source(source, diagnostics, Exit::Usage))?;
+/// What a command is given for its specs: the entries of `--config`, then the overrides of `-s`, which win.
+pub(crate) struct Values<'a> {
+    configuration: Option<Configuration>,
+    set: &'a [String],
+}
+
+impl<'a> Values<'a> {
+    /// Reads the file of values, if there is one: once, since it may be a pipe.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no YAML of this form.
+    pub(crate) fn read(config: Option<&Path>, set: &'a [String]) -> Result<Self, Failure> {
+        Ok(Self { configuration: config.map(Configuration::read).transpose()?, set })
     }
-    Ok(set)
+
+    /// All of them, as `path=value`.
+    pub(crate) fn overrides(&self) -> Vec<String> {
+        let entries = self.configuration.iter().flat_map(Configuration::overrides);
+        entries.chain(self.set.iter().cloned()).collect()
+    }
+
+    /// A spec with the entries of the file at their places, and the overrides behind them.
+    pub(crate) fn placed(&self, spec: &SourceFile) -> SourceFile {
+        let source = spec.clone().with_overrides(self.set);
+        match &self.configuration {
+            Some(Configuration { name, text, entries }) => source.with_configuration(name, text, entries),
+            None => source,
+        }
+    }
+
+    /// Holds the entries of the file against a spec.
+    ///
+    /// # Errors
+    /// When one is wrong there, which is shown at its line.
+    pub(crate) fn check(&self, spec: &SourceFile, registry: &Registry, model: Option<&str>) -> Result<(), Failure> {
+        if self.configuration.is_none() {
+            return Ok(());
+        }
+        let source = self.placed(spec);
+        match pipeline::check(&source, registry, model) {
+            Ok(_) => Ok(()),
+            Err(diagnostics) => Err(Failure::source(source, diagnostics, Exit::Usage)),
+        }
+    }
 }
 
-/// The entries of a file of values, if there is one, and the overrides behind them, as `path=value`.
+/// What a command with one spec is given for it, as `path=value`.
 ///
 /// # Errors
-/// When the file cannot be read or is no YAML of this form.
-pub(crate) fn all(config: Option<&Path>, set: &[String]) -> Result<Vec<String>, Failure> {
-    let configuration = config.map(Configuration::read).transpose()?;
-    let entries = configuration.iter().flat_map(Configuration::overrides);
-    Ok(entries.chain(set.iter().cloned()).collect())
-}
-
-/// A spec with the entries of a file of values at their places, and the overrides behind them.
-///
-/// # Errors
-/// When the file cannot be read or is no YAML of this form.
-pub(crate) fn placed(config: Option<&Path>, set: &[String], spec: &SourceFile) -> Result<SourceFile, Failure> {
-    let source = spec.clone().with_overrides(set);
-    Ok(match config.map(Configuration::read).transpose()? {
-        Some(Configuration { name, text, entries }) => source.with_configuration(&name, &text, &entries),
-        None => source,
-    })
+/// When the file of values cannot be read, is no YAML of this form, or has a value that is wrong for the spec.
+pub(crate) fn given(reading: &ReadingArgs, spec: &SourceFile, registry: &Registry) -> Result<Vec<String>, Failure> {
+    let values = Values::read(reading.config.as_deref(), &reading.set)?;
+    values.check(spec, registry, reading.model.as_deref())?;
+    Ok(values.overrides())
 }
 
 impl Configuration {

@@ -1,6 +1,6 @@
 //! Tables and lines of text that know how wide the terminal is.
 
-use textwrap::{Options, WordSeparator, WordSplitter};
+use crate::cli::wrapping::between_words;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Between two columns.
@@ -138,8 +138,7 @@ pub(crate) fn shortened(name: &str, width: usize) -> String {
 
 /// Words in lines of at most so many columns, where they are not longer themselves.
 pub(crate) fn filled(text: &str, width: usize) -> String {
-    let options = Options::new(width.max(1)).break_words(false).word_separator(WordSeparator::AsciiSpace);
-    textwrap::fill(text, options.word_splitter(WordSplitter::NoHyphenation))
+    textwrap::fill(text, between_words(width.max(1)))
 }
 
 #[cfg(test)]

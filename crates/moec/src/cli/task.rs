@@ -76,7 +76,11 @@ impl Task {
         let mut set = before.set.clone();
         let mut changes = Vec::new();
         let reading = &args.spec.reading;
-        for wish in configuration::all(reading.config.as_deref(), &reading.set)?.into_iter().chain(wishes(args)) {
+        for wish in configuration::Values::read(reading.config.as_deref(), &reading.set)?
+            .overrides()
+            .into_iter()
+            .chain(wishes(args))
+        {
             if set.contains(&wish) {
                 continue;
             }

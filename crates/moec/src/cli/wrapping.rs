@@ -17,16 +17,17 @@ pub(crate) fn wrapped(text: &str, columns: usize) -> String {
             out.push_str(line);
         } else {
             let indent = " ".repeat(hanging(line, columns));
-            let options = Options::new(columns)
-                .subsequent_indent(&indent)
-                .break_words(false)
-                .word_separator(WordSeparator::AsciiSpace)
-                .word_splitter(WordSplitter::NoHyphenation);
-            out.push_str(&textwrap::wrap(line, options).join("\n"));
+            out.push_str(&textwrap::wrap(line, between_words(columns).subsequent_indent(&indent)).join("\n"));
         }
         out.push_str(end);
     }
     out
+}
+
+/// Lines of at most so many columns, which end between words.
+pub(crate) fn between_words<'a>(columns: usize) -> Options<'a> {
+    let options = Options::new(columns).break_words(false).word_separator(WordSeparator::AsciiSpace);
+    options.word_splitter(WordSplitter::NoHyphenation)
 }
 
 /// Where the last column of a table begins in this line, if it has columns and that leaves room for text; or else a little

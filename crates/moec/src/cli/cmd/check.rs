@@ -1,9 +1,10 @@
 //! `moec check`: everything that is wrong with a file, in one run.
 
 use crate::cli::args::CheckArgs;
+use crate::cli::configuration::Values;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::{configuration, downloads, sources};
+use crate::cli::{downloads, sources};
 use crate::pipeline::{self, Checked};
 use crate::spec::data_from;
 use moec_model::{Registry, Vocab as ModelVocab};
@@ -73,7 +74,7 @@ enum Verdict {
 impl Found {
     fn of(path: &Path, args: &CheckArgs, registry: &Registry) -> Result<Self, Failure> {
         let reading = &args.reading;
-        let source = configuration::placed(reading.config.as_deref(), &reading.set, &sources::read(path)?)?;
+        let source = Values::read(reading.config.as_deref(), &reading.set)?.placed(&sources::read(path)?);
         Ok(match pipeline::check(&source, registry, args.reading.model.as_deref()) {
             Ok(checked) => {
                 let remark = vocabulary_of_another_text(&checked, path, registry);

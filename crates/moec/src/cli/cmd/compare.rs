@@ -1,7 +1,7 @@
 //! `moec compare`: several models on equal budgets, and a table of what they reach.
 
 use crate::cli::args::CompareArgs;
-use crate::cli::configuration;
+use crate::cli::configuration::Values;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::downloads;
@@ -10,7 +10,7 @@ use crate::cli::progress::Progress;
 use crate::cli::signals::Signals;
 use crate::cli::table::{Table, filled};
 use crate::cli::units::{duration, grouped, milliseconds};
-use crate::pipeline::{self, CompileOptions, Compiled, Function};
+use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Error, Request, Session, Spec, read_source, train_config};
 use moec_ir::Invariant;
 use moec_model::Registry;
@@ -115,6 +115,7 @@ fn entries(args: &CompareArgs, registry: &Registry, console: &Console) -> Result
         let suffix = model.as_ref().map(|m| format!("-{m}")).unwrap_or_default();
         named.push((stem + &suffix, path, model));
     }
+    let values = Values::read(args.config.as_deref(), &args.set)?;
     let mut entries: Vec<Entry> = Vec::new();
     for (short, path, model) in &named {
         let is_unique = named.iter().filter(|(other, ..)| other == short).count() == 1;
@@ -124,17 +125,11 @@ fn entries(args: &CompareArgs, registry: &Registry, console: &Console) -> Result
             return Err(Failure::new(Exit::Usage, message).help("--seeds K trains every spec several times"));
         }
         let source = read_source(path)?;
-        // Wrong values are shown where they stand.
-        let placed = configuration::placed(args.config.as_deref(), &args.set, &source)?;
-        if args.config.is_some()
-            && let Err(diagnostics) = pipeline::check(&placed, registry, model.as_deref())
-        {
-            return Err(Failure::source(placed, diagnostics, Exit::Usage));
-        }
-        let mut set = configuration::all(args.config.as_deref(), &args.set)?;
-        set.extend(args.steps.map(|n| format!("train.steps={n}")));
-        let spec = Spec::check(source, registry, model.as_deref(), &set)?;
-        let set = configuration::all(args.config.as_deref(), &args.set)?;
+        values.check(&source, registry, model.as_deref())?;
+        let set = values.overrides();
+        let mut with_steps = set.clone();
+        with_steps.extend(args.steps.map(|n| format!("train.steps={n}")));
+        let spec = Spec::check(source, registry, model.as_deref(), &with_steps)?;
         console.diagnostics(&spec.source, &spec.checked.warnings, args.message_format);
         entries.push(Entry { label, path: path.clone(), spec, set });
     }

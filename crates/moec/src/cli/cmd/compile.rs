@@ -1,7 +1,7 @@
 //! `moec compile`: sizes, layers, kernels and memory on one screen, or any stage of the compilation as text.
 
 use crate::cli::args::{CompileArgs, Emit};
-use crate::cli::configuration;
+use crate::cli::configuration::Values;
 use crate::cli::console::{COLUMNS, Console};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Output};
@@ -26,7 +26,7 @@ use std::fmt::Write as _;
 pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let reading = &args.spec.reading;
     let set: Vec<String> = reading.set.iter().cloned().chain(args.precision.set()).collect();
-    let source = configuration::placed(reading.config.as_deref(), &set, &read_source(&args.spec.spec)?)?;
+    let source = Values::read(reading.config.as_deref(), &set)?.placed(&read_source(&args.spec.spec)?);
     let sources = output::files_of_spec(&args.spec.spec, &source);
     let output = args.output.as_deref().map(|path| Output::new(path, &sources)).transpose()?;
     if args.emit == Some(Emit::Ast) {

@@ -1,9 +1,10 @@
 //! `moec config`: every value of a recipe, and those of the model that have a name, with where each comes from.
 
 use crate::cli::args::ConfigArgs;
+use crate::cli::configuration::Values;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::{configuration, sources};
+use crate::cli::sources;
 use crate::pipeline::{self, Checked};
 use moec_model::{DefaultValue, Registry, ResolvedValue, SettingForm, train_settings};
 use moec_syntax::{SourceFile, Span};
@@ -22,7 +23,7 @@ struct Shown {
 /// When the spec, the file of values or an override is wrong.
 pub(crate) fn run(args: &ConfigArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let reading = &args.spec.reading;
-    let source = configuration::placed(reading.config.as_deref(), &reading.set, &sources::read(&args.spec.spec)?)?;
+    let source = Values::read(reading.config.as_deref(), &reading.set)?.placed(&sources::read(&args.spec.spec)?);
     let checked = pipeline::check(&source, registry, reading.model.as_deref());
     let checked = checked.map_err(|d| Failure::source(source.clone(), d, Exit::Usage))?;
     console.diagnostics(&source, &checked.warnings, reading.message_format);
