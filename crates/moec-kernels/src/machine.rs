@@ -134,6 +134,12 @@ pub(crate) fn recorded_kernels(
     Ok(recorded.iter().map(|step| step.iter().map(|launch| launch.kernel.id()).collect()).collect())
 }
 
+/// Whether LLVM takes the loops of a kernel as they are written.
+#[cfg(all(test, feature = "cpu"))]
+pub(crate) fn is_compiled_as_written(kernel: &cubecl_runtime::id::KernelId) -> bool {
+    compiled::passes(kernel) == llvm::Passes::AsWritten
+}
+
 /// The objects that another processor would be given for launches over a buffer of that many elements.
 #[cfg(all(test, feature = "cpu"))]
 pub(crate) fn objects_for(

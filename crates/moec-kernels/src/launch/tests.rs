@@ -9,7 +9,7 @@ use super::{Arg, Bf16Products, DeviceProfile, Launcher, SCRATCH_ELEMENTS};
 use crate::kernels::matmul::{self, Layout, Product};
 use crate::kernels::norm::{self, Norm};
 use crate::kernels::{attention, copy, embed, fused, reduce, rotary, routing, small};
-use crate::machine::{Launches, objects_for, recorded_kernels};
+use crate::machine::{Launches, is_compiled_as_written, objects_for, recorded_kernels};
 
 /// A buffer of that many elements; what is in it does not matter to a launch.
 fn buffer(elements: usize) -> Arg {
@@ -149,6 +149,30 @@ fn a_name_covers_everything_that_is_compiled_into_a_kernel() {
     assert!(kernels.len() > 100, "only {} names", kernels.len());
 }
 
+/// A product of two small matrices, of which the second is stored transposed.
+fn small_product(precision: Precision) -> Launches {
+    Box::new(move |l: &Launcher| {
+        let layout = Layout { transpose_a: false, transpose_b: true, fetched: false, precision, panels: None };
+        let (fetch, bias, offsets, sums, after) = (None, None, None, None, None);
+        let (x, m, n, k) = (buffer(64 * 64), 64, 64, 64);
+        let experts = 1;
+        matmul::launch(
+            l,
+            &Product { layout, a: x, b: x, scale: None, fetch, bias, offsets, y: x, sums, after, m, n, k, experts },
+        );
+    })
+}
+
+/// Products, which are most of what LLVM is given, are told from other kernels by a name that CubeCL makes.
+#[test]
+fn only_products_in_tiles_are_compiled_as_they_are_written() {
+    let permutation: Launches = Box::new(|l| copy::permute(l, buffer(64), buffer(64), &[8, 8], &[1, 0]));
+    let steps = [small_product(Precision::F32), small_product(Precision::Bf16), permutation];
+    let kernels = recorded_kernels(DeviceProfile::cpu(2), SCRATCH_ELEMENTS, &steps).unwrap();
+    let written: Vec<bool> = kernels.iter().flatten().map(is_compiled_as_written).collect();
+    assert_eq!(written, [true, true, false]);
+}
+
 /// Whether an object has the instruction `vdpbf16ps`: a prefix of four bytes that says where its opcode, 52, belongs ("Intel
 /// 64 and IA-32 Architectures Software Developer's Manual", volume 2, section 2.7.1 and VDPBF16PS).
 #[cfg(target_arch = "x86_64")]
@@ -163,17 +187,7 @@ fn multiplies_pairs(object: &[u8]) -> bool {
 fn products_of_bfloat16_numbers_use_the_instruction_for_them() {
     let objects = |lanes, bf16, precision| {
         let profile = DeviceProfile::cpu(2).with_lanes(lanes).with_bf16(bf16);
-        let launch = Box::new(move |l: &Launcher| {
-            let layout = Layout { transpose_a: false, transpose_b: true, fetched: false, precision, panels: None };
-            let (fetch, bias, offsets, sums, after) = (None, None, None, None, None);
-            let (x, m, n, k) = (buffer(64 * 64), 64, 64, 64);
-            let experts = 1;
-            matmul::launch(
-                l,
-                &Product { layout, a: x, b: x, scale: None, fetch, bias, offsets, y: x, sums, after, m, n, k, experts },
-            );
-        });
-        objects_for("sapphirerapids", profile, SCRATCH_ELEMENTS, launch).unwrap()
+        objects_for("sapphirerapids", profile, SCRATCH_ELEMENTS, small_product(precision)).unwrap()
     };
     for lanes in [4, 8, 16] {
         assert!(

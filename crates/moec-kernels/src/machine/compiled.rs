@@ -12,7 +12,7 @@ use cubecl_llvm::PlironData;
 use cubecl_runtime::id::KernelId;
 use moec_plan::on_threads;
 
-use super::llvm::{Linker, Processor};
+use super::llvm::{Linker, Passes, Processor};
 use super::lower::lower;
 use super::recorder::Recorded;
 use crate::ObjectCache;
@@ -43,6 +43,14 @@ impl Compiled {
             (self.0)(buffers, x, y, z, unit_x, unit_y, unit_z, barrier, shared.metadata.as_ptr().cast_mut());
         }
     }
+}
+
+/// In whose names CubeCL has the kernels of products in tiles of registers.
+const TILES: &str = "::matmul::tiles::";
+
+/// The passes that a kernel is worth. Products are more than half of what a training step has LLVM optimise.
+pub(super) fn passes(kernel: &KernelId) -> Passes {
+    if kernel.type_name().contains(TILES) { Passes::AsWritten } else { Passes::All }
 }
 
 /// What a compiled kernel depends on within a process: the kernel, and the alignment of its buffers.
@@ -119,7 +127,7 @@ fn compile(missing: &[(Key, &Recorded)], processor: &Processor) -> Result<Vec<(K
     let mut kernels: Vec<_> = missing.iter().map(|(key, _)| key).zip(texts).collect();
     kernels.sort_by_key(|(_, text)| Reverse(text.module.len()));
     let objects = on_threads(&kernels, |(key, text)| {
-        let object = processor.object(&text.module, &text.entry, &key.symbol());
+        let object = processor.object(&text.module, passes(&key.kernel), &text.entry, &key.symbol());
         object.map(|object| ((*key).clone(), object)).map_err(|error| failed(key, error))
     });
     objects.into_iter().collect()
