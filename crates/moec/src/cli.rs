@@ -19,6 +19,7 @@ mod quiet;
 mod reference;
 mod remarks;
 mod routing;
+mod run_name;
 mod run_report;
 mod run_text;
 mod shell;
