@@ -1373,6 +1373,9 @@ fn characters_are_counted_by_expert() {
 
 #[path = "cli/progress.rs"]
 mod progress;
+#[cfg(unix)]
+#[path = "cli/transcripts.rs"]
+mod transcripts;
 
 #[allow(dead_code, reason = "its `main` is for running it as an example")]
 #[path = "../crates/moec/examples/hello.rs"]
