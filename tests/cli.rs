@@ -811,35 +811,39 @@ fn a_run_goes_on_by_its_name_alone() {
     ];
     train(&[&begun[..], &["--steps", "12", "--sample", "0", "--out", "whole"]].concat(), 0);
 
+    let run = "runs/small-width-8-seed-5";
     // With everything that it was begun with: model, overrides, text, seed and device.
     train(&[&begun[..], &["--steps", "6", "--sample", "0"]].concat(), 0);
-    assert!(fs::read_to_string(project.join("runs/small/resolved.yaml")).unwrap().contains("device: interpreter"));
+    assert!(fs::read_to_string(project.join(run).join("resolved.yaml")).unwrap().contains("device: interpreter"));
     let told = train(&["--resume", "runs/latest", "--steps", "12", "--sample", "0"], 0).err;
-    assert!(told.contains("on interpreter") && told.contains("into runs/small\n"), "{told}");
+    assert!(told.contains("on interpreter") && told.contains(&format!("into {run}\n")), "{told}");
     let at = |run: &str| lab.files(&project.join(run).display().to_string(), 12);
-    assert!(at("whole") == at("runs/small"), "a resumed run differs from one that was not stopped");
+    assert!(at("whole") == at(run), "a resumed run differs from one that was not stopped");
     // The other ways to say it.
     for more in [
-        &["--resume", "runs/small"][..],
-        &["runs/small", "--resume"],
-        &["--resume", "--out", "runs/small"],
-        &["two.moe", "--resume", "runs/small"],
-        &["--out", "runs/small", "--resume", "two.moe"],
-        &["--resume", "runs/small", "--out", "runs/small"],
+        &["--resume", run][..],
+        &[run, "--resume"],
+        &["--resume", "--out", run],
+        &["two.moe", "--resume", run],
+        &["--out", run, "--resume", "two.moe"],
+        &["--resume", run, "--out", run],
     ] {
         assert!(train(more, 0).err.contains("has made its 12 steps"), "{more:?}");
     }
-    let moved = train(&["--resume", "runs/small", "--device", "cpu", "--steps", "13", "--sample", "0"], 0).err;
+    let moved = train(&["--resume", run, "--device", "cpu", "--steps", "13", "--sample", "0"], 0).err;
     assert!(moved.contains("from here on train.steps=13, --device cpu, noted in "), "{moved}");
-    assert!(fs::read_to_string(project.join("runs/small/resolved.yaml")).unwrap().contains("device: cpu"));
-    assert!(train(&["--resume", "runs/small", "--out", "elsewhere"], 2).err.contains("leave out --out"));
+    assert!(fs::read_to_string(project.join(run).join("resolved.yaml")).unwrap().contains("device: cpu"));
+    assert!(train(&["--resume", run, "--out", "elsewhere"], 2).err.contains("leave out --out"));
     assert!(train(&["two.moe", "--resume"], 2).err.contains("moec train --resume RUN"));
     assert!(train(&["--resume", "runs/nothing"], 3).err.contains("runs/nothing"));
     assert!(train(&[], 2).err.contains("<SPEC>"));
 
     // The command that is printed can be pasted.
     let ran = train(&[&begun[..], &["--steps", "9", "--sample", "0", "-s", "train.optimizer.lr=1e30"]].concat(), 5).err;
-    assert!(ran.contains("two.moe --resume runs/small-2 --device interpreter --sample 0"), "{ran}");
+    assert!(
+        ran.contains("two.moe --resume runs/small-width-8-lr-1e30-seed-5 --device interpreter --sample 0"),
+        "{ran}"
+    );
 }
 
 #[test]
@@ -1369,6 +1373,9 @@ fn characters_are_counted_by_expert() {
 
 #[path = "cli/progress.rs"]
 mod progress;
+#[cfg(unix)]
+#[path = "cli/transcripts.rs"]
+mod transcripts;
 
 #[allow(dead_code, reason = "its `main` is for running it as an example")]
 #[path = "../crates/moec/examples/hello.rs"]

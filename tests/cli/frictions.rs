@@ -1,6 +1,6 @@
 //! What a first day with the program ran into.
 
-use super::{Lab, SMALL, expect, moec, root, spec, text};
+use super::{Lab, SMALL, expect, expect_in, moec, root, spec, text};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -161,4 +161,44 @@ fn a_comparison_loses_no_earlier_one_and_is_reported_as_a_whole() {
     assert!(page.contains("out/small/seed-1") && page.contains("out/other/seed-1"));
     let told = expect(&["explain", &out], 2).err;
     assert!(told.contains("comparison of several runs") && told.contains("moec report"), "{told}");
+}
+
+#[test]
+fn runs_of_one_spec_can_be_told_apart() {
+    let lab = Lab::new();
+    let train = |more: &[&str], code| {
+        let common = ["train", &lab.spec, "--data", &lab.data, "--steps", "1", "--sample", "0"];
+        expect_in(lab.folder.path(), &[&common[..], &ON, more].concat(), code).err
+    };
+    let names = || {
+        let entries = fs::read_dir(lab.at("runs")).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    };
+    // How long it trains and how it is told make no other run of it.
+    train(&["-s", "train.evaluate.batches=1"], 0);
+    train(&["-s", "train.optimizer.lr=3e-4"], 0);
+    train(&["-s", "train.optimizer.lr=3e-4"], 0);
+    let values = text(Path::new(&lab.at("wide.yaml")), "width: 32\n");
+    train(&["--config", &values, "--seed", "2"], 0);
+    let told = train(&["--name", "mine"], 0);
+    assert!(told.contains("into runs/mine\n"), "{told}");
+    let all = ["latest", "mine", "small", "small-lr-3e-4", "small-lr-3e-4-2", "small-width-32-seed-2"];
+    assert_eq!(names(), all);
+    // A run that is named without its folder, or as its spec.
+    for name in ["mine", "small", "small.moe"] {
+        let told = expect_in(lab.folder.path(), &["sample", name], 3).err;
+        let run = name.trim_end_matches(".moe");
+        assert!(told.contains(&format!("did you mean runs/{run}?")), "{told}");
+    }
+    let told = expect_in(lab.folder.path(), &["sample", "nobody"], 3).err;
+    assert!(told.contains("runs/NAME"), "{told}");
+    // A name is asked for once, and is no path.
+    assert!(train(&["--name", "mine"], 1).contains("runs/mine"));
+    for wrong in ["../x", "latest", ""] {
+        assert!(train(&["--name", wrong], 2).contains("--name"), "{wrong}");
+    }
+    train(&["--name", "mine", "--out", "there"], 2);
+    assert_eq!(names(), all);
 }

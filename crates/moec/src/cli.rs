@@ -19,6 +19,7 @@ mod quiet;
 mod reference;
 mod remarks;
 mod routing;
+mod run_name;
 mod run_report;
 mod run_text;
 mod shell;
@@ -76,7 +77,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
             let arguments: Vec<String> =
                 std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
             let console = Console::new(args::Color::Auto);
-            let told = tips::unknown_option(&e, &command, &arguments);
+            let told = tips::unknown(&e, &command, &arguments);
             match &told {
                 Some(failure) => console.failure(failure, MessageFormat::Full),
                 None => {

@@ -415,7 +415,11 @@ impl Case<'_> {
         let most = (least.ceil() as usize).min(sorted.len());
         let share = sorted[..most].iter().sum::<f64>() / rows;
         let idle = self.last.experts_without_tokens;
-        let idle = if idle > 0 { format!(", {idle} get nothing at all") } else { String::new() };
+        let idle = match idle {
+            0 => String::new(),
+            1 => ", one gets nothing at all".to_string(),
+            n => format!(", {n} get nothing at all"),
+        };
         let (cure, argument) = self.spreading();
         let seen = match most {
             1 => format!("one of {experts} experts gets {} of the rows{idle}", percent(share)),

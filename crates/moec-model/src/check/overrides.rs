@@ -119,12 +119,19 @@ impl Checker<'_> {
     }
 }
 
-/// The name that can be overridden and was probably meant: one that ends alike, means the same, or is spelt alike.
+/// The name that can be overridden and was probably meant: one that ends alike, is spelt alike in the same place, means the
+/// same, or is spelt alike anywhere.
 fn intended<'p>(path: &str, paths: &'p [String]) -> Option<&'p str> {
-    let end = |path: &'p str| path.rsplit_once('.').map_or(path, |(_, end)| end);
+    let parts = |path: &'p str| path.rsplit_once('.').unwrap_or(("", path));
+    let end = |path: &'p str| parts(path).1;
     let ending = |name: &str| paths.iter().map(String::as_str).find(|path| end(path) == name);
-    let name = path.rsplit_once('.').map_or(path, |(_, name)| name);
+    let (place, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let beside = || paths.iter().map(String::as_str).filter(|path| parts(path).0 == place);
     ending(name)
+        .or_else(|| {
+            let near = did_you_mean(name, beside().map(end))?;
+            beside().find(|path| end(path) == near)
+        })
         .or_else(|| match meant(name, paths.iter().map(|path| end(path))) {
             Some(Meant::Word(name)) => ending(name),
             Some(Meant::Otherwise(_)) | None => None,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Meant, Span, Statement, meant};
+use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Meant, Span, Statement, did_you_mean, meant};
 
 use super::NamedValue;
 use super::arguments::Owner;
@@ -355,7 +355,9 @@ impl<'a> Checker<'a> {
         let d = Diagnostic::new(Code::UnknownLayer, message).primary(name.span, "unknown layer");
         let blocks: Vec<&str> = self.visible_blocks(scope).map(|(_, block)| block.name.name.as_str()).collect();
         let candidates = LAYERS.iter().map(|spec| spec.name).chain(blocks.iter().copied());
-        let likely = meant(&name.name, candidates);
+        // `vocab characters` looks like two layers where it is misspelt.
+        let setting = || did_you_mean(&name.name, ["context", "vocab"]).map(Meant::Word);
+        let likely = meant(&name.name, candidates).or_else(setting);
         // That the last layer is missing would only follow from this.
         self.model.unembed |= likely == Some(Meant::Word("unembed"));
         let mut d = match likely {

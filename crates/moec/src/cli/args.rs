@@ -154,6 +154,7 @@ replaces that. Options such as --steps of `moec train` stand for -s. What --conf
   moec train --resume runs/shakespeare
   moec train --resume runs/latest --steps 10000
   moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64
+  moec train specs/noisy_top2.moe --name long-context -s context=128
   moec train specs/tiny.moe --progress plain 2> tiny.log
   moec train specs/tiny.moe --json | jq 'select(.event == \"train\") | .loss_nats'
 
@@ -734,9 +735,14 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) seed: Option<u64>,
 
-    /// The run folder [default: runs/MODEL, or runs/MODEL-2 and so on where that is taken, by whichever file].
+    /// The run folder [default: runs/MODEL with what -s, --config, --seed and --precision override, as in runs/tiny-lr-3e-4; with
+    /// a number behind it where that is taken, by whichever file].
     #[arg(long, value_name = "RUN")]
     pub(crate) out: Option<PathBuf>,
+
+    /// Call the run so: short for --out runs/NAME.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["out", "resume"], value_parser = crate::cli::run_name::given)]
+    pub(crate) name: Option<PathBuf>,
 
     /// Where to run [default: cpu; of a run that is continued, where it ran].
     #[arg(long, value_enum)]
@@ -1183,3 +1189,6 @@ pub(crate) struct ExportArgs {
     #[arg(long)]
     pub(crate) force: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Exit codes, and the one error type that every command returns.
 
-use crate::cli::shell;
+use crate::cli::{run_name, shell};
 use crate::error::{self, Error, Messages};
 use moec_plan::BackendError;
 use moec_runtime::{
@@ -9,6 +9,7 @@ use moec_runtime::{
 };
 use moec_syntax::{Diagnostic, SourceFile};
 use std::fmt;
+use std::path::Path;
 
 /// What a process exit code means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl Failure {
     }
 
     /// A file that could not be read or written.
-    pub(crate) fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+    pub(crate) fn file(what: &str, path: &Path, error: &std::io::Error) -> Self {
         let reason = error::reason(error);
         Failure::new(Exit::Failure, format!("cannot {what} {}: {reason}", path.display()))
     }
@@ -217,9 +218,12 @@ impl From<RunError> for Failure {
         };
         let failure = Failure::new(exit, error.to_string());
         match error {
-            RunError::NoRun { .. } => failure.help("give the folder that `moec train` wrote, runs/NAME for example"),
+            RunError::NoRun { path } => match run_name::meant(Path::new(&path)) {
+                Some(run) => failure.help(format!("did you mean {}?", shell::path(&run))),
+                None => failure.help("give the folder that `moec train` wrote, runs/NAME for example"),
+            },
             RunError::Exists { path } => {
-                let run = shell::path(std::path::Path::new(&path));
+                let run = shell::path(Path::new(&path));
                 failure.help(format!("moec train --resume {run} continues it; --out FOLDER starts another"))
             }
             _ => failure,

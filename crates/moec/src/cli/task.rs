@@ -3,6 +3,7 @@
 use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::run_name::run_name;
 use crate::cli::{configuration, downloads, remarks, run_text, shell};
 use crate::pipeline::Compiled;
 use crate::{Device, Request, Spec, read_source};
@@ -18,6 +19,8 @@ pub(crate) struct Task {
     pub(crate) corpus: Corpus,
     /// The folder that was named.
     pub(crate) root: Option<PathBuf>,
+    /// What the run is called if none was.
+    pub(crate) name: String,
     /// Whether the run in it goes on.
     pub(crate) is_resumed: bool,
     pub(crate) device: Device,
@@ -52,8 +55,9 @@ impl Task {
             console.note(remark);
         }
         let device = args.device.unwrap_or(Device::Cpu);
-        let root = args.out.clone();
-        Ok(Self { spec, corpus, root, is_resumed: false, device, changes: Vec::new(), request: None })
+        let root = args.out.clone().or(args.name.clone());
+        let name = run_name(&spec.checked.model.name, &set);
+        Ok(Self { spec, corpus, root, name, is_resumed: false, device, changes: Vec::new(), request: None })
     }
 
     fn resumed(
@@ -112,7 +116,8 @@ impl Task {
         let noted = (device != was_on).then(|| device.name().to_string());
         let after = Request { set, data, data_sha256, device: noted.or(before.device.clone()), ..before.clone() };
         let request = (after != before).then_some(after);
-        Ok(Self { spec, corpus, root: Some(root), is_resumed: true, device, changes, request })
+        let name = spec.checked.model.name.clone();
+        Ok(Self { spec, corpus, root: Some(root), name, is_resumed: true, device, changes, request })
     }
 
     /// The folder of a new run on this task's text; it notes a device that was chosen.

@@ -5,11 +5,26 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use moec_model::{SettingForm, train_settings};
 use moec_syntax::{Meant, meant};
 
-/// The refusal of an option that there is not, if more can be said than that another one is spelt alike.
-pub(crate) fn unknown_option(error: &clap::Error, root: &clap::Command, arguments: &[String]) -> Option<Failure> {
-    if error.kind() != ErrorKind::UnknownArgument {
-        return None;
+/// The refusal of a command or an option that there is not, if there is more to say than clap does.
+pub(crate) fn unknown(error: &clap::Error, root: &clap::Command, arguments: &[String]) -> Option<Failure> {
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => unknown_command(error, root),
+        ErrorKind::UnknownArgument => unknown_option(error, root, arguments),
+        _ => None,
     }
+}
+
+/// The command that is spelt alike: one, where clap names several that sound alike.
+fn unknown_command(error: &clap::Error, root: &clap::Command) -> Option<Failure> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let names = root.get_subcommands().map(clap::Command::get_name).chain(["help"]);
+    let near = moec_syntax::did_you_mean(word, names)?;
+    let failure = Failure::new(Exit::Usage, format!("moec has no command `{word}`"));
+    Some(failure.help(format!("did you mean {near}?")).help("moec --help lists the commands"))
+}
+
+/// The refusal of an option that there is not, if more can be said than that another one is spelt alike.
+fn unknown_option(error: &clap::Error, root: &clap::Command, arguments: &[String]) -> Option<Failure> {
     let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else { return None };
     let name = option.strip_prefix("--")?;
     let command = arguments.iter().skip(1).find_map(|word| root.find_subcommand(word))?;

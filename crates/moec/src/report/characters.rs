@@ -95,7 +95,7 @@ pub(super) fn tables(text: &RoutedText, layer: &RoutedLayer, texts: usize, out: 
     if counts.by_expert.iter().all(|n| *n == 0.0) {
         return;
     }
-    out.push_str("<details open><summary>What each expert gets more of than chance</summary>\n<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">expert</th><th scope=\"col\">works on</th><th scope=\"col\" class=\"words\">characters, with the part of them that it works on and the lift</th></tr></thead>\n<tbody>\n");
+    out.push_str("<details open><summary>What each expert gets more of than chance</summary>\n<div class=\"wide\" tabindex=\"0\"><table>\n<thead><tr><th scope=\"col\">expert</th><th scope=\"col\">works on</th><th scope=\"col\" class=\"words\">characters, with the part of them that it works on and the lift</th></tr></thead>\n<tbody>\n");
     for expert in 0..counts.experts {
         html!(
             out,
@@ -133,7 +133,7 @@ fn matrix(counts: &Counts, texts: usize, out: &mut String) {
         html!(out, " The {} most frequent of {} characters.", rows, characters.len());
     }
     out.push_str(
-        "</p>\n<div class=\"wide\"><table class=\"matrix\">\n<thead><tr><td></td><th scope=\"col\">times</th>",
+        "</p>\n<div class=\"wide\" tabindex=\"0\"><table class=\"matrix\">\n<thead><tr><td></td><th scope=\"col\">times</th>",
     );
     for expert in 0..counts.experts {
         html!(out, "<th scope=\"col\">{}</th>", expert);

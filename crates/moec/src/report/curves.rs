@@ -98,7 +98,7 @@ fn table(report: &Report, out: &mut String) {
     if steps.is_empty() {
         return;
     }
-    out.push_str("<details><summary>The evaluations as a table</summary>\n<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">step</th>");
+    out.push_str("<details><summary>The evaluations as a table</summary>\n<div class=\"wide\" tabindex=\"0\"><table>\n<thead><tr><th scope=\"col\">step</th>");
     for (r, run) in report.runs.iter().enumerate() {
         let name =
             if report.runs.len() > 1 { format!(" {} (seed {})", report.letter(r), run.seed) } else { String::new() };

@@ -170,7 +170,7 @@ fn panel(report: &Report, r: usize, out: &mut String) {
     let name = if report.runs.len() > 1 { format!("{} {}, ", report.letter(r), run.path) } else { String::new() };
     html!(
         out,
-        "<div class=\"wide\"><table>\n<caption>{}step {}</caption>\n<thead><tr><th scope=\"col\">layer</th>",
+        "<div class=\"wide\" tabindex=\"0\"><table>\n<caption>{}step {}</caption>\n<thead><tr><th scope=\"col\">layer</th>",
         name,
         last.step
     );

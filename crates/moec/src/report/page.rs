@@ -60,7 +60,7 @@ fn overview(report: &Report, out: &mut String) {
     if let [run] = &report.runs[..] {
         html!(out, "<p class=\"lead\">{}</p>\n", run.summary);
     }
-    out.push_str("<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">run</th><th scope=\"col\" class=\"words\">folder</th><th scope=\"col\" class=\"words\">model</th><th scope=\"col\">seed</th><th scope=\"col\">steps</th><th scope=\"col\">val at the end</th><th scope=\"col\">best val</th><th scope=\"col\">diagnoses</th></tr></thead>\n<tbody>\n");
+    out.push_str("<div class=\"wide\" tabindex=\"0\"><table>\n<thead><tr><th scope=\"col\">run</th><th scope=\"col\" class=\"words\">folder</th><th scope=\"col\" class=\"words\">model</th><th scope=\"col\">seed</th><th scope=\"col\">steps</th><th scope=\"col\">val at the end</th><th scope=\"col\">best val</th><th scope=\"col\">diagnoses</th></tr></thead>\n<tbody>\n");
     for (r, run) in report.runs.iter().enumerate() {
         let validation: Vec<(u64, f64)> = (run.metrics.iter().filter_map(curves::as_evaluation))
             .filter_map(|e| Some((e.step, e.validation_loss_nats?)))
@@ -194,7 +194,7 @@ fn spec(report: &Report, run: &RunReport, out: &mut String) {
     for warning in &run.warnings {
         html!(
             out,
-            "<pre class=\"warning\">\n{}</pre>\n<details><summary>What this warning means</summary><pre>\n{}</pre></details>\n",
+            "<pre class=\"warning\">\n{}</pre>\n<details><summary>What this warning means</summary><pre tabindex=\"0\">\n{}</pre></details>\n",
             warning.rendered,
             warning.explanation
         );
@@ -207,9 +207,18 @@ fn spec(report: &Report, run: &RunReport, out: &mut String) {
         }
         out.push_str(".</p>\n");
     }
-    html!(out, "<details open><summary>spec.moe</summary><pre class=\"spec\">\n{}</pre></details>\n", run.spec);
+    html!(
+        out,
+        "<details open><summary>spec.moe</summary><pre class=\"spec\" tabindex=\"0\">\n{}</pre></details>\n",
+        run.spec
+    );
     for (name, import) in &run.imports {
-        html!(out, "<details><summary>{}</summary><pre class=\"spec\">\n{}</pre></details>\n", name, import);
+        html!(
+            out,
+            "<details><summary>{}</summary><pre class=\"spec\" tabindex=\"0\">\n{}</pre></details>\n",
+            name,
+            import
+        );
     }
 }
 
@@ -218,7 +227,7 @@ fn facts(report: &Report, run: &RunReport, out: &mut String) {
         return;
     }
     heading(report, "Facts", out);
-    out.push_str("<div class=\"wide\"><table class=\"facts\">\n<tbody>\n");
+    out.push_str("<div class=\"wide\" tabindex=\"0\"><table class=\"facts\">\n<tbody>\n");
     for (name, value) in &run.facts {
         html!(out, "<tr><th scope=\"row\">{}</th><td class=\"words\">{}</td></tr>\n", name, value);
     }
@@ -234,7 +243,7 @@ fn kernels(run: &RunReport, out: &mut String) {
     const SHOWN: usize = 20;
     html!(
         out,
-        "<details><summary>Kernels of a training step: {} ms in all</summary>\n<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\" class=\"words\">phase</th><th scope=\"col\" class=\"words\">kernel</th><th scope=\"col\">launches</th><th scope=\"col\">ms</th><th scope=\"col\">share</th></tr></thead>\n<tbody>\n",
+        "<details><summary>Kernels of a training step: {} ms in all</summary>\n<div class=\"wide\" tabindex=\"0\"><table>\n<thead><tr><th scope=\"col\" class=\"words\">phase</th><th scope=\"col\" class=\"words\">kernel</th><th scope=\"col\">launches</th><th scope=\"col\">ms</th><th scope=\"col\">share</th></tr></thead>\n<tbody>\n",
         format!("{total:.2}")
     );
     for kernel in run.kernels.iter().take(SHOWN) {

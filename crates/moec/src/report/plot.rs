@@ -26,7 +26,7 @@ impl Stroke {
         match self {
             Stroke::Solid => "stroke-width=\"2.5\"",
             Stroke::Dashed => "stroke-width=\"2\" stroke-dasharray=\"7 4\"",
-            Stroke::Faint => "stroke-width=\"1\" stroke-opacity=\"0.5\"",
+            Stroke::Faint => "stroke-width=\"1\" stroke-opacity=\"0.65\"",
         }
     }
 }

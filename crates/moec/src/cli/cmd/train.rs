@@ -8,6 +8,7 @@ use crate::cli::kernel_table::KernelTable;
 use crate::cli::live::About;
 use crate::cli::progress::json::{Begun, JsonLines};
 use crate::cli::progress::{Progress, Telling};
+use crate::cli::run_name::RUNS;
 use crate::cli::shell;
 use crate::cli::signals::Signals;
 use crate::cli::task::Task;
@@ -72,7 +73,7 @@ fn train(
     let folder = match &task.root {
         Some(root) if task.is_resumed => RunFolder::open(root)?,
         Some(root) => task.create(root, &dataset, &compiled)?,
-        None => in_free_folder(&model.name, |root| task.create(root, &dataset, &compiled))?,
+        None => in_free_folder(&task.name, |root| task.create(root, &dataset, &compiled))?,
     };
     let root = folder.root();
     console.note_fitted(format!(
@@ -223,7 +224,7 @@ fn failed(error: Error, args: &TrainArgs, device: Device, folder: &RunFolder, re
 
 /// Makes a run in `runs/NAME`, or `runs/NAME-2` and so on: the first that does not exist, also while others are started.
 fn in_free_folder(name: &str, create: impl FnOnce(&Path) -> Result<RunFolder, Failure>) -> Result<RunFolder, Failure> {
-    let runs = Path::new("runs");
+    let runs = Path::new(RUNS);
     std::fs::create_dir_all(runs).map_err(|e| Failure::file("make", runs, &e))?;
     let mut number = 1u64;
     let root = loop {
