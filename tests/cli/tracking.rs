@@ -29,7 +29,9 @@ fn reported(run: &str) -> BTreeMap<(String, u64), f64> {
                 assert!(all.insert((name, step), value).is_none());
             }
         };
-        for (name, value) in line.as_object().unwrap().iter().filter(|(name, _)| !["step", "schema"].contains(&&***name)) {
+        for (name, value) in
+            line.as_object().unwrap().iter().filter(|(name, _)| !["step", "schema"].contains(&&***name))
+        {
             for layer in value.as_array().into_iter().flatten() {
                 let path = layer["path"].as_str().unwrap();
                 for (name, value) in layer.as_object().unwrap() {
@@ -71,7 +73,11 @@ fn a_training_that_is_told_has_the_same_bits() {
     let ran = train(&lab, "told", &["--track", &tracker, "--track", "tensorboard"], 0);
     let (plain, run) = (lab.at("plain"), lab.at("told"));
     assert!(lab.files(&plain, 12) == lab.files(&run, 12));
-    assert!(ran.err.contains("tracked: http://127.0.0.1:") && ran.err.contains("tracked: tensorboard --logdir"), "{}", ran.err);
+    assert!(
+        ran.err.contains("tracked: http://127.0.0.1:") && ran.err.contains("tracked: tensorboard --logdir"),
+        "{}",
+        ran.err
+    );
     let told = server.run();
     assert_told(&run, &told);
     assert_eq!(told.status, "FINISHED");
@@ -79,7 +85,8 @@ fn a_training_that_is_told_has_the_same_bits() {
         assert_eq!(told.parameters.get(name).map(String::as_str), Some(value), "{name}: {:?}", told.parameters);
     }
     assert!(told.parameters["parameters"].parse::<u64>().unwrap() > 1000);
-    let files: Vec<String> = server.store().artifacts.keys().map(|path| path.replace("1/run0/artifacts/", "")).collect();
+    let files: Vec<String> =
+        server.store().artifacts.keys().map(|path| path.replace("1/run0/artifacts/", "")).collect();
     assert_eq!(files, ["metrics.jsonl", "plan.txt", "resolved.yaml", "samples/step-00000012.txt", "spec.moe"]);
     let names = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(names.filter(|name| name.starts_with("events.out.tfevents.")).count(), 1);
@@ -136,7 +143,8 @@ fn without_a_server_nothing_is_different_and_nothing_lost() {
     let missing = expect(&["track", &lab.at("plain")], 2).err;
     assert!(missing.contains("--to mlflow=http://"), "{missing}");
     let uri = server.url();
-    let output = moec().env("MLFLOW_TRACKING_URI", &uri).args(["track", &lab.at("plain"), "--to", "mlflow"]).output().unwrap();
+    let output =
+        moec().env("MLFLOW_TRACKING_URI", &uri).args(["track", &lab.at("plain"), "--to", "mlflow"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(server.store().runs.len(), 2);
 }

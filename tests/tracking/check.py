@@ -37,7 +37,7 @@ model small {
   layer_norm
   unembed
 }
-train { batch 3  log(every: 2)  evaluate(every: 20, batches: 1)  checkpoint(every: 50) }
+train { batch 3  log(every: 2)  evaluate(every: 50, batches: 1)  checkpoint(every: 1000) }
 """
 
 
@@ -58,6 +58,9 @@ class Server:
         command += ["--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", WORK / "artifacts"]
         # A session of its own, so that it can be ended with all that it starts.
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, cwd=WORK, start_new_session=True)
+
+    def ready(self):
+        """Waits until it answers."""
         while True:
             if self.process.poll() is not None:
                 sys.exit("the server does not start:\n" + (WORK / "server.log").read_text())
@@ -75,6 +78,9 @@ class Server:
         with sqlite3.connect(self.database) as database:
             rows = database.execute("select key, step from metrics where run_uuid = ?", (run_id,)).fetchall()
         return collections.Counter(rows)
+
+    def last_step(self, run_id):
+        return max(step for _, step in self.points(run_id))
 
 
 def command(run, *more):
@@ -133,6 +139,11 @@ def checkpoint(run, step):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def last_checkpoint(run):
+    """The step of the newest checkpoint."""
+    return max(int(path.name[5:]) for path in (WORK / run / "checkpoints").glob("step-*"))
+
+
 def check_points(server, run):
     """Every number is there, with its value, once."""
     import mlflow
@@ -188,6 +199,7 @@ def check_server_that_is_killed(server, steps):
     assert 20 < there < all_of_it, (there, all_of_it)
     moec(MOEC, "track", WORK / "orphan", code=1)
     server.start()
+    server.ready()
     assert status(server, "orphan") == "RUNNING"
     said = moec(MOEC, "track", WORK / "orphan")
     assert "numbers that were missing" in said, said
@@ -209,14 +221,14 @@ def check_run_that_is_stopped_and_killed(server, steps):
     first = run_id("stopped")
     assert status(server, "stopped") == "KILLED"
     check_points(server, "stopped")
-    before = lines("stopped")
     resume = [MOEC, "train", "--resume", WORK / "stopped", "--sample", "0", "--progress", "plain"]
     with open(WORK / "stopped.log", "ab") as log:
         training = subprocess.Popen([str(word) for word in resume], stdout=log, stderr=log, cwd=WORK)
-    # Between two checkpoints, so that it goes over steps again that the server has.
-    until(lambda: lines("stopped") > before + 40, training)
+    # Beyond its last checkpoint, so that it goes over steps again that the server has.
+    until(lambda: server.last_step(first) > last_checkpoint("stopped") + 10, training)
     training.kill()
     training.wait()
+    assert server.last_step(first) > last_checkpoint("stopped")
     moec(*resume)
     assert run_id("stopped") == first and status(server, "stopped") == "FINISHED"
     check_points(server, "stopped")
@@ -252,12 +264,12 @@ def check_notebook(run):
     text = "\n".join(str(output.get("text") or output.get("data", {}).get("text/plain")) for output in shown)
     loss = reported(run)["loss_nats", max(step for name, step in reported(run) if name == "loss_nats")]
     assert f"{loss:.6f}" in text, text
-    assert "blocks.1.moe" in text and "torch.float32" in text, text
+    assert "blocks.1.moe" in text and "torch.float64" in text, text
     assert sum("image/png" in output.get("data", {}) for output in shown) == 2
 
 
 def main():
-    steps = 800
+    steps = 2000
     (WORK / "small.moe").write_text(SPEC)
     server = Server()
 
@@ -268,6 +280,7 @@ def main():
 
     try:
         timed("an untracked run", lambda: moec(*command("plain", "--steps", str(steps))))
+        timed("the server starts", server.ready)
         timed("a run on a server", check_run, server, steps)
         assert checkpoint("whole", steps) == checkpoint("plain", steps), "the bytes differ"
         timed("a server that is killed", check_server_that_is_killed, server, steps)

@@ -37,6 +37,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often the end of a training is tried to be told, if all was well until then.
 const TRIES: u32 = 3;
 
+/// A wait at the end of a training that is longer is announced.
+const ANNOUNCED: Duration = Duration::from_secs(2);
+
 /// How long the end of a training waits for a tracker that does not get on.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -80,6 +83,8 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 pub(crate) struct Trackers {
     tensorboard: bool,
     mlflow: Option<Server>,
+    /// Why it is not known which server the continued run was tracked on.
+    unknown: Option<String>,
 }
 
 impl Trackers {
@@ -96,10 +101,14 @@ impl Trackers {
         continued: Option<&Path>,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Failure> {
-        let kept = continued.and_then(|root| Kept::read(root).ok().flatten()).map(|kept| kept.server());
+        let (kept, unknown) = match continued.map(Kept::read) {
+            Some(Ok(kept)) => (kept.map(|kept| kept.server()), None),
+            Some(Err(reason)) => (None, Some(reason)),
+            None => (None, None),
+        };
         let has_events = continued.is_some_and(tensorboard::are_in);
-        if asked.is_empty() && (has_events || kept.is_some()) {
-            return Ok(Self { tensorboard: has_events, mlflow: kept });
+        if asked.is_empty() && (has_events || kept.is_some() || unknown.is_some()) {
+            return Ok(Self { tensorboard: has_events, mlflow: kept, unknown });
         }
         let mut named = asked.to_vec();
         if asked.is_empty() {
@@ -111,7 +120,7 @@ impl Trackers {
         if named.contains(&Tracker::None) && named.iter().any(|tracker| *tracker != Tracker::None) {
             return Err(Failure::new(Exit::Usage, "`none` goes with no other tracker"));
         }
-        let mut trackers = Self { tensorboard: named.contains(&Tracker::TensorBoard), mlflow: None };
+        let mut trackers = Self { tensorboard: named.contains(&Tracker::TensorBoard), ..Self::default() };
         for tracker in named {
             let Tracker::Mlflow(server) = tracker else { continue };
             let server = match server.or(kept.clone()) {
@@ -216,11 +225,15 @@ impl Tracking {
         if trackers.tensorboard {
             this.follow(Box::new(tensorboard::EventFiles::of(about.root)), Arc::default());
         }
+        let untold = |reason: &str| console.warn(format!("mlflow is not told of this run: {reason}"));
+        if let Some(reason) = &trackers.unknown {
+            untold(reason);
+        }
         if let Some(server) = &trackers.mlflow {
             let done: Arc<AtomicU64> = Arc::default();
             match MlflowRun::open(about, server, done.clone()) {
                 Ok(run) => this.follow(Box::new(run), done),
-                Err(reason) => console.warn(format!("mlflow is not told of this run: {reason}")),
+                Err(reason) => untold(&reason),
             }
         }
         this
@@ -263,7 +276,7 @@ impl Tracking {
         }
         for follower in self.followers {
             let (name, remedy) = (follower.name.clone(), follower.remedy.clone());
-            match follower.wait(&leave) {
+            match follower.wait(&leave, &self.console) {
                 Ok(place) => place.into_iter().for_each(|place| self.console.note(format!("tracked: {place}"))),
                 Err(reason) => self.console.warn(format!(
                     "{name} does not know all of this run: {reason}\n  what is missing is told by: {remedy}"
@@ -275,9 +288,14 @@ impl Tracking {
 
 impl Follower {
     /// Until it is done, as long as it gets on.
-    fn wait(self, leave: &dyn Fn() -> bool) -> Told {
-        let (mut done, mut since) = (self.done.load(Ordering::Relaxed), Instant::now());
+    fn wait(self, leave: &dyn Fn() -> bool, console: &Console) -> Told {
+        let (begun, mut is_announced) = (Instant::now(), false);
+        let (mut done, mut since) = (self.done.load(Ordering::Relaxed), begun);
         while !self.thread.is_finished() {
+            if !is_announced && begun.elapsed() > ANNOUNCED {
+                console.note(format!("waiting for {}; Ctrl-C leaves", self.name));
+                is_announced = true;
+            }
             let now = self.done.load(Ordering::Relaxed);
             if now != done {
                 (done, since) = (now, Instant::now());

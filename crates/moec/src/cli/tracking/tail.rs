@@ -59,8 +59,7 @@ mod tests {
         assert!(tail.next(10).unwrap().is_empty(), "there is no file yet");
         let mut file = File::create(folder.path().join("metrics.jsonl")).unwrap();
         let line = |step: u64| format!("{{\"schema\":1,\"kind\":\"diverged\",\"step\":{step},\"what\":\"x\"}}\n");
-        let steps =
-            |tail: &mut Tail, most| -> Vec<u64> { tail.next(most).unwrap().iter().map(Metric::step).collect() };
+        let steps = |tail: &mut Tail, most| -> Vec<u64> { tail.next(most).unwrap().iter().map(Metric::step).collect() };
         let fourth = line(4);
         write!(file, "{}{}no metric\n{}{}", line(1), line(2), line(3), &fourth[..9]).unwrap();
         assert_eq!(steps(&mut tail, 2), [1, 2]);

@@ -13,7 +13,7 @@ fn trackers(asked: &[&str], continued: Option<&Path>, said: &[(&str, &str)]) -> 
 }
 
 fn of(tensorboard: bool, server: Option<&str>) -> Result<Trackers, String> {
-    Ok(Trackers { tensorboard, mlflow: server.map(|url| url.parse().unwrap()) })
+    Ok(Trackers { tensorboard, mlflow: server.map(|url| url.parse().unwrap()), unknown: None })
 }
 
 const A: &str = "http://127.0.0.1:1";
@@ -57,6 +57,9 @@ fn the_command_line_goes_before_the_run_and_the_environment() {
     assert_eq!(trackers(&["none"], Some(root), &environment), of(false, None));
     std::fs::write(root.join("events.out.tfevents.0000000007.000000.moec"), "").unwrap();
     assert_eq!(trackers(&[], Some(root), &[]), of(true, Some(B)));
+    std::fs::write(root.join("mlflow.json"), "{").unwrap();
+    let Trackers { tensorboard, mlflow, unknown } = trackers(&[], Some(root), &[]).unwrap();
+    assert!(tensorboard && mlflow.is_none() && unknown.is_some_and(|reason| reason.contains("damaged")));
 }
 
 /// A destination that does as it is told.

@@ -198,6 +198,9 @@ impl Store {
                     None => error("RESOURCE_DOES_NOT_EXIST", "no such experiment"),
                 }
             }
+            ("POST", "experiments/create") if self.experiments.contains(&text("name")) => {
+                error("RESOURCE_ALREADY_EXISTS", "there is one of this name")
+            }
             ("POST", "experiments/create") => {
                 self.experiments.push(text("name"));
                 (200, json!({ "experiment_id": self.experiments.len().to_string() }).to_string())

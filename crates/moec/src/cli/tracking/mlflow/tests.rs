@@ -44,10 +44,13 @@ impl Lab {
     }
 
     fn run(&self, parameters: &[(&str, &str)], variables: &[(&str, &str)]) -> MlflowRun {
+        self.patient(parameters, variables, TIMEOUT)
+    }
+
+    fn patient(&self, parameters: &[(&str, &str)], variables: &[(&str, &str)], timeout: Duration) -> MlflowRun {
         let text = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         let about = About { root: self.root(), parameters: parameters.iter().map(text).collect() };
         let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.to_string());
-        let timeout = Duration::from_millis(200);
         MlflowRun::with(&about, &self.server.url().parse().unwrap(), Arc::default(), &variable, timeout).unwrap()
     }
 
@@ -149,7 +152,7 @@ fn what_was_lost_on_the_way_is_neither_lost_nor_told_twice() {
         lab.fault(None);
     }
     let mut expected = vec![10];
-    for fault in [Fault::Status(500), Fault::Status(503), Fault::Status(429), Fault::Hangs] {
+    for fault in [Fault::Status(500), Fault::Status(503), Fault::Status(429)] {
         let next = 10 + 10 * expected.len() as u64;
         let all = std::fs::read_to_string(lab.root().join("metrics.jsonl")).unwrap();
         lab.report(&(all + &train(next)));
@@ -163,6 +166,9 @@ fn what_was_lost_on_the_way_is_neither_lost_nor_told_twice() {
     let told = lab.server.run();
     assert_eq!(told.metrics.len(), expected.len() * OF_TRAIN + OF_EVALUATION + 1500);
     assert_eq!(lab.server.store().experiments.len(), 1);
+    lab.fault((Fault::Hangs, "/"));
+    let Err(trouble) = lab.patient(&[], &[], Duration::from_millis(50)).deliver() else { panic!("nobody answers") };
+    assert!(matches!(&trouble, Trouble::Unreachable(reason) if reason.contains("does not answer")), "{trouble:?}");
 }
 
 #[test]
