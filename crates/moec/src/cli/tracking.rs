@@ -65,7 +65,7 @@ impl FromStr for Tracker {
             Some(("mlflow", url)) => Ok(Self::Mlflow(Some(url.parse()?))),
             Some(("tensorboard" | "none", _)) => Err("only mlflow takes a URL".to_string()),
             _ => {
-                let near = did_you_mean(text, ["none", "tensorboard", "mlflow"].into_iter());
+                let near = did_you_mean(text, ["none", "tensorboard", "mlflow"]);
                 let near = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
                 Err(format!("the trackers are tensorboard, mlflow, mlflow=URL and none{near}"))
             }

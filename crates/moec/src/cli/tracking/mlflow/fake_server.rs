@@ -282,7 +282,7 @@ fn change(run: &mut FakeRun, call: &str, body: &Value) -> (u16, String) {
     match call {
         "runs/update" => run.status = body["status"].as_str().unwrap().to_string(),
         "runs/set-tag" => {
-            run.tags.extend(pairs(&[body.clone()]));
+            run.tags.extend(pairs(std::slice::from_ref(body)));
         }
         "runs/log-batch" => {
             let (metrics, parameters) = (list("metrics"), pairs(&list("params")));
