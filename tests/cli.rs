@@ -14,6 +14,8 @@ mod explain;
 mod frictions;
 #[path = "cli/json.rs"]
 mod json;
+#[path = "cli/tracking.rs"]
+mod tracking;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -33,6 +35,7 @@ fn program() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_moec"));
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
     command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE").env("MOEC_CACHE", cache);
+    command.env_remove("MOEC_TRACK").env_remove("MLFLOW_TRACKING_URI");
     command
 }
 
@@ -85,6 +88,8 @@ fn every_command_has_help_with_examples() {
         "eval",
         "route",
         "report",
+        "metrics",
+        "track",
         "gradcheck",
         "lsp",
         "cache",

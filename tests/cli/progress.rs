@@ -361,6 +361,21 @@ fn a_terminal_that_is_closed_ends_the_view_and_saves() {
     assert_eq!(fs::read_dir(Path::new(&lab.at("run")).join("checkpoints")).unwrap().count(), 1);
 }
 
+/// A warning of another thread is shown in the view, and stands in the terminal afterwards.
+#[cfg(unix)]
+#[test]
+fn a_tracker_that_fails_does_not_tear_the_view() {
+    let lab = Lab::new();
+    let mut arguments = endless(&lab, "run");
+    arguments.extend(["--track".to_string(), "mlflow=http://127.0.0.1:1".to_string()]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let session = Session::of(&arguments, (100, 30), &[("cannot", "send:q")]);
+    assert_eq!(session.code, 130, "{:?}", session.output);
+    let after = session.after_the_view();
+    assert_eq!(after.matches("mlflow cannot be reached: http://127.0.0.1:1").count(), 1, "{after}");
+    assert!(after.contains("interrupted and saved") && after.contains("told by: moec track "), "{after}");
+}
+
 #[cfg(unix)]
 #[test]
 fn auto_is_plain_where_a_view_is_not_wanted() {

@@ -13,6 +13,7 @@ pub(crate) mod exit;
 mod folders;
 mod kernel_table;
 mod live;
+mod numbers;
 mod output;
 mod progress;
 mod quiet;
@@ -28,6 +29,7 @@ mod sources;
 mod table;
 mod task;
 mod tips;
+mod tracking;
 mod units;
 mod wrapping;
 
@@ -109,6 +111,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, devices, &console)),
         Command::Route(args) => (MessageFormat::Full, cmd::route::run(args, registry, devices, &console)),
         Command::Metrics(args) => (MessageFormat::Full, cmd::metrics::run(args, &console)),
+        Command::Track(args) => (MessageFormat::Full, cmd::track::run(args, registry, &console)),
         Command::Report(args) => (MessageFormat::Full, cmd::report::run(args, registry, devices, &console)),
         Command::Gradcheck(args) => (args.spec.reading.message_format, cmd::gradcheck::run(args, registry, &console)),
         Command::Doctor(args) => (MessageFormat::Full, cmd::doctor::run(args, devices, &console)),

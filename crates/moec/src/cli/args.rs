@@ -1,6 +1,7 @@
 //! The command line: every command and option, with its help.
 
 use crate::cli::exit::EXIT_CODES;
+use crate::cli::tracking::Tracker;
 use crate::cli::wrapping::{NARROWEST, wrapped};
 use crate::{Decode, Device};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -157,6 +158,7 @@ replaces that. Options such as --steps of `moec train` stand for -s. What --conf
   moec train specs/noisy_top2.moe --name long-context -s context=128
   moec train specs/tiny.moe --progress plain 2> tiny.log
   moec train specs/tiny.moe --json | jq 'select(.event == \"train\") | .loss_nats'
+  moec train specs/tiny.moe --track tensorboard --track mlflow=http://127.0.0.1:5000
 
 In a folder `runs`, `latest` is a link to the run that was trained last; every command that takes a run takes it. Anything of
 that name that is no such link is left alone.")]
@@ -217,6 +219,18 @@ and character the experts with their weights. Logits that a replay does not repr
 The table has a line for each number, with the run, the step, its name as in metrics.jsonl (with its unit), and the layer
 and the expert that it is about: run,step,name,layer,expert,value. A run that still trains has what it reported so far.")]
     Metrics(MetricsArgs),
+    /// Tell a tracking server what it does not know of runs: numbers that it missed while they trained, or everything.
+    #[command(after_help = "Examples:
+  moec track runs/tiny                                    what the server missed
+  moec track runs/a runs/b --to mlflow=http://127.0.0.1:5000
+  MLFLOW_EXPERIMENT_NAME=routers moec track runs/tiny --to mlflow
+  moec track runs/tiny --checkpoint                       with the newest checkpoint as files
+
+`moec train --track mlflow` tells a server of MLflow while it trains, and never waits for it; what could not be told lies in
+the run's metrics.jsonl. The server is asked what it has, so that nothing is there twice, however often this is said. A run
+stays the same run there, and goes on as that when it is resumed. docs/tracking.md says what is told, and which variables
+are read.")]
+    Track(TrackArgs),
     /// Write one HTML file about one or several runs: losses, loads, which expert gets which characters, what is wrong.
     #[command(after_help = "Examples:
   moec report runs/shakespeare
@@ -309,6 +323,7 @@ impl Command {
             | Command::Train(_)
             | Command::Sample(_)
             | Command::Metrics(_)
+            | Command::Track(_)
             | Command::Report(_)
             | Command::Lsp(_)
             | Command::Completions(_)
@@ -511,6 +526,22 @@ pub(crate) struct MetricsArgs {
     /// their time.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) tensorboard: Option<PathBuf>,
+}
+
+/// `moec track`
+#[derive(Debug, Args)]
+pub(crate) struct TrackArgs {
+    /// Run folders.
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+
+    /// The server: `mlflow=URL`, or `mlflow` for the one of MLFLOW_TRACKING_URI [default: where the run was tracked].
+    #[arg(long, value_name = "TRACKER")]
+    pub(crate) to: Option<Tracker>,
+
+    /// Send the files of the newest checkpoint, too.
+    #[arg(long)]
+    pub(crate) checkpoint: bool,
 }
 
 /// `moec cache`
@@ -762,6 +793,13 @@ pub(crate) struct TrainArgs {
     /// Characters of text to sample at the end; 0 for none.
     #[arg(long, value_name = "N", default_value_t = SAMPLE)]
     pub(crate) sample: usize,
+
+    /// Tell others of the training while it goes on: `tensorboard` (event files in the run folder), `mlflow=URL` (a server
+    /// of MLflow; `mlflow` alone for the one of MLFLOW_TRACKING_URI), or `none`. Repeatable. The same bits: training waits for
+    /// nobody, and what a server missed is told by `moec track` [default: MOEC_TRACK, or none; of a run that is continued, where it
+    /// was tracked].
+    #[arg(long, value_name = "TRACKER", value_delimiter = ',')]
+    pub(crate) track: Vec<Tracker>,
 
     /// How it is told.
     #[command(flatten)]

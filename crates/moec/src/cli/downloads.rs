@@ -142,7 +142,7 @@ fn download(data_set: &DataSet, url: &str) -> Result<Vec<u8>, String> {
 }
 
 /// To a temporary name first: a file under its own name is always whole.
-fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(content)?;
     file.as_file().sync_all()?;

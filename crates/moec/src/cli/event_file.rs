@@ -2,18 +2,18 @@
 //! hold a protocol buffer `Event` each (`tensorflow/core/util/event.proto`, `tensorflow/core/framework/summary.proto`). Of
 //! these, only the few fields that a scalar needs.
 
-/// An event file in the making.
-#[derive(Debug)]
+/// An event file in the making, or records that are added to one.
+#[derive(Debug, Default)]
 pub(crate) struct EventFile {
     bytes: Vec<u8>,
 }
 
 impl EventFile {
-    /// A file without events but the one that says its version.
-    pub(crate) fn new() -> Self {
+    /// A file without events but the one that says its version, begun in this second.
+    pub(crate) fn new(seconds: f64) -> Self {
         let mut file = Self { bytes: Vec::new() };
         let mut event = Message::default();
-        event.double(1, 0.0);
+        event.double(1, seconds);
         event.text(3, "brain.Event:2");
         file.record(&event.0);
         file
@@ -28,6 +28,17 @@ impl EventFile {
         event.double(1, seconds);
         event.whole(2, step);
         event.bytes(5, &summary.0);
+        self.record(&event.0);
+    }
+
+    /// Says that a program begins again at this step: what files before this one say of it and later steps no longer
+    /// counts (`SessionLog` with `START`).
+    pub(crate) fn begin_again(&mut self, seconds: f64, step: u64) {
+        let (mut session, mut event) = (Message::default(), Message::default());
+        session.whole(1, 1);
+        event.double(1, seconds);
+        event.whole(2, step);
+        event.bytes(7, &session.0);
         self.record(&event.0);
     }
 
@@ -99,7 +110,7 @@ mod tests {
 
     #[test]
     fn records_are_as_tensorflow_writes_them() {
-        let mut file = EventFile::new();
+        let mut file = EventFile::new(0.0);
         // The first record of every event file: length 24, and the sums of it.
         assert_eq!(file.bytes()[..12], [24, 0, 0, 0, 0, 0, 0, 0, 163, 127, 75, 34]);
         let first = file.bytes().len();

@@ -82,7 +82,7 @@ pub(crate) fn files_of_spec(spec: &Path, source: &SourceFile) -> Vec<PathBuf> {
 
 /// The files that a run consists of.
 pub(crate) fn files_of_run(root: &Path) -> Vec<PathBuf> {
-    ["spec.moe", "resolved.yaml", "plan.txt", "metrics.jsonl", ".lock", "checkpoints"]
+    ["spec.moe", "resolved.yaml", "plan.txt", "metrics.jsonl", "mlflow.json", ".lock", "checkpoints"]
         .map(|name| root.join(name))
         .into()
 }

@@ -11,10 +11,22 @@ use moec_syntax::{SourceFile, Span};
 use serde_json::{Value, json};
 
 /// A value with where it was given; `None` for a default.
-struct Shown {
-    name: String,
+pub(crate) struct Shown {
+    /// The path by which `-s` names it.
+    pub(crate) name: String,
     value: Value,
     origin: Option<Span>,
+}
+
+impl Shown {
+    /// The value for people.
+    pub(crate) fn text(&self) -> String {
+        match &self.value {
+            Value::Null => "none".to_string(),
+            Value::String(text) => text.clone(),
+            value => value.to_string(),
+        }
+    }
 }
 
 /// Runs the command.
@@ -38,15 +50,10 @@ pub(crate) fn run(args: &ConfigArgs, registry: &Registry, console: &Console) -> 
         }))?;
         return Ok(Exit::Success);
     }
-    let text = |shown: &Shown| match &shown.value {
-        Value::Null => "none".to_string(),
-        Value::String(text) => text.clone(),
-        value => value.to_string(),
-    };
     let width = |of: &dyn Fn(&Shown) -> usize| values.iter().map(of).max().unwrap_or(0);
-    let (names, texts) = (width(&|v| v.name.chars().count()), width(&|v| text(v).chars().count()));
+    let (names, texts) = (width(&|v| v.name.chars().count()), width(&|v| v.text().chars().count()));
     for shown in &values {
-        let line = format!("{:<names$}  {:<texts$}", shown.name, text(shown));
+        let line = format!("{:<names$}  {:<texts$}", shown.name, shown.text());
         let origin = if args.show_origin { format!("  {}", origin_text(shown.origin, &source)) } else { String::new() };
         console.prose(&format!("{}\n", (line + &origin).trim_end()))?;
     }
@@ -54,7 +61,7 @@ pub(crate) fn run(args: &ConfigArgs, registry: &Registry, console: &Console) -> 
 }
 
 /// Names of the model in the order of the file, then the recipe in the order of the reference.
-fn values(checked: &Checked) -> Vec<Shown> {
+pub(crate) fn values(checked: &Checked) -> Vec<Shown> {
     // A number stays one.
     let plain = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
     let mut shown: Vec<Shown> = (checked.named.iter())

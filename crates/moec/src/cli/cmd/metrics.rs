@@ -4,26 +4,12 @@ use crate::cli::args::MetricsArgs;
 use crate::cli::console::Console;
 use crate::cli::event_file::EventFile;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::numbers::{Number, TrainingTime, numbers};
 use crate::cli::output::{Output, files_of_run};
 use crate::locate::Located;
 use moec_runtime::Metric;
-use serde_json::Value;
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::path::{Component, Path, PathBuf};
-
-/// A number that a run reported.
-#[derive(Clone, Debug, PartialEq)]
-struct Number {
-    step: u64,
-    /// As in `metrics.jsonl`, with its unit.
-    name: String,
-    /// Path of the layer that it is about.
-    layer: Option<String>,
-    /// Number of the expert that it is about.
-    expert: Option<usize>,
-    value: f64,
-}
 
 /// Runs the command.
 ///
@@ -74,43 +60,6 @@ fn line(run: &str, number: &Number) -> String {
     format!("{},{step},{},{layer},{expert},{value}\n", cell(run), cell(name))
 }
 
-/// The numbers of a line of `metrics.jsonl`, by name; those of layers where the layers are.
-fn numbers(metric: &Metric) -> Vec<Number> {
-    // What is written to the file is what is listed, fields of later versions included.
-    let Ok(Value::Object(fields)) = serde_json::to_value(metric) else { return Vec::new() };
-    let mut found = Vec::new();
-    let mut add = |name: String, layer: Option<&str>, expert, value: &Value| {
-        found.extend(value.as_f64().map(|value| Number {
-            step: metric.step(),
-            name,
-            layer: layer.map(str::to_string),
-            expert,
-            value,
-        }));
-    };
-    for (name, value) in fields.iter().filter(|(name, _)| *name != "step") {
-        let Value::Array(layers) = value else {
-            add(name.clone(), None, None, value);
-            continue;
-        };
-        for layer in layers.iter().filter_map(Value::as_object) {
-            let path = layer.get("path").and_then(Value::as_str);
-            for (name, value) in layer {
-                match value {
-                    Value::Array(experts) => {
-                        experts.iter().enumerate().for_each(|(e, value)| add(name.clone(), path, Some(e), value));
-                    }
-                    Value::Object(several) => {
-                        several.iter().for_each(|(of, value)| add(format!("{name}.{of}"), path, None, value));
-                    }
-                    value => add(name.clone(), path, None, value),
-                }
-            }
-        }
-    }
-    found
-}
-
 /// A folder name for each run: the last parts of its path, as many as it takes to tell the runs apart.
 ///
 /// # Errors
@@ -145,21 +94,12 @@ fn write_events(folder: &Path, metrics: &[Metric], sources: &[PathBuf]) -> Resul
     }
     std::fs::create_dir_all(folder).map_err(|e| Failure::file("create", folder, &e))?;
     let path = folder.join("events.out.tfevents.moec");
-    let mut events = EventFile::new();
-    // Time as TensorBoard shows it: seconds of training, since runs do not say when they were made.
-    let (mut seconds, mut last) = (0.0, 0);
+    // Runs do not say when they were made.
+    let (mut events, mut time) = (EventFile::new(0.0), TrainingTime::default());
     for metric in metrics {
-        if let Metric::Train(train) = metric {
-            seconds += 1e-3 * train.step_ms * train.step.saturating_sub(last) as f64;
-            last = train.step;
-        }
+        let seconds = time.at(metric);
         for number in numbers(metric) {
-            let mut tag = number.name;
-            for part in [number.layer, number.expert.map(|e| e.to_string())].into_iter().flatten() {
-                // Writing to a string cannot fail.
-                let _ = write!(tag, "/{part}");
-            }
-            events.scalar(seconds, number.step, &tag, number.value as f32);
+            events.scalar(seconds, number.step, &number.tag(), number.value as f32);
         }
     }
     std::fs::write(&path, events.bytes()).map_err(|e| Failure::file("write", &path, &e))?;
@@ -180,18 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn every_number_of_a_line_is_listed() {
-        let line = |text: &str| numbers(&Metric::from_line(text).unwrap());
-        let train =
-            line(r#"{"schema":1,"kind":"train","step":10,"loss_nats":3.5,"lr":0.001,"step_ms":2,"tokens_per_s":9}"#);
-        let named: Vec<(&str, f64)> = train.iter().map(|n| (n.name.as_str(), n.value)).collect();
-        assert_eq!(named, [("loss_nats", 3.5), ("lr", 0.001), ("step_ms", 2.0), ("tokens_per_s", 9.0)]);
-        let evaluation = line(
-            r#"{"schema":1,"kind":"evaluation","step":20,"train_loss_nats":3,"layers":[{"path":"a,b","load_rows":[4,0],
+    fn names_that_hold_a_comma_are_quoted() {
+        let line = r#"{"schema":1,"kind":"evaluation","step":20,"train_loss_nats":3,"layers":[{"path":"a,b","load_rows":[4,0],
             "load_max_over_mean":2,"experts_without_tokens":1,"entropy_nats":0.5,"dropped_share":0,"balance":1.5,
-            "auxiliary":{"load":0.25}}]}"#,
-        );
-        let text: String = evaluation.iter().map(|number| super::line("r", number)).collect();
+            "auxiliary":{"load":0.25}}]}"#;
+        let text: String =
+            numbers(&Metric::from_line(line).unwrap()).iter().map(|number| super::line("r", number)).collect();
         assert_eq!(
             text,
             "r,20,auxiliary.load,\"a,b\",,0.25\nr,20,balance,\"a,b\",,1.5\n\

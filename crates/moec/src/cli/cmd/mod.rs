@@ -23,4 +23,5 @@ pub(crate) mod report;
 pub(crate) mod route;
 pub(crate) mod routers;
 pub(crate) mod sample;
+pub(crate) mod track;
 pub(crate) mod train;

@@ -5,17 +5,18 @@ use crate::cli::console::Console;
 use crate::cli::devices::{Devices, why_no_faster};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::KernelTable;
-use crate::cli::live::About;
+use crate::cli::live;
 use crate::cli::progress::json::{Begun, JsonLines};
 use crate::cli::progress::{Progress, Telling};
 use crate::cli::run_name::RUNS;
 use crate::cli::shell;
 use crate::cli::signals::Signals;
 use crate::cli::task::Task;
+use crate::cli::tracking::{self, About, Ending, Tracker, Trackers, Tracking};
 use crate::cli::units::{bytes, grouped};
 use crate::diagnosis::{Evidence, diagnose};
 use crate::pipeline::{Checked, CompileOptions, Compiled, Function};
-use crate::{Decode, Device, Error, Sampling, Session, Spec, train_config};
+use crate::{Decode, Device, Error, Request, Sampling, Session, Spec, train_config};
 use moec_model::{Recipe, Registry};
 use moec_runtime::{
     Corpus, Dataset, Executable, Kept, Latest, Metric, Outcome, PassedOver, Resumption, RunFolder, SampleConfig, Split,
@@ -56,6 +57,7 @@ fn train(
     let task = Task::new(args, registry, console)?;
     let Task { spec, corpus, device, .. } = &task;
     let device = *device;
+    let trackers = Trackers::of(&args.track, task.root.as_deref().filter(|_| task.is_resumed))?;
     let (model, recipe) = (&spec.checked.model, &spec.checked.recipe);
     let config = train_config(recipe);
     let dataset = spec.dataset(corpus)?;
@@ -113,7 +115,7 @@ fn train(
     if let Some(json) = json {
         json.stops(signals.stop.clone());
     }
-    let about = About {
+    let about = live::About {
         model: model.name.clone(),
         device: device.name(),
         run: root.display().to_string(),
@@ -122,52 +124,116 @@ fn train(
         tokens: recipe.batch * model.context,
         before: before(&folder, start),
     };
-    let mut progress = Progress::new(telling, about, json.as_mut(), *console, signals.stop());
-    let trained = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut progress);
-    drop(progress);
-    let summary = trained.map_err(|error| failed(error, args, device, &folder, recipe))?;
-    if summary.outcome == Outcome::Interrupted {
-        if args.profile {
-            write_profile(&compiled, session.timings(), root, console)?;
+    let tracking = Tracking::begin(&trackers, &told_to_trackers(&task, &compiled, &dataset, root), *console);
+    let progress = Progress::new(telling, about, json.as_mut(), *console, signals.stop());
+    let mut reporter = tracking.reporter(progress);
+    let trained = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut reporter);
+    drop(reporter);
+    let ending = match &trained {
+        Ok(Summary { outcome: Outcome::Finished, .. }) => Ending::Finished,
+        Ok(_) => Ending::Stopped,
+        Err(_) => Ending::Failed,
+    };
+    let conclusion = Conclusion {
+        args,
+        task: &task,
+        compiled: &compiled,
+        dataset: &dataset,
+        folder: &folder,
+        kept: sampling.kept,
+        signals: &signals,
+    };
+    let ended = match trained {
+        Ok(summary) => conclusion.draw(&summary, &mut session, json, console),
+        Err(error) => Err(failed(error, args, device, &folder, recipe)),
+    };
+    if ending != Ending::Failed {
+        signals.all_is_saved();
+    }
+    // A signal from before has been heeded.
+    let was_stopping = signals.stopping();
+    tracking.end(ending, || !was_stopping && signals.stopping());
+    ended
+}
+
+/// What is done once training is over.
+struct Conclusion<'a> {
+    args: &'a TrainArgs,
+    task: &'a Task,
+    compiled: &'a Compiled,
+    dataset: &'a Dataset,
+    folder: &'a RunFolder,
+    kept: Kept,
+    signals: &'a Signals,
+}
+
+impl Conclusion<'_> {
+    /// Says how a training ended, what is wrong with it and how it goes on, and shows a sample of a finished one.
+    fn draw(
+        &self,
+        summary: &Summary,
+        session: &mut Session<'_>,
+        json: &mut Option<JsonLines>,
+        console: &Console,
+    ) -> Result<Exit, Failure> {
+        let Self { args, task, compiled, dataset, folder, signals, .. } = *self;
+        let (spec, root) = (&task.spec, folder.root());
+        if summary.outcome == Outcome::Interrupted {
+            if args.profile {
+                write_profile(compiled, session.timings(), root, console)?;
+            }
+            let resume = resume_command(args, task.device, folder);
+            console.warn(format!("interrupted and saved; continue with: {resume}"));
+            if let Some(json) = json {
+                json.ended(Some(resume));
+            }
+            return Ok(signals.exit());
         }
-        let resume = resume_command(args, device, &folder);
-        console.warn(format!("interrupted and saved; continue with: {resume}"));
+        signals.all_is_saved();
+        // What cannot be read again has been printed.
+        let metrics = moec_runtime::read_metrics(root).unwrap_or_default();
+        let layers = &compiled.lowered.moe_layers;
+        let (vocab, recipe) = (Some(dataset.vocab().len()), Some(&spec.checked.recipe));
+        for diagnosis in diagnose(&Evidence { layers, metrics: &metrics, vocab, recipe, ..Evidence::default() }) {
+            let text = diagnosis.text(&spec.source);
+            match json {
+                Some(json) => json.diagnosis(&text),
+                None => console.note_fitted(text),
+            }
+        }
+        let mut exit = Exit::Success;
+        if args.sample > 0 {
+            let sample = LastSample { length: args.sample, kept: self.kept, dataset, signals };
+            if !sample.write(folder, summary, &mut session.executable()?, json.as_mut(), console)? {
+                exit = signals.exit();
+            }
+        }
         if let Some(json) = json {
-            json.ended(Some(resume));
+            json.ended(None);
         }
-        return Ok(signals.exit());
-    }
-    signals.all_is_saved();
-    // What cannot be read again has been printed.
-    let metrics = moec_runtime::read_metrics(root).unwrap_or_default();
-    let layers = &compiled.lowered.moe_layers;
-    let (vocab, recipe) = (Some(dataset.vocab().len()), Some(recipe));
-    for diagnosis in diagnose(&Evidence { layers, metrics: &metrics, vocab, recipe, ..Evidence::default() }) {
-        let text = diagnosis.text(&spec.source);
-        match json {
-            Some(json) => json.diagnosis(&text),
-            None => console.note_fitted(text),
+        if exit != Exit::Success {
+            return Ok(exit);
         }
-    }
-    let mut exit = Exit::Success;
-    if args.sample > 0 {
-        let sample = LastSample { length: args.sample, kept: sampling.kept, dataset: &dataset, signals: &signals };
-        if !sample.write(&folder, &summary, &mut session.executable()?, json.as_mut(), console)? {
-            exit = signals.exit();
+        if args.profile {
+            write_profile(compiled, session.timings(), root, console)?;
         }
+        console.note(format!("sample more with: moec sample {}", shell::path(root)));
+        console.note(format!("all about it on a page: moec report {}", shell::path(root)));
+        Ok(Exit::Success)
     }
-    if let Some(json) = json {
-        json.ended(None);
-    }
-    if exit != Exit::Success {
-        return Ok(exit);
-    }
-    if args.profile {
-        write_profile(&compiled, session.timings(), root, console)?;
-    }
-    console.note(format!("sample more with: moec sample {}", shell::path(root)));
-    console.note(format!("all about it on a page: moec report {}", shell::path(root)));
-    Ok(Exit::Success)
+}
+
+/// What trackers are told of a training.
+fn told_to_trackers<'a>(task: &Task, compiled: &Compiled, dataset: &Dataset, root: &'a Path) -> About<'a> {
+    let request = Request { device: Some(task.device.name().to_string()), ..task.spec.request(dataset) };
+    let mut parameters = tracking::parameters(&task.spec, &request);
+    let counts = [
+        ("parameters", compiled.lowered.parameter_count()),
+        ("active_parameters", compiled.lowered.active_parameter_count()),
+        ("vocabulary", dataset.vocab().len()),
+    ];
+    parameters.extend(counts.map(|(name, count)| (name.to_string(), count.to_string())));
+    About { root, parameters }
 }
 
 /// What a run has reported before it goes on. (What cannot be read is only missing in the curves.)
@@ -333,6 +399,9 @@ fn resume_command(args: &TrainArgs, device: Device, folder: &RunFolder) -> Strin
     }
     if args.sample != SAMPLE {
         command += &format!(" --sample {}", args.sample);
+    }
+    if args.track == [Tracker::None] {
+        command += " --track none";
     }
     command
 }
