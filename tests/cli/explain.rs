@@ -52,6 +52,10 @@ fn a_run_that_is_young_or_sound_is_told_so() {
     lab.train(&sound, &[&ON[..], &["--steps", "60"]].concat(), 0);
     let told = expect(&[&["explain", &sound][..], &ON].concat(), 0);
     assert!(told.out.contains("none of the known faults is found"), "{}", told.out);
+    // What takes more evaluations and checkpoints than it has is not ruled out.
+    let said = told.out.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("no idle or crowded experts") && !said.contains("stands still"), "{said}");
+    assert!(!said.contains("balance loss"), "{said}");
 }
 
 #[test]

@@ -202,3 +202,31 @@ fn runs_of_one_spec_can_be_told_apart() {
     train(&["--name", "mine", "--out", "there"], 2);
     assert_eq!(names(), all);
 }
+
+/// An option of another command is no value of a recipe.
+#[test]
+fn an_option_of_another_command_is_told_apart_from_settings() {
+    let said = expect(&["compare", "specs/tiny.moe", "--quiet"], 2).err;
+    assert!(said.contains("moec train has it") && !said.contains("-s "), "{said}");
+}
+
+/// A spec is written by hand: an output that is named like it would be lost work.
+#[test]
+fn no_output_takes_the_place_of_a_spec() {
+    let lab = Lab::new();
+    let (run, other) = (lab.at("run"), lab.at("other.moe"));
+    lab.train(&run, &["--device", "interpreter", "--steps", "2"], 0);
+    fs::write(&other, "// mine\n").unwrap();
+    for command in [
+        &["metrics", &run, "-o", &other][..],
+        &["route", &run, "--text", "to be", "--device", "interpreter", "-o", &other],
+        &["compile", &lab.spec, "--emit", "ir", "-o", &other],
+        &["export", &run, "--force", "-o", &other],
+    ] {
+        let said = expect(command, 2).err;
+        assert!(said.contains("it is a spec"), "{command:?}: {said}");
+        assert_eq!(fs::read_to_string(&other).unwrap(), "// mine\n");
+    }
+    let table = lab.at("table.csv");
+    assert!(expect(&["metrics", &run, "-o", &table], 0).err.contains("numbers to"));
+}

@@ -176,9 +176,12 @@ fn a_server_that_is_gone_in_mid_run_is_told_later() {
     let mut command = program();
     command.args(["train", &lab.spec, "--data", &lab.data, "--out", &run, "--device", "interpreter", "--sample", "0"]);
     command.args(["--steps", "100000000", "-s", "train.log.every=1", "--track", &format!("mlflow={}", server.url())]);
-    let child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let until = |condition: &dyn Fn() -> bool| {
+    // Into a file: a pipe that nobody reads would stop it.
+    let said = lab.at("said.txt");
+    let mut child = command.stderr(fs::File::create(&said).unwrap()).spawn().unwrap();
+    let mut until = |condition: &dyn Fn() -> bool| {
         while !condition() {
+            assert!(child.try_wait().unwrap().is_none(), "{}", fs::read_to_string(&said).unwrap());
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
     };
@@ -193,9 +196,9 @@ fn a_server_that_is_gone_in_mid_run_is_told_later() {
     until(&|| lines() > before + 20);
     let pid = child.id().to_string();
     assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    let ended = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(130), "{said}");
+    let ended = child.wait().unwrap();
+    let said = fs::read_to_string(&said).unwrap();
+    assert_eq!(ended.code(), Some(130), "{said}");
     assert!(said.contains(&format!("moec track {run}")), "{said}");
     let server = again();
     expect(&["track", &run], 0);

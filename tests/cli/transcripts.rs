@@ -29,6 +29,7 @@ const DOCUMENTS: &[Document] = &[
     },
     Document { path: "docs/from-makemoe.md", before: &[] },
     Document { path: "docs/json.md", before: &[] },
+    Document { path: "docs/tracking.md", before: &[] },
     Document { path: "grammar/README.md", before: &[] },
     Document { path: "specs/README.md", before: &[] },
     Document { path: "examples/README.md", before: &[] },
@@ -52,6 +53,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[(
 const PICTURES: &[(&str, &str)] = &[
     ("bytes ─parse─▶", "the way through the compiler"),
     ("━━━━━━━━━━────", "the live view of a real training; what it can show is held by tests/snapshots/live.*"),
+    ("mlflow does not know all of this run", "tests/cli/tracking.rs: a server that is gone"),
     ("noisy_top2 on cpu, into runs/noisy_top2", "tests/snapshots/live.80.snap, held below"),
 ];
 

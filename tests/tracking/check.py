@@ -37,7 +37,7 @@ model small {
   layer_norm
   unembed
 }
-train { batch 3  log(every: 2)  evaluate(every: 50, batches: 1)  checkpoint(every: 1000) }
+train { batch 9  log(every: 2)  evaluate(every: 50, batches: 1)  checkpoint(every: 1000) }
 """
 
 

@@ -43,7 +43,8 @@ pub struct TrainMetric {
     pub grad_norm: Option<f64>,
     /// Learning rate of the step.
     pub lr: f64,
-    /// Mean time of a step since the last line.
+    /// Mean time of a step since the last line, without evaluations, checkpoints and the first step, for which kernels are
+    /// compiled, unless that is the only one.
     pub step_ms: f64,
     /// Tokens trained on in a second.
     pub tokens_per_s: f64,

@@ -266,6 +266,11 @@ fn train_from(
         step += 1;
         watch.stepped();
         reporter.stepped(step);
+        if step == start + 1 {
+            // It is made when its loss is there.
+            train_loss(executable)?;
+            watch.first_is_made();
+        }
 
         let last = step == config.steps;
         let (log, save) = (last || due(config.log_every, step), last || due(config.checkpoint_every, step));
@@ -459,6 +464,8 @@ fn save_checkpoint(
 /// Times steps. The device may lag behind the loop, so the watch is stopped only after a result of the last step was
 /// read.
 struct StepWatch {
+    /// Seconds that the first step took. Kernels are compiled for it, so it counts only where it is all that there is.
+    first: f64,
     since: Instant,
     seconds: f64,
     steps: u32,
@@ -467,11 +474,16 @@ struct StepWatch {
 
 impl StepWatch {
     fn start() -> Self {
-        Self { since: Instant::now(), seconds: 0.0, steps: 0, reports_ms: Vec::new() }
+        Self { first: 0.0, since: Instant::now(), seconds: 0.0, steps: 0, reports_ms: Vec::new() }
     }
 
     fn stepped(&mut self) {
         self.steps += 1;
+    }
+
+    fn first_is_made(&mut self) {
+        (self.first, self.steps) = (self.since.elapsed().as_secs_f64(), 0);
+        self.resume();
     }
 
     fn pause(&mut self) {
@@ -484,14 +496,17 @@ impl StepWatch {
 
     /// Milliseconds a step between the last report and the pause.
     fn report_ms(&mut self) -> f64 {
+        if self.steps == 0 {
+            (self.seconds, self.steps) = (self.first, 1);
+        }
         // A clock that stands still must not make the speed infinite.
-        let ms = (self.seconds * 1e3 / f64::from(self.steps.max(1))).max(1e-6);
+        let ms = (self.seconds * 1e3 / f64::from(self.steps)).max(1e-6);
         self.reports_ms.push(ms);
         (self.seconds, self.steps) = (0.0, 0);
         ms
     }
 
-    /// The middle of the reports, of two the faster: the other one may have compiled kernels.
+    /// The middle of the reports, of two the faster: the other one may be of the step that kernels were compiled for.
     fn median_ms(&self) -> Option<f64> {
         let mut sorted = self.reports_ms.clone();
         sorted.sort_by(f64::total_cmp);

@@ -253,6 +253,27 @@ pub fn what_is_missing(evidence: &Evidence<'_>) -> Option<String> {
     too_early(evidence).or_else(|| (!is_evaluated).then(unseen))
 }
 
+/// The faults that [`diagnose`] had enough to look for, in the words of who has none of them.
+pub fn looked_for(evidence: &Evidence<'_>) -> Vec<&'static str> {
+    let evaluations = evidence.metrics.iter().filter(|metric| as_evaluation(metric).is_some()).count();
+    let is_mixed = !evidence.layers.is_empty() && evaluations > 0;
+    let is_balanced = evidence.layers.iter().any(|layer| layer.losses.iter().any(|(_, weight)| *weight > 0.0));
+    let last = evidence.metrics.iter().filter_map(as_evaluation).next_back();
+    let is_over = last.zip(evidence.recipe).is_some_and(|(last, recipe)| last.step >= recipe.steps);
+    let all = [
+        (true, "no divergence"),
+        (is_over && evidence.vocab.is_some(), "better than guessing"),
+        (is_mixed, "no idle or crowded experts"),
+        (is_mixed, "no drops beyond a few percent"),
+        (is_mixed && is_balanced && evaluations >= ENOUGH_EVALUATIONS, "no balance loss without effect"),
+        (is_balanced, "no balance loss that is too strong"),
+        (!evidence.noise.is_empty(), "no noise without effect"),
+        (!evidence.turns.is_empty(), "no router that stands still"),
+        (evaluations > 1, "nothing learnt by heart"),
+    ];
+    all.into_iter().filter_map(|(is_looked_for, fault)| is_looked_for.then_some(fault)).collect()
+}
+
 /// Why it is too early to say anything but that it diverged, if it is.
 fn too_early(evidence: &Evidence<'_>) -> Option<String> {
     let steps = evidence.metrics.iter().map(Metric::step).max();
@@ -646,6 +667,8 @@ fn diverged(divergence: &Divergence, recipe: Option<&Recipe>) -> Diagnosis {
         let cure = "a lower learning rate".to_string();
         return Diagnosis { fault: Fault::Diverged, layers: Vec::new(), seen, cure, place: None };
     };
+    // Not always what the line says: it may have been overridden.
+    let seen = format!("{seen}, with a learning rate of {}", recipe.optimizer.lr());
     let bound = if recipe.clip.is_none() { ", or a bound on the gradient, `clip 1.0`" } else { "" };
     let cure =
         format!("a lower learning rate, `optimizer {}(lr: {})`{bound}", recipe.optimizer.spec.name, slower(recipe));

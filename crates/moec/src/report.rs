@@ -64,6 +64,8 @@ pub(crate) struct RunReport {
     pub(crate) diagnoses: Vec<Finding>,
     /// What keeps the diagnoses from being complete, if anything does.
     pub(crate) missing: Option<String>,
+    /// The faults that were looked for, in the words of who has none of them.
+    pub(crate) looked_for: Vec<&'static str>,
     /// Facts in pairs: data, steps, memory.
     pub(crate) facts: Vec<(String, String)>,
     pub(crate) kernels: Vec<KernelTime>,

@@ -563,3 +563,23 @@ fn a_text_may_be_trained_on_as_a_whole_and_need_not_be_evaluated() {
     let summary = begin(&tiny, &folder.path().join("never"), &never, &mut Stopper::default()).unwrap();
     assert!(summary.evaluation.is_none());
 }
+
+/// The first step of a process has kernels compiled, which says nothing of how fast it trains.
+#[test]
+fn the_first_step_does_not_count_among_others() {
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(1000)).unwrap();
+    let first = || {
+        let mut watch = StepWatch { since: long_ago, ..StepWatch::start() };
+        watch.stepped();
+        watch.first_is_made();
+        watch
+    };
+    let mut alone = first();
+    alone.pause();
+    assert!(alone.report_ms() >= 1_000_000.0);
+    let mut followed = first();
+    followed.stepped();
+    followed.pause();
+    assert!(followed.report_ms() < 1_000_000.0);
+    assert_eq!(followed.steps, 0);
+}

@@ -704,8 +704,8 @@ pub(crate) enum ProgressMode {
     /// The live view where standard error is a terminal, else plain lines; plain with NO_COLOR, CI or TERM=dumb, and in the
     /// background.
     Auto,
-    /// Curves, loads of experts and time left on the whole terminal; `q` stops and saves. What plain has stands in the
-    /// terminal afterwards.
+    /// Curves, loads of experts and time left on the whole terminal; `q` stops and saves. Evaluations, and
+    /// what else was said once, stand in the terminal afterwards.
     Live,
     /// Lines on standard error, without control characters.
     Plain,

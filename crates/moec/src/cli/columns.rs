@@ -35,7 +35,7 @@ because every batch is another one: judge by `val`.",
     Column {
         name: "ms/step",
         summary: "milliseconds of a training step, over the steps since the last line",
-        text: "Without evaluation, checkpoints and samples. `moec bench SPEC` says how far that is from what the machine can do.",
+        text: "Without evaluation, checkpoints, samples and the first step, for which kernels are compiled. `moec bench SPEC` says how far that is from what the machine can do.",
     },
     Column {
         name: "tokens/s",

@@ -23,7 +23,7 @@ impl Output {
     /// among them stands for everything in it.
     ///
     /// # Errors
-    /// When the path leads to one of the sources, a folder, or nowhere.
+    /// When the path leads to one of the sources, a spec, a folder, or nowhere.
     pub(crate) fn new(path: &Path, sources: &[PathBuf]) -> Result<Self, Failure> {
         let refused = |why: &str| Failure::new(Exit::Usage, format!("cannot write {}: {why}", path.display()));
         let (target, found) = match fs::metadata(path) {
@@ -37,6 +37,10 @@ impl Output {
         };
         if sources.iter().any(|source| is_within(source, &target, found.as_ref())) {
             return Err(refused("this command reads it").help("write to another file"));
+        }
+        // A spec is written by hand, and no command makes one in this way.
+        if found.is_some() && target.extension().is_some_and(|extension| extension == "moe") {
+            return Err(refused("it is a spec").help("write to another file"));
         }
         let is_stream = found.as_ref().is_some_and(is_stream) || path.starts_with("/dev");
         match found {

@@ -8,7 +8,7 @@ use crate::cli::routing::record::Record;
 use crate::cli::routing::{evidence, forward};
 use crate::cli::units::{bytes, grouped, milliseconds};
 use crate::cli::{downloads, run_text, shell};
-use crate::diagnosis::{Diagnosis, Evidence, diagnose, what_is_missing};
+use crate::diagnosis::{Diagnosis, Evidence, diagnose, looked_for, what_is_missing};
 use crate::locate::Located;
 use crate::pipeline::{self, CompileOptions, Compiled};
 use crate::report::{
@@ -27,6 +27,16 @@ const SAMPLE: usize = 3000;
 
 /// A vocabulary to compile for where that of the run is not known yet.
 const SOME_VOCABULARY: usize = 65;
+
+/// What is wrong with a run.
+pub(crate) struct Findings {
+    /// The faults, the worst first.
+    pub(crate) found: Vec<Finding>,
+    /// What keeps them from being all, if anything does.
+    pub(crate) missing: Option<String>,
+    /// The faults that were looked for, in the words of who has none of them.
+    pub(crate) looked_for: Vec<&'static str>,
+}
 
 /// A run that can be reported about.
 pub(crate) struct Subject {
@@ -130,20 +140,24 @@ impl Subject {
             commands: self.commands(),
             diagnoses: Vec::new(),
             missing: None,
+            looked_for: Vec::new(),
             routes: Routes::default(),
         }
     }
 
-    /// What is wrong with the run, and what is missing to say all that could be said. `noise` is what was found out beside
-    /// its routes.
-    pub(crate) fn findings(&self, noise: BTreeMap<String, f64>) -> (Vec<Finding>, Option<String>) {
+    /// What is wrong with the run. `noise` is what was found out beside its routes.
+    pub(crate) fn findings(&self, noise: BTreeMap<String, f64>) -> Findings {
         let layers = &self.compiled.lowered.moe_layers;
         let turns = evidence::turns(&self.root, &self.compiled.states, layers);
         let (vocab, recipe) = (self.vocab.as_ref().map(Vocab::len), Some(&self.spec.checked.recipe));
         let evidence = Evidence { layers, metrics: &self.metrics, vocab, recipe, noise, turns };
         let source = &self.spec.source;
         let finding = |diagnosis: Diagnosis| Finding { line: diagnosis.line(source), diagnosis };
-        (diagnose(&evidence).into_iter().map(finding).collect(), what_is_missing(&evidence))
+        Findings {
+            found: diagnose(&evidence).into_iter().map(finding).collect(),
+            missing: what_is_missing(&evidence),
+            looked_for: looked_for(&evidence),
+        }
     }
 
     /// Whether there is a router with noise whose effect can be measured.

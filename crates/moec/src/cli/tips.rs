@@ -34,9 +34,15 @@ fn unknown_option(error: &clap::Error, root: &clap::Command, arguments: &[String
         // The nearest of the command's own options is clap's matter.
         let is_alike = error.get(ContextKind::SuggestedArg).is_some();
         let value = value_of(option, arguments).unwrap_or("VALUE");
+        let having: Vec<&str> = root
+            .get_subcommands()
+            .filter(|other| other.get_arguments().any(|argument| argument.get_long() == Some(name)))
+            .map(clap::Command::get_name)
+            .collect();
         return match setting(name).filter(|path| !path.strip_prefix("train.").is_some_and(takes)) {
             Some(path) => Some(failure.help(format!("a value of the recipe is changed with -s: -s {path}={value}"))),
             None if is_alike => None,
+            None if !having.is_empty() => Some(failure.help(format!("moec {} has it", having.join(", moec ")))),
             None => Some(failure.help(format!(
                 "a `let` of the file, or a value of its recipe, is changed with -s: -s {}={value}",
                 name.replace('-', "_")

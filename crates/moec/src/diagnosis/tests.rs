@@ -305,7 +305,7 @@ fn a_divergence_is_told_with_the_line_of_the_rate() {
     let found = with(&[step(60, 3.0, 3.0), diverged_at(70)]);
     let [diverged] = &found[..] else { panic!("{found:?}") };
     assert_eq!((diverged.fault, diverged.layers.len()), (Fault::Diverged, 0));
-    assert_eq!(diverged.seen, "the training loss is not finite after step 70");
+    assert_eq!(diverged.seen, "the training loss is not finite after step 70, with a learning rate of 0.3");
     assert_eq!(
         diverged.cure,
         "a lower learning rate, `optimizer adamw(lr: 1e-3)`, or a bound on the gradient, `clip 1.0`"

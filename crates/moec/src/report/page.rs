@@ -3,6 +3,7 @@
 use crate::report::html::{html, ticked};
 use crate::report::{CommandText, Report, RunReport, SIGNATURE, curves, heat, palette, text};
 use moec_runtime::Metric;
+use std::collections::BTreeMap;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
@@ -90,7 +91,6 @@ fn overview(report: &Report, out: &mut String) {
 /// What is wrong with the runs, and what to change.
 fn findings(report: &Report, out: &mut String) {
     out.push_str("<section id=\"findings\">\n<h2>Diagnoses</h2>\n");
-    const NONE: &str = "no idle or crowded experts, no drops beyond a few percent, no balance loss without effect or too strong, nothing learnt by heart";
     for run in &report.runs {
         if let Some(missing) = &run.missing {
             html!(out, "<p>Of {} not everything can be said: ", run.path);
@@ -98,14 +98,14 @@ fn findings(report: &Report, out: &mut String) {
             out.push_str(".</p>\n");
         }
     }
-    let sound = |run: &&RunReport| run.diagnoses.is_empty() && run.missing.is_none();
-    match report.runs.iter().filter(sound).count() {
-        0 => {}
-        all if all == report.runs.len() => html!(out, "<p>The metrics show none of the known faults: {}.</p>\n", NONE),
-        _ => {
-            let names: Vec<&str> = report.runs.iter().filter(sound).map(|run| run.path.as_str()).collect();
-            html!(out, "<p>The metrics of {} show none of the known faults: {}.</p>\n", names.join(", "), NONE);
-        }
+    // Runs of which the same can be said are named together.
+    let mut sound: BTreeMap<&[&str], Vec<&str>> = BTreeMap::new();
+    for run in report.runs.iter().filter(|run| run.diagnoses.is_empty() && run.missing.is_none()) {
+        sound.entry(&run.looked_for).or_default().push(&run.path);
+    }
+    for (looked_for, runs) in sound {
+        let whose = if runs.len() == report.runs.len() { String::new() } else { format!(" of {}", runs.join(", ")) };
+        html!(out, "<p>The metrics{} show none of the known faults: {}.</p>\n", whose, looked_for.join(", "));
     }
     for (r, run) in report.runs.iter().enumerate().filter(|(_, run)| !run.diagnoses.is_empty()) {
         if report.runs.len() > 1 {

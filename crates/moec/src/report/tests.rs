@@ -218,6 +218,7 @@ fn nothing_of_a_user_is_read_as_html() {
         warnings: vec![WarningText { rendered: hostile(), explanation: hostile() }],
         diagnoses: vec![Finding { diagnosis, line: Some(line) }],
         missing: None,
+        looked_for: vec!["no divergence", "no idle or crowded experts"],
         facts: vec![(hostile(), hostile())],
         kernels: vec![KernelTime { phase: hostile(), kernel: hostile(), launches: 1, ms: 1.0 }],
         sample: Some((hostile(), hostile())),

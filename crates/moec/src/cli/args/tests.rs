@@ -141,6 +141,7 @@ fn command_lines_that_are_shown_can_be_read() {
         "docs/from-makemoe.md",
         "docs/json.md",
         "docs/reading-a-run.md",
+        "docs/tracking.md",
         "grammar/README.md",
         "specs/README.md",
         "examples/README.md",

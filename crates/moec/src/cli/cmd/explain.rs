@@ -8,7 +8,7 @@ use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::reference::{self, Entry};
-use crate::cli::run_report::Subject;
+use crate::cli::run_report::{Findings, Subject};
 use crate::cli::shell;
 use crate::cli::units::grouped;
 use crate::report::Finding;
@@ -106,7 +106,7 @@ fn run_of(
     {
         (_, noise) = subject.routes(&text, registry, args.device, devices, console)?;
     }
-    let (found, missing) = subject.findings(noise);
+    let Findings { found, missing, looked_for } = subject.findings(noise);
     let (metrics, spec) = (subject.metrics(), subject.spec());
     let step = metrics.iter().map(Metric::step).max().unwrap_or(0);
     let steps = spec.checked.recipe.steps;
@@ -132,6 +132,7 @@ fn run_of(
             "steps": steps,
             "evaluations": evaluations,
             "missing": missing,
+            "looked_for": looked_for,
             "diagnoses": found.iter().map(diagnosis).collect::<Vec<_>>(),
         }))?;
         return Ok(Exit::Success);
@@ -149,9 +150,10 @@ fn run_of(
     match (&missing, &found[..]) {
         (Some(missing), _) => text += &format!("\ntoo little to say more: {missing}\n"),
         (None, []) => {
-            text += "\nnone of the known faults is found: no divergence, better than guessing, no idle or crowded experts, no \
-                              drops beyond a few percent, no balance loss without effect or too strong, no noise without effect, \
-                              no router that stands still, nothing learnt by heart. That does not mean that the routing is good\n"
+            text += &format!(
+                "\nnone of the known faults is found: {}. That does not mean that the routing is good\n",
+                looked_for.join(", ")
+            );
         }
         (None, _) => {}
     }

@@ -6,6 +6,7 @@ use crate::cli::event_file::EventFile;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::numbers::{Number, TrainingTime, numbers};
 use crate::cli::output::{Output, files_of_run};
+use crate::cli::units::grouped;
 use crate::locate::Located;
 use moec_runtime::Metric;
 use std::collections::BTreeSet;
@@ -42,7 +43,10 @@ pub(crate) fn run(args: &MetricsArgs, console: &Console) -> Result<Exit, Failure
         }
     }
     match &args.output {
-        Some(path) => Output::new(path, &sources)?.write(&table)?,
+        Some(path) => {
+            Output::new(path, &sources)?.write(&table)?;
+            console.note(format!("wrote {} numbers to {}", grouped(table.lines().count() as u64 - 1), path.display()));
+        }
         None => console.write(&table)?,
     }
     Ok(Exit::Success)

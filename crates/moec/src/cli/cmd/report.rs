@@ -7,7 +7,7 @@ use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Output};
-use crate::cli::run_report::{Subject, Text};
+use crate::cli::run_report::{Findings, Subject, Text};
 use crate::cli::units::{bytes, grouped};
 use crate::report::{ColumnText, Report, Routes, RunReport, SIGNATURE};
 use moec_ir::Invariant;
@@ -52,7 +52,7 @@ pub(crate) fn run(
             let text = format!("characters that the noise of training sends to other experts: {}", shares.join(", "));
             run.facts.push(("noise".to_string(), text));
         }
-        (run.diagnoses, run.missing) = subject.findings(noise);
+        Findings { found: run.diagnoses, missing: run.missing, looked_for: run.looked_for } = subject.findings(noise);
     }
     let columns = COLUMNS.iter().map(|c| ColumnText { name: c.name, summary: c.summary, text: c.text }).collect();
     let report = Report { version: env!("CARGO_PKG_VERSION"), runs, columns };
