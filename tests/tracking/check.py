@@ -172,7 +172,7 @@ def check_run(server, steps):
     run = client.get_run(run_id("whole"))
     assert (run.info.status, run.info.run_name) == ("FINISHED", "whole")
     assert client.get_experiment(run.info.experiment_id).name == "checks"
-    wanted = {"train.steps": str(steps), "train.batch": "3", "train.optimizer": "adamw", "width": "16", "model": "small"}
+    wanted = {"train.steps": str(steps), "train.batch": "9", "train.optimizer": "adamw", "width": "16", "model": "small"}
     assert wanted.items() <= run.data.params.items(), run.data.params
     assert int(run.data.params["parameters"]) > int(run.data.params["active_parameters"]) > 1000
     assert run.info.start_time < run.info.end_time
