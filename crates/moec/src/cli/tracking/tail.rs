@@ -56,7 +56,7 @@ pub(super) fn beginning(root: &Path) -> SystemTime {
     let (mut lines, mut time, mut seconds) = (Tail::of(root), TrainingTime::default(), 0.0);
     // What cannot be read is said by those who tell it.
     while let Some(metrics) = lines.next(1000).ok().filter(|metrics| !metrics.is_empty()) {
-        seconds = metrics.iter().map(|metric| time.at(metric)).last().unwrap_or(seconds);
+        metrics.iter().for_each(|metric| seconds = time.at(metric));
     }
     let trained = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     let first = modified("metrics.jsonl").and_then(|last| last.checked_sub(trained));
