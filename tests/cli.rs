@@ -35,7 +35,13 @@ fn program() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_moec"));
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
     command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE").env("MOEC_CACHE", cache);
-    command.env_remove("MOEC_TRACK").env_remove("MLFLOW_TRACKING_URI");
+    // Whoever runs the tests may track trainings, or reach others through a proxy.
+    for (name, _) in std::env::vars_os() {
+        let known = name.to_string_lossy().to_ascii_uppercase();
+        if known == "MOEC_TRACK" || known.starts_with("MLFLOW_") || known.ends_with("_PROXY") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

@@ -147,6 +147,14 @@ fn without_a_server_nothing_is_different_and_nothing_lost() {
         moec().env("MLFLOW_TRACKING_URI", &uri).args(["track", &lab.at("plain"), "--to", "mlflow"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(server.store().runs.len(), 2);
+    // It has the same parameters as the one that was tracked.
+    let told: Vec<FakeRun> = server.store().runs.values().cloned().collect();
+    assert_eq!(told[0].parameters, told[1].parameters);
+    assert!(told[0].parameters.contains_key("active_parameters"), "{:?}", told[0].parameters);
+
+    // What is wrong with one run keeps nothing from the others.
+    let several = expect(&["track", &lab.at("nothing"), &run, &lab.at("plain")], 3).err;
+    assert!(several.contains("/nothing") && several.matches("no number was missing").count() == 2, "{several}");
 }
 
 #[test]
@@ -226,6 +234,21 @@ fn who_cannot_be_told_is_refused_before_training() {
     assert!(refused(&["--track", "mlflow"], &[("MLFLOW_TRACKING_URI", "sqlite:///x.db")]).contains("sqlite:///x.db"));
     assert!(refused(&[], &[("MOEC_TRACK", "wandb")]).contains("MOEC_TRACK=wandb"));
     assert!(refused(&["--track", "none,tensorboard"], &[]).contains("no other tracker"));
+    let secret = "mlflow=http://me:s3cret@host";
+    let to = |uri: &str, to: &str| {
+        let output = moec().env("MLFLOW_TRACKING_URI", uri).args(["track", "run", "--to", to]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for said in [
+        refused(&["--track", secret], &[]),
+        refused(&[], &[("MOEC_TRACK", secret)]),
+        refused(&["--track", "mlflow"], &[("MLFLOW_TRACKING_URI", "http://me:s3cret@host")]),
+        to("", secret),
+        to("http://me:s3cret@host", "mlflow"),
+    ] {
+        assert!(said.contains("MLFLOW_TRACKING_PASSWORD") && !said.contains("s3cret"), "{said}");
+    }
     expect(&["track", &lab.at("nothing")], 3);
     let to = expect(&["track", &lab.at("nothing"), "--to", "tensorboard"], 2).err;
     assert!(to.contains("moec metrics RUN --tensorboard FOLDER"), "{to}");

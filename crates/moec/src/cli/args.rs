@@ -1,7 +1,6 @@
 //! The command line: every command and option, with its help.
 
 use crate::cli::exit::EXIT_CODES;
-use crate::cli::tracking::Tracker;
 use crate::cli::wrapping::{NARROWEST, wrapped};
 use crate::{Decode, Device};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -537,7 +536,7 @@ pub(crate) struct TrackArgs {
 
     /// The server: `mlflow=URL`, or `mlflow` for the one of MLFLOW_TRACKING_URI [default: where the run was tracked].
     #[arg(long, value_name = "TRACKER")]
-    pub(crate) to: Option<Tracker>,
+    pub(crate) to: Option<String>,
 
     /// Send the files of the newest checkpoint, too.
     #[arg(long)]
@@ -798,8 +797,9 @@ pub(crate) struct TrainArgs {
     /// of MLflow; `mlflow` alone for the one of MLFLOW_TRACKING_URI), or `none`. Repeatable. The same bits: training waits for
     /// nobody, and what a server missed is told by `moec track` [default: MOEC_TRACK, or none; of a run that is continued, where it
     /// was tracked].
-    #[arg(long, value_name = "TRACKER", value_delimiter = ',')]
-    pub(crate) track: Vec<Tracker>,
+    // (Kept as text: an address may hold a password, which clap would show where it refuses it.)
+    #[arg(long, value_name = "TRACKER")]
+    pub(crate) track: Vec<String>,
 
     /// How it is told.
     #[command(flatten)]

@@ -14,7 +14,8 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
 use crate::{Device, Request, Spec};
 use mlflow::{Kept, MlflowRun, Server};
-use moec_runtime::{Evaluation, Reporter, Summary, TrainMetric};
+use moec_model::Lowered;
+use moec_runtime::{Evaluation, Reporter, Summary, TrainMetric, Vocab};
 use moec_syntax::did_you_mean;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -73,6 +74,21 @@ impl FromStr for Tracker {
     }
 }
 
+/// The trackers that the value of an option or a variable names.
+///
+/// # Errors
+/// When it names one that there is not.
+pub(crate) fn named(name: &str, value: &str) -> Result<Vec<Tracker>, Failure> {
+    let shown = |word: &str| if may_be_secret(value) { name.to_string() } else { format!("{name}={word}") };
+    let wrong = |word: &str, why: String| Failure::new(Exit::Usage, format!("{}: {why}", shown(word)));
+    value.split(',').map(|word| word.trim().parse().map_err(|why| wrong(word, why))).collect()
+}
+
+/// Whether an address may be one with a password, which no message shows.
+fn may_be_secret(text: &str) -> bool {
+    text.contains('@')
+}
+
 /// Looks up a variable of the environment; an empty one is none.
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
@@ -91,13 +107,13 @@ impl Trackers {
     /// Those that are named; or else those of the run that is continued, or of the environment.
     ///
     /// # Errors
-    /// When a variable names one that there is not, or nothing says where a server is.
-    pub(crate) fn of(asked: &[Tracker], continued: Option<&Path>) -> Result<Self, Failure> {
+    /// When one is named that there is not, or nothing says where a server is.
+    pub(crate) fn of(asked: &[String], continued: Option<&Path>) -> Result<Self, Failure> {
         Self::with(asked, continued, &variable)
     }
 
     fn with(
-        asked: &[Tracker],
+        asked: &[String],
         continued: Option<&Path>,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Failure> {
@@ -110,18 +126,19 @@ impl Trackers {
         if asked.is_empty() && (has_events || kept.is_some() || unknown.is_some()) {
             return Ok(Self { tensorboard: has_events, mlflow: kept, unknown });
         }
-        let mut named = asked.to_vec();
-        if asked.is_empty() {
-            for word in variable(VARIABLE).iter().flat_map(|said| said.split(',')) {
-                let wrong = |why: String| Failure::new(Exit::Usage, format!("{VARIABLE}={word}: {why}"));
-                named.push(word.trim().parse().map_err(wrong)?);
-            }
+        let values: Vec<(&str, String)> = match asked {
+            [] => variable(VARIABLE).map(|value| (VARIABLE, value)).into_iter().collect(),
+            asked => asked.iter().map(|value| ("--track", value.clone())).collect(),
+        };
+        let mut all = Vec::new();
+        for (name, value) in values {
+            all.extend(named(name, &value)?);
         }
-        if named.contains(&Tracker::None) && named.iter().any(|tracker| *tracker != Tracker::None) {
+        if all.contains(&Tracker::None) && all.iter().any(|tracker| *tracker != Tracker::None) {
             return Err(Failure::new(Exit::Usage, "`none` goes with no other tracker"));
         }
-        let mut trackers = Self { tensorboard: named.contains(&Tracker::TensorBoard), ..Self::default() };
-        for tracker in named {
+        let mut trackers = Self { tensorboard: all.contains(&Tracker::TensorBoard), ..Self::default() };
+        for tracker in all {
             let Tracker::Mlflow(server) = tracker else { continue };
             let server = match server.or(kept.clone()) {
                 Some(server) => server,
@@ -170,8 +187,11 @@ trait Destination: Send {
     /// As messages call it.
     fn name(&self) -> String;
 
-    /// The command that tells what was not told.
-    fn remedy(&self) -> String;
+    /// Where it is.
+    fn place(&self) -> String;
+
+    /// The command that tells what was not told, or was refused there.
+    fn remedy(&self, is_refused: bool) -> String;
 
     /// Tells what the run has reported and is not known there.
     fn deliver(&mut self) -> Result<(), Trouble>;
@@ -188,12 +208,24 @@ pub(crate) struct About<'a> {
     pub(crate) parameters: BTreeMap<String, String>,
 }
 
-/// What a run was asked for, by the paths that `-s` takes.
-pub(crate) fn parameters(spec: &Spec, request: &Request) -> BTreeMap<String, String> {
+/// What a run was asked for, by the paths that `-s` takes, and how large its model is, once it is known on which characters.
+pub(crate) fn parameters(
+    spec: &Spec,
+    request: &Request,
+    compiled: Option<(&Lowered, &Vocab)>,
+) -> BTreeMap<String, String> {
     let checked = &spec.checked;
     let values = config::values(checked).into_iter().map(|shown| (shown.name.clone(), shown.text()));
     let device = request.device.clone().unwrap_or_else(|| Device::Cpu.name().to_string());
     let facts = [("model", checked.model.name.clone()), ("data", request.data.clone()), ("device", device)];
+    let sizes = compiled.map(|(lowered, vocab)| {
+        [
+            ("parameters", lowered.parameter_count().to_string()),
+            ("active_parameters", lowered.active_parameter_count().to_string()),
+            ("vocabulary", vocab.len().to_string()),
+        ]
+    });
+    let facts = facts.into_iter().chain(sizes.into_iter().flatten());
     values.chain(facts.map(|(name, value)| (name.to_string(), value))).collect()
 }
 
@@ -206,7 +238,9 @@ pub(crate) struct Tracking {
 /// A tracker at work.
 struct Follower {
     name: String,
+    place: String,
     remedy: String,
+    remedy_if_refused: String,
     /// Dropped at the end.
     news: Option<SyncSender<()>>,
     ending: Arc<OnceLock<Ending>>,
@@ -216,7 +250,7 @@ struct Follower {
 }
 
 /// Where all that was told is found, if anything was; or why not all was told.
-type Told = Result<Option<String>, String>;
+type Told = Result<Option<String>, Trouble>;
 
 impl Tracking {
     /// Prepares all trackers of a run. Nothing that goes wrong there is a reason not to train: it is said.
@@ -231,7 +265,9 @@ impl Tracking {
         }
         if let Some(server) = &trackers.mlflow {
             let done: Arc<AtomicU64> = Arc::default();
-            match MlflowRun::open(about, server, done.clone()) {
+            let run = MlflowRun::open(about, server, done.clone());
+            // Whatever becomes of it, `moec track` knows where it goes.
+            match run.and_then(|run| run.record().map(|()| run)) {
                 Ok(run) => this.follow(Box::new(run), done),
                 Err(reason) => untold(&reason),
             }
@@ -242,14 +278,18 @@ impl Tracking {
     fn follow(&mut self, mut destination: Box<dyn Destination>, done: Arc<AtomicU64>) {
         let (news, received) = sync_channel(1);
         let ending: Arc<OnceLock<Ending>> = Arc::default();
-        let (name, remedy) = (destination.name(), destination.remedy());
+        let (name, place) = (destination.name(), destination.place());
+        let (remedy, remedy_if_refused) = (destination.remedy(false), destination.remedy(true));
         let (console, title, its_ending) = (self.console, name.clone(), ending.clone());
         let run = move || {
             let tell = &mut |remark: Remark<'_>| remark.tell(&title, &console);
             follow(&mut *destination, &received, &its_ending, INTERVAL, tell)
         };
         match std::thread::Builder::new().name(format!("tracking: {name}")).spawn(run) {
-            Ok(thread) => self.followers.push(Follower { name, remedy, news: Some(news), ending, done, thread }),
+            Ok(thread) => {
+                let news = Some(news);
+                self.followers.push(Follower { name, place, remedy, remedy_if_refused, news, ending, done, thread });
+            }
             Err(error) => self.console.warn(format!("{name} is not told of this run: {error}")),
         }
     }
@@ -275,12 +315,17 @@ impl Tracking {
             follower.news = None;
         }
         for follower in self.followers {
-            let (name, remedy) = (follower.name.clone(), follower.remedy.clone());
+            let name = follower.name.clone();
+            let (remedy, remedy_if_refused) = (follower.remedy.clone(), follower.remedy_if_refused.clone());
             match follower.wait(&leave, &self.console) {
                 Ok(place) => place.into_iter().for_each(|place| self.console.note(format!("tracked: {place}"))),
-                Err(reason) => self.console.warn(format!(
-                    "{name} does not know all of this run: {reason}\n  what is missing is told by: {remedy}"
-                )),
+                Err(trouble) => {
+                    let remedy = if let Trouble::Refused(_) = trouble { remedy_if_refused } else { remedy };
+                    self.console.warn(format!(
+                        "{name} does not know all of this run: {}\n  what is missing is told by: {remedy}",
+                        trouble.reason()
+                    ));
+                }
             }
         }
     }
@@ -301,14 +346,14 @@ impl Follower {
                 (done, since) = (now, Instant::now());
             }
             if leave() {
-                return Err("stopped before it was told".to_string());
+                return Err(Trouble::Unreachable("stopped before it was told".to_string()));
             }
             if since.elapsed() > PATIENCE {
-                return Err("it does not answer".to_string());
+                return Err(Trouble::Unreachable(format!("{} does not answer", self.place)));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.thread.join().unwrap_or_else(|_| Err("a fault in moec".to_string()))
+        self.thread.join().unwrap_or_else(|_| Err(Trouble::Unreachable("a fault in moec".to_string())))
     }
 }
 
@@ -370,7 +415,7 @@ fn follow(
             }
             Err(Trouble::Refused(reason)) => {
                 tell(Remark::Refused(&reason));
-                return Err(reason);
+                return Err(Trouble::Refused(reason));
             }
         };
         if has_ended(news, pause, failures > 0) {
@@ -384,7 +429,7 @@ fn follow(
         match destination.deliver().and_then(|()| destination.end(ending)) {
             Ok(place) => return Ok(Some(place)),
             Err(Trouble::Unreachable(_)) if tries > 0 => std::thread::sleep(interval),
-            Err(trouble) => return Err(trouble.reason().to_string()),
+            Err(trouble) => return Err(trouble),
         }
     }
 }

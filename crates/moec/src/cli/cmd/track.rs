@@ -1,38 +1,48 @@
 //! `moec track`: tells a tracking server what it does not know of runs.
 
-use crate::cli::args::TrackArgs;
+use crate::cli::args::{MessageFormat, TrackArgs};
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::shell;
 use crate::cli::tracking::mlflow::{Kept, MlflowRun, Server};
-use crate::cli::tracking::{About, Ending, Tracker, parameters, variable};
+use crate::cli::tracking::{About, Ending, Tracker, named, parameters, variable};
 use crate::cli::units::grouped;
 use crate::locate::Located;
+use crate::pipeline::{self, CompileOptions, Function};
 use crate::run::kept_source;
 use crate::{Request, Spec, train_config};
-use moec_model::Registry;
-use moec_runtime::{Metric, RunError, RunFolder};
+use moec_model::{Lowered, Registry};
+use moec_runtime::{Metric, RunError, RunFolder, Vocab};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Runs the command.
 ///
+/// Whatever is wrong with one run, the others are told; the exit code is that of the first failure.
+///
 /// # Errors
-/// When there is no run, it is being trained, nothing says where a server is, or the server cannot be told.
+/// When nothing says where a server is.
 pub(crate) fn run(args: &TrackArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    let server = match &args.to {
+    let to = args.to.as_ref().map(|text| named("--to", text)).transpose()?;
+    let server = match to.as_deref() {
         None => None,
-        Some(Tracker::Mlflow(Some(server))) => Some(server.clone()),
-        Some(Tracker::Mlflow(None)) => Some(Server::of_environment(&variable)?),
-        Some(Tracker::TensorBoard | Tracker::None) => {
+        Some([Tracker::Mlflow(Some(server))]) => Some(server.clone()),
+        Some([Tracker::Mlflow(None)]) => Some(Server::of_environment(&variable)?),
+        Some(_) => {
             return Err(Failure::new(Exit::Usage, "--to names a server: mlflow, or mlflow=URL")
                 .help("moec metrics RUN --tensorboard FOLDER writes event files of a run"));
         }
     };
+    let mut exit = Exit::Success;
     for path in &args.runs {
-        tell(path, server.as_ref(), args.checkpoint, registry, console)?;
+        if let Err(failure) = tell(path, server.as_ref(), args.checkpoint, registry, console) {
+            console.failure(&failure, MessageFormat::Full);
+            if exit == Exit::Success {
+                exit = failure.exit();
+            }
+        }
     }
-    Ok(Exit::Success)
+    Ok(exit)
 }
 
 fn tell(
@@ -42,7 +52,8 @@ fn tell(
     registry: &Registry,
     console: &Console,
 ) -> Result<(), Failure> {
-    let root = Located::at(path)?.root;
+    let located = Located::at(path)?;
+    let root = located.root.clone();
     // A training tells the server itself, and two must not at once.
     let folder = RunFolder::open(&root).map_err(|error| {
         let is_locked = matches!(error, RunError::Locked { .. });
@@ -61,7 +72,11 @@ fn tell(
             return Err(Failure::new(Exit::Usage, message).help(format!("say where it goes: {command}")));
         }
     };
-    let about = About { root: &root, parameters: parameters(&spec, &request) };
+    // Without a checkpoint that is whole no characters are known.
+    let vocab = located.read(moec_runtime::read_manifest).ok().and_then(|(manifest, _)| manifest.vocab());
+    let lowered = vocab.as_ref().map(|vocab| lowered(&spec, vocab)).transpose()?;
+    let parameters = parameters(&spec, &request, lowered.as_ref().zip(vocab.as_ref()));
+    let about = About { root: &root, parameters };
     let failed = |reason: String| Failure::new(Exit::Failure, format!("{}: {reason}", path.display()));
     let (_, checkpoint) = folder.latest_checkpoint()?.filter(|_| with_checkpoint).unzip();
     let run = MlflowRun::open(&about, &server, Arc::default()).map_err(failed)?;
@@ -73,6 +88,13 @@ fn tell(
     };
     console.note(format!("{}: {sent}; {place}", path.display()));
     Ok(())
+}
+
+/// The model as it is trained, for no device.
+fn lowered(spec: &Spec, vocab: &Vocab) -> Result<Lowered, Failure> {
+    let options = CompileOptions::only([Function::TrainStep]);
+    let compiled = pipeline::compile(&spec.checked.model, &spec.checked.recipe, vocab.len(), &options);
+    Ok(compiled.map_err(|error| error.at(&spec.source))?.lowered)
 }
 
 /// How far a run has come, which its folder says, however it ended.

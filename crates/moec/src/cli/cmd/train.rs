@@ -12,7 +12,7 @@ use crate::cli::run_name::RUNS;
 use crate::cli::shell;
 use crate::cli::signals::Signals;
 use crate::cli::task::Task;
-use crate::cli::tracking::{self, About, Ending, Tracker, Trackers, Tracking};
+use crate::cli::tracking::{self, About, Ending, Trackers, Tracking};
 use crate::cli::units::{bytes, grouped};
 use crate::diagnosis::{Evidence, diagnose};
 use crate::pipeline::{Checked, CompileOptions, Compiled, Function};
@@ -226,14 +226,7 @@ impl Conclusion<'_> {
 /// What trackers are told of a training.
 fn told_to_trackers<'a>(task: &Task, compiled: &Compiled, dataset: &Dataset, root: &'a Path) -> About<'a> {
     let request = Request { device: Some(task.device.name().to_string()), ..task.spec.request(dataset) };
-    let mut parameters = tracking::parameters(&task.spec, &request);
-    let counts = [
-        ("parameters", compiled.lowered.parameter_count()),
-        ("active_parameters", compiled.lowered.active_parameter_count()),
-        ("vocabulary", dataset.vocab().len()),
-    ];
-    parameters.extend(counts.map(|(name, count)| (name.to_string(), count.to_string())));
-    About { root, parameters }
+    About { root, parameters: tracking::parameters(&task.spec, &request, Some((&compiled.lowered, dataset.vocab()))) }
 }
 
 /// What a run has reported before it goes on. (What cannot be read is only missing in the curves.)
@@ -400,7 +393,7 @@ fn resume_command(args: &TrainArgs, device: Device, folder: &RunFolder) -> Strin
     if args.sample != SAMPLE {
         command += &format!(" --sample {}", args.sample);
     }
-    if args.track == [Tracker::None] {
+    if args.track == ["none"] {
         command += " --track none";
     }
     command

@@ -14,12 +14,12 @@ mod fake_server;
 
 pub(crate) use api::Server;
 
-use super::tail::Tail;
+use super::tail::{Tail, beginning};
 use super::{About, Destination, Ending, Trouble, variable};
 use crate::cli::downloads::write_whole;
 use crate::cli::numbers::{TrainingTime, numbers};
 use crate::cli::shell;
-use api::{Api, Variable};
+use api::{Api, CallError, Variable};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -52,6 +52,7 @@ pub(crate) struct Kept {
     schema: u32,
     server: Server,
     experiment: String,
+    /// Only one that the environment gave: by its name an experiment is found also after a server was set up anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     experiment_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,7 +60,7 @@ pub(crate) struct Kept {
     run_name: String,
     /// By which the run is found there, should the answer to its making be lost.
     mark: String,
-    /// When it was begun to be tracked, in milliseconds since 1970: what seconds of training are added to.
+    /// When it began, in milliseconds since 1970: what seconds of training are added to.
     begun_ms: u64,
     parameters: BTreeMap<String, String>,
 }
@@ -87,7 +88,7 @@ impl Kept {
 
     /// The server that it names.
     pub(crate) fn server(&self) -> Server {
-        self.server.clone()
+        self.server.of_folder()
     }
 
     /// Of a run on this server, which may be another one than before.
@@ -97,8 +98,10 @@ impl Kept {
             None => Self::new(about, server, variable),
         };
         if kept.server != *server {
-            // At another address it may be the same: the mark tells.
-            kept = Self { server: server.clone(), experiment_id: None, run_id: None, ..kept };
+            // At another address it may be the same, and have the run: the mark tells.
+            let (name, experiment_id) = experiment(variable);
+            let experiment = name.unwrap_or(kept.experiment);
+            kept = Self { server: server.clone(), experiment, experiment_id, ..kept };
         }
         kept.parameters.extend(about.parameters.clone());
         Ok(kept)
@@ -109,15 +112,16 @@ impl Kept {
         let run_name = whole.file_name().map_or("run".to_string(), |name| name.to_string_lossy().into_owned());
         let now = since_1970(SystemTime::now());
         let unique = format!("{} {} {}", whole.display(), now.as_nanos(), std::process::id());
+        let (experiment, experiment_id) = experiment(variable);
         Self {
             schema: SCHEMA,
             server: server.clone(),
-            experiment: variable("MLFLOW_EXPERIMENT_NAME").unwrap_or_else(|| "moec".to_string()),
-            experiment_id: variable("MLFLOW_EXPERIMENT_ID").filter(|_| variable("MLFLOW_EXPERIMENT_NAME").is_none()),
+            experiment: experiment.unwrap_or_else(|| "moec".to_string()),
+            experiment_id,
             run_id: None,
             run_name,
             mark: moec_runtime::sha256_hex(unique.as_bytes()).chars().take(32).collect(),
-            begun_ms: now.as_millis() as u64,
+            begun_ms: since_1970(beginning(about.root)).as_millis() as u64,
             parameters: BTreeMap::new(),
         }
     }
@@ -130,11 +134,20 @@ impl Kept {
     }
 }
 
+/// The name or the number of the experiment that the environment gives.
+fn experiment(variable: Variable<'_>) -> (Option<String>, Option<String>) {
+    let name = variable("MLFLOW_EXPERIMENT_NAME");
+    let id = variable("MLFLOW_EXPERIMENT_ID").filter(|_| name.is_none());
+    (name, id)
+}
+
 /// A run of ours on a server.
 pub(crate) struct MlflowRun {
     api: Api,
     root: PathBuf,
     kept: Kept,
+    /// Who trains.
+    user: Option<String>,
     /// The checkpoint that goes along at the end.
     checkpoint: Option<PathBuf>,
     /// While the server is known to have what was sent.
@@ -164,10 +177,10 @@ struct Point {
 }
 
 impl MlflowRun {
-    /// Of the run in a folder, which keeps which one it is.
+    /// Of the run in a folder, which keeps which one it is, once the server has it.
     ///
     /// # Errors
-    /// When the folder cannot be read or written, or the environment names a certificate that cannot be read.
+    /// When the folder cannot be read, or the environment names a certificate that cannot be read.
     pub(crate) fn open(about: &About<'_>, server: &Server, done: Arc<AtomicU64>) -> Result<Self, String> {
         Self::with(about, server, done, &variable, TIMEOUT)
     }
@@ -181,9 +194,19 @@ impl MlflowRun {
     ) -> Result<Self, String> {
         let kept = Kept::on(about, server, variable)?;
         let api = Api::new(server.clone(), variable, timeout, done)?;
-        // Before anything is made there: its mark must be known whatever happens then.
-        kept.write(about.root)?;
-        Ok(Self { api, root: about.root.to_path_buf(), kept, checkpoint: None, joined: None, sent: 0 })
+        let (root, user) = (about.root.to_path_buf(), variable("USER"));
+        Ok(Self { api, root, kept, user, checkpoint: None, joined: None, sent: 0 })
+    }
+
+    /// Keeps in the run's folder which run on which server it is.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub(crate) fn record(&self) -> Result<(), String> {
+        match Kept::read(&self.root)? {
+            Some(kept) if kept == self.kept => Ok(()),
+            _ => self.kept.write(&self.root),
+        }
     }
 
     /// Sends this checkpoint along at the end.
@@ -204,7 +227,8 @@ impl MlflowRun {
     /// Finds the run on the server, or makes it, and asks what it knows.
     fn join(&mut self) -> Result<Joined, Trouble> {
         let known = match &self.kept.run_id {
-            Some(id) => self.get(id)?,
+            // Another server may have another run of this number.
+            Some(id) => self.get(id)?.filter(|run| self.is_ours(run)),
             None => None,
         };
         let run = match known {
@@ -219,11 +243,8 @@ impl MlflowRun {
         if text("/info/lifecycle_stage") == "deleted" {
             return Err(Trouble::Refused(format!("the run {run_id} was deleted on {}", self.api.server())));
         }
-        if self.kept.run_id.as_ref() != Some(&run_id) || self.kept.experiment_id.as_ref() != Some(&experiment_id) {
-            self.kept.run_id = Some(run_id.clone());
-            self.kept.experiment_id = Some(experiment_id.clone());
-            self.kept.write(&self.root).map_err(Trouble::Refused)?;
-        }
+        self.kept.run_id = Some(run_id.clone());
+        self.record().map_err(Trouble::Refused)?;
         if text("/info/status") != "RUNNING" {
             self.api.post("runs/update", &json!({ "run_id": run_id, "status": "RUNNING" }))?;
         }
@@ -251,6 +272,10 @@ impl MlflowRun {
         }
     }
 
+    fn is_ours(&self, run: &Value) -> bool {
+        pairs(run, "/data/tags").any(|tag| tag == ("moec.mark", &*self.kept.mark))
+    }
+
     /// The run with our mark in the experiment, which may have been made without our knowing; or a new one.
     fn find_or_make(&self) -> Result<Value, Trouble> {
         let experiment = match &self.kept.experiment_id {
@@ -263,6 +288,22 @@ impl MlflowRun {
         if let Some(run) = found.pointer_mut("/runs/0").map(Value::take) {
             return Ok(run);
         }
+        // Its mark must be known, whatever becomes of the answer; but not if there is none.
+        let before = Kept::read(&self.root).map_err(Trouble::Refused)?;
+        self.record().map_err(Trouble::Refused)?;
+        let made = self.make(&experiment);
+        if let Err(Trouble::Refused(_)) = made {
+            match before {
+                Some(kept) => kept.write(&self.root).map_err(Trouble::Refused)?,
+                // What is left says no more than where it was to go.
+                None => drop(std::fs::remove_file(self.root.join(FILE))),
+            }
+        }
+        made
+    }
+
+    /// A new run in an experiment.
+    fn make(&self, experiment: &str) -> Result<Value, Trouble> {
         let tag = |(key, value): (&str, &str)| json!({ "key": key, "value": value });
         let tags = [
             ("moec.mark", &*self.kept.mark),
@@ -270,7 +311,7 @@ impl MlflowRun {
             ("mlflow.source.name", "moec"),
             ("mlflow.source.type", "LOCAL"),
         ];
-        let user = variable("USER").map(|user| tag(("mlflow.user", &user)));
+        let user = self.user.as_deref().map(|user| tag(("mlflow.user", user)));
         let tags: Vec<Value> = tags.into_iter().map(tag).chain(user).collect();
         let made = self.api.post(
             "runs/create",
@@ -281,7 +322,7 @@ impl MlflowRun {
                 "tags": tags,
             }),
         );
-        Ok(made?.get_mut("run").map(Value::take).unwrap_or_default())
+        made?.get_mut("run").map(Value::take).ok_or_else(|| self.foreign())
     }
 
     /// The number of the experiment, which is made if there is none of the name.
@@ -381,8 +422,14 @@ impl Destination for MlflowRun {
         "mlflow".to_string()
     }
 
-    fn remedy(&self) -> String {
-        format!("moec track {}", shell::path(&self.root))
+    fn place(&self) -> String {
+        self.api.server().to_string()
+    }
+
+    fn remedy(&self, is_refused: bool) -> String {
+        let command = format!("moec track {}", shell::path(&self.root));
+        // The same server may refuse again: it may be no MLflow server at all.
+        if is_refused { command + " --to mlflow=URL" } else { command }
     }
 
     fn deliver(&mut self) -> Result<(), Trouble> {
@@ -398,13 +445,8 @@ impl Destination for MlflowRun {
 
     fn end(&mut self, ending: Ending) -> Result<String, Trouble> {
         self.deliver()?;
-        // If anything fails now, the server is asked again for what it has.
+        // If this fails, the server is asked again for what it has.
         let Some(joined) = self.joined.take() else { return Ok(String::new()) };
-        if let Some(below) = &joined.artifacts {
-            for (path, name) in self.artifacts() {
-                self.api.put_artifact(&format!("{below}/{name}"), &path)?;
-            }
-        }
         let status = match ending {
             Ending::Finished => "FINISHED",
             Ending::Stopped => "KILLED",
@@ -417,12 +459,24 @@ impl Destination for MlflowRun {
         let update = json!({ "run_id": joined.run_id, "status": status, "end_time": ended });
         self.api.post("runs/update", &update)?;
         let place = format!("{}/#/experiments/{}/runs/{}", self.api.server(), joined.experiment_id, joined.run_id);
-        let remark = match joined.artifacts {
-            Some(_) => "",
-            None => " (without files: the server does not take them for others)",
-        };
+        let below = joined.artifacts.clone();
         self.joined = Some(joined);
-        Ok(place + remark)
+        // Files come last: one that the server does not take leaves the run as it ended.
+        let Some(below) = below else {
+            return Ok(place + " (without files: the server does not take them for others)");
+        };
+        let mut refused = Vec::new();
+        for (path, name) in self.artifacts() {
+            match self.api.put_artifact(&format!("{below}/{name}"), &path) {
+                Err(CallError::Refused { message, .. }) => refused.push((name, message)),
+                answered => answered?,
+            }
+        }
+        Ok(match &refused[..] {
+            [] => place,
+            [(name, why)] => format!("{place} (without {name}: {why})"),
+            [(name, why), more @ ..] => format!("{place} (without {name} and {} more files: {why})", more.len()),
+        })
     }
 }
 

@@ -1,9 +1,11 @@
 //! The metrics of a run as they are added to its file, which is the queue between a training and those who are told of it.
 
+use crate::cli::numbers::TrainingTime;
 use moec_runtime::Metric;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// Reads on from where it was.
 #[derive(Debug)]
@@ -45,6 +47,20 @@ impl Tail {
         }
         Ok(metrics)
     }
+}
+
+/// When a run began, also if it is told of much later: its spec is written once, and so long before its last line as it was
+/// trained it was there in any case (the folder may be a copy).
+pub(super) fn beginning(root: &Path) -> SystemTime {
+    let modified = |name: &str| std::fs::metadata(root.join(name)).and_then(|found| found.modified()).ok();
+    let (mut lines, mut time, mut seconds) = (Tail::of(root), TrainingTime::default(), 0.0);
+    // What cannot be read is said by those who tell it.
+    while let Some(metrics) = lines.next(1000).ok().filter(|metrics| !metrics.is_empty()) {
+        metrics.iter().for_each(|metric| seconds = time.at(metric));
+    }
+    let trained = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    let first = modified("metrics.jsonl").and_then(|last| last.checked_sub(trained));
+    [modified("spec.moe"), first].into_iter().flatten().fold(SystemTime::now(), SystemTime::min)
 }
 
 #[cfg(test)]

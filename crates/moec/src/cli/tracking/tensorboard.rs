@@ -90,7 +90,11 @@ impl Destination for EventFiles {
         "tensorboard".to_string()
     }
 
-    fn remedy(&self) -> String {
+    fn place(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn remedy(&self, _: bool) -> String {
         format!("moec metrics {} --tensorboard FOLDER", shell::path(&self.root))
     }
 

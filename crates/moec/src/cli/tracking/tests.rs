@@ -4,7 +4,7 @@ use super::*;
 use std::collections::VecDeque;
 
 fn trackers(asked: &[&str], continued: Option<&Path>, said: &[(&str, &str)]) -> Result<Trackers, String> {
-    let asked: Vec<Tracker> = asked.iter().map(|text| text.parse().unwrap()).collect();
+    let asked: Vec<String> = asked.iter().map(|text| text.to_string()).collect();
     let variable = |name: &str| said.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string());
     Trackers::with(&asked, continued, &variable).map_err(|failure| {
         assert_eq!(failure.exit(), Exit::Usage);
@@ -50,7 +50,8 @@ fn the_command_line_goes_before_the_run_and_the_environment() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     assert_eq!(trackers(&[], Some(root), &environment), of(true, Some(A)));
-    MlflowRun::open(&About { root, parameters: BTreeMap::new() }, &B.parse().unwrap(), Arc::default()).unwrap();
+    let run = MlflowRun::open(&About { root, parameters: BTreeMap::new() }, &B.parse().unwrap(), Arc::default());
+    run.unwrap().record().unwrap();
     assert_eq!(trackers(&[], Some(root), &environment), of(false, Some(B)));
     assert_eq!(trackers(&["mlflow"], Some(root), &environment), of(false, Some(B)));
     assert_eq!(trackers(&[&format!("mlflow={A}")], Some(root), &environment), of(false, Some(A)));
@@ -60,6 +61,19 @@ fn the_command_line_goes_before_the_run_and_the_environment() {
     std::fs::write(root.join("mlflow.json"), "{").unwrap();
     let Trackers { tensorboard, mlflow, unknown } = trackers(&[], Some(root), &[]).unwrap();
     assert!(tensorboard && mlflow.is_none() && unknown.is_some_and(|reason| reason.contains("damaged")));
+}
+
+#[test]
+fn no_message_shows_a_password() {
+    for secret in ["mlflow=http://me:s3cret@host", "mlfow=http://me:s3cret@host", "mlflow=http://me:s3,cret@host"] {
+        for refused in [trackers(&[secret], None, &[]), trackers(&[], None, &[(VARIABLE, secret)])] {
+            let message = refused.unwrap_err();
+            assert!(!message.contains("s3") && !message.contains("cret@"), "{message}");
+            assert!(message.starts_with("--track: ") || message.starts_with("MOEC_TRACK: "), "{message}");
+        }
+    }
+    let message = trackers(&["mlflow"], None, &[("MLFLOW_TRACKING_URI", "http://me:s3cret@host")]).unwrap_err();
+    assert!(message.starts_with("MLFLOW_TRACKING_URI: ") && !message.contains("s3cret"), "{message}");
 }
 
 /// A destination that does as it is told.
@@ -74,7 +88,11 @@ impl Destination for Puppet {
         "puppet".to_string()
     }
 
-    fn remedy(&self) -> String {
+    fn place(&self) -> String {
+        "a stage".to_string()
+    }
+
+    fn remedy(&self, _: bool) -> String {
         String::new()
     }
 
@@ -102,8 +120,11 @@ fn followed(deliveries: Vec<Result<(), Trouble>>, left: usize) -> (Vec<String>, 
         fn name(&self) -> String {
             self.0.name()
         }
-        fn remedy(&self) -> String {
-            self.0.remedy()
+        fn place(&self) -> String {
+            self.0.place()
+        }
+        fn remedy(&self, is_refused: bool) -> String {
+            self.0.remedy(is_refused)
         }
         fn deliver(&mut self) -> Result<(), Trouble> {
             let delivered = self.0.deliver();
@@ -146,10 +167,10 @@ fn the_end_is_tried_again_unless_nobody_was_there() {
     let (_, told, puppet) = followed(vec![Ok(()), away(), away()], 2);
     assert_eq!((told, puppet.ended.len()), (Ok(Some("there".to_string())), 1));
     let (remarks, told, puppet) = followed((0..30).map(|_| away()).collect(), 29);
-    assert_eq!((remarks.len(), told, puppet.ended.len()), (1, Err("away".to_string()), 0));
+    assert_eq!((remarks.len(), told, puppet.ended.len()), (1, Err(Trouble::Unreachable("away".to_string())), 0));
     let refused = || Err(Trouble::Refused("no".to_string()));
     let (remarks, told, puppet) = followed(vec![Ok(()), refused(), Ok(())], 0);
-    assert_eq!((remarks, told), (vec![r#"Refused("no")"#.to_string()], Err("no".to_string())));
+    assert_eq!((remarks, told), (vec![r#"Refused("no")"#.to_string()], Err(Trouble::Refused("no".to_string()))));
     assert_eq!((puppet.delivered, puppet.ended.len()), (2, 0));
 }
 
@@ -160,4 +181,14 @@ fn a_training_that_never_began_is_not_told() {
     drop(news);
     let told = follow(&mut puppet, &received, &OnceLock::new(), INTERVAL, &mut |_| panic!("nothing is said"));
     assert_eq!((told, puppet.delivered, puppet.ended.len()), (Ok(None), 0, 0));
+}
+
+#[test]
+fn who_does_not_answer_is_named_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let about = About { root: folder.path(), parameters: BTreeMap::new() };
+    let run = MlflowRun::open(&about, &A.parse().unwrap(), Arc::default()).unwrap();
+    assert_eq!(run.place(), A);
+    assert!(run.remedy(false).starts_with("moec track ") && !run.remedy(false).contains("--to"));
+    assert!(run.remedy(true).contains("--to mlflow=URL"));
 }

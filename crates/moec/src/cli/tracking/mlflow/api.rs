@@ -3,7 +3,7 @@
 //! <https://mlflow.org/docs/latest/rest-api.html> has the calls; the variables are those that MLflow's own clients read.
 
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::tracking::Trouble;
+use crate::cli::tracking::{Trouble, may_be_secret};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,9 @@ use ureq::{Agent, Body};
 /// Names the server for everything that speaks to MLflow.
 const URI: &str = "MLFLOW_TRACKING_URI";
 
+/// Names a file of the certificates that are trusted.
+const CERTIFICATES: &str = "MLFLOW_TRACKING_SERVER_CERT_PATH";
+
 /// Of an answer no more is read: the run with the last number under every name is the largest.
 const LARGEST_ANSWER: u64 = 64 << 20;
 
@@ -32,11 +35,25 @@ const LONGEST_MESSAGE: usize = 300;
 pub(super) type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The address of a server, without what could be secret and without a slash at its end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Server(String);
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Server {
+    url: String,
+    /// Whether nobody named it but a run's folder, which may come from somebody else.
+    is_of_folder: bool,
+}
 
 impl Server {
+    /// As a run's folder names it.
+    pub(super) fn of_folder(&self) -> Self {
+        Self { is_of_folder: true, ..self.clone() }
+    }
+
+    /// Whether it gets no credentials: they are meant for another one, which the environment names.
+    fn is_foreign(&self, variable: Variable<'_>) -> bool {
+        self.is_of_folder && variable(URI).is_some_and(|text| text.parse::<Self>().as_ref() != Ok(self))
+    }
+
     /// The one that MLFLOW_TRACKING_URI names.
     ///
     /// # Errors
@@ -46,13 +63,37 @@ impl Server {
             let failure = Failure::new(Exit::Usage, "nothing says where the MLflow server is");
             return Err(failure.help(format!("name it: mlflow=http://127.0.0.1:5000, or set {URI}")));
         };
-        text.parse().map_err(|why| Failure::new(Exit::Usage, format!("{URI}={text}: {why}")))
+        let shown = if may_be_secret(&text) { URI.to_string() } else { format!("{URI}={text}") };
+        text.parse().map_err(|why| Failure::new(Exit::Usage, format!("{shown}: {why}")))
+    }
+}
+
+/// Who named it does not matter.
+impl PartialEq for Server {
+    fn eq(&self, other: &Self) -> bool {
+        self.url == other.url
+    }
+}
+
+impl Eq for Server {}
+
+impl TryFrom<String> for Server {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Server> for String {
+    fn from(server: Server) -> Self {
+        server.url
     }
 }
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.url)
     }
 }
 
@@ -72,7 +113,7 @@ impl FromStr for Server {
         if authority.host().is_empty() || text.contains(['?', '#']) {
             return Err(example.to_string());
         }
-        Ok(Self(text.trim_end_matches('/').to_string()))
+        Ok(Self { url: text.trim_end_matches('/').to_string(), is_of_folder: false })
     }
 }
 
@@ -111,13 +152,16 @@ pub(super) struct Api {
     agent: Agent,
     server: Server,
     authorization: Option<String>,
+    /// Whether there are credentials, which are not for this server.
+    is_withheld: bool,
     timeout: Duration,
     /// Counts calls that were answered.
     done: Arc<AtomicU64>,
 }
 
 impl Api {
-    /// With the credentials of the environment. A call without an answer is given up after `timeout`.
+    /// With the credentials of the environment, unless only a run's folder names this server and the environment another
+    /// one. A call without an answer is given up after `timeout`.
     ///
     /// # Errors
     /// When a certificate that a variable names cannot be read.
@@ -135,6 +179,8 @@ impl Api {
             }
             (None, None) => None,
         };
+        let is_withheld = authorization.is_some() && server.is_foreign(variable);
+        let authorization = authorization.filter(|_| !is_withheld);
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("moec/", env!("CARGO_PKG_VERSION")))
@@ -150,7 +196,7 @@ impl Api {
             .tls_config(tls(variable)?)
             .build()
             .into();
-        Ok(Self { agent, server, authorization, timeout, done })
+        Ok(Self { agent, server, authorization, is_withheld, timeout, done })
     }
 
     /// The server.
@@ -218,8 +264,16 @@ impl Api {
             (status, false) => format!("{server} answers with status {status}: {said}"),
         };
         if let 401 | 403 = status.as_u16() {
-            message +=
-                "; MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, say who asks";
+            message += &match self.is_withheld {
+                true => format!(
+                    "; only the run's folder names this server, and {URI} another one, so it was not sent the credentials: \
+                     `moec track RUN --to mlflow={server}` sends them, or `moec train` with `--track mlflow={server}`"
+                ),
+                false => {
+                    "; MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, say who asks"
+                        .to_string()
+                }
+            };
         }
         match status.as_u16() {
             408 | 429 | 500.. => Err(CallError::Unreachable(message)),
@@ -235,13 +289,26 @@ impl Api {
                 format!("{server} does not answer within {:.0} s", self.timeout.as_secs_f64().ceil())
             }
             ureq::Error::HostNotFound => format!("there is no host of the name in {server}"),
-            ureq::Error::Io(error) => format!("{server}: {error}"),
-            error @ (ureq::Error::Tls(_) | ureq::Error::Pem(_) | ureq::Error::InvalidProxyUrl) => {
-                return CallError::Refused { code: String::new(), message: format!("{server}: {error}") };
+            // What TLS does not accept, it will not accept later.
+            ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                return self.not_secure(&error.to_string());
             }
+            ureq::Error::Io(error) => format!("{server}: {error}"),
+            error @ (ureq::Error::Tls(_)
+            | ureq::Error::Rustls(_)
+            | ureq::Error::Pem(_)
+            | ureq::Error::InvalidProxyUrl) => return self.not_secure(&error.to_string()),
             error => format!("{server}: {error}"),
         };
         CallError::Unreachable(reason)
+    }
+
+    fn not_secure(&self, reason: &str) -> CallError {
+        let advice = match reason.contains("certificate") {
+            true => format!("; {CERTIFICATES} names a file of certificates to trust"),
+            false => String::new(),
+        };
+        CallError::Refused { code: String::new(), message: format!("{}: {reason}{advice}", self.server) }
     }
 }
 
@@ -249,9 +316,8 @@ impl Api {
 fn tls(variable: Variable<'_>) -> Result<TlsConfig, String> {
     let trusts_all = variable("MLFLOW_TRACKING_INSECURE_TLS").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let config = TlsConfig::builder().disable_verification(trusts_all);
-    let name = "MLFLOW_TRACKING_SERVER_CERT_PATH";
-    let Some(path) = variable(name) else { return Ok(config.build()) };
-    let wrong = |why: String| format!("{name}={path}: {why}");
+    let Some(path) = variable(CERTIFICATES) else { return Ok(config.build()) };
+    let wrong = |why: String| format!("{CERTIFICATES}={path}: {why}");
     let text = std::fs::read(&path).map_err(|e| wrong(crate::error::reason(&e)))?;
     let mut roots: Vec<Certificate<'static>> = Vec::new();
     for item in parse_pem(&text) {
@@ -281,6 +347,29 @@ mod tests {
         }
         assert!(server("http://127.0.0.1:5000/#/experiments/1").is_err());
         assert!(server("http://me:secret@host").unwrap_err().contains("MLFLOW_TRACKING_PASSWORD"));
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_a_refusal_with_advice() {
+        let server: Server = "https://host".parse().unwrap();
+        let api = Api::new(server, &|_| None, Duration::from_secs(1), Arc::default()).unwrap();
+        let failed = |kind, text: &str| api.failed(ureq::Error::Io(std::io::Error::new(kind, text.to_string())));
+        let CallError::Refused { message, .. } =
+            failed(std::io::ErrorKind::InvalidData, "invalid peer certificate: UnknownIssuer")
+        else {
+            panic!("it will not be trusted later")
+        };
+        assert!(
+            message.contains("https://host: invalid peer certificate") && message.contains(CERTIFICATES),
+            "{message}"
+        );
+        let CallError::Refused { message, .. } = failed(std::io::ErrorKind::InvalidData, "received corrupt message")
+        else {
+            panic!("it will not speak TLS later")
+        };
+        assert!(!message.contains(CERTIFICATES), "{message}");
+        let gone = failed(std::io::ErrorKind::ConnectionReset, "reset");
+        assert!(matches!(gone, CallError::Unreachable(_)), "{gone:?}");
     }
 
     #[test]

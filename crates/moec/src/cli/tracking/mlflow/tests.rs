@@ -48,10 +48,31 @@ impl Lab {
     }
 
     fn patient(&self, parameters: &[(&str, &str)], variables: &[(&str, &str)], timeout: Duration) -> MlflowRun {
+        self.at(&self.server.url().parse().unwrap(), parameters, variables, timeout)
+    }
+
+    fn at(
+        &self,
+        server: &Server,
+        parameters: &[(&str, &str)],
+        variables: &[(&str, &str)],
+        timeout: Duration,
+    ) -> MlflowRun {
         let text = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         let about = About { root: self.root(), parameters: parameters.iter().map(text).collect() };
         let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.to_string());
-        MlflowRun::with(&about, &self.server.url().parse().unwrap(), Arc::default(), &variable, timeout).unwrap()
+        MlflowRun::with(&about, server, Arc::default(), &variable, timeout).unwrap()
+    }
+
+    /// What the run's folder keeps.
+    fn kept(&self) -> Option<String> {
+        std::fs::read_to_string(self.root().join(FILE)).ok()
+    }
+
+    /// As if the server had another address before.
+    fn move_server(&self) {
+        let kept = self.kept().unwrap().replace(&self.server.url(), "http://127.0.0.1:1");
+        std::fs::write(self.root().join(FILE), kept).unwrap();
     }
 
     fn fault(&self, fault: impl Into<Option<(Fault, &'static str)>>) {
@@ -254,10 +275,144 @@ fn a_file_that_is_damaged_is_not_replaced() {
         assert_eq!(std::fs::read_to_string(lab.root().join(FILE)).unwrap(), text);
     }
     std::fs::remove_file(lab.root().join(FILE)).unwrap();
-    MlflowRun::open(&about, &server, Arc::default()).unwrap();
+    MlflowRun::open(&about, &server, Arc::default()).unwrap().record().unwrap();
     let kept = std::fs::read_to_string(lab.root().join(FILE)).unwrap();
     std::fs::write(lab.root().join(FILE), kept.replace("\"schema\": 1", "\"schema\": 2")).unwrap();
     assert!(Kept::read(lab.root()).unwrap_err().contains("version 2"));
+    // What is an address is checked there as everywhere.
+    for address in ["http://me:s3cret@host", "host"] {
+        std::fs::write(lab.root().join(FILE), kept.replace(&lab.server.url(), address)).unwrap();
+        let reason = Kept::read(lab.root()).unwrap_err();
+        assert!(reason.contains("damaged") && !reason.contains("s3cret"), "{reason}");
+    }
+}
+
+#[test]
+fn credentials_are_not_sent_where_only_a_folder_says() {
+    let lab = Lab::new();
+    lab.report(&train(10));
+    lab.run(&[], &[]).deliver().unwrap();
+    let (named, kept): (Server, _) = (lab.server.url().parse().unwrap(), Kept::read(lab.root()).unwrap().unwrap());
+    let run = |server: &Server, uri: &str| {
+        lab.at(server, &[], &[("MLFLOW_TRACKING_TOKEN", "t0ken"), ("MLFLOW_TRACKING_URI", uri)], TIMEOUT)
+    };
+    let sent = |server: &Server, uri: &str| {
+        run(server, uri).deliver().unwrap();
+        lab.server.store().authorization.clone()
+    };
+    let token = Some("Bearer t0ken".to_string());
+    assert_eq!(sent(&kept.server(), "https://ours"), None);
+    assert_eq!(sent(&kept.server(), "databricks"), None);
+    assert_eq!(sent(&kept.server(), &format!("{named}/")), token);
+    assert_eq!(sent(&named, "https://ours"), token);
+    lab.fault((Fault::Status(401), "/"));
+    let Err(Trouble::Refused(reason)) = run(&kept.server(), "https://ours").deliver() else { panic!("who asks?") };
+    assert!(reason.contains(&format!("moec track RUN --to mlflow={named}")), "{reason}");
+}
+
+#[test]
+fn nothing_is_kept_of_a_server_that_does_not_have_the_run() {
+    let lab = Lab::new();
+    lab.report(&train(10));
+    for fault in [(Fault::Status(500), "/"), (Fault::Talks, "/"), (Fault::Status(403), "runs/create")] {
+        lab.fault(fault);
+        assert!(lab.run(&[], &[]).deliver().is_err());
+        assert_eq!(lab.kept(), None, "{fault:?}");
+    }
+    // Once it may have the run, another process must find it.
+    lab.fault((Fault::LosesAnswers, "runs/create"));
+    assert!(lab.run(&[], &[]).deliver().is_err());
+    lab.fault(None);
+    lab.run(&[], &[]).deliver().unwrap();
+    assert_eq!(steps(&lab.server.run(), "loss_nats"), [10]);
+    // The server that has it remains.
+    let (kept, nobody) = (lab.kept(), "http://127.0.0.1:1".parse().unwrap());
+    assert!(lab.at(&nobody, &[], &[], TIMEOUT).deliver().is_err());
+    assert_eq!(lab.kept(), kept);
+    let refusing = FakeServer::start();
+    refusing.store().fault = Some((Fault::Status(403), "runs/create"));
+    assert!(lab.at(&refusing.url().parse().unwrap(), &[], &[], TIMEOUT).deliver().is_err());
+    assert_eq!(lab.kept(), kept);
+}
+
+#[test]
+fn files_that_are_refused_leave_the_run_as_it_ended() {
+    let lab = Lab::new();
+    lab.report(&train(10));
+    std::fs::write(lab.root().join("spec.moe"), "").unwrap();
+    lab.fault((Fault::Status(413), "metrics.jsonl"));
+    let (_, place) = lab.run(&[], &[]).tell(Ending::Finished).unwrap();
+    assert!(place.contains("(without metrics.jsonl: ") && place.contains("413"), "{place}");
+    assert_eq!(lab.server.run().status, "FINISHED");
+    assert_eq!(lab.server.store().artifacts.keys().collect::<Vec<_>>(), ["1/run0/artifacts/spec.moe"]);
+    lab.fault((Fault::Status(403), "mlflow-artifacts"));
+    let (_, place) = lab.run(&[], &[]).tell(Ending::Stopped).unwrap();
+    assert!(place.contains("(without spec.moe and 1 more files: "), "{place}");
+    assert_eq!(lab.server.run().status, "KILLED");
+    // What may be over later is tried again, and the end is told by then.
+    lab.fault((Fault::Status(503), "mlflow-artifacts"));
+    let mut run = lab.run(&[], &[]);
+    assert!(matches!(run.tell(Ending::Failed), Err(Trouble::Unreachable(_))));
+    assert_eq!(lab.server.run().status, "FAILED");
+    lab.fault(None);
+    run.tell(Ending::Failed).unwrap();
+    assert_eq!(lab.server.store().artifacts.len(), 2);
+}
+
+#[test]
+fn a_server_that_was_set_up_anew_is_asked_for_the_experiment_by_name() {
+    let lab = Lab::new();
+    lab.report(&train(10));
+    lab.run(&[], &[]).deliver().unwrap();
+    assert_eq!(lab.server.run().experiment, "1");
+    lab.server.store().runs.clear();
+    lab.server.store().experiments = vec!["another".to_string()];
+    lab.run(&[], &[]).deliver().unwrap();
+    assert_eq!(lab.server.run().experiment, "2");
+    assert_eq!(lab.server.store().experiments, ["another", "moec"]);
+}
+
+#[test]
+fn a_server_that_moved_has_the_run_if_it_has_its_mark() {
+    let lab = Lab::new();
+    lab.report(&train(10));
+    lab.run(&[], &[("MLFLOW_EXPERIMENT_ID", "7")]).deliver().unwrap();
+    lab.move_server();
+    lab.run(&[], &[]).deliver().unwrap();
+    assert_eq!((&*lab.server.run().experiment, steps(&lab.server.run(), "loss_nats")), ("7", vec![10]));
+    assert!(lab.kept().unwrap().contains(&lab.server.url()));
+    // At another one the number is somebody else's, and the experiment as of a new run.
+    lab.move_server();
+    let mark = "of another".to_string();
+    lab.server.store().runs.values_mut().for_each(|run| run.tags = [("moec.mark".to_string(), mark.clone())].into());
+    lab.run(&[], &[("MLFLOW_EXPERIMENT_ID", "9")]).deliver().unwrap();
+    let store = lab.server.store();
+    assert_eq!((store.runs.len(), &*store.runs["run1"].experiment), (2, "9"));
+}
+
+#[test]
+fn the_times_of_a_run_that_is_told_later_are_those_of_its_training() {
+    let times = |lab: &Lab| {
+        lab.run(&[], &[]).deliver().unwrap();
+        lab.server.run().metrics.iter().map(|(.., time)| *time).collect::<BTreeSet<_>>()
+    };
+    let hour = Duration::from_secs(3600);
+    let long = (train(10) + &train(20)).replace("\"step_ms\":10", "\"step_ms\":360000");
+    // Ten steps took an hour: it began two hours before its last line, or when its spec was written.
+    for (has_spec, began) in [(false, 2 * hour), (true, 5 * hour)] {
+        let lab = Lab::new();
+        lab.report(&long);
+        let began = if has_spec {
+            let began = SystemTime::now() - began;
+            let spec = std::fs::File::create(lab.root().join("spec.moe")).unwrap();
+            spec.set_modified(began).unwrap();
+            began
+        } else {
+            std::fs::metadata(lab.root().join("metrics.jsonl")).unwrap().modified().unwrap() - began
+        };
+        let at = |after: Duration| since_1970(began + after).as_millis() as u64;
+        assert_eq!(times(&lab), BTreeSet::from([at(hour), at(2 * hour)]));
+    }
 }
 
 #[test]
