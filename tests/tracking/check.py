@@ -80,7 +80,7 @@ class Server:
         return collections.Counter(rows)
 
     def last_step(self, run_id):
-        return max(step for _, step in self.points(run_id))
+        return max((step for _, step in self.points(run_id)), default=0)
 
 
 def command(run, *more):
@@ -215,7 +215,8 @@ def check_run_that_is_stopped_and_killed(server, steps):
 
     tracked = ["--track", "tensorboard", "--track", f"mlflow={server.url}"]
     training = begin("stopped", "--steps", str(steps), *tracked)
-    until(lambda: run_id("stopped") and sum(server.points(run_id("stopped")).values()) > 20, training)
+    # When it has been evaluated.
+    until(lambda: run_id("stopped") and server.last_step(run_id("stopped")) > 100, training)
     training.send_signal(signal.SIGINT)
     assert training.wait() == 130
     first = run_id("stopped")
