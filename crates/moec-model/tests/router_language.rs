@@ -188,7 +188,9 @@ fn routers_of_the_pages_can_be_used_in_the_first_model() {
     let model = part(readme, "model my_first {");
     let margin = readme.contains("`switch(weight: 0.01)` takes the place of `load`").then(|| "switch");
     let noisy = part(include_str!("../../../docs/from-makemoe.md"), "router noisy(");
-    for (router, name, loss) in [(part(readme, "router margin_top_k("), "margin_top_k", margin), (noisy, "noisy", Some("load"))] {
+    for (router, name, loss) in
+        [(part(readme, "router margin_top_k("), "margin_top_k", margin), (noisy, "noisy", Some("load"))]
+    {
         let model = model.replace("noisy_top_k", name).replace("load(", &format!("{}(", loss.unwrap_or("load")));
         let source = SourceFile::new("pasted.moe", format!("{model}\n{router}"));
         let checked = check(&source, &parse(&source).unwrap(), &Registry::with_builtins(), &CheckOptions::default());

@@ -308,7 +308,9 @@ impl<'a> Reader<'a> {
         let value = self.out.tokens.last().filter(|value| value.span.end() == dot)?;
         let value = if value.kind == TokenKind::Name { self.source.slice(value.span) } else { ".." };
         let over = if matches!(name, "sum" | "mean" | "max" | "min") { ", over: experts" } else { "" };
-        is_call.then(|| format!("values have no methods; a function takes its value in parentheses: `{name}({value}{over})`"))
+        is_call.then(|| {
+            format!("values have no methods; a function takes its value in parentheses: `{name}({value}{over})`")
+        })
     }
 
     fn close(&mut self, closer: &str, span: Span) {
@@ -414,7 +416,9 @@ impl<'a> Reader<'a> {
             } else {
                 let advice = match index {
                     Some(_) => "the index counts from 0, as in `repeat 4 as i { .. }`",
-                    None => "how often is a number, as in `repeat 4 { .. }`; `repeat 4 as i { .. }` counts in `i` from 0",
+                    None => {
+                        "how often is a number, as in `repeat 4 { .. }`; `repeat 4 as i { .. }` counts in `i` from 0"
+                    }
                 };
                 self.out.faults.push(fault.help(advice));
             }

@@ -57,8 +57,9 @@ impl<'a> Checker<'a> {
         let of_routers = self.registry.routers().flat_map(|router| router.parameters());
         let mut named = of_layers.chain(of_routers).filter(|spec| spec.name == name).peekable();
         named.peek()?;
-        let can_be_bound =
-            |spec: &ParameterSpec| matches!(spec.ty, ParameterType::Int(_) | ParameterType::Float(_) | ParameterType::Bool);
+        let can_be_bound = |spec: &ParameterSpec| {
+            matches!(spec.ty, ParameterType::Int(_) | ParameterType::Float(_) | ParameterType::Bool)
+        };
         let is_form = matches!(value.kind, ExprKind::Call(_) | ExprKind::List(_) | ExprKind::String(_));
         Some(if !is_form && named.any(can_be_bound) {
             format!(

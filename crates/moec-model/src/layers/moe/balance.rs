@@ -127,7 +127,8 @@ fn unsupported(c: &mut LayerCheck<'_, '_>, loss: &BalanceLoss, span: Span, route
         };
         d.help(format!("let it hand them over, as in `return token_choice(.., {result})`"))
     } else {
-        let fits = c.registry().routers().filter(|r| loss.needs.iter().all(|q| r.default_traits().provides.contains(q)));
+        let fits =
+            c.registry().routers().filter(|r| loss.needs.iter().all(|q| r.default_traits().provides.contains(q)));
         d.help(format!("routers that have it: {}", listed(fits.map(|r| r.name()))))
     };
     let served = c.registry().losses().filter(|other| other.needs.iter().all(|q| traits.provides.contains(q)));
