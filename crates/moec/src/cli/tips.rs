@@ -41,26 +41,29 @@ fn unknown_option(error: &clap::Error, root: &clap::Command, arguments: &[String
     let takes = |long: &str| has(command, long);
     let others = root.get_subcommands().filter(|other| has(other, name));
     let others: Vec<String> = others.map(|other| format!("`moec {}`", other.get_name())).collect();
-    if takes("set") && others.is_empty() {
-        // The nearest of the command's own options is clap's matter.
-        let is_alike = error.get(ContextKind::SuggestedArg).is_some();
+    // The nearest of the command's own options is clap's matter.
+    let is_alike = error.get(ContextKind::SuggestedArg).is_some();
+    if takes("set") {
         let value = value_of(option, arguments).unwrap_or("VALUE");
-        return match setting(name).filter(|path| !path.strip_prefix("train.").is_some_and(takes)) {
-            Some(path) => Some(failure.help(format!("a value of the recipe is changed with -s: -s {path}={value}"))),
-            None if is_alike => None,
-            None => Some(failure.help(format!(
-                "a `let` of the file, or a value of its recipe, is changed with -s: -s {}={value}",
-                name.replace('-', "_")
-            ))),
-        };
+        match setting(name).filter(|path| !path.strip_prefix("train.").is_some_and(takes)) {
+            Some(path) => {
+                return Some(failure.help(format!("a value of the recipe is changed with -s: -s {path}={value}")));
+            }
+            None if !is_alike && others.is_empty() => {
+                return Some(failure.help(format!(
+                    "a `let` of the file, or a value of its recipe, is changed with -s: -s {}={value}",
+                    name.replace('-', "_")
+                )));
+            }
+            None => {}
+        }
     }
     let takes_run = command.get_positionals().any(|argument| argument.get_id().as_str() == "run");
     if name == "checkpoint" && takes_run {
         let place = "a checkpoint is named by its folder in the place of the run: RUN/checkpoints/step-00001000";
         return Some(failure.help(place));
     }
-    // The nearest of the command's own options is clap's matter.
-    if error.get(ContextKind::SuggestedArg).is_some() {
+    if is_alike {
         return None;
     }
     Some(match (own_name, name) {
