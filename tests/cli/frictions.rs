@@ -203,13 +203,6 @@ fn runs_of_one_spec_can_be_told_apart() {
     assert_eq!(names(), all);
 }
 
-/// An option of another command is no value of a recipe.
-#[test]
-fn an_option_of_another_command_is_told_apart_from_settings() {
-    let said = expect(&["compare", "specs/tiny.moe", "--quiet"], 2).err;
-    assert!(said.contains("moec train has it") && !said.contains("-s "), "{said}");
-}
-
 /// A spec is written by hand: an output that is named like it would be lost work.
 #[test]
 fn no_output_takes_the_place_of_a_spec() {
@@ -229,4 +222,72 @@ fn no_output_takes_the_place_of_a_spec() {
     }
     let table = lab.at("table.csv");
     assert!(expect(&["metrics", &run, "-o", &table], 0).err.contains("numbers to"));
+}
+
+#[test]
+fn a_file_or_run_that_there_is_not_is_answered_with_the_one_that_was_meant() {
+    let lab = Lab::new();
+    let told = |arguments: &[&str], code| expect_in(lab.folder.path(), arguments, code).err;
+    for name in ["small", "smal.moe", "Small"] {
+        for command in ["train", "check", "compile", "compare"] {
+            let told = told(&[command, name], 2);
+            assert!(told.contains("did you mean small.moe?"), "{command} {name}: {told}");
+        }
+    }
+    assert!(told(&["train", "other"], 2).contains("moec new"));
+    fs::write(lab.at("words.txt"), "to be or not to be").unwrap();
+    assert!(told(&["train", "small.moe", "--data", "wrods.txt"], 3).contains("did you mean words.txt?"));
+    let train =
+        ["train", "small.moe", "--data", &lab.data, "--steps", "1", "--sample", "0", "-s", "train.optimizer.lr=3e-4"];
+    expect_in(lab.folder.path(), &[&train[..], &ON].concat(), 0);
+    for (name, run) in [
+        ("runs/latset", "runs/latest"),
+        ("runs/small-lr", "runs/small-lr-3e-4"),
+        ("small-lr-3e4", "runs/small-lr-3e-4"),
+    ] {
+        for command in ["sample", "metrics", "report", "eval"] {
+            let told = told(&[command, name], 3);
+            assert!(told.contains(&format!("did you mean {run}?")), "{command} {name}: {told}");
+        }
+    }
+    assert!(told(&["explain", "runs/latset"], 3).contains("did you mean runs/latest?"));
+    assert!(told(&["explain", "small.moe"], 2).contains("moec check small.moe"));
+    assert!(told(&["explain", "small-lr-3e-4"], 2).contains("did you mean the run runs/small-lr-3e-4?"));
+}
+
+#[test]
+fn names_are_explained_however_they_are_met() {
+    let out = |name: &str| expect(&["explain", name], 0).out;
+    assert_eq!((out("Switch"), out("ADAMW")), (out("switch"), out("adamw")));
+    for (name, part) in [
+        ("objective", "with the balance losses"),
+        ("load_rows", "each expert"),
+        ("validation_loss_nats", "val, a number of a training"),
+        ("capacity", "bound on the tokens of an expert"),
+        ("k", "noisy_top_k"),
+        ("steps", "a setting of `train`"),
+    ] {
+        assert!(out(name).contains(part), "{name}: {}", out(name));
+    }
+}
+
+#[test]
+fn what_an_option_takes_is_said_in_words() {
+    let lab = Lab::new();
+    let told = |arguments: &[&str]| expect(arguments, 2).err;
+    let train = |option: &[&str]| told(&[&["train", &lab.spec][..], option].concat());
+    assert!(train(&["--steps", "-5"]).contains("a whole number, at least 1"));
+    assert!(train(&["--seed", "abc"]).contains("invalid value 'abc' for '--seed <SEED>': it must be a whole number"));
+    assert!(train(&["--seed", "-1"]).contains("it must not be negative"));
+    assert!(train(&["--seed", "99999999999999999999"]).contains("too large"));
+    assert!(told(&["sample", "x", "--temperature", "warm"]).contains("it must be a number"));
+    assert!(told(&["sample", "x", "--length=-3"]).contains("it must not be negative"));
+    assert!(told(&["metrics", "--csv", "x"]).contains("CSV already"));
+    let quiet = told(&["sample", "--quiet", "x"]);
+    assert!(quiet.contains("`moec sample` has no option --quiet") && quiet.contains("`moec train`"), "{quiet}");
+    assert!(told(&["eval", "x", "-x"]).contains("moec eval --help"));
+    assert!(train(&["--track", "mlflow=localhost:5000"]).contains("did you mean mlflow=http://localhost:5000?"));
+    for told in [quiet, train(&["-x"]), train(&["--steps", "-5"])] {
+        assert!(!told.contains("to pass '"), "{told}");
+    }
 }

@@ -131,6 +131,12 @@ fn of_what_can_be_explained() {
     documented("moec.explain/1 of a loss", &of(&["loss"]));
     documented("moec.explain/1 of an optimizer or a schedule", &of(&["optimizer", "schedule"]));
     documented("moec.explain/1 of a column", &of(&["column"]));
+    let argument = |name: &&str| json(&["explain", name, "--json"], 0);
+    documented(
+        "moec.explain/1 of an argument",
+        &["capacity", "k", "bias", "order"].iter().map(argument).collect::<Vec<_>>(),
+    );
+    documented("moec.explain/1 of a setting", &[argument(&"steps")]);
     assert!(all.iter().all(|value| value["schema"] == "moec.explain/1"));
     assert_eq!(json(&["explain", "adamw", "--json"], 0), of(&["optimizer"])[0]);
     assert!(json(&["explain", "switch", "--json"], 0).is_array(), "a router and a loss");

@@ -177,6 +177,27 @@ fn the_router_of_the_page_for_makemoe_is_random_in_training_only() {
     assert_eq!((traits.random, traits.learns_from_task), (Randomness::Training, true));
 }
 
+/// Who pastes a router of a page into the first model of the README has a model, with what the page says to change.
+#[test]
+fn routers_of_the_pages_can_be_used_in_the_first_model() {
+    let readme = include_str!("../../../README.md");
+    let part = |page: &str, first: &str| {
+        let start = page.find(first).unwrap();
+        page[start..start + page[start..].find("```").unwrap()].to_string()
+    };
+    let model = part(readme, "model my_first {");
+    let margin = readme.contains("`switch(weight: 0.01)` takes the place of `load`").then(|| "switch");
+    let noisy = part(include_str!("../../../docs/from-makemoe.md"), "router noisy(");
+    for (router, name, loss) in
+        [(part(readme, "router margin_top_k("), "margin_top_k", margin), (noisy, "noisy", Some("load"))]
+    {
+        let model = model.replace("noisy_top_k", name).replace("load(", &format!("{}(", loss.unwrap_or("load")));
+        let source = SourceFile::new("pasted.moe", format!("{model}\n{router}"));
+        let checked = check(&source, &parse(&source).unwrap(), &Registry::with_builtins(), &CheckOptions::default());
+        assert_eq!(checked.diagnostics, [], "{name}");
+    }
+}
+
 #[test]
 fn traits_follow_from_the_expressions() {
     let top = "let l = linear(x, experts) let v, c = top_k(l, k)";

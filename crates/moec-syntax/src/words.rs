@@ -108,12 +108,15 @@ pub(crate) fn read(source: &SourceFile, from: usize) -> Words {
 }
 
 /// A loop as other languages write it.
-struct ForeignLoop {
-    /// From `for` to what stands before its brace.
+struct ForeignLoop<'a> {
+    /// `for`, `while`, `loop`.
+    keyword: &'a str,
+    /// From it to what stands before its brace.
     head: Span,
-    index: String,
+    /// What counts, if something does.
+    index: Option<&'a str>,
     /// How often, or whatever else stands in the place of that.
-    count: String,
+    count: &'a str,
     /// Whether a brace opens its body.
     braced: bool,
 }
@@ -130,7 +133,7 @@ struct Reader<'a> {
     out: Words,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn word(&mut self, rule: Rule, span: Span) {
         let text = self.source.slice(span);
         match rule {
@@ -271,8 +274,14 @@ impl Reader<'_> {
                 (b'-', fault.patch(first, "-", "use the minus sign of the keyboard"))
             }
             '.' => {
-                let note = "paths such as `train.steps` are for overrides on the command line (`-s train.steps=200`)";
-                (b' ', meaningless.primary(first, "").note(note))
+                let fault = meaningless.primary(first, "");
+                let fault = match self.method(span.start()) {
+                    Some(advice) => fault.help(advice),
+                    None => fault.note(
+                        "paths such as `train.steps` are for overrides on the command line (`-s train.steps=200`)",
+                    ),
+                };
+                (b' ', fault)
             }
             _ if c.is_whitespace() || is_invisible(c) => {
                 let fault = fault(format!("an invisible character, U+{:04X}", c as u32))
@@ -289,6 +298,19 @@ impl Reader<'_> {
             b'0' => drop(self.token(TokenKind::String, span)),
             _ => drop(self.token(TokenKind::Symbol, span)),
         }
+    }
+
+    /// How a call behind the dot at byte `dot` is written, as `sum(v, over: experts)` for `v.sum()`.
+    fn method(&self, dot: usize) -> Option<String> {
+        let behind = self.source.text().get(dot + 1..)?;
+        let name = behind.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next()?;
+        let is_call = !name.is_empty() && behind[name.len()..].starts_with('(');
+        let value = self.out.tokens.last().filter(|value| value.span.end() == dot)?;
+        let value = if value.kind == TokenKind::Name { self.source.slice(value.span) } else { ".." };
+        let over = if matches!(name, "sum" | "mean" | "max" | "min") { ", over: experts" } else { "" };
+        is_call.then(|| {
+            format!("values have no methods; a function takes its value in parentheses: `{name}({value}{over})`")
+        })
     }
 
     fn close(&mut self, closer: &str, span: Span) {
@@ -369,17 +391,22 @@ impl Reader<'_> {
         line.len() - line.trim_start_matches([' ', '\t']).len()
     }
 
-    /// Puts loops of other languages right, `for i in 0..4 {` and `for i in range(4):`, so that their bodies are judged.
+    /// Puts loops of other languages right, `for i in 0..4 {`, `for i in range(4):` and `for 4 {`, so that their bodies are
+    /// judged; of `while` and `loop` it says what there is instead.
     fn loops(&mut self) {
         for first in 0..self.out.tokens.len() {
-            let Some(ForeignLoop { head, index, count, braced }) = self.foreign_loop(first) else { continue };
+            let Some(ForeignLoop { keyword, head, index, count, braced }) = self.foreign_loop(first) else { continue };
             // What is wrong with a range is said with the loop.
             self.out.faults.retain(|fault| fault.span().is_none_or(|at| !head.range().contains(&at.start())));
-            let fault = Diagnostic::new(Code::UnexpectedText, "there is no `for`; layers are repeated with `repeat`")
-                .primary(head, "expected `repeat COUNT as INDEX { .. }`");
+            let message = format!("there is no `{keyword}`; layers are repeated with `repeat`");
+            let (with_index, form) = match index {
+                Some(index) => (format!(" as {index}"), "repeat COUNT as INDEX { .. }"),
+                None => (String::new(), "repeat COUNT { .. }"),
+            };
+            let fault = Diagnostic::new(Code::UnexpectedText, message).primary(head, format!("expected `{form}`"));
             if count.parse::<u32>().is_ok() {
                 let brace = if braced { "" } else { " {" };
-                let fault = fault.patch(head, format!("repeat {count} as {index}{brace}"), "write `repeat`");
+                let fault = fault.patch(head, format!("repeat {count}{with_index}{brace}"), "write `repeat`");
                 let fault = if braced { fault } else { fault.help("the layers stand in braces, up to a `}`") };
                 let mended = braced && fault.patches.iter().all(|patch| repair(&mut self.out.masked, patch));
                 self.out.faults.push(fault);
@@ -387,7 +414,13 @@ impl Reader<'_> {
                     continue;
                 }
             } else {
-                self.out.faults.push(fault.help("the index counts from 0, as in `repeat 4 as i { .. }`"));
+                let advice = match index {
+                    Some(_) => "the index counts from 0, as in `repeat 4 as i { .. }`",
+                    None => {
+                        "how often is a number, as in `repeat 4 { .. }`; `repeat 4 as i { .. }` counts in `i` from 0"
+                    }
+                };
+                self.out.faults.push(fault.help(advice));
             }
             self.cover(head.range(), b' ', b' ');
             self.out.painted.push(head);
@@ -395,24 +428,34 @@ impl Reader<'_> {
     }
 
     /// The loop that begins with token `first`, if one does.
-    fn foreign_loop(&self, first: usize) -> Option<ForeignLoop> {
-        let text = |i: usize| self.out.tokens.get(i).map(|token| self.source.slice(token.span));
-        let is_name = |i: usize| self.out.tokens.get(i).is_some_and(|token| token.kind == TokenKind::Name);
-        if text(first) != Some("for") || !is_name(first + 1) || text(first + 2) != Some("in") {
+    fn foreign_loop(&self, first: usize) -> Option<ForeignLoop<'a>> {
+        let tokens = &self.out.tokens;
+        let text = |i: usize| tokens.get(i).map_or("", |token| self.source.slice(token.span));
+        let is = |i: usize, kind: TokenKind| tokens.get(i).is_some_and(|token| token.kind == kind);
+        let keyword = text(first);
+        if !matches!(keyword, "for" | "while" | "loop") || !is(first, TokenKind::Name) {
             return None;
         }
-        let tokens = &self.out.tokens;
-        let line = (first + 3..tokens.len()).take_while(|&i| !tokens[i].first_on_line);
-        let on_line = |&i: &usize| text(i) != Some("{");
-        let last = line.take_while(on_line).last()?;
-        let braced = text(last + 1) == Some("{");
-        let (from, to) = (tokens[first].span, tokens[last].span);
-        let range = self.source.slice(Span::new(from.file(), tokens[first + 3].span.start()..to.end()));
-        let range = range.trim_end_matches([':', ' ']);
-        let inner = range.strip_prefix("range(").and_then(|range| range.strip_suffix(')')).unwrap_or(range);
-        let count = inner.strip_prefix("0..").or_else(|| inner.strip_prefix("0,")).unwrap_or(inner).trim();
-        let index = text(first + 1)?.to_owned();
-        Some(ForeignLoop { head: from.to(to), index, count: count.to_owned(), braced })
+        let on_line = (first + 1..tokens.len()).take_while(|&i| !tokens[i].first_on_line);
+        let last = on_line.take_while(|&i| text(i) != "{").last().unwrap_or(first);
+        let braced = text(last + 1) == "{" && !tokens[last + 1].first_on_line;
+        let head = tokens[first].span.to(tokens[last].span);
+        let behind = |from: usize| match tokens.get(from).filter(|_| from <= last) {
+            Some(token) => self.source.slice(token.span.to(tokens[last].span)).trim_end_matches([':', ' ']),
+            None => "",
+        };
+        if keyword == "for" && is(first + 1, TokenKind::Name) && text(first + 2) == "in" && last > first + 2 {
+            let range = behind(first + 3);
+            let inner = range.strip_prefix("range(").and_then(|range| range.strip_suffix(')')).unwrap_or(range);
+            let count = inner.strip_prefix("0..").or_else(|| inner.strip_prefix("0,")).unwrap_or(inner).trim();
+            return Some(ForeignLoop { keyword, head, index: Some(text(first + 1)), count, braced });
+        }
+        // Other words may well be names: a loop begins a statement and opens a body on its line.
+        let begins = tokens[first].first_on_line || first > 0 && matches!(text(first - 1), "{" | "}");
+        let count = behind(first + 1);
+        // Behind `loop`, which may name a block, stands a number or nothing.
+        let is_loop = keyword != "loop" || count.is_empty() || last == first + 1 && is(last, TokenKind::Number);
+        (begins && braced && is_loop).then_some(ForeignLoop { keyword, head, index: None, count, braced })
     }
 
     fn report_open(&mut self) {

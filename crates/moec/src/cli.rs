@@ -13,6 +13,7 @@ pub(crate) mod exit;
 mod folders;
 mod kernel_table;
 mod live;
+mod near;
 mod numbers;
 mod output;
 mod progress;

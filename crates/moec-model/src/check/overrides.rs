@@ -6,6 +6,7 @@
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Meant, Span, Statement, did_you_mean, meant, parse_value};
 
 use super::{Checker, Override, listed};
+use crate::argument::{ParameterSpec, ParameterType};
 use crate::layers::LAYERS;
 use crate::recipe::train_settings;
 
@@ -48,11 +49,30 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Whether a layer or a router has an argument of this name.
-    fn is_argument(&self, name: &str) -> bool {
+    /// How to override the argument of a layer or a router that a path ends with: by a number or boolean that the file names.
+    fn argument_advice(&self, path: &str, value: &ast::Expr) -> Option<String> {
+        let text = self.source.slice(value.span);
+        let name = path.rsplit_once('.').map_or(path, |(_, name)| name);
         let of_layers = LAYERS.iter().flat_map(|layer| layer.parameters);
         let of_routers = self.registry.routers().flat_map(|router| router.parameters());
-        of_layers.chain(of_routers).any(|spec| spec.name == name)
+        let mut named = of_layers.chain(of_routers).filter(|spec| spec.name == name).peekable();
+        named.peek()?;
+        let can_be_bound = |spec: &ParameterSpec| {
+            matches!(spec.ty, ParameterType::Int(_) | ParameterType::Float(_) | ParameterType::Bool)
+        };
+        let is_form = matches!(value.kind, ExprKind::Call(_) | ExprKind::List(_) | ExprKind::String(_));
+        Some(if !is_form && named.any(can_be_bound) {
+            format!(
+                "`{name}` is an argument: write `let {name} = ..` in the model and `{name}` in its place, and the \
+                 override `{name}={text}` replaces it"
+            )
+        } else {
+            format!(
+                "`{name}` is an argument, and a `let` names only numbers and booleans: change its line, or let one choose, \
+                 with `let other = false` and `{name}: if other {{ {text} }} else {{ .. }}` in the model, and the override \
+                 `other=true`"
+            )
+        })
     }
 
     /// The value that replaces a binding or setting of the chosen model; the last one given counts.
@@ -71,8 +91,8 @@ impl<'a> Checker<'a> {
     /// Reports overrides that replaced nothing.
     pub(super) fn unused_overrides(&mut self, model: Option<&ast::Model>) {
         let unused = self.overrides.iter().filter(|o| !o.used);
-        let unused: Vec<_> = unused.map(|o| (o.text.clone(), o.path.clone(), o.key)).collect();
-        for (text, path, key) in unused {
+        let unused: Vec<_> = unused.map(|o| (o.text.clone(), o.path.clone(), o.key, o.value.clone())).collect();
+        for (text, path, key, value) in unused {
             // Without a chosen model it is unknown what there is to override.
             if model.is_none() && !path.starts_with("train.") {
                 continue;
@@ -94,14 +114,9 @@ impl<'a> Checker<'a> {
             }
             let d = Diagnostic::new(Code::UnknownOverride, format!("the override `{text}` names nothing"));
             let d = key.into_iter().fold(d, |d, key| d.primary(key, "unknown name"));
-            let d = match intended(&path, &paths) {
-                Some(near) => d.help(format!("did you mean `{near}`?")),
-                None if self.is_argument(&path) => d.help(format!(
-                    "`{path}` is an argument: write `let {path} = ..` in the model and `{path}` in its place, and the \
-                     override replaces it"
-                )),
-                None => d,
-            };
+            let near = intended(&path, &paths).map(|near| format!("did you mean `{near}`?"));
+            let advice = near.or_else(|| self.argument_advice(&path, &value).filter(|_| !path.starts_with("train.")));
+            let d = advice.into_iter().fold(d, Diagnostic::help);
             let d = if path.starts_with("train.") {
                 d.note(format!("settings of the recipe: {}", listed(train_settings().iter().map(|s| s.name))))
             } else {

@@ -112,7 +112,7 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     let shared = c.form("shared").map(|expr| experts::check(c, "shared", expr));
     let route = c.form("route").and_then(|expr| route::check(c, expr));
     let balance = c.form("balance").map(|expr| balance::check(c, expr, route.as_ref()));
-    let capacity = c.form("capacity").and_then(|expr| capacity::check(c, expr));
+    let capacity = c.form("capacity").and_then(|expr| c.choose(expr, &|c, expr| capacity::check(c, expr)));
     if let Some(route) = &route {
         if let Some(experts) = &experts
             && let Some(count) = experts.count

@@ -30,9 +30,17 @@ pub(crate) fn command(columns: Option<usize>) -> clap::Command {
     let mut command = Cli::command();
     let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_string()).collect();
     for name in names {
-        command = command.mut_subcommand(name, |sub| match sub.get_after_help().map(ToString::to_string) {
-            Some(help) => sub.after_help(reflowed(&help, columns)),
-            None => sub,
+        command = command.mut_subcommand(name, |sub| {
+            // What an option takes says the option, also of `--steps -5`.
+            let sub =
+                sub.mut_args(|argument| match argument.get_action().takes_values() && !argument.is_positional() {
+                    true => argument.allow_negative_numbers(true),
+                    false => argument,
+                });
+            match sub.get_after_help().map(ToString::to_string) {
+                Some(help) => sub.after_help(reflowed(&help, columns)),
+                None => sub,
+            }
         });
     }
     command
@@ -453,8 +461,8 @@ pub(crate) struct LspArgs {
 /// `moec explain`
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// A code such as E0203, a layer, routing strategy, balance loss, optimizer or schedule; or else a run folder. Without
-    /// a name, everything is listed.
+    /// A code such as E0203, a layer, routing strategy, balance loss, optimizer, schedule, setting, argument or number of a
+    /// training; or else a run folder. Without a name, everything is listed, but for arguments.
     #[arg(value_name = "NAME|RUN", value_hint = clap::ValueHint::AnyPath)]
     pub(crate) name: Option<String>,
 

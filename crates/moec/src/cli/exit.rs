@@ -1,6 +1,6 @@
 //! Exit codes, and the one error type that every command returns.
 
-use crate::cli::{run_name, shell};
+use crate::cli::{near, run_name, shell};
 use crate::error::{self, Error, Messages};
 use moec_plan::BackendError;
 use moec_runtime::{
@@ -9,6 +9,7 @@ use moec_runtime::{
 };
 use moec_syntax::{Diagnostic, SourceFile};
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// What a process exit code means.
@@ -136,6 +137,12 @@ impl From<Error> for Failure {
             Error::Spec(messages) | Error::Build(messages) => of(messages, Exit::Usage),
             Error::TooLarge(messages) => of(messages, Exit::Device),
             Error::File { ref path, .. } if path.is_dir() => say(Exit::Usage).help("give the path of a .moe file"),
+            Error::File { ref path, ref source } if source.kind() == ErrorKind::NotFound => {
+                say(Exit::Usage).help(match near::spec(path) {
+                    Some(near) => format!("did you mean {}?", shell::path(&near)),
+                    None => "`moec new NAME` writes a small one to begin with".to_string(),
+                })
+            }
             Error::File { .. } => say(Exit::Usage),
             Error::Vocabulary { .. } => say(Exit::Data).help("write `vocab characters` to take it from the text"),
             Error::Table { .. } | Error::Request { .. } | Error::DamagedVocabulary(_) => say(Exit::Data),
@@ -184,8 +191,11 @@ impl From<DataError> for Failure {
     fn from(error: DataError) -> Self {
         let failure = Failure::new(Exit::Data, error.to_string());
         match error {
-            DataError::NotFound { .. } => {
-                failure.help("give a UTF-8 text file, `tinyshakespeare`, or `synthetic` for the generated corpus")
+            DataError::NotFound { name } => {
+                let near = near::file(Path::new(&name)).map(|near| format!("did you mean {}?", shell::path(&near)));
+                near.into_iter()
+                    .fold(failure, Failure::help)
+                    .help("give a UTF-8 text file, `tinyshakespeare`, or `synthetic` for the generated corpus")
             }
             DataError::TooShort { split: Split::Validation, .. } => failure
                 .help("give a longer text, or hold out more of it (-s train.split=0.8)")

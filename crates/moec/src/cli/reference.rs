@@ -5,7 +5,8 @@ use crate::cli::exit::{Exit, Failure};
 use crate::read_source;
 use moec_model::reference::{self, Origin, RecipePart, reads};
 use moec_model::{
-    BalanceLoss, CheckOptions, DefaultValue, LayerSpec, ParameterSpec, Registry, RoutingStrategy, Traits,
+    BalanceLoss, CheckOptions, DefaultValue, LAYERS, LayerSpec, ParameterSpec, Registry, RoutingStrategy, SettingForm,
+    Traits, train_settings,
 };
 use moec_syntax::{Code, Item, Span};
 use serde_json::{Value, json};
@@ -131,6 +132,36 @@ pub(crate) fn part_json(part: &RecipePart) -> Value {
     })
 }
 
+/// The setting of `train` or the arguments of this name, as text and for programs.
+pub(crate) fn setting_or_argument(name: &str, registry: &Registry, entries: &[Entry]) -> Option<(String, Value)> {
+    if let Some(setting) = train_settings().iter().find(|setting| setting.name == name) {
+        let text = reference::setting(setting);
+        return Some((text.clone(), json!({ "kind": "setting", "name": name, "summary": setting.help, "text": text })));
+    }
+    let mut of: Vec<ParameterSpec> = Vec::new();
+    let mut take = |owner: &str, parameters: &[ParameterSpec]| {
+        let named = parameters.iter().filter(|parameter| parameter.name == name).cloned();
+        of.extend(named.map(|parameter| ParameterSpec { name: owner.to_string().into(), ..parameter }));
+    };
+    for layer in LAYERS {
+        take(layer.name, layer.parameters);
+        layer.forms.iter().for_each(|(form, parameters)| take(form, parameters));
+    }
+    entries.iter().for_each(|entry| take(entry.strategy.name(), entry.strategy.parameters()));
+    registry.losses().for_each(|loss| take(loss.name, &loss.all_parameters()));
+    reference::recipe_parts().for_each(|part| take(part.name, part.settings));
+    for setting in train_settings() {
+        if let SettingForm::Arguments(parameters) = &setting.form {
+            take(setting.name, parameters);
+        }
+    }
+    (!of.is_empty()).then(|| {
+        let lines = reference::parameter_lines(&of);
+        let text = format!("{name}, an argument of\n{lines}\n`moec explain NAME` says more of what takes it.\n");
+        (text, json!({ "kind": "argument", "name": name, "of": parameters_json(&of) }))
+    })
+}
+
 fn parameters_json(parameters: &[ParameterSpec]) -> Vec<Value> {
     let entry = |p: &ParameterSpec| {
         let default = match p.default {
@@ -156,7 +187,8 @@ pub(crate) fn unknown(name: &str, known: &[String]) -> Failure {
     let failure = Failure::new(
         Exit::Usage,
         format!(
-            "there is no message code, layer, router, balance loss, optimizer, schedule or number of a training {name}"
+            "there is no message code, layer, router, balance loss, optimizer, schedule, setting, argument or number of a \
+             training {name}"
         ),
     );
     match moec_syntax::did_you_mean(name, known.iter().map(String::as_str)) {

@@ -1,5 +1,6 @@
 //! What a run is called if nobody names its folder: as its model, with what was overridden.
 
+use crate::cli::near;
 use std::path::{Path, PathBuf};
 
 /// The folder of the runs that are named by themselves, or by `--name`.
@@ -53,11 +54,15 @@ pub(crate) fn given(name: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The run that was meant by a name that is no run: the one of that name in `runs`, also by the name of its spec.
+/// The run that was meant by a name that is no run: the one of that name in `runs`, also by the name of its spec, or else
+/// one that is spelt alike, beside it or there.
 pub(crate) fn meant(path: &Path) -> Option<PathBuf> {
     let is_spec = path.extension().is_some_and(|extension| extension == "moe");
     let run = Path::new(RUNS).join(if is_spec { path.file_stem()? } else { path.file_name()? });
-    (run != path && run.join("spec.moe").is_file()).then_some(run)
+    if run != path && run.join("spec.moe").is_file() {
+        return Some(run);
+    }
+    near::run(path).or_else(|| near::run(&run))
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
-//! What was meant by an option that there is not: most often a value of the file, which is changed with `-s`.
+//! What was meant by an option that there is not, most often a value of the file, which is changed with `-s`; and what an
+//! option takes.
 
 use crate::cli::exit::{Exit, Failure};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use moec_model::{SettingForm, train_settings};
 use moec_syntax::{Meant, meant};
+use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 
-/// The refusal of a command or an option that there is not, if there is more to say than clap does.
+/// The refusal of a command or an option that there is not, or of a value, if there is more to say than clap does.
 pub(crate) fn unknown(error: &clap::Error, root: &clap::Command, arguments: &[String]) -> Option<Failure> {
     match error.kind() {
         ErrorKind::InvalidSubcommand => unknown_command(error, root),
         ErrorKind::UnknownArgument => unknown_option(error, root, arguments),
+        ErrorKind::ValueValidation => no_number(error),
         _ => None,
     }
 }
@@ -26,33 +29,68 @@ fn unknown_command(error: &clap::Error, root: &clap::Command) -> Option<Failure>
 /// The refusal of an option that there is not, if more can be said than that another one is spelt alike.
 fn unknown_option(error: &clap::Error, root: &clap::Command, arguments: &[String]) -> Option<Failure> {
     let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else { return None };
-    let name = option.strip_prefix("--")?;
     let command = arguments.iter().skip(1).find_map(|word| root.find_subcommand(word))?;
-    let failure = Failure::new(Exit::Usage, format!("`moec {}` has no option {option}", command.get_name()));
-    let takes = |long: &str| command.get_arguments().any(|argument| argument.get_long() == Some(long));
+    let own_name = command.get_name();
+    let failure = Failure::new(Exit::Usage, format!("`moec {own_name}` has no option {option}"));
+    let list = format!("moec {own_name} --help lists its options");
+    let Some(name) = option.strip_prefix("--") else {
+        return option.starts_with('-').then(|| failure.help(list));
+    };
+    let has =
+        |command: &clap::Command, long: &str| command.get_arguments().any(|argument| argument.get_long() == Some(long));
+    let takes = |long: &str| has(command, long);
+    let others = root.get_subcommands().filter(|other| has(other, name));
+    let others: Vec<String> = others.map(|other| format!("`moec {}`", other.get_name())).collect();
+    // The nearest of the command's own options is clap's matter.
+    let is_alike = error.get(ContextKind::SuggestedArg).is_some();
     if takes("set") {
-        // The nearest of the command's own options is clap's matter.
-        let is_alike = error.get(ContextKind::SuggestedArg).is_some();
         let value = value_of(option, arguments).unwrap_or("VALUE");
-        let having: Vec<&str> = root
-            .get_subcommands()
-            .filter(|other| other.get_arguments().any(|argument| argument.get_long() == Some(name)))
-            .map(clap::Command::get_name)
-            .collect();
-        return match setting(name).filter(|path| !path.strip_prefix("train.").is_some_and(takes)) {
-            Some(path) => Some(failure.help(format!("a value of the recipe is changed with -s: -s {path}={value}"))),
-            None if is_alike => None,
-            None if !having.is_empty() => Some(failure.help(format!("moec {} has it", having.join(", moec ")))),
-            None => Some(failure.help(format!(
-                "a `let` of the file, or a value of its recipe, is changed with -s: -s {}={value}",
-                name.replace('-', "_")
-            ))),
-        };
+        match setting(name).filter(|path| !path.strip_prefix("train.").is_some_and(takes)) {
+            Some(path) => {
+                return Some(failure.help(format!("a value of the recipe is changed with -s: -s {path}={value}")));
+            }
+            None if !is_alike && others.is_empty() => {
+                return Some(failure.help(format!(
+                    "a `let` of the file, or a value of its recipe, is changed with -s: -s {}={value}",
+                    name.replace('-', "_")
+                )));
+            }
+            None => {}
+        }
     }
     let takes_run = command.get_positionals().any(|argument| argument.get_id().as_str() == "run");
-    (name == "checkpoint" && takes_run).then(|| {
-        failure.help("a checkpoint is named by its folder in the place of the run: RUN/checkpoints/step-00001000")
+    if name == "checkpoint" && takes_run {
+        let place = "a checkpoint is named by its folder in the place of the run: RUN/checkpoints/step-00001000";
+        return Some(failure.help(place));
+    }
+    if is_alike {
+        return None;
+    }
+    Some(match (own_name, name) {
+        ("metrics", "csv") => failure.help("what it prints is CSV already"),
+        _ if others.is_empty() => failure.help(list),
+        _ => failure.help(format!("it is one of {}", others.join(", "))).help(list),
     })
+}
+
+/// The refusal of what is no number where one is taken, in our words for those of the parser.
+fn no_number(error: &clap::Error) -> Option<Failure> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (option, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let source = std::error::Error::source(error)?;
+    let what = if let Some(error) = source.downcast_ref::<ParseIntError>() {
+        match error.kind() {
+            IntErrorKind::PosOverflow => "it is too large a number",
+            _ if value.parse::<i128>().is_ok_and(|value| value < 0) => "it must not be negative",
+            _ => "it must be a whole number",
+        }
+    } else {
+        source.downcast_ref::<ParseFloatError>().map(|_| "it must be a number")?
+    };
+    Some(Failure::new(Exit::Usage, format!("invalid value '{value}' for '{option}': {what}")))
 }
 
 /// What clap says of a wrong command line, for programs.

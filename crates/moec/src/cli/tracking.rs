@@ -63,7 +63,13 @@ impl FromStr for Tracker {
             None if text == "none" => Ok(Self::None),
             None if text == "tensorboard" => Ok(Self::TensorBoard),
             None if text == "mlflow" => Ok(Self::Mlflow(None)),
-            Some(("mlflow", url)) => Ok(Self::Mlflow(Some(url.parse()?))),
+            Some(("mlflow", url)) => match url.parse() {
+                Ok(server) => Ok(Self::Mlflow(Some(server))),
+                Err(wrong) => Err(match Server::without_scheme(url) {
+                    Some(server) => format!("{wrong}; did you mean mlflow={server}?"),
+                    None => wrong,
+                }),
+            },
             Some(("tensorboard" | "none", _)) => Err("only mlflow takes a URL".to_string()),
             _ => {
                 let near = did_you_mean(text, ["none", "tensorboard", "mlflow"]);

@@ -13,7 +13,7 @@ use crate::check::values::describe;
 use crate::losses::{BalanceLoss, LossContext, RowKind};
 use crate::lower::lowering::{Lowering, Site};
 use crate::resolved::ResolvedValue;
-use crate::router::{Assignment, Quantity, Routing};
+use crate::router::{Assignment, Quantity, Randomness, Routing};
 use crate::words::listed;
 
 /// A balance loss with its arguments.
@@ -110,22 +110,30 @@ fn unsupported(c: &mut LayerCheck<'_, '_>, loss: &BalanceLoss, span: Span, route
         Quantity::NoisyScores => "noise on its scores",
     };
     let (loss_name, router) = (loss.name, route.strategy.name());
-    let fits = c.registry().routers().filter(|r| loss.needs.iter().all(|q| r.default_traits().provides.contains(q)));
-    let have = listed(fits.map(|r| r.name()));
+    let traits = route.traits();
+    let own = route.strategy.definition();
+    // A router of the file may well compute what it does not return; noise it has or has not.
+    let can_return = own.is_some() && (lacking != Quantity::NoisyScores || traits.random != Randomness::Never);
+    let verb = if can_return { "does not hand over" } else { "does not have" };
     let d = Diagnostic::new(Code::LossNotSupported, format!("`{loss_name}` does not work with the router `{router}`"))
-        .primary(span, format!("needs {what}, which `{router}` does not have"));
-    let result = match lacking {
-        Quantity::Logits => "logits: scores",
-        Quantity::Probabilities => "probabilities: p",
-        Quantity::NoisyScores => "noisy: scores, std: deviation",
+        .primary(span, format!("needs {what}, which `{router}` {verb}"));
+    let d = own.into_iter().fold(d, |d, at| d.secondary(at, "defined here"));
+    let d = if can_return {
+        let result = match lacking {
+            Quantity::Logits => "logits: scores",
+            Quantity::Probabilities => "probabilities: p",
+            Quantity::NoisyScores if traits.provides.contains(&Quantity::Logits) => "noisy: scores, std: deviation",
+            Quantity::NoisyScores => "logits: clean, noisy: scores, std: deviation",
+        };
+        d.help(format!("let it hand them over, as in `return token_choice(.., {result})`"))
+    } else {
+        let fits =
+            c.registry().routers().filter(|r| loss.needs.iter().all(|q| r.default_traits().provides.contains(q)));
+        d.help(format!("routers that have it: {}", listed(fits.map(|r| r.name()))))
     };
-    c.report(match route.strategy.definition() {
-        Some(at) => {
-            let d = d.secondary(at, "defined here");
-            d.help(format!("let it hand them over, as in `return token_choice(.., {result})`"))
-        }
-        None => d.help(format!("routers that have it: {have}")),
-    });
+    let served = c.registry().losses().filter(|other| other.needs.iter().all(|q| traits.provides.contains(q)));
+    let served = listed(served.map(|other| other.name));
+    c.report(d.help(format!("losses that work with `{router}`: {served}")));
 }
 
 impl Moe {

@@ -8,6 +8,7 @@ use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::reference::{self, Entry};
+use crate::cli::run_name;
 use crate::cli::run_report::{Findings, Subject};
 use crate::cli::shell;
 use crate::cli::units::grouped;
@@ -37,8 +38,12 @@ pub(crate) fn run(
         list(args, registry, &entries, console)?;
         return Ok(Exit::Success);
     };
-    // Things of different kinds can have the same name: all are explained.
     let as_run = Path::new(name);
+    // As codes, names may be written in any case, unless a folder is called so.
+    let known = known(registry, &entries);
+    let alike = || known.iter().find(|known| known.eq_ignore_ascii_case(name)).filter(|_| !as_run.is_dir());
+    let name = if known.contains(name) { name } else { alike().unwrap_or(name) };
+    // Things of different kinds can have the same name: all are explained.
     let (mut texts, mut values): (Vec<String>, Vec<Value>) = (Vec::new(), Vec::new());
     if let Ok(code) = name.to_uppercase().parse::<Code>() {
         texts.push(code.explain() + "\n");
@@ -60,16 +65,22 @@ pub(crate) fn run(
         texts.push(part.text());
         values.push(reference::part_json(&part));
     }
-    for column in COLUMNS.iter().filter(|column| column.name == name) {
+    for column in COLUMNS.iter().filter(|column| column.is_called(name)) {
         texts.push(column.full(console.columns()));
         values.push(column.json());
     }
     if texts.is_empty() {
         let is_path = name.contains(std::path::is_separator) || matches!(name.as_str(), "." | "..");
-        return match is_path || as_run.is_dir() {
-            true => run_of(as_run, args, registry, devices, console),
-            false => Err(not_found(name, registry, &entries)),
-        };
+        if as_run.is_file() && as_run.extension().is_some_and(|extension| extension == "moe") {
+            return Err(is_spec(as_run));
+        }
+        if is_path || as_run.is_dir() {
+            return run_of(as_run, args, registry, devices, console);
+        }
+        let found = reference::setting_or_argument(name, registry, &entries);
+        let (text, value) = found.ok_or_else(|| not_found(name, &known))?;
+        texts.push(text);
+        values.push(value);
     }
     if as_run.join("spec.moe").is_file() && as_run.components().count() == 1 {
         console.note(format!(
@@ -194,17 +205,37 @@ fn list(args: &ExplainArgs, registry: &Registry, entries: &[Entry], console: &Co
     Ok(())
 }
 
-fn not_found(name: &str, registry: &Registry, entries: &[Entry]) -> Failure {
-    let is_code = |text: &str| text.len() > 1 && text[1..].bytes().all(|b| b.is_ascii_digit());
-    let upper = name.to_uppercase();
+/// Every name that is in the list of all.
+fn known(registry: &Registry, entries: &[Entry]) -> Vec<String> {
     let codes = Code::ALL.iter().map(|c| c.number().to_string());
     let layers = LAYERS.iter().map(|layer| layer.name.to_string());
     let routers = entries.iter().map(|e| e.strategy.name().to_string());
     let losses = registry.losses().map(|loss| loss.name.to_string());
     let parts = text::recipe_parts().map(|part| part.name.to_string());
-    let columns = COLUMNS.iter().map(|column| column.name.to_string());
-    let known: Vec<String> = codes.chain(layers).chain(routers).chain(losses).chain(parts).chain(columns).collect();
-    reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, &known)
+    let columns = COLUMNS.iter().flat_map(|column| [column.name].into_iter().chain(column.key)).map(str::to_string);
+    codes.chain(layers).chain(routers).chain(losses).chain(parts).chain(columns).collect()
+}
+
+/// The refusal of a spec, which other commands are about.
+fn is_spec(path: &Path) -> Failure {
+    let file = shell::path(path);
+    let failure = Failure::new(Exit::Usage, format!("{} is a spec, not a name or a run", path.display()))
+        .help(format!("moec check {file} says what is wrong with it, moec compile {file} what it costs"));
+    match run_name::meant(path) {
+        Some(run) => failure.help(format!("moec explain {} explains its run", shell::path(&run))),
+        None => failure,
+    }
+}
+
+fn not_found(name: &str, known: &[String]) -> Failure {
+    let is_code = |text: &str| text.len() > 1 && text[1..].bytes().all(|b| b.is_ascii_digit());
+    let upper = name.to_uppercase();
+    let failure = reference::unknown(if name.is_ascii() && is_code(&upper) { &upper } else { name }, known);
+    let run = Path::new(run_name::RUNS).join(name);
+    match run.join("spec.moe").is_file() {
+        true => failure.help(format!("did you mean the run {}?", shell::path(&run))),
+        false => failure,
+    }
 }
 
 /// One of the things that can be explained, with the name of its form.

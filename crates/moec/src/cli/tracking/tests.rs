@@ -25,6 +25,8 @@ fn words_name_trackers() {
     assert!(wrong("wandb").contains("tensorboard, mlflow, mlflow=URL and none"));
     assert!(wrong("tensorbord").contains("did you mean tensorboard?"));
     assert!(wrong("tensorboard=runs").contains("only mlflow takes a URL"));
+    assert!(wrong("mlflow=localhost:5000").contains("did you mean mlflow=http://localhost:5000?"));
+    assert!(!wrong("mlflow=databricks").contains("did you mean"));
     assert!(wrong("mlflow=").contains("http://127.0.0.1:5000"));
     assert!(wrong("mlflow=file:///tmp").contains("http://127.0.0.1:5000"));
 }

@@ -97,6 +97,14 @@ impl fmt::Display for Server {
     }
 }
 
+impl Server {
+    /// The server of an address such as `localhost:5000`, which lacks its scheme.
+    pub(crate) fn without_scheme(text: &str) -> Option<Self> {
+        let is_address = !text.contains("://") && (text.contains(':') || text.starts_with("localhost"));
+        is_address.then(|| format!("http://{text}").parse().ok())?
+    }
+}
+
 impl FromStr for Server {
     type Err = String;
 
