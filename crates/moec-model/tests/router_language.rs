@@ -186,7 +186,7 @@ fn routers_of_the_pages_can_be_used_in_the_first_model() {
         page[start..start + page[start..].find("```").unwrap()].to_string()
     };
     let model = part(readme, "model my_first {");
-    let margin = readme.contains("`switch(weight: 0.01)` takes the place of `load`").then(|| "switch");
+    let margin = readme.contains("`switch(weight: 0.01)` takes the place of `load`").then_some("switch");
     let noisy = part(include_str!("../../../docs/from-makemoe.md"), "router noisy(");
     for (router, name, loss) in
         [(part(readme, "router margin_top_k("), "margin_top_k", margin), (noisy, "noisy", Some("load"))]
