@@ -179,7 +179,7 @@ fn command_lines_that_are_shown_can_be_read() {
                         || (word.len() > 1 && word.chars().all(|c| c.is_ascii_uppercase()))
                         || ["N", "K", "S"].contains(&word)
                 };
-                let concrete = codes.filter(|code| !code.split([' ', '=']).any(stands));
+                let concrete = codes.filter(|code| !code.split([' ', '=', '[', ']']).any(stands));
                 shown.extend(concrete.map(|code| (path.to_string(), code.replace("\\|", "|"), false)));
             }
         }
