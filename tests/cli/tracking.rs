@@ -215,6 +215,30 @@ fn a_server_that_is_gone_in_mid_run_is_told_later() {
     assert_eq!(server.run().status, "KILLED");
 }
 
+/// The wait at the end is left by a signal, which changes neither the exit code nor what is said of the tracker.
+#[test]
+fn a_signal_ends_the_wait_for_a_server_and_nothing_else() {
+    let lab = Lab::new();
+    let server = FakeServer::start();
+    server.store().fault = Some((Fault::Hangs, "/"));
+    let (run, said) = (lab.at("run"), lab.at("said.txt"));
+    let mut command = program();
+    command.args(["train", &lab.spec, "--data", &lab.data, "--out", &run, "--device", "interpreter", "--sample", "0"]);
+    command.args(["--steps", "100000000", "--track", &format!("mlflow={}", server.url())]);
+    let mut child = command.stderr(fs::File::create(&said).unwrap()).spawn().unwrap();
+    let pid = child.id().to_string();
+    let read = || fs::read_to_string(&said).unwrap();
+    for signal_after in ["step ", "waiting for mlflow; Ctrl-C leaves"] {
+        while !read().contains(signal_after) {
+            assert!(child.try_wait().unwrap().is_none(), "{}", read());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{}", read());
+    assert!(read().contains(&format!("moec track {run}")), "{}", read());
+}
+
 #[test]
 fn who_cannot_be_told_is_refused_before_training() {
     let lab = Lab::new();

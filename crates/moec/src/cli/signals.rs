@@ -43,16 +43,26 @@ pub(crate) struct Signals {
     first: Arc<AtomicI32>,
     /// Whether everything is on the disk.
     saved: Arc<AtomicBool>,
+    /// Whether a signal ends a wait, and nothing else.
+    waiting: Arc<AtomicBool>,
+    /// Whether one has.
+    left: Arc<AtomicBool>,
 }
 
 impl Signals {
     /// Listens from here on.
     pub(crate) fn listen(console: Console) -> Result<Self, Failure> {
-        let (stop, saved) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let [stop, saved, waiting, left] = [(); 4].map(|()| Arc::new(AtomicBool::new(false)));
         let first = Arc::new(AtomicI32::new(0));
         let failed = |e: std::io::Error| Failure::new(Exit::Failure, format!("cannot listen for signals: {e}"));
         let mut signals = signal_hook::iterator::Signals::new(heeded()).map_err(failed)?;
-        let this = Self { stop: stop.clone(), first: first.clone(), saved: saved.clone() };
+        let this = Self {
+            stop: stop.clone(),
+            first: first.clone(),
+            saved: saved.clone(),
+            waiting: waiting.clone(),
+            left: left.clone(),
+        };
         let listen = move || {
             let mut begun: Option<Instant> = None;
             for signal in signals.forever() {
@@ -62,6 +72,12 @@ impl Signals {
                         // That the system does not stop it is nothing to stop for.
                         let _ = signal_hook::low_level::emulate_default_handler(signal);
                     });
+                    continue;
+                }
+                if waiting.load(Ordering::Relaxed) {
+                    if begun.is_none_or(|begun| begun.elapsed() >= SECOND_THOUGHT) {
+                        left.store(true, Ordering::Relaxed);
+                    }
                     continue;
                 }
                 let saved = saved.load(Ordering::Relaxed);
@@ -104,6 +120,13 @@ impl Signals {
     /// From here on there is nothing to save.
     pub(crate) fn all_is_saved(&self) {
         self.saved.store(true, Ordering::Relaxed);
+    }
+
+    /// From here on a signal only ends a wait, of which the answer says whether one has: the command goes on to its end.
+    pub(crate) fn end_a_wait(&self) -> impl Fn() -> bool {
+        self.waiting.store(true, Ordering::Relaxed);
+        let left = self.left.clone();
+        move || left.load(Ordering::Relaxed)
     }
 
     /// The exit code of a command that was asked to stop.

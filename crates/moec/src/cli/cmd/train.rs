@@ -147,12 +147,7 @@ fn train(
         Ok(summary) => conclusion.draw(&summary, &mut session, json, console),
         Err(error) => Err(failed(error, args, device, &folder, recipe)),
     };
-    if ending != Ending::Failed {
-        signals.all_is_saved();
-    }
-    // A signal from before has been heeded.
-    let was_stopping = signals.stopping();
-    tracking.end(ending, || !was_stopping && signals.stopping());
+    tracking.end(ending, signals.end_a_wait());
     ended
 }
 
