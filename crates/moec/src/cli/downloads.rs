@@ -4,12 +4,13 @@
 
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::write_whole;
 use crate::cli::units::bytes;
 use crate::cli::{folders, shell};
 use moec_model::{DataSet, Registry};
 use moec_runtime::{Corpus, DataError, sha256_hex};
 use moec_syntax::did_you_mean;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -112,7 +113,7 @@ fn fetch_from(data_set: &DataSet, base: &str, folder: &Path, console: &Console) 
         return Err(instead(data_set, &path, &reason));
     }
     std::fs::create_dir_all(folder).map_err(|e| Failure::file("make", folder, &e))?;
-    write_whole(folder, &path, &content).map_err(|e| Failure::file("write", &path, &e))?;
+    write_whole(&path, &content, None).map_err(|e| Failure::file("write", &path, &e))?;
     Ok(path)
 }
 
@@ -141,20 +142,11 @@ fn download(data_set: &DataSet, url: &str) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// To a temporary name first: a file under its own name is always whole.
-pub(crate) fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::args::Color;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};

@@ -3,7 +3,7 @@
 
 use crate::cli::exit::{Exit, Failure};
 use moec_syntax::SourceFile;
-use std::fs::{self, Metadata};
+use std::fs::{self, Metadata, Permissions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -102,12 +102,23 @@ pub(crate) fn replace(path: &Path, text: &str) -> Result<(), Failure> {
     if !found.is_file() {
         return Err(Failure::new(Exit::Usage, format!("cannot write {}: it is no plain file", path.display())));
     }
-    let folder = target.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| failed(&e))?;
-    file.write_all(text.as_bytes()).map_err(|e| failed(&e))?;
-    file.as_file().set_permissions(found.permissions()).map_err(|e| failed(&e))?;
-    file.as_file().sync_all().map_err(|e| failed(&e))?;
-    file.persist(&target).map_err(|e| failed(&e.error))?;
+    write_whole(&target, text.as_bytes(), Some(found.permissions())).map_err(|e| failed(&e))
+}
+
+/// Writes a file through a temporary one beside it: under its own name it is always whole. Without permissions it is only
+/// its owner's.
+///
+/// # Errors
+/// When the system refuses; then what was there is as it was.
+pub(crate) fn write_whole(path: &Path, content: &[u8], permissions: Option<Permissions>) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    if let Some(permissions) = permissions {
+        file.as_file().set_permissions(permissions)?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(path)?;
     Ok(())
 }
 

@@ -15,9 +15,9 @@ mod fake_server;
 pub(crate) use api::Server;
 
 use super::tail::{Tail, beginning};
-use super::{About, Destination, Ending, Trouble, variable};
-use crate::cli::downloads::write_whole;
+use super::{About, Destination, Ending, Trouble, since_1970, variable};
 use crate::cli::numbers::{TrainingTime, numbers};
+use crate::cli::output::write_whole;
 use crate::cli::shell;
 use api::{Api, CallError, Variable};
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// What MLflow takes in one request, and of one name and value.
 const METRICS_AT_ONCE: usize = 1000;
@@ -130,7 +130,7 @@ impl Kept {
         let path = root.join(FILE);
         let failed = |why: String| format!("cannot write {}: {why}", path.display());
         let text = serde_json::to_string_pretty(self).map_err(|e| failed(e.to_string()))? + "\n";
-        write_whole(root, &path, text.as_bytes()).map_err(|e| failed(crate::error::reason(&e)))
+        write_whole(&path, text.as_bytes(), None).map_err(|e| failed(crate::error::reason(&e)))
     }
 }
 
@@ -478,10 +478,6 @@ impl Destination for MlflowRun {
             [(name, why), more @ ..] => format!("{place} (without {name} and {} more files: {why})", more.len()),
         })
     }
-}
-
-fn since_1970(time: SystemTime) -> Duration {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// A name of characters that MLflow takes.

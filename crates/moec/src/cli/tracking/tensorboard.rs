@@ -5,14 +5,14 @@
 //! resumption took back.
 
 use super::tail::Tail;
-use super::{Destination, Ending, Trouble};
+use super::{Destination, Ending, Trouble, since_1970};
 use crate::cli::event_file::EventFile;
 use crate::cli::numbers::{TrainingTime, numbers};
 use crate::cli::shell;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 /// How the names of event files begin; the seconds in them say in which order they are read.
 const PREFIX: &str = "events.out.tfevents.";
@@ -45,14 +45,14 @@ fn first(root: &Path) -> Option<f64> {
 
 impl EventFiles {
     pub(super) fn of(root: &Path) -> Self {
-        let now = now().as_secs() as f64;
+        let now = since_1970(SystemTime::now()).as_secs() as f64;
         let begun = first(root).unwrap_or(now);
         Self { root: root.to_path_buf(), begun, file: None, tail: Tail::of(root), time: TrainingTime::default() }
     }
 
     /// A file that was not there, later by name than all others.
     fn begin(&self) -> std::io::Result<File> {
-        let now = now();
+        let now = since_1970(SystemTime::now());
         let name = format!("{PREFIX}{:010}.{:06}.moec", now.as_secs(), now.subsec_micros());
         let mut file = OpenOptions::new().append(true).create_new(true).open(self.root.join(name))?;
         let mut events = EventFile::new(self.begun);
@@ -105,10 +105,6 @@ impl Destination for EventFiles {
     fn end(&mut self, _: Ending) -> Result<String, Trouble> {
         Ok(format!("tensorboard --logdir {}", shell::path(&self.root)))
     }
-}
-
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

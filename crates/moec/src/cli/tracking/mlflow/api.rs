@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, RequestBuilder};
 
 /// Names the server for everything that speaks to MLflow.
 const URI: &str = "MLFLOW_TRACKING_URI";
@@ -212,12 +212,17 @@ impl Api {
         &self.server
     }
 
+    /// With what says who asks, if anything does.
+    fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.authorization {
+            Some(authorization) => request.header("Authorization", authorization),
+            None => request,
+        }
+    }
+
     /// A call that only asks.
     pub(super) fn get(&self, call: &str, query: &[(&str, &str)]) -> Result<Value, CallError> {
-        let mut request = self.agent.get(format!("{}/api/2.0/mlflow/{call}", self.server));
-        if let Some(authorization) = &self.authorization {
-            request = request.header("Authorization", authorization);
-        }
+        let mut request = self.authorized(self.agent.get(format!("{}/api/2.0/mlflow/{call}", self.server)));
         for (name, value) in query {
             request = request.query(*name, *value);
         }
@@ -226,10 +231,7 @@ impl Api {
 
     /// A call that changes something.
     pub(super) fn post(&self, call: &str, body: &Value) -> Result<Value, CallError> {
-        let mut request = self.agent.post(format!("{}/api/2.0/mlflow/{call}", self.server));
-        if let Some(authorization) = &self.authorization {
-            request = request.header("Authorization", authorization);
-        }
+        let request = self.authorized(self.agent.post(format!("{}/api/2.0/mlflow/{call}", self.server)));
         self.answer(request.header("Content-Type", "application/json").send(body.to_string()))
     }
 
@@ -241,11 +243,11 @@ impl Api {
         };
         let content = File::open(file).map_err(unread)?;
         let length = content.metadata().map_err(unread)?.len();
-        let mut request = self.agent.put(format!("{}/api/2.0/mlflow-artifacts/artifacts/{path}", self.server));
-        if let Some(authorization) = &self.authorization {
-            request = request.header("Authorization", authorization);
-        }
-        let request = request.header("Content-Type", "application/octet-stream").header("Content-Length", length);
+        let address = format!("{}/api/2.0/mlflow-artifacts/artifacts/{path}", self.server);
+        let request = self
+            .authorized(self.agent.put(address))
+            .header("Content-Type", "application/octet-stream")
+            .header("Content-Length", length);
         self.answer(request.send(content)).map(|_| ())
     }
 
@@ -257,9 +259,10 @@ impl Api {
         let body = body.map_err(|error| self.failed(error))?;
         self.done.fetch_add(1, Ordering::Relaxed);
         let value: Option<Value> = if body.is_empty() { Some(Value::Null) } else { serde_json::from_slice(&body).ok() };
-        if let (true, Some(value)) = (status.is_success(), &value) {
-            return Ok(value.clone());
-        }
+        let value = match value {
+            Some(value) if status.is_success() => return Ok(value),
+            value => value,
+        };
         let text = |name: &str| value.as_ref().and_then(|v| v.get(name)).and_then(Value::as_str).unwrap_or_default();
         let (code, said) = (text("error_code").to_string(), text("message"));
         let said: String = said.lines().next().unwrap_or_default().chars().take(LONGEST_MESSAGE).collect();
