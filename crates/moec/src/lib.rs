@@ -55,6 +55,7 @@ mod error;
 mod kernel_cache;
 mod locate;
 pub mod pipeline;
+pub mod pytorch;
 #[cfg(feature = "cli")]
 mod report;
 mod request;

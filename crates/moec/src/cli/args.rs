@@ -6,7 +6,7 @@ use crate::{Decode, Device};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use moec_ir::{Function, Invariant, WeightFormat};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Compiles, trains, samples and explains mixture-of-experts language models written as short `.moe` files.
 #[derive(Debug, Parser)]
@@ -302,9 +302,13 @@ editors/README.md of the repository says how VS Code, Neovim, Helix and Emacs ar
     #[command(after_help = "Examples:
   moec import makemoe.safetensors --spec specs/noisy_top2.moe --data synthetic --out runs/im")]
     Import(ImportArgs),
-    /// Save a run's model under makeMoE's parameter names.
+    /// Save a run's model for other programs: as PyTorch source code, or under makeMoE's parameter names.
     #[command(after_help = "Examples:
-  moec export runs/shakespeare -o makemoe.safetensors")]
+  moec export runs/shakespeare --to pytorch shakespeare-pytorch
+  python shakespeare-pytorch/model.py --prompt \"ROMEO:\" --length 200
+  moec export runs/makemoe -o makemoe.safetensors
+
+`--to pytorch` works for every model and router, and docs/interchange.md says what it writes.")]
     Export(ExportArgs),
 }
 
@@ -1221,19 +1225,43 @@ pub(crate) struct ImportArgs {
     pub(crate) out: PathBuf,
 }
 
+/// What a run's model is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// One safetensors file under makeMoE's parameter names; only for models of its structure.
+    Makemoe,
+    /// A folder with a readable `model.py`, the parameters and the vocabulary.
+    Pytorch,
+}
+
 /// `moec export`
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// A run folder, or one of its checkpoints.
     pub(crate) run: PathBuf,
 
-    /// The file to write.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
+    /// What to write.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = ExportFormat::Makemoe)]
+    pub(crate) to: ExportFormat,
 
-    /// Replace the file if it exists.
+    /// The file or folder to write.
+    #[arg(value_name = "PATH", required_unless_present = "output")]
+    pub(crate) path: Option<PathBuf>,
+
+    /// The same, as an option.
+    #[arg(short, long, value_name = "PATH", conflicts_with = "path")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Replace what is there.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+impl ExportArgs {
+    /// The file or folder to write.
+    pub(crate) fn target(&self) -> &Path {
+        self.output.as_deref().or(self.path.as_deref()).invariant("the place to write to is required")
+    }
 }
 
 #[cfg(test)]

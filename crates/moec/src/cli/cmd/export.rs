@@ -1,31 +1,20 @@
-//! `moec export`: a run's model under makeMoE's parameter names.
+//! `moec export`: a run's model for other programs, each format in a file of its own.
 
-use crate::cli::args::ExportArgs;
+mod makemoe;
+mod pytorch;
+
+use crate::cli::args::{ExportArgs, ExportFormat};
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::output::{self, Output};
-use crate::pipeline::{CompileOptions, Function};
-use crate::{Device, Run};
 use moec_model::Registry;
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the run is wrong, its model has another structure than makeMoE's, or the file exists or cannot be written.
+/// When the run is wrong, its model cannot be written in the format, or what is to be written is there or cannot be written.
 pub(crate) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    if args.output.exists() && !args.force {
-        let message = format!("{} exists already", args.output.display());
-        return Err(Failure::new(Exit::Failure, message).help("--force replaces it"));
+    match args.to {
+        ExportFormat::Makemoe => makemoe::run(args, registry, console),
+        ExportFormat::Pytorch => pytorch::run(args, registry, console),
     }
-    let run = Run::open(&args.run, registry, Device::Cpu, |_, _| -> Result<_, Failure> {
-        Ok(CompileOptions::only([Function::Logits]))
-    })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
-    let output = Output::new(&args.output, &output::files_of_run(&run.root))?;
-    let file = output.plain_file()?;
-    let heads = moec_runtime::attention_heads(&run.compiled.program);
-    let tensors = moec_runtime::export_makemoe(&run.checkpoint.tensors, &run.compiled.states, heads)?;
-    moec_runtime::write_tensors(file, &tensors)?;
-    console.note(format!("wrote {} tensors to {}", tensors.len(), args.output.display()));
-    Ok(Exit::Success)
 }

@@ -1,0 +1,32 @@
+//! `moec export --to makemoe`: a run's model under makeMoE's parameter names.
+
+use crate::cli::args::ExportArgs;
+use crate::cli::console::Console;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::{self, Output};
+use crate::pipeline::{CompileOptions, Function};
+use crate::{Device, Run};
+use moec_model::Registry;
+
+/// Writes the file.
+///
+/// # Errors
+/// When the run is wrong, its model has another structure than makeMoE's, or the file exists or cannot be written.
+pub(super) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    let path = args.target();
+    if path.exists() && !args.force {
+        let message = format!("{} exists already", path.display());
+        return Err(Failure::new(Exit::Failure, message).help("--force replaces it"));
+    }
+    let run = Run::open(&args.run, registry, Device::Cpu, |_, _| -> Result<_, Failure> {
+        Ok(CompileOptions::only([Function::Logits]))
+    })?;
+    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    let output = Output::new(path, &output::files_of_run(&run.root))?;
+    let file = output.plain_file()?;
+    let heads = moec_runtime::attention_heads(&run.compiled.program);
+    let tensors = moec_runtime::export_makemoe(&run.checkpoint.tensors, &run.compiled.states, heads)?;
+    moec_runtime::write_tensors(file, &tensors)?;
+    console.note(format!("wrote {} tensors to {}", tensors.len(), path.display()));
+    Ok(Exit::Success)
+}
