@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 mod config;
 #[path = "cli/explain.rs"]
 mod explain;
+#[path = "cli/export.rs"]
+mod export;
 #[path = "cli/frictions.rs"]
 mod frictions;
 #[path = "cli/json.rs"]

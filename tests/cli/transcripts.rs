@@ -28,6 +28,7 @@ const DOCUMENTS: &[Document] = &[
         before: &["moec train crowded.moe --device interpreter --quiet --sample 0"],
     },
     Document { path: "docs/from-makemoe.md", before: &[] },
+    Document { path: "docs/interchange.md", before: &[] },
     Document { path: "docs/json.md", before: &[] },
     Document { path: "docs/tracking.md", before: &[] },
     Document { path: "grammar/README.md", before: &[] },
@@ -325,7 +326,7 @@ fn every_block_has_a_language_or_a_reason() {
                     transcripts(&block);
                 }
                 "sh" => assert!(!block.text.contains("$ "), "{place}: what prints something is a `console`"),
-                "moe" | "rust" | "toml" | "yaml" | "lua" | "elisp" => {}
+                "moe" | "rust" | "toml" | "yaml" | "lua" | "elisp" | "python" => {}
                 "" if block.above.starts_with("<!-- keys: ") => {}
                 "" => {
                     let is_known = PICTURES.iter().any(|(start, _)| block.text.starts_with(start));

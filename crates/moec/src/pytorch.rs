@@ -4,7 +4,7 @@
 //! A graph has the extents of one batch and no structure but names. What is written is for batches of every size
 //! ([`sizes`]); scopes of names are classes, and scopes that compute the same are one ([`module`]); what is used once is part
 //! of the expression that uses it ([`body`]); and each operation is an expression ([`operation`]), a few of which need a
-//! function that is written at the top of the file (`helpers.py`).
+//! function that is written at the top of the file (`functions.py`).
 
 mod body;
 mod expression;
@@ -21,7 +21,7 @@ use sizes::{BATCHES, Sizes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The functions and classes that a model may use, one after the other.
-const HELPERS: &str = include_str!("pytorch/helpers.py");
+const HELPERS: &str = include_str!("pytorch/functions.py");
 /// Loading, evaluating and writing.
 const FOOTER: &str = include_str!("pytorch/footer.py");
 
