@@ -44,7 +44,7 @@ pub enum Unwritable {
         /// The node.
         node: String,
         /// Which of its results.
-        slot: u8,
+        slot: usize,
     },
     /// The graph has another structure for every size of the batch.
     #[error("the model computes something else for every size of a batch")]

@@ -169,26 +169,27 @@ impl<'s, 'g> Body<'s, 'g> {
         let side = self.side;
         let expression = self.operation(node)?;
         let results = side.node(node).results.len();
-        let used = |slot: u8| self.uses.get(&(node, slot)).copied().unwrap_or(0);
+        let used: Vec<bool> = (0..results).map(|slot| self.uses.contains_key(&(node, slot as u8))).collect();
         let is_tuple = matches!(side.node(node).op, Op::TopK { .. } | Op::SortByExpert { .. });
         if !is_tuple {
-            if let Some(slot) = (1..results as u8).find(|&slot| used(slot) > 0) {
+            if let Some(slot) = (1..results).find(|&slot| used[slot]) {
                 return Err(Unwritable::Result { node: side.node(node).name.clone(), slot });
             }
             self.keep((node, 0), expression);
-        } else {
-            let wanted: Vec<u8> = (0..results as u8).filter(|&slot| used(slot) > 0).collect();
-            if let [slot] = wanted[..] {
-                self.keep((node, slot), Expression::atom(format!("{}[{slot}]", expression.text)));
-            } else {
-                let names: Vec<String> = (0..results as u8)
-                    .map(|slot| if used(slot) > 0 { self.name((node, slot)) } else { "_".to_string() })
-                    .collect();
-                self.lines.push(format!("{} = {}", names.join(", "), expression.text));
-                for slot in wanted {
-                    self.values.insert((node, slot), Expression::atom(names[usize::from(slot)].clone()));
-                }
-            }
+            return Ok(());
+        }
+        let wanted: Vec<usize> = (0..results).filter(|&slot| used[slot]).collect();
+        if let [slot] = wanted[..] {
+            self.keep((node, slot as u8), Expression::atom(format!("{}[{slot}]", expression.text)));
+            return Ok(());
+        }
+        let mut names = Vec::new();
+        for (slot, &used) in used.iter().enumerate() {
+            names.push(if used { self.name((node, slot as u8)) } else { "_".to_string() });
+        }
+        self.lines.push(format!("{} = {}", names.join(", "), expression.text));
+        for slot in wanted {
+            self.values.insert((node, slot as u8), Expression::atom(names[slot].clone()));
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ pub(super) struct Expression {
     /// As it is written.
     pub(super) text: String,
     /// Of its outermost operator.
-    level: Level,
+    pub(super) level: Level,
     /// Whether its elements are truths and not numbers.
     pub(super) is_bool: bool,
     /// Whether axes of its value may have extent 1 or be missing where the graph has them repeated: elementwise functions

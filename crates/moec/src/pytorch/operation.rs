@@ -413,7 +413,7 @@ fn binary(f: Binary, a: Expression, b: Expression) -> Expression {
         Binary::Equal => compare(a, "==", &b),
         Binary::Max | Binary::Min => {
             let (bound, function) = if f == Binary::Max { ("min", "torch.maximum") } else { ("max", "torch.minimum") };
-            match (a.value, b.value) {
+            match (&a.value, &b.value) {
                 (None, Some(_)) => a.method("clamp", &[format!("{bound}={}", b.text)]),
                 (Some(_), None) => b.method("clamp", &[format!("{bound}={}", a.text)]),
                 _ => call(function, &[a.text, b.text]),

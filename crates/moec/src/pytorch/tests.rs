@@ -28,7 +28,8 @@ fn written(layer: &str, precision: &str) -> String {
 
 /// The classes of a model, without what is above and below them.
 fn classes(text: &str) -> &str {
-    let start = text.match_indices("\nclass ").map(|(at, _)| at).find(|&at| text[at..].contains("    \"\"\"`")).unwrap();
+    let start =
+        text.match_indices("\nclass ").map(|(at, _)| at).find(|&at| text[at..].contains("    \"\"\"`")).unwrap();
     let start = text[..start].len();
     &text[start..text.find("    @classmethod").unwrap()]
 }
@@ -42,7 +43,8 @@ fn noisy_scores_with_balance_losses() {
 
 #[test]
 fn a_capacity_is_a_formula_of_the_batch() {
-    let layer = "moe(experts: 3 * mlp(hidden: 20), route: switch, capacity: capacity(factor: 1.25, evaluation_factor: 2.0))";
+    let layer =
+        "moe(experts: 3 * mlp(hidden: 20), route: switch, capacity: capacity(factor: 1.25, evaluation_factor: 2.0))";
     insta::assert_snapshot!(classes(&written(layer, "precision bf16")));
 }
 
