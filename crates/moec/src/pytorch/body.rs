@@ -270,11 +270,13 @@ impl<'s, 'g> Body<'s, 'g> {
             return Ok(());
         };
         let start = self.full(given)?.number().text;
-        let name = if start == "x" { start.clone() } else { self.fresh("x") };
+        // What goes through the loop has a name of its own, unless nothing else needs what it begins with.
+        let is_needed = self.uses.get(&given).copied().unwrap_or(0) > 1;
+        let name = if start == "x" && !is_needed { start.clone() } else { self.fresh("x") };
         if start != name {
             self.lines.push(format!("{name} = {start}"));
         }
-        self.values.insert(given, Expression::atom(name.clone()));
+        let before = self.values.insert(given, Expression::atom(name.clone()));
         let list = list(&first.path);
         let (from, to) = (number(&first.path).unwrap_or(0), number(&last.path).unwrap_or(0) + 1);
         let mut whole = format!("self.{}", self.relative(list));
@@ -283,6 +285,7 @@ impl<'s, 'g> Body<'s, 'g> {
         }
         let item = list.rsplit('.').next().unwrap_or(list).trim_end_matches('s').to_string();
         let call = self.call(&item, first)?;
+        self.values.extend(before.map(|before| (given, before)));
         self.lines.push(format!("for {item} in {whole}:"));
         self.lines.push(format!("    {name} = {call}"));
         self.values.insert(result, Expression::atom(name));

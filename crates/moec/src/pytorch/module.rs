@@ -135,7 +135,7 @@ impl<'g> Modules<'g> {
                 None => items.push(Item::Own(node)),
                 Some(child) if items.iter().any(|item| matches!(item, Item::Child(path) if *path == child)) => {}
                 // Called where its first result is made.
-                Some(child) if part == Part::Results && !side.is_of_results(node) && !child.is_empty() => {}
+                Some(_) if part == Part::Results && !side.is_of_results(node) => {}
                 Some(child) => items.push(Item::Child(child)),
             }
         }

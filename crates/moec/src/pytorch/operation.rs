@@ -404,6 +404,7 @@ fn binary(f: Binary, a: Expression, b: Expression) -> Expression {
         ..a.infix(COMPARISON, operator, &b.at(COMPARISON))
     };
     let y = match f {
+        Binary::Add if b.value.is_some() && b.text.starts_with('-') => a.infix(ADDITIVE, "-", &b.text[1..]),
         Binary::Add => a.infix(ADDITIVE, "+", &b.at(ADDITIVE)),
         Binary::Sub => a.infix(ADDITIVE, "-", &b.at(ADDITIVE)),
         Binary::Mul => a.infix(MULTIPLICATIVE, "*", &b.at(MULTIPLICATIVE)),
