@@ -2,7 +2,7 @@
 
 use super::Unwritable;
 use super::expression::{Expression, MULTIPLICATIVE};
-use super::module::{Module, Modules, Part};
+use super::module::{EVALUATION, Module, Modules, Part};
 use super::side::Side;
 use moec_ir::{Binary, DType, Input, Op, Unary};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +74,7 @@ impl<'s, 'g> Body<'s, 'g> {
             used_sizes: BTreeSet::new(),
             values: BTreeMap::new(),
             uses: BTreeMap::new(),
-            names: ["self", "torch", "math", "F", "nn", "B", "T"].map(str::to_string).into(),
+            names: modules.reserved(),
             lines: Vec::new(),
         };
         for (train, evaluate) in &module.given {
@@ -158,7 +158,8 @@ impl<'s, 'g> Body<'s, 'g> {
             }
         }
         for key in used {
-            let more = usize::from(self.side.is_used_by_losses(key));
+            // Losses are not in the graph of evaluation, and names shall be those of the graph that has them.
+            let more = usize::from(self.which == EVALUATION && self.side.is_used_by_losses(key));
             let count = self.uses.entry(key).or_insert(more);
             *count += 1;
         }
@@ -202,7 +203,10 @@ impl<'s, 'g> Body<'s, 'g> {
         match results.as_slice() {
             // A module that has losses only.
             [] => self.lines.push(call),
-            [Some(key)] => self.keep(*key, Expression::atom(call)),
+            [Some(key)] => {
+                let name = if module.is_leaf { self.side.name_of(*key) } else { "y".into() };
+                self.keep_as(*key, Expression::atom(call), &name);
+            }
             keys => {
                 let name =
                     |body: &mut Self, key: &Option<Key>| key.map_or_else(|| "_".to_string(), |key| body.name(key));
@@ -219,6 +223,7 @@ impl<'s, 'g> Body<'s, 'g> {
     }
 
     fn call(&mut self, function: &str, module: &Module) -> Result<String, Unwritable> {
+        self.shorten(&module.given(self.which));
         let mut arguments = Vec::new();
         for pair in &module.given {
             arguments.push(match [pair.0, pair.1][self.which] {
@@ -294,6 +299,11 @@ impl<'s, 'g> Body<'s, 'g> {
 
     /// Keeps the expression of a value where it is used once, and gives it a name otherwise.
     fn keep(&mut self, key: Key, expression: Expression) {
+        let name = self.side.name_of(key);
+        self.keep_as(key, expression, &name);
+    }
+
+    fn keep_as(&mut self, key: Key, expression: Expression, name: &str) {
         let is_short = expression.text.len() <= WIDEST - 10 && !expression.text.contains('\n');
         let is_plain = expression.text.chars().all(|c| c.is_alphanumeric() || "_.".contains(c));
         let once = self.uses.get(&key).copied().unwrap_or(0) <= 1;
@@ -301,7 +311,7 @@ impl<'s, 'g> Body<'s, 'g> {
             self.values.insert(key, expression);
             return;
         }
-        let name = self.name(key);
+        let name = self.fresh(name);
         self.lines.push(format!("{name} = {}", expression.text));
         let named = Expression { is_bool: expression.is_bool, is_loose: expression.is_loose, ..Expression::atom(name) };
         self.values.insert(key, named);
@@ -322,24 +332,25 @@ impl<'s, 'g> Body<'s, 'g> {
 
     /// An operand in its full extents.
     pub(super) fn operand(&mut self, node: usize, i: usize) -> Result<Expression, Unwritable> {
-        self.shorten(node);
+        self.shorten(&self.side.operands(node));
         self.full(self.side.key(self.side.node(node).operands[i]))
     }
 
     /// An operand of an elementwise function, which may have fewer axes than the graph says.
     pub(super) fn loose(&mut self, node: usize, i: usize) -> Result<Expression, Unwritable> {
-        self.shorten(node);
+        self.shorten(&self.side.operands(node));
         self.value(self.side.key(self.side.node(node).operands[i]))
     }
 
-    /// Names operands of a node that would make a line too long together.
-    fn shorten(&mut self, node: usize) {
+    /// Names operands that would make a line too long together.
+    fn shorten(&mut self, operands: &[Key]) {
         loop {
-            let operands = self.side.operands(node);
             let length =
                 |key: &Key| self.values.get(key).map_or(0, |e| if e.value.is_some() { 0 } else { e.text.len() });
             let total: usize = operands.iter().map(length).sum();
-            let Some(longest) = operands.into_iter().max_by_key(length).filter(|_| total > WIDEST - 40) else { return };
+            let Some(&longest) = operands.iter().max_by_key(|key| length(key)).filter(|_| total > WIDEST - 35) else {
+                return;
+            };
             let before = length(&longest);
             self.named(longest);
             if self.values.get(&longest).map_or(0, |e| e.text.len()) >= before {
@@ -415,13 +426,21 @@ impl<'s, 'g> Body<'s, 'g> {
                 let length = self.symbols(length.text);
                 let device = self.device();
                 let ramp = Expression::atom(format!("torch.arange({length}, {device})"));
-                match step.text.as_str() {
-                    "1" => ramp,
+                let (ramp, name) = match step.text.as_str() {
+                    "1" => (ramp, "numbers"),
                     _ => {
                         let step = Expression::constant(self.symbols(step.text), step.is_compound);
-                        ramp.infix(MULTIPLICATIVE, "*", &step.at(MULTIPLICATIVE))
+                        (ramp.infix(MULTIPLICATIVE, "*", &step.at(MULTIPLICATIVE)), "offsets")
                     }
+                };
+                if self.uses.get(&key).copied().unwrap_or(0) < 2 {
+                    return Ok(ramp);
                 }
+                let name = self.fresh(name);
+                self.lines.push(format!("{name} = {}", ramp.text));
+                let ramp = Expression::atom(name);
+                self.values.insert(key, ramp.clone());
+                ramp
             }
             _ => moec_ir::internal_error!("%{} is used before it is computed", node.name),
         })
@@ -544,7 +563,10 @@ pub(super) fn usual_name(op: &Op, slot: u8) -> &'static str {
         (Op::Previous { .. }, _) => "before",
         (Op::Sum { .. }, _) => "total",
         (Op::Embed, _) => "x",
-        (Op::MatMul { .. } | Op::GroupedMatMul { .. }, _) => "product",
+        (Op::GroupedMatMulWeightGrad { .. }, _) => "mixtures",
+        (Op::LogSumExp, _) => "log_sum",
+        (Op::StopGradient, _) => "constant",
+        (Op::MatMul { .. } | Op::GroupedMatMul { .. }, _) => "scores",
         (Op::RandomNormal { .. } | Op::RandomUniform { .. }, _) => "noise",
         (Op::Binary(Binary::Add), _) => "added",
         (Op::Binary(Binary::Sub), _) => "difference",

@@ -163,10 +163,10 @@ def balanced_assignment(scores):
 
     An auction: tokens without a place bid for the expert that they gain most by (Bertsekas & Castanon 1989).
     """
+    if scores.isnan().any():
+        raise ValueError("a score is not a number")
     N, E = scores.shape
     values = scores.detach().double().cpu()
-    if values.isnan().any():
-        return torch.full((N, 1), -1, device=scores.device)
     step = (values.max() - values.min()).item() / 128 or 1.0
     # Each expert has N // E places, and where that is not all, one more, for which bidders without a token bid as well.
     each, more = divmod(N, E)

@@ -37,6 +37,8 @@ pub(super) struct Module {
     pub(super) results: Vec<Pair>,
     /// The sizes of the batch that it is given.
     pub(super) sizes: Vec<&'static str>,
+    /// Whether it is a single operation with parameters of its own.
+    pub(super) is_leaf: bool,
 }
 
 impl Module {
@@ -98,6 +100,12 @@ impl<'g> Modules<'g> {
         }
         let (modules, split, classes, helpers) = (BTreeMap::new(), BTreeSet::new(), Vec::new(), BTreeSet::new());
         Self { sides, tensors, modules, split, scopes, classes, taken, helpers }
+    }
+
+    /// Names that no value may have: functions at the top of the file, and what is imported.
+    pub(super) fn reserved(&self) -> BTreeSet<String> {
+        let names = ["self", "torch", "math", "F", "nn", "B", "T", "targets"].map(str::to_string);
+        self.taken.iter().cloned().chain(names).collect()
     }
 
     /// A module that has been written.
@@ -187,12 +195,19 @@ impl<'g> Modules<'g> {
             self.write(&child)?;
         }
         let (given, results) = self.values_at_its_ends(path);
-        let mut module =
-            Module { path: path.to_string(), constructor: String::new(), given, results, sizes: Vec::new() };
+        let mut module = Module {
+            path: path.to_string(),
+            constructor: String::new(),
+            given,
+            results,
+            sizes: Vec::new(),
+            is_leaf: false,
+        };
         if let Some((helper, constructor, operands)) = self.leaf(path)? {
             self.helpers.extend(helper);
             module.constructor = constructor;
             module.given = operands;
+            module.is_leaf = true;
             self.modules.insert(path.to_string(), module);
             return Ok(());
         }
@@ -404,33 +419,27 @@ impl<'g> Modules<'g> {
             let all: Vec<String> = std::iter::once("self".to_string()).chain(arguments).chain(sizes).collect();
             text += &format!("\n    def forward({}):\n", all.join(", "));
         }
-        let finish = |written: &Written| -> Vec<String> {
-            match (is_model, written.results.as_slice()) {
+        let finish = |results: &[String]| -> Vec<String> {
+            match (is_model, results) {
                 (true, [logits]) => vec![format!("logits = {logits}")],
                 (_, []) => Vec::new(),
                 (_, results) => vec![format!("return {}", results.join(", "))],
             }
         };
-        let indented = |lines: &[String]| lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>();
         let in_training = |written: &Written| match written.losses.as_slice() {
             [] => Vec::new(),
-            losses => [vec!["if self.training:".to_string()], indented(losses)].concat(),
+            losses => {
+                let lines = losses.iter().map(|line| format!("    {line}"));
+                std::iter::once("if self.training:".to_string()).chain(lines).collect()
+            }
         };
         let lines = match (&written[TRAINING], &without_dropout, &written[EVALUATION]) {
-            (Some(train), Some(plain), Some(evaluate))
-                if (&plain.lines, &plain.results) == (&evaluate.lines, &evaluate.results) =>
-            {
-                [train.lines.clone(), in_training(train), finish(train)].concat()
+            (Some(train), Some(plain), Some(evaluate)) => {
+                let (lines, results) = together(train, plain, evaluate);
+                [lines, in_training(train), finish(&results)].concat()
             }
-            (Some(train), _, Some(evaluate)) => {
-                let ends = if is_model { vec!["else:".to_string()] } else { Vec::new() };
-                let of_evaluation = [evaluate.lines.clone(), finish(evaluate)].concat();
-                let of_evaluation = if is_model { indented(&of_evaluation) } else { of_evaluation };
-                let of_training = [train.lines.clone(), train.losses.clone(), finish(train)].concat();
-                [vec!["if self.training:".to_string()], indented(&of_training), ends, of_evaluation].concat()
-            }
-            (Some(only), _, None) => [only.lines.clone(), only.losses.clone(), finish(only)].concat(),
-            (None, _, Some(only)) => [only.lines.clone(), finish(only)].concat(),
+            (Some(only), ..) => [only.lines.clone(), only.losses.clone(), finish(&only.results)].concat(),
+            (None, _, Some(only)) => [only.lines.clone(), finish(&only.results)].concat(),
             (None, _, None) => Vec::new(),
         };
         for line in lines {
@@ -474,6 +483,53 @@ impl<'g> Modules<'g> {
         }
         Ok((text, helpers))
     }
+}
+
+/// The statements of a training step and of evaluation, once where they are the same, and the results. `plain` is a training
+/// step without dropout, which does nothing in evaluation.
+fn together(train: &Written, plain: &Written, evaluate: &Written) -> (Vec<String>, Vec<String>) {
+    if (&plain.lines, &plain.results) == (&evaluate.lines, &evaluate.results) {
+        return (train.lines.clone(), train.results.clone());
+    }
+    // Only where dropout makes no statement of its own is it known which statement is which.
+    let is_aligned = train.lines.len() == plain.lines.len();
+    let has_same_results = match is_aligned {
+        true => plain.results == evaluate.results,
+        false => train.results == evaluate.results,
+    };
+    let (a, b) = (&plain.lines, &evaluate.lines);
+    let mut first = if is_aligned { a.iter().zip(b).take_while(|(a, b)| a == b).count() } else { 0 };
+    let behind = a[first..].iter().rev().zip(b[first..].iter().rev()).take_while(|(a, b)| a == b).count();
+    let mut last = if is_aligned && has_same_results { behind } else { 0 };
+    // A loop is one statement.
+    let is_within = |lines: &[String], at: usize| lines.get(at).is_some_and(|line| line.starts_with(' '));
+    while first > 0 && (is_within(a, first) || is_within(b, first)) {
+        first -= 1;
+    }
+    while last > 0 && (is_within(a, a.len() - last) || is_within(b, b.len() - last)) {
+        last -= 1;
+    }
+    let mut of_training = train.lines[first..train.lines.len() - last].to_vec();
+    let mut of_evaluation = b[first..b.len() - last].to_vec();
+    let mut results = train.results.clone();
+    if !has_same_results {
+        for (i, (result, other)) in results.iter_mut().zip(&evaluate.results).enumerate() {
+            let name = if i == 0 { "result".to_string() } else { format!("result_{}", i + 1) };
+            of_training.push(format!("{name} = {result}"));
+            of_evaluation.push(format!("{name} = {other}"));
+            *result = name;
+        }
+    }
+    let indented = |lines: &[String]| lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>();
+    let either = |condition: &str, lines: &[String]| [vec![condition.to_string()], indented(lines)].concat();
+    let between = match (of_training.as_slice(), of_evaluation.as_slice()) {
+        ([], []) => Vec::new(),
+        (training, []) => either("if self.training:", training),
+        ([], evaluation) => either("if not self.training:", evaluation),
+        (training, evaluation) => [either("if self.training:", training), either("else:", evaluation)].concat(),
+    };
+    let lines = [&train.lines[..first], &between, &train.lines[train.lines.len() - last..]].concat();
+    (lines, results)
 }
 
 /// How a leaf is made, the helper that it is, and what it is given.

@@ -218,8 +218,7 @@ impl Body<'_, '_> {
             }
             Op::GatherLast => {
                 let (values, columns) = (x(self, 0)?.number(), x(self, 1)?);
-                // What was chosen as the largest of a row exists.
-                if side.is_top_k(node, 1) {
+                if side.is_chosen(node, 1) {
                     return Ok(values.method("gather", &["-1".into(), columns.text]));
                 }
                 self.helper("gather_last", &[values.text, columns.text])

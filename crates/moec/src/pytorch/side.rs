@@ -117,10 +117,14 @@ impl<'g> Side<'g> {
         self.nodes[node].results[usize::from(slot)].shape.clone()
     }
 
-    /// Whether an operand is the columns that a `top_k` chose.
-    pub(super) fn is_top_k(&self, node: usize, i: usize) -> bool {
+    /// Whether an operand is columns that all exist: those of the largest of a row, or of a balanced assignment.
+    pub(super) fn is_chosen(&self, node: usize, i: usize) -> bool {
         let value = self.nodes[node].operands[i];
-        value.slot == 1 && matches!(self.nodes[value.node.index()].op, Op::TopK { .. })
+        match self.nodes[value.node.index()].op {
+            Op::TopK { .. } => value.slot == 1,
+            Op::BalancedAssignment => true,
+            _ => false,
+        }
     }
 
     /// A whole number of a node, as a formula of the batch.
@@ -175,7 +179,7 @@ impl<'g> Side<'g> {
             return match map {
                 "router" => "logits".into(),
                 "" => usual_name(&node.op, key.1).into(),
-                "moe" | "experts" => "product".into(),
+                "moe" | "experts" => usual_name(&node.op, key.1).into(),
                 map => map.to_string(),
             };
         }
