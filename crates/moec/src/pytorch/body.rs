@@ -36,6 +36,8 @@ pub(super) struct Body<'s, 'g> {
     pub(super) used_sizes: BTreeSet<&'static str>,
     values: BTreeMap<Key, Expression>,
     uses: BTreeMap<Key, usize>,
+    /// Names of what modules return.
+    preferred: BTreeMap<Key, &'static str>,
     names: BTreeSet<String>,
     lines: Vec<String>,
 }
@@ -74,6 +76,7 @@ impl<'s, 'g> Body<'s, 'g> {
             used_sizes: BTreeSet::new(),
             values: BTreeMap::new(),
             uses: BTreeMap::new(),
+            preferred: BTreeMap::new(),
             names: modules.reserved(),
             lines: Vec::new(),
         };
@@ -168,7 +171,20 @@ impl<'s, 'g> Body<'s, 'g> {
     /// Statements of a node of the module itself.
     fn own(&mut self, node: usize) -> Result<(), Unwritable> {
         let side = self.side;
-        let expression = self.operation(node)?;
+        let mut expression = self.operation(node)?;
+        // Where operands are short and the whole is long, the longest of them gets a name.
+        for _ in 0..3 {
+            let length = |key: &Key| self.values.get(key).filter(|e| !is_name(&e.text)).map_or(0, |e| e.text.len());
+            let operands = side.operands(node);
+            let Some(&longest) = operands.iter().max_by_key(|key| length(key)).filter(|key| length(key) > 12) else {
+                break;
+            };
+            if expression.text.len() <= WIDEST {
+                break;
+            }
+            self.named(longest);
+            expression = self.operation(node)?;
+        }
         let results = side.node(node).results.len();
         let used: Vec<bool> = (0..results).map(|slot| self.uses.contains_key(&(node, slot as u8))).collect();
         let is_tuple = matches!(side.node(node).op, Op::TopK { .. } | Op::SortByExpert { .. });
@@ -204,8 +220,10 @@ impl<'s, 'g> Body<'s, 'g> {
             // A module that has losses only.
             [] => self.lines.push(call),
             [Some(key)] => {
-                let name = if module.is_leaf { self.side.name_of(*key) } else { "y".into() };
-                self.keep_as(*key, Expression::atom(call), &name);
+                if !module.is_leaf {
+                    self.preferred.insert(*key, "y");
+                }
+                self.keep(*key, Expression::atom(call));
             }
             keys => {
                 let name =
@@ -299,19 +317,14 @@ impl<'s, 'g> Body<'s, 'g> {
 
     /// Keeps the expression of a value where it is used once, and gives it a name otherwise.
     fn keep(&mut self, key: Key, expression: Expression) {
-        let name = self.side.name_of(key);
-        self.keep_as(key, expression, &name);
-    }
-
-    fn keep_as(&mut self, key: Key, expression: Expression, name: &str) {
         let is_short = expression.text.len() <= WIDEST - 10 && !expression.text.contains('\n');
-        let is_plain = expression.text.chars().all(|c| c.is_alphanumeric() || "_.".contains(c));
+        let is_plain = is_name(&expression.text);
         let once = self.uses.get(&key).copied().unwrap_or(0) <= 1;
         if expression.value.is_some() || is_plain || (once && is_short) {
             self.values.insert(key, expression);
             return;
         }
-        let name = self.fresh(name);
+        let name = self.name(key);
         self.lines.push(format!("{name} = {}", expression.text));
         let named = Expression { is_bool: expression.is_bool, is_loose: expression.is_loose, ..Expression::atom(name) };
         self.values.insert(key, named);
@@ -320,7 +333,7 @@ impl<'s, 'g> Body<'s, 'g> {
     /// Gives a value a name, unless it has one.
     fn named(&mut self, key: Key) {
         let Some(expression) = self.values.get(&key).cloned() else { return };
-        if expression.text.chars().all(|c| c.is_alphanumeric() || "_.".contains(c)) {
+        if is_name(&expression.text) {
             return;
         }
         let name = self.name(key);
@@ -481,8 +494,10 @@ impl<'s, 'g> Body<'s, 'g> {
     }
 
     fn name(&mut self, key: Key) -> String {
-        let name = self.side.name_of(key);
-        self.fresh(&name)
+        match self.preferred.get(&key) {
+            Some(name) => self.fresh(name),
+            None => self.fresh(&self.side.name_of(key)),
+        }
     }
 
     /// What a value from outside is called: the same in both graphs.
@@ -513,6 +528,11 @@ impl<'s, 'g> Body<'s, 'g> {
         }
         candidate
     }
+}
+
+/// Whether a text is a name or an attribute.
+fn is_name(text: &str) -> bool {
+    text.chars().all(|c| c.is_alphanumeric() || "_.".contains(c))
 }
 
 /// The place of a module in a list: 3 for `blocks.3`.

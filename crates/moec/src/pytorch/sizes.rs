@@ -33,7 +33,7 @@ struct Share {
 
 /// Sizes of the batches: products of primes and other numbers that no model is likely to have, in an order in which the first
 /// ones tell most.
-pub(super) const BATCHES: [(usize, usize); 23] = [
+pub(super) const BATCHES: [(usize, usize); 27] = [
     (7, 29),
     (5, 37),
     (11, 53),
@@ -53,6 +53,10 @@ pub(super) const BATCHES: [(usize, usize); 23] = [
     (43, 257),
     (101, 331),
     // Where minima of capacities show.
+    (1, 1),
+    (1, 2),
+    (2, 2),
+    (1, 5),
     (2, 3),
     (3, 5),
     (2, 7),

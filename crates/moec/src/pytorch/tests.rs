@@ -63,7 +63,7 @@ fn mixtures_of_whole_sequences() {
 #[test]
 fn what_is_not_used_is_not_written() {
     let text = written("mlp(hidden: 20)", "");
-    for name in ["sort_by_expert", "top_k", "bf16", "ROUNDED", "losses"] {
+    for name in ["sort_by_expert", "top_k", "bf16", "ROUNDED", "self.losses"] {
         assert!(!text.contains(name), "{name}: {text}");
     }
     // Every function at the top has a name of its own, and is found by it.
