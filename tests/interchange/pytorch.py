@@ -183,6 +183,13 @@ def main():
     for name, spec, more in cases:
         loss, logits = check(name, spec, text, more)
         print(f"{name:24} {loss:9.1e} {logits:9.1e}")
+    # A router from outside, where the program that has it is built.
+    plugin = ROOT / "target/debug/moec-cosine"
+    if plugin.exists():
+        loss, _ = check("plugin", ROOT / "examples/router-plugin/cosine.moe", text, program=plugin)
+        print(f"{'plugin':24} {loss:9.1e}")
+    else:
+        print("plugin                   not built")
     from_the_command_line(WORK / "tiny", WORK / "tiny.run", text)
     print(f"{len(cases)} models are the same in PyTorch")
     shutil.rmtree(WORK)
