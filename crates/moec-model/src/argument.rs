@@ -60,6 +60,11 @@ impl Arguments {
         *self.slot_mut(name) = Slot { value: Some(value), span: Some(span) };
     }
 
+    /// Notes where an argument was written that is more than a value.
+    pub(crate) fn place(&mut self, name: &str, span: Span) {
+        self.slot_mut(name).span = Some(span);
+    }
+
     fn undeclared(&self, name: &str) -> ! {
         let declared: Vec<&str> = self.slots.keys().map(Cow::as_ref).collect();
         internal_error!("`{}` declares no parameter `{name}`, only {}", self.owner, listed(declared))
@@ -77,7 +82,7 @@ impl Arguments {
         self.slots.get(name).and_then(|slot| slot.value.as_ref())
     }
 
-    /// Where the argument's value was written; `None` for a default.
+    /// Where the argument's value was written; `None` for a default, and for what was not declared.
     pub fn span(&self, name: &str) -> Option<Span> {
         self.slots.get(name).and_then(|slot| slot.span)
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use moec_ir::Value;
 use moec_syntax::Span;
 
+use crate::argument::Arguments;
 use crate::cost::Flops;
 use crate::lower::lowering::{LowerError, Lowering, Site};
 use crate::needs::Needs;
@@ -24,6 +25,9 @@ pub struct Layer {
     pub input: Option<usize>,
     /// Width of what it returns; `None` for `unembed`, whose width is the vocabulary's.
     pub output: Option<usize>,
+    /// Its arguments as they were checked. Those that are more than a value, such as the experts of a `moe`, have a place
+    /// only.
+    pub arguments: Arguments,
 }
 
 impl Layer {
@@ -41,6 +45,24 @@ impl Layer {
     /// Whether the result for a token follows from its activations alone.
     pub(crate) fn is_tokenwise(&self) -> bool {
         self.kind.needs() == Needs::default()
+    }
+
+    /// The layers that stand directly in it: those of a `residual`, a `mixture_of_depths`, or the iteration of a `repeat`.
+    pub fn layers(&self) -> &[Layer] {
+        self.kind.layers()
+    }
+
+    /// Which iteration of a `repeat` of the model's body it is, counted over all of them, if it is one.
+    pub fn iteration(&self) -> Option<usize> {
+        match self.kind.naming() {
+            Naming::Block(index) => Some(index),
+            Naming::Own | Naming::None => None,
+        }
+    }
+
+    /// Where the value of an argument was written, or all of the layer for a default.
+    pub fn argument_span(&self, name: &str) -> Span {
+        self.arguments.span(name).unwrap_or(self.span)
     }
 
     fn resolved(&self) -> ResolvedLayer {
@@ -67,6 +89,11 @@ pub(crate) enum Naming {
 pub(crate) trait LayerKind: Any + fmt::Debug + Send + Sync {
     /// Its name in the file.
     fn name(&self) -> &'static str;
+
+    /// The layers that stand directly in it. (Experts are no layers of a `moe` in this sense: a token meets few of them.)
+    fn layers(&self) -> &[Layer] {
+        &[]
+    }
 
     /// How its tensors are named.
     fn naming(&self) -> Naming {

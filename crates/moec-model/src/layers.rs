@@ -18,7 +18,7 @@ mod spec;
 mod unembed;
 
 pub use activation::Activation;
-pub use attention::Attention;
+pub use attention::{Attention, QueryNorm};
 pub(crate) use block::Block;
 pub use mixture_of_depths::MixtureOfDepths;
 pub use mlp::Mlp;

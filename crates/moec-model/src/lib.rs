@@ -98,8 +98,8 @@ pub use decoding::{Cache, Decoding, decoding};
 pub use emit::{Mode, NoisePolicy, Role};
 pub use layer::Layer;
 pub use layers::{
-    Activation, Attention, Capacity, CapacityOrder, LAYERS, LayerSpec, MixtureOfDepths, Mlp, Moe, MultiHash, Route,
-    WeightedLoss,
+    Activation, Attention, Capacity, CapacityOrder, LAYERS, LayerSpec, MixtureOfDepths, Mlp, Moe, MultiHash, QueryNorm,
+    Route, WeightedLoss,
 };
 pub use losses::{BalanceLoss, LossContext};
 pub use lower::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, RoutedLayer, lower, lower_layer};

@@ -98,6 +98,87 @@ fn a_residual_inside_an_expert_adds_its_input() {
     }
 }
 
+/// What the shared experts add is weighed by a sigmoid of the token, and nothing else is.
+#[test]
+fn a_gate_weighs_what_shared_experts_add() {
+    let (width, tokens) = (4, 5);
+    let moe = |more: &str| {
+        let layer = &layers(width, &format!("moe(experts: 3 * mlp(hidden: 3), route: softmax_top_k(k: 2){more})"))[0];
+        let lowered = lower_layer(layer, &options(Mode::Evaluate, 1), tokens).unwrap();
+        verified(&lowered);
+        let values = bindings(&lowered.graph);
+        (evaluate(&lowered.graph, &values).unwrap().outputs["y"].to_f64(), values)
+    };
+    let (routed, _) = moe("");
+    let (open, _) = moe(", shared: 2 * mlp(hidden: 5)");
+    let (gated, values) = moe(", shared: 2 * mlp(hidden: 5), shared_gate: true");
+    let (x, weight) = (values["x"].to_f64(), values["moe.shared_gate.weight"].to_f64());
+    for (n, x) in x.chunks(width).enumerate() {
+        let score: f64 = x.iter().zip(&weight).map(|(x, w)| x * w).sum();
+        let gate = 1.0 / (1.0 + (-score).exp());
+        for i in n * width..(n + 1) * width {
+            let expected = routed[i] + gate * (open[i] - routed[i]);
+            assert!((gated[i] - expected).abs() < 1e-9, "token {n}: {} and {expected}", gated[i]);
+        }
+    }
+}
+
+/// Queries and keys over their root mean square, then attention, in plain loops.
+#[test]
+fn attention_normalises_queries_and_keys_of_a_head_or_of_all() {
+    let (width, heads, tokens, epsilon) = (6, 2, 5, 0.25);
+    let head = width / heads;
+    for (norm, part) in [("head", head), ("width", width)] {
+        let text = format!("attention(heads: {heads}, norm: {norm}, norm_epsilon: {epsilon}, output_bias: false)");
+        let lowered = lower_layer(&layers(width, &text)[0], &options(Mode::Evaluate, 1), tokens).unwrap();
+        verified(&lowered);
+        let values = bindings(&lowered.graph);
+        let [x, qkv, query_gain, key_gain, proj] = [
+            "x",
+            "attention.qkv.weight",
+            "attention.query_norm.gain",
+            "attention.key_norm.gain",
+            "attention.proj.weight",
+        ]
+        .map(|name| values[name].to_f64());
+        assert_eq!((lowered.parameters.len(), query_gain.len()), (4, part));
+        let product = |x: &[f64], weight: &[f64]| -> Vec<f64> {
+            weight.chunks(width).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+        };
+        let rows: Vec<Vec<f64>> = x.chunks(width).map(|x| product(x, &qkv)).collect();
+        let normed = |row: &[f64], gain: &[f64]| -> Vec<f64> {
+            let parts = row.chunks(part).map(|part| {
+                let mean = part.iter().map(|x| x * x).sum::<f64>() / part.len() as f64;
+                part.iter().zip(gain).map(move |(x, gain)| x / (mean + epsilon).sqrt() * gain)
+            });
+            parts.flatten().collect()
+        };
+        let queries: Vec<_> = rows.iter().map(|row| normed(&row[..width], &query_gain)).collect();
+        let keys: Vec<_> = rows.iter().map(|row| normed(&row[width..2 * width], &key_gain)).collect();
+        let y = evaluate(&lowered.graph, &values).unwrap().outputs["y"].to_f64();
+        for t in 0..tokens {
+            let mut together = vec![0.0; width];
+            for h in 0..heads {
+                let at = h * head..(h + 1) * head;
+                let score = |s: usize| -> f64 {
+                    let dot: f64 = queries[t][at.clone()].iter().zip(&keys[s][at.clone()]).map(|(q, k)| q * k).sum();
+                    (dot / (head as f64).sqrt()).exp()
+                };
+                let total: f64 = (0..=t).map(score).sum();
+                for s in 0..=t {
+                    let value = &rows[s][2 * width..][at.clone()];
+                    let share = score(s) / total;
+                    together[at.clone()].iter_mut().zip(value).for_each(|(sum, value)| *sum += share * value);
+                }
+            }
+            for (c, expected) in product(&together, &proj).into_iter().enumerate() {
+                let found = y[t * width + c];
+                assert!((found - expected).abs() < 1e-9, "{norm}: token {t}, channel {c}: {found} and {expected}");
+            }
+        }
+    }
+}
+
 const EVERYTHING: &str = include_str!("../../../tests/check/ok_everything.moe");
 
 #[test]

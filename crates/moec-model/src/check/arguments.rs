@@ -70,6 +70,7 @@ impl<'a> Checker<'a> {
             }
             if let ParameterType::Form(_) = spec.ty {
                 resolved.forms.insert(spec.name.clone(), &argument.value);
+                resolved.arguments.place(&spec.name, argument.value.span);
                 continue;
             }
             match self.value(owner, spec, &argument.value, scope) {

@@ -11,6 +11,7 @@ use super::arguments::Owner;
 use super::checker::{BlockDefinition, Checker, Scope};
 use super::duplicate;
 use super::layer::{Flow, LayerCheck, Place, Written, with_culprit};
+use crate::argument::Arguments;
 use crate::arithmetic::Number;
 use crate::layer::Layer;
 use crate::layers::{Block, LAYERS, LayerSpec};
@@ -223,7 +224,8 @@ impl<'a> Checker<'a> {
                 let index = self.model.iterations;
                 self.model.iterations += 1;
                 let kind = Arc::new(Block { index, layers: own });
-                layers.push(Layer { kind, span: node.span, input, output: flow.width() });
+                let arguments = Arguments::defaults("repeat", &[]);
+                layers.push(Layer { kind, span: node.span, input, output: flow.width(), arguments });
             } else {
                 layers.append(&mut own);
             }
@@ -322,8 +324,9 @@ impl<'a> Checker<'a> {
         let mut check = LayerCheck { checker: self, call, scope, place, resolved, flow: *flow };
         let kind = (spec.check)(&mut check);
         *flow = check.flow;
+        let arguments = check.resolved.arguments;
         match kind.filter(|_| !failed) {
-            Some(kind) => layers.push(Layer { kind, span: call.span, input, output: flow.width() }),
+            Some(kind) => layers.push(Layer { kind, span: call.span, input, output: flow.width(), arguments }),
             None => self.model.left_out += 1,
         }
     }

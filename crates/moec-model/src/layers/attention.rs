@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use moec_ir::{AttentionAttrs, Input, Op, StateRole, TensorType, Value};
+use moec_ir::{AttentionAttrs, Builder, Input, Invariant, Op, StateRole, TensorType, Value};
 use moec_syntax::{Code, Diagnostic};
 
 use super::spec::{DROPOUT, LayerSpec};
 use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
 use crate::cost::Flops;
+use crate::emit::Role;
 use crate::layer::{LayerKind, checked};
 use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
 use crate::model::Positions;
@@ -33,6 +34,19 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
         ),
         DROPOUT,
         ParameterSpec::flag("bias", false, "give queries, keys and values a bias"),
+        ParameterSpec::flag("output_bias", true, "give the output projection a bias"),
+        ParameterSpec::optional(
+            "norm",
+            ParameterType::Choice(&QueryNorm::WORDS),
+            DefaultValue::Word(QueryNorm::None.word()),
+            "normalise queries and keys: those of each head, or of all heads together",
+        ),
+        ParameterSpec::optional(
+            "norm_epsilon",
+            ParameterType::Float(Interval::above(0.0)),
+            DefaultValue::Float(1e-6),
+            "added to the mean square by that norm",
+        ),
     ],
     forms: &[],
     has_layers: false,
@@ -40,17 +54,53 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
 q, k, v = x Wqkvᵀ, split into H heads of width D = C / H    x [N, C], q, k, v [B, H, T, D]
 p = softmax over s <= t of (q_t . k_s) / sqrt(D)            scale: head; sqrt(C) with scale: width
 y = (concatenated sum_s p_s v_s) Wprojᵀ + b                 y [N, C]
-With positions: rotary of `embed`, q and k are first turned by their place in the sequence.
+norm: head   q = q / sqrt(mean(q^2) + norm_epsilon) * gain over the channels of each head, and k likewise, first of all
+norm: width  the same over the channels of all heads together
+With positions: rotary of `embed`, q and k are then turned by their place in the sequence.
 Dropout, in training, acts on p and on y.
-Parameters: qkv.weight [3 C, C], with bias: true qkv.bias [3 C]; proj.weight [C, C], proj.bias [C].
+Parameters: qkv.weight [3 C, C], with bias: true qkv.bias [3 C]; proj.weight [C, C], with output_bias: true
+proj.bias [C]; with a norm query_norm.gain and key_norm.gain, [D] or [C], which start at 1.
 Cost per token: 8 C^2 + 2 C (T + 1), as a token sees half of the others on average.",
     decoding: "Keeps keys and values of the last T tokens in cache.PATH [B, T, 2 C]: a token costs one row of scores.",
     references: &[
         "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762",
+        "Henry et al. 2020, Query-Key Normalization for Transformers, arXiv 2010.04245 (norm, with the root mean square)",
         "Su et al. 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding, arXiv 2104.09864",
     ],
     check,
 };
+
+/// How queries and keys are normalised before anything else is done with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryNorm {
+    /// Not at all.
+    None,
+    /// By the root mean square of each head, with one gain for all of them (Qwen3).
+    Head,
+    /// By the root mean square of all heads together (OLMoE).
+    Width,
+}
+
+impl QueryNorm {
+    const ALL: [QueryNorm; 3] = [QueryNorm::None, QueryNorm::Head, QueryNorm::Width];
+
+    const WORDS: [&'static str; 3] = [Self::ALL[0].word(), Self::ALL[1].word(), Self::ALL[2].word()];
+
+    /// The word of the language.
+    pub const fn word(self) -> &'static str {
+        match self {
+            QueryNorm::None => "none",
+            QueryNorm::Head => "head",
+            QueryNorm::Width => "width",
+        }
+    }
+
+    /// The norm of a word that has been checked.
+    fn named(word: &str) -> Self {
+        let found = Self::ALL.into_iter().find(|norm| norm.word() == word);
+        found.invariant("the word of a norm is one of those that are declared")
+    }
+}
 
 /// Causal self-attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,8 +113,14 @@ pub struct Attention {
     pub scale: f64,
     /// Dropout rate of the probabilities and of the output.
     pub dropout: f64,
-    /// Whether queries, keys and values have a bias; the output projection always has one.
+    /// Whether queries, keys and values have a bias.
     pub bias: bool,
+    /// Whether the output projection has one.
+    pub output_bias: bool,
+    /// How queries and keys are normalised.
+    pub norm: QueryNorm,
+    /// Added to the mean square by that norm.
+    pub norm_epsilon: f64,
     /// Whether queries and keys are rotated by their position.
     pub rotary: bool,
 }
@@ -83,6 +139,7 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     let head_width = head_width(c, width, heads, rotary)?;
     c.count(&[3, width, width]);
     c.count(&[width, width]);
+    let (norm, norm_epsilon) = (QueryNorm::named(c.word("norm")?), c.float("norm_epsilon")?);
     let scaled_by = if c.word("scale")? == "width" { width } else { head_width };
     checked(Attention {
         width,
@@ -90,6 +147,9 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
         scale: (scaled_by as f64).sqrt().recip(),
         dropout: c.float("dropout")?,
         bias: c.bool("bias")?,
+        output_bias: c.bool("output_bias")?,
+        norm,
+        norm_epsilon,
         rotary,
     })
 }
@@ -139,6 +199,48 @@ impl Attention {
         l.b().op(Op::Rotary { heads: self.heads, time: site.time, base, inverse: false, positions }, &operands)
     }
 
+    /// Queries and keys divided by their root mean square; `qkv` is `[N, 3C]`, and its values stay as they are.
+    fn normalised(&self, l: &mut Lowering, qkv: Value) -> Value {
+        let (groups, width) = match self.norm {
+            QueryNorm::None => return qkv,
+            QueryNorm::Head => (self.heads, self.width / self.heads),
+            QueryNorm::Width => (1, self.width),
+        };
+        let mut gain = |name| l.opened(name, |l| l.emitter.parameter("gain", [width], Role::Constant(1.0)));
+        let gains = [gain("query_norm"), gain("key_norm")];
+        let b = l.b();
+        let tokens = b.extent(qkv, 0);
+        let parts = b.reshape(qkv, [tokens, 3 * groups, width]);
+        let one = b.fill(1.0, [width]);
+        let normed = b.op(Op::RmsNorm { epsilon: self.norm_epsilon.into() }, &[parts, one]);
+        // 0 for the rows of queries, 1 for those of keys, 2 for those of values; of which polynomials are 1 for one kind and 0
+        // for the others, exactly.
+        let kind = b.ramp(3, 1);
+        let kind = b.to_float(kind);
+        let kind = b.reshape(kind, [3, 1]);
+        let less_one = b.add_scalar(kind, -1.0);
+        let to_two = b.scale(kind, -1.0);
+        let to_two = b.add_scalar(to_two, 2.0);
+        let is_query = b.mul(less_one, to_two);
+        let is_query = b.scale(is_query, -0.5);
+        let is_key = b.mul(kind, to_two);
+        let is_value = b.mul(kind, less_one);
+        let is_value = b.scale(is_value, 0.5);
+        let of_rows = |b: &mut Builder, column: Value| {
+            let all = b.broadcast(column, [3, width]);
+            let all = b.reshape(all, [3, 1, width]);
+            let all = b.broadcast(all, [3, groups, width]);
+            b.reshape(all, [3 * groups, width])
+        };
+        let [query, key, value] = [is_query, is_key, is_value].map(|column| of_rows(b, column));
+        let (query, key) = (b.mul(query, gains[0]), b.mul(key, gains[1]));
+        let gain = b.add(query, key);
+        let turned = b.mul(normed, gain);
+        let kept = b.mul(parts, value);
+        let y = b.add(turned, kept);
+        b.reshape(y, [tokens, 3 * self.width])
+    }
+
     /// Attention of the newest tokens over the keys and values that are kept from those before them.
     fn cached(&self, l: &mut Lowering, qkv: Value) -> Value {
         let (batch, time) = (l.options.batch, l.sequence_length);
@@ -161,19 +263,20 @@ impl LayerKind for Attention {
     fn lower(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Result<Value, LowerError> {
         let width = self.width;
         let mut qkv = l.linear("qkv", x, Rows::Tokens, (width, 3 * width), self.bias);
+        qkv = self.normalised(l, qkv);
         if self.rotary {
             qkv = self.rotated(l, site, qkv);
         }
         if l.newest() {
             let y = self.cached(l, qkv);
-            return Ok(l.linear("proj", y, Rows::Tokens, (width, width), true));
+            return Ok(l.linear("proj", y, Rows::Tokens, (width, width), self.output_bias));
         }
         let dropout = if l.training() { self.dropout } else { 0.0 };
         let (key, rng) = if dropout > 0.0 { (l.b().fresh_key(), Some(l.emitter.rng())) } else { (0, None) };
         let (heads, time) = (self.heads, site.time);
         let attrs = AttentionAttrs { heads, time, scale: self.scale.into(), dropout: dropout.into(), key };
         let heads = l.b().attention(attrs, qkv, rng);
-        let y = l.linear("proj", heads, Rows::Tokens, (width, width), true);
+        let y = l.linear("proj", heads, Rows::Tokens, (width, width), self.output_bias);
         Ok(l.dropout(y, self.dropout))
     }
 
@@ -192,6 +295,9 @@ impl LayerKind for Attention {
             ("scale", self.scale.into()),
             ("dropout", self.dropout.into()),
             ("bias", self.bias.into()),
+            ("output_bias", self.output_bias.into()),
+            ("norm", self.norm.word().into()),
+            ("norm_epsilon", self.norm_epsilon.into()),
             ("rotary", self.rotary.into()),
         ])
     }

@@ -24,6 +24,10 @@ impl LayerKind for Block {
         ""
     }
 
+    fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     fn naming(&self) -> Naming {
         Naming::Block(self.index)
     }

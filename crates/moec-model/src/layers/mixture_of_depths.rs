@@ -185,6 +185,10 @@ impl LayerKind for MixtureOfDepths {
         LAYER.name
     }
 
+    fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     fn lower(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Result<Value, LowerError> {
         let ([tokens, width], time) = (l.extents(x), site.time);
         let (score, predicted) = l.routing(|l| {

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use moec_ir::Value;
-use moec_syntax::Span;
+use moec_syntax::{Code, Diagnostic, Span};
 
 use super::spec::LayerSpec;
 use crate::argument::{DefaultValue, ParameterSpec, ParameterType};
@@ -46,6 +46,11 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
             DefaultValue::Absent("none"),
             "experts that every token goes to",
         ),
+        ParameterSpec::flag(
+            "shared_gate",
+            false,
+            "weigh what the shared experts compute by the sigmoid of a linear map",
+        ),
         ParameterSpec::optional(
             "balance",
             ParameterType::Form("[LOSS(weight: ..), ..]"),
@@ -70,16 +75,19 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
     equations: "\
 e, w = route(x)                                     x [N, C], e i32 [N, K], w [N, K]: experts and weights of each token
 y_n = sum_k w_nk f_{e_nk}(x_n) + sum_s g_s(x_n)     y [N, C], f_1 .. f_E the experts, g_s the shared ones
+shared_gate: true   the second sum times sigmoid(x_n . w)
 With a capacity, an expert takes at most max(minimum, int(N K / E * factor)) tokens; the rest of the sum is 0.
 The rows of all experts are sorted by expert, and each linear map of the experts is one product over ragged segments.
 Objective of a training step: + weight * loss for each loss of `balance`.
-Parameters: those of E experts, with the axis of experts in front, of the shared experts, and of the router.
+Parameters: those of E experts, with the axis of experts in front, of the shared experts, and of the router;
+with shared_gate: true shared_gate.weight [1, C].
 Cost per token: K experts on average, the shared experts, and 2 for each parameter of the router.",
     decoding: "Nothing is kept. It follows from the router: one that compares tokens, counts them or is random in \
                evaluation, and a capacity in evaluation, have the window computed anew; `moec explain ROUTER` says more.",
     references: &[
         "Shazeer et al. 2017, Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv \
          1701.06538",
+        "Qwen Team 2024, Qwen1.5-MoE: Matching 7B Model Performance with 1/3 Activated Parameters (shared_gate)",
         "Gale et al. 2022, MegaBlocks: Efficient Sparse Training with Mixture-of-Experts, arXiv 2211.15841",
     ],
     check,
@@ -88,6 +96,8 @@ Cost per token: K experts on average, the shared experts, and 2 for each paramet
 /// A mixture of experts.
 #[derive(Clone, Debug)]
 pub struct Moe {
+    /// Width of the vectors, C.
+    pub width: usize,
     /// Number of experts, E.
     pub experts: usize,
     /// The layers of each expert.
@@ -96,6 +106,8 @@ pub struct Moe {
     pub shared: usize,
     /// The layers of each shared expert.
     pub shared_expert: Vec<Layer>,
+    /// Whether what they compute is weighed by the sigmoid of a linear map of the token.
+    pub shared_gate: bool,
     /// How tokens are sent to experts.
     pub route: Route,
     /// Balance losses.
@@ -124,6 +136,16 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
         route.without_use(c);
         route.learns(c, balance.as_deref());
     }
+    let shared_gate = c.bool("shared_gate")?;
+    if shared_gate && shared.is_none() {
+        let d = Diagnostic::new(Code::ArgumentsConflict, "`shared_gate` has no use without `shared`")
+            .primary(c.argument_span("shared_gate"), "there are no shared experts")
+            .help("remove it, or add `shared: 1 * mlp(hidden: 512)`");
+        c.report(d);
+    }
+    if let Some(width) = c.input().filter(|_| shared_gate) {
+        c.count(&[1, width]);
+    }
     if c.errors() > errors {
         return None;
     }
@@ -133,10 +155,12 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
         None => (0, Vec::new()),
     };
     checked(Moe {
+        width: c.input()?,
         experts: experts.count?,
         expert: experts.layers?,
         shared,
         shared_expert,
+        shared_gate,
         route: route?,
         balance: balance.into_iter().flatten().collect(),
         capacity: capacity.map(|(capacity, _)| capacity),
@@ -213,7 +237,8 @@ impl LayerKind for Moe {
     fn flops(&self, time: usize, vocab: usize) -> Flops {
         // The experts that a token meets.
         let routed = layer::flops(&self.expert, time, vocab) * self.route.experts_per_token(self.experts, time);
-        routed + layer::flops(&self.shared_expert, time, vocab) * self.shared as f64
+        let gate = if self.shared_gate { 2 * self.width } else { 0 };
+        routed + layer::flops(&self.shared_expert, time, vocab) * self.shared as f64 + Flops::products(gate as f64)
     }
 
     fn needs(&self) -> Needs {
@@ -231,6 +256,7 @@ impl LayerKind for Moe {
         if self.shared > 0 {
             arguments.insert("shared".into(), self.shared.into());
             arguments.insert("shared_expert".into(), ResolvedValue::Layers(layer::resolved(&self.shared_expert)));
+            arguments.insert("shared_gate".into(), self.shared_gate.into());
         }
         if let Some(capacity) = self.capacity {
             arguments.insert("capacity".into(), capacity.resolved());

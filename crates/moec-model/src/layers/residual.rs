@@ -47,6 +47,10 @@ impl LayerKind for Residual {
         LAYER.name
     }
 
+    fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     fn naming(&self) -> Naming {
         Naming::None
     }

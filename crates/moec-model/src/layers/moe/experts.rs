@@ -1,6 +1,6 @@
 //! The experts of a `moe`: `NUMBER * EXPERT` as written, and how they are run on the rows that are sent to them.
 
-use moec_ir::{Builder, Op, Precision, Value};
+use moec_ir::{Builder, Op, Precision, Unary, Value};
 use moec_syntax::{self as ast, BinaryOperator, Code, Diagnostic, ExprKind, Span};
 
 use super::Moe;
@@ -173,9 +173,17 @@ impl Moe {
         mut z: Value,
     ) -> Result<Value, LowerError> {
         let site = Site { rows: Rows::Tokens, inside: true, ..site };
+        let mut gate = None;
+        if self.shared_gate {
+            let score = l.linear("shared_gate", x, site.rows, (self.width, 1), false);
+            gate = Some(l.b().unary(Unary::Sigmoid, score));
+        }
         for copy in 0..self.shared {
             let scope = if self.shared == 1 { "shared".to_string() } else { format!("shared.{copy}") };
-            let y = l.opened(&scope, |l| l.sequence(&self.shared_expert, site, x))?;
+            let mut y = l.opened(&scope, |l| l.sequence(&self.shared_expert, site, x))?;
+            if let Some(gate) = gate {
+                y = l.b().mul(gate, y);
+            }
             z = l.b().add(z, y);
         }
         Ok(z)
