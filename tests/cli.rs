@@ -14,6 +14,8 @@ mod explain;
 mod export;
 #[path = "cli/frictions.rs"]
 mod frictions;
+#[path = "cli/interchange.rs"]
+mod interchange;
 #[path = "cli/json.rs"]
 mod json;
 #[path = "cli/tracking.rs"]

@@ -18,6 +18,7 @@ mod batches;
 mod checkpoint;
 mod data;
 mod evaluate;
+mod exchange;
 mod executable;
 mod files;
 mod init;
@@ -40,10 +41,11 @@ pub use checkpoint::{
 };
 pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};
 pub use evaluate::{EvaluateError, SplitLoss, evaluate_split};
+pub use exchange::{ExchangeError, Piece, export_tensors, import_tensors};
 pub use executable::{Executable, ExecutableError};
 pub use init::{initial_tensors, initialise};
 pub use latest::{Latest, follow_latest, point_latest};
-pub use makemoe::{MakeMoeError, attention_heads, export_makemoe, import_makemoe};
+pub use makemoe::{attention_heads, export_makemoe, import_makemoe};
 pub use metrics::{Divergence, Evaluation, LayerBalance, Metric, SCHEMA, TrainMetric};
 pub use profile::{KernelRow, Profiled, Timings};
 pub use run_folder::{

@@ -17,65 +17,10 @@
 //! So every tensor here is some of makeMoE's, one after another along the first axis. The causal masks `..tril` that
 //! PyTorch stores as well are left out on import.
 
-use moec_ir::{Data, Op, TOKEN_TABLE, Tensor, TensorType};
+use crate::exchange::{ExchangeError, Piece, export_tensors, import_tensors};
+use moec_ir::{Op, TOKEN_TABLE, Tensor};
 use moec_plan::{Program, StateDecl};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Why tensors cannot be translated.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum MakeMoeError {
-    /// The model has a tensor that makeMoE's model has no place for.
-    #[error("makeMoE's model has no counterpart of `{name}`")]
-    NoCounterpart {
-        /// The tensor, by its name here.
-        name: String,
-    },
-    /// The heads of the model are unknown or do not divide its width.
-    #[error("`{name}` cannot be divided into {heads} attention heads")]
-    Heads {
-        /// The tensor, by its name here.
-        name: String,
-        /// Number of heads; 0 when layers differ or there is no attention.
-        heads: usize,
-    },
-    /// A tensor is missing.
-    #[error("tensor `{name}` is missing")]
-    Missing {
-        /// Its name.
-        name: String,
-    },
-    /// A tensor is left over.
-    #[error("the model has no place for tensor `{name}`")]
-    LeftOver {
-        /// Its name.
-        name: String,
-    },
-    /// The vocabulary is another one.
-    #[error("the model was trained on {theirs} distinct characters, and the vocabulary of this text has {ours}")]
-    Vocabulary {
-        /// Characters of makeMoE's model.
-        theirs: usize,
-        /// Characters of the model here.
-        ours: usize,
-    },
-    /// A tensor has another type than the model needs.
-    #[error("tensor `{name}` is {found}, the model needs {expected}")]
-    Type {
-        /// Its name.
-        name: String,
-        /// What the model needs.
-        expected: TensorType,
-        /// What it is.
-        found: TensorType,
-    },
-}
-
-/// A tensor of makeMoE that is part of one of ours.
-struct Piece {
-    name: String,
-    shape: Vec<usize>,
-}
 
 /// Number of attention heads H of a program's model; `None` without attention or when layers differ.
 pub fn attention_heads(program: &Program) -> Option<usize> {
@@ -98,41 +43,8 @@ pub fn import_makemoe(
     theirs: &BTreeMap<String, Tensor>,
     states: &[StateDecl],
     heads: Option<usize>,
-) -> Result<BTreeMap<String, Tensor>, MakeMoeError> {
-    let mut ours = BTreeMap::new();
-    let mut used = BTreeSet::new();
-    for state in states.iter().filter(|s| s.kind.of_model()) {
-        let mut elements = Vec::with_capacity(state.ty.elements());
-        for piece in pieces(&state.name, &state.ty.shape, heads)? {
-            let Some(tensor) = theirs.get(&piece.name) else {
-                return Err(MakeMoeError::Missing { name: piece.name });
-            };
-            let expected = TensorType::f32(piece.shape);
-            if let ([ours, width], [theirs, columns]) = (expected.shape.as_slice(), tensor.shape())
-                && state.name == TOKEN_TABLE
-                && width == columns
-                && ours != theirs
-            {
-                return Err(MakeMoeError::Vocabulary { theirs: *theirs, ours: *ours });
-            }
-            if tensor.ty() != expected {
-                return Err(MakeMoeError::Type { name: piece.name, expected, found: tensor.ty() });
-            }
-            elements.extend(tensor.to_f32());
-            used.insert(piece.name);
-        }
-        let found = TensorType::f32([elements.len()]);
-        let tensor = Tensor::new(state.ty.shape.clone(), Data::F32(elements)).ok_or_else(|| MakeMoeError::Type {
-            name: state.name.clone(),
-            expected: state.ty.clone(),
-            found,
-        })?;
-        ours.insert(state.name.clone(), tensor);
-    }
-    match theirs.keys().find(|name| !used.contains(*name) && !is_mask(name)) {
-        Some(name) => Err(MakeMoeError::LeftOver { name: name.clone() }),
-        None => Ok(ours),
-    }
+) -> Result<BTreeMap<String, Tensor>, ExchangeError> {
+    import_tensors(theirs, states, &|name, shape| pieces(name, shape, heads), &is_mask)
 }
 
 /// makeMoE's parameters, from those of a model here; tensors of other kinds are left out.
@@ -144,27 +56,8 @@ pub fn export_makemoe(
     ours: &BTreeMap<String, Tensor>,
     states: &[StateDecl],
     heads: Option<usize>,
-) -> Result<BTreeMap<String, Tensor>, MakeMoeError> {
-    let mut theirs = BTreeMap::new();
-    for state in states.iter().filter(|s| s.kind.of_model()) {
-        let pieces = pieces(&state.name, &state.ty.shape, heads)?;
-        let Some(tensor) = ours.get(&state.name) else {
-            return Err(MakeMoeError::Missing { name: state.name.clone() });
-        };
-        let wrong = || MakeMoeError::Type { name: state.name.clone(), expected: state.ty.clone(), found: tensor.ty() };
-        if tensor.ty() != state.ty {
-            return Err(wrong());
-        }
-        let elements = tensor.to_f32();
-        let mut rest = elements.as_slice();
-        for piece in pieces {
-            let (part, later) = rest.split_at_checked(piece.shape.iter().product()).ok_or_else(wrong)?;
-            rest = later;
-            let part = Tensor::new(piece.shape, Data::F32(part.to_vec())).ok_or_else(wrong)?;
-            theirs.insert(piece.name, part);
-        }
-    }
-    Ok(theirs)
+) -> Result<BTreeMap<String, Tensor>, ExchangeError> {
+    export_tensors(ours, states, &|name, shape| pieces(name, shape, heads))
 }
 
 /// Buffers that PyTorch stores with makeMoE's attention: constants, not parameters.
@@ -173,8 +66,8 @@ fn is_mask(name: &str) -> bool {
 }
 
 /// The tensors of makeMoE that make one of ours, in order.
-fn pieces(name: &str, shape: &[usize], heads: Option<usize>) -> Result<Vec<Piece>, MakeMoeError> {
-    let whole = |theirs: String| Ok(vec![Piece { name: theirs, shape: shape.to_vec() }]);
+fn pieces(name: &str, shape: &[usize], heads: Option<usize>) -> Result<Vec<Piece>, ExchangeError> {
+    let whole = |theirs: String| Ok(vec![Piece::new(theirs, shape)]);
     match name {
         TOKEN_TABLE => return whole("token_embedding_table.weight".into()),
         "embed.position.weight" => return whole("position_embedding_table.weight".into()),
@@ -184,12 +77,12 @@ fn pieces(name: &str, shape: &[usize], heads: Option<usize>) -> Result<Vec<Piece
         "unembed.bias" => return whole("lm_head.bias".into()),
         _ => {}
     }
-    let none = || MakeMoeError::NoCounterpart { name: name.to_string() };
+    let none = || ExchangeError::NoCounterpart { name: name.to_string() };
     let (block, rest) = name.strip_prefix("blocks.").and_then(|r| r.split_once('.')).ok_or_else(none)?;
     let block = format!("blocks.{block}");
     let experts = |layer: usize, kind: &str| match shape {
         [experts, part @ ..] if !part.is_empty() => Ok((0..*experts)
-            .map(|e| Piece { name: format!("{block}.smoe.experts.{e}.net.{layer}.{kind}"), shape: part.to_vec() })
+            .map(|e| Piece::new(format!("{block}.smoe.experts.{e}.net.{layer}.{kind}"), part))
             .collect()),
         _ => Err(none()),
     };
@@ -207,9 +100,9 @@ fn pieces(name: &str, shape: &[usize], heads: Option<usize>) -> Result<Vec<Piece
                         let block = &block;
                         (0..heads).map(move |h| format!("{block}.sa.heads.{h}.{kind}.weight"))
                     });
-                    Ok(names.map(|name| Piece { name, shape: part.clone() }).collect())
+                    Ok(names.map(|name| Piece::new(name, part.clone())).collect())
                 }
-                _ => Err(MakeMoeError::Heads { name: name.to_string(), heads }),
+                _ => Err(ExchangeError::Heads { name: name.to_string(), heads }),
             }
         }
         "attention.proj.weight" => whole(format!("{block}.sa.proj.weight")),
@@ -229,7 +122,7 @@ fn pieces(name: &str, shape: &[usize], heads: Option<usize>) -> Result<Vec<Piece
 #[cfg(test)]
 mod tests {
     use super::*;
-    use moec_ir::StateRole;
+    use moec_ir::{Data, StateRole, TensorType};
     use moec_plan::StateKind;
 
     /// V, T, C, H, E, F of the model in these tests; layers are numbered past 9 to catch sorting by text.
@@ -325,9 +218,9 @@ mod tests {
             import_makemoe(&theirs, &states(), Some(3)).unwrap_err()
         };
         let name = || "ln_f.bias".to_string();
-        assert_eq!(import(&|t| drop(t.remove("ln_f.bias"))), MakeMoeError::Missing { name: name() });
+        assert_eq!(import(&|t| drop(t.remove("ln_f.bias"))), ExchangeError::Missing { name: name() });
         let extra = import(&|t| drop(t.insert("blocks.0.smoe.experts.2.net.0.bias".into(), Tensor::floats([0.0; 7]))));
-        assert_eq!(extra, MakeMoeError::LeftOver { name: "blocks.0.smoe.experts.2.net.0.bias".into() });
+        assert_eq!(extra, ExchangeError::LeftOver { name: "blocks.0.smoe.experts.2.net.0.bias".into() });
         let wrong = import(&|t| drop(t.insert(name(), Tensor::floats([0.0; 5]))));
         assert_eq!(wrong.to_string(), "tensor `ln_f.bias` is f32[5], the model needs f32[6]");
         for (name, shape) in [
@@ -338,16 +231,16 @@ mod tests {
         ] {
             let state = StateDecl { name: name.into(), ty: TensorType::f32(shape), kind: StateKind::Parameter };
             let error = import_makemoe(&theirs, std::slice::from_ref(&state), Some(3)).unwrap_err();
-            assert_eq!(error, MakeMoeError::NoCounterpart { name: name.into() });
+            assert_eq!(error, ExchangeError::NoCounterpart { name: name.into() });
             assert_eq!(export_makemoe(&ours(), &[state], Some(3)).unwrap_err(), error);
         }
         for heads in [None, Some(0), Some(4)] {
             let error = export_makemoe(&ours(), &states(), heads).unwrap_err();
-            assert!(matches!(error, MakeMoeError::Heads { .. }), "{error}");
+            assert!(matches!(error, ExchangeError::Heads { .. }), "{error}");
         }
         let mut incomplete = ours();
         incomplete.remove("unembed.bias");
         let error = export_makemoe(&incomplete, &states(), Some(3)).unwrap_err();
-        assert_eq!(error, MakeMoeError::Missing { name: "unembed.bias".into() });
+        assert_eq!(error, ExchangeError::Missing { name: "unembed.bias".into() });
     }
 }

@@ -1,7 +1,8 @@
 //! Every diagnostic code: one table with the summary and the long explanation that `moec explain` prints.
 //!
 //! E01 is syntax, E02 names and arguments, E03 types and values, E04 shapes and structure, E05 routing, E06 the recipe
-//! and overrides, E07 resources, E08 routers in the language; W is a warning about the same subjects. A published number keeps its meaning.
+//! and overrides, E07 resources, E08 routers in the language, E09 exchange with
+//! other programs; W is a warning about the same subjects. A published number keeps its meaning.
 
 use std::fmt;
 use std::str::FromStr;
@@ -1064,6 +1065,20 @@ Wrong:
 Right:
 
     return dense_gates(sigmoid(linear(x, experts, name: "gate")))
+"#;
+    // Exchange with other programs.
+    NoCounterpart = "E0901", Nowhere, "another program has no counterpart of this", r#"
+`moec export` and `moec import` exchange weights with programs that have a model of their own. What that model computes
+in another way cannot be exchanged: the tensors would fit, and the results would be wrong. The message says what the
+other model has instead; what can be put into the weights without changing a result is put there, and said.
+
+Wrong:
+
+    moe(experts: 8 * mlp(hidden: 512, activation: gelu), route: switch)     // moec export RUN --to makemoe
+
+Right:
+
+    moe(experts: 8 * mlp(hidden: 512, activation: relu), route: noisy_top_k(k: 2))
 "#;
     // Warnings.
     UnusedLet = "W0201", Body, "a binding is never used", r#"

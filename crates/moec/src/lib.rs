@@ -51,6 +51,8 @@ mod cli;
 mod device;
 pub mod diagnosis;
 mod error;
+#[cfg(feature = "cli")]
+mod interchange;
 #[cfg(feature = "kernels")]
 mod kernel_cache;
 mod locate;

@@ -298,15 +298,21 @@ editors/README.md of the repository says how VS Code, Neovim, Helix and Emacs ar
   moec man train > moec-train.1 && man ./moec-train.1
   moec man -o ~/.local/share/man/man1                   then `man moec-train`")]
     Man(ManArgs),
-    /// Make a run from a makeMoE state dictionary saved as safetensors.
+    /// Make a run from a makeMoE state dictionary saved as safetensors, or from a folder of Hugging Face's transformers.
     #[command(after_help = "Examples:
-  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data synthetic --out runs/im")]
+  moec import makemoe.safetensors --spec specs/noisy_top2.moe --data synthetic --out runs/im
+  moec import mixtral --data input.txt --out runs/mixtral      a folder with config.json and model.safetensors
+  moec import mixtral --data input.txt --out runs/short -s context=64
+
+A spec, or a config.json, that makeMoE or moec computes in another way is refused: docs/interchange.md says what corresponds.")]
     Import(ImportArgs),
-    /// Save a run's model for other programs: as PyTorch source code, or under makeMoE's parameter names.
+    /// Save a run's model for other programs: as PyTorch source code, for Hugging Face's transformers, or under makeMoE's
+    /// parameter names.
     #[command(after_help = "Examples:
   moec export runs/shakespeare --to pytorch shakespeare-pytorch
   python shakespeare-pytorch/model.py --prompt \"ROMEO:\" --length 200
   moec export runs/makemoe -o makemoe.safetensors
+  moec export runs/mixtral --to hf mixtral                     then from_pretrained(\"mixtral\")
 
 `--to pytorch` works for every model and router, and docs/interchange.md says what it writes.")]
     Export(ExportArgs),
@@ -1197,15 +1203,28 @@ pub(crate) struct GradcheckArgs {
     pub(crate) json: bool,
 }
 
+/// What a run can be made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImportFormat {
+    /// One safetensors file under makeMoE's parameter names, with a spec.
+    Makemoe,
+    /// A folder of Hugging Face's transformers: GPT-2, Llama, Mistral, Qwen2, Qwen3, Mixtral, OLMoE or their kin.
+    Hf,
+}
+
 /// `moec import`
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// The state dictionary, as safetensors.
+    /// The state dictionary of makeMoE, as safetensors, or the folder that `save_pretrained` wrote.
     pub(crate) file: PathBuf,
 
-    /// The `.moe` file of the same model.
+    /// What it is [default: hf for a folder with a config.json, else makemoe].
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) from: Option<ImportFormat>,
+
+    /// The `.moe` file of the same model, for makeMoE; config.json says it for hf.
     #[arg(long)]
-    pub(crate) spec: PathBuf,
+    pub(crate) spec: Option<PathBuf>,
 
     /// Which model of the file, if it has several.
     #[arg(long)]
@@ -1223,15 +1242,21 @@ pub(crate) struct ImportArgs {
     /// The run folder to make.
     #[arg(long, value_name = "RUN")]
     pub(crate) out: PathBuf,
+
+    /// Go by the spec where makeMoE computes something else, for weights of code that was changed.
+    #[arg(long)]
+    pub(crate) trust_spec: bool,
 }
 
 /// What a run's model is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExportFormat {
-    /// One safetensors file under makeMoE's parameter names; only for models of its structure.
+    /// One safetensors file under makeMoE's parameter names; only for models that it computes.
     Makemoe,
     /// A folder with a readable `model.py`, the parameters and the vocabulary.
     Pytorch,
+    /// A folder for Hugging Face's transformers; only for models that one of its classes computes.
+    Hf,
 }
 
 /// `moec export`

@@ -4,7 +4,7 @@ use crate::cli::{near, run_name, shell};
 use crate::error::{self, Error, Messages};
 use moec_plan::BackendError;
 use moec_runtime::{
-    CheckpointError, DataError, EvaluateError, ExecutableError, MakeMoeError, RunError, SampleError, Split,
+    CheckpointError, DataError, EvaluateError, ExchangeError, ExecutableError, RunError, SampleError, Split,
     TensorFileError, TrainError,
 };
 use moec_syntax::{Diagnostic, SourceFile};
@@ -291,13 +291,15 @@ impl From<TensorFileError> for Failure {
     }
 }
 
-impl From<MakeMoeError> for Failure {
-    fn from(error: MakeMoeError) -> Self {
+impl From<ExchangeError> for Failure {
+    fn from(error: ExchangeError) -> Self {
         let failure = Failure::new(Exit::Data, error.to_string());
-        if matches!(error, MakeMoeError::Vocabulary { .. }) {
-            return failure.help("--data names the text whose characters are those that the model was trained on");
+        match error {
+            ExchangeError::Vocabulary { .. } => {
+                failure.help("--data names the text whose characters are those that the model was trained on")
+            }
+            _ => failure.help("the tensors do not belong to the model that the spec describes"),
         }
-        failure.help("makeMoE's model has learned positions, layer norms, attention and mixtures of relu experts")
     }
 }
 

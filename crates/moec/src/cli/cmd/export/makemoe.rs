@@ -4,6 +4,7 @@ use crate::cli::args::ExportArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Output};
+use crate::interchange::makemoe::{self, Direction};
 use crate::pipeline::{CompileOptions, Function};
 use crate::{Device, Run};
 use moec_model::Registry;
@@ -11,7 +12,7 @@ use moec_model::Registry;
 /// Writes the file.
 ///
 /// # Errors
-/// When the run is wrong, its model has another structure than makeMoE's, or the file exists or cannot be written.
+/// When the run is wrong, makeMoE computes its model in another way, or the file exists or cannot be written.
 pub(super) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
     let path = args.target();
     if path.exists() && !args.force {
@@ -24,9 +25,13 @@ pub(super) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
     console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
     let output = Output::new(path, &output::files_of_run(&run.root))?;
     let file = output.plain_file()?;
+    let fit = makemoe::fit(&run.spec.checked.model, Direction::Export)
+        .map_err(|obstacles| Failure::source(run.spec.source.clone(), obstacles, Exit::Usage))?;
     let heads = moec_runtime::attention_heads(&run.compiled.program);
-    let tensors = moec_runtime::export_makemoe(&run.checkpoint.tensors, &run.compiled.states, heads)?;
+    let mut tensors = moec_runtime::export_makemoe(&run.checkpoint.tensors, &run.compiled.states, heads)?;
+    fit.apply(&mut tensors);
     moec_runtime::write_tensors(file, &tensors)?;
     console.note(format!("wrote {} tensors to {}", tensors.len(), path.display()));
+    super::say(console, &fit.remarks, &run, "makeMoE");
     Ok(Exit::Success)
 }
