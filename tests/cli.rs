@@ -14,6 +14,8 @@ mod explain;
 mod frictions;
 #[path = "cli/json.rs"]
 mod json;
+#[path = "cli/surgery.rs"]
+mod surgery;
 #[path = "cli/tracking.rs"]
 mod tracking;
 

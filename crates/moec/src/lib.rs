@@ -63,6 +63,7 @@ mod run;
 mod sampling;
 mod session;
 mod spec;
+pub mod surgery;
 mod training;
 mod units;
 

@@ -82,6 +82,21 @@ impl Spec {
         Ok(compiled)
     }
 
+    /// The same model and overrides with another text, and other texts that it imports (the same if `None`).
+    ///
+    /// # Errors
+    /// [`Error::Spec`] with everything that is wrong with it.
+    pub(crate) fn rewritten(
+        &self,
+        text: String,
+        imports: Option<BTreeMap<String, String>>,
+        registry: &Registry,
+    ) -> Result<Self, Error> {
+        let imports = imports.unwrap_or_else(|| imported(&self.source));
+        let source = SourceFile::new(self.source.name(), text).with_kept_imports(&imports);
+        Self::check(source, registry, self.model.as_deref(), &self.set)
+    }
+
     /// What the recipe trains on: `synthetic`, a path, which is relative to the spec's folder, or a known name, if there
     /// is no such file.
     pub fn data(&self, spec: &Path, registry: &Registry) -> String {

@@ -4,8 +4,10 @@ use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::run_name::run_name;
-use crate::cli::{configuration, downloads, remarks, run_text, shell};
+use crate::cli::{assembly, configuration, downloads, remarks, run_text, shell};
 use crate::pipeline::Compiled;
+use crate::run::kept_source;
+use crate::surgery::Subject;
 use crate::{Device, Request, Spec, read_source};
 use moec_ir::Invariant;
 use moec_model::Registry;
@@ -24,6 +26,8 @@ pub(crate) struct Task {
     /// Whether the run in it goes on.
     pub(crate) is_resumed: bool,
     pub(crate) device: Device,
+    /// The run whose numbers it begins with.
+    from: Option<Subject>,
     /// Overrides that a continued run did not have before.
     changes: Vec<String>,
     /// What a continued run is asked for from here on, if that is not what it was asked for.
@@ -43,6 +47,9 @@ impl Task {
     }
 
     fn begun(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
+        if let Some(from) = &args.from {
+            return Self::begun_from(from, args, registry, console);
+        }
         let path = args.spec.spec.as_deref().invariant("clap asks for a spec where no run is continued");
         let (reading, source) = (&args.spec.reading, read_source(path)?);
         let mut set = configuration::given(reading, &source, registry)?;
@@ -57,7 +64,74 @@ impl Task {
         let device = args.device.unwrap_or(Device::Cpu);
         let root = args.out.clone().or(args.name.clone());
         let name = run_name(&spec.checked.model.name, &set);
-        Ok(Self { spec, corpus, root, name, is_resumed: false, device, changes: Vec::new(), request: None })
+        Ok(Self { spec, corpus, root, name, is_resumed: false, device, from: None, changes: Vec::new(), request: None })
+    }
+
+    /// A new run that begins with the numbers of another one: its spec with its overrides, unless another spec is given, and
+    /// its text, unless another text is.
+    fn begun_from(from: &Path, args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
+        let run = assembly::open(from, registry, console)?;
+        let reading = &args.spec.reading;
+        let values = configuration::Values::read(reading.config.as_deref(), &reading.set)?.overrides();
+        let given = values.into_iter().chain(wishes(args));
+        let (spec, set) = match &args.spec.spec {
+            Some(path) => {
+                let (source, set) = (read_source(path)?, given.collect::<Vec<_>>());
+                (Spec::check(source, registry, reading.model.as_deref(), &set)?, set)
+            }
+            None => {
+                if reading.model.is_some() && reading.model != run.request.model {
+                    return Err(kept_by_the_run("model").help("give the spec of another model before --from"));
+                }
+                let set = given.fold(run.request.set.clone(), |set, wish| with(&set, &wish));
+                let source = kept_source(&run.root, &run.request)?;
+                (Spec::check(source, registry, run.request.model.as_deref(), &set)?, set)
+            }
+        };
+        console.diagnostics(&spec.source, &spec.checked.warnings, reading.message_format);
+        let corpus = match &args.data {
+            Some(data) => downloads::corpus(data, registry, console)?,
+            None => assembly::corpus(None, from, registry, console)?,
+        };
+        if corpus.vocab()?.to_text() != run.vocab.to_text() {
+            let message = format!("{} has other characters than {}", corpus.name(), run.root.display());
+            return Err(Failure::new(Exit::Data, message).help("a text for a trained model has the characters of its own"));
+        }
+        let device = args.device.unwrap_or(Device::Cpu);
+        let root = args.out.clone().or(args.name.clone());
+        // What the other run was called says more than what was overridden in it.
+        let changes: Vec<String> = set.into_iter().filter(|wish| !run.request.set.contains(wish)).collect();
+        let name = run_name(&format!("{}-on", assembly::name_of(&run.root)), &changes);
+        let from = Some(Subject::from(run));
+        Ok(Self { spec, corpus, root, name, is_resumed: false, device, from, changes: Vec::new(), request: None })
+    }
+
+    /// That the run whose numbers this one begins with, if there is one, has the tensors of the model.
+    ///
+    /// # Errors
+    /// With the first tensor that is another one.
+    pub(crate) fn require_tensors(&self, compiled: &Compiled) -> Result<(), Failure> {
+        let Some(from) = &self.from else { return Ok(()) };
+        for state in compiled.states.iter().filter(|state| state.kind.of_model()) {
+            let found = from.tensors.get(&state.name).map(moec_ir::Tensor::ty);
+            if found.as_ref() != Some(&state.ty) {
+                let found = found.map_or_else(|| "not there".to_string(), |ty| ty.to_string());
+                let message = format!("`{}` is {found} in {}, and {} in the model", state.name, from.name, state.ty);
+                return Err(Failure::new(Exit::Data, message)
+                    .help("--from takes a run whose model has the same tensors; -s may change the recipe"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Saves the numbers that a new run begins with, if they are those of another run.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub(crate) fn begin_with(&self, folder: &RunFolder, compiled: &Compiled, dataset: &Dataset) -> Result<(), Failure> {
+        let Some(from) = &self.from else { return Ok(()) };
+        let begun = Subject { spec: self.spec.clone(), states: compiled.states.clone(), ..from.clone() };
+        assembly::save_beginning(folder, &begun, dataset)
     }
 
     fn resumed(
@@ -117,7 +191,7 @@ impl Task {
         let after = Request { set, data, data_sha256, device: noted.or(before.device.clone()), ..before.clone() };
         let request = (after != before).then_some(after);
         let name = spec.checked.model.name.clone();
-        Ok(Self { spec, corpus, root: Some(root), name, is_resumed: true, device, changes, request })
+        Ok(Self { spec, corpus, root: Some(root), name, is_resumed: true, device, from: None, changes, request })
     }
 
     /// The folder of a new run on this task's text; it notes a device that was chosen.
@@ -265,7 +339,7 @@ fn what_is_kept(was: &Spec, is: &Spec) -> Option<&'static str> {
         return Some("optimizer");
     }
     let (was, is) = (was.recipe.to_resolved(), is.recipe.to_resolved());
-    ["data", "split", "batch", "seed", "init", "precision"].into_iter().find(|name| was.get(*name) != is.get(*name))
+    ["data", "split", "batch", "seed", "init", "precision", "freeze"].into_iter().find(|name| was.get(*name) != is.get(*name))
 }
 
 fn same_recipe(was: &Spec, is: &Spec) -> bool {

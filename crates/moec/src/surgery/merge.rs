@@ -1,0 +1,459 @@
+//! A mixture whose experts come from runs.
+
+use super::assemble::{self, Experts, is_last_map};
+use super::certificate::{self, Alone};
+use super::layers::{FeedForward, MOE, feed_forward, same_meaning, same_trunk};
+use super::{Certificate, Gates, MergeRecipe, Subject, SurgeryError, Trunk, Witnesses, gates, text};
+use crate::error::Error;
+use crate::spec::Spec;
+use moec_ir::Tensor;
+use moec_model::Registry;
+use moec_runtime::Vocab;
+use std::collections::BTreeMap;
+
+/// The router of a mixture where the recipe names none.
+const ROUTE: &str = "softmax_top_k(k: 2, bias: false)";
+
+/// A mixture, and what was kept of what it was made of.
+#[derive(Debug)]
+pub struct Merged {
+    /// The mixture.
+    pub subject: Subject,
+    /// Its mixtures, by path.
+    pub layers: Vec<String>,
+    /// What was kept.
+    pub certificate: Certificate,
+    /// What is to be said of the gates.
+    pub warnings: Vec<String>,
+}
+
+/// What runs are put together to.
+pub struct Sources<'a> {
+    /// Gives everything but the experts.
+    pub base: &'a Subject,
+    /// The runs of the experts, in the order of the recipe; a run that gives several stands here several times.
+    pub donors: Vec<&'a Subject>,
+    /// The run of the expert that every token goes to.
+    pub shared: Option<&'a Subject>,
+    /// The text of the mixture, where the recipe names one.
+    pub spec: Option<Spec>,
+}
+
+/// Puts runs together to a mixture, and measures what it must equal.
+///
+/// # Errors
+/// When the recipe asks for what cannot be, the runs do not agree, or the mixture is not what it must be.
+pub fn merge(
+    recipe: &MergeRecipe,
+    sources: Sources<'_>,
+    registry: &Registry,
+    first: impl FnOnce(&Subject) -> Result<BTreeMap<String, Tensor>, Error>,
+    witnesses: &Witnesses<'_>,
+) -> Result<Merged, Error> {
+    check(recipe, &sources)?;
+    let Sources { base, donors, shared, spec } = sources;
+    let ours = feed_forward(base);
+    if ours.is_empty() {
+        return Err(wrong(format!("{} has no `mlp` that could become a mixture", base.name)));
+    }
+    let spec = match spec {
+        Some(spec) => spec,
+        None => derived(recipe, base, &ours, registry)?,
+    };
+    let mut subject = Subject::new("the merged model".to_string(), spec, base.vocab.clone(), BTreeMap::new())?;
+    let mixtures = feed_forward(&subject);
+    if mixtures.len() != ours.len() {
+        return Err(wrong(format!(
+            "the model has {} feed-forward layers, {} has {}",
+            mixtures.len(),
+            base.name,
+            ours.len()
+        )));
+    }
+    let theirs: Vec<Vec<FeedForward>> = donors.iter().map(|donor| feed_forward(donor)).collect();
+    let replaced: Vec<usize> = (0..ours.len()).filter(|&i| is_made(&mixtures[i], &ours[i], recipe)).collect();
+    if replaced.is_empty() {
+        return Err(wrong("the model has no mixture whose experts could come from runs".to_string()));
+    }
+    agree(recipe, base, &donors, &ours, &theirs, &replaced)?;
+    let trunk = assemble::trunk(recipe, base, &donors)?;
+    let width = subject.spec.checked.model.width;
+    let bases: Vec<FeedForward> = replaced.iter().map(|&i| ours[i].clone()).collect();
+    let directions =
+        if recipe.gates.prompted() { Some(gates::directions(recipe, base, &bases)?) } else { None };
+    subject.tensors = first(&subject)?;
+    let mut warnings = Vec::new();
+    for (number, &i) in replaced.iter().enumerate() {
+        let (mixture, ours) = (&mixtures[i], &ours[i]);
+        if mixture.experts() != Some(recipe.experts()) {
+            let found = mixture.experts().unwrap_or(0);
+            return Err(wrong(format!(
+                "`{}` has {found} experts, and the recipe makes {}",
+                mixture.path,
+                recipe.experts()
+            )));
+        }
+        if recipe.gates == Gates::Copied {
+            copy_router(&mut subject, base, mixture, ours)?;
+        }
+        let rows = directions.as_ref().map(|all| &all[number]);
+        if recipe.gates != Gates::Copied {
+            let (lowered, tensors) = (&subject.lowered, &mut subject.tensors);
+            warnings.extend(gates::rows(recipe, lowered, mixture, width, rows, tensors)?);
+        }
+        let factor = assemble::slice_factor(recipe, mixture);
+        let of_layer = donors.iter().zip(&theirs).map(|(donor, layers)| (*donor, &layers[i])).collect();
+        let experts = Experts { sources: of_layer, recipe, factor };
+        fill(&mut subject, mixture, &experts, shared)?;
+    }
+    keep_trunk(&mut subject, &trunk, &mixtures, &ours, &replaced, base)?;
+
+    let layers: Vec<String> = replaced.iter().map(|&i| mixtures[i].path.clone()).collect();
+    let mut certificate = Certificate::new("merge", witnesses);
+    certify(&mut certificate, recipe, &subject, &trunk, &donors, base, (&layers, &theirs, &replaced), shared, witnesses)?;
+    certificate.upheld()?;
+    Ok(Merged { subject, layers, certificate, warnings })
+}
+
+fn wrong(message: String) -> Error {
+    SurgeryError::Recipe(message).into()
+}
+
+/// What a recipe cannot ask for, whatever the runs are.
+fn check(recipe: &MergeRecipe, sources: &Sources<'_>) -> Result<(), Error> {
+    if recipe.experts.is_empty() {
+        return Err(wrong("`experts` names no run".to_string()));
+    }
+    if recipe.copies == 0 || recipe.slices == 0 {
+        return Err(wrong("`copies` and `slices` are at least 1".to_string()));
+    }
+    if !recipe.residual_scale.is_finite() || !recipe.noise.is_finite() || recipe.noise < 0.0 {
+        return Err(wrong("`residual_scale` is a number, and `noise` one that is not negative".to_string()));
+    }
+    if recipe.slice_factor.is_some_and(|s| !s.is_finite() || s <= 0.0) {
+        return Err(wrong("`slice_factor` is a number above 0".to_string()));
+    }
+    match (&recipe.weights, recipe.trunk) {
+        (Some(_), Trunk::Base) => return Err(wrong("`weights` are those of a trunk that is an average".to_string())),
+        (Some(weights), _) if weights.len() != recipe.experts.len() => {
+            let message = format!("there are {} weights for {} experts", weights.len(), recipe.experts.len());
+            return Err(wrong(message));
+        }
+        (Some(weights), _) if weights.iter().any(|w| !w.is_finite() || *w < 0.0) || weights.iter().sum::<f64>() <= 0.0 => {
+            return Err(wrong("`weights` are not negative, and not all 0".to_string()));
+        }
+        _ => {}
+    }
+    if recipe.gates != Gates::Fresh && !recipe.gates.prompted() {
+        let prompted = recipe.experts.iter().any(|source| !source.prompts().0.is_empty());
+        if prompted {
+            let message = "the experts have prompts, and `gates` is none of `last`, `average` and `embedding`";
+            return Err(wrong(message.to_string()));
+        }
+    }
+    for run in sources.donors.iter().copied().chain(sources.shared) {
+        same_vocabulary(sources.base, run)?;
+    }
+    Ok(())
+}
+
+fn same_vocabulary(base: &Subject, run: &Subject) -> Result<(), SurgeryError> {
+    let (ours, theirs) = (base.vocab.to_text(), run.vocab.to_text());
+    if ours == theirs {
+        return Ok(());
+    }
+    let only = |a: &str, b: &Vocab, name: &str| {
+        a.chars().find(|&c| b.id(c).is_none()).map(|c| format!("{c:?} is only in that of {name}"))
+    };
+    let difference = only(&ours, &run.vocab, &base.name).or_else(|| only(&theirs, &base.vocab, &run.name));
+    Err(SurgeryError::Vocabulary {
+        a: base.name.clone(),
+        b: run.name.clone(),
+        difference: difference.unwrap_or_default(),
+    })
+}
+
+/// The text of the base with each feed-forward layer as a mixture.
+fn derived(recipe: &MergeRecipe, base: &Subject, ours: &[FeedForward], registry: &Registry) -> Result<Spec, Error> {
+    let file = moec_syntax::parse(&base.spec.source)
+        .map_err(|faults| Error::Spec(crate::error::Messages::new(&base.spec.source, faults)))?;
+    let route = recipe.route.as_deref().unwrap_or(ROUTE);
+    if recipe.gates == Gates::Copied {
+        if ours.iter().any(|layer| layer.kind != MOE) {
+            let message = format!("`gates: copied` takes the routers of {}, which is no mixture", base.name);
+            return Err(wrong(message));
+        }
+        return base.spec.rewritten(base.spec.source.text().to_string(), None, registry);
+    }
+    let places = ours.iter().map(|layer| {
+        let text = text::as_mixture(&base.spec.source, &file, layer, recipe.experts(), recipe.slices, route)?;
+        Ok((layer.span, text))
+    });
+    let edited = text::replaced(&base.spec.source, places.collect::<Result<Vec<_>, Error>>()?)?;
+    base.spec.rewritten(edited.text, Some(edited.imports), registry)
+}
+
+/// Whether the experts of a layer of the new model come from the runs: it is a mixture, and in the base it is what one of
+/// its experts is, or its router is kept.
+fn is_made(new: &FeedForward, old: &FeedForward, recipe: &MergeRecipe) -> bool {
+    new.kind == MOE && (old.kind != MOE || recipe.gates == Gates::Copied || inner_kind(new) == Some(MOE.to_string()))
+}
+
+/// What the experts of a mixture are.
+fn inner_kind(layer: &FeedForward) -> Option<String> {
+    match layer.arguments.get("expert") {
+        Some(moec_model::ResolvedValue::Layers(layers)) => match layers.as_slice() {
+            [only] => Some(only.layer.clone()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// That the layers which belong together compute the same of the same numbers.
+fn agree(
+    recipe: &MergeRecipe,
+    base: &Subject,
+    donors: &[&Subject],
+    ours: &[FeedForward],
+    theirs: &[Vec<FeedForward>],
+    replaced: &[usize],
+) -> Result<(), Error> {
+    for (donor, layers) in donors.iter().zip(theirs) {
+        if layers.len() != ours.len() {
+            return Err(wrong(format!(
+                "{} has {} feed-forward layers, {} has {}",
+                donor.name,
+                layers.len(),
+                base.name,
+                ours.len()
+            )));
+        }
+        if recipe.trunk != Trunk::Base {
+            same_trunk(base, donor)?;
+        }
+        for &i in replaced {
+            // With routers that are kept, the base has mixtures where the runs have experts.
+            let (other, name) = match recipe.gates {
+                Gates::Copied => (&theirs[0][i], donors[0].name.as_str()),
+                _ => (&ours[i], base.name.as_str()),
+            };
+            same_meaning((&layers[i], &donor.name), (other, name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The router of a mixture as the base has it.
+fn copy_router(subject: &mut Subject, base: &Subject, new: &FeedForward, old: &FeedForward) -> Result<(), Error> {
+    let names: Vec<String> = subject.tensors.keys().cloned().collect();
+    for name in names {
+        let Some(inner) = new.inner(&name).filter(|inner| !inner.starts_with("experts.")) else { continue };
+        let theirs = format!("{}.{inner}", old.path);
+        let Some(tensor) = base.tensors.get(&theirs) else {
+            return Err(SurgeryError::Missing { run: base.name.clone(), name: theirs, of: name }.into());
+        };
+        subject.tensors.insert(name, tensor.clone());
+    }
+    Ok(())
+}
+
+/// The experts of a mixture, and the one that every token goes to.
+fn fill(
+    subject: &mut Subject,
+    mixture: &FeedForward,
+    experts: &Experts<'_>,
+    shared: Option<&Subject>,
+) -> Result<(), Error> {
+    let kind = experts.sources.first().map_or("", |(_, layer)| layer.kind);
+    for state in subject.states.iter().filter(|state| state.kind.of_model()) {
+        let Some(inner) = mixture.inner(&state.name) else { continue };
+        let expert = inner.strip_prefix("experts.").map(|inner| inner.strip_prefix(kind).and_then(|i| i.strip_prefix('.')));
+        let tensor = match (expert, inner.strip_prefix("shared.")) {
+            (Some(Some(inner)), _) => experts.stacked(inner, &state.name, &state.ty)?,
+            (Some(None), _) => {
+                let message = format!(
+                    "the experts of `{}` are not one `{kind}` each, as the feed-forward layers of the runs are",
+                    mixture.path
+                );
+                return Err(wrong(message));
+            }
+            (None, Some(inner)) => {
+                let Some(run) = shared else {
+                    let message = format!("`{}` has a shared expert, and the recipe names no run for it", mixture.path);
+                    return Err(wrong(message).into());
+                };
+                // `mlp.up.weight`, or of several `0.mlp.up.weight`.
+                let inner = inner.split_once("mlp.").map_or(inner, |(_, inner)| inner);
+                let position = experts.sources.first().and_then(|(donor, layer)| {
+                    feed_forward(donor).iter().position(|l| l.path == layer.path)
+                });
+                let layers = feed_forward(run);
+                let theirs = position.and_then(|i| layers.get(i)).map(|l| format!("{}.{inner}", l.path)).unwrap_or_default();
+                match run.tensors.get(&theirs) {
+                    Some(tensor) if tensor.ty() == state.ty => tensor.clone(),
+                    Some(tensor) => {
+                        return Err(SurgeryError::Shape {
+                            name: theirs,
+                            run: run.name.clone(),
+                            found: tensor.ty(),
+                            other: "the new model".to_string(),
+                            expected: state.ty.clone(),
+                        }
+                        .into());
+                    }
+                    None => {
+                        let (run, of) = (run.name.clone(), state.name.clone());
+                        return Err(SurgeryError::Missing { run, name: theirs, of }.into());
+                    }
+                }
+            }
+            (None, None) => continue,
+        };
+        subject.tensors.insert(state.name.clone(), tensor);
+    }
+    Ok(())
+}
+
+/// Everything that is no mixture from runs.
+fn keep_trunk(
+    subject: &mut Subject,
+    trunk: &BTreeMap<String, Tensor>,
+    mixtures: &[FeedForward],
+    ours: &[FeedForward],
+    replaced: &[usize],
+    base: &Subject,
+) -> Result<(), Error> {
+    for state in subject.states.iter().filter(|state| state.kind.of_model()) {
+        let layer = mixtures.iter().position(|layer| layer.inner(&state.name).is_some());
+        if layer.is_some_and(|i| replaced.contains(&i)) {
+            continue;
+        }
+        let name = match layer {
+            Some(i) => match mixtures[i].inner(&state.name) {
+                Some(inner) => format!("{}.{inner}", ours[i].path),
+                None => state.name.clone(),
+            },
+            None => state.name.clone(),
+        };
+        match trunk.get(&name) {
+            Some(tensor) if tensor.ty() == state.ty => {
+                subject.tensors.insert(state.name.clone(), tensor.clone());
+            }
+            Some(tensor) => {
+                return Err(SurgeryError::Shape {
+                    name,
+                    run: base.name.clone(),
+                    found: tensor.ty(),
+                    other: "the new model".to_string(),
+                    expected: state.ty.clone(),
+                }
+                .into());
+            }
+            None => {
+                let (run, of) = (base.name.clone(), state.name.clone());
+                return Err(SurgeryError::Missing { run, name, of }.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the mixture must be with all tokens sent to one source, and as it routes.
+#[expect(clippy::too_many_arguments, reason = "everything that a merge is made of is looked at")]
+fn certify(
+    certificate: &mut Certificate,
+    recipe: &MergeRecipe,
+    subject: &Subject,
+    trunk: &BTreeMap<String, Tensor>,
+    donors: &[&Subject],
+    base: &Subject,
+    (layers, theirs, replaced): (&[String], &[Vec<FeedForward>], &[usize]),
+    shared: Option<&Subject>,
+    witnesses: &Witnesses<'_>,
+) -> Result<(), Error> {
+    let mut others: Vec<&Subject> = vec![base];
+    for donor in donors {
+        if !others.iter().any(|other| other.name == donor.name) {
+            others.push(donor);
+        }
+    }
+    if shared.is_some() {
+        let remark = "no equality is promised: every token goes to a shared expert too";
+        certificate.remarks.push(remark.to_string());
+        return certificate::distances(certificate, subject, &others, witnesses);
+    }
+    if recipe.noise > 0.0 {
+        let remark = "no equality is promised: noise was added to the experts";
+        certificate.remarks.push(remark.to_string());
+        return certificate::distances(certificate, subject, &others, witnesses);
+    }
+    // Each donor's own model, with the trunk of the mixture around its feed-forward layers.
+    let mut dense: Vec<Subject> = Vec::new();
+    for (donor, layers) in donors.iter().zip(theirs) {
+        let mut model = (*donor).clone();
+        let mut whole = true;
+        for (name, tensor) in &mut model.tensors {
+            let layer = replaced.iter().find_map(|&i| layers[i].inner(name));
+            match layer {
+                Some(inner) if is_last_map(inner) && recipe.residual_scale != 1.0 => {
+                    let scaled = tensor.to_f64().iter().map(|x| x * recipe.residual_scale).collect();
+                    *tensor = assemble::floats(tensor.shape(), scaled);
+                }
+                Some(_) => {}
+                None => match trunk.get(name) {
+                    Some(ours) if ours == tensor => {}
+                    Some(ours) if ours.ty() == tensor.ty() => {
+                        whole = false;
+                        *tensor = ours.clone();
+                    }
+                    _ => {
+                        let remark = format!(
+                            "nothing is claimed of the experts of {}: its `{name}` has no counterpart in {}",
+                            donor.name, base.name
+                        );
+                        certificate.remarks.push(remark);
+                        return certificate::distances(certificate, subject, &others, witnesses);
+                    }
+                },
+            }
+        }
+        if !whole || recipe.residual_scale != 1.0 {
+            model.name = format!("{} with the trunk of the merged model", donor.name);
+        }
+        dense.push(model);
+    }
+    let of = |source: usize, copy: usize| (source * recipe.copies + copy) * recipe.slices;
+    let mut all = Vec::new();
+    for (source, must_be) in dense.iter().enumerate() {
+        for copy in 0..recipe.copies {
+            let first = of(source, copy);
+            let experts: Vec<usize> = (first..first + recipe.slices).collect();
+            let says = match experts.as_slice() {
+                [only] => format!("every token sent to expert {only}"),
+                [first, .., last] => format!("every token sent to experts {first} to {last}"),
+                [] => continue,
+            };
+            all.push(Alone { says, experts, must_be });
+        }
+    }
+    certificate::alone(certificate, subject, layers, &all, witnesses)?;
+    let same = donors.iter().all(|donor| donor.name == donors[0].name);
+    match (same, dense.first()) {
+        (true, Some(dense)) => {
+            let promised = |new: &_, _: &_| certificate::sums_to_one(new, layers, recipe.slices);
+            certificate::as_it_routes(certificate, subject, dense, promised, witnesses)?;
+        }
+        _ => {
+            let remark = "no equality is promised for the model as it routes: its experts are of several runs";
+            certificate.remarks.push(remark.to_string());
+        }
+    }
+    if same && recipe.copies > 1 {
+        certificate.remarks.push(
+            "the copies of an expert are the same: only the router's weights and dropout tell their gradients apart; `noise` does so from the start"
+                .to_string(),
+        );
+    }
+    certificate::distances(certificate, subject, &others, witnesses)
+}
