@@ -3,11 +3,11 @@
 use super::assemble::{self, Experts, is_last_map};
 use super::certificate::{self, Alone};
 use super::layers::{FeedForward, MOE, feed_forward, same_meaning, same_trunk};
-use super::{Certificate, Gates, MergeRecipe, Subject, SurgeryError, Trunk, Witnesses, gates, text};
+use super::{Certificate, Gates, MergeRecipe, SliceScale, Subject, SurgeryError, Trunk, Witnesses, gates, text};
 use crate::error::Error;
 use crate::spec::Spec;
 use moec_ir::Tensor;
-use moec_model::Registry;
+use moec_model::{Registry, ResolvedValue};
 use moec_runtime::Vocab;
 use std::collections::BTreeMap;
 
@@ -76,6 +76,21 @@ pub fn merge(
         return Err(wrong("the model has no mixture whose experts could come from runs".to_string()));
     }
     agree(recipe, base, &donors, &ours, &theirs, &replaced)?;
+    for &i in &replaced {
+        if shared.is_some() && !mixtures[i].arguments.contains_key("shared") {
+            let message = format!("`shared` names a run, and `{}` has no shared expert: give a `spec`", mixtures[i].path);
+            return Err(wrong(message));
+        }
+        if let Some(&ResolvedValue::Int(hidden)) = theirs[0][i].arguments.get("hidden")
+            && hidden % recipe.slices as i64 != 0
+        {
+            let (slices, layer) = (recipe.slices, &theirs[0][i].path);
+            return Err(wrong(format!("{slices} slices do not divide the {hidden} hidden units of `{layer}`")));
+        }
+        if recipe.slices > 1 && theirs[0][i].kind == MOE {
+            return Err(wrong(format!("`{}` is a mixture, which is not cut into slices", theirs[0][i].path)));
+        }
+    }
     let trunk = assemble::trunk(recipe, base, &donors)?;
     let width = subject.spec.checked.model.width;
     let bases: Vec<FeedForward> = replaced.iter().map(|&i| ours[i].clone()).collect();
@@ -110,7 +125,7 @@ pub fn merge(
 
     let layers: Vec<String> = replaced.iter().map(|&i| mixtures[i].path.clone()).collect();
     let mut certificate = Certificate::new("merge", witnesses);
-    certify(&mut certificate, recipe, &subject, &trunk, &donors, base, (&layers, &theirs, &replaced), shared, witnesses)?;
+    certify(&mut certificate, recipe, &subject, &trunk, &donors, base, (&layers, &ours, &theirs, &replaced), shared, witnesses)?;
     certificate.upheld()?;
     Ok(Merged { subject, layers, certificate, warnings })
 }
@@ -144,12 +159,24 @@ fn check(recipe: &MergeRecipe, sources: &Sources<'_>) -> Result<(), Error> {
         }
         _ => {}
     }
-    if recipe.gates != Gates::Fresh && !recipe.gates.prompted() {
-        let prompted = recipe.experts.iter().any(|source| !source.prompts().0.is_empty());
-        if prompted {
-            let message = "the experts have prompts, and `gates` is none of `last`, `average` and `embedding`";
-            return Err(wrong(message.to_string()));
-        }
+    // What would not be looked at was meant to do something.
+    let prompts = recipe.experts.iter().flat_map(|source| [source.prompts().0, source.prompts().1]);
+    let has_prompts = prompts.into_iter().any(|prompts| !prompts.is_empty());
+    let is_made = recipe.spec.is_none() && recipe.gates != Gates::Copied;
+    let without_use = [
+        (
+            has_prompts && !recipe.gates.prompted(),
+            "the experts have prompts, and `gates` is none of `last`, `average` and `embedding`",
+        ),
+        (recipe.model.is_some() && recipe.spec.is_none(), "`model` names one of the file in `spec`, and there is none"),
+        (recipe.route.is_some() && !is_made, "`route` is for a model that is made of the base; this one has its own routers"),
+        (
+            recipe.slices == 1 && (recipe.slice_factor.is_some() || recipe.slice_scale != SliceScale::Down),
+            "`slice_scale` and `slice_factor` are for more than one slice",
+        ),
+    ];
+    if let Some((_, message)) = without_use.iter().find(|(found, _)| *found) {
+        return Err(wrong((*message).to_string()));
     }
     for run in sources.donors.iter().copied().chain(sources.shared) {
         same_vocabulary(sources.base, run)?;
@@ -202,7 +229,7 @@ fn is_made(new: &FeedForward, old: &FeedForward, recipe: &MergeRecipe) -> bool {
 /// What the experts of a mixture are.
 fn inner_kind(layer: &FeedForward) -> Option<String> {
     match layer.arguments.get("expert") {
-        Some(moec_model::ResolvedValue::Layers(layers)) => match layers.as_slice() {
+        Some(ResolvedValue::Layers(layers)) => match layers.as_slice() {
             [only] => Some(only.layer.clone()),
             _ => None,
         },
@@ -368,7 +395,7 @@ fn certify(
     trunk: &BTreeMap<String, Tensor>,
     donors: &[&Subject],
     base: &Subject,
-    (layers, theirs, replaced): (&[String], &[Vec<FeedForward>], &[usize]),
+    (layers, ours, theirs, replaced): (&[String], &[FeedForward], &[Vec<FeedForward>], &[usize]),
     shared: Option<&Subject>,
     witnesses: &Witnesses<'_>,
 ) -> Result<(), Error> {
@@ -391,8 +418,13 @@ fn certify(
     // Each donor's own model, with the trunk of the mixture around its feed-forward layers.
     let mut dense: Vec<Subject> = Vec::new();
     for (donor, layers) in donors.iter().zip(theirs) {
-        let mut model = (*donor).clone();
-        let mut whole = true;
+        // Its own text says what its numbers mean. Where its trunk would mean something else, that of the base does.
+        let own = same_trunk(base, donor).is_ok() || recipe.gates == Gates::Copied;
+        let (mut model, layers) = match own {
+            true => ((*donor).clone(), layers.clone()),
+            false => in_the_base(base, ours, donor, layers, replaced),
+        };
+        let mut whole = own;
         for (name, tensor) in &mut model.tensors {
             let layer = replaced.iter().find_map(|&i| layers[i].inner(name));
             match layer {
@@ -456,4 +488,20 @@ fn certify(
         );
     }
     certificate::distances(certificate, subject, &others, witnesses)
+}
+
+/// The base with the feed-forward layers of another run.
+fn in_the_base(
+    base: &Subject,
+    ours: &[FeedForward],
+    donor: &Subject,
+    theirs: &[FeedForward],
+    replaced: &[usize],
+) -> (Subject, Vec<FeedForward>) {
+    let mut model = base.clone();
+    for &i in replaced {
+        let tensors = donor.tensors.iter().filter_map(|(name, tensor)| Some((theirs[i].inner(name)?, tensor)));
+        model.tensors.extend(tensors.map(|(inner, tensor)| (format!("{}.{inner}", ours[i].path), tensor.clone())));
+    }
+    (model, ours.to_vec())
 }

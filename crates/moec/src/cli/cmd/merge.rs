@@ -66,7 +66,7 @@ pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, conso
     };
     let merged = surgery::merge(&recipe, sources, registry, first, &witnesses)?;
     for warning in &merged.warnings {
-        console.warn(warning);
+        console.warn(format!("warning: {warning}"));
     }
     let name = args.recipe.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let what = format!(
