@@ -104,6 +104,9 @@ fn every_command_has_help_with_examples() {
         "config",
         "completions",
         "man",
+        "merge",
+        "extract",
+        "prune",
         "import",
         "export",
     ] {

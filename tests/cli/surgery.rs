@@ -1,6 +1,7 @@
 //! Mixtures put together from runs and taken apart again, parts of models that are not trained, and trainings that begin with
 //! another run's numbers.
 
+use super::json::documented;
 use super::{Lab, Ran, expect, text};
 use moec_runtime::read_tensors;
 use serde_json::Value;
@@ -60,7 +61,8 @@ fn merge(lab: &Lab, name: &str, recipe: &str) -> (String, Value) {
     let out = lab.at(name);
     let ran = expect(&["merge", &file, "--out", &out, "--json"], 0);
     let certificate: Value = serde_json::from_str(&ran.out).unwrap();
-    let saved: Value = serde_json::from_str(&fs::read_to_string(Path::new(&out).join("certificate.json")).unwrap()).unwrap();
+    let saved: Value =
+        serde_json::from_str(&fs::read_to_string(Path::new(&out).join("certificate.json")).unwrap()).unwrap();
     assert_eq!(certificate, saved);
     (out, certificate)
 }
@@ -114,14 +116,14 @@ fn an_upcycled_run_is_the_dense_one_until_it_is_trained() {
         expect(&["eval", &out, "--split", "all", "--device", "interpreter"], 0);
     }
     // A router whose weights do not add up to 1 keeps nothing, and that is said.
-    let (_, certificate) =
-        merge(&lab, "switched", &format!("experts: [{}]\ncopies: 3\nroute: switch\n", runs[0]));
+    let (_, certificate) = merge(&lab, "switched", &format!("experts: [{}]\ncopies: 3\nroute: switch\n", runs[0]));
     assert!(claims(&certificate).is_empty());
     let remarks = certificate["remarks"].to_string();
     assert!(remarks.contains("nothing is claimed") && remarks.contains("no equality is promised"), "{remarks}");
     // Noise makes copies differ, and promises nothing.
     let (_, certificate) = merge(&lab, "noisy", &format!("experts: [{}]\ncopies: 2\nnoise: 0.001\n", runs[0]));
-    assert!(claims(&certificate).is_empty() && certificate["remarks"].to_string().contains("noise"));
+    let says = claims(&certificate);
+    assert!(says.len() == 2 && says[0].contains("noise left out, every token sent to expert 0"), "{says:?}");
     let far = certificate["distances"][0]["largest_difference"].as_f64().unwrap();
     assert!(far > 0.0 && far < 0.1, "{far}");
 }
@@ -130,10 +132,8 @@ fn an_upcycled_run_is_the_dense_one_until_it_is_trained() {
 fn slices_are_scaled_as_megatron_does_where_that_is_asked() {
     let lab = Lab::new();
     let runs = dense_runs(&lab, 1, &DENSE.replace("gelu", "relu"));
-    let recipe = format!(
-        "experts: [{}]\nslices: 3\nslice_scale: spread\nroute: 'softmax_top_k(k: 3, bias: false)'\n",
-        runs[0]
-    );
+    let recipe =
+        format!("experts: [{}]\nslices: 3\nslice_scale: spread\nroute: 'softmax_top_k(k: 3, bias: false)'\n", runs[0]);
     let (out, certificate) = merge(&lab, "spread", &recipe);
     // Exact, for relu is homogeneous.
     assert!(claims(&certificate).last().unwrap().starts_with("as it routes"));
@@ -179,6 +179,7 @@ fn a_franken_moe_has_each_run_as_an_expert_and_gates_from_prompts() {
         assert!(says[1].starts_with(&says_second) && says[1].contains("with the trunk of"), "{says:?}");
         assert!(certificate["remarks"].to_string().contains("of several runs"));
         assert_eq!(certificate["distances"].as_array().unwrap().len(), 4);
+        documented("moec.certificate/1", std::slice::from_ref(&certificate));
         let merged = tensors(&out, 0);
         for layer in 0..2 {
             let rows = merged[&format!("blocks.{layer}.moe.router.weight")].to_f64();
@@ -188,8 +189,10 @@ fn a_franken_moe_has_each_run_as_an_expert_and_gates_from_prompts() {
             assert!(merged[&format!("blocks.{layer}.moe.router.bias")].to_f64().iter().all(|&x| x == 0.0));
         }
         assert_eq!(merged["embed.token.weight"], tensors(&runs[0], 4)["embed.token.weight"]);
-        let (third, all) =
-            (tensors(&runs[3], 4)["blocks.1.mlp.up.weight"].to_f32(), merged["blocks.1.moe.experts.mlp.up.weight"].to_f32());
+        let (third, all) = (
+            tensors(&runs[3], 4)["blocks.1.mlp.up.weight"].to_f32(),
+            merged["blocks.1.moe.experts.mlp.up.weight"].to_f32(),
+        );
         assert_eq!(all[2 * third.len()..], third);
     }
     // The mean of the runs of the experts.
@@ -252,8 +255,16 @@ fn a_franken_moe_has_each_run_as_an_expert_and_gates_from_prompts() {
     let all = expect(&["prune", &mixture, "--used", "--out", &lab.at("none")], 2).err;
     assert!(all.contains("there is nothing to drop"), "{all}");
     // Of experts that all tokens like equally, the first is used alone.
-    let (idle, _) = merge(&lab, "idle", &recipe("embedding", "base").replace("gates: embedding", "gates: zero").lines()
-        .filter(|line| !line.contains("_prompts")).collect::<Vec<_>>().join("\n"));
+    let (idle, _) = merge(
+        &lab,
+        "idle",
+        &recipe("embedding", "base")
+            .replace("gates: embedding", "gates: zero")
+            .lines()
+            .filter(|line| !line.contains("_prompts"))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    );
     let out = lab.at("busy");
     let ran = expect(&["prune", &idle, "--used", "--out", &out, "--json"], 0);
     let certificate: Value = serde_json::from_str(&ran.out).unwrap();
@@ -277,21 +288,39 @@ fn mixtures_are_merged_to_a_mixture_of_mixtures() {
     // The router of each inner mixture is that of its run.
     let merged = tensors(&out, 0);
     let inner = merged["blocks.1.moe.experts.moe.router.weight"].to_f32();
-    let each: Vec<f32> =
-        runs.iter().flat_map(|run| tensors(run, 4)["blocks.1.moe.router.weight"].to_f32()).collect();
+    let each: Vec<f32> = runs.iter().flat_map(|run| tensors(run, 4)["blocks.1.moe.router.weight"].to_f32()).collect();
     assert_eq!(inner, each);
     // The balance of both levels is told.
     let told = lab.at("told");
     let ran = expect(
-        &["train", "--from", &out, "--data", &lab.data, "--out", &told, "--sample", "0", "--steps", "2",
-          "-s", "train.evaluate.every=2", "-s", "train.log.every=1"],
+        &[
+            "train",
+            "--from",
+            &out,
+            "--data",
+            &lab.data,
+            "--out",
+            &told,
+            "--sample",
+            "0",
+            "--steps",
+            "2",
+            "-s",
+            "train.evaluate.every=2",
+            "-s",
+            "train.log.every=1",
+        ],
         0,
     );
     let metrics = fs::read_to_string(Path::new(&told).join("metrics.jsonl")).unwrap();
     for layer in ["\"blocks.0.moe\"", "\"blocks.0.moe.experts.moe\""] {
         assert!(metrics.contains(layer), "{layer} {metrics}");
     }
-    assert!(ran.err.contains("blocks.0.moe.experts.moe") || ran.err.contains("blocks.*.moe.experts.moe"), "{}", ran.err);
+    assert!(
+        ran.err.contains("blocks.0.moe.experts.moe") || ran.err.contains("blocks.*.moe.experts.moe"),
+        "{}",
+        ran.err
+    );
     // And it is taken apart again: one of the mixtures.
     let first = lab.at("first");
     expect(&["extract", &out, "--expert", "0", "--out", &first], 0);
@@ -311,8 +340,20 @@ fn what_cannot_be_merged_is_refused_before_anything_is_written() {
         ("experts: []\n".to_string(), 2, "`experts` names no run"),
         (format!("{two}copies: 0\n"), 2, "at least 1"),
         (format!("{two}gates: last\n"), 2, "has no `positive_prompts`"),
-        (format!("experts:\n- {{run: {a}, positive_prompts: [dog]}}\n- {{run: {b}, positive_prompts: [dog]}}\ngates: last\n"), 2, "the same prompts"),
-        (format!("experts:\n- {{run: {a}, positive_prompts: [dog]}}\n- {{run: {b}, positive_prompts: ['DOG']}}\ngates: last\n"), 2, "prompt \"DOG\""),
+        (
+            format!(
+                "experts:\n- {{run: {a}, positive_prompts: [dog]}}\n- {{run: {b}, positive_prompts: [dog]}}\ngates: last\n"
+            ),
+            2,
+            "the same prompts",
+        ),
+        (
+            format!(
+                "experts:\n- {{run: {a}, positive_prompts: [dog]}}\n- {{run: {b}, positive_prompts: ['DOG']}}\ngates: last\n"
+            ),
+            2,
+            "prompt \"DOG\"",
+        ),
         (format!("experts:\n- {{run: {a}, positive_prompts: [dog]}}\n- {b}\n"), 2, "`gates` is none of"),
         (format!("{two}weights: [1, 2]\n"), 2, "`weights` are those of a trunk"),
         (format!("{two}trunk: average\nweights: [1]\n"), 2, "1 weights for 2 experts"),
@@ -339,7 +380,10 @@ fn what_cannot_be_merged_is_refused_before_anything_is_written() {
     };
     let relu = other("relu", "activation: gelu", "activation: relu");
     let err = refused(&lab, &format!("experts: [{a}, {relu}]\n"), 3);
-    assert!(err.contains("`activation` of layer `blocks.0.mlp` is `relu` in") && err.contains("and `gelu` in"), "{err}");
+    assert!(
+        err.contains("`activation` of layer `blocks.0.mlp` is `relu` in") && err.contains("and `gelu` in"),
+        "{err}"
+    );
     let wide = other("wide", "2 * width, activation", "3 * width, activation");
     let err = refused(&lab, &format!("experts: [{a}, {wide}]\n"), 3);
     assert!(err.contains("`hidden` of layer `blocks.0.mlp` is 18 in"), "{err}");
@@ -364,34 +408,52 @@ fn a_mixture_of_ones_own_is_filled_and_a_router_is_copied() {
     let lab = Lab::new();
     let runs = dense_runs(&lab, 3, DENSE);
     // Only the second layer is a mixture, with a shared expert.
-    let own = DENSE
-        .replace("repeat 2 {", "repeat 2 as i {")
-        .replace(
-            "    residual { layer_norm  mlp(hidden: 2 * width, activation: gelu) }\n",
-            "    if i == 1 {\n      residual { layer_norm  moe(experts: 2 * mlp(hidden: 12, activation: gelu), \
+    let own = DENSE.replace("repeat 2 {", "repeat 2 as i {").replace(
+        "    residual { layer_norm  mlp(hidden: 2 * width, activation: gelu) }\n",
+        "    if i == 1 {\n      residual { layer_norm  moe(experts: 2 * mlp(hidden: 12, activation: gelu), \
              shared: 1 * mlp(hidden: 12, activation: gelu), route: noisy_top_k(k: 1)) }\n    } else {\n      \
              residual { layer_norm  mlp(hidden: 12, activation: gelu) }\n    }\n",
-        );
+    );
     let spec = text(Path::new(&lab.at("own.moe")), own);
     let recipe = format!("experts: [{}, {}]\nbase: {}\nspec: {spec}\nshared: {2}\n", runs[0], runs[1], runs[2]);
     let (out, certificate) = merge(&lab, "own", &recipe);
-    assert!(certificate["remarks"].to_string().contains("shared expert"), "{certificate:#}");
+    let says = claims(&certificate);
+    assert!(says.len() == 2 && says[1].contains("shared experts left out, every token sent to expert 1"), "{says:?}");
     let (merged, base) = (tensors(&out, 0), tensors(&runs[2], 4));
     assert_eq!(merged["blocks.0.mlp.up.weight"], base["blocks.0.mlp.up.weight"]);
     assert_eq!(merged["blocks.1.moe.shared.mlp.down.bias"], base["blocks.1.mlp.down.bias"]);
     let up = merged["blocks.1.moe.experts.mlp.up.weight"].to_f32();
-    let each: Vec<f32> =
-        runs[..2].iter().flat_map(|run| tensors(run, 4)["blocks.1.mlp.up.weight"].to_f32()).collect();
+    let each: Vec<f32> = runs[..2].iter().flat_map(|run| tensors(run, 4)["blocks.1.mlp.up.weight"].to_f32()).collect();
     assert_eq!(up, each);
+    // Numbers that would mean something else there: the experts, the shared one, the trunk.
+    let written = fs::read_to_string(&spec).unwrap();
+    let other = |name: &str, from: &str, to: &str| {
+        assert!(written.contains(from), "{from}: {written}");
+        let file = text(Path::new(&lab.at(name)), written.replacen(from, to, 1));
+        refused(&lab, &recipe.replace(&spec, &file), 3)
+    };
+    let err = other(
+        "relu.moe",
+        "experts: 2 * mlp(hidden: 12, activation: gelu",
+        "experts: 2 * mlp(hidden: 12, activation: relu",
+    );
+    assert!(err.contains("`activation` of layer `expert of blocks.1.moe` is `relu`"), "{err}");
+    let err = other(
+        "shared.moe",
+        "shared: 1 * mlp(hidden: 12, activation: gelu",
+        "shared: 1 * mlp(hidden: 12, activation: silu",
+    );
+    assert!(err.contains("`shared expert of blocks.1.moe` is `silu`"), "{err}");
+    let err = other("heads.moe", "heads: 3", "heads: 2");
+    assert!(err.contains("heads: 2") && err.contains("heads: 3"), "{err}");
     // Without a run for the shared expert there is none.
     let err = refused(&lab, &recipe.replace(&format!("shared: {}\n", runs[2]), ""), 2);
     assert!(err.contains("shared expert"), "{err}");
 
     // The router of a mixture with the experts of other runs.
-    let mixture = DENSE.replace("mlp(hidden: 2 * width", "moe(experts: 2 * mlp(hidden: 12").replace(
-        "activation: gelu) }",
-        "activation: gelu), route: softmax_top_k(k: 1)) }",
-    );
+    let mixture = DENSE
+        .replace("mlp(hidden: 2 * width", "moe(experts: 2 * mlp(hidden: 12")
+        .replace("activation: gelu) }", "activation: gelu), route: softmax_top_k(k: 1)) }");
     let spec = text(Path::new(&lab.at("mixture.moe")), mixture);
     let routed = lab.at("routed");
     train(&lab, &spec, &routed, &[]);
@@ -401,6 +463,71 @@ fn a_mixture_of_ones_own_is_filled_and_a_router_is_copied() {
     let (merged, base) = (tensors(&out, 0), tensors(&routed, 4));
     assert_eq!(merged["blocks.0.moe.router.weight"], base["blocks.0.moe.router.weight"]);
     assert_ne!(merged["blocks.0.moe.experts.mlp.up.weight"], base["blocks.0.moe.experts.mlp.up.weight"]);
+    // Also into a trunk that means something else by its numbers.
+    let spec =
+        text(Path::new(&lab.at("two-heads.moe")), fs::read_to_string(&spec).unwrap().replace("heads: 3", "heads: 2"));
+    let routed = lab.at("two-heads");
+    train(&lab, &spec, &routed, &[]);
+    let recipe = format!("experts: [{}, {}]\nbase: {routed}\ngates: copied\n", runs[0], runs[1]);
+    let (_, certificate) = merge(&lab, "copied-heads", &recipe);
+    assert_eq!(claims(&certificate).len(), 2);
+}
+
+#[test]
+fn checkpoints_of_a_run_are_models_of_their_own_and_nothing_is_left_half_written() {
+    let lab = Lab::new();
+    let spec = text(Path::new(&lab.at("dense.moe")), DENSE);
+    let run = lab.at("run");
+    train(&lab, &spec, &run, &["-s", "train.checkpoint.every=2"]);
+    let at = |step: u64| format!("{run}/checkpoints/step-{step:08}");
+    let (_, certificate) = merge(&lab, "two", &format!("experts: [{}, {}]\n", at(2), at(4)));
+    assert_eq!(claims(&certificate).len(), 2);
+    assert!(certificate["remarks"].to_string().contains("of several runs"), "{certificate:#}");
+    assert_eq!(certificate["distances"].as_array().unwrap().len(), 2);
+    // However it is called, it is the same one.
+    let (_, certificate) = merge(&lab, "one", &format!("experts: [{run}, {}]\n", at(4)));
+    assert!(claims(&certificate).last().unwrap().contains("as it routes"));
+
+    // What was frozen in a run is not in the new one.
+    let frozen = lab.at("frozen");
+    train(&lab, &spec, &frozen, &["-s", "train.freeze.tensors=\"blocks.0.mlp.*\""]);
+    let (out, _) = merge(&lab, "thawed", &format!("experts: [{frozen}]\ncopies: 2\n"));
+    let on = lab.at("on");
+    expect(&["train", "--from", &out, "--out", &on, "--steps", "1", "--device", "interpreter", "--sample", "0"], 0);
+    assert_ne!(
+        tensors(&on, 1)["blocks.0.moe.experts.mlp.up.weight"],
+        tensors(&out, 0)["blocks.0.moe.experts.mlp.up.weight"]
+    );
+    // Where the text itself freezes what is called otherwise now, its line is shown.
+    let text_with = DENSE.replace("batch 3", "freeze(tensors: \"blocks.0.mlp.*\")  batch 3");
+    let spec = text(Path::new(&lab.at("freezing.moe")), text_with);
+    let run = lab.at("freezing");
+    train(&lab, &spec, &run, &[]);
+    let err = refused(&lab, &format!("experts: [{run}]\ncopies: 2\n"), 2);
+    assert!(err.contains("E0611") && err.contains("blocks.0.mlp.*"), "{err}");
+
+    // A folder that holds something stays as it is, and is refused before any work.
+    let file = text(Path::new(&lab.at("copies.yaml")), format!("experts: [{}]\ncopies: 2\n", at(4)));
+    let full = lab.at("full");
+    fs::create_dir(&full).unwrap();
+    text(&Path::new(&full).join("mine.txt"), "mine");
+    let err = expect(&["merge", &file, "--out", &full], 1).err;
+    assert!(err.contains("is not empty") && !err.contains("certificate"), "{err}");
+    assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
+    // An empty one gives way, and no other folder is left beside it.
+    let empty = lab.at("empty");
+    fs::create_dir(&empty).unwrap();
+    expect(&["merge", &file, "--out", &empty], 0);
+    let left = fs::read_dir(lab.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with('.')).collect();
+    assert!(left.is_empty(), "{left:?}");
+    // The text that models are compared on is not what the new one is trained on.
+    let short = text(Path::new(&lab.at("short.txt")), "the dog");
+    let out = lab.at("compared");
+    let ran = expect(&["merge", &file, "--out", &out, "--data", &short], 0);
+    assert!(ran.out.contains("less than a window") || ran.out.contains("short.txt"), "{}", ran.out);
+    let resolved = fs::read_to_string(Path::new(&out).join("resolved.yaml")).unwrap();
+    assert!(resolved.contains("text.txt") && !resolved.contains("short.txt"), "{resolved}");
 }
 
 #[test]
@@ -418,15 +545,22 @@ fn what_is_frozen_stays_and_the_rest_is_trained() {
     let is_expert = |name: &str| name.contains(".experts.");
     for (name, freeze, frozen) in [
         ("router", vec!["train.freeze.router=true"], Box::new(is_router) as Box<dyn Fn(&str) -> bool>),
-        ("only-router", vec!["train.freeze.experts=true", "train.freeze.trunk=true"], Box::new(move |n: &str| !is_router(n))),
+        (
+            "only-router",
+            vec!["train.freeze.experts=true", "train.freeze.trunk=true"],
+            Box::new(move |n: &str| !is_router(n)),
+        ),
         ("experts", vec!["train.freeze.experts=true"], Box::new(is_expert)),
-        ("named", vec!["train.freeze.tensors=\"embed.*, *.attention.*.weight\""], Box::new(|n: &str| {
-            n.starts_with("embed.") || (n.contains(".attention.") && n.ends_with(".weight"))
-        })),
+        (
+            "named",
+            vec!["train.freeze.tensors=\"embed.*, *.attention.*.weight\""],
+            Box::new(|n: &str| n.starts_with("embed.") || (n.contains(".attention.") && n.ends_with(".weight"))),
+        ),
         ("all", vec![], Box::new(|_: &str| false)),
     ] {
         let out = lab.at(name);
-        let mut more = vec!["train", "--from", &start, "--out", &out, "--device", "interpreter", "--sample", "0", "--steps", "3"];
+        let mut more =
+            vec!["train", "--from", &start, "--out", &out, "--device", "interpreter", "--sample", "0", "--steps", "3"];
         more.extend(freeze.iter().flat_map(|f| ["-s", f]));
         expect(&more, 0);
         let after = tensors(&out, 3);
@@ -443,7 +577,8 @@ fn what_is_frozen_stays_and_the_rest_is_trained() {
         expect(&["train", "--resume", &again, "--steps", "3", "--sample", "0"], 0);
         assert_eq!(lab.files(&out, 3), lab.files(&again, 3), "{name}");
     }
-    let nothing = ["-s", "train.freeze.router=true", "-s", "train.freeze.experts=true", "-s", "train.freeze.trunk=true"];
+    let nothing =
+        ["-s", "train.freeze.router=true", "-s", "train.freeze.experts=true", "-s", "train.freeze.trunk=true"];
     let err = expect(&[&["compile", &spec][..], &nothing].concat(), 2).err;
     assert!(err.contains("E0611") && err.contains("leaves nothing to train"), "{err}");
     let err = expect(&["compile", &spec, "-s", "train.freeze.tensors=\"embed.tokens.weight\""], 2).err;

@@ -17,17 +17,6 @@ pub struct Freeze {
     pub tensors: Option<String>,
 }
 
-/// What a tensor of a model is part of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// An expert of a `moe`, or one that every token goes to.
-    Experts,
-    /// What a router decides by.
-    Router,
-    /// Everything else.
-    Trunk,
-}
-
 /// Why nothing, or not what was meant, is frozen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -57,17 +46,6 @@ impl fmt::Display for FreezeError {
 impl std::error::Error for FreezeError {}
 
 impl Lowered {
-    /// What a parameter is part of.
-    pub fn part(&self, parameter: &str) -> Part {
-        if self.router_parameters.contains(parameter) {
-            Part::Router
-        } else if parameter.split('.').any(|word| matches!(word, "experts" | "shared")) {
-            Part::Experts
-        } else {
-            Part::Trunk
-        }
-    }
-
     /// The parameters that are trained, in order of declaration.
     ///
     /// # Errors
@@ -80,12 +58,13 @@ impl Lowered {
             return Err(FreezeError::Nothing { pattern: (*pattern).to_string(), near });
         }
         let is_frozen = |name: &str| {
-            let part = match self.part(name) {
-                Part::Experts => freeze.experts,
-                Part::Router => freeze.router,
-                Part::Trunk => freeze.trunk,
-            };
-            part || patterns.iter().any(|pattern| fits(pattern, name))
+            // The router of a mixture inside an expert is part of both.
+            let of_router = self.router_parameters.contains(name);
+            let of_expert = name.split('.').any(|word| matches!(word, "experts" | "shared"));
+            let of_part = (freeze.router && of_router)
+                || (freeze.experts && of_expert)
+                || (freeze.trunk && !of_router && !of_expert);
+            of_part || patterns.iter().any(|pattern| fits(pattern, name))
         };
         let trained: Vec<String> = names().filter(|name| !is_frozen(name)).map(str::to_string).collect();
         if trained.is_empty() { Err(FreezeError::Everything) } else { Ok(trained) }

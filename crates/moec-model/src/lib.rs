@@ -97,7 +97,7 @@ pub use cost::LayerInfo;
 pub use data_sets::DataSet;
 pub use decoding::{Cache, Decoding, decoding};
 pub use emit::{Mode, NoisePolicy, Role};
-pub use freeze::{Freeze, FreezeError, Part};
+pub use freeze::{Freeze, FreezeError};
 pub use layer::Layer;
 pub use layers::{
     Activation, Attention, Capacity, CapacityOrder, LAYERS, LayerSpec, MixtureOfDepths, Mlp, Moe, MultiHash, Route,

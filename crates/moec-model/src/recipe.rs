@@ -89,7 +89,12 @@ impl Recipe {
             freeze: {
                 let said = arguments("freeze");
                 let tensors = said.text("tensors").map(str::to_string);
-                Freeze { experts: said.bool("experts"), router: said.bool("router"), trunk: said.bool("trunk"), tensors }
+                Freeze {
+                    experts: said.bool("experts"),
+                    router: said.bool("router"),
+                    trunk: said.bool("trunk"),
+                    tensors,
+                }
             },
             evaluate: {
                 let every = whole("evaluate", "every");
@@ -262,7 +267,11 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 "which tensors stay as they start",
                 SettingForm::Arguments(vec![
                     ParameterSpec::flag("experts", false, "keep the experts of `moe` layers, shared ones too"),
-                    ParameterSpec::flag("router", false, "keep what routers decide by, and the states that they would change"),
+                    ParameterSpec::flag(
+                        "router",
+                        false,
+                        "keep what routers decide by, and the states that they would change",
+                    ),
                     ParameterSpec::flag("trunk", false, "keep everything else"),
                     ParameterSpec::optional(
                         "tensors",

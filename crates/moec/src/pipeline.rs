@@ -9,8 +9,8 @@ use crate::request;
 pub use moec_ir::Function;
 use moec_ir::{Graph, GraphError, Output, Precision, Stage, WeightFormat, verify};
 use moec_model::{
-    Cache, CheckOptions, Form, Freeze, FreezeError, LowerError, LowerOptions, Lowered, Mode, Model, NamedValue, NoisePolicy, Recipe,
-    Registry, span_of,
+    Cache, CheckOptions, Form, Freeze, FreezeError, LowerError, LowerOptions, Lowered, Mode, Model, NamedValue,
+    NoisePolicy, Recipe, Registry, span_of,
 };
 use moec_plan::{
     Arrangement, ClusterOptions, Clusters, FUSIONS, LaunchLimits, MemoryReport, OptimizeOptions, PassReport, PlanError,
@@ -234,9 +234,8 @@ pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Resul
     let differentiated = if *frozen == Freeze::default() {
         moec_plan::differentiate(&lowered.graph, Output::Objective, &Wrt::Parameters)?
     } else {
-        let trained = lowered
-            .trained(frozen)
-            .map_err(|error| CompileError::Freeze { error, span: frozen_by(recipe) })?;
+        let trained =
+            lowered.trained(frozen).map_err(|error| CompileError::Freeze { error, span: frozen_by(recipe) })?;
         let mut graph = lowered.graph.clone();
         if frozen.router {
             // In a forward graph, only routers update anything.
@@ -335,7 +334,7 @@ fn cluster(graph: &Graph, report: &PassReport, options: &CompileOptions) -> Resu
 }
 
 /// Where the recipe says what is frozen.
-fn frozen_by(recipe: &Recipe) -> Option<Span> {
+pub(crate) fn frozen_by(recipe: &Recipe) -> Option<Span> {
     recipe.origin("train.freeze.tensors").or_else(|| recipe.origin("train.freeze"))
 }
 
@@ -344,9 +343,10 @@ fn frozen_wrongly(error: &FreezeError, span: Option<Span>) -> Diagnostic {
     let diagnostic = Diagnostic::new(Code::FrozenTensors, error.to_string());
     let (label, help) = match error {
         FreezeError::Nothing { near: Some(near), .. } => ("no tensor is called so", format!("did you mean `{near}`?")),
-        FreezeError::Nothing { near: None, .. } => {
-            ("no tensor is called so", "a checkpoint's `model.safetensors` has the names, such as `embed.token.weight`".into())
-        }
+        FreezeError::Nothing { near: None, .. } => (
+            "no tensor is called so",
+            "a checkpoint's `model.safetensors` has the names, such as `embed.token.weight`".into(),
+        ),
         _ => ("everything that the model has", "leave out what is to be trained".into()),
     };
     match span {

@@ -14,8 +14,8 @@ use crate::surgery::{Certificate, Claim, Subject, Witnesses};
 use crate::{Device, Request, Run};
 use moec_model::Registry;
 use moec_plan::Backend;
-use moec_runtime::{Corpus, Dataset, Identity, RunFolder, Split};
-use std::path::Path;
+use moec_runtime::{Corpus, Dataset, Identity, RunError, RunFolder, Split};
+use std::path::{Path, PathBuf};
 
 /// Characters that the use of experts is counted on.
 const CHARACTERS: usize = 20_000;
@@ -39,23 +39,45 @@ pub(crate) fn name_of(root: &Path) -> String {
     name.map_or_else(|| "run".to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The text that is given, or else that of the run.
+/// The text of the run, on which the new one can be trained, and the one that models are compared on: what is given, or else
+/// the same. A text that is given stands for that of a run which is gone.
 ///
 /// # Errors
-/// When it cannot be found or read.
-pub(crate) fn corpus(
+/// When a text cannot be found or read.
+pub(crate) fn texts(
     data: Option<&str>,
     run: &Path,
     registry: &Registry,
     console: &Console,
-) -> Result<Corpus, Failure> {
-    if let Some(data) = data {
-        return downloads::corpus(data, registry, console);
-    }
+) -> Result<(Corpus, Corpus), Failure> {
+    let own = corpus(run, registry, console);
+    let Some(data) = data else { return own.map(|own| (own.clone(), own)) };
+    let given = downloads::corpus(data, registry, console)?;
+    Ok((own.unwrap_or_else(|_| given.clone()), given))
+}
+
+/// The text of a run.
+///
+/// # Errors
+/// When it cannot be found or read.
+pub(crate) fn corpus(run: &Path, registry: &Registry, console: &Console) -> Result<Corpus, Failure> {
     let run = moec_runtime::follow_latest(run);
     let root = moec_runtime::run_of_checkpoint(&run).unwrap_or(run);
     let request = Request::read(&root)?;
     run_text::find(&request, run_text::sha256(&request, &root).as_deref(), &[&root], registry, console)
+}
+
+/// The text of a run as data of a model with the same characters.
+///
+/// # Errors
+/// When the text has others.
+pub(crate) fn dataset(run: &Subject, corpus: &Corpus) -> Result<Dataset, Failure> {
+    let dataset = run.spec.dataset(corpus)?;
+    if dataset.vocab().to_text() != run.vocab.to_text() {
+        let message = format!("{} has other characters than the text {}", run.name, dataset.name());
+        return Err(Failure::new(Exit::Data, message).help("--data FILE gives a text with the characters of the runs"));
+    }
+    Ok(dataset)
 }
 
 /// The reference, and the device that is asked for.
@@ -76,13 +98,10 @@ pub(crate) fn devices(device: Device, devices: Devices) -> Result<Vec<(Device, B
 /// When its characters are not those of the model.
 pub(crate) fn witnesses<'a>(
     run: &Subject,
-    dataset: &Dataset,
+    corpus: &Corpus,
     devices: &'a [(Device, Box<dyn Backend>)],
 ) -> Result<Witnesses<'a>, Failure> {
-    if dataset.vocab().to_text() != run.vocab.to_text() {
-        let message = format!("{} has other characters than the text {}", run.name, dataset.name());
-        return Err(Failure::new(Exit::Data, message).help("--data FILE gives a text with the characters of the runs"));
-    }
+    let dataset = Dataset::new(corpus, run.vocab.clone(), run.spec.checked.recipe.split)?;
     let split = if dataset.is_held_out() { Split::Validation } else { Split::Train };
     let tokens = dataset.tokens(split);
     let mut tokens = tokens.to_vec();
@@ -117,16 +136,14 @@ impl Assembled<'_> {
     ) -> Result<(), Failure> {
         let spec = &self.subject.spec;
         console.diagnostics(&spec.source, &spec.checked.warnings, MessageFormat::Full);
-        let create = |root: &Path| Ok(self.subject.spec.create_run_with_plan(root, dataset, "")?);
-        let folder = match out {
+        let value = serde_json::to_value(self.certificate);
+        let value = value.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the certificate: {e}")))?;
+        let create = |root: &Path| self.create(root, dataset, &format!("{value:#}\n"));
+        let root = match out {
             Some(root) => create(root)?,
             None => in_free_folder(&self.name, create)?,
         };
-        save_beginning(&folder, self.subject, dataset)?;
-        let value = serde_json::to_value(self.certificate);
-        let value = value.map_err(|e| Failure::new(Exit::Failure, format!("cannot write the certificate: {e}")))?;
-        folder.write_report(CERTIFICATE, &format!("{value:#}\n"))?;
-        let root = folder.root();
+        let root = root.as_path();
         if json {
             console.json(&value)?;
         } else {
@@ -135,6 +152,58 @@ impl Assembled<'_> {
         console.note_fitted(format!("{}, into {}", self.what, root.display()));
         console.note(format!("train it further with: moec train --from {}", shell::path(root)));
         Ok(())
+    }
+}
+
+impl Assembled<'_> {
+    fn create(&self, root: &Path, dataset: &Dataset, certificate: &str) -> Result<PathBuf, Failure> {
+        made_whole(root, |path| {
+            let folder = self.subject.spec.create_run_with_plan(path, dataset, "")?;
+            save_beginning(&folder, self.subject, dataset)?;
+            folder.write_report(CERTIFICATE, certificate)?;
+            Ok(())
+        })?;
+        Ok(root.to_path_buf())
+    }
+}
+
+/// Makes a run in a folder beside the one that is meant, which takes its place once it is whole: a run without the numbers that
+/// it begins with would go on with others.
+///
+/// # Errors
+/// When something is there, or it cannot be written; then nothing is left.
+pub(crate) fn made_whole(root: &Path, make: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+    require_free(Some(root))?;
+    let failed = |e: std::io::Error| Failure::file("make", root, &e);
+    let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(failed)?;
+    let mut builder = tempfile::Builder::new();
+    // As every other folder: what the user's mask lets through.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let whole = builder.prefix(".incomplete-").tempdir_in(parent).map_err(failed)?;
+    make(whole.path())?;
+    // An empty folder gives way.
+    std::fs::rename(whole.path(), root).map_err(failed)?;
+    // It is not there any more, so there is nothing to remove.
+    let _ = whole.keep();
+    Ok(())
+}
+
+/// That a run can be made in the folder, if one is named.
+///
+/// # Errors
+/// When something is there.
+pub(crate) fn require_free(out: Option<&Path>) -> Result<(), Failure> {
+    let Some(root) = out else { return Ok(()) };
+    let path = root.display().to_string();
+    if root.join("spec.moe").exists() {
+        return Err(RunError::Exists { path }.into());
+    }
+    match std::fs::read_dir(root) {
+        Ok(entries) if entries.count() > 0 => Err(RunError::NotEmpty { path }.into()),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Failure::file("make", root, &e)),
+        _ => Ok(()),
     }
 }
 
@@ -151,7 +220,8 @@ pub(crate) fn save_beginning(folder: &RunFolder, subject: &Subject, dataset: &Da
         spec_sha256: folder.spec_sha256().to_string(),
         data_sha256: dataset.sha256().to_string(),
     };
-    folder.save_checkpoint(0, &identity, &subject.states, &mut |state| Ok(subject.tensors.get(&state.name).cloned()))?;
+    folder
+        .save_checkpoint(0, &identity, &subject.states, &mut |state| Ok(subject.tensors.get(&state.name).cloned()))?;
     Ok(())
 }
 
@@ -167,10 +237,18 @@ fn text(certificate: &Certificate, columns: usize) -> String {
             format!("{:.1e} on {} ({characters} characters)", m.largest_difference, m.device)
         });
         let verdict = if claim.holds { "holds" } else { "BROKEN" };
-        format!("  {verdict}: {}\n    logits differ by at most {}\n", claim.says, measured.collect::<Vec<_>>().join(", "))
+        format!(
+            "  {verdict}: {}\n    logits differ by at most {}\n",
+            claim.says,
+            measured.collect::<Vec<_>>().join(", ")
+        )
     };
     let shown = certificate.claims.len().min(SHOWN);
-    let (first, rest) = certificate.claims.split_at(if certificate.claims.len() > SHOWN + 1 { shown } else { certificate.claims.len() });
+    let (first, rest) = certificate.claims.split_at(if certificate.claims.len() > SHOWN + 1 {
+        shown
+    } else {
+        certificate.claims.len()
+    });
     first.iter().for_each(|claim| text.push_str(&line(claim)));
     if !rest.is_empty() {
         let largest = rest.iter().flat_map(|c| &c.measured).map(|m| m.largest_difference).fold(0.0, f64::max);
@@ -185,7 +263,12 @@ fn text(certificate: &Certificate, columns: usize) -> String {
     table.row(["the new model".to_string(), nats(certificate.loss), String::new(), String::new()]);
     for distance in &certificate.distances {
         let (difference, divergence) = (distance.largest_difference, distance.divergence);
-        table.row([distance.from.clone(), nats(distance.loss), format!("{difference:.2e}"), format!("{divergence:.4}")]);
+        table.row([
+            distance.from.clone(),
+            nats(distance.loss),
+            format!("{difference:.2e}"),
+            format!("{divergence:.4}"),
+        ]);
     }
     text + &table.text(columns)
 }

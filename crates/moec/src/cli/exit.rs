@@ -167,9 +167,8 @@ impl From<Error> for Failure {
                 SurgeryError::Recipe(_) => say(Exit::Usage),
                 SurgeryError::Broken { .. } => say(Exit::Failure)
                     .help("nothing was written; please report it with the recipe: a wrong model must not be made"),
-                SurgeryError::Vocabulary { .. } => {
-                    say(Exit::Data).help("train the runs on texts with the same characters: one line with all of them is enough")
-                }
+                SurgeryError::Vocabulary { .. } => say(Exit::Data)
+                    .help("train the runs on texts with the same characters: one line with all of them is enough"),
                 _ => say(Exit::Data).help("runs that are put together have the same layers, shapes and arguments"),
             },
             Error::Data(e) => e.into(),

@@ -2,7 +2,6 @@
 
 use crate::cli::exit::Failure;
 use crate::cli::near;
-use moec_runtime::RunFolder;
 use std::path::{Path, PathBuf};
 
 /// The folder of the runs that are named by themselves, or by `--name`.
@@ -57,10 +56,7 @@ pub(crate) fn given(name: &str) -> Result<PathBuf, String> {
 }
 
 /// Makes a run in `runs/NAME`, or `runs/NAME-2` and so on: the first that does not exist, also while others are started.
-pub(crate) fn in_free_folder(
-    name: &str,
-    create: impl FnOnce(&Path) -> Result<RunFolder, Failure>,
-) -> Result<RunFolder, Failure> {
+pub(crate) fn in_free_folder<T>(name: &str, create: impl FnOnce(&Path) -> Result<T, Failure>) -> Result<T, Failure> {
     let runs = Path::new(RUNS);
     std::fs::create_dir_all(runs).map_err(|e| Failure::file("make", runs, &e))?;
     let mut number = 1u64;

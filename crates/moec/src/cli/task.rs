@@ -6,6 +6,7 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::run_name::run_name;
 use crate::cli::{assembly, configuration, downloads, remarks, run_text, shell};
 use crate::pipeline::Compiled;
+use crate::request;
 use crate::run::kept_source;
 use crate::surgery::Subject;
 use crate::{Device, Request, Spec, read_source};
@@ -83,7 +84,9 @@ impl Task {
                 if reading.model.is_some() && reading.model != run.request.model {
                     return Err(kept_by_the_run("model").help("give the spec of another model before --from"));
                 }
-                let set = given.fold(run.request.set.clone(), |set, wish| with(&set, &wish));
+                // What that run was told to freeze is not what this one is.
+                let kept = run.request.set.iter().filter(|set| !request::freezes(set)).cloned().collect();
+                let set = given.fold(kept, |set: Vec<String>, wish| with(&set, &wish));
                 let source = kept_source(&run.root, &run.request)?;
                 (Spec::check(source, registry, run.request.model.as_deref(), &set)?, set)
             }
@@ -91,11 +94,13 @@ impl Task {
         console.diagnostics(&spec.source, &spec.checked.warnings, reading.message_format);
         let corpus = match &args.data {
             Some(data) => downloads::corpus(data, registry, console)?,
-            None => assembly::corpus(None, from, registry, console)?,
+            None => assembly::corpus(from, registry, console)?,
         };
         if corpus.vocab()?.to_text() != run.vocab.to_text() {
             let message = format!("{} has other characters than {}", corpus.name(), run.root.display());
-            return Err(Failure::new(Exit::Data, message).help("a text for a trained model has the characters of its own"));
+            return Err(
+                Failure::new(Exit::Data, message).help("a text for a trained model has the characters of its own")
+            );
         }
         let device = args.device.unwrap_or(Device::Cpu);
         let root = args.out.clone().or(args.name.clone());
@@ -122,16 +127,6 @@ impl Task {
             }
         }
         Ok(())
-    }
-
-    /// Saves the numbers that a new run begins with, if they are those of another run.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub(crate) fn begin_with(&self, folder: &RunFolder, compiled: &Compiled, dataset: &Dataset) -> Result<(), Failure> {
-        let Some(from) = &self.from else { return Ok(()) };
-        let begun = Subject { spec: self.spec.clone(), states: compiled.states.clone(), ..from.clone() };
-        assembly::save_beginning(folder, &begun, dataset)
     }
 
     fn resumed(
@@ -194,18 +189,34 @@ impl Task {
         Ok(Self { spec, corpus, root: Some(root), name, is_resumed: true, device, from: None, changes, request })
     }
 
-    /// The folder of a new run on this task's text; it notes a device that was chosen.
+    /// The folder of a new run on this task's text, with the numbers that it begins with if they are those of another; it notes a
+    /// device that was chosen.
     ///
     /// # Errors
     /// When the folder holds anything, or cannot be written.
     pub(crate) fn create(&self, root: &Path, dataset: &Dataset, compiled: &Compiled) -> Result<RunFolder, Failure> {
+        if let Some(from) = &self.from {
+            let begun = Subject { spec: self.spec.clone(), states: compiled.states.clone(), ..from.clone() };
+            assembly::made_whole(root, |path| {
+                let folder = self.spec.create_run(path, dataset, compiled)?;
+                self.note_device(&folder, dataset)?;
+                assembly::save_beginning(&folder, &begun, dataset)
+            })?;
+            return Ok(RunFolder::open(root)?);
+        }
         let folder = self.spec.create_run(root, dataset, compiled)?;
+        self.note_device(&folder, dataset)?;
+        Ok(folder)
+    }
+
+    /// Notes in a new folder which device was chosen, if that is not the usual one.
+    fn note_device(&self, folder: &RunFolder, dataset: &Dataset) -> Result<(), Failure> {
         if self.device != Device::Cpu {
             let request = Request { device: Some(self.device.name().to_string()), ..self.spec.request(dataset) };
             let checked = &self.spec.checked;
             folder.write_resolved(&request.with_resolved(&checked.model, &checked.recipe))?;
         }
-        Ok(folder)
+        Ok(())
     }
 
     /// Notes in the folder of a continued run what has changed, and says so.
@@ -339,7 +350,9 @@ fn what_is_kept(was: &Spec, is: &Spec) -> Option<&'static str> {
         return Some("optimizer");
     }
     let (was, is) = (was.recipe.to_resolved(), is.recipe.to_resolved());
-    ["data", "split", "batch", "seed", "init", "precision", "freeze"].into_iter().find(|name| was.get(*name) != is.get(*name))
+    ["data", "split", "batch", "seed", "init", "precision", "freeze"]
+        .into_iter()
+        .find(|name| was.get(*name) != is.get(*name))
 }
 
 fn same_recipe(was: &Spec, is: &Spec) -> bool {

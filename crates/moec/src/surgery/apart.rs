@@ -49,12 +49,7 @@ fn tree(run: &Subject) -> Result<moec_syntax::File, Error> {
 ///
 /// # Errors
 /// When there is no such expert, or the mixture does more than its experts.
-pub fn extract(
-    run: &Subject,
-    expert: usize,
-    registry: &Registry,
-    witnesses: &Witnesses<'_>,
-) -> Result<Taken, Error> {
+pub fn extract(run: &Subject, expert: usize, registry: &Registry, witnesses: &Witnesses<'_>) -> Result<Taken, Error> {
     let layers = mixtures(run)?;
     let file = tree(run)?;
     let mut places = Vec::new();
@@ -79,7 +74,8 @@ pub fn extract(
     let dense = feed_forward(&subject);
     let before = feed_forward(run);
     if dense.len() != before.len() {
-        return Err(wrong("the experts are no single layers, so they cannot stand for their mixtures".to_string()));
+        let message = "the experts are neither `mlp` nor `moe`: what they are called alone is not known";
+        return Err(wrong(message.to_string()));
     }
     for state in subject.states.iter().filter(|state| state.kind.of_model()) {
         let layer = dense.iter().zip(&before).find_map(|(new, old)| Some((new.inner(&state.name)?, new, old)));
@@ -120,7 +116,9 @@ pub fn extract(
 fn inner_kind(layer: &FeedForward) -> Result<String, Error> {
     match layer.arguments.get("expert") {
         Some(ResolvedValue::Layers(layers)) if layers.len() == 1 => Ok(layers[0].layer.clone()),
-        _ => Err(wrong(format!("the experts of `{}` are several layers each, which have other names alone", layer.path))),
+        _ => {
+            Err(wrong(format!("the experts of `{}` are several layers each, which have other names alone", layer.path)))
+        }
     }
 }
 
@@ -151,7 +149,11 @@ pub fn usage(run: &Subject, witnesses: &Witnesses<'_>) -> Result<BTreeMap<String
 }
 
 /// The experts that each mixture keeps, in order, by path. Mixtures that are written once keep equally many.
-fn kept(run: &Subject, wanted: &Kept, used: &BTreeMap<String, Vec<usize>>) -> Result<BTreeMap<String, Vec<usize>>, Error> {
+fn kept(
+    run: &Subject,
+    wanted: &Kept,
+    used: &BTreeMap<String, Vec<usize>>,
+) -> Result<BTreeMap<String, Vec<usize>>, Error> {
     let layers = mixtures(run)?;
     let most = |layer: &FeedForward, count: usize| -> Result<Vec<usize>, Error> {
         let counts = used.get(&layer.path).ok_or_else(|| wrong(format!("the record has no layer `{}`", layer.path)))?;
@@ -214,7 +216,8 @@ pub fn prune(
     let spec = run.spec.rewritten(edited.text, Some(edited.imports), registry)?;
     let mut subject = Subject::new("the pruned model".to_string(), spec, run.vocab.clone(), BTreeMap::new())?;
     for state in subject.states.iter().filter(|state| state.kind.of_model()) {
-        let missing = || SurgeryError::Missing { run: run.name.clone(), name: state.name.clone(), of: state.name.clone() };
+        let missing =
+            || SurgeryError::Missing { run: run.name.clone(), name: state.name.clone(), of: state.name.clone() };
         let tensor = run.tensors.get(&state.name).ok_or_else(missing)?;
         let layer = layers.iter().find(|layer| layer.inner(&state.name).is_some());
         let tensor = match layer {

@@ -2,7 +2,7 @@
 
 use super::layers::{FeedForward, MLP};
 use super::{MergeRecipe, SliceScale, Subject, SurgeryError, Trunk};
-use moec_ir::{Data, Invariant, Tensor, TensorType, random};
+use moec_ir::{DType, Data, Invariant, Tensor, TensorType, random};
 use moec_model::ResolvedValue;
 use std::collections::BTreeMap;
 
@@ -70,7 +70,7 @@ fn average(tensors: &[&Tensor], weights: &[f64]) -> Vec<f64> {
 /// The mean along the sphere: the mean of the first i is turned towards the next by that one's share of the weights so
 /// far (Shoemake 1985, section 3.3). Of vectors that point the same way, it is the straight one.
 fn spherical(tensors: &[&Tensor], weights: &[f64]) -> Vec<f64> {
-    let mut pairs = tensors.iter().zip(weights);
+    let mut pairs = tensors.iter().zip(weights).filter(|(_, weight)| **weight > 0.0);
     let Some((first, &weight)) = pairs.next() else { return Vec::new() };
     let (mut mean, mut total) = (first.to_f64(), weight);
     for (tensor, &weight) in pairs {
@@ -101,12 +101,17 @@ pub(crate) struct Experts<'a> {
     pub(crate) recipe: &'a MergeRecipe,
     /// What a slice makes up for, s.
     pub(crate) factor: f64,
+    /// Whether noise is added that the recipe asks for.
+    pub(crate) noisy: bool,
 }
 
 impl Experts<'_> {
     /// The tensor of all experts that is `inner` (`up.weight`) in each source, of the type that the mixture has.
     pub(crate) fn stacked(&self, inner: &str, of: &str, ty: &TensorType) -> Result<Tensor, SurgeryError> {
         let MergeRecipe { copies, slices, residual_scale, noise, .. } = *self.recipe;
+        if ty.dtype != DType::F32 {
+            return self.table(inner, of, ty);
+        }
         let mut all = Vec::with_capacity(ty.elements());
         let mut first: Option<(String, TensorType)> = None;
         for (run, layer) in &self.sources {
@@ -133,7 +138,7 @@ impl Experts<'_> {
                 }
             }
         }
-        if noise > 0.0 {
+        if self.noisy && noise > 0.0 {
             let keys = random::keys(random::state(self.recipe.seed, 0), name_key(of));
             (0u32..).zip(&mut all).for_each(|(i, x)| *x += noise * random::normal_at(keys, i));
         }
@@ -144,6 +149,23 @@ impl Experts<'_> {
             return Err(SurgeryError::Shape { name, run, found, other, expected: ty.clone() });
         }
         Ok(floats(&ty.shape, all))
+    }
+
+    /// A table of whole numbers, which all sources must have in common: experts share it.
+    fn table(&self, inner: &str, of: &str, ty: &TensorType) -> Result<Tensor, SurgeryError> {
+        let mut found: Option<&Tensor> = None;
+        for (run, layer) in &self.sources {
+            let name = format!("{}.{inner}", layer.path);
+            let tensor = given(run, &name, of, ty.clone(), "the new model")?;
+            if found.is_some_and(|found| found != tensor) {
+                return Err(SurgeryError::Recipe(format!(
+                    "`{name}` of {} is another table than that of {}, and the experts have one in common",
+                    run.name, self.sources[0].0.name
+                )));
+            }
+            found = Some(tensor);
+        }
+        found.cloned().ok_or_else(|| SurgeryError::Recipe("`experts` names no run".to_string()))
     }
 
     /// A part of the hidden units of an `mlp`: rows of the maps to them, columns of the one from them.
@@ -188,18 +210,26 @@ pub(crate) fn name_key(name: &str) -> u32 {
 /// What a slice makes up for where the recipe does not say it, s: the reciprocal of its weight. With weights that add up to
 /// 1 over what was chosen, G slices have 1 / G each. With those of a softmax over all E experts, of which k are chosen, a
 /// token that likes all equally gives 1 / E to each of the k / G copies of a slice (Megatron-Core's rule for upcycling).
-pub(crate) fn slice_factor(recipe: &MergeRecipe, mixture: &FeedForward) -> f64 {
+///
+/// # Errors
+/// When a token chooses a number of experts that is no multiple of the slices, so that it would miss some.
+pub(crate) fn slice_factor(recipe: &MergeRecipe, mixture: &FeedForward) -> Result<f64, SurgeryError> {
     let slices = recipe.slices as f64;
-    if let Some(factor) = recipe.slice_factor {
-        return factor;
+    let Some(ResolvedValue::Map(route)) = mixture.arguments.get("route") else { return Ok(slices) };
+    if let Some(&ResolvedValue::Int(k)) = route.get("k")
+        && k % recipe.slices as i64 != 0
+    {
+        let (count, path) = (recipe.slices, &mixture.path);
+        let message = format!("a token chooses {k} experts in `{path}`, which is no multiple of {count} slices");
+        return Err(SurgeryError::Recipe(message));
     }
-    let Some(ResolvedValue::Map(route)) = mixture.arguments.get("route") else { return slices };
-    match (route.get("normalize"), route.get("k")) {
-        (Some(ResolvedValue::Text(word)), Some(&ResolvedValue::Int(k))) if word == "all" => {
+    Ok(match (recipe.slice_factor, route.get("normalize"), route.get("k")) {
+        (Some(factor), _, _) => factor,
+        (None, Some(ResolvedValue::Text(word)), Some(&ResolvedValue::Int(k))) if word == "all" => {
             recipe.experts() as f64 * slices / k as f64
         }
         _ => slices,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -220,5 +250,7 @@ mod tests {
             assert_eq!(mean, average(&[&a, &other], &[1.0, 1.0]));
         }
         assert_eq!(average(&[&a, &b], &[3.0, 1.0]), [1.5, 0.5]);
+        // What weighs nothing is not there.
+        assert_eq!(spherical(&[&a, &b, &b], &[0.0, 0.0, 1.0]), [0.0, 2.0]);
     }
 }

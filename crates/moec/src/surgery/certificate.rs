@@ -44,6 +44,13 @@ impl Witnesses<'_> {
         windows
     }
 
+    /// A remark where there is too little text to say much.
+    fn remark(&self, context: usize) -> Option<String> {
+        let characters = self.tokens.len();
+        (characters < context)
+            .then(|| format!("the text has {characters} characters, less than a window: what was compared says little"))
+    }
+
     /// Characters of the first `windows` windows.
     fn characters(&self, windows: usize, context: usize) -> usize {
         self.tokens.len().min(windows * context)
@@ -104,7 +111,8 @@ pub struct Distance {
     pub loss: Option<f64>,
     /// Largest difference of two logits.
     pub largest_difference: f64,
-    /// Mean Kullback-Leibler divergence of the new model's predictions from its, in nats a character.
+    /// Mean over characters of the sum over the next ones of `p log(p / q)`, where p is what the other model predicts and q what
+    /// the new one does, in nats.
     pub divergence: f64,
 }
 
@@ -133,7 +141,9 @@ impl Certificate {
 
     pub(super) fn claim(&mut self, says: String, measured: Vec<Measured>) {
         let tolerance = TOLERANCE;
-        let within = |m: &Measured| m.largest_difference <= tolerance * m.largest_logit.max(1.0);
+        // Of models whose logits are no numbers, nothing is known.
+        let within =
+            |m: &Measured| m.largest_logit.is_finite() && m.largest_difference <= tolerance * m.largest_logit.max(1.0);
         // Without a measurement nothing is known to hold.
         let holds = !measured.is_empty() && measured.iter().all(within);
         self.claims.push(Claim { says, tolerance, measured, holds });
@@ -176,7 +186,9 @@ impl Forced {
         let op_of = |name: &str| graph.ids().find(|&id| graph.node(id).name == name).map(|id| &graph.node(id).op);
         let choices = frozen.ids().filter_map(|id| match &frozen.node(id).op {
             Op::Input { name, ty } => match Input::of_name(name)? {
-                Input::Route(node) => Some((node.clone(), ty.shape.clone(), matches!(op_of(&node), Some(Op::ToIndex { .. })))),
+                Input::Route(node) => {
+                    Some((node.clone(), ty.shape.clone(), matches!(op_of(&node), Some(Op::ToIndex { .. }))))
+                }
                 _ => None,
             },
             _ => None,
@@ -188,11 +200,7 @@ impl Forced {
     }
 
     /// The logits with all tokens sent to these experts, or why that cannot be: a weight that is not what it must be.
-    fn run(
-        &mut self,
-        window: &BTreeMap<Input, Tensor>,
-        experts: &[usize],
-    ) -> Result<Result<Vec<f64>, String>, Error> {
+    fn run(&mut self, window: &BTreeMap<Input, Tensor>, experts: &[usize]) -> Result<Result<Vec<f64>, String>, Error> {
         let mut given = window.clone();
         for (node, shape, by_column) in &self.choices {
             let columns = shape.last().copied().unwrap_or(1).max(1);
@@ -385,6 +393,7 @@ pub(super) fn distances(
     let context = new.spec.checked.model.context;
     let windows = witnesses.windows(device, context);
     let vocab = new.vocab.len();
+    certificate.remarks.extend(witnesses.remark(context));
     let ours = logits(new, device, backend, &windows)?;
     let scored = |logits: &[Vec<f64>]| loss(logits, &witnesses.tokens, context, vocab);
     certificate.loss = scored(&ours);

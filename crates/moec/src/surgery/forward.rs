@@ -41,8 +41,7 @@ impl Prepared {
         backend: &dyn Backend,
     ) -> Result<Self, Error> {
         let failed = |e: CompileError| e.at(source);
-        let (graph, _) =
-            moec_plan::optimize(graph, &OptimizeOptions::default()).map_err(|e| failed(e.into()))?;
+        let (graph, _) = moec_plan::optimize(graph, &OptimizeOptions::default()).map_err(|e| failed(e.into()))?;
         let options = ClusterOptions { limits: device.launch_limits(), ..ClusterOptions::default() };
         let (clusters, _) = moec_plan::cluster(&graph, &options).map_err(|e| failed(e.into()))?;
         let program = moec_plan::plan(&[(NAME.to_string(), &clusters)]).map_err(|e| failed(e.into()))?;

@@ -23,11 +23,7 @@ pub(crate) type Directions = Vec<Vec<Vec<f64>>>;
 ///
 /// # Errors
 /// When an expert has no prompts, all have the same, or the base does not know a character.
-pub(crate) fn directions(
-    recipe: &MergeRecipe,
-    base: &Subject,
-    layers: &[FeedForward],
-) -> Result<Directions, Error> {
+pub(crate) fn directions(recipe: &MergeRecipe, base: &Subject, layers: &[FeedForward]) -> Result<Directions, Error> {
     let wrong = |message: String| Error::from(SurgeryError::Recipe(message));
     for (i, source) in recipe.experts.iter().enumerate() {
         if source.prompts().0.is_empty() {
@@ -87,7 +83,7 @@ impl<'a> Seen<'a> {
         );
         let failed = |e: pipeline::CompileError| e.at(&base.spec.source);
         let graph = lowered.map_err(|e| failed(e.into()))?.graph;
-        let given: Vec<_> = layers.iter().map(|layer| given_to(&graph, layer)).collect();
+        let given = layers.iter().map(|layer| given_to(&graph, layer)).collect::<Result<Vec<_>, _>>()?;
         let mut graph = graph;
         graph.retain_outputs(|_| false);
         let mut b = Builder::extend(graph);
@@ -131,7 +127,8 @@ impl<'a> Seen<'a> {
                 let table = base.tensors.get(TOKEN_TABLE).invariant("every model has token vectors");
                 let width = table.shape().last().copied().unwrap_or(1);
                 let values = table.to_f64();
-                let rows = tokens.iter().filter_map(|&t| usize::try_from(t).ok()).map(|t| &values[t * width..][..width]);
+                let rows =
+                    tokens.iter().filter_map(|&t| usize::try_from(t).ok()).map(|t| &values[t * width..][..width]);
                 let mean = mean_of(rows, width);
                 Ok(vec![mean; *layers])
             }
@@ -168,7 +165,7 @@ fn mean_of<'a>(rows: impl Iterator<Item = &'a [f64]>, width: usize) -> Vec<f64> 
 }
 
 /// What a feed-forward layer is given: the first value that one of its tensors is multiplied with.
-fn given_to(graph: &moec_ir::Graph, layer: &FeedForward) -> moec_ir::Value {
+fn given_to(graph: &moec_ir::Graph, layer: &FeedForward) -> Result<moec_ir::Value, SurgeryError> {
     let is_of_layer = |value: &moec_ir::Value| match &graph.node(value.node).op {
         Op::Parameter { name, .. } => layer.inner(name).is_some(),
         _ => false,
@@ -178,21 +175,28 @@ fn given_to(graph: &moec_ir::Graph, layer: &FeedForward) -> moec_ir::Value {
         let reads = matches!(graph.node(id).op, Op::MatMul { .. }) && operands.iter().any(is_of_layer);
         reads.then(|| operands.iter().copied().find(|value| !is_of_layer(value))).flatten()
     });
-    given.invariant("a feed-forward layer multiplies what it is given")
+    // The router of a mixture comes first, if it looks at what it is given.
+    given.ok_or_else(|| {
+        let message = "is a mixture whose router does not look at activations, so it is not known what it is given";
+        SurgeryError::Recipe(format!("`{}` {message}: use `gates: embedding`", layer.path))
+    })
 }
 
 /// The parameter of a mixture's router that has a row for each expert.
 ///
 /// # Errors
 /// When there is none, or it cannot be told which.
-pub(crate) fn gate_of(lowered: &Lowered, mixture: &FeedForward, experts: usize, width: usize) -> Result<String, SurgeryError> {
+pub(crate) fn gate_of(
+    lowered: &Lowered,
+    mixture: &FeedForward,
+    experts: usize,
+    width: usize,
+) -> Result<String, SurgeryError> {
     let mut rows: Vec<&str> = lowered
         .graph
         .ids()
         .filter_map(|id| match &lowered.graph.node(id).op {
-            Op::Parameter { name, ty }
-                if own(lowered, mixture, name) && ty.shape == [experts, width] =>
-            {
+            Op::Parameter { name, ty } if own(lowered, mixture, name) && ty.shape == [experts, width] => {
                 Some(name.as_str())
             }
             _ => None,
@@ -367,7 +371,10 @@ mod tests {
         };
         assert!(judged("moe", &rows(&[1.0, 0.0, 0.0, 1.0], 2), 1).is_empty());
         let same = judged("moe", &rows(&[1.0, 0.0, 1.0, 0.01], 2), 1);
-        assert!(same.len() == 2 && same[0].contains("experts 0 and 1") && same[1].contains("ill-conditioned"), "{same:?}");
+        assert!(
+            same.len() == 2 && same[0].contains("experts 0 and 1") && same[1].contains("ill-conditioned"),
+            "{same:?}"
+        );
         // Slices have the same row, and that is no fault.
         assert!(judged("moe", &rows(&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0], 2), 2).is_empty());
         assert!(judged("moe", &rows(&[0.0; 4], 2), 1).is_empty());

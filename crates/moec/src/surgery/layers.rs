@@ -29,6 +29,24 @@ impl FeedForward {
         tensor.strip_prefix(self.path.as_str())?.strip_prefix('.')
     }
 
+    /// One of its experts (`expert`), or the one that every token goes to (`shared_expert`), as a layer; `None` where it is none
+    /// or several layers.
+    pub(crate) fn expert(&self, which: &str) -> Option<Self> {
+        let Some(ResolvedValue::Layers(layers)) = self.arguments.get(which) else { return None };
+        let [only] = layers.as_slice() else { return None };
+        let kind = [MLP, MOE].into_iter().find(|kind| *kind == only.layer)?;
+        let path = format!("{} of {}", which.replace('_', " "), self.path);
+        Some(Self { path, kind, span: self.span, arguments: only.arguments.clone() })
+    }
+
+    /// An `mlp` with a part of the hidden units.
+    pub(crate) fn sliced(mut self, slices: usize) -> Self {
+        if let Some(ResolvedValue::Int(hidden)) = self.arguments.get_mut("hidden") {
+            *hidden /= slices as i64;
+        }
+        self
+    }
+
     /// How many experts it has; `None` of an `mlp`.
     pub(crate) fn experts(&self) -> Option<usize> {
         match self.arguments.get("experts") {
@@ -116,7 +134,12 @@ pub(crate) fn same_trunk(a: &Subject, b: &Subject) -> Result<(), SurgeryError> {
         }
     }
     if ours.len() != theirs.len() {
-        return Err(differs(&a.resolved().name, "the number of layers", theirs.len().to_string(), ours.len().to_string()));
+        return Err(differs(
+            &a.resolved().name,
+            "the number of layers",
+            theirs.len().to_string(),
+            ours.len().to_string(),
+        ));
     }
     Ok(())
 }
@@ -127,10 +150,12 @@ fn flat(layers: &[ResolvedLayer]) -> Vec<ResolvedLayer> {
     for layer in layers {
         let mut arguments = plain(&layer.arguments);
         let inner = arguments.remove("layers");
-        if matches!(layer.layer.as_str(), MLP | MOE) {
+        let mut layer = layer.layer.clone();
+        if matches!(layer.as_str(), MLP | MOE) {
             arguments.clear();
+            layer = "feed-forward".to_string();
         }
-        all.push(ResolvedLayer { layer: layer.layer.clone(), arguments });
+        all.push(ResolvedLayer { layer, arguments });
         if let Some(ResolvedValue::Layers(inner)) = inner {
             all.extend(flat(&inner));
         }

@@ -76,9 +76,12 @@ pub fn merge(
         return Err(wrong("the model has no mixture whose experts could come from runs".to_string()));
     }
     agree(recipe, base, &donors, &ours, &theirs, &replaced)?;
+    let plan = Plan { recipe, base, donors: &donors, ours: &ours, theirs: &theirs, replaced: &replaced };
+    suits(&plan, &subject, &mixtures, shared)?;
     for &i in &replaced {
         if shared.is_some() && !mixtures[i].arguments.contains_key("shared") {
-            let message = format!("`shared` names a run, and `{}` has no shared expert: give a `spec`", mixtures[i].path);
+            let message =
+                format!("`shared` names a run, and `{}` has no shared expert: give a `spec`", mixtures[i].path);
             return Err(wrong(message));
         }
         if let Some(&ResolvedValue::Int(hidden)) = theirs[0][i].arguments.get("hidden")
@@ -94,10 +97,9 @@ pub fn merge(
     let trunk = assemble::trunk(recipe, base, &donors)?;
     let width = subject.spec.checked.model.width;
     let bases: Vec<FeedForward> = replaced.iter().map(|&i| ours[i].clone()).collect();
-    let directions =
-        if recipe.gates.prompted() { Some(gates::directions(recipe, base, &bases)?) } else { None };
+    let directions = if recipe.gates.prompted() { Some(gates::directions(recipe, base, &bases)?) } else { None };
     subject.tensors = first(&subject)?;
-    let mut warnings = Vec::new();
+    let (mut warnings, mut factors) = (Vec::new(), Vec::new());
     for (number, &i) in replaced.iter().enumerate() {
         let (mixture, ours) = (&mixtures[i], &ours[i]);
         if mixture.experts() != Some(recipe.experts()) {
@@ -116,16 +118,41 @@ pub fn merge(
             let (lowered, tensors) = (&subject.lowered, &mut subject.tensors);
             warnings.extend(gates::rows(recipe, lowered, mixture, width, rows, tensors)?);
         }
-        let factor = assemble::slice_factor(recipe, mixture);
-        let of_layer = donors.iter().zip(&theirs).map(|(donor, layers)| (*donor, &layers[i])).collect();
-        let experts = Experts { sources: of_layer, recipe, factor };
-        fill(&mut subject, mixture, &experts, shared)?;
+        factors.push(assemble::slice_factor(recipe, mixture)?);
     }
     keep_trunk(&mut subject, &trunk, &mixtures, &ours, &replaced, base)?;
+    let filled = |subject: &mut Subject, noisy: bool| {
+        for (&i, &factor) in replaced.iter().zip(&factors) {
+            let sources = donors.iter().zip(&theirs).map(|(donor, layers)| (*donor, &layers[i])).collect();
+            fill(subject, &mixtures[i], &Experts { sources, recipe, factor, noisy }, shared)?;
+        }
+        Ok::<(), Error>(())
+    };
+    filled(&mut subject, true)?;
+    if let Some((name, _)) = subject.tensors.iter().find(|(_, tensor)| !finite(tensor)) {
+        return Err(wrong(format!("`{name}` would hold what is no finite number")));
+    }
 
     let layers: Vec<String> = replaced.iter().map(|&i| mixtures[i].path.clone()).collect();
     let mut certificate = Certificate::new("merge", witnesses);
-    certify(&mut certificate, recipe, &subject, &trunk, &donors, base, (&layers, &ours, &theirs, &replaced), shared, witnesses)?;
+    if let Some(why) = plan.inexact(&factors) {
+        certificate.remarks.push(format!("no equality is promised: {why}"));
+    } else {
+        // Where tensors belong is measured without what changes the outputs on purpose.
+        let mut plain = subject.clone();
+        filled(&mut plain, false)?;
+        if shared.is_some() {
+            without_shared(&mut plain, &layers);
+        }
+        let without = match (recipe.noise > 0.0, shared.is_some()) {
+            (true, true) => "noise and shared experts left out, ",
+            (true, false) => "noise left out, ",
+            (false, true) => "shared experts left out, ",
+            (false, false) => "",
+        };
+        plan.certify(&mut certificate, (&plain, &layers), without, &trunk, registry, witnesses)?;
+    }
+    certificate::distances(&mut certificate, &subject, &plan.others(), witnesses)?;
     certificate.upheld()?;
     Ok(Merged { subject, layers, certificate, warnings })
 }
@@ -154,7 +181,9 @@ fn check(recipe: &MergeRecipe, sources: &Sources<'_>) -> Result<(), Error> {
             let message = format!("there are {} weights for {} experts", weights.len(), recipe.experts.len());
             return Err(wrong(message));
         }
-        (Some(weights), _) if weights.iter().any(|w| !w.is_finite() || *w < 0.0) || weights.iter().sum::<f64>() <= 0.0 => {
+        (Some(weights), _)
+            if weights.iter().any(|w| !w.is_finite() || *w < 0.0) || weights.iter().sum::<f64>() <= 0.0 =>
+        {
             return Err(wrong("`weights` are not negative, and not all 0".to_string()));
         }
         _ => {}
@@ -169,7 +198,10 @@ fn check(recipe: &MergeRecipe, sources: &Sources<'_>) -> Result<(), Error> {
             "the experts have prompts, and `gates` is none of `last`, `average` and `embedding`",
         ),
         (recipe.model.is_some() && recipe.spec.is_none(), "`model` names one of the file in `spec`, and there is none"),
-        (recipe.route.is_some() && !is_made, "`route` is for a model that is made of the base; this one has its own routers"),
+        (
+            recipe.route.is_some() && !is_made,
+            "`route` is for a model that is made of the base; this one has its own routers",
+        ),
         (
             recipe.slices == 1 && (recipe.slice_factor.is_some() || recipe.slice_scale != SliceScale::Down),
             "`slice_scale` and `slice_factor` are for more than one slice",
@@ -180,8 +212,25 @@ fn check(recipe: &MergeRecipe, sources: &Sources<'_>) -> Result<(), Error> {
     }
     for run in sources.donors.iter().copied().chain(sources.shared) {
         same_vocabulary(sources.base, run)?;
+        same_context(sources.base, run)?;
     }
     Ok(())
+}
+
+/// Models are compared on windows of one length.
+fn same_context(base: &Subject, run: &Subject) -> Result<(), SurgeryError> {
+    let (ours, theirs) = (base.spec.checked.model.context, run.spec.checked.model.context);
+    if ours == theirs {
+        return Ok(());
+    }
+    Err(SurgeryError::Meaning {
+        layer: run.spec.checked.model.name.clone(),
+        argument: "`context`".to_string(),
+        run: run.name.clone(),
+        found: theirs.to_string(),
+        other: base.name.clone(),
+        expected: ours.to_string(),
+    })
 }
 
 fn same_vocabulary(base: &Subject, run: &Subject) -> Result<(), SurgeryError> {
@@ -295,7 +344,8 @@ fn fill(
     let kind = experts.sources.first().map_or("", |(_, layer)| layer.kind);
     for state in subject.states.iter().filter(|state| state.kind.of_model()) {
         let Some(inner) = mixture.inner(&state.name) else { continue };
-        let expert = inner.strip_prefix("experts.").map(|inner| inner.strip_prefix(kind).and_then(|i| i.strip_prefix('.')));
+        let expert =
+            inner.strip_prefix("experts.").map(|inner| inner.strip_prefix(kind).and_then(|i| i.strip_prefix('.')));
         let tensor = match (expert, inner.strip_prefix("shared.")) {
             (Some(Some(inner)), _) => experts.stacked(inner, &state.name, &state.ty)?,
             (Some(None), _) => {
@@ -312,11 +362,13 @@ fn fill(
                 };
                 // `mlp.up.weight`, or of several `0.mlp.up.weight`.
                 let inner = inner.split_once("mlp.").map_or(inner, |(_, inner)| inner);
-                let position = experts.sources.first().and_then(|(donor, layer)| {
-                    feed_forward(donor).iter().position(|l| l.path == layer.path)
-                });
+                let position = experts
+                    .sources
+                    .first()
+                    .and_then(|(donor, layer)| feed_forward(donor).iter().position(|l| l.path == layer.path));
                 let layers = feed_forward(run);
-                let theirs = position.and_then(|i| layers.get(i)).map(|l| format!("{}.{inner}", l.path)).unwrap_or_default();
+                let theirs =
+                    position.and_then(|i| layers.get(i)).map(|l| format!("{}.{inner}", l.path)).unwrap_or_default();
                 match run.tensors.get(&theirs) {
                     Some(tensor) if tensor.ty() == state.ty => tensor.clone(),
                     Some(tensor) => {
@@ -386,50 +438,149 @@ fn keep_trunk(
     Ok(())
 }
 
-/// What the mixture must be with all tokens sent to one source, and as it routes.
-#[expect(clippy::too_many_arguments, reason = "everything that a merge is made of is looked at")]
-fn certify(
-    certificate: &mut Certificate,
-    recipe: &MergeRecipe,
-    subject: &Subject,
-    trunk: &BTreeMap<String, Tensor>,
-    donors: &[&Subject],
-    base: &Subject,
-    (layers, ours, theirs, replaced): (&[String], &[FeedForward], &[Vec<FeedForward>], &[usize]),
-    shared: Option<&Subject>,
-    witnesses: &Witnesses<'_>,
-) -> Result<(), Error> {
-    let mut others: Vec<&Subject> = vec![base];
-    for donor in donors {
-        if !others.iter().any(|other| other.name == donor.name) {
-            others.push(donor);
+fn finite(tensor: &Tensor) -> bool {
+    tensor.as_i32().is_some() || tensor.to_f32().iter().all(|x| x.is_finite())
+}
+
+/// That the model computes the same as the runs of the same numbers: its trunk what the base does, its experts what theirs
+/// do.
+fn suits(plan: &Plan<'_>, new: &Subject, mixtures: &[FeedForward], shared: Option<&Subject>) -> Result<(), Error> {
+    same_trunk(plan.base, new)?;
+    for (i, mixture) in mixtures.iter().enumerate() {
+        if !plan.replaced.contains(&i) {
+            same_meaning((mixture, &new.name), (&plan.ours[i], &plan.base.name))?;
+            continue;
+        }
+        let one = || wrong(format!("the experts of `{}` are not one `mlp` or `moe` each", mixture.path));
+        let expert = mixture.expert("expert").ok_or_else(one)?;
+        let theirs = plan.theirs[0][i].clone().sliced(plan.recipe.slices);
+        same_meaning((&expert, &new.name), (&theirs, &plan.donors[0].name))?;
+        if let Some(run) = shared
+            && let Some(expert) = mixture.expert("shared_expert")
+            && let Some(theirs) = feed_forward(run).get(i)
+        {
+            same_meaning((&expert, &new.name), (theirs, &run.name))?;
         }
     }
-    if shared.is_some() {
-        let remark = "no equality is promised: every token goes to a shared expert too";
-        certificate.remarks.push(remark.to_string());
-        return certificate::distances(certificate, subject, &others, witnesses);
+    Ok(())
+}
+
+/// Everything that a merge is made of.
+struct Plan<'a> {
+    recipe: &'a MergeRecipe,
+    base: &'a Subject,
+    donors: &'a [&'a Subject],
+    /// The feed-forward layers of the base.
+    ours: &'a [FeedForward],
+    /// Those of each donor.
+    theirs: &'a [Vec<FeedForward>],
+    /// Which of them become mixtures.
+    replaced: &'a [usize],
+}
+
+impl<'a> Plan<'a> {
+    /// The models that went in, each once.
+    fn others(&self) -> Vec<&'a Subject> {
+        let mut others: Vec<&Subject> = vec![self.base];
+        for donor in self.donors {
+            if !others.iter().any(|other| other.identity == donor.identity) {
+                others.push(donor);
+            }
+        }
+        others
     }
-    if recipe.noise > 0.0 {
-        let remark = "no equality is promised: noise was added to the experts";
-        certificate.remarks.push(remark.to_string());
-        return certificate::distances(certificate, subject, &others, witnesses);
+
+    /// Why nothing can be equal, if so: slices make up for other weights than they have when they work alone, or not exactly.
+    fn inexact(&self, factors: &[f64]) -> Option<&'static str> {
+        let slices = self.recipe.slices;
+        let is_relu =
+            |layer: &FeedForward| layer.arguments.get("activation") == Some(&ResolvedValue::Text("relu".to_string()));
+        let spread = self.recipe.slice_scale == SliceScale::Spread;
+        if slices > 1 && factors.iter().any(|factor| *factor != slices as f64) {
+            Some("slices make up for other weights than equal ones that add up to 1")
+        } else if spread && !self.replaced.iter().all(|&i| is_relu(&self.theirs[0][i])) {
+            Some("`slice_scale: spread` is exact for `relu` alone")
+        } else {
+            None
+        }
     }
-    // Each donor's own model, with the trunk of the mixture around its feed-forward layers.
-    let mut dense: Vec<Subject> = Vec::new();
-    for (donor, layers) in donors.iter().zip(theirs) {
+
+    /// What the mixture must be with all tokens sent to one source, and as it routes. `subject` is the mixture without what
+    /// changes its outputs on purpose, and `without` says what that is.
+    fn certify(
+        &self,
+        certificate: &mut Certificate,
+        (subject, layers): (&Subject, &[String]),
+        without: &str,
+        trunk: &BTreeMap<String, Tensor>,
+        registry: &Registry,
+        witnesses: &Witnesses<'_>,
+    ) -> Result<(), Error> {
+        let (recipe, donors) = (self.recipe, self.donors);
+        let mut dense: Vec<Subject> = Vec::new();
+        for number in 0..donors.len() {
+            match self.dense(number, trunk, registry)? {
+                Ok(model) => dense.push(model),
+                Err(why) => {
+                    certificate.remarks.push(why);
+                    return Ok(());
+                }
+            }
+        }
+        let mut all = Vec::new();
+        for (source, must_be) in dense.iter().enumerate() {
+            for copy in 0..recipe.copies {
+                let first = (source * recipe.copies + copy) * recipe.slices;
+                let experts: Vec<usize> = (first..first + recipe.slices).collect();
+                let sent = match experts.as_slice() {
+                    [only] => format!("every token sent to expert {only}"),
+                    [first, .., last] => format!("every token sent to experts {first} to {last}"),
+                    [] => continue,
+                };
+                all.push(Alone { says: format!("{without}{sent}"), experts, must_be });
+            }
+        }
+        certificate::alone(certificate, subject, layers, &all, witnesses)?;
+        let same = donors.iter().all(|donor| donor.identity == donors[0].identity);
+        match dense.first() {
+            Some(dense) if same && without.is_empty() => {
+                let promised = |new: &_, _: &_| certificate::sums_to_one(new, layers, recipe.slices);
+                certificate::as_it_routes(certificate, subject, dense, promised, witnesses)?;
+            }
+            _ => {
+                let why = if same { "it is not as it was made" } else { "its experts are of several runs" };
+                certificate.remarks.push(format!("no equality is promised for the model as it routes: {why}"));
+            }
+        }
+        if same && recipe.copies > 1 && recipe.noise == 0.0 {
+            let remark = "the copies of an expert are the same: only the router's weights and dropout tell their \
+                          gradients apart; `noise` does so from the start";
+            certificate.remarks.push(remark.to_string());
+        }
+        Ok(())
+    }
+
+    /// A run's own model, with the trunk of the mixture around its feed-forward layers; or why there is none.
+    fn dense(
+        &self,
+        number: usize,
+        trunk: &BTreeMap<String, Tensor>,
+        registry: &Registry,
+    ) -> Result<Result<Subject, String>, Error> {
+        let (base, donor, layers) = (self.base, self.donors[number], &self.theirs[number]);
         // Its own text says what its numbers mean. Where its trunk would mean something else, that of the base does.
-        let own = same_trunk(base, donor).is_ok() || recipe.gates == Gates::Copied;
-        let (mut model, layers) = match own {
-            true => ((*donor).clone(), layers.clone()),
-            false => in_the_base(base, ours, donor, layers, replaced),
+        let own = same_trunk(base, donor).is_ok();
+        let (mut model, layers) = if own {
+            (donor.clone(), layers.clone())
+        } else {
+            let host = if self.recipe.gates == Gates::Copied { dense_of(base, registry)? } else { base.clone() };
+            in_the_base(host, donor, layers, self.replaced)
         };
         let mut whole = own;
         for (name, tensor) in &mut model.tensors {
-            let layer = replaced.iter().find_map(|&i| layers[i].inner(name));
-            match layer {
-                Some(inner) if is_last_map(inner) && recipe.residual_scale != 1.0 => {
-                    let scaled = tensor.to_f64().iter().map(|x| x * recipe.residual_scale).collect();
+            match self.replaced.iter().find_map(|&i| layers[i].inner(name)) {
+                Some(inner) if is_last_map(inner) && self.recipe.residual_scale != 1.0 => {
+                    let scaled = tensor.to_f64().iter().map(|x| x * self.recipe.residual_scale).collect();
                     *tensor = assemble::floats(tensor.shape(), scaled);
                 }
                 Some(_) => {}
@@ -440,68 +591,59 @@ fn certify(
                         *tensor = ours.clone();
                     }
                     _ => {
-                        let remark = format!(
-                            "nothing is claimed of the experts of {}: its `{name}` has no counterpart in {}",
-                            donor.name, base.name
-                        );
-                        certificate.remarks.push(remark);
-                        return certificate::distances(certificate, subject, &others, witnesses);
+                        let (donor, base) = (&donor.name, &base.name);
+                        return Ok(Err(format!(
+                            "nothing is claimed of the experts of {donor}: its `{name}` has no counterpart in {base}"
+                        )));
                     }
                 },
             }
         }
-        if !whole || recipe.residual_scale != 1.0 {
+        if !whole || self.recipe.residual_scale != 1.0 {
             model.name = format!("{} with the trunk of the merged model", donor.name);
         }
-        dense.push(model);
+        Ok(Ok(model))
     }
-    let of = |source: usize, copy: usize| (source * recipe.copies + copy) * recipe.slices;
-    let mut all = Vec::new();
-    for (source, must_be) in dense.iter().enumerate() {
-        for copy in 0..recipe.copies {
-            let first = of(source, copy);
-            let experts: Vec<usize> = (first..first + recipe.slices).collect();
-            let says = match experts.as_slice() {
-                [only] => format!("every token sent to expert {only}"),
-                [first, .., last] => format!("every token sent to experts {first} to {last}"),
-                [] => continue,
-            };
-            all.push(Alone { says, experts, must_be });
-        }
-    }
-    certificate::alone(certificate, subject, layers, &all, witnesses)?;
-    let same = donors.iter().all(|donor| donor.name == donors[0].name);
-    match (same, dense.first()) {
-        (true, Some(dense)) => {
-            let promised = |new: &_, _: &_| certificate::sums_to_one(new, layers, recipe.slices);
-            certificate::as_it_routes(certificate, subject, dense, promised, witnesses)?;
-        }
-        _ => {
-            let remark = "no equality is promised for the model as it routes: its experts are of several runs";
-            certificate.remarks.push(remark.to_string());
-        }
-    }
-    if same && recipe.copies > 1 {
-        certificate.remarks.push(
-            "the copies of an expert are the same: only the router's weights and dropout tell their gradients apart; `noise` does so from the start"
-                .to_string(),
-        );
-    }
-    certificate::distances(certificate, subject, &others, witnesses)
 }
 
-/// The base with the feed-forward layers of another run.
+/// Takes away what every token goes through besides the experts of some mixtures.
+fn without_shared(subject: &mut Subject, layers: &[String]) {
+    for (name, tensor) in &mut subject.tensors {
+        let of_shared = layers.iter().any(|path| {
+            let inner = name.strip_prefix(path.as_str()).and_then(|rest| rest.strip_prefix(".shared."));
+            inner.is_some_and(is_last_map)
+        });
+        if of_shared {
+            *tensor = assemble::floats(tensor.shape(), vec![0.0; tensor.ty().elements()]);
+        }
+    }
+}
+
+/// The text of a mixture with one expert in the place of each `moe`, and its trunk.
+fn dense_of(base: &Subject, registry: &Registry) -> Result<Subject, Error> {
+    let file = moec_syntax::parse(&base.spec.source)
+        .map_err(|faults| Error::Spec(crate::error::Messages::new(&base.spec.source, faults)))?;
+    let mixtures = feed_forward(base).into_iter().filter(|layer| layer.kind == MOE);
+    let places = mixtures.map(|layer| Ok((layer.span, text::as_expert(&base.spec.source, &file, &layer)?)));
+    let edited = text::replaced(&base.spec.source, places.collect::<Result<Vec<_>, Error>>()?)?;
+    let spec = base.spec.rewritten(edited.text, Some(edited.imports), registry)?;
+    let mut dense = Subject::new(base.name.clone(), spec, base.vocab.clone(), BTreeMap::new())?;
+    let names = dense.states.iter().filter(|state| state.kind.of_model()).map(|state| &state.name);
+    dense.tensors = names.filter_map(|name| Some((name.clone(), base.tensors.get(name)?.clone()))).collect();
+    Ok(dense)
+}
+
+/// A dense model with the feed-forward layers of another run.
 fn in_the_base(
-    base: &Subject,
-    ours: &[FeedForward],
+    mut host: Subject,
     donor: &Subject,
     theirs: &[FeedForward],
     replaced: &[usize],
 ) -> (Subject, Vec<FeedForward>) {
-    let mut model = base.clone();
+    let ours = feed_forward(&host);
     for &i in replaced {
         let tensors = donor.tensors.iter().filter_map(|(name, tensor)| Some((theirs[i].inner(name)?, tensor)));
-        model.tensors.extend(tensors.map(|(inner, tensor)| (format!("{}.{inner}", ours[i].path), tensor.clone())));
+        host.tensors.extend(tensors.map(|(inner, tensor)| (format!("{}.{inner}", ours[i].path), tensor.clone())));
     }
-    (model, ours.to_vec())
+    (host, ours)
 }

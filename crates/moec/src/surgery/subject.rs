@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::error::Error;
-use crate::pipeline::{CompileOptions, Compiled};
+use crate::pipeline::{self, CompileError, CompileOptions, Compiled};
 use crate::run::Run;
 use crate::spec::Spec;
 use moec_ir::Tensor;
@@ -26,6 +26,8 @@ pub struct Subject {
     pub states: Vec<StateDecl>,
     /// Parameters and states of routers, by name.
     pub tensors: BTreeMap<String, Tensor>,
+    /// What tells it from others, however it is called: the hash of its numbers on the disk.
+    pub(crate) identity: String,
 }
 
 impl Subject {
@@ -41,7 +43,13 @@ impl Subject {
     ) -> Result<Self, Error> {
         let compiled = spec.compile(&vocab, Device::Cpu, &CompileOptions::only([]))?;
         let Compiled { lowered, states, .. } = compiled;
-        Ok(Self { name, spec, vocab, lowered, states, tensors })
+        // The names of tensors are others now, and those that are frozen must still be there.
+        lowered.trained(&spec.checked.recipe.freeze).map_err(|error| {
+            let span = pipeline::frozen_by(&spec.checked.recipe);
+            CompileError::Freeze { error, span }.at(&spec.source)
+        })?;
+        let identity = name.clone();
+        Ok(Self { name, spec, vocab, lowered, states, tensors, identity })
     }
 
     /// The model as plain data.
@@ -54,6 +62,9 @@ impl From<Run> for Subject {
     fn from(run: Run) -> Self {
         let Run { root, spec, vocab, compiled, checkpoint, .. } = run;
         let Compiled { lowered, states, .. } = compiled;
-        Self { name: root.display().to_string(), spec, vocab, lowered, states, tensors: checkpoint.tensors }
+        let name = root.display().to_string();
+        let files = checkpoint.manifest.files.iter().map(|file| file.sha256.as_str());
+        let identity = files.chain([checkpoint.manifest.model_sha256.as_str()]).collect();
+        Self { name, spec, vocab, lowered, states, tensors: checkpoint.tensors, identity }
     }
 }

@@ -114,11 +114,39 @@ fn every_division_into_slices_is_the_whole() {
         assert_eq!(claims.len(), copies + 1, "{text}");
         assert!(claims.iter().all(|claim| claim.measured[0].largest_difference < 1e-9), "{text} {claims:#?}");
     }
-    // k that is no multiple: a token would miss slices, and nothing is claimed of how it routes.
+    // A token would miss slices.
     let text = "experts: [a]\ncopies: 2\nslices: 3\nroute: 'softmax_top_k(k: 2)'\n";
-    let mixture = merged(&recipe(text), &runs).unwrap();
-    assert!(mixture.certificate.claims.is_empty(), "{:#?}", mixture.certificate);
-    assert!(mixture.certificate.remarks.iter().any(|remark| remark.contains("add up to")), "{:#?}", mixture.certificate);
+    let refused = merged(&recipe(text), &runs).unwrap_err().to_string();
+    assert!(refused.contains("no multiple of 3 slices"), "{refused}");
+    // Slices that make up for other weights, or not exactly: nothing is claimed, and nothing is broken.
+    for more in ["slice_factor: 2.5\n", "slice_scale: spread\n"] {
+        let text = format!("experts: [a]\nslices: 3\nroute: 'softmax_top_k(k: 3)'\n{more}");
+        let certificate = merged(&recipe(&text), &runs).unwrap().certificate;
+        assert!(certificate.claims.is_empty() && certificate.remarks[0].contains("no equality"), "{certificate:#?}");
+    }
+}
+
+#[test]
+fn what_is_no_number_equals_nothing() {
+    let mut runs = [run(1), run(2)];
+    let name = "blocks.1.mlp.down.bias";
+    let tensor = runs[1].tensors[name].clone();
+    let mut values = tensor.to_f32();
+    values[2] = f32::NAN;
+    runs[1].tensors.insert(name.into(), Tensor::new(tensor.shape(), Data::F32(values)).unwrap());
+    let refused = merged(&recipe("experts: [a, b]\n"), &runs).unwrap_err().to_string();
+    assert!(refused.contains("no finite number"), "{refused}");
+    on_reference(|witnesses| {
+        let mut certificate = Certificate::new("merge", witnesses);
+        let both = [(f64::INFINITY, f64::INFINITY), (0.0, f64::INFINITY), (f64::NAN, 1.0), (1e-6, 0.1)];
+        for (largest_difference, largest_logit) in both {
+            let measured = Measured { device: "interpreter", characters: 12, largest_difference, largest_logit };
+            certificate.claim("a claim".into(), vec![measured]);
+        }
+        certificate.claim("a claim of nothing".into(), Vec::new());
+        let holds: Vec<bool> = certificate.claims.iter().map(|claim| claim.holds).collect();
+        assert_eq!(holds, [false, false, false, true, false]);
+    });
 }
 
 #[test]

@@ -19,13 +19,14 @@ pub(crate) fn run(
     devices: Devices,
     console: &Console,
 ) -> Result<Exit, Failure> {
+    assembly::require_free(args.check.out.as_deref())?;
     let run = assembly::open(&args.run, registry, console)?;
     let name = format!("{}-expert-{}", assembly::name_of(&run.root), args.expert);
-    let corpus = assembly::corpus(args.check.data.as_deref(), &args.run, registry, console)?;
+    let (corpus, text) = assembly::texts(args.check.data.as_deref(), &args.run, registry, console)?;
     let run = Subject::from(run);
-    let dataset = run.spec.dataset(&corpus)?;
+    let dataset = assembly::dataset(&run, &corpus)?;
     let open = assembly::devices(args.check.device, devices)?;
-    let witnesses = assembly::witnesses(&run, &dataset, &open)?;
+    let witnesses = assembly::witnesses(&run, &text, &open)?;
     let taken = surgery::extract(&run, args.expert, registry, &witnesses)?;
     let count = grouped(taken.subject.lowered.parameter_count() as u64);
     let what = format!("expert {} of {}: {count} parameters", args.expert, run.name);

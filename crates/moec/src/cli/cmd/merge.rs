@@ -5,6 +5,7 @@ use crate::cli::assembly::{self, Assembled};
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::run_name;
 use crate::cli::units::grouped;
 use crate::surgery::{self, MergeRecipe, Sources, Subject};
 use crate::{Spec, read_source};
@@ -20,18 +21,17 @@ const MAX_RECIPE: u64 = 1 << 20;
 /// # Errors
 /// When the recipe, a run or the text is wrong, the runs do not agree, or the mixture is not what it must be.
 pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
+    assembly::require_free(args.check.out.as_deref())?;
     let recipe = read(&args.recipe)?;
     let folder = args.recipe.parent().unwrap_or(Path::new(""));
     let mut opened: BTreeMap<PathBuf, Subject> = BTreeMap::new();
     let named = recipe.base.iter().chain(recipe.experts.iter().map(surgery::ExpertSource::run)).chain(&recipe.shared);
-    let mut base = None;
     for path in named.map(|path| from(folder, path)) {
         if !opened.contains_key(&path) {
             let run = assembly::open(&path, registry, console)?;
-            if base.is_none() {
-                base = Some(run.root.clone());
-            }
-            opened.insert(path, run.into());
+            // A checkpoint that is named is another model than the newest.
+            let subject = Subject { name: path.display().to_string(), ..run.into() };
+            opened.insert(path, subject);
         }
     }
     let of = |path: &PathBuf| {
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, conso
     let first = recipe.base.as_ref().or(recipe.experts.first().map(surgery::ExpertSource::run));
     let first = first.ok_or_else(|| Failure::new(Exit::Usage, "`experts` names no run"))?;
     let base_run = from(folder, first);
-    let corpus = assembly::corpus(args.check.data.as_deref(), &base_run, registry, console)?;
+    let (corpus, text) = assembly::texts(args.check.data.as_deref(), &base_run, registry, console)?;
     let spec = match &recipe.spec {
         Some(path) => {
             let source = read_source(&from(folder, path))?;
@@ -56,9 +56,9 @@ pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, conso
         spec,
     };
     let base = sources.base;
-    let dataset = base.spec.dataset(&corpus)?;
+    let dataset = assembly::dataset(base, &corpus)?;
     let open = assembly::devices(args.check.device, devices)?;
-    let witnesses = assembly::witnesses(base, &dataset, &open)?;
+    let witnesses = assembly::witnesses(base, &text, &open)?;
     let first = |subject: &Subject| {
         let states = crate::initial_states(&subject.lowered.states, &dataset, subject.spec.folder())?;
         let (seed, declared) = (recipe.seed, &subject.states);
@@ -68,7 +68,9 @@ pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, conso
     for warning in &merged.warnings {
         console.warn(format!("warning: {warning}"));
     }
-    let name = args.recipe.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = args.recipe.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    // Not every name of a file is one of a run: `latest` is that of a link.
+    let name = if run_name::given(&stem).is_ok() { stem } else { "merged".to_string() };
     let what = format!(
         "{} experts in {}: {} parameters",
         recipe.experts(),
@@ -97,7 +99,8 @@ fn from(folder: &Path, path: &Path) -> PathBuf {
 
 fn read(path: &Path) -> Result<MergeRecipe, Failure> {
     let help = "a recipe is YAML: `base: runs/a`, and `experts:` with a list of runs; docs/merging.md has examples";
-    let about = std::fs::metadata(path).map_err(|e| Failure::new(Exit::Usage, Failure::file("read", path, &e).to_string()))?;
+    let about =
+        std::fs::metadata(path).map_err(|e| Failure::new(Exit::Usage, Failure::file("read", path, &e).to_string()))?;
     if !about.is_file() || about.len() > MAX_RECIPE {
         let message = format!("{} is no recipe: it is a folder, or larger than a mebibyte", path.display());
         return Err(Failure::new(Exit::Usage, message).help(help));
@@ -111,7 +114,9 @@ fn read(path: &Path) -> Result<MergeRecipe, Failure> {
         let failure = Failure::new(Exit::Usage, format!("{}{place}: {message}", path.display()));
         let line = e.location().and_then(|at| text.lines().nth(at.line().saturating_sub(1))).unwrap_or_default();
         let failure = match line.trim_start().strip_prefix("route:").map(str::trim) {
-            Some(route) if !route.starts_with(['"', '\'']) => failure.help(format!("a router stands in quotes: `route: \"{route}\"`")),
+            Some(route) if !route.starts_with(['"', '\'']) => {
+                failure.help(format!("a router stands in quotes: `route: \"{route}\"`"))
+            }
             _ => failure,
         };
         failure.help(help)

@@ -18,14 +18,15 @@ use std::path::Path;
 /// # Errors
 /// When the run, the text or the record is wrong, or nothing would be left.
 pub(crate) fn run(args: &PruneArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
+    assembly::require_free(args.check.out.as_deref())?;
     let run = assembly::open(&args.run, registry, console)?;
     let sha256 = parameters_sha256(&run);
     let name = format!("{}-pruned", assembly::name_of(&run.root));
-    let corpus = assembly::corpus(args.check.data.as_deref(), &args.run, registry, console)?;
+    let (corpus, text) = assembly::texts(args.check.data.as_deref(), &args.run, registry, console)?;
     let run = Subject::from(run);
-    let dataset = run.spec.dataset(&corpus)?;
+    let dataset = assembly::dataset(&run, &corpus)?;
     let open = assembly::devices(args.check.device, devices)?;
-    let witnesses = assembly::witnesses(&run, &dataset, &open)?;
+    let witnesses = assembly::witnesses(&run, &text, &open)?;
     let wanted = match (&args.keep, args.most) {
         (Some(keep), _) => Kept::These(keep.clone()),
         (None, Some(most)) => Kept::Most(most),
@@ -54,7 +55,9 @@ fn recorded(path: &Path, sha256: &str) -> Result<BTreeMap<String, Vec<usize>>, F
     let record = Record::read(path)?;
     if record.header.model_sha256 != sha256 {
         let message = format!("{} is of other parameters than the run", path.display());
-        return Err(Failure::new(Exit::Data, message).help("`moec route RUN -o FILE` records those of its newest checkpoint"));
+        return Err(
+            Failure::new(Exit::Data, message).help("`moec route RUN -o FILE` records those of its newest checkpoint")
+        );
     }
     let empty = record.header.layers.iter().map(|layer| (layer.path.clone(), vec![0; layer.experts]));
     let mut used: BTreeMap<String, Vec<usize>> = empty.collect();
@@ -64,7 +67,8 @@ fn recorded(path: &Path, sha256: &str) -> Result<BTreeMap<String, Vec<usize>>, F
             match counts.get_mut(expert) {
                 Some(count) => *count += usize::from(!dropped),
                 None => {
-                    let message = format!("{} names expert {expert} of {}, which has none", path.display(), route.layer);
+                    let message =
+                        format!("{} names expert {expert} of {}, which has none", path.display(), route.layer);
                     return Err(Failure::new(Exit::Data, message));
                 }
             }

@@ -78,7 +78,6 @@ fn train(
         Some(root) => task.create(root, &dataset, &compiled)?,
         None => in_free_folder(&task.name, |root| task.create(root, &dataset, &compiled))?,
     };
-    task.begin_with(&folder, &compiled, &dataset)?;
     let root = folder.root();
     console.note_fitted(format!(
         "{} steps of {} x {} tokens, seed {}, into {}",
