@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import HERE, Moec
 
-STEPS = 1500
+STEPS = 1000
 # (name, recipe without its runs)
 MIXTURES = [
     ("8 copies, k = 2", "copies: 8\n"),

@@ -200,10 +200,11 @@ pub(crate) fn require_free(out: Option<&Path>) -> Result<(), Failure> {
     if root.join("spec.moe").exists() {
         return Err(RunError::Exists { path }.into());
     }
-    match std::fs::read_dir(root) {
-        Ok(entries) if entries.count() > 0 => Err(RunError::NotEmpty { path }.into()),
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Failure::file("make", root, &e)),
-        _ => Ok(()),
+    match std::fs::read_dir(root).map(Iterator::count) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(RunError::NotEmpty { path }.into()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Failure::file("make", root, &e)),
     }
 }
 
