@@ -18,6 +18,8 @@ mod frictions;
 mod interchange;
 #[path = "cli/json.rs"]
 mod json;
+#[path = "cli/surgery.rs"]
+mod surgery;
 #[path = "cli/tracking.rs"]
 mod tracking;
 
@@ -106,6 +108,9 @@ fn every_command_has_help_with_examples() {
         "config",
         "completions",
         "man",
+        "merge",
+        "extract",
+        "prune",
         "import",
         "export",
     ] {

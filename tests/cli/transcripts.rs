@@ -31,6 +31,7 @@ const DOCUMENTS: &[Document] = &[
     Document { path: "docs/interchange.md", before: &[] },
     Document { path: "docs/json.md", before: &[] },
     Document { path: "docs/tracking.md", before: &[] },
+    Document { path: "docs/merging.md", before: &[] },
     Document { path: "grammar/README.md", before: &[] },
     Document { path: "specs/README.md", before: &[] },
     Document { path: "examples/README.md", before: &[] },

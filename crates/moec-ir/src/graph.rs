@@ -173,6 +173,11 @@ impl Graph {
         self.outputs.retain(|(name, _)| keep(name));
     }
 
+    /// Keeps the updates of which `keep` holds.
+    pub fn retain_updates(&mut self, keep: impl Fn(&str) -> bool) {
+        self.updates.retain(|(name, _)| keep(name));
+    }
+
     /// Declares the value that the state or parameter `name` takes after a run.
     pub fn set_update(&mut self, name: impl Into<String>, value: Value) {
         self.updates.push((name.into(), value));

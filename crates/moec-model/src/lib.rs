@@ -72,6 +72,7 @@ mod cost;
 mod data_sets;
 mod decoding;
 mod emit;
+mod freeze;
 mod layer;
 mod layers;
 mod losses;
@@ -96,6 +97,7 @@ pub use cost::LayerInfo;
 pub use data_sets::DataSet;
 pub use decoding::{Cache, Decoding, decoding};
 pub use emit::{Mode, NoisePolicy, Role};
+pub use freeze::{Freeze, FreezeError};
 pub use layer::Layer;
 pub use layers::{
     Activation, Attention, Capacity, CapacityOrder, LAYERS, LayerSpec, MixtureOfDepths, Mlp, Moe, MultiHash, QueryNorm,

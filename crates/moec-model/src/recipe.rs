@@ -9,6 +9,7 @@ use moec_plan::{OPTIMIZERS, Optimizer, SCHEDULES, Schedule, Settings};
 use moec_syntax::Span;
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
+use crate::freeze::Freeze;
 
 /// A checked recipe.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +34,8 @@ pub struct Recipe {
     pub init: InitScheme,
     /// What the operands of the layers' products are rounded to, in training and in the evaluations of a run.
     pub precision: Precision,
+    /// Which tensors stay as they start.
+    pub freeze: Freeze,
     /// When and how long to evaluate.
     pub evaluate: Evaluate,
     /// Steps between checkpoints; 0 for one at the end alone.
@@ -83,6 +86,16 @@ impl Recipe {
                 other => internal_error!("no initialisation is called {other}"),
             },
             precision: Precision::named(arguments("precision").word("precision")).invariant("the word was checked"),
+            freeze: {
+                let said = arguments("freeze");
+                let tensors = said.text("tensors").map(str::to_string);
+                Freeze {
+                    experts: said.bool("experts"),
+                    router: said.bool("router"),
+                    trunk: said.bool("trunk"),
+                    tensors,
+                }
+            },
             evaluate: {
                 let every = whole("evaluate", "every");
                 let said = arguments("evaluate").get("batches").map(|_| whole("evaluate", "batches"));
@@ -248,6 +261,25 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 "precision",
                 "what the operands of layers' products are rounded to",
                 SettingForm::Value(ParameterType::Choice(PRECISIONS), DefaultValue::Word(Precision::F32.name())),
+            ),
+            setting(
+                "freeze",
+                "which tensors stay as they start",
+                SettingForm::Arguments(vec![
+                    ParameterSpec::flag("experts", false, "keep the experts of `moe` layers, shared ones too"),
+                    ParameterSpec::flag(
+                        "router",
+                        false,
+                        "keep what routers decide by, and the states that they would change",
+                    ),
+                    ParameterSpec::flag("trunk", false, "keep everything else"),
+                    ParameterSpec::optional(
+                        "tensors",
+                        ParameterType::Text,
+                        DefaultValue::Absent("none"),
+                        "keep the tensors of these names too, with commas between them; `*` stands for anything",
+                    ),
+                ]),
             ),
             setting(
                 "evaluate",

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::argument::{ArgumentValue, Arguments};
 use crate::arithmetic::Number;
+use crate::freeze::Freeze;
 use crate::recipe::{DataSource, InitScheme, Recipe};
 
 /// A model with every default filled in and every `repeat` unrolled.
@@ -171,6 +172,13 @@ impl Recipe {
         ]);
         if let Some(clip) = self.clip {
             recipe.insert("clip".into(), clip.into());
+        }
+        if self.freeze != Freeze::default() {
+            let Freeze { experts, router, trunk, tensors } = &self.freeze;
+            let parts = [("experts", *experts), ("router", *router), ("trunk", *trunk)];
+            let mut freeze: BTreeMap<_, _> = parts.map(|(part, frozen)| (part.to_string(), frozen.into())).into();
+            freeze.extend(tensors.as_deref().map(|names| ("tensors".to_string(), names.into())));
+            recipe.insert("freeze".into(), ResolvedValue::Map(freeze));
         }
         recipe
     }

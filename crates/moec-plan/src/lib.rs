@@ -73,7 +73,7 @@ pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, l
 pub use planner::{Arrangement, declare_states, plan};
 pub use probe::Probe;
 pub use report::{FunctionMemory, LargeTensor, MemoryKind, MemoryReport};
-pub use routes::{freeze_routes, record_routes, routes};
+pub use routes::{freeze_routes, freeze_some_routes, record_routes, routes};
 pub use settings::{Conflict, Settings};
 pub use small::{Small, Statement};
 pub use stored_weights::{WeightStorage, store_weights};

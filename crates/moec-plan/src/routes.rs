@@ -42,10 +42,18 @@ pub fn record_routes(graph: &Graph) -> Graph {
 /// # Errors
 /// When the graph does not fit together.
 pub fn freeze_routes(graph: &Graph) -> Result<Graph, PlanError> {
+    freeze_some_routes(graph, |_| true)
+}
+
+/// As [`freeze_routes`], for the choices of which `is_given` holds, by the name of their node.
+///
+/// # Errors
+/// When the graph does not fit together.
+pub fn freeze_some_routes(graph: &Graph, is_given: impl Fn(&str) -> bool) -> Result<Graph, PlanError> {
     let mut r = Rebuild::new(graph);
     for id in graph.ids() {
         let node = graph.node(id);
-        let Some(slot) = choice(&node.op) else {
+        let Some(slot) = choice(&node.op).filter(|_| is_given(&node.name)) else {
             r.copy(id)?;
             continue;
         };

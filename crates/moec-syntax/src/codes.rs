@@ -803,7 +803,7 @@ Right:
     // The training recipe and overrides.
     UnknownSetting = "E0601", Beside, "there is no setting of this name", r#"
 The settings of `train` are `data`, `split`, `batch`, `steps`, `seed`, `optimizer`, `schedule`, `clip`, `init`,
-`evaluate`, `checkpoint` and `log`.
+`precision`, `freeze`, `evaluate`, `checkpoint` and `log`.
 
 Wrong:
 
@@ -919,6 +919,18 @@ Wrong:
 Right:
 
     train { steps 200 }
+"#;
+    FrozenTensors = "E0611", Nowhere, "what is frozen is not there, or is everything", r#"
+`freeze` says which tensors stay as they start: `experts`, `router` and `trunk` are the parts of a model, and `tensors`
+takes names, in which `*` stands for anything. A name must fit a tensor, and something must be left to train.
+
+Wrong:
+
+    train { freeze(experts: true, router: true, trunk: true) }
+
+Right:
+
+    train { freeze(experts: true, trunk: true) }
 "#;
     // Resources.
     ModelTooLarge = "E0701", Body, "the model is too large to build", r#"

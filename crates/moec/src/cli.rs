@@ -1,6 +1,7 @@
 //! The command line: a client of the library. Every command is a file in `cmd/`, its arguments are in `args`.
 
 pub(crate) mod args;
+mod assembly;
 mod balance;
 pub(crate) mod cmd;
 mod columns;
@@ -121,6 +122,9 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Man(args) => (MessageFormat::Full, cmd::man::run(args, &console)),
         Command::Cache(_) if cli.no_cache => (MessageFormat::Full, Err(without_cache())),
         Command::Cache(args) => (MessageFormat::Full, cmd::cache::run(args, &console)),
+        Command::Merge(args) => (MessageFormat::Full, cmd::merge::run(args, registry, devices, &console)),
+        Command::Extract(args) => (MessageFormat::Full, cmd::extract::run(args, registry, devices, &console)),
+        Command::Prune(args) => (MessageFormat::Full, cmd::prune::run(args, registry, devices, &console)),
         Command::Import(args) => (MessageFormat::Full, cmd::import::run(args, registry, &console)),
         Command::Export(args) => (MessageFormat::Full, cmd::export::run(args, registry, &console)),
     };

@@ -1,5 +1,6 @@
 //! What can go wrong, as one type.
 
+use crate::surgery::SurgeryError;
 use moec_plan::BackendError;
 use moec_runtime::{
     CheckpointError, DataError, EvaluateError, ExecutableError, RunError, SampleError, TensorFileError, TrainError,
@@ -109,6 +110,9 @@ pub enum Error {
     /// No text could be written.
     #[error(transparent)]
     Sample(#[from] SampleError),
+    /// Runs cannot be put together or taken apart.
+    #[error(transparent)]
+    Surgery(#[from] SurgeryError),
     /// The device is missing or failed.
     #[error(transparent)]
     Device(#[from] BackendError),

@@ -66,6 +66,7 @@ mod run;
 mod sampling;
 mod session;
 mod spec;
+pub mod surgery;
 mod training;
 mod units;
 

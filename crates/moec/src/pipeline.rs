@@ -9,14 +9,14 @@ use crate::request;
 pub use moec_ir::Function;
 use moec_ir::{Graph, GraphError, Output, Precision, Stage, WeightFormat, verify};
 use moec_model::{
-    Cache, CheckOptions, Form, LowerError, LowerOptions, Lowered, Mode, Model, NamedValue, NoisePolicy, Recipe,
-    Registry, span_of,
+    Cache, CheckOptions, Form, Freeze, FreezeError, LowerError, LowerOptions, Lowered, Mode, Model, NamedValue,
+    NoisePolicy, Recipe, Registry, span_of,
 };
 use moec_plan::{
     Arrangement, ClusterOptions, Clusters, FUSIONS, LaunchLimits, MemoryReport, OptimizeOptions, PassReport, PlanError,
     Program, StateDecl, WeightStorage, Wrt, on_threads,
 };
-use moec_syntax::{Code, Diagnostic, Severity, SourceFile};
+use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
 use std::time::{Duration, Instant};
 
 /// The functions that a model has: keys and values cannot be kept of all.
@@ -140,6 +140,14 @@ pub enum CompileError {
     /// Differentiation, optimisation or planning failed.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The recipe freezes what is not there, or everything.
+    #[error("{error}")]
+    Freeze {
+        /// What is wrong.
+        error: FreezeError,
+        /// Where it was written.
+        span: Option<Span>,
+    },
     /// A graph broke the rules of its stage.
     #[error("the graph after {stage} is not valid: {message}")]
     Invalid {
@@ -153,11 +161,15 @@ pub enum CompileError {
 impl CompileError {
     /// The error as a message that points into the file where possible.
     pub fn diagnostic(&self) -> Diagnostic {
+        if let CompileError::Freeze { error, span } = self {
+            return frozen_wrongly(error, *span);
+        }
         let span = match self {
             CompileError::Lower(LowerError::Routing { span, .. }) => Some(*span),
             CompileError::Lower(LowerError::NotCached(obstacle)) => Some(obstacle.span),
             CompileError::Lower(LowerError::Graph(e)) | CompileError::Graph(e) => e.origin.map(span_of),
             CompileError::Plan(PlanError::TooLarge { origin, .. }) => origin.map(span_of),
+            CompileError::Freeze { span, .. } => *span,
             CompileError::Lower(_) | CompileError::Plan(_) | CompileError::Invalid { .. } => None,
         };
         let diagnostic = Diagnostic::new(Code::CannotBuild, self.to_string());
@@ -211,13 +223,26 @@ fn lower_options(
     LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, precision, routes: false, form }
 }
 
-/// The forward graph with everything that the function needs beside it: gradients and optimiser for a training step.
-pub fn complete(forward: &Graph, recipe: &Recipe, function: Function) -> Result<Graph, CompileError> {
-    check_stage("lowering", forward, Stage::Forward)?;
+/// The lowered graph with everything that the function needs beside it: for a training step, the gradients of what is
+/// trained and the optimiser.
+pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Result<Graph, CompileError> {
+    check_stage("lowering", &lowered.graph, Stage::Forward)?;
     if function != Function::TrainStep {
-        return Ok(forward.clone());
+        return Ok(lowered.graph.clone());
     }
-    let differentiated = moec_plan::differentiate(forward, Output::Objective, &Wrt::Parameters)?;
+    let frozen = &recipe.freeze;
+    let differentiated = if *frozen == Freeze::default() {
+        moec_plan::differentiate(&lowered.graph, Output::Objective, &Wrt::Parameters)?
+    } else {
+        let trained =
+            lowered.trained(frozen).map_err(|error| CompileError::Freeze { error, span: frozen_by(recipe) })?;
+        let mut graph = lowered.graph.clone();
+        if frozen.router {
+            // In a forward graph, only routers update anything.
+            graph.retain_updates(|_| false);
+        }
+        moec_plan::differentiate(&graph, Output::Objective, &Wrt::Nodes(trained))?
+    };
     let trained = moec_plan::add_optimizer(&differentiated, &recipe.optimizer, recipe.clip)?;
     check_stage("differentiation", &trained, Stage::Training)?;
     Ok(trained)
@@ -239,16 +264,14 @@ pub fn compile(
     let mut forward = Vec::new();
     for &function in &functions {
         forward.push(match function {
-            Function::TrainStep => lowered.graph.clone(),
-            _ => {
-                moec_model::lower(model, &lower_options(recipe, vocab, function, options.noise, options.samples))?.graph
-            }
+            Function::TrainStep => lowered.clone(),
+            _ => moec_model::lower(model, &lower_options(recipe, vocab, function, options.noise, options.samples))?,
         });
     }
     clock.stage("lower");
     let mut completed = Vec::new();
-    for (&function, graph) in functions.iter().zip(&forward) {
-        completed.push((function, complete(graph, recipe, function)?));
+    for (function, lowered) in functions.iter().zip(&forward) {
+        completed.push((*function, complete(lowered, recipe, *function)?));
     }
     clock.stage("differentiate");
     let format = options.weights.filter(|_| !functions.contains(&Function::TrainStep));
@@ -308,6 +331,29 @@ fn cluster(graph: &Graph, report: &PassReport, options: &CompileOptions) -> Resu
         moec_plan::cluster(graph, &ClusterOptions { limits: options.limits, after, max_decisions })?;
     report.passes.extend(fused.passes);
     Ok((clusters, report))
+}
+
+/// Where the recipe says what is frozen.
+pub(crate) fn frozen_by(recipe: &Recipe) -> Option<Span> {
+    recipe.origin("train.freeze.tensors").or_else(|| recipe.origin("train.freeze"))
+}
+
+/// What is wrong with what the recipe freezes.
+fn frozen_wrongly(error: &FreezeError, span: Option<Span>) -> Diagnostic {
+    let diagnostic = Diagnostic::new(Code::FrozenTensors, error.to_string());
+    let (label, help) = match error {
+        FreezeError::Nothing { near: Some(near), .. } => ("no tensor is called so", format!("did you mean `{near}`?")),
+        FreezeError::Nothing { near: None, .. } => (
+            "no tensor is called so",
+            "a checkpoint's `model.safetensors` has the names, such as `embed.token.weight`".into(),
+        ),
+        _ => ("everything that the model has", "leave out what is to be trained".into()),
+    };
+    match span {
+        Some(span) => diagnostic.primary(span, label),
+        None => diagnostic,
+    }
+    .help(help)
 }
 
 fn check_stage(name: &'static str, graph: &Graph, stage: Stage) -> Result<(), CompileError> {

@@ -65,6 +65,12 @@ impl Request {
     }
 }
 
+/// Whether an override says what is frozen.
+pub(crate) fn freezes(given: &str) -> bool {
+    let path = given.split('=').next().unwrap_or_default().trim();
+    path == "train.freeze" || path.starts_with("train.freeze.")
+}
+
 /// The checked model and recipe with every default filled in, as YAML.
 pub(crate) fn resolved(model: &Model, recipe: &Recipe) -> String {
     #[derive(Serialize)]

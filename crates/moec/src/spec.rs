@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::error::{self, Error, Messages};
 use crate::pipeline::{self, Checked, CompileOptions, Compiled};
-use crate::request::{Request, yaml};
+use crate::request::{self, Request, yaml};
 use crate::units::bytes;
 use moec_model::{DataSource, Recipe, Registry, Vocab as ModelVocab};
 use moec_plan::MemoryReport;
@@ -80,6 +80,23 @@ impl Spec {
         let compiled = pipeline::compile(model, recipe, vocab.len(), &options).map_err(|e| e.at(&self.source))?;
         require_memory(&compiled.memory, device, &self.source)?;
         Ok(compiled)
+    }
+
+    /// The same model and overrides with another text, and other texts that it imports (the same if `None`). What a run was
+    /// told to freeze is not what a new one is.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] with everything that is wrong with it.
+    pub(crate) fn rewritten(
+        &self,
+        text: String,
+        imports: Option<BTreeMap<String, String>>,
+        registry: &Registry,
+    ) -> Result<Self, Error> {
+        let imports = imports.unwrap_or_else(|| imported(&self.source));
+        let source = SourceFile::new(self.source.name(), text).with_kept_imports(&imports);
+        let set: Vec<String> = self.set.iter().filter(|given| !request::freezes(given)).cloned().collect();
+        Self::check(source, registry, self.model.as_deref(), &set)
     }
 
     /// What the recipe trains on: `synthetic`, a path, which is relative to the spec's folder, or a known name, if there

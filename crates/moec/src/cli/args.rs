@@ -161,6 +161,7 @@ replaces that. Options such as --steps of `moec train` stand for -s. What --conf
   moec train specs/noisy_top2.moe --data tinyshakespeare --out runs/shakespeare
   moec train --resume runs/shakespeare
   moec train --resume runs/latest --steps 10000
+  moec train --from runs/merged -s train.freeze.experts=true -s train.freeze.trunk=true
   moec train specs/noisy_top2.moe -s train.optimizer.lr=3e-4 -s width=64
   moec train specs/noisy_top2.moe --name long-context -s context=128
   moec train specs/tiny.moe --progress plain 2> tiny.log
@@ -298,6 +299,38 @@ editors/README.md of the repository says how VS Code, Neovim, Helix and Emacs ar
   moec man train > moec-train.1 && man ./moec-train.1
   moec man -o ~/.local/share/man/man1                   then `man moec-train`")]
     Man(ManArgs),
+    /// Put trained runs together to a mixture of experts: a frankenMoE of several, or a dense run upcycled.
+    #[command(after_help = "Examples:
+  moec merge speakers.yaml
+  moec merge upcycle.yaml --out runs/upcycled
+
+A recipe is YAML:
+  base: runs/all
+  experts:
+    - run: runs/romeo
+      positive_prompts: ['ROMEO:']
+    - run: runs/juliet
+      positive_prompts: ['JULIET:']
+  gates: last
+
+The mixture is a run at step 0: `moec train --from RUN` trains it further, and -s train.freeze.experts=true keeps the experts
+as they are. A certificate says what was kept, and is saved beside it; a mixture that is not what it must be is exit
+code 1, and no run. docs/merging.md has every key.")]
+    Merge(MergeArgs),
+    /// Take one expert out of a mixture, as a dense run.
+    #[command(after_help = "Examples:
+  moec extract runs/mixture --expert 3
+  moec extract runs/mixture --expert 0 --out runs/first --json")]
+    Extract(ExtractArgs),
+    /// Drop experts of a mixture: those that are idle, all but the most used, or all but some.
+    #[command(after_help = "Examples:
+  moec prune runs/mixture --used
+  moec prune runs/mixture --most 4
+  moec prune runs/mixture --keep 0,2,5 --out runs/three
+  moec route runs/mixture --data text.txt -o routes.jsonl && moec prune runs/mixture --most 4 --record routes.jsonl
+
+Without --record, experts are counted on the text that the run was not trained on (20,000 characters at most).")]
+    Prune(PruneArgs),
     /// Make a run from a makeMoE state dictionary saved as safetensors, or from a folder of Hugging Face's transformers.
     #[command(after_help = "Examples:
   moec import makemoe.safetensors --spec specs/noisy_top2.moe --data synthetic --out runs/im
@@ -334,6 +367,9 @@ impl Command {
             Command::Route(args) => args.json,
             Command::Gradcheck(args) => args.json,
             Command::Doctor(args) => args.json,
+            Command::Merge(args) => args.check.json,
+            Command::Extract(args) => args.check.json,
+            Command::Prune(args) => args.check.json,
             Command::Cache(args) => args.json,
             Command::New(_)
             | Command::Fmt(_)
@@ -695,8 +731,8 @@ impl ValueEnum for Device {
 /// Which model of which file; none to continue a run, which keeps its own.
 #[derive(Debug, Args)]
 pub(crate) struct TrainSpecArgs {
-    /// The `.moe` file; not needed with --resume, because a run keeps its own.
-    #[arg(required_unless_present = "resume")]
+    /// The `.moe` file; not needed with --resume and --from, because a run keeps its own.
+    #[arg(required_unless_present_any = ["resume", "from"])]
     pub(crate) spec: Option<PathBuf>,
 
     /// How it is read.
@@ -801,6 +837,11 @@ pub(crate) struct TrainArgs {
     /// --data may say where the same text lies now.
     #[arg(long, value_name = "RUN", num_args = 0..=1)]
     pub(crate) resume: Option<Option<PathBuf>>,
+
+    /// Begin with the numbers of this run instead of random ones, at step 0: its spec unless another one of the same tensors is
+    /// given, its text unless --data names one. What -s freezes stays as it is.
+    #[arg(long, value_name = "RUN", conflicts_with = "resume")]
+    pub(crate) from: Option<PathBuf>,
 
     /// Time every kernel: a table at the end, and profile.json in the run folder for chrome://tracing or Perfetto.
     /// The same bits, but slower, because every kernel is waited for.
@@ -1201,6 +1242,80 @@ pub(crate) struct GradcheckArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How a model that is put together or taken apart is checked and kept.
+#[derive(Debug, Args)]
+pub(crate) struct AssemblyArgs {
+    /// The text that models are compared on: a file, a known data set, or `synthetic` [default: the run's own].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<String>,
+
+    /// Where models are compared, beside the interpreter.
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: Device,
+
+    /// The run folder to make [default: one in runs].
+    #[arg(long, value_name = "RUN")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Print the certificate as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `moec merge`
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// The recipe.
+    pub(crate) recipe: PathBuf,
+
+    /// How it is checked and kept.
+    #[command(flatten)]
+    pub(crate) check: AssemblyArgs,
+}
+
+/// `moec extract`
+#[derive(Debug, Args)]
+pub(crate) struct ExtractArgs {
+    /// A run folder, or one of its checkpoints.
+    pub(crate) run: PathBuf,
+
+    /// The expert, by its number from 0, of every mixture.
+    #[arg(long, value_name = "I")]
+    pub(crate) expert: usize,
+
+    /// How it is checked and kept.
+    #[command(flatten)]
+    pub(crate) check: AssemblyArgs,
+}
+
+/// `moec prune`
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("kept").required(true)))]
+pub(crate) struct PruneArgs {
+    /// A run folder, or one of its checkpoints.
+    pub(crate) run: PathBuf,
+
+    /// Keep these experts of every mixture, by their numbers from 0.
+    #[arg(long, value_name = "I,J,..", value_delimiter = ',', group = "kept")]
+    pub(crate) keep: Option<Vec<usize>>,
+
+    /// Keep as many, those that are used most in each mixture.
+    #[arg(long, value_name = "N", group = "kept")]
+    pub(crate) most: Option<usize>,
+
+    /// Keep those that are used at all.
+    #[arg(long, group = "kept")]
+    pub(crate) used: bool,
+
+    /// Count experts in a record that `moec route` wrote.
+    #[arg(long, value_name = "FILE", conflicts_with = "keep")]
+    pub(crate) record: Option<PathBuf>,
+
+    /// How it is checked and kept.
+    #[command(flatten)]
+    pub(crate) check: AssemblyArgs,
 }
 
 /// What a run can be made from.

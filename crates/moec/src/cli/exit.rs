@@ -2,6 +2,7 @@
 
 use crate::cli::{near, run_name, shell};
 use crate::error::{self, Error, Messages};
+use crate::surgery::SurgeryError;
 use moec_plan::BackendError;
 use moec_runtime::{
     CheckpointError, DataError, EvaluateError, ExchangeError, ExecutableError, RunError, SampleError, Split,
@@ -162,6 +163,14 @@ impl From<Error> for Failure {
             Error::NoCheckpoint(_) => {
                 say(Exit::Data).help("let the training reach its first checkpoint; Ctrl-C saves one")
             }
+            Error::Surgery(ref e) => match e {
+                SurgeryError::Recipe(_) => say(Exit::Usage),
+                SurgeryError::Broken { .. } => say(Exit::Failure)
+                    .help("nothing was written; please report it with the recipe: a wrong model must not be made"),
+                SurgeryError::Vocabulary { .. } => say(Exit::Data)
+                    .help("train the runs on texts with the same characters: one line with all of them is enough"),
+                _ => say(Exit::Data).help("runs that are put together have the same layers, shapes and arguments"),
+            },
             Error::Data(e) => e.into(),
             Error::Checkpoint(e) => e.into(),
             Error::Run(e) => e.into(),

@@ -1,5 +1,6 @@
 //! What a run is called if nobody names its folder: as its model, with what was overridden.
 
+use crate::cli::exit::Failure;
 use crate::cli::near;
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,26 @@ pub(crate) fn given(name: &str) -> Result<PathBuf, String> {
         _ if !is_plain => Err("it is the name of a folder in `runs`; --out gives a path".into()),
         name => Ok(Path::new(RUNS).join(name)),
     }
+}
+
+/// Makes a run in `runs/NAME`, or `runs/NAME-2` and so on: the first that does not exist, also while others are started.
+pub(crate) fn in_free_folder<T>(name: &str, create: impl FnOnce(&Path) -> Result<T, Failure>) -> Result<T, Failure> {
+    let runs = Path::new(RUNS);
+    std::fs::create_dir_all(runs).map_err(|e| Failure::file("make", runs, &e))?;
+    let mut number = 1u64;
+    let root = loop {
+        let root = runs.join(if number == 1 { name.to_string() } else { format!("{name}-{number}") });
+        // One of two processes makes it, and the other one is told that it is there.
+        match std::fs::create_dir(&root) {
+            Ok(()) => break root,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+            Err(e) => return Err(Failure::file("make", &root, &e)),
+        }
+    };
+    create(&root).inspect_err(|_| {
+        // Only if nothing is in it; the error that matters is the first one.
+        let _ = std::fs::remove_dir(&root);
+    })
 }
 
 /// The run that was meant by a name that is no run: the one of that name in `runs`, also by the name of its spec, or else

@@ -4,8 +4,11 @@ use crate::cli::args::TrainArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::run_name::run_name;
-use crate::cli::{configuration, downloads, remarks, run_text, shell};
+use crate::cli::{assembly, configuration, downloads, remarks, run_text, shell};
 use crate::pipeline::Compiled;
+use crate::request;
+use crate::run::kept_source;
+use crate::surgery::Subject;
 use crate::{Device, Request, Spec, read_source};
 use moec_ir::Invariant;
 use moec_model::Registry;
@@ -24,6 +27,8 @@ pub(crate) struct Task {
     /// Whether the run in it goes on.
     pub(crate) is_resumed: bool,
     pub(crate) device: Device,
+    /// The run whose numbers it begins with.
+    from: Option<Subject>,
     /// Overrides that a continued run did not have before.
     changes: Vec<String>,
     /// What a continued run is asked for from here on, if that is not what it was asked for.
@@ -43,6 +48,9 @@ impl Task {
     }
 
     fn begun(args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
+        if let Some(from) = &args.from {
+            return Self::begun_from(from, args, registry, console);
+        }
         let path = args.spec.spec.as_deref().invariant("clap asks for a spec where no run is continued");
         let (reading, source) = (&args.spec.reading, read_source(path)?);
         let mut set = configuration::given(reading, &source, registry)?;
@@ -57,7 +65,68 @@ impl Task {
         let device = args.device.unwrap_or(Device::Cpu);
         let root = args.out.clone().or(args.name.clone());
         let name = run_name(&spec.checked.model.name, &set);
-        Ok(Self { spec, corpus, root, name, is_resumed: false, device, changes: Vec::new(), request: None })
+        Ok(Self { spec, corpus, root, name, is_resumed: false, device, from: None, changes: Vec::new(), request: None })
+    }
+
+    /// A new run that begins with the numbers of another one: its spec with its overrides, unless another spec is given, and
+    /// its text, unless another text is.
+    fn begun_from(from: &Path, args: &TrainArgs, registry: &Registry, console: &Console) -> Result<Self, Failure> {
+        let run = assembly::open(from, registry, console)?;
+        let reading = &args.spec.reading;
+        let values = configuration::Values::read(reading.config.as_deref(), &reading.set)?.overrides();
+        let given = values.into_iter().chain(wishes(args));
+        let (spec, set) = match &args.spec.spec {
+            Some(path) => {
+                let (source, set) = (read_source(path)?, given.collect::<Vec<_>>());
+                (Spec::check(source, registry, reading.model.as_deref(), &set)?, set)
+            }
+            None => {
+                if reading.model.is_some() && reading.model != run.request.model {
+                    return Err(kept_by_the_run("model").help("give the spec of another model before --from"));
+                }
+                // What that run was told to freeze is not what this one is.
+                let kept = run.request.set.iter().filter(|set| !request::freezes(set)).cloned().collect();
+                let set = given.fold(kept, |set: Vec<String>, wish| with(&set, &wish));
+                let source = kept_source(&run.root, &run.request)?;
+                (Spec::check(source, registry, run.request.model.as_deref(), &set)?, set)
+            }
+        };
+        console.diagnostics(&spec.source, &spec.checked.warnings, reading.message_format);
+        let corpus = match &args.data {
+            Some(data) => downloads::corpus(data, registry, console)?,
+            None => assembly::corpus(from, registry, console)?,
+        };
+        if corpus.vocab()?.to_text() != run.vocab.to_text() {
+            let message = format!("{} has other characters than {}", corpus.name(), run.root.display());
+            return Err(
+                Failure::new(Exit::Data, message).help("a text for a trained model has the characters of its own")
+            );
+        }
+        let device = args.device.unwrap_or(Device::Cpu);
+        let root = args.out.clone().or(args.name.clone());
+        // What the other run was called says more than what was overridden in it.
+        let changes: Vec<String> = set.into_iter().filter(|wish| !run.request.set.contains(wish)).collect();
+        let name = run_name(&format!("{}-on", assembly::name_of(&run.root)), &changes);
+        let from = Some(Subject::from(run));
+        Ok(Self { spec, corpus, root, name, is_resumed: false, device, from, changes: Vec::new(), request: None })
+    }
+
+    /// That the run whose numbers this one begins with, if there is one, has the tensors of the model.
+    ///
+    /// # Errors
+    /// With the first tensor that is another one.
+    pub(crate) fn require_tensors(&self, compiled: &Compiled) -> Result<(), Failure> {
+        let Some(from) = &self.from else { return Ok(()) };
+        for state in compiled.states.iter().filter(|state| state.kind.of_model()) {
+            let found = from.tensors.get(&state.name).map(moec_ir::Tensor::ty);
+            if found.as_ref() != Some(&state.ty) {
+                let found = found.map_or_else(|| "not there".to_string(), |ty| ty.to_string());
+                let message = format!("`{}` is {found} in {}, and {} in the model", state.name, from.name, state.ty);
+                return Err(Failure::new(Exit::Data, message)
+                    .help("--from takes a run whose model has the same tensors; -s may change the recipe"));
+            }
+        }
+        Ok(())
     }
 
     fn resumed(
@@ -117,21 +186,37 @@ impl Task {
         let after = Request { set, data, data_sha256, device: noted.or(before.device.clone()), ..before.clone() };
         let request = (after != before).then_some(after);
         let name = spec.checked.model.name.clone();
-        Ok(Self { spec, corpus, root: Some(root), name, is_resumed: true, device, changes, request })
+        Ok(Self { spec, corpus, root: Some(root), name, is_resumed: true, device, from: None, changes, request })
     }
 
-    /// The folder of a new run on this task's text; it notes a device that was chosen.
+    /// The folder of a new run on this task's text, with the numbers that it begins with if they are those of another; it notes a
+    /// device that was chosen.
     ///
     /// # Errors
     /// When the folder holds anything, or cannot be written.
     pub(crate) fn create(&self, root: &Path, dataset: &Dataset, compiled: &Compiled) -> Result<RunFolder, Failure> {
+        if let Some(from) = &self.from {
+            let begun = Subject { spec: self.spec.clone(), states: compiled.states.clone(), ..from.clone() };
+            assembly::made_whole(root, |path| {
+                let folder = self.spec.create_run(path, dataset, compiled)?;
+                self.note_device(&folder, dataset)?;
+                assembly::save_beginning(&folder, &begun, dataset)
+            })?;
+            return Ok(RunFolder::open(root)?);
+        }
         let folder = self.spec.create_run(root, dataset, compiled)?;
+        self.note_device(&folder, dataset)?;
+        Ok(folder)
+    }
+
+    /// Notes in a new folder which device was chosen, if that is not the usual one.
+    fn note_device(&self, folder: &RunFolder, dataset: &Dataset) -> Result<(), Failure> {
         if self.device != Device::Cpu {
             let request = Request { device: Some(self.device.name().to_string()), ..self.spec.request(dataset) };
             let checked = &self.spec.checked;
             folder.write_resolved(&request.with_resolved(&checked.model, &checked.recipe))?;
         }
-        Ok(folder)
+        Ok(())
     }
 
     /// Notes in the folder of a continued run what has changed, and says so.
@@ -265,7 +350,9 @@ fn what_is_kept(was: &Spec, is: &Spec) -> Option<&'static str> {
         return Some("optimizer");
     }
     let (was, is) = (was.recipe.to_resolved(), is.recipe.to_resolved());
-    ["data", "split", "batch", "seed", "init", "precision"].into_iter().find(|name| was.get(*name) != is.get(*name))
+    ["data", "split", "batch", "seed", "init", "precision", "freeze"]
+        .into_iter()
+        .find(|name| was.get(*name) != is.get(*name))
 }
 
 fn same_recipe(was: &Spec, is: &Spec) -> bool {

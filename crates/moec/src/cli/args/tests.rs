@@ -142,6 +142,7 @@ fn command_lines_that_are_shown_can_be_read() {
         "docs/json.md",
         "docs/reading-a-run.md",
         "docs/tracking.md",
+        "docs/merging.md",
         "grammar/README.md",
         "specs/README.md",
         "examples/README.md",

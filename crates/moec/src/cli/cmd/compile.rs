@@ -119,7 +119,7 @@ fn graph_after(
     if after == Some("lower") {
         return Ok(lowered.graph);
     }
-    let completed = pipeline::complete(&lowered.graph, recipe, function).map_err(failed)?;
+    let completed = pipeline::complete(&lowered, recipe, function).map_err(failed)?;
     if after == Some("differentiate") {
         return Ok(completed);
     }

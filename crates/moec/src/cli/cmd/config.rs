@@ -75,6 +75,7 @@ pub(crate) fn values(checked: &Checked) -> Vec<Shown> {
     };
     let absent = |default: DefaultValue| match default {
         DefaultValue::Absent(word) => Value::from(word),
+        DefaultValue::Bool(value) => Value::from(value),
         _ => Value::Null,
     };
     for setting in train_settings() {

@@ -8,7 +8,7 @@ use crate::cli::kernel_table::KernelTable;
 use crate::cli::live;
 use crate::cli::progress::json::{Begun, JsonLines};
 use crate::cli::progress::{Progress, Telling};
-use crate::cli::run_name::RUNS;
+use crate::cli::run_name::in_free_folder;
 use crate::cli::shell;
 use crate::cli::signals::Signals;
 use crate::cli::task::Task;
@@ -66,6 +66,7 @@ fn train(
     let mut functions = vec![Function::TrainStep, Function::Evaluate];
     functions.extend(&sampling.functions);
     let compiled = spec.compile(dataset.vocab(), device, &CompileOptions::only(functions))?;
+    task.require_tensors(&compiled)?;
     introduce(spec, &compiled, corpus, &dataset, device, console);
 
     let mut session = Session::on(&*devices.telling(*console).open(device)?, spec, &compiled)?;
@@ -274,26 +275,6 @@ fn failed(error: Error, args: &TrainArgs, device: Device, folder: &RunFolder, re
         None => failure.help(format!("or with a bound on the gradient: {command} -s train.clip=1.0")),
         Some(_) => failure,
     }
-}
-
-/// Makes a run in `runs/NAME`, or `runs/NAME-2` and so on: the first that does not exist, also while others are started.
-fn in_free_folder(name: &str, create: impl FnOnce(&Path) -> Result<RunFolder, Failure>) -> Result<RunFolder, Failure> {
-    let runs = Path::new(RUNS);
-    std::fs::create_dir_all(runs).map_err(|e| Failure::file("make", runs, &e))?;
-    let mut number = 1u64;
-    let root = loop {
-        let root = runs.join(if number == 1 { name.to_string() } else { format!("{name}-{number}") });
-        // One of two processes makes it, and the other one is told that it is there.
-        match std::fs::create_dir(&root) {
-            Ok(()) => break root,
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
-            Err(e) => return Err(Failure::file("make", &root, &e)),
-        }
-    };
-    create(&root).inspect_err(|_| {
-        // Only if nothing is in it; the error that matters is the first one.
-        let _ = std::fs::remove_dir(&root);
-    })
 }
 
 /// The table of kernels, and the last steps as a trace in the run folder.

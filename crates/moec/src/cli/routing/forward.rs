@@ -4,10 +4,10 @@ use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::routing::record::{Array, Header, Layer, Record, Route, SCHEMA, Window};
 use crate::pipeline::{self, CompileError};
+use crate::surgery::each_window;
 use crate::{Device, Run};
 use moec_ir::{Builder, Graph, Input, Invariant, Op, Output, Tensor, path_order, random};
 use moec_model::{Lowered, Mode, RoutedLayer};
-use moec_plan::{ClusterOptions, OptimizeOptions, Session};
 use std::collections::BTreeMap;
 
 /// Routes a text with a run's model, as in evaluation or with the noise of training, and records it.
@@ -272,33 +272,11 @@ pub(crate) fn execute(
     inputs: impl Fn(usize) -> BTreeMap<Input, Tensor>,
     mut then: impl FnMut(usize, &BTreeMap<Output, Tensor>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    const NAME: &str = "route";
-    let (graph, _) = moec_plan::optimize(graph, &OptimizeOptions::default()).map_err(|e| failed(run, e.into()))?;
-    let options = ClusterOptions { limits: device.launch_limits(), ..ClusterOptions::default() };
-    let (clusters, _) = moec_plan::cluster(&graph, &options).map_err(|e| failed(run, e.into()))?;
-    let program = moec_plan::plan(&[(NAME.to_string(), &clusters)]).map_err(|e| failed(run, e.into()))?;
-    let backend = devices.open(device)?;
-    let mut session: Box<dyn Session> = backend.prepare(&program)?;
-    for state in &program.states {
-        if let Some(tensor) = run.checkpoint.tensors.get(&state.name) {
-            session.write_state(&state.name, tensor)?;
-        }
-    }
-    let Some(plan) = program.plans.first() else { return Ok(()) };
-    for window in 0..windows {
-        let given = inputs(window);
-        let inputs: Vec<(&str, &Tensor)> = plan
-            .inputs
-            .iter()
-            .filter_map(|port| Some((port.name.as_str(), given.get(&Input::of_name(&port.name)?)?)))
-            .collect();
-        session.run(NAME, &inputs)?;
-        let mut outputs = BTreeMap::new();
-        for port in &plan.outputs {
-            let output = Output::of_name(&port.name).invariant("a lowered model has outputs that moec knows");
-            outputs.insert(output, session.output(NAME, &port.name)?);
-        }
-        then(window, &outputs)?;
-    }
-    Ok(())
+    each_window(
+        (graph, &run.spec.source),
+        &run.checkpoint.tensors,
+        (device, &*devices.open(device)?),
+        (0..windows).map(inputs),
+        |window, outputs| then(window, outputs),
+    )
 }
