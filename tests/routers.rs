@@ -92,7 +92,7 @@ fn graphs_are_those_of_the_built_in_routers() {
             let graph = |checked: &Checked| -> Graph {
                 let (model, recipe) = (&checked.model, &checked.recipe);
                 let lowered = pipeline::lower(model, recipe, VOCAB, function, NoisePolicy::Generated).unwrap();
-                let complete = pipeline::complete(&lowered.graph, recipe, function).unwrap();
+                let complete = pipeline::complete(&lowered, recipe, function).unwrap();
                 let options = OptimizeOptions { after: Some("canonicalise".into()), ..OptimizeOptions::default() };
                 optimize(&complete, &options).unwrap().0
             };

@@ -44,8 +44,8 @@ fn specs_at_every_stage() {
         snapshot("model", &source, &checked.to_yaml());
         let Checked { model, recipe, warnings, .. } = checked;
         assert!(warnings.is_empty(), "{}", source.name());
-        let lower = |function| pipeline::lower(&model, &recipe, VOCAB, function, NoisePolicy::Generated).unwrap().graph;
-        snapshot("forward", &source, &moec_ir::print(&lower(Function::Evaluate)));
+        let lower = |function| pipeline::lower(&model, &recipe, VOCAB, function, NoisePolicy::Generated).unwrap();
+        snapshot("forward", &source, &moec_ir::print(&lower(Function::Evaluate).graph));
         let compiled = pipeline::compile(&model, &recipe, VOCAB, &CompileOptions::default()).unwrap();
         for (_, clusters) in &compiled.clusters {
             let text = moec_ir::print(clusters.graph());
