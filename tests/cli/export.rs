@@ -29,7 +29,8 @@ fn a_model_becomes_a_folder_with_source_code() {
     expect(&["export", &run, "--to", "pytorch", "-o", &folder, "--force"], 0);
     let refused = expect(&["export", &run, "--to", "pytorch", &lab.data], 2).err;
     assert!(refused.contains("is no folder"), "{refused}");
-    for own in [run.clone(), format!("{run}/checkpoints")] {
+    let new = format!("{run}/checkpoints/step-00000099/model");
+    for own in [run.clone(), format!("{run}/checkpoints"), new] {
         let refused = expect(&["export", &run, "--to", "pytorch", &own, "--force"], 2).err;
         assert!(refused.contains("a folder of the run"), "{refused}");
     }

@@ -171,6 +171,11 @@ fn without_empty_end(text: &str) -> String {
 
 /// What a line is but for its numbers, how full its bars are, and which characters are quoted.
 fn form(line: &str) -> String {
+    // What else took its time depends on what else the machine does.
+    let line = match (line.find(", of it "), line.rfind(" (")) {
+        (Some(start), Some(end)) if start < end => format!("{}{}", &line[..start], &line[end..]),
+        _ => line.to_string(),
+    };
     let mut text = String::new();
     let mut rest = line.trim_end();
     while let Some(c) = rest.chars().next() {

@@ -180,9 +180,12 @@ pub(crate) fn decode(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tenso
 /// When the file cannot be read, is no safetensors file, has a header above 4 MiB, or holds other element types than
 /// F32, F64 and I32.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, TensorFileError> {
-    let bytes =
-        std::fs::read(path).map_err(|source| TensorFileError::Io { path: path.display().to_string(), source })?;
-    decode(path, &bytes)
+    let failed = |source| TensorFileError::Io { path: path.display().to_string(), source };
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        let reason = "it is no ordinary file".to_string();
+        return Err(TensorFileError::Format { path: path.display().to_string(), reason });
+    }
+    decode(path, &std::fs::read(path).map_err(failed)?)
 }
 
 /// Writes tensors as a safetensors file, whole or not at all.

@@ -17,6 +17,9 @@ use crate::model::Positions;
 use crate::needs::Needs;
 use crate::resolved::{ResolvedValue, map};
 
+/// What the norm of queries and keys adds to the mean square where nothing is said.
+const DEFAULT_EPSILON: f64 = 1e-6;
+
 pub(super) const LAYER: LayerSpec = LayerSpec {
     name: "attention",
     summary: "causal self-attention of several heads with an output projection",
@@ -44,7 +47,7 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
         ParameterSpec::optional(
             "norm_epsilon",
             ParameterType::Float(Interval::above(0.0)),
-            DefaultValue::Float(1e-6),
+            DefaultValue::Float(DEFAULT_EPSILON),
             "added to the mean square by that norm",
         ),
     ],
@@ -140,6 +143,13 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     c.count(&[3, width, width]);
     c.count(&[width, width]);
     let (norm, norm_epsilon) = (QueryNorm::named(c.word("norm")?), c.float("norm_epsilon")?);
+    if norm == QueryNorm::None && norm_epsilon != DEFAULT_EPSILON {
+        let d = Diagnostic::new(Code::ArgumentsConflict, "`norm_epsilon` has no use without `norm`")
+            .primary(c.argument_span("norm_epsilon"), "queries and keys are not normalised")
+            .help("add `norm: head` or `norm: width`, or leave `norm_epsilon` out");
+        c.report(d);
+        return None;
+    }
     let scaled_by = if c.word("scale")? == "width" { width } else { head_width };
     checked(Attention {
         width,

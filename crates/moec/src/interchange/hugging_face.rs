@@ -688,6 +688,20 @@ mod tests {
         let mut wide = fitted(MIXTRAL).network.config();
         wide["sliding_window"] = json!(7);
         assert!(of_config(&wide).is_ok());
+        // Mistral has one where nothing is said.
+        let mut mistral = fitted(&llama()).network.config();
+        mistral["model_type"] = json!("mistral");
+        mistral["max_position_embeddings"] = json!(8192);
+        mistral["num_key_value_heads"] = mistral["num_attention_heads"].clone();
+        let Err(ConfigError::Faults(faults)) = of_config(&mistral) else { panic!("a window that is not said") };
+        assert!(faults[0].to_string().contains("`sliding_window` is 4096"), "{faults:?}");
+        mistral["sliding_window"] = Value::Null;
+        assert!(of_config(&mistral).is_ok());
+        // Sizes that no model has are for the spec to refuse.
+        let mut huge = fitted(GPT2).network.config();
+        huge["n_embd"] = json!(i64::MAX);
+        huge["n_inner"] = Value::Null;
+        assert!(!matches!(of_config(&huge), Err(ConfigError::NoObject)));
         let error = refused(MIXTRAL, "model_type", json!("deepseek_v3"));
         assert!(matches!(error, ConfigError::Architecture { why: Some(_), .. }), "{error}");
         assert!(matches!(of_config(&json!([])), Err(ConfigError::NoObject)));

@@ -258,15 +258,21 @@ impl Check {
         let (name, arguments) = (route.strategy.name(), &route.arguments);
         let at = |argument| arguments.span(argument).unwrap_or(route.span);
         match name {
-            "noisy_top_k" if !arguments.bool("noise_at_evaluation") => self.remarks.note(
-                "makeMoE's router draws noise in evaluation and sampling too, where this model has none: with the same weights \
-                 its losses there are others, those of `noise_at_evaluation: true`",
-            ),
-            "noisy_top_k" if arguments.float("epsilon") != 0.0 => {
-                let message = "makeMoE adds nothing to the deviation of its noise";
-                self.refuse(message, at("epsilon"), "expected `epsilon: 0`", "left out, it is 0.01 as in Shazeer et al.");
+            "noisy_top_k" => {
+                let quiet = !arguments.bool("noise_at_evaluation");
+                // Without noise the weights are the right ones, whatever its deviation is in training.
+                if arguments.float("epsilon") != 0.0 && !(quiet && self.direction == Direction::Export) {
+                    let message = "makeMoE adds nothing to the deviation of its noise";
+                    let help = "left out, it is 0.01 as in Shazeer et al.";
+                    self.refuse(message, at("epsilon"), "expected `epsilon: 0`", help);
+                }
+                if quiet {
+                    self.remarks.note(
+                        "makeMoE's router draws noise in evaluation and sampling too, where this model has none: with the same \
+                         weights its losses there are others, those of `noise_at_evaluation: true` and `epsilon: 0`",
+                    );
+                }
             }
-            "noisy_top_k" => {}
             "softmax_top_k" if arguments.word("normalize") == "selected" => self.fold(
                 "gave the router noise of deviation 0, since makeMoE's always draws some: its `noise_linear` has weights of 0 \
                  and biases of -10000, which training there does not move",

@@ -121,6 +121,13 @@ pub fn merge(
         factors.push(assemble::slice_factor(recipe, mixture)?);
     }
     keep_trunk(&mut subject, &trunk, &mixtures, &ours, &replaced, base)?;
+    for &i in replaced.iter().filter(|_| recipe.gates != Gates::Copied) {
+        let gate = |name: &&String| mixtures[i].inner(name).is_some_and(|inner| inner.starts_with("shared_gate."));
+        if subject.tensors.keys().any(|name| gate(&name)) {
+            let path = &mixtures[i].path;
+            warnings.push(format!("the gate of the shared expert of `{path}` comes from no run: it begins at random"));
+        }
+    }
     let filled = |subject: &mut Subject, noisy: bool| {
         for (&i, &factor) in replaced.iter().zip(&factors) {
             let sources = donors.iter().zip(&theirs).map(|(donor, layers)| (*donor, &layers[i])).collect();

@@ -112,7 +112,7 @@ fn every_division_into_slices_is_the_whole() {
         let mixture = merged(&recipe(&text), &runs).unwrap();
         let claims = &mixture.certificate.claims;
         assert_eq!(claims.len(), copies + 1, "{text}");
-        assert!(claims.iter().all(|claim| claim.measured[0].largest_difference < 1e-9), "{text} {claims:#?}");
+        assert!(claims.iter().all(|claim| claim.measured[0].largest_difference < 1e-6), "{text} {claims:#?}");
     }
     // A token would miss slices.
     let text = "experts: [a]\ncopies: 2\nslices: 3\nroute: 'softmax_top_k(k: 2)'\n";

@@ -36,7 +36,7 @@ fn refusal(root: &clap::Command, line: &[String], kind: ErrorKind) -> Option<Opt
 fn required(sub: &clap::Command) -> Vec<String> {
     let needed = sub.get_arguments().filter(|argument| argument.is_required_set());
     let words = needed.flat_map(|argument| match argument.get_long() {
-        Some(long) => vec![format!("--{long}"), "x".to_string()],
+        Some(long) => vec![format!("--{long}"), "1".to_string()],
         None => vec!["x".to_string()],
     });
     [sub.get_name().to_string()].into_iter().chain(words).collect()

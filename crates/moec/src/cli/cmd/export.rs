@@ -14,7 +14,7 @@ use moec_ir::{Precision, Tensor};
 use moec_model::Registry;
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Runs the command.
 ///
@@ -64,12 +64,26 @@ fn may_be_written(folder: &Path, force: bool, files: &str) -> Result<(), Failure
 /// # Errors
 /// When it is one of them.
 fn is_apart(folder: &Path, root: &Path) -> Result<(), Failure> {
-    let (Ok(at), Ok(root)) = (folder.canonicalize(), root.canonicalize()) else { return Ok(()) };
-    if at != root && !at.starts_with(root.join("checkpoints")) {
+    let Ok(root) = root.canonicalize() else { return Ok(()) };
+    let at = resolved(folder);
+    if at != root && !["checkpoints", "samples"].iter().any(|kept| at.starts_with(root.join(kept))) {
         return Ok(());
     }
     let message = format!("cannot write {}: it is a folder of the run", folder.display());
     Err(Failure::new(Exit::Usage, message).help("write to another folder"))
+}
+
+/// Where a path leads, also one of what is not there yet.
+fn resolved(path: &Path) -> PathBuf {
+    let mut missing = Vec::new();
+    for above in path.ancestors() {
+        let there = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        if let Ok(there) = there.canonicalize() {
+            return missing.iter().rev().fold(there, |path, name| path.join(name));
+        }
+        missing.extend(above.file_name());
+    }
+    path.to_path_buf()
 }
 
 /// A folder with a model: its parameters, and files beside them that whoever may read these may read.
@@ -79,12 +93,18 @@ struct Folder<'p> {
 }
 
 impl<'p> Folder<'p> {
-    /// Makes the folder and writes the parameters.
+    /// Makes the folder and writes the parameters. `last` is the file without which the others are no model: one of another
+    /// model is removed first, so that it never stands beside what is not its own.
     ///
     /// # Errors
     /// When the system refuses.
-    fn new(path: &'p Path, tensors: &BTreeMap<String, Tensor>) -> Result<Self, Failure> {
+    fn new(path: &'p Path, last: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Self, Failure> {
         fs::create_dir_all(path).map_err(|e| Failure::file("make", path, &e))?;
+        let before = path.join(last);
+        match fs::remove_file(&before) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Failure::file("replace", &before, &e)),
+            _ => {}
+        }
         let file = path.join("model.safetensors");
         moec_runtime::write_tensors(&file, tensors)?;
         let permissions = fs::metadata(&file).map_err(|e| Failure::file("read", &file, &e))?.permissions();

@@ -151,7 +151,7 @@ impl Fields<'_> {
 
     fn gpt2(&mut self) -> Network {
         let width = self.size("n_embd", None);
-        let hidden = self.size("n_inner", Some(4 * width));
+        let hidden = self.size("n_inner", Some(width.saturating_mul(4)));
         // Their `gelu_new` is an approximation by tanh, which differs from ours in the fourth digit.
         let activation = self.get("activation_function").cloned();
         let activation = match activation.as_ref().and_then(Value::as_str) {
@@ -222,7 +222,7 @@ impl Fields<'_> {
         }
         self.word("hidden_act", &["silu"], "silu");
         let context = self.size("max_position_embeddings", None);
-        self.window(architecture, context);
+        self.window(architecture, is_mistral, context);
         self.rope(architecture);
         let is_llama = architecture == Architecture::Llama && !is_mistral;
         let epsilon = match architecture {
@@ -281,10 +281,13 @@ impl Fields<'_> {
     }
 
     /// A window of attention that is no shorter than the context is none.
-    fn window(&mut self, architecture: Architecture, context: usize) {
+    fn window(&mut self, architecture: Architecture, is_mistral: bool, context: usize) {
         let is_optional = !matches!(architecture, Architecture::Llama | Architecture::Mixtral | Architecture::Olmoe);
         let is_used = !is_optional || self.flag("use_sliding_window", false);
-        if let Some(window) = self.get("sliding_window").filter(|_| is_used).cloned()
+        // What is used where nothing is said: `null` says that there is none.
+        let default = (is_mistral || is_optional).then(|| Value::from(4096));
+        let said = self.config.get("sliding_window").cloned().or(default).filter(|window| !window.is_null());
+        if let Some(window) = said.filter(|_| is_used)
             && window.as_u64().is_none_or(|window| window < context as u64)
         {
             self.fault("sliding_window", Some(window), "null: `attention` sees the whole window of the context");

@@ -28,7 +28,7 @@ pub(super) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
         network.pieces(name, shape)
     })?;
     fit.apply(&mut tensors);
-    let folder = super::Folder::new(folder, &tensors)?;
+    let folder = super::Folder::new(folder, "config.json", &tensors)?;
     folder.write("vocabulary.json", &vocabulary::written(&run.vocab))?;
     // Last: a folder without it is none of transformers.
     folder.write("config.json", &format!("{:#}\n", network.config()))?;

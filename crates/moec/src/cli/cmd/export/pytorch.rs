@@ -28,7 +28,7 @@ pub(super) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
     }
     let text = pytorch::source(model, recipe, run.vocab.len(), &spec)
         .map_err(|e| Failure::new(Exit::Failure, format!("this model cannot be written for PyTorch: {e}")))?;
-    let folder = super::Folder::new(folder, &run.checkpoint.tensors)?;
+    let folder = super::Folder::new(folder, "model.py", &run.checkpoint.tensors)?;
     folder.write("vocabulary.json", &vocabulary::written(&run.vocab))?;
     // `model.py` comes last: where it is, the others are.
     folder.write("model.py", &text)?;

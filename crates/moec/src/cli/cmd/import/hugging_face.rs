@@ -5,14 +5,18 @@ use crate::cli::args::{ImportArgs, MessageFormat};
 use crate::cli::console::Console;
 use crate::cli::downloads;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::units::bytes;
 use crate::interchange::hugging_face::{ConfigError, Network, is_constant, of_config};
 use crate::interchange::vocabulary;
-use moec_ir::Tensor;
+use moec_ir::{Data, Invariant, Tensor};
 use moec_model::Registry;
 use moec_runtime::{Corpus, Vocab};
 use moec_syntax::SourceFile;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Larger files are refused: a vocabulary of every character of Unicode fits.
+const MAX_JSON: u64 = 16 << 20;
 
 /// Makes the run.
 ///
@@ -29,13 +33,33 @@ pub(super) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> 
     let vocab = characters(folder, &corpus, &network, console)?;
     let spec = spec(&network, registry, &args.set)?;
     console.diagnostics(&spec.source, &spec.checked.warnings, MessageFormat::Full);
-    let theirs = network.named_as_now(tensors(folder)?);
+    let context = spec.checked.model.context;
+    if context > network.context {
+        let message = format!("the model sees {} tokens, and `context` is {context}", network.context);
+        return Err(
+            Failure::new(Exit::Usage, message).help("-s context=N makes a shorter window of it, not a longer one")
+        );
+    }
+    let mut theirs = network.named_as_now(tensors(folder)?);
+    shorten_positions(&mut theirs, context);
     let made = super::Imported { spec: &spec, corpus: &corpus, vocab };
     made.save(args, console, theirs.len(), |program| {
         moec_runtime::import_tensors(&theirs, &program.states, &|name, shape| network.pieces(name, shape), &|name| {
             is_constant(name)
         })
     })
+}
+
+/// The vectors of the positions that a shorter window has.
+fn shorten_positions(tensors: &mut BTreeMap<String, Tensor>, context: usize) {
+    for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("wpe.weight")) {
+        let &[positions, width] = tensor.shape() else { continue };
+        if positions > context {
+            let values = tensor.to_f32()[..context * width].to_vec();
+            let shorter = Tensor::new([context, width], Data::F32(values));
+            *tensor = shorter.invariant(&format!("{name} has a row for each position"));
+        }
+    }
 }
 
 /// The spec of the model, laid out as `moec fmt` does.
@@ -90,7 +114,13 @@ fn tensors(folder: &Path) -> Result<BTreeMap<String, Tensor>, Failure> {
 }
 
 fn read_json(path: &Path) -> Result<serde_json::Value, Failure> {
-    let text = std::fs::read(path).map_err(|e| Failure::file("read", path, &e))?;
+    let failed = |e: std::io::Error| Failure::file("read", path, &e);
+    let about = std::fs::metadata(path).map_err(failed)?;
+    if !about.is_file() || about.len() > MAX_JSON {
+        let message = format!("{} is no ordinary file of at most {}", path.display(), bytes(MAX_JSON));
+        return Err(Failure::new(Exit::Data, message));
+    }
+    let text = std::fs::read(path).map_err(failed)?;
     let refused = |e| Failure::new(Exit::Data, format!("{} is no JSON: {e}", path.display()));
     serde_json::from_slice(&text).map_err(refused)
 }

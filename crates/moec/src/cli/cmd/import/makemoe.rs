@@ -21,8 +21,9 @@ pub(super) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> 
     console.diagnostics(&spec.source, &spec.checked.warnings, MessageFormat::Full);
     // Tensors do not show what is done with them.
     if !args.trust_spec {
-        makemoe::fit(&spec.checked.model, Direction::Import)
+        let fit = makemoe::fit(&spec.checked.model, Direction::Import)
             .map_err(|obstacles| Failure::source(spec.source.clone(), obstacles, Exit::Usage))?;
+        fit.remarks.notes.iter().for_each(|note| console.note_fitted(note));
     }
     let corpus = downloads::corpus(&args.data, registry, console)?;
     let vocab = corpus.vocab()?;
