@@ -94,7 +94,9 @@ impl Spec {
         registry: &Registry,
     ) -> Result<Self, Error> {
         let imports = imports.unwrap_or_else(|| imported(&self.source));
-        let source = SourceFile::new(self.source.name(), text).with_kept_imports(&imports);
+        // The file of the old text does not have these lines.
+        let name = self.folder().join("new-model.moe").display().to_string();
+        let source = SourceFile::new(name, text).with_kept_imports(&imports);
         let set: Vec<String> = self.set.iter().filter(|given| !request::freezes(given)).cloned().collect();
         Self::check(source, registry, self.model.as_deref(), &set)
     }

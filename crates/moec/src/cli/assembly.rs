@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 const CHARACTERS: usize = 20_000;
 /// The file of the certificate in a run's folder.
 const CERTIFICATE: &str = "certificate.json";
+/// The file of the recipe there.
+const RECIPE: &str = "merge.yaml";
 
 /// Opens a run for its numbers.
 ///
@@ -120,6 +122,8 @@ pub(crate) struct Assembled<'a> {
     pub(crate) what: String,
     /// What its run is called if its folder is not named.
     pub(crate) name: String,
+    /// What it was made by, which is kept beside it.
+    pub(crate) recipe: Option<&'a str>,
 }
 
 impl Assembled<'_> {
@@ -161,6 +165,9 @@ impl Assembled<'_> {
             let folder = self.subject.spec.create_run_with_plan(path, dataset, "")?;
             save_beginning(&folder, self.subject, dataset)?;
             folder.write_report(CERTIFICATE, certificate)?;
+            if let Some(recipe) = self.recipe {
+                folder.write_report(RECIPE, recipe)?;
+            }
             Ok(())
         })?;
         Ok(root.to_path_buf())
@@ -198,7 +205,8 @@ pub(crate) fn require_free(out: Option<&Path>) -> Result<(), Failure> {
     let Some(root) = out else { return Ok(()) };
     let path = root.display().to_string();
     if root.join("spec.moe").exists() {
-        return Err(RunError::Exists { path }.into());
+        let message = format!("{path} already holds a run");
+        return Err(Failure::new(Exit::Failure, message).help("--out names another folder"));
     }
     match std::fs::read_dir(root).map(Iterator::count) {
         Ok(0) => Ok(()),
@@ -260,6 +268,10 @@ fn text(certificate: &Certificate, columns: usize) -> String {
         text.push('\n');
     }
     let nats = |loss: Option<f64>| loss.map_or_else(|| "-".to_string(), |loss| format!("{loss:.4}"));
+    text.push_str(&format!(
+        "  losses are of {} characters; `moec eval` takes all\n",
+        grouped(certificate.characters as u64)
+    ));
     let mut table = Table::new(&["model", "loss", "logits differ by", "divergence"], 1);
     table.row(["the new model".to_string(), nats(certificate.loss), String::new(), String::new()]);
     for distance in &certificate.distances {

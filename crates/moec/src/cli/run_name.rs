@@ -31,7 +31,10 @@ pub(crate) fn run_name(model: &str, set: &[String]) -> String {
     let mut name = model.to_string();
     for (path, value) in values.into_iter().filter(|(path, _)| is_other(path)) {
         let word = path.rsplit_once('.').map_or(path, |(_, word)| word);
-        let part = format!("-{word}-{}", plain(value));
+        let part = match (path.strip_prefix("train.freeze."), value) {
+            (Some(part), "true") => format!("-frozen-{part}"),
+            _ => format!("-{word}-{}", plain(value)),
+        };
         if name.len() + part.len() <= LONGEST {
             name += &part;
         }
@@ -98,6 +101,7 @@ mod tests {
         assert_eq!(name(&["width=64", "train.optimizer.lr=3e-4", "train.seed=2"]), "tiny-width-64-lr-3e-4-seed-2");
         assert_eq!(name(&["width=64", "train.batch=4", "width = 32"]), "tiny-batch-4-width-32");
         assert_eq!(name(&["train.optimizer=lion(lr: 1e-4)"]), "tiny-optimizer-lion-lr-1e-4");
+        assert_eq!(name(&["train.freeze.experts=true", "train.freeze.trunk=true"]), "tiny-frozen-experts-frozen-trunk");
         assert_eq!(name(&["route=../../x $(y)"]), "tiny-route-..-..-x-y");
         let long = "1".repeat(LONGEST);
         assert_eq!(name(&[&format!("width={long}"), "heads=2"]), "tiny-heads-2");

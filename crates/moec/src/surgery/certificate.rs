@@ -70,7 +70,9 @@ pub struct Certificate {
     pub claims: Vec<Claim>,
     /// Why something is not among them.
     pub remarks: Vec<String>,
-    /// Mean cross-entropy of the new model on the text in nats; absent if the text is too short.
+    /// Characters that losses and distances are of.
+    pub characters: usize,
+    /// Mean cross-entropy of the new model on them in nats; absent if the text is too short.
     pub loss: Option<f64>,
     /// How far the new model is from those that it was made of.
     pub distances: Vec<Distance>,
@@ -124,6 +126,7 @@ impl Certificate {
             text: witnesses.name.clone(),
             claims: Vec::new(),
             remarks: Vec::new(),
+            characters: 0,
             loss: None,
             distances: Vec::new(),
         }
@@ -394,6 +397,7 @@ pub(super) fn distances(
     let windows = witnesses.windows(device, context);
     let vocab = new.vocab.len();
     certificate.remarks.extend(witnesses.remark(context));
+    certificate.characters = witnesses.characters(windows.len(), context);
     let ours = logits(new, device, backend, &windows)?;
     let scored = |logits: &[Vec<f64>]| loss(logits, &witnesses.tokens, context, vocab);
     certificate.loss = scored(&ours);

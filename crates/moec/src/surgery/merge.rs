@@ -11,8 +11,11 @@ use moec_model::{Registry, ResolvedValue};
 use moec_runtime::Vocab;
 use std::collections::BTreeMap;
 
-/// The router of a mixture where the recipe names none.
-const ROUTE: &str = "softmax_top_k(k: 2, bias: false)";
+/// The router of a mixture where the recipe names none: two experts of each token, or two copies with all their slices.
+fn usual_route(recipe: &MergeRecipe) -> String {
+    let copies = recipe.experts.len().saturating_mul(recipe.copies);
+    format!("softmax_top_k(k: {}, bias: false)", copies.min(2) * recipe.slices)
+}
 
 /// A mixture, and what was kept of what it was made of.
 #[derive(Debug)]
@@ -176,8 +179,11 @@ fn check(recipe: &MergeRecipe, sources: &Sources<'_>) -> Result<(), Error> {
     if recipe.copies == 0 || recipe.slices == 0 {
         return Err(wrong("`copies` and `slices` are at least 1".to_string()));
     }
-    if !recipe.residual_scale.is_finite() || !recipe.noise.is_finite() || recipe.noise < 0.0 {
-        return Err(wrong("`residual_scale` is a number, and `noise` one that is not negative".to_string()));
+    if !recipe.residual_scale.is_finite() {
+        return Err(wrong("`residual_scale` is a finite number".to_string()));
+    }
+    if !recipe.noise.is_finite() || recipe.noise < 0.0 {
+        return Err(wrong(format!("`noise` is a deviation, not negative: {} is none", recipe.noise)));
     }
     if recipe.slice_factor.is_some_and(|s| !s.is_finite() || s <= 0.0) {
         return Err(wrong("`slice_factor` is a number above 0".to_string()));
@@ -206,8 +212,8 @@ fn check(recipe: &MergeRecipe, sources: &Sources<'_>) -> Result<(), Error> {
         ),
         (recipe.model.is_some() && recipe.spec.is_none(), "`model` names one of the file in `spec`, and there is none"),
         (
-            recipe.route.is_some() && !is_made,
-            "`route` is for a model that is made of the base; this one has its own routers",
+            (recipe.route.is_some() || recipe.balance.is_some()) && !is_made,
+            "`route` and `balance` are for a model that is made of the base; this one has its own routers",
         ),
         (
             recipe.slices == 1 && (recipe.slice_factor.is_some() || recipe.slice_scale != SliceScale::Down),
@@ -260,7 +266,11 @@ fn same_vocabulary(base: &Subject, run: &Subject) -> Result<(), SurgeryError> {
 fn derived(recipe: &MergeRecipe, base: &Subject, ours: &[FeedForward], registry: &Registry) -> Result<Spec, Error> {
     let file = moec_syntax::parse(&base.spec.source)
         .map_err(|faults| Error::Spec(crate::error::Messages::new(&base.spec.source, faults)))?;
-    let route = recipe.route.as_deref().unwrap_or(ROUTE);
+    let usual = usual_route(recipe);
+    let (route, balance) = (recipe.route.as_deref().unwrap_or(&usual), recipe.balance.as_deref());
+    for (key, text) in [("route", Some(route)), ("balance", balance)] {
+        text.map_or(Ok(()), |text| text::require_value(key, text))?;
+    }
     if recipe.gates == Gates::Copied {
         if ours.iter().any(|layer| layer.kind != MOE) {
             let message = format!("`gates: copied` takes the routers of {}, which is no mixture", base.name);
@@ -269,7 +279,8 @@ fn derived(recipe: &MergeRecipe, base: &Subject, ours: &[FeedForward], registry:
         return base.spec.rewritten(base.spec.source.text().to_string(), None, registry);
     }
     let places = ours.iter().map(|layer| {
-        let text = text::as_mixture(&base.spec.source, &file, layer, recipe.experts(), recipe.slices, route)?;
+        let text =
+            text::as_mixture(&base.spec.source, &file, layer, recipe.experts(), recipe.slices, (route, balance))?;
         Ok((layer.span, text))
     });
     let edited = text::replaced(&base.spec.source, places.collect::<Result<Vec<_>, Error>>()?)?;

@@ -37,6 +37,9 @@ pub struct MergeRecipe {
     /// The router, in the words of the language, where `spec` does not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
+    /// Balance losses of the mixtures, in the words of the language, where `spec` does not say them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<String>,
     /// A `.moe` file with the mixture, where it is not the base with each `mlp` replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<PathBuf>,

@@ -42,7 +42,7 @@ pub(crate) fn as_mixture(
     layer: &FeedForward,
     experts: usize,
     slices: usize,
-    route: &str,
+    (route, balance): (&str, Option<&str>),
 ) -> Result<String, Error> {
     let call = found(file, layer)?;
     let whole = source.slice(call.span);
@@ -55,7 +55,17 @@ pub(crate) fn as_mixture(
     } else {
         whole.to_string()
     };
-    Ok(format!("moe(experts: {experts} * {expert}, route: {route})"))
+    let balance = balance.map(|losses| format!(", balance: {losses}")).unwrap_or_default();
+    Ok(format!("moe(experts: {experts} * {expert}, route: {route}{balance})"))
+}
+
+/// That a text from outside is one value of the language, and nothing behind it.
+///
+/// # Errors
+/// With what is wrong with it.
+pub(crate) fn require_value(key: &str, text: &str) -> Result<(), Error> {
+    let source = SourceFile::new(key, text);
+    moec_syntax::parse_value(&source, 0).map(|_| ()).map_err(|faults| Error::Spec(Messages::new(&source, faults)))
 }
 
 /// A mixture as one of its experts.

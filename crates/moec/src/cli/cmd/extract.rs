@@ -30,7 +30,7 @@ pub(crate) fn run(
     let taken = surgery::extract(&run, args.expert, registry, &witnesses)?;
     let count = grouped(taken.subject.lowered.parameter_count() as u64);
     let what = format!("expert {} of {}: {count} parameters", args.expert, run.name);
-    let assembled = Assembled { subject: &taken.subject, certificate: &taken.certificate, what, name };
+    let assembled = Assembled { subject: &taken.subject, certificate: &taken.certificate, what, name, recipe: None };
     assembled.write(args.check.out.as_deref(), &dataset, args.check.json, console)?;
     Ok(Exit::Success)
 }

@@ -4,13 +4,14 @@ mod hugging_face;
 mod makemoe;
 
 use crate::cli::args::{ImportArgs, ImportFormat};
+use crate::cli::assembly;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::pipeline::{CompileOptions, Function};
 use crate::{Device, Spec};
 use moec_ir::Tensor;
 use moec_model::Registry;
-use moec_plan::Program;
+use moec_plan::{Program, StateDecl};
 use moec_runtime::{Corpus, Dataset, ExchangeError, Identity, Vocab};
 use std::collections::BTreeMap;
 
@@ -20,6 +21,10 @@ use std::collections::BTreeMap;
 /// # Errors
 /// When the model, the spec, the data or the run folder is wrong.
 pub(crate) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
+    if let Err(e) = std::fs::metadata(&args.file) {
+        return Err(Failure::new(Exit::Data, Failure::file("read", &args.file, &e).to_string()));
+    }
+    assembly::require_free(Some(&args.out))?;
     let is_hugging_face = args.file.join("config.json").is_file();
     match args.from {
         Some(ImportFormat::Hf) => hugging_face::run(args, registry, console),
@@ -57,17 +62,20 @@ impl Imported<'_> {
         for (name, tensor) in moec_runtime::initial_tensors(seed, &program.states, &[], &states) {
             tensors.entry(name).or_insert(tensor);
         }
-        let folder = spec.create_run_with_plan(&args.out, &dataset, "")?;
-        let identity = Identity {
-            seed,
-            context: spec.checked.model.context,
-            vocab,
-            spec_sha256: folder.spec_sha256().to_string(),
-            data_sha256: corpus.sha256().to_string(),
-        };
-        let path = folder
-            .save_checkpoint(0, &identity, &program.states, &mut |state| Ok(tensors.get(&state.name).cloned()))?;
-        console.note(format!("imported {count} tensors into {}", path.display()));
+        assembly::made_whole(&args.out, |root| {
+            let folder = spec.create_run_with_plan(root, &dataset, "")?;
+            let identity = Identity {
+                seed,
+                context: spec.checked.model.context,
+                vocab,
+                spec_sha256: folder.spec_sha256().to_string(),
+                data_sha256: corpus.sha256().to_string(),
+            };
+            let tensor = &mut |state: &StateDecl| Ok(tensors.get(&state.name).cloned());
+            folder.save_checkpoint(0, &identity, &program.states, tensor)?;
+            Ok(())
+        })?;
+        console.note(format!("imported {count} tensors into {}", args.out.display()));
         Ok(Exit::Success)
     }
 }

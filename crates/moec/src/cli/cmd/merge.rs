@@ -22,7 +22,7 @@ const MAX_RECIPE: u64 = 1 << 20;
 /// When the recipe, a run or the text is wrong, the runs do not agree, or the mixture is not what it must be.
 pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, console: &Console) -> Result<Exit, Failure> {
     assembly::require_free(args.check.out.as_deref())?;
-    let recipe = read(&args.recipe)?;
+    let (recipe, written) = read(&args.recipe)?;
     let folder = args.recipe.parent().unwrap_or(Path::new(""));
     let mut opened: BTreeMap<PathBuf, Subject> = BTreeMap::new();
     let named = recipe.base.iter().chain(recipe.experts.iter().map(surgery::ExpertSource::run)).chain(&recipe.shared);
@@ -77,7 +77,8 @@ pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, conso
         layers(&merged.layers),
         grouped(merged.subject.lowered.parameter_count() as u64)
     );
-    let assembled = Assembled { subject: &merged.subject, certificate: &merged.certificate, what, name };
+    let assembled =
+        Assembled { subject: &merged.subject, certificate: &merged.certificate, what, name, recipe: Some(&written) };
     assembled.write(args.check.out.as_deref(), &dataset, args.check.json, console)?;
     Ok(Exit::Success)
 }
@@ -97,7 +98,8 @@ fn from(folder: &Path, path: &Path) -> PathBuf {
     if beside.exists() { beside } else { path.to_path_buf() }
 }
 
-fn read(path: &Path) -> Result<MergeRecipe, Failure> {
+/// A recipe, and as it was written.
+fn read(path: &Path) -> Result<(MergeRecipe, String), Failure> {
     let help = "a recipe is YAML: `base: runs/a`, and `experts:` with a list of runs; docs/merging.md has examples";
     let about =
         std::fs::metadata(path).map_err(|e| Failure::new(Exit::Usage, Failure::file("read", path, &e).to_string()))?;
@@ -107,10 +109,10 @@ fn read(path: &Path) -> Result<MergeRecipe, Failure> {
     }
     let text = std::fs::read_to_string(path)
         .map_err(|e| Failure::new(Exit::Usage, Failure::file("read", path, &e).to_string()))?;
-    serde_yaml::from_str(&text).map_err(|e| {
+    let read = serde_yaml::from_str(&text).map_err(|e| {
         let place = e.location().map(|at| format!(":{}:{}", at.line(), at.column())).unwrap_or_default();
         let message = e.to_string();
-        let message = message.split(" at line ").next().unwrap_or_default();
+        let message = in_our_words(message.split(" at line ").next().unwrap_or_default());
         let failure = Failure::new(Exit::Usage, format!("{}{place}: {message}", path.display()));
         let line = e.location().and_then(|at| text.lines().nth(at.line().saturating_sub(1))).unwrap_or_default();
         let failure = match line.trim_start().strip_prefix("route:").map(str::trim) {
@@ -119,6 +121,41 @@ fn read(path: &Path) -> Result<MergeRecipe, Failure> {
             }
             _ => failure,
         };
+        let failure = match MERGEKIT.iter().find(|(theirs, _)| message.contains(&format!("`{theirs}`, expected"))) {
+            Some((theirs, ours)) => failure.help(format!("mergekit's `{theirs}` is {ours} here")),
+            None => failure,
+        };
         failure.help(help)
+    });
+    Ok((read?, text))
+}
+
+/// What mergekit calls otherwise.
+const MERGEKIT: &[(&str, &str)] = &[
+    ("base_model", "`base`"),
+    ("gate_mode", "`gates`"),
+    ("source_model", "`run`"),
+    ("hidden", "`last`"),
+    ("hidden_avg", "`average`"),
+    ("cheap_embed", "`embedding`"),
+    ("uniform_random", "`uniform`"),
+    ("noise_scale", "`noise`"),
+    ("shared_experts", "`shared`, a run"),
+    ("experts_per_token", "the `k` of `route`"),
+    ("num_experts_per_tok", "the `k` of `route`"),
+];
+
+/// A message of the reader of YAML without names of our types.
+fn in_our_words(message: &str) -> String {
+    let words = [
+        ("struct MergeRecipe", "keys and values"),
+        ("struct Prompted", "keys and values"),
+        ("f64", "a number"),
+        ("usize", "a whole number that is not negative"),
+        ("u64", "a whole number that is not negative"),
+        ("a sequence", "a list, such as `[a, b]`"),
+    ];
+    words.iter().fold(message.to_string(), |message, (theirs, ours)| {
+        message.replace(&format!("expected {theirs}"), &format!("expected {ours}"))
     })
 }

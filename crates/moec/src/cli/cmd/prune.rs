@@ -45,7 +45,7 @@ pub(crate) fn run(args: &PruneArgs, registry: &Registry, devices: Devices, conso
     let now = taken.subject.lowered.parameter_count();
     let before = run.lowered.parameter_count();
     let what = format!("{} parameters of {}", grouped(now as u64), grouped(before as u64));
-    let assembled = Assembled { subject: &taken.subject, certificate: &taken.certificate, what, name };
+    let assembled = Assembled { subject: &taken.subject, certificate: &taken.certificate, what, name, recipe: None };
     assembled.write(args.check.out.as_deref(), &dataset, args.check.json, console)?;
     Ok(Exit::Success)
 }

@@ -314,6 +314,13 @@ fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Datase
         bytes((compiled.program.state_bytes() + compiled.program.arena_bytes()) as u64),
         device.name()
     ));
+    if let Ok(trained) = lowered.trained(&spec.checked.recipe.freeze)
+        && trained.len() < lowered.parameters.len()
+    {
+        let count = |name: &String| compiled.states.iter().find(|s| s.name == *name).map_or(0, |s| s.ty.elements());
+        let trained: usize = trained.iter().map(count).sum();
+        console.note_fitted(format!("{} of them are trained, the others are frozen", grouped(trained as u64)));
+    }
     let parts = match dataset.is_held_out() {
         true => format!(
             "{} for training, {} held out",

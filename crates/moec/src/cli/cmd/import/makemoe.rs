@@ -28,6 +28,10 @@ pub(super) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> 
     let corpus = downloads::corpus(&args.data, registry, console)?;
     let vocab = corpus.vocab()?;
     let theirs = moec_runtime::read_tensors(&args.file)?;
+    // A state dictionary does not say which character a token is.
+    let (tokens, whose) = (vocab.len(), corpus.name());
+    console
+        .note_fitted(format!("took the {tokens} characters of {whose}, in code-point order, for the model's tokens"));
     let made = super::Imported { spec: &spec, corpus: &corpus, vocab };
     made.save(args, console, theirs.len(), |program| {
         let heads = moec_runtime::attention_heads(program);
