@@ -61,6 +61,36 @@ router everything(k: int) {
 }
 """
 
+# Names that Python, PyTorch or the file itself has in use, a parameter without axes, and a repetition without a layer.
+AWKWARD = """
+router awkward(k: int) {
+  let class = linear(x, experts)
+  let most = linear(x, experts, name: "lambda")
+  let type = linear(x, experts, name: "max")
+  let half = linear(x, 7, name: "forward")
+  let training_scores = linear(half, experts, name: "3d")
+  let losses = parameter(experts, start: 0.25)
+  let scale = parameter(start: 0.5)
+  let max = tanh(class + most) * scale
+  let sum = max * max + losses
+  let top, chosen = top_k(sum + type + max + training_scores, k)
+  return token_choice(experts: chosen, weights: softmax(top))
+}
+
+model awkward {
+  let width = 24
+  context 10
+  vocab characters
+  embed(width: width)
+  repeat 12 as i {
+    if i != 1 { residual { layer_norm  moe(experts: 3 * mlp(hidden: 20), route: awkward(k: 2)) } }
+  }
+  layer_norm
+  unembed
+}
+train { batch 3  evaluate(every: 50, batches: 1) }
+"""
+
 
 def moec(*arguments, program=MOEC):
     command = [str(part) for part in [program, *arguments]]
@@ -180,6 +210,10 @@ def main():
     spec = WORK / "everything.moe"
     spec.write_text(ROUTER + MORE.replace("softmax_top_k", "everything").replace("ORDER", "token"))
     cases.append((spec.stem, spec, ()))
+    spec = WORK / "awkward.moe"
+    spec.write_text(AWKWARD)
+    cases.append((spec.stem, spec, ()))
+    cases.append(("awkward_bf16", spec, ["train.precision=bf16"]))
     for name, spec, more in cases:
         loss, logits = check(name, spec, text, more)
         print(f"{name:24} {loss:9.1e} {logits:9.1e}")

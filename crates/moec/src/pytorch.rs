@@ -2,13 +2,14 @@
 //! training step and of evaluation, so that every layer and every router can be written, whoever made it.
 //!
 //! A graph has the extents of one batch and no structure but names. What is written is for batches of every size
-//! ([`sizes`]); scopes of names are classes, and scopes that compute the same are one ([`module`]); what is used once is part
-//! of the expression that uses it ([`body`]); and each operation is an expression ([`operation`]), a few of which need a
-//! function that is written at the top of the file (`functions.py`).
+//! ([`sizes`]); names that Python has in use are written another way ([`names`]); scopes of names are classes, and scopes that
+//! compute the same are one ([`module`]); what is used once is part of the expression that uses it ([`body`]); and each operation
+//! is an expression ([`operation`]), a few of which need a function that is written at the top of the file (`functions.py`).
 
 mod body;
 mod expression;
 mod module;
+mod names;
 mod operation;
 mod side;
 mod sizes;
@@ -75,11 +76,16 @@ pub fn source(model: &Model, recipe: &Recipe, vocab: usize, spec: &str) -> Resul
     modules.write("")?;
     let classes = modules.text();
     let is_rounded = recipe.precision == Precision::Bf16;
-    let mut text = header(model, recipe, spec, is_rounded);
+    let renamed = modules.renamed();
+    let mut text = header(model, recipe, spec, is_rounded, &renamed);
     text += &helpers.used(&modules.helpers);
     text += classes.trim_end();
     text += "\n\n";
-    text += LOAD;
+    let tensors = match renamed.as_slice() {
+        [] => "tensors",
+        _ => "{RENAMED.get(name, name): tensor for name, tensor in tensors.items()}",
+    };
+    text += &LOAD.replace("{tensors}", tensors);
     text += "\n\n";
     let (alone, next) = match is_rounded {
         true => ("unrounded(model, x[w, None], y[w, None])[1]", "unrounded(model, padded)"),
@@ -94,7 +100,8 @@ const LOAD: &str = r#"    @classmethod
     def load(cls, folder):
         """The trained model of a folder, in evaluation mode; `.train()` before training it."""
         model = cls()
-        model.load_state_dict(load_file(pathlib.Path(folder) / "model.safetensors"))
+        tensors = load_file(pathlib.Path(folder) / "model.safetensors")
+        model.load_state_dict({tensors})
         return model.eval()
 "#;
 
@@ -147,16 +154,14 @@ fn declared(lowered: &Lowered) -> BTreeMap<String, Declared> {
 }
 
 /// What stands above the classes.
-fn header(model: &Model, recipe: &Recipe, spec: &str, is_rounded: bool) -> String {
+fn header(model: &Model, recipe: &Recipe, spec: &str, is_rounded: bool, renamed: &[(&str, String)]) -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let name = &model.name;
-    // The text stands in a string of Python.
+    // Both stand in a string of Python.
+    let name = names::in_a_docstring(&model.name);
     let spec: String = spec
         .trim_end()
-        .replace('\\', "\\\\")
-        .replace("\"\"\"", "\\\"\\\"\\\"")
         .lines()
-        .map(|line| if line.is_empty() { "\n".to_string() } else { format!("    {line}\n") })
+        .map(|line| if line.is_empty() { "\n".to_string() } else { format!("    {}\n", names::in_a_docstring(line)) })
         .collect();
     let mut text = format!(
         r#""""{name}, a mixture-of-experts language model that moec {version} wrote for PyTorch.
@@ -165,12 +170,13 @@ fn header(model: &Model, recipe: &Recipe, spec: &str, is_rounded: bool) -> Strin
     python model.py --prompt TEXT --length 200   what follows a text, as `moec sample RUN --temperature 0`
 
     from model import Model
-    model = Model.load("folder of this file")    # parameters and buffers have the names of moec's checkpoints
+    model = Model.load("folder of this file")    # parameters and buffers have the names of moec's checkpoints{but}
     scores, loss = model(tokens, targets)        # tokens and targets [B, T], T at most {context}
 
 In training mode the loss has the balance losses in it, and there are dropout, noise and capacities as in a training step of
 moec, with random numbers of PyTorch. What moec changes between steps without a gradient, such as the biases of
-loss-free balancing, stays as it is here. `Model()` alone has not the initial values of the spec everywhere.
+loss-free balancing, stays as it is here. Tensors that the recipe freezes are trained here too, unless `requires_grad_(False)`
+is called on them. `Model()` alone has not the initial values of the spec everywhere.
 
 Letters: B sequences, T tokens in each, N = B * T, C channels, E experts, K experts of a token. Rows of matrices are tokens.
 
@@ -192,17 +198,33 @@ from torch import nn
 CONTEXT = {context}
 BATCH = {batch}
 "#,
+        but = if renamed.is_empty() { "" } else { ", but for RENAMED" },
         context = model.context,
         batch = recipe.batch,
     );
     if is_rounded {
         text += ROUNDED;
     }
+    text += &names_of_checkpoints(renamed);
     text += "\n\n";
     text
 }
 
-const ROUNDED: &str = r#"# Operands of products are rounded to bfloat16 in training and in the evaluation of batches, not where a text is written.
+/// What tensors of a checkpoint are called in the file, where it is something else.
+fn names_of_checkpoints(renamed: &[(&str, String)]) -> String {
+    if renamed.is_empty() {
+        return String::new();
+    }
+    let mut text = "\n# Tensors of a checkpoint that are called something else here, because Python or PyTorch has their names in use.\n".to_string();
+    text += "RENAMED = {\n";
+    for (name, renamed) in renamed {
+        text += &format!("    {}: {},\n", names::quoted(name), names::quoted(renamed));
+    }
+    text + "}\n"
+}
+
+const ROUNDED: &str = r#"# Operands of products, also of those that are gradients, are rounded to bfloat16 in training and in the evaluation of
+# batches, not where a text is written.
 ROUNDED = True
 
 
@@ -257,13 +279,15 @@ impl Helpers {
     }
 }
 
-/// Whether a text calls a function or derives a class from one.
+/// Whether a text calls a function or passes it on, makes a class or derives one from it.
 fn is_used(text: &str, name: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
     text.match_indices(name).any(|(at, _)| {
         let (before, after) = (&text[..at], &text[at + name.len()..]);
         let is_derived = before.ends_with('(') && after.starts_with("):");
-        !before.ends_with(is_part) && (after.starts_with('(') && !before.ends_with("def ") || is_derived)
+        let is_called = after.starts_with('(') && !before.ends_with("def ") || after.starts_with(".apply(");
+        let is_passed = before.ends_with("linear=") && after.starts_with(')');
+        !before.ends_with(is_part) && (is_called || is_derived || is_passed)
     })
 }
 

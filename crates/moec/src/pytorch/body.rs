@@ -3,6 +3,7 @@
 use super::Unwritable;
 use super::expression::{Expression, MULTIPLICATIVE};
 use super::module::{EVALUATION, Module, Modules, Part};
+use super::names::{self, quoted};
 use super::side::Side;
 use moec_ir::{Binary, DType, Input, Op, Unary};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ pub(super) enum Item {
 /// The statements of a module, as they are being written.
 pub(super) struct Body<'s, 'g> {
     pub(super) side: &'s Side<'g>,
+    modules: &'s Modules<'g>,
     /// Which of the graphs it is: that of training steps or that of evaluation.
     which: usize,
     /// Whether dropout is written; without it is what evaluation computes.
@@ -39,6 +41,8 @@ pub(super) struct Body<'s, 'g> {
     /// Names of what modules return.
     preferred: BTreeMap<Key, &'static str>,
     names: BTreeSet<String>,
+    /// What the items of a list are called in loops over it.
+    of_loops: BTreeMap<String, String>,
     lines: Vec<String>,
 }
 
@@ -68,6 +72,7 @@ impl<'s, 'g> Body<'s, 'g> {
         let (items, of_losses) = (modules.items(which, path, Part::Results), modules.items(which, path, Part::Losses));
         let mut body = Body {
             side,
+            modules,
             which,
             with_dropout,
             helpers: BTreeSet::new(),
@@ -78,6 +83,7 @@ impl<'s, 'g> Body<'s, 'g> {
             uses: BTreeMap::new(),
             preferred: BTreeMap::new(),
             names: modules.reserved(),
+            of_loops: BTreeMap::new(),
             lines: Vec::new(),
         };
         for (train, evaluate) in &module.given {
@@ -144,7 +150,7 @@ impl<'s, 'g> Body<'s, 'g> {
                 1.0 => value.text,
                 weight => format!("{} * {}", super::sizes::float(weight), value.at(MULTIPLICATIVE)),
             };
-            self.lines.push(format!("self.losses[{:?}] = {weighted}", loss.name));
+            self.lines.push(format!("self.losses[{}] = {weighted}", quoted(&loss.name)));
         }
         Ok(())
     }
@@ -271,7 +277,9 @@ impl<'s, 'g> Body<'s, 'g> {
                 && b.first() == Some(&passed)
                 && a.iter().zip(&b).skip(1).all(|(a, b)| a == b)
                 && self.uses.get(&passed).copied().unwrap_or(0) == 1;
-            let is_list = number(&next.path).is_some();
+            // Between numbers that are apart is a module that does nothing, and it takes no sizes.
+            let is_list = modules.is_list(list(&next.path))
+                && number(&before.path).is_some_and(|n| number(&next.path) == Some(n + 1));
             if !follows || !is_list || before.constructor != next.constructor || list(&before.path) != list(&next.path)
             {
                 break;
@@ -306,7 +314,15 @@ impl<'s, 'g> Body<'s, 'g> {
         if to - from < modules.length_of_list(list) {
             whole = format!("{whole}[{from}:{to}]");
         }
-        let item = list.rsplit('.').next().unwrap_or(list).trim_end_matches('s').to_string();
+        let item = match self.of_loops.get(list) {
+            Some(item) => item.clone(),
+            None => {
+                let of_list = list.rsplit('.').next().unwrap_or(list);
+                let item = self.fresh(Some(of_list.trim_end_matches('s')).filter(|s| !s.is_empty()).unwrap_or("item"));
+                self.of_loops.insert(list.to_string(), item.clone());
+                item
+            }
+        };
         let call = self.call(&item, first)?;
         self.values.extend(before.map(|before| (given, before)));
         self.lines.push(format!("for {item} in {whole}:"));
@@ -490,7 +506,18 @@ impl<'s, 'g> Body<'s, 'g> {
 
     /// A path as attributes of this module: `blocks[3].moe`.
     fn relative(&self, path: &str) -> String {
-        attributes(path.strip_prefix(&self.path).map_or(path, |rest| rest.trim_start_matches('.')))
+        let mut text = String::new();
+        for part in self.modules.attributes(&self.path, path) {
+            if names::index(&part).is_some() {
+                text += &format!("[{part}]");
+            } else {
+                if !text.is_empty() {
+                    text.push('.');
+                }
+                text += &part;
+            }
+        }
+        text
     }
 
     fn name(&mut self, key: Key) -> String {
@@ -520,7 +547,8 @@ impl<'s, 'g> Body<'s, 'g> {
 
     /// A name that is not taken yet.
     fn fresh(&mut self, name: &str) -> String {
-        let mut candidate = name.to_string();
+        let name = names::local(name);
+        let mut candidate = name.clone();
         let mut n = 1;
         while !self.names.insert(candidate.clone()) {
             n += 1;
@@ -537,28 +565,12 @@ fn is_name(text: &str) -> bool {
 
 /// The place of a module in a list: 3 for `blocks.3`.
 fn number(path: &str) -> Option<usize> {
-    path.rsplit('.').next()?.parse().ok()
+    names::index(path.rsplit('.').next()?)
 }
 
 /// The list that a module is part of: `blocks` of `blocks.3`.
 fn list(path: &str) -> &str {
     path.rsplit_once('.').map_or("", |(list, _)| list)
-}
-
-/// A path as Python writes it: `blocks[3].moe`.
-pub(super) fn attributes(path: &str) -> String {
-    let mut text = String::new();
-    for part in path.split('.') {
-        if part.parse::<usize>().is_ok() {
-            text += &format!("[{part}]");
-        } else {
-            if !text.is_empty() {
-                text.push('.');
-            }
-            text += part;
-        }
-    }
-    text
 }
 
 /// What a result of an operation is called where its node has no name of its own.

@@ -10,11 +10,35 @@ class Tensors(nn.Module):
                 self.register_buffer(name, member)
 
 
+class RoundedOperand(torch.autograd.Function):
+    """Rounds to bfloat16; the gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.bfloat16().float()
+
+    @staticmethod
+    def backward(ctx, dx):
+        return dx
+
+
+class RoundedGradient(torch.autograd.Function):
+    """The same values; the gradient is rounded to bfloat16."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy.bfloat16().float()
+
+
 class RoundedLinear(nn.Linear):
     """A linear map whose operands are rounded to bfloat16."""
 
     def forward(self, x):
-        return F.linear(bf16(x), bf16(self.weight), self.bias)
+        return rounded_linear(x, self.weight, self.bias)
 
 
 class ExpertLinear(nn.Module):
@@ -33,7 +57,7 @@ class RoundedExpertLinear(ExpertLinear):
     """As `ExpertLinear`, of operands that are rounded to bfloat16."""
 
     def forward(self, rows, offsets):
-        return grouped_linear(bf16(rows), bf16(self.weight), offsets, self.bias)
+        return grouped_linear(rows, self.weight, offsets, self.bias, linear=rounded_linear)
 
 
 class LayerNorm(nn.Module):
@@ -62,8 +86,19 @@ class RmsNorm(nn.Module):
 
 
 def bf16(x):
-    """Rounds the operand of a product to bfloat16; sums are float32."""
-    return x.bfloat16().float() if ROUNDED else x
+    """Rounds the operand of a product to bfloat16; sums are float32, and so are the gradients of operands."""
+    return RoundedOperand.apply(x) if ROUNDED else x
+
+
+def bf16_gradient(y):
+    """A product whose gradient is rounded where it is an operand of the products that are its operands' gradients."""
+    return RoundedGradient.apply(y) if ROUNDED else y
+
+
+def rounded_linear(x, weight, bias=None):
+    """A linear map of operands that are rounded to bfloat16; the gradient of the bias is not rounded."""
+    y = bf16_gradient(F.linear(bf16(x), bf16(weight)))
+    return y if bias is None else y + bias
 
 
 def attention(qkv, heads, T, scale, dropout=0.0):
@@ -235,11 +270,11 @@ def combine(rows, positions, weights=None):
     return y.sum(1)
 
 
-def grouped_linear(rows, weight, offsets, bias=None):
+def grouped_linear(rows, weight, offsets, bias=None, linear=F.linear):
     """Each expert's linear map, weight [E, O, I], of the rows between its offsets; rows behind them give 0."""
     ends = offsets.tolist()
     parts = [
-        F.linear(rows[start:end], weight[e], None if bias is None else bias[e])
+        linear(rows[start:end], weight[e], None if bias is None else bias[e])
         for e, (start, end) in enumerate(zip(ends, ends[1:]))
     ]
     return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], weight.shape[1])])

@@ -3,6 +3,7 @@
 
 use super::Unwritable;
 use super::body::{Body, Item, Key, Written};
+use super::names::{self, quoted};
 use super::side::Side;
 use super::sizes::float;
 use moec_ir::{DType, Init, Invariant, Op, Precision, TensorType};
@@ -118,12 +119,51 @@ impl<'g> Modules<'g> {
         self.of(path)
     }
 
-    /// Modules of a list.
+    /// The length of a list, with the numbers that no module has.
     pub(super) fn length_of_list(&self, list: &str) -> usize {
-        let numbered = |path: &&String| {
-            path.rsplit_once('.').is_some_and(|(before, last)| before == list && last.parse::<usize>().is_ok())
-        };
-        self.modules.keys().filter(numbered).count()
+        self.names_in(list).into_iter().filter_map(names::index).max().map_or(0, |last| last + 1)
+    }
+
+    /// The names of tensors and scopes right below a scope.
+    fn names_in(&self, path: &str) -> BTreeSet<&str> {
+        let names = self.tensors.keys().chain(&self.scopes).chain(self.modules.keys());
+        names.filter_map(|name| below(name, path)?.split('.').next()).collect()
+    }
+
+    /// Whether what is below a scope, which is no module itself, are modules with numbers.
+    pub(super) fn is_list(&self, path: &str) -> bool {
+        let names = self.names_in(path);
+        let is_numbered =
+            |name: &&str| names::index(name).is_some() && !self.tensors.contains_key(&format!("{path}.{name}"));
+        let is_dense = || self.length_of_list(path) <= 4 * names.len() + HOLES;
+        !path.is_empty() && !self.modules.contains_key(path) && names.iter().all(is_numbered) && is_dense()
+    }
+
+    /// The parts of a path within the module `base` as Python names them: attributes, and numbers in lists.
+    pub(super) fn attributes(&self, base: &str, path: &str) -> Vec<String> {
+        let Some(rest) = below(path, base) else { return Vec::new() };
+        let mut before = base.to_string();
+        let mut attributes = Vec::new();
+        for part in rest.split('.') {
+            attributes.push(match self.is_list(&before) {
+                true => part.to_string(),
+                false => {
+                    let is_in_a_class = before.is_empty() || self.modules.contains_key(&before);
+                    names::attribute(part, &self.names_in(&before), is_in_a_class)
+                }
+            });
+            if !before.is_empty() {
+                before.push('.');
+            }
+            before += part;
+        }
+        attributes
+    }
+
+    /// The tensors that are called something else in Python, with their names there.
+    pub(super) fn renamed(&self) -> Vec<(&str, String)> {
+        let names = self.tensors.keys().map(|name| (name.as_str(), self.attributes("", name).join(".")));
+        names.filter(|(name, renamed)| name != renamed).collect()
     }
 
     /// The statements of a module: nodes of its own and modules within it, in order.
@@ -234,9 +274,11 @@ impl<'g> Modules<'g> {
         for class in &self.classes {
             let of = match class.paths.as_slice() {
                 [] => "The model.".to_string(),
-                [path] => format!("`{path}`."),
-                [first, last] => format!("`{first}` and `{last}`."),
-                [first, .., last] => format!("`{first}` to `{last}`."),
+                [path] => format!("`{}`.", names::in_a_docstring(path)),
+                [first, between @ .., last] => {
+                    let word = if between.is_empty() { "and" } else { "to" };
+                    format!("`{}` {word} `{}`.", names::in_a_docstring(first), names::in_a_docstring(last))
+                }
             };
             text += &format!("class {}(nn.Module):\n    \"\"\"{of}\"\"\"\n\n{}\n\n", class.name, class.text);
         }
@@ -256,7 +298,7 @@ impl<'g> Modules<'g> {
         let words = last.split('_').filter(|word| word.parse::<usize>().is_err());
         let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
         let base: String = words.filter(|word| !word.is_empty() && word.is_ascii()).map(capital).collect();
-        let base = if base.is_empty() { "Module".to_string() } else { base };
+        let base = names::class(if base.is_empty() { "Module" } else { &base });
         let mut name = base.clone();
         let mut n = 1;
         while !self.taken.insert(name.clone()) {
@@ -461,7 +503,7 @@ impl<'g> Modules<'g> {
     /// The statements that make the tensors and modules of a module.
     fn members(&self, path: &str) -> Result<(String, BTreeSet<&'static str>), Unwritable> {
         let children = self.children(path);
-        let relative = |name: &str| name[path.len()..].trim_start_matches('.').to_string();
+        let relative = |name: &str| self.attributes(path, name);
         let mut tree = Member::default();
         let mut helpers = BTreeSet::new();
         for (name, declared) in &self.tensors {
@@ -477,7 +519,7 @@ impl<'g> Modules<'g> {
         for (name, member) in &tree.members {
             let value = member.text(&mut helpers);
             text += &match member.is_buffer {
-                true => format!("        self.register_buffer({name:?}, {value})\n"),
+                true => format!("        self.register_buffer({}, {value})\n", quoted(name)),
                 false => format!("        self.{name} = {value}\n"),
             };
         }
@@ -535,12 +577,11 @@ fn together(train: &Written, plain: &Written, evaluate: &Written) -> (Vec<String
 /// How a leaf is made, the helper that it is, and what it is given.
 type Leaf = (Option<&'static str>, String, Vec<Pair>);
 
+/// The same in one of the graphs.
+type LeafOf = (Option<&'static str>, String, Vec<Key>);
+
 /// A single operation with parameters of its own as a module.
-fn leaf_of(
-    side: &Side<'_>,
-    node: usize,
-    path: &str,
-) -> Result<Option<(Option<&'static str>, String, Vec<Key>)>, Unwritable> {
+fn leaf_of(side: &Side<'_>, node: usize, path: &str) -> Result<Option<LeafOf>, Unwritable> {
     let operands: Vec<Key> = side.node(node).operands.iter().map(|&value| side.key(value)).collect();
     let own = |i: usize, last: &str| match operands.get(i).map(|key| &side.node(key.0).op) {
         Some(Op::Parameter { name, .. }) => *name == format!("{path}.{last}"),
@@ -609,7 +650,10 @@ impl Declared {
             }
             Some(Init::Constant(value)) if value.get() == 0.0 => format!("torch.zeros({shape})"),
             Some(Init::Constant(value)) if value.get() == 1.0 => format!("torch.ones({shape})"),
-            Some(Init::Constant(value)) => format!("torch.full(({shape},), {})", float(value.get())),
+            Some(Init::Constant(value)) => {
+                let shape = if self.ty.shape.is_empty() { shape } else { format!("({shape},)") };
+                format!("torch.full({shape}, {})", float(value.get()))
+            }
             Some(Init::Normal { std }) if std.get() == 1.0 => format!("torch.randn({shape})"),
             Some(Init::Normal { std }) => format!("torch.randn({shape}) * {}", float(std.get())),
             Some(Init::Uniform { bound }) => {
@@ -633,45 +677,59 @@ struct Member {
 }
 
 impl Member {
-    fn insert(&mut self, name: &str, value: String, is_buffer: bool) {
-        let (first, rest) = match name.split_once('.') {
-            Some((first, rest)) => (first, Some(rest)),
-            None => (name, None),
+    fn insert(&mut self, path: &[String], value: String, is_buffer: bool) {
+        let Some((first, rest)) = path.split_first() else {
+            (self.value, self.is_buffer) = (value, is_buffer);
+            return;
         };
         let at = self.members.iter().position(|(name, _)| name == first).unwrap_or_else(|| {
-            self.members.push((first.to_string(), Member::default()));
+            self.members.push((first.clone(), Member::default()));
             self.members.len() - 1
         });
-        let member = &mut self.members[at].1;
-        match rest {
-            Some(rest) => member.insert(rest, value, is_buffer),
-            None => (member.value, member.is_buffer) = (value, is_buffer),
-        }
+        self.members[at].1.insert(rest, value, is_buffer);
     }
 
     fn text(&self, helpers: &mut BTreeSet<&'static str>) -> String {
         if self.members.is_empty() {
             return self.value.clone();
         }
-        let is_list = self.members.iter().enumerate().all(|(i, (name, _))| *name == i.to_string());
+        let numbers: Option<BTreeMap<usize, &Member>> =
+            self.members.iter().map(|(name, member)| Some((names::index(name)?, member))).collect();
         let is_module = |member: &Member| !member.is_buffer && !member.value.starts_with("nn.Parameter");
         let values: Vec<(String, String)> =
             self.members.iter().map(|(name, member)| (name.clone(), member.text(helpers))).collect();
-        if is_list && self.members.iter().all(|(_, member)| is_module(member)) {
-            let first = &values[0].1;
-            if values.len() > 1 && values.iter().all(|(_, value)| value == first) {
-                return format!("nn.ModuleList([{first} for _ in range({})])", values.len());
-            }
-            let values: Vec<String> = values.into_iter().map(|(_, value)| value).collect();
-            return format!("nn.ModuleList([{}])", values.join(", "));
+        if let Some(numbers) = numbers {
+            // A number that has no module, such as that of a repetition without a layer, stands for one that does nothing.
+            let length = numbers.keys().next_back().map_or(0, |last| last + 1);
+            let values: Vec<String> = (0..length)
+                .map(|i| numbers.get(&i).map_or_else(|| "nn.Identity()".to_string(), |member| member.text(helpers)))
+                .collect();
+            return match values.as_slice() {
+                [first, _, ..] if values.iter().all(|value| value == first) => {
+                    format!("nn.ModuleList([{first} for _ in range({length})])")
+                }
+                values => format!("nn.ModuleList([{}])", values.join(", ")),
+            };
         }
         if self.members.iter().all(|(_, member)| is_module(member)) {
-            let values: Vec<String> = values.iter().map(|(name, value)| format!("{name:?}: {value}")).collect();
+            let values: Vec<String> = values.iter().map(|(name, value)| format!("{}: {value}", quoted(name))).collect();
             return format!("nn.ModuleDict({{{}}})", values.join(", "));
         }
         helpers.insert("Tensors");
         let values: Vec<String> = values.iter().map(|(name, value)| format!("{name}={value}")).collect();
         format!("Tensors({})", values.join(", "))
+    }
+}
+
+/// How many numbers of a list may be missing in any case; behind more they are names.
+const HOLES: usize = 256;
+
+/// What follows `path` and a point in a name.
+fn below<'n>(name: &'n str, path: &str) -> Option<&'n str> {
+    if path.is_empty() {
+        Some(name).filter(|name| !name.is_empty())
+    } else {
+        name.strip_prefix(path)?.strip_prefix('.')
     }
 }
 

@@ -77,7 +77,7 @@ impl Body<'_, '_> {
                 } else {
                     let axes: Vec<String> = axes.iter().map(usize::to_string).collect();
                     match axes.as_slice() {
-                        [axis] => x.method("sum", &[axis.clone()]),
+                        [axis] => x.method("sum", std::slice::from_ref(axis)),
                         axes => x.method("sum", &[format!("({})", axes.join(", "))]),
                     }
                 }
@@ -98,18 +98,24 @@ impl Body<'_, '_> {
             Op::MatMul { transpose_a, transpose_b, bias, precision } => {
                 let (a, b) = (x(self, 0)?.number(), x(self, 1)?.number());
                 let a = if *transpose_a { a.method("t", &[]) } else { a };
-                let (a, b) = match precision {
-                    Precision::F32 => (a, b),
-                    Precision::Bf16 => (self.helper("bf16", &[a.text]), self.helper("bf16", &[b.text])),
-                };
-                match (transpose_b, bias) {
-                    (true, true) => call("F.linear", &[a.text, b.text, x(self, 2)?.text]),
-                    (true, false) => call("F.linear", &[a.text, b.text]),
-                    (false, _) => {
-                        let product = a.infix(MULTIPLICATIVE, "@", &b.at(MULTIPLICATIVE));
-                        if *bias { product.infix(ADDITIVE, "+", &x(self, 2)?.at(ADDITIVE)) } else { product }
+                if *transpose_b {
+                    let mut arguments = vec![a.text, b.text];
+                    if *bias {
+                        arguments.push(x(self, 2)?.text);
                     }
+                    return Ok(match precision {
+                        Precision::F32 => call("F.linear", &arguments),
+                        Precision::Bf16 => self.helper("rounded_linear", &arguments),
+                    });
                 }
+                let product = match precision {
+                    Precision::F32 => a.infix(MULTIPLICATIVE, "@", &b.at(MULTIPLICATIVE)),
+                    Precision::Bf16 => {
+                        let (a, b) = (self.helper("bf16", &[a.text]), self.helper("bf16", &[b.text]));
+                        self.helper("bf16_gradient", &[format!("{} @ {}", a.text, b.text)])
+                    }
+                };
+                if *bias { product.infix(ADDITIVE, "+", &x(self, 2)?.at(ADDITIVE)) } else { product }
             }
             Op::GroupedMatMul { transpose_b, bias, precision } => {
                 if let (Some((segments, length)), false, Precision::F32) = (self.even(node, 2)?, *bias, precision) {
@@ -123,13 +129,13 @@ impl Body<'_, '_> {
                 let (rows, weights) = (x(self, 0)?.number(), x(self, 1)?.number());
                 let weights =
                     if *transpose_b { weights } else { weights.method("transpose", &["1".into(), "2".into()]) };
-                let (rows, weights) = match precision {
-                    Precision::F32 => (rows, weights),
-                    Precision::Bf16 => (self.helper("bf16", &[rows.text]), self.helper("bf16", &[weights.text])),
-                };
                 let mut arguments = vec![rows.text, weights.text, x(self, 2)?.text];
                 if *bias {
                     arguments.push(x(self, 3)?.text);
+                }
+                if *precision == Precision::Bf16 {
+                    self.helpers.insert("rounded_linear");
+                    arguments.push("linear=rounded_linear".into());
                 }
                 self.helper("grouped_linear", &arguments)
             }
@@ -139,13 +145,21 @@ impl Body<'_, '_> {
                     Precision::F32 => (y, rows),
                     Precision::Bf16 => (self.helper("bf16", &[y.text]), self.helper("bf16", &[rows.text])),
                 };
-                if let Some((segments, length)) = self.even(node, 2)? {
-                    let each = [segments, length, "-1".into()];
-                    let y = y.method("view", &each).method("transpose", &["1".into(), "2".into()]);
-                    return Ok(y.infix(MULTIPLICATIVE, "@", &rows.method("view", &each).text));
+                let product = match self.even(node, 2)? {
+                    Some((segments, length)) => {
+                        let each = [segments, length, "-1".into()];
+                        let y = y.method("view", &each).method("transpose", &["1".into(), "2".into()]);
+                        y.infix(MULTIPLICATIVE, "@", &rows.method("view", &each).text)
+                    }
+                    None => {
+                        let arguments = [y.text, rows.text, x(self, 2)?.text];
+                        self.helper("grouped_outer", &arguments)
+                    }
+                };
+                match precision {
+                    Precision::F32 => product,
+                    Precision::Bf16 => self.helper("bf16_gradient", &[product.text]),
                 }
-                let arguments = [y.text, rows.text, x(self, 2)?.text];
-                self.helper("grouped_outer", &arguments)
             }
             Op::GroupedSum => {
                 let arguments = [x(self, 0)?.number().text, x(self, 1)?.text];
@@ -285,8 +299,8 @@ impl Body<'_, '_> {
             Op::CachedAttention { .. }
             | Op::Unpack(_)
             | Op::SumOfSquares
-            | Op::LayerNormGrad { .. }
-            | Op::RmsNormGrad { .. }
+            | Op::LayerNormGrad
+            | Op::RmsNormGrad
             | Op::SoftmaxGrad
             | Op::AttentionGrad(_)
             | Op::EmbedGrad { .. }
