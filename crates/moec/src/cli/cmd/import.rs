@@ -21,7 +21,10 @@ use std::collections::BTreeMap;
 /// # Errors
 /// When the model, the spec, the data or the run folder is wrong.
 pub(crate) fn run(args: &ImportArgs, registry: &Registry, console: &Console) -> Result<Exit, Failure> {
-    if let Err(e) = std::fs::metadata(&args.file) {
+    // Without a spec it is a folder that is meant.
+    if args.spec.is_none()
+        && let Err(e) = std::fs::metadata(&args.file)
+    {
         return Err(Failure::new(Exit::Data, Failure::file("read", &args.file, &e).to_string()));
     }
     assembly::require_free(Some(&args.out))?;
