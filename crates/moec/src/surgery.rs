@@ -33,6 +33,7 @@ pub use recipe::{ExpertSource, Gates, MergeRecipe, SliceScale, Trunk};
 pub use subject::Subject;
 
 use moec_ir::TensorType;
+use std::fmt;
 
 /// Why runs cannot be put together or taken apart.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -62,35 +63,11 @@ pub enum SurgeryError {
         of: String,
     },
     /// Two tensors that belong together have other shapes.
-    #[error("`{name}` is {found} in {run}, and {expected} in {other}")]
-    Shape {
-        /// The tensor.
-        name: String,
-        /// A run.
-        run: String,
-        /// Its type there.
-        found: TensorType,
-        /// What it is compared with.
-        other: String,
-        /// Its type there.
-        expected: TensorType,
-    },
+    #[error("{0}")]
+    Shape(Box<ShapeDifference>),
     /// Two layers that belong together compute something else.
-    #[error("{argument} of layer `{layer}` is {found} in {run}, and {expected} in {other}")]
-    Meaning {
-        /// Path of the layer.
-        layer: String,
-        /// What differs.
-        argument: String,
-        /// A run.
-        run: String,
-        /// What it says.
-        found: String,
-        /// Another one.
-        other: String,
-        /// What that says.
-        expected: String,
-    },
+    #[error("{0}")]
+    Meaning(Box<MeaningDifference>),
     /// The new model is not what it must be.
     #[error("the new model is not what it must be: {claim}, but logits differ by {difference:e}")]
     Broken {
@@ -99,4 +76,50 @@ pub enum SurgeryError {
         /// By how much it does not.
         difference: f64,
     },
+}
+
+/// A tensor that is of another shape in two models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShapeDifference {
+    /// The tensor.
+    pub name: String,
+    /// A run.
+    pub run: String,
+    /// Its type there.
+    pub found: TensorType,
+    /// What it is compared with.
+    pub other: String,
+    /// Its type there.
+    pub expected: TensorType,
+}
+
+impl fmt::Display for ShapeDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, run, found, other, expected } = self;
+        write!(f, "`{name}` is {found} in {run}, and {expected} in {other}")
+    }
+}
+
+/// An argument of a layer that is another one in two models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeaningDifference {
+    /// Path of the layer.
+    pub layer: String,
+    /// What differs.
+    pub argument: String,
+    /// A run.
+    pub run: String,
+    /// What it says.
+    pub found: String,
+    /// Another one.
+    pub other: String,
+    /// What that says.
+    pub expected: String,
+}
+
+impl fmt::Display for MeaningDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layer, argument, run, found, other, expected } = self;
+        write!(f, "{argument} of layer `{layer}` is {found} in {run}, and {expected} in {other}")
+    }
 }

@@ -82,11 +82,14 @@ pub(crate) fn dataset(run: &Subject, corpus: &Corpus) -> Result<Dataset, Failure
     Ok(dataset)
 }
 
+/// A device that is open.
+pub(crate) type Open = (Device, Box<dyn Backend>);
+
 /// The reference, and the device that is asked for.
 ///
 /// # Errors
 /// When there is no such device.
-pub(crate) fn devices(device: Device, devices: Devices) -> Result<Vec<(Device, Box<dyn Backend>)>, Failure> {
+pub(crate) fn devices(device: Device, devices: Devices) -> Result<Vec<Open>, Failure> {
     let mut open = vec![(Device::Interpreter, devices.open(Device::Interpreter)?)];
     if device != Device::Interpreter {
         open.push((device, devices.open(device)?));
@@ -98,11 +101,7 @@ pub(crate) fn devices(device: Device, devices: Devices) -> Result<Vec<(Device, B
 ///
 /// # Errors
 /// When its characters are not those of the model.
-pub(crate) fn witnesses<'a>(
-    run: &Subject,
-    corpus: &Corpus,
-    devices: &'a [(Device, Box<dyn Backend>)],
-) -> Result<Witnesses<'a>, Failure> {
+pub(crate) fn witnesses<'a>(run: &Subject, corpus: &Corpus, devices: &'a [Open]) -> Result<Witnesses<'a>, Failure> {
     let dataset = Dataset::new(corpus, run.vocab.clone(), run.spec.checked.recipe.split)?;
     let split = if dataset.is_held_out() { Split::Validation } else { Split::Train };
     let tokens = dataset.tokens(split);

@@ -1,7 +1,7 @@
 //! The tensors of a mixture, from those of runs.
 
 use super::layers::{FeedForward, MLP};
-use super::{MergeRecipe, SliceScale, Subject, SurgeryError, Trunk};
+use super::{MergeRecipe, ShapeDifference, SliceScale, Subject, SurgeryError, Trunk};
 use moec_ir::{DType, Data, Invariant, Tensor, TensorType, random};
 use moec_model::ResolvedValue;
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ fn given<'a>(
         return Ok(tensor);
     }
     let (name, run, other) = (name.to_string(), run.name.clone(), other.to_string());
-    Err(SurgeryError::Shape { name, run, found: tensor.ty(), other, expected })
+    Err(SurgeryError::Shape(Box::new(ShapeDifference { name, run, found: tensor.ty(), other, expected })))
 }
 
 pub(crate) fn floats(shape: &[usize], values: Vec<f64>) -> Tensor {
@@ -146,7 +146,13 @@ impl Experts<'_> {
             let run = first.as_ref().map(|(run, _)| run.clone()).unwrap_or_default();
             let found = first.map_or_else(|| TensorType::f32([0]), |(_, ty)| ty);
             let (name, other) = (of.to_string(), "the new model".to_string());
-            return Err(SurgeryError::Shape { name, run, found, other, expected: ty.clone() });
+            return Err(SurgeryError::Shape(Box::new(ShapeDifference {
+                name,
+                run,
+                found,
+                other,
+                expected: ty.clone(),
+            })));
         }
         Ok(floats(&ty.shape, all))
     }

@@ -1,6 +1,6 @@
 //! The layers of a model that can be experts, or that have them.
 
-use super::{Subject, SurgeryError};
+use super::{MeaningDifference, Subject, SurgeryError};
 use moec_model::{ResolvedLayer, ResolvedValue};
 use moec_syntax::Span;
 use std::collections::BTreeMap;
@@ -88,13 +88,15 @@ pub(crate) fn same_meaning(
     (a, run): (&FeedForward, &str),
     (b, other): (&FeedForward, &str),
 ) -> Result<(), SurgeryError> {
-    let differs = |argument: &str, found: String, expected: String| SurgeryError::Meaning {
-        layer: a.path.clone(),
-        argument: argument.to_string(),
-        run: run.to_string(),
-        found,
-        other: other.to_string(),
-        expected,
+    let differs = |argument: &str, found: String, expected: String| {
+        SurgeryError::Meaning(Box::new(MeaningDifference {
+            layer: a.path.clone(),
+            argument: argument.to_string(),
+            run: run.to_string(),
+            found,
+            other: other.to_string(),
+            expected,
+        }))
     };
     if a.kind != b.kind {
         return Err(differs("the kind", format!("`{}`", a.kind), format!("`{}`", b.kind)));
@@ -115,13 +117,15 @@ pub(crate) fn same_meaning(
 /// That everything around the feed-forward layers of two models computes the same.
 pub(crate) fn same_trunk(a: &Subject, b: &Subject) -> Result<(), SurgeryError> {
     let (ours, theirs) = (a.resolved(), b.resolved());
-    let differs = |layer: &str, argument: &str, found: String, expected: String| SurgeryError::Meaning {
-        layer: layer.to_string(),
-        argument: argument.to_string(),
-        run: b.name.clone(),
-        found,
-        other: a.name.clone(),
-        expected,
+    let differs = |layer: &str, argument: &str, found: String, expected: String| {
+        SurgeryError::Meaning(Box::new(MeaningDifference {
+            layer: layer.to_string(),
+            argument: argument.to_string(),
+            run: b.name.clone(),
+            found,
+            other: a.name.clone(),
+            expected,
+        }))
     };
     if ours.context != theirs.context {
         return Err(differs(&ours.name, "`context`", theirs.context.to_string(), ours.context.to_string()));

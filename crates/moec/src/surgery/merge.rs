@@ -3,7 +3,10 @@
 use super::assemble::{self, Experts, is_last_map};
 use super::certificate::{self, Alone};
 use super::layers::{FeedForward, MOE, feed_forward, same_meaning, same_trunk};
-use super::{Certificate, Gates, MergeRecipe, SliceScale, Subject, SurgeryError, Trunk, Witnesses, gates, text};
+use super::{
+    Certificate, Gates, MeaningDifference, MergeRecipe, ShapeDifference, SliceScale, Subject, SurgeryError, Trunk,
+    Witnesses, gates, text,
+};
 use crate::error::Error;
 use crate::spec::Spec;
 use moec_ir::Tensor;
@@ -236,14 +239,14 @@ fn same_context(base: &Subject, run: &Subject) -> Result<(), SurgeryError> {
     if ours == theirs {
         return Ok(());
     }
-    Err(SurgeryError::Meaning {
+    Err(SurgeryError::Meaning(Box::new(MeaningDifference {
         layer: run.spec.checked.model.name.clone(),
         argument: "`context`".to_string(),
         run: run.name.clone(),
         found: theirs.to_string(),
         other: base.name.clone(),
         expected: ours.to_string(),
-    })
+    })))
 }
 
 fn same_vocabulary(base: &Subject, run: &Subject) -> Result<(), SurgeryError> {
@@ -376,7 +379,7 @@ fn fill(
             (None, Some(inner)) => {
                 let Some(run) = shared else {
                     let message = format!("`{}` has a shared expert, and the recipe names no run for it", mixture.path);
-                    return Err(wrong(message).into());
+                    return Err(wrong(message));
                 };
                 // `mlp.up.weight`, or of several `0.mlp.up.weight`.
                 let inner = inner.split_once("mlp.").map_or(inner, |(_, inner)| inner);
@@ -390,13 +393,13 @@ fn fill(
                 match run.tensors.get(&theirs) {
                     Some(tensor) if tensor.ty() == state.ty => tensor.clone(),
                     Some(tensor) => {
-                        return Err(SurgeryError::Shape {
+                        return Err(SurgeryError::Shape(Box::new(ShapeDifference {
                             name: theirs,
                             run: run.name.clone(),
                             found: tensor.ty(),
                             other: "the new model".to_string(),
                             expected: state.ty.clone(),
-                        }
+                        }))
                         .into());
                     }
                     None => {
@@ -438,13 +441,13 @@ fn keep_trunk(
                 subject.tensors.insert(state.name.clone(), tensor.clone());
             }
             Some(tensor) => {
-                return Err(SurgeryError::Shape {
+                return Err(SurgeryError::Shape(Box::new(ShapeDifference {
                     name,
                     run: base.name.clone(),
                     found: tensor.ty(),
                     other: "the new model".to_string(),
                     expected: state.ty.clone(),
-                }
+                }))
                 .into());
             }
             None => {

@@ -11,6 +11,7 @@ use crate::surgery::{self, MergeRecipe, Sources, Subject};
 use crate::{Spec, read_source};
 use moec_model::Registry;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 /// Larger recipes are refused: prompts are short.
@@ -27,11 +28,11 @@ pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, conso
     let mut opened: BTreeMap<PathBuf, Subject> = BTreeMap::new();
     let named = recipe.base.iter().chain(recipe.experts.iter().map(surgery::ExpertSource::run)).chain(&recipe.shared);
     for path in named.map(|path| from(folder, path)) {
-        if !opened.contains_key(&path) {
-            let run = assembly::open(&path, registry, console)?;
+        if let Entry::Vacant(place) = opened.entry(path) {
+            let run = assembly::open(place.key(), registry, console)?;
             // A checkpoint that is named is another model than the newest.
-            let subject = Subject { name: path.display().to_string(), ..run.into() };
-            opened.insert(path, subject);
+            let name = place.key().display().to_string();
+            place.insert(Subject { name, ..run.into() });
         }
     }
     let of = |path: &PathBuf| {

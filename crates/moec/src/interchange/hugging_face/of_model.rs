@@ -388,7 +388,7 @@ impl Fit {
                 let is_query = |i: usize| !together || i % (3 * network.width) < network.width;
                 let scaled = |(i, x): (usize, f64)| (if is_query(i) { x * factor } else { x }) as f32;
                 let values = made.to_f64().into_iter().enumerate().map(scaled).collect();
-                *made = tensor(&made.shape().to_vec(), values);
+                *made = tensor(made.shape(), values);
             }
         }
         for (name, length) in self.biases() {
