@@ -103,7 +103,7 @@ impl<'m> Decoder<'m> {
             match layer.iteration() {
                 Some(iteration) if iteration == index => match block(layer, whose) {
                     Ok(block) => blocks.push(block),
-                    Err(diagnostic) => obstacles.push(diagnostic),
+                    Err(diagnostic) => obstacles.push(*diagnostic),
                 },
                 _ => {
                     let message = format!("{whose} is a list of equal blocks");
@@ -133,9 +133,9 @@ fn is_norm(layer: &Layer) -> bool {
 }
 
 /// The two branches of an iteration.
-fn block<'m>(iteration: &'m Layer, whose: &str) -> Result<Block<'m>, Diagnostic> {
+fn block<'m>(iteration: &'m Layer, whose: &str) -> Result<Block<'m>, Box<Diagnostic>> {
     let wrong = |span, what: &str| {
-        no_counterpart(format!("a block of {whose} has two residual branches"), span, what).help(FORM)
+        Box::new(no_counterpart(format!("a block of {whose} has two residual branches"), span, what).help(FORM))
     };
     match without_dropout(iteration.layers()).as_slice() {
         [first, second] => {
@@ -149,10 +149,10 @@ fn block<'m>(iteration: &'m Layer, whose: &str) -> Result<Block<'m>, Diagnostic>
 }
 
 /// Norm and layer of a residual branch.
-fn branch<'m>(layer: &'m Layer, names: &[&str], whose: &str) -> Result<(&'m Layer, &'m Layer), Diagnostic> {
+fn branch<'m>(layer: &'m Layer, names: &[&str], whose: &str) -> Result<(&'m Layer, &'m Layer), Box<Diagnostic>> {
     let expected = format!("expected `residual {{ NORM  {} }}`", names.join(" or "));
     let message = format!("a block of {whose} has a branch with attention and one with experts, each behind a norm");
-    let wrong = |span| no_counterpart(message.clone(), span, expected.clone()).help(FORM);
+    let wrong = |span| Box::new(no_counterpart(message.clone(), span, expected.clone()).help(FORM));
     if layer.name() != "residual" {
         return Err(wrong(layer.span));
     }
