@@ -256,7 +256,11 @@ mod tests {
         write_tensors(&path, &tensors()).unwrap();
         assert_eq!(read_tensors(&path).unwrap(), tensors());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        assert!(matches!(read_tensors(folder.path()), Err(TensorFileError::Io { .. })));
+        assert!(matches!(read_tensors(&path.with_extension("none")), Err(TensorFileError::Io { .. })));
+        // Neither a folder nor a device is read.
+        for other in [folder.path(), Path::new("/dev/null")] {
+            assert!(matches!(read_tensors(other), Err(TensorFileError::Format { .. })));
+        }
         assert!(matches!(write_tensors(&path.join("x"), &tensors()), Err(TensorFileError::Io { .. })));
     }
 }
