@@ -2,9 +2,9 @@
 //! training step and of evaluation, so that every layer and every router can be written, whoever made it.
 //!
 //! A graph has the extents of one batch and no structure but names. What is written is for batches of every size
-//! ([`sizes`]); names that Python has in use are written another way ([`names`]); scopes of names are classes, and scopes that
-//! compute the same are one ([`module`]); what is used once is part of the expression that uses it ([`body`]); and each operation
-//! is an expression ([`operation`]), a few of which need a function that is written at the top of the file (`functions.py`).
+//! (`sizes.rs`); names that Python has in use are written another way (`names.rs`); scopes of names are classes, and scopes that
+//! compute the same are one (`module.rs`); what is used once is part of the expression that uses it (`body.rs`); and each operation
+//! is an expression (`operation.rs`), a few of which need a function that is written at the top of the file (`functions.py`).
 
 mod body;
 mod expression;
