@@ -577,6 +577,12 @@ fn what_is_frozen_stays_and_the_rest_is_trained() {
         expect(&["train", "--resume", &again, "--steps", "3", "--sample", "0"], 0);
         assert_eq!(lab.files(&out, 3), lab.files(&again, 3), "{name}");
     }
+    let pattern = DENSE.replace("batch 3", "batch 3  freeze(tensors: \"embed.tokens.weight\")");
+    let pattern = text(Path::new(&lab.at("frozen.moe")), pattern);
+    let shown = expect(&["compile", &pattern], 2).err.replace(&lab.folder.path().display().to_string(), "LAB");
+    insta::with_settings!({ snapshot_path => "../snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!("freeze.nothing", shown);
+    });
     let nothing =
         ["-s", "train.freeze.router=true", "-s", "train.freeze.experts=true", "-s", "train.freeze.trunk=true"];
     let err = expect(&[&["compile", &spec][..], &nothing].concat(), 2).err;
