@@ -112,7 +112,8 @@ fn an_upcycled_run_is_the_dense_one_until_it_is_trained() {
         let says = claims(&certificate);
         assert!(says.last().unwrap().starts_with("as it routes"), "{says:?}");
         assert!(says[0].contains("sent to experts 0 to"), "{says:?}");
-        // It can be used as any run.
+        // It can be used as any run, and goes on as it is.
+        expect(&["train", "--resume", &out, "--steps", "1", "--device", "interpreter", "--sample", "0"], 0);
         expect(&["eval", &out, "--split", "all", "--device", "interpreter"], 0);
     }
     // A router whose weights do not add up to 1 keeps nothing, and that is said.

@@ -334,7 +334,7 @@ fn cluster(graph: &Graph, report: &PassReport, options: &CompileOptions) -> Resu
 }
 
 /// Where the recipe says what is frozen.
-pub(crate) fn frozen_by(recipe: &Recipe) -> Option<Span> {
+fn frozen_by(recipe: &Recipe) -> Option<Span> {
     recipe.origin("train.freeze.tensors").or_else(|| recipe.origin("train.freeze"))
 }
 

@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::error::Error;
-use crate::pipeline::{self, CompileError, CompileOptions, Compiled};
+use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::run::Run;
 use crate::spec::Spec;
 use moec_ir::Tensor;
@@ -41,13 +41,9 @@ impl Subject {
         vocab: Vocab,
         tensors: BTreeMap<String, Tensor>,
     ) -> Result<Self, Error> {
-        let compiled = spec.compile(&vocab, Device::Cpu, &CompileOptions::only([]))?;
+        // As training sees it: its checkpoint has the moments of the optimiser, and what it freezes must be there.
+        let compiled = spec.compile(&vocab, Device::Cpu, &CompileOptions::only([Function::TrainStep]))?;
         let Compiled { lowered, states, .. } = compiled;
-        // The names of tensors are others now, and those that are frozen must still be there.
-        lowered.trained(&spec.checked.recipe.freeze).map_err(|error| {
-            let span = pipeline::frozen_by(&spec.checked.recipe);
-            CompileError::Freeze { error, span }.at(&spec.source)
-        })?;
         let identity = name.clone();
         Ok(Self { name, spec, vocab, lowered, states, tensors, identity })
     }
