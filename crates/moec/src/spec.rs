@@ -82,7 +82,7 @@ impl Spec {
         Ok(compiled)
     }
 
-    /// The same model and overrides with another text, and other texts that it imports (the same if `None`). What a run was
+    /// The same model and overrides with another text, and other texts that it imports. What a run was
     /// told to freeze is not what a new one is.
     ///
     /// # Errors
@@ -90,10 +90,9 @@ impl Spec {
     pub(crate) fn rewritten(
         &self,
         text: String,
-        imports: Option<BTreeMap<String, String>>,
+        imports: BTreeMap<String, String>,
         registry: &Registry,
     ) -> Result<Self, Error> {
-        let imports = imports.unwrap_or_else(|| imported(&self.source));
         // The file of the old text does not have these lines.
         let name = self.folder().join("new-model.moe").display().to_string();
         let source = SourceFile::new(name, text).with_kept_imports(&imports);

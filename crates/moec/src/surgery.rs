@@ -32,6 +32,7 @@ pub use merge::{Merged, Sources, merge};
 pub use recipe::{ExpertSource, Gates, MergeRecipe, SliceScale, Trunk};
 pub use subject::Subject;
 
+use crate::error::Error;
 use moec_ir::TensorType;
 use std::fmt;
 
@@ -76,6 +77,11 @@ pub enum SurgeryError {
         /// By how much it does not.
         difference: f64,
     },
+}
+
+/// The refusal of what a recipe asks for.
+fn wrong(message: String) -> Error {
+    SurgeryError::Recipe(message).into()
 }
 
 /// A tensor that is of another shape in two models.

@@ -11,10 +11,12 @@ use crate::cli::units::grouped;
 use crate::cli::{downloads, run_text, shell};
 use crate::pipeline::CompileOptions;
 use crate::surgery::{Certificate, Claim, Subject, Witnesses};
-use crate::{Device, Request, Run};
+use crate::{Device, Request, Run, Spec, Vocab};
+use moec_ir::Tensor;
 use moec_model::Registry;
-use moec_plan::Backend;
+use moec_plan::{Backend, StateDecl};
 use moec_runtime::{Corpus, Dataset, Identity, RunError, RunFolder, Split};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Characters that the use of experts is counted on.
@@ -156,13 +158,12 @@ impl Assembled<'_> {
         console.note(format!("train it further with: moec train --from {}", shell::path(root)));
         Ok(())
     }
-}
 
-impl Assembled<'_> {
     fn create(&self, root: &Path, dataset: &Dataset, certificate: &str) -> Result<PathBuf, Failure> {
         made_whole(root, |path| {
             let folder = self.subject.spec.create_run_with_plan(path, dataset, "")?;
-            save_beginning(&folder, self.subject, dataset)?;
+            let Subject { spec, vocab, states, tensors, .. } = self.subject;
+            save_beginning(&folder, (spec, vocab), states, tensors, dataset)?;
             folder.write_report(CERTIFICATE, certificate)?;
             if let Some(recipe) = self.recipe {
                 folder.write_report(RECIPE, recipe)?;
@@ -219,17 +220,22 @@ pub(crate) fn require_free(out: Option<&Path>) -> Result<(), Failure> {
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub(crate) fn save_beginning(folder: &RunFolder, subject: &Subject, dataset: &Dataset) -> Result<(), Failure> {
-    let checked = &subject.spec.checked;
+pub(crate) fn save_beginning(
+    folder: &RunFolder,
+    (spec, vocab): (&Spec, &Vocab),
+    states: &[StateDecl],
+    tensors: &BTreeMap<String, Tensor>,
+    dataset: &Dataset,
+) -> Result<(), Failure> {
+    let checked = &spec.checked;
     let identity = Identity {
         seed: checked.recipe.seed,
         context: checked.model.context,
-        vocab: subject.vocab.clone(),
+        vocab: vocab.clone(),
         spec_sha256: folder.spec_sha256().to_string(),
         data_sha256: dataset.sha256().to_string(),
     };
-    folder
-        .save_checkpoint(0, &identity, &subject.states, &mut |state| Ok(subject.tensors.get(&state.name).cloned()))?;
+    folder.save_checkpoint(0, &identity, states, &mut |state| Ok(tensors.get(&state.name).cloned()))?;
     Ok(())
 }
 

@@ -196,11 +196,10 @@ impl Task {
     /// When the folder holds anything, or cannot be written.
     pub(crate) fn create(&self, root: &Path, dataset: &Dataset, compiled: &Compiled) -> Result<RunFolder, Failure> {
         if let Some(from) = &self.from {
-            let begun = Subject { spec: self.spec.clone(), states: compiled.states.clone(), ..from.clone() };
             assembly::made_whole(root, |path| {
                 let folder = self.spec.create_run(path, dataset, compiled)?;
                 self.note_device(&folder, dataset)?;
-                assembly::save_beginning(&folder, &begun, dataset)
+                assembly::save_beginning(&folder, (&self.spec, &from.vocab), &compiled.states, &from.tensors, dataset)
             })?;
             return Ok(RunFolder::open(root)?);
         }

@@ -3,8 +3,8 @@
 use super::assemble::floats;
 use super::certificate::{self, Alone};
 use super::layers::{FeedForward, MOE, feed_forward};
-use super::{Certificate, Subject, SurgeryError, Witnesses, text};
-use crate::error::{Error, Messages};
+use super::{Certificate, Subject, Witnesses, text, wrong};
+use crate::error::Error;
 use moec_ir::{Data, Invariant, Output, Tensor};
 use moec_model::{Registry, ResolvedValue};
 use moec_plan::StateKind;
@@ -30,19 +30,15 @@ pub enum Kept {
     Used,
 }
 
-fn wrong(message: String) -> Error {
-    SurgeryError::Recipe(message).into()
-}
-
 /// The mixtures of a model that are not inside an expert, of which there must be one.
 fn mixtures(run: &Subject) -> Result<Vec<FeedForward>, Error> {
     let layers: Vec<FeedForward> = feed_forward(run).into_iter().filter(|layer| layer.kind == MOE).collect();
     if layers.is_empty() { Err(wrong(format!("{} has no `moe`", run.name))) } else { Ok(layers) }
 }
 
-/// The syntax tree of a run's text.
-fn tree(run: &Subject) -> Result<moec_syntax::File, Error> {
-    moec_syntax::parse(&run.spec.source).map_err(|faults| Error::Spec(Messages::new(&run.spec.source, faults)))
+/// The refusal of an expert that there is not.
+fn no_expert(layer: &FeedForward, expert: usize, experts: usize) -> Error {
+    wrong(format!("`{}` has no expert {expert}: they are 0 to {}", layer.path, experts - 1))
 }
 
 /// The dense model of one expert: every mixture is replaced by that expert of it.
@@ -51,12 +47,10 @@ fn tree(run: &Subject) -> Result<moec_syntax::File, Error> {
 /// When there is no such expert, or the mixture does more than its experts.
 pub fn extract(run: &Subject, expert: usize, registry: &Registry, witnesses: &Witnesses<'_>) -> Result<Taken, Error> {
     let layers = mixtures(run)?;
-    let file = tree(run)?;
-    let mut places = Vec::new();
     for layer in &layers {
         let experts = layer.experts().invariant("a `moe` has a number of experts");
         if expert >= experts {
-            return Err(wrong(format!("`{}` has no expert {expert}: they are 0 to {}", layer.path, experts - 1)));
+            return Err(no_expert(layer, expert, experts));
         }
         if layer.arguments.contains_key("shared") {
             return Err(wrong(format!(
@@ -64,11 +58,16 @@ pub fn extract(run: &Subject, expert: usize, registry: &Registry, witnesses: &Wi
                 layer.path
             )));
         }
-        inner_kind(layer)?;
-        places.push((layer.span, text::as_expert(&run.spec.source, &file, layer)?));
+        if !matches!(layer.arguments.get("expert"), Some(ResolvedValue::Layers(layers)) if layers.len() == 1) {
+            let path = &layer.path;
+            return Err(wrong(format!(
+                "the experts of `{path}` are several layers each, which have other names alone"
+            )));
+        }
     }
-    let edited = text::replaced(&run.spec.source, places)?;
-    let spec = run.spec.rewritten(edited.text, Some(edited.imports), registry)?;
+    let spec = text::rewritten(run, &layers, registry, |source, file, layer| {
+        Ok((layer.span, text::as_expert(source, file, layer)?))
+    })?;
     let name = format!("expert {expert} of {}", run.name);
     let mut subject = Subject::new(name, spec, run.vocab.clone(), BTreeMap::new())?;
     let dense = feed_forward(&subject);
@@ -87,8 +86,7 @@ pub fn extract(run: &Subject, expert: usize, registry: &Registry, witnesses: &Wi
             Some((inner, _, old)) => (format!("{}.{inner}", old.path), None),
             None => (state.name.clone(), None),
         };
-        let missing = || SurgeryError::Missing { run: run.name.clone(), name: name.clone(), of: state.name.clone() };
-        let tensor = run.tensors.get(&name).ok_or_else(missing)?;
+        let tensor = run.tensor(&name, &state.name)?;
         let tensor = match part {
             None => tensor.clone(),
             Some(experts) => {
@@ -110,16 +108,6 @@ pub fn extract(run: &Subject, expert: usize, registry: &Registry, witnesses: &Wi
     certificate::distances(&mut certificate, &subject, &[run], witnesses)?;
     certificate.upheld()?;
     Ok(Taken { subject, certificate })
-}
-
-/// What the experts of a mixture are, which must be one layer.
-fn inner_kind(layer: &FeedForward) -> Result<String, Error> {
-    match layer.arguments.get("expert") {
-        Some(ResolvedValue::Layers(layers)) if layers.len() == 1 => Ok(layers[0].layer.clone()),
-        _ => {
-            Err(wrong(format!("the experts of `{}` are several layers each, which have other names alone", layer.path)))
-        }
-    }
 }
 
 /// How often each expert of each mixture is given a character of the text, by path.
@@ -169,7 +157,7 @@ fn kept(
         let these = match wanted {
             Kept::These(these) => {
                 if let Some(none) = these.iter().find(|&&expert| expert >= experts) {
-                    return Err(wrong(format!("`{}` has no expert {none}: they are 0 to {}", layer.path, experts - 1)));
+                    return Err(no_expert(layer, *none, experts));
                 }
                 let mut these = these.clone();
                 these.sort_unstable();
@@ -210,15 +198,12 @@ pub fn prune(
 ) -> Result<(Taken, BTreeMap<String, Vec<usize>>), Error> {
     let layers = mixtures(run)?;
     let kept = kept(run, wanted, used)?;
-    let file = tree(run)?;
-    let places = layers.iter().map(|layer| Ok((text::count_of(&file, layer)?, kept[&layer.path].len().to_string())));
-    let edited = text::replaced(&run.spec.source, places.collect::<Result<Vec<_>, Error>>()?)?;
-    let spec = run.spec.rewritten(edited.text, Some(edited.imports), registry)?;
+    let spec = text::rewritten(run, &layers, registry, |_, file, layer| {
+        Ok((text::count_of(file, layer)?, kept[&layer.path].len().to_string()))
+    })?;
     let mut subject = Subject::new("the pruned model".to_string(), spec, run.vocab.clone(), BTreeMap::new())?;
     for state in subject.states.iter().filter(|state| state.kind.of_model()) {
-        let missing =
-            || SurgeryError::Missing { run: run.name.clone(), name: state.name.clone(), of: state.name.clone() };
-        let tensor = run.tensors.get(&state.name).ok_or_else(missing)?;
+        let tensor = run.tensor(&state.name, &state.name)?;
         let layer = layers.iter().find(|layer| layer.inner(&state.name).is_some());
         let tensor = match layer {
             None => tensor.clone(),

@@ -23,7 +23,7 @@ pub(crate) fn trunk(
         None => vec![1.0; donors.len()],
     };
     let of = |(name, tensor): (&String, &Tensor)| {
-        let all = donors.iter().map(|donor| given(donor, name, name, tensor.ty(), &base.name));
+        let all = donors.iter().map(|donor| donor.tensor_of(name, name, &tensor.ty(), &base.name));
         let all = all.collect::<Result<Vec<_>, _>>()?;
         let mean = match recipe.trunk {
             _ if tensor.as_i32().is_some() => return Ok((name.clone(), tensor.clone())),
@@ -33,23 +33,6 @@ pub(crate) fn trunk(
         Ok((name.clone(), floats(tensor.shape(), mean)))
     };
     base.tensors.iter().map(of).collect()
-}
-
-/// A tensor of a run that has to be of a type.
-fn given<'a>(
-    run: &'a Subject,
-    name: &str,
-    of: &str,
-    expected: TensorType,
-    other: &str,
-) -> Result<&'a Tensor, SurgeryError> {
-    let missing = || SurgeryError::Missing { run: run.name.clone(), name: name.to_string(), of: of.to_string() };
-    let tensor = run.tensors.get(name).ok_or_else(missing)?;
-    if tensor.ty() == expected {
-        return Ok(tensor);
-    }
-    let (name, run, other) = (name.to_string(), run.name.clone(), other.to_string());
-    Err(SurgeryError::Shape(Box::new(ShapeDifference { name, run, found: tensor.ty(), other, expected })))
 }
 
 pub(crate) fn floats(shape: &[usize], values: Vec<f64>) -> Tensor {
@@ -123,7 +106,7 @@ impl Experts<'_> {
                     (run.name.clone(), found.unwrap_or_else(|| TensorType::f32([])))
                 }
             };
-            let tensor = given(run, &name, of, expected, &other)?;
+            let tensor = run.tensor_of(&name, of, &expected, &other)?;
             first.get_or_insert_with(|| (run.name.clone(), tensor.ty()));
             for _ in 0..copies {
                 for slice in 0..slices {
@@ -162,7 +145,7 @@ impl Experts<'_> {
         let mut found: Option<&Tensor> = None;
         for (run, layer) in &self.sources {
             let name = format!("{}.{inner}", layer.path);
-            let tensor = given(run, &name, of, ty.clone(), "the new model")?;
+            let tensor = run.tensor_of(&name, of, ty, "the new model")?;
             if found.is_some_and(|found| found != tensor) {
                 return Err(SurgeryError::Recipe(format!(
                     "`{name}` of {} is another table than that of {}, and the experts have one in common",

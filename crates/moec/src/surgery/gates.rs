@@ -3,7 +3,7 @@
 use super::assemble::{floats, name_key, norm};
 use super::forward::{Prepared, windows_of};
 use super::layers::FeedForward;
-use super::{Gates, MergeRecipe, Subject, SurgeryError};
+use super::{Gates, MergeRecipe, Subject, SurgeryError, wrong};
 use crate::device::Device;
 use crate::error::Error;
 use crate::pipeline::{self, Function};
@@ -24,7 +24,6 @@ pub(crate) type Directions = Vec<Vec<Vec<f64>>>;
 /// # Errors
 /// When an expert has no prompts, all have the same, or the base does not know a character.
 pub(crate) fn directions(recipe: &MergeRecipe, base: &Subject, layers: &[FeedForward]) -> Result<Directions, Error> {
-    let wrong = |message: String| Error::from(SurgeryError::Recipe(message));
     for (i, source) in recipe.experts.iter().enumerate() {
         if source.prompts().0.is_empty() {
             let run = source.run().display();
@@ -117,7 +116,6 @@ impl<'a> Seen<'a> {
         let base = match self {
             Seen::Hidden { base, .. } | Seen::Tokens { base, .. } => *base,
         };
-        let wrong = |message: String| Error::from(SurgeryError::Recipe(message));
         let tokens = base.vocab.encode(prompt).map_err(|e| wrong(format!("prompt {prompt:?}: {e}")))?;
         if tokens.is_empty() {
             return Err(wrong("a prompt is empty".to_string()));

@@ -4,8 +4,8 @@ use super::assemble::{self, Experts, is_last_map};
 use super::certificate::{self, Alone};
 use super::layers::{FeedForward, MOE, feed_forward, same_meaning, same_trunk};
 use super::{
-    Certificate, Gates, MeaningDifference, MergeRecipe, ShapeDifference, SliceScale, Subject, SurgeryError, Trunk,
-    Witnesses, gates, text,
+    Certificate, Gates, MeaningDifference, MergeRecipe, SliceScale, Subject, SurgeryError, Trunk, Witnesses, gates,
+    text, wrong,
 };
 use crate::error::Error;
 use crate::spec::Spec;
@@ -19,6 +19,9 @@ fn usual_route(recipe: &MergeRecipe) -> String {
     let copies = recipe.experts.len().saturating_mul(recipe.copies);
     format!("softmax_top_k(k: {}, bias: false)", copies.min(2) * recipe.slices)
 }
+
+/// What the mixture is called before it has a folder.
+const NEW: &str = "the new model";
 
 /// A mixture, and what was kept of what it was made of.
 #[derive(Debug)]
@@ -68,22 +71,20 @@ pub fn merge(
     };
     let mut subject = Subject::new("the merged model".to_string(), spec, base.vocab.clone(), BTreeMap::new())?;
     let mixtures = feed_forward(&subject);
-    if mixtures.len() != ours.len() {
-        return Err(wrong(format!(
-            "the model has {} feed-forward layers, {} has {}",
-            mixtures.len(),
-            base.name,
-            ours.len()
-        )));
-    }
+    same_number(&subject, &mixtures, base, &ours)?;
     let theirs: Vec<Vec<FeedForward>> = donors.iter().map(|donor| feed_forward(donor)).collect();
     let replaced: Vec<usize> = (0..ours.len()).filter(|&i| is_made(&mixtures[i], &ours[i], recipe)).collect();
     if replaced.is_empty() {
         return Err(wrong("the model has no mixture whose experts could come from runs".to_string()));
     }
+    let shared_layers = shared.map(feed_forward).unwrap_or_default();
+    let all = donors.iter().copied().zip(&theirs).chain(shared.map(|run| (run, &shared_layers)));
+    for (run, layers) in all {
+        same_number(run, layers, base, &ours)?;
+    }
     agree(recipe, base, &donors, &ours, &theirs, &replaced)?;
     let plan = Plan { recipe, base, donors: &donors, ours: &ours, theirs: &theirs, replaced: &replaced };
-    suits(&plan, &subject, &mixtures, shared)?;
+    suits(&plan, &subject, &mixtures, shared.zip(Some(shared_layers.as_slice())))?;
     for &i in &replaced {
         if shared.is_some() && !mixtures[i].arguments.contains_key("shared") {
             let message =
@@ -100,7 +101,7 @@ pub fn merge(
             return Err(wrong(format!("`{}` is a mixture, which is not cut into slices", theirs[0][i].path)));
         }
     }
-    let trunk = assemble::trunk(recipe, base, &donors)?;
+    let trunk = Subject { tensors: assemble::trunk(recipe, base, &donors)?, ..base.clone() };
     let width = subject.spec.checked.model.width;
     let bases: Vec<FeedForward> = replaced.iter().map(|&i| ours[i].clone()).collect();
     let directions = if recipe.gates.prompted() { Some(gates::directions(recipe, base, &bases)?) } else { None };
@@ -126,7 +127,7 @@ pub fn merge(
         }
         factors.push(assemble::slice_factor(recipe, mixture)?);
     }
-    keep_trunk(&mut subject, &trunk, &mixtures, &ours, &replaced, base)?;
+    keep_trunk(&mut subject, &trunk, &mixtures, &ours, &replaced)?;
     for &i in replaced.iter().filter(|_| recipe.gates != Gates::Copied) {
         let gate = |name: &&String| mixtures[i].inner(name).is_some_and(|inner| inner.starts_with("shared_gate."));
         if subject.tensors.keys().any(|name| gate(&name)) {
@@ -137,6 +138,7 @@ pub fn merge(
     let filled = |subject: &mut Subject, noisy: bool| {
         for (&i, &factor) in replaced.iter().zip(&factors) {
             let sources = donors.iter().zip(&theirs).map(|(donor, layers)| (*donor, &layers[i])).collect();
+            let shared = shared.zip(shared_layers.get(i));
             fill(subject, &mixtures[i], &Experts { sources, recipe, factor, noisy }, shared)?;
         }
         Ok::<(), Error>(())
@@ -163,15 +165,11 @@ pub fn merge(
             (false, true) => "shared experts left out, ",
             (false, false) => "",
         };
-        plan.certify(&mut certificate, (&plain, &layers), without, &trunk, registry, witnesses)?;
+        plan.certify(&mut certificate, (&plain, &layers), without, &trunk.tensors, registry, witnesses)?;
     }
     certificate::distances(&mut certificate, &subject, &plan.others(), witnesses)?;
     certificate.upheld()?;
     Ok(Merged { subject, layers, certificate, warnings })
-}
-
-fn wrong(message: String) -> Error {
-    SurgeryError::Recipe(message).into()
 }
 
 /// What a recipe cannot ask for, whatever the runs are.
@@ -265,46 +263,40 @@ fn same_vocabulary(base: &Subject, run: &Subject) -> Result<(), SurgeryError> {
     })
 }
 
-/// The text of the base with each feed-forward layer as a mixture.
+/// The base with each feed-forward layer as a mixture; as it is, where it is one whose routers are kept.
 fn derived(recipe: &MergeRecipe, base: &Subject, ours: &[FeedForward], registry: &Registry) -> Result<Spec, Error> {
-    let file = moec_syntax::parse(&base.spec.source)
-        .map_err(|faults| Error::Spec(crate::error::Messages::new(&base.spec.source, faults)))?;
-    let usual = usual_route(recipe);
-    let (route, balance) = (recipe.route.as_deref().unwrap_or(&usual), recipe.balance.as_deref());
-    for (key, text) in [("route", Some(route)), ("balance", balance)] {
-        text.map_or(Ok(()), |text| text::require_value(key, text))?;
-    }
     if recipe.gates == Gates::Copied {
         if ours.iter().any(|layer| layer.kind != MOE) {
             let message = format!("`gates: copied` takes the routers of {}, which is no mixture", base.name);
             return Err(wrong(message));
         }
-        return base.spec.rewritten(base.spec.source.text().to_string(), None, registry);
+        return text::rewritten(base, [], registry, |_, _, layer| Ok((layer.span, String::new())));
     }
-    let places = ours.iter().map(|layer| {
-        let text =
-            text::as_mixture(&base.spec.source, &file, layer, recipe.experts(), recipe.slices, (route, balance))?;
-        Ok((layer.span, text))
-    });
-    let edited = text::replaced(&base.spec.source, places.collect::<Result<Vec<_>, Error>>()?)?;
-    base.spec.rewritten(edited.text, Some(edited.imports), registry)
+    let usual = usual_route(recipe);
+    let (route, balance) = (recipe.route.as_deref().unwrap_or(&usual), recipe.balance.as_deref());
+    for (key, text) in [("route", Some(route)), ("balance", balance)] {
+        text.map_or(Ok(()), |text| text::require_value(key, text))?;
+    }
+    text::rewritten(base, ours, registry, |source, file, layer| {
+        let mixture = text::as_mixture(source, file, layer, recipe.experts(), recipe.slices, (route, balance))?;
+        Ok((layer.span, mixture))
+    })
 }
 
 /// Whether the experts of a layer of the new model come from the runs: it is a mixture, and in the base it is what one of
 /// its experts is, or its router is kept.
 fn is_made(new: &FeedForward, old: &FeedForward, recipe: &MergeRecipe) -> bool {
-    new.kind == MOE && (old.kind != MOE || recipe.gates == Gates::Copied || inner_kind(new) == Some(MOE.to_string()))
+    let holds_mixtures = || new.expert("expert").is_some_and(|expert| expert.kind == MOE);
+    new.kind == MOE && (old.kind != MOE || recipe.gates == Gates::Copied || holds_mixtures())
 }
 
-/// What the experts of a mixture are.
-fn inner_kind(layer: &FeedForward) -> Option<String> {
-    match layer.arguments.get("expert") {
-        Some(ResolvedValue::Layers(layers)) => match layers.as_slice() {
-            [only] => Some(only.layer.clone()),
-            _ => None,
-        },
-        _ => None,
+/// That a model has as many feed-forward layers as the base.
+fn same_number(run: &Subject, layers: &[FeedForward], base: &Subject, ours: &[FeedForward]) -> Result<(), Error> {
+    if layers.len() == ours.len() {
+        return Ok(());
     }
+    let (theirs, ours) = (layers.len(), ours.len());
+    Err(wrong(format!("{} has {theirs} feed-forward layers, {} has {ours}", run.name, base.name)))
 }
 
 /// That the layers which belong together compute the same of the same numbers.
@@ -317,15 +309,6 @@ fn agree(
     replaced: &[usize],
 ) -> Result<(), Error> {
     for (donor, layers) in donors.iter().zip(theirs) {
-        if layers.len() != ours.len() {
-            return Err(wrong(format!(
-                "{} has {} feed-forward layers, {} has {}",
-                donor.name,
-                layers.len(),
-                base.name,
-                ours.len()
-            )));
-        }
         if recipe.trunk != Trunk::Base {
             same_trunk(base, donor)?;
         }
@@ -346,11 +329,8 @@ fn copy_router(subject: &mut Subject, base: &Subject, new: &FeedForward, old: &F
     let names: Vec<String> = subject.tensors.keys().cloned().collect();
     for name in names {
         let Some(inner) = new.inner(&name).filter(|inner| !inner.starts_with("experts.")) else { continue };
-        let theirs = format!("{}.{inner}", old.path);
-        let Some(tensor) = base.tensors.get(&theirs) else {
-            return Err(SurgeryError::Missing { run: base.name.clone(), name: theirs, of: name }.into());
-        };
-        subject.tensors.insert(name, tensor.clone());
+        let tensor = base.tensor(&format!("{}.{inner}", old.path), &name)?.clone();
+        subject.tensors.insert(name, tensor);
     }
     Ok(())
 }
@@ -360,7 +340,7 @@ fn fill(
     subject: &mut Subject,
     mixture: &FeedForward,
     experts: &Experts<'_>,
-    shared: Option<&Subject>,
+    shared: Option<(&Subject, &FeedForward)>,
 ) -> Result<(), Error> {
     let kind = experts.sources.first().map_or("", |(_, layer)| layer.kind);
     for state in subject.states.iter().filter(|state| state.kind.of_model()) {
@@ -377,36 +357,14 @@ fn fill(
                 return Err(wrong(message));
             }
             (None, Some(inner)) => {
-                let Some(run) = shared else {
+                let Some((run, layer)) = shared else {
                     let message = format!("`{}` has a shared expert, and the recipe names no run for it", mixture.path);
                     return Err(wrong(message));
                 };
                 // `mlp.up.weight`, or of several `0.mlp.up.weight`.
                 let inner = inner.split_once("mlp.").map_or(inner, |(_, inner)| inner);
-                let position = experts
-                    .sources
-                    .first()
-                    .and_then(|(donor, layer)| feed_forward(donor).iter().position(|l| l.path == layer.path));
-                let layers = feed_forward(run);
-                let theirs =
-                    position.and_then(|i| layers.get(i)).map(|l| format!("{}.{inner}", l.path)).unwrap_or_default();
-                match run.tensors.get(&theirs) {
-                    Some(tensor) if tensor.ty() == state.ty => tensor.clone(),
-                    Some(tensor) => {
-                        return Err(SurgeryError::Shape(Box::new(ShapeDifference {
-                            name: theirs,
-                            run: run.name.clone(),
-                            found: tensor.ty(),
-                            other: "the new model".to_string(),
-                            expected: state.ty.clone(),
-                        }))
-                        .into());
-                    }
-                    None => {
-                        let (run, of) = (run.name.clone(), state.name.clone());
-                        return Err(SurgeryError::Missing { run, name: theirs, of }.into());
-                    }
-                }
+                let theirs = format!("{}.{inner}", layer.path);
+                run.tensor_of(&theirs, &state.name, &state.ty, NEW)?.clone()
             }
             (None, None) => continue,
         };
@@ -418,43 +376,20 @@ fn fill(
 /// Everything that is no mixture from runs.
 fn keep_trunk(
     subject: &mut Subject,
-    trunk: &BTreeMap<String, Tensor>,
+    trunk: &Subject,
     mixtures: &[FeedForward],
     ours: &[FeedForward],
     replaced: &[usize],
-    base: &Subject,
 ) -> Result<(), Error> {
     for state in subject.states.iter().filter(|state| state.kind.of_model()) {
         let layer = mixtures.iter().position(|layer| layer.inner(&state.name).is_some());
         if layer.is_some_and(|i| replaced.contains(&i)) {
             continue;
         }
-        let name = match layer {
-            Some(i) => match mixtures[i].inner(&state.name) {
-                Some(inner) => format!("{}.{inner}", ours[i].path),
-                None => state.name.clone(),
-            },
-            None => state.name.clone(),
-        };
-        match trunk.get(&name) {
-            Some(tensor) if tensor.ty() == state.ty => {
-                subject.tensors.insert(state.name.clone(), tensor.clone());
-            }
-            Some(tensor) => {
-                return Err(SurgeryError::Shape(Box::new(ShapeDifference {
-                    name,
-                    run: base.name.clone(),
-                    found: tensor.ty(),
-                    other: "the new model".to_string(),
-                    expected: state.ty.clone(),
-                }))
-                .into());
-            }
-            None => {
-                let (run, of) = (base.name.clone(), state.name.clone());
-                return Err(SurgeryError::Missing { run, name, of }.into());
-            }
-        }
+        let inner = layer.and_then(|i| Some((i, mixtures[i].inner(&state.name)?)));
+        let name = inner.map_or(state.name.clone(), |(i, inner)| format!("{}.{inner}", ours[i].path));
+        let tensor = trunk.tensor_of(&name, &state.name, &state.ty, NEW)?.clone();
+        subject.tensors.insert(state.name.clone(), tensor);
     }
     Ok(())
 }
@@ -465,7 +400,12 @@ fn finite(tensor: &Tensor) -> bool {
 
 /// That the model computes the same as the runs of the same numbers: its trunk what the base does, its experts what theirs
 /// do.
-fn suits(plan: &Plan<'_>, new: &Subject, mixtures: &[FeedForward], shared: Option<&Subject>) -> Result<(), Error> {
+fn suits(
+    plan: &Plan<'_>,
+    new: &Subject,
+    mixtures: &[FeedForward],
+    shared: Option<(&Subject, &[FeedForward])>,
+) -> Result<(), Error> {
     same_trunk(plan.base, new)?;
     for (i, mixture) in mixtures.iter().enumerate() {
         if !plan.replaced.contains(&i) {
@@ -476,11 +416,10 @@ fn suits(plan: &Plan<'_>, new: &Subject, mixtures: &[FeedForward], shared: Optio
         let expert = mixture.expert("expert").ok_or_else(one)?;
         let theirs = plan.theirs[0][i].clone().sliced(plan.recipe.slices);
         same_meaning((&expert, &new.name), (&theirs, &plan.donors[0].name))?;
-        if let Some(run) = shared
+        if let Some((run, layers)) = shared
             && let Some(expert) = mixture.expert("shared_expert")
-            && let Some(theirs) = feed_forward(run).get(i)
         {
-            same_meaning((&expert, &new.name), (theirs, &run.name))?;
+            same_meaning((&expert, &new.name), (&layers[i], &run.name))?;
         }
     }
     Ok(())
@@ -642,12 +581,11 @@ fn without_shared(subject: &mut Subject, layers: &[String]) {
 
 /// The text of a mixture with one expert in the place of each `moe`, and its trunk.
 fn dense_of(base: &Subject, registry: &Registry) -> Result<Subject, Error> {
-    let file = moec_syntax::parse(&base.spec.source)
-        .map_err(|faults| Error::Spec(crate::error::Messages::new(&base.spec.source, faults)))?;
-    let mixtures = feed_forward(base).into_iter().filter(|layer| layer.kind == MOE);
-    let places = mixtures.map(|layer| Ok((layer.span, text::as_expert(&base.spec.source, &file, &layer)?)));
-    let edited = text::replaced(&base.spec.source, places.collect::<Result<Vec<_>, Error>>()?)?;
-    let spec = base.spec.rewritten(edited.text, Some(edited.imports), registry)?;
+    let layers = feed_forward(base);
+    let mixtures = layers.iter().filter(|layer| layer.kind == MOE);
+    let spec = text::rewritten(base, mixtures, registry, |source, file, layer| {
+        Ok((layer.span, text::as_expert(source, file, layer)?))
+    })?;
     let mut dense = Subject::new(base.name.clone(), spec, base.vocab.clone(), BTreeMap::new())?;
     let names = dense.states.iter().filter(|state| state.kind.of_model()).map(|state| &state.name);
     dense.tensors = names.filter_map(|name| Some((name.clone(), base.tensors.get(name)?.clone()))).collect();

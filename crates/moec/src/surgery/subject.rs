@@ -1,11 +1,12 @@
 //! A model with its numbers, wherever they come from.
 
+use super::{ShapeDifference, SurgeryError};
 use crate::device::Device;
 use crate::error::Error;
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::run::Run;
 use crate::spec::Spec;
-use moec_ir::Tensor;
+use moec_ir::{Tensor, TensorType};
 use moec_model::{Lowered, ResolvedModel};
 use moec_plan::StateDecl;
 use moec_runtime::Vocab;
@@ -46,6 +47,40 @@ impl Subject {
         let Compiled { lowered, states, .. } = compiled;
         let identity = name.clone();
         Ok(Self { name, spec, vocab, lowered, states, tensors, identity })
+    }
+
+    /// Parameters and states of routers, without the moments of the optimiser.
+    pub(crate) fn model_states(&self) -> Vec<StateDecl> {
+        self.states.iter().filter(|state| state.kind.of_model()).cloned().collect()
+    }
+
+    /// A tensor, from which `of` is to be made.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn tensor(&self, name: &str, of: &str) -> Result<&Tensor, SurgeryError> {
+        let missing = || SurgeryError::Missing { run: self.name.clone(), name: name.to_string(), of: of.to_string() };
+        self.tensors.get(name).ok_or_else(missing)
+    }
+
+    /// As [`Self::tensor`], of the type that it has in another model.
+    ///
+    /// # Errors
+    /// When it is not there, or of another type.
+    pub(crate) fn tensor_of(
+        &self,
+        name: &str,
+        of: &str,
+        expected: &TensorType,
+        other: &str,
+    ) -> Result<&Tensor, SurgeryError> {
+        let tensor = self.tensor(name, of)?;
+        let found = tensor.ty();
+        if found == *expected {
+            return Ok(tensor);
+        }
+        let (name, run, other, expected) = (name.to_string(), self.name.clone(), other.to_string(), expected.clone());
+        Err(SurgeryError::Shape(Box::new(ShapeDifference { name, run, found, other, expected })))
     }
 
     /// The model as plain data.

@@ -32,7 +32,7 @@ fn run(seed: u64) -> Subject {
 }
 
 fn beginning(subject: &Subject, seed: u64) -> Result<BTreeMap<String, Tensor>, Error> {
-    Ok(moec_runtime::initial_tensors(seed, &subject.states, &subject.lowered.parameters, &[]))
+    Ok(moec_runtime::initial_tensors(seed, &subject.model_states(), &subject.lowered.parameters, &[]))
 }
 
 fn recipe(text: &str) -> MergeRecipe {

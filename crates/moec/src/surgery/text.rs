@@ -1,24 +1,29 @@
 //! The text of a new model, made from that of a run: what is not replaced stays as the user wrote it.
 
-use super::SurgeryError;
 use super::layers::{FeedForward, MLP};
+use super::{Subject, wrong};
 use crate::error::{Error, Messages};
+use crate::spec::Spec;
+use moec_model::Registry;
 use moec_syntax::{BinaryOperator, Body, Call, Expr, ExprKind, File, FileId, Item, SourceFile, Span, Statement};
 use std::collections::BTreeMap;
 
-/// The text of a model and of what it imports, with some places replaced.
-pub(crate) struct Edited {
-    /// The text.
-    pub(crate) text: String,
-    /// What it imports, by path.
-    pub(crate) imports: BTreeMap<String, String>,
-}
-
-/// The text with each place replaced, in the layout of `moec fmt`. Places that a `repeat` or a block has several times are
-/// replaced once.
-pub(crate) fn replaced(source: &SourceFile, places: impl IntoIterator<Item = (Span, String)>) -> Result<Edited, Error> {
+/// The spec of a run with the places of some layers replaced, in the layout of `moec fmt`. `replacement` says which place of a
+/// layer, and what comes there. Places that a `repeat` or a block has several times are replaced once.
+///
+/// # Errors
+/// What `replacement` fails with, or with everything that is wrong with the new text.
+pub(crate) fn rewritten<'a>(
+    run: &Subject,
+    layers: impl IntoIterator<Item = &'a FeedForward>,
+    registry: &Registry,
+    replacement: impl Fn(&SourceFile, &File, &FeedForward) -> Result<(Span, String), Error>,
+) -> Result<Spec, Error> {
+    let source = &run.spec.source;
+    let file = moec_syntax::parse(source).map_err(|faults| Error::Spec(Messages::new(source, faults)))?;
     let mut by_file: BTreeMap<FileId, BTreeMap<(usize, usize), String>> = BTreeMap::new();
-    for (span, text) in places {
+    for layer in layers {
+        let (span, text) = replacement(source, &file, layer)?;
         by_file.entry(span.file()).or_default().insert((span.start(), span.end()), text);
     }
     let edit = |file: &SourceFile| -> Result<String, Error> {
@@ -31,7 +36,7 @@ pub(crate) fn replaced(source: &SourceFile, places: impl IntoIterator<Item = (Sp
         moec_syntax::format(&edited).map_err(|faults| Error::Spec(Messages::new(&edited, faults)))
     };
     let imports = source.imported().map(|(path, file)| Ok((path.to_string(), edit(file)?)));
-    Ok(Edited { text: edit(source)?, imports: imports.collect::<Result<_, Error>>()? })
+    run.spec.rewritten(edit(source)?, imports.collect::<Result<_, Error>>()?, registry)
 }
 
 /// A feed-forward layer as a mixture of such layers: `moe(experts: 4 * mlp(hidden: 512), route: softmax_top_k(k: 2))`.
@@ -92,11 +97,10 @@ fn copies<'a>(file: &'a File, layer: &FeedForward) -> Result<(&'a Expr, &'a Expr
     let experts = argument(found(file, layer)?, "experts").ok_or_else(|| unlike(layer))?;
     match &experts.kind {
         ExprKind::Binary { operator, left, right } if operator.value == BinaryOperator::Multiply => Ok((left, right)),
-        _ => Err(SurgeryError::Recipe(format!(
+        _ => Err(wrong(format!(
             "`{}` chooses its experts with `if`: write the number and the expert of the model that is wanted",
             layer.path
-        ))
-        .into()),
+        ))),
     }
 }
 
@@ -115,7 +119,7 @@ fn found<'a>(file: &'a File, layer: &FeedForward) -> Result<&'a Call, Error> {
 }
 
 fn unlike(layer: &FeedForward) -> Error {
-    SurgeryError::Recipe(format!("`{}` is not written as a layer of the model", layer.path)).into()
+    wrong(format!("`{}` is not written as a layer of the model", layer.path))
 }
 
 fn in_body(body: &Body, span: Span) -> Option<&Call> {

@@ -11,8 +11,8 @@ use crate::pipeline::{CompileOptions, Function};
 use crate::{Device, Spec};
 use moec_ir::Tensor;
 use moec_model::Registry;
-use moec_plan::{Program, StateDecl};
-use moec_runtime::{Corpus, Dataset, ExchangeError, Identity, Vocab};
+use moec_plan::Program;
+use moec_runtime::{Corpus, Dataset, ExchangeError, Vocab};
 use std::collections::BTreeMap;
 
 /// Runs the command: the run begins at step 0 with the imported parameters, ready to be sampled, evaluated or trained
@@ -67,16 +67,7 @@ impl Imported<'_> {
         }
         assembly::made_whole(&args.out, |root| {
             let folder = spec.create_run_with_plan(root, &dataset, "")?;
-            let identity = Identity {
-                seed,
-                context: spec.checked.model.context,
-                vocab,
-                spec_sha256: folder.spec_sha256().to_string(),
-                data_sha256: corpus.sha256().to_string(),
-            };
-            let tensor = &mut |state: &StateDecl| Ok(tensors.get(&state.name).cloned());
-            folder.save_checkpoint(0, &identity, &program.states, tensor)?;
-            Ok(())
+            assembly::save_beginning(&folder, (spec, &vocab), &program.states, &tensors, &dataset)
         })?;
         console.note(format!("imported {count} tensors into {}", args.out.display()));
         Ok(Exit::Success)

@@ -62,8 +62,8 @@ pub(crate) fn run(args: &MergeArgs, registry: &Registry, devices: Devices, conso
     let witnesses = assembly::witnesses(base, &text, &open)?;
     let first = |subject: &Subject| {
         let states = crate::initial_states(&subject.lowered.states, &dataset, subject.spec.folder())?;
-        let (seed, declared) = (recipe.seed, &subject.states);
-        Ok(moec_runtime::initial_tensors(seed, declared, &subject.lowered.parameters, &states))
+        let (seed, declared) = (recipe.seed, subject.model_states());
+        Ok(moec_runtime::initial_tensors(seed, &declared, &subject.lowered.parameters, &states))
     };
     let merged = surgery::merge(&recipe, sources, registry, first, &witnesses)?;
     for warning in &merged.warnings {
