@@ -6,7 +6,7 @@
 use moec::pipeline::{self, Checked, CompileOptions, Compiled, Function};
 use moec_ir::{StateRole, Tensor, WeightFormat, random};
 use moec_kernels::{CubeBackend, Device, DeviceProfile};
-use moec_model::{Registry, TrainingText};
+use moec_model::{Registry, TrainingText, library};
 use moec_plan::{Backend, Interpreter, LaunchLimits, Session, StateKind};
 use moec_runtime::Executable;
 use moec_syntax::SourceFile;
@@ -30,7 +30,7 @@ fn specs() -> Vec<(String, Checked)> {
         let mut set = vec!["width=24".to_string(), format!("context={TIME}"), "train.batch=1".to_string()];
         set.extend(text.contains("let depth").then(|| "depth=2".to_string()));
         let name = path.file_stem().unwrap().to_string_lossy().to_string();
-        let source = SourceFile::new(&name, text).with_overrides(&set);
+        let source = library::imported_into(SourceFile::new(&name, text)).with_overrides(&set);
         let checked = pipeline::check(&source, &Registry::with_builtins(), None)
             .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()));
         (name, checked)

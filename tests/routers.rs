@@ -6,7 +6,7 @@
 use moec::pipeline::{self, Checked, CompileOptions, Compiled, Function};
 use moec_ir::{Data, Graph, Output, Tensor, evaluate, print, random};
 use moec_kernels::{CubeBackend, Device};
-use moec_model::{NoisePolicy, Registry, StateInit};
+use moec_model::{NoisePolicy, Registry, TrainingText, library};
 use moec_plan::{
     Backend, Interpreter, OptimizeOptions, Wrt, differentiate, freeze_routes, optimize, plan, record_routes,
 };
@@ -24,7 +24,7 @@ fn example(name: &str) -> String {
 /// Small enough for the interpreter.
 fn checked(name: &str, text: &str) -> Checked {
     let overrides = ["width=8", "context=5", "train.batch=3", "train.optimizer.lr=0.01"];
-    let source = SourceFile::new(name, text).with_overrides(&overrides);
+    let source = library::imported_into(SourceFile::new(name, text)).with_overrides(&overrides);
     pipeline::check(&source, &Registry::with_builtins(), None)
         .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()))
 }
@@ -50,11 +50,11 @@ fn compiled(checked: &Checked) -> Compiled {
 }
 
 fn starts(compiled: &Compiled) -> BTreeMap<String, Tensor> {
-    let states = compiled.lowered.states.iter().map(|(name, init)| match init {
-        StateInit::Tensor(tensor) => (name.clone(), tensor.clone()),
-        StateInit::Text(_) => panic!("{name} is made of text"),
-    });
-    let states: Vec<_> = states.collect();
+    let tokens: Vec<i32> = (0..100).map(|i| (i * i) % VOCAB as i32).collect();
+    let embeddings = |_: &str| Err("there is no trained model".to_string());
+    let text = TrainingText { tokens: &tokens, vocab: VOCAB, embeddings: &embeddings };
+    let states = compiled.lowered.states.iter();
+    let states: Vec<_> = states.map(|(name, init)| (name.clone(), init.resolve(&text).unwrap())).collect();
     moec_runtime::initial_tensors(7, &compiled.program.states, &compiled.lowered.parameters, &states)
 }
 
@@ -142,17 +142,15 @@ fn a_router_that_exists_nowhere_else_trains() {
     }
 }
 
-#[test]
-fn its_gradients_agree_with_central_differences() {
-    let market = checked("market.moe", &example("market.moe"));
-    let lowered = pipeline::lower(&market.model, &market.recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated);
+/// Compares the gradient of parameters with central differences, at most eight elements of each, where choices are those
+/// that were made. `past` are states of another past than that of the start.
+fn gradients_agree(checked: &Checked, past: &[(&str, Tensor)], parameters: &[String]) {
+    let lowered = pipeline::lower(&checked.model, &checked.recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated);
     let graph = lowered.unwrap().graph;
-    let mut values = starts(&compiled(&market));
+    let mut values = starts(&compiled(checked));
     values.extend(batch(1));
     values.insert("rng".into(), Tensor::ints(random::state(7, 1)));
-    // An uneven past, so that prices differ.
-    let income = Tensor::floats(vec![0.7, 1.6, 0.5, 1.2]);
-    values.extend(["blocks.0.moe.income", "blocks.1.moe.income"].map(|name| (name.to_string(), income.clone())));
+    values.extend(past.iter().map(|(name, tensor)| ((*name).to_string(), tensor.clone())));
     let recorded = evaluate(&record_routes(&graph), &values).unwrap().outputs;
     values.extend(recorded.into_iter().filter(|(name, _)| matches!(Output::of_name(name), Some(Output::Route(_)))));
     let frozen = freeze_routes(&graph).unwrap();
@@ -165,12 +163,11 @@ fn its_gradients_agree_with_central_differences() {
         values.insert(name.into(), Tensor::new(shape, Data::F64(elements)).unwrap());
         evaluate(&frozen, &values).unwrap().outputs["objective"].item().unwrap()
     };
-    for name in ["bids.weight", "bids.bias", "sharpness", "experts.mlp.up.weight"].map(|n| format!("blocks.1.moe.{n}"))
-    {
+    for name in parameters {
         let gradient = found[&format!("grad.{name}")].to_f64();
-        assert!(gradient.iter().any(|g| g.abs() > 1e-4), "{name} gets no gradient");
+        assert!(gradient.iter().any(|g| g.abs() > 1e-5), "{name} gets no gradient");
         for element in (0..gradient.len()).step_by(gradient.len().div_ceil(8)) {
-            let difference = (objective(&name, element, 1e-6) - objective(&name, element, -1e-6)) / 2e-6;
+            let difference = (objective(name, element, 1e-6) - objective(name, element, -1e-6)) / 2e-6;
             let error = (gradient[element] - difference).abs();
             assert!(
                 error <= 1e-7 + 1e-5 * difference.abs(),
@@ -181,4 +178,66 @@ fn its_gradients_agree_with_central_differences() {
     }
     // The plan of the frozen graph fits too.
     plan(&[("frozen".to_string(), &frozen)]).unwrap();
+}
+
+#[test]
+fn its_gradients_agree_with_central_differences() {
+    let market = checked("market.moe", &example("market.moe"));
+    // An uneven past, so that prices differ.
+    let income = Tensor::floats(vec![0.7, 1.6, 0.5, 1.2]);
+    let past = ["blocks.0.moe.income", "blocks.1.moe.income"].map(|name| (name, income.clone()));
+    let names = ["bids.weight", "bids.bias", "sharpness", "experts.mlp.up.weight"].map(|n| format!("blocks.1.moe.{n}"));
+    gradients_agree(&market, &past, &names);
+}
+
+#[test]
+fn gradients_of_the_library_agree_with_central_differences() {
+    let even = || Tensor::floats(vec![0.02, -0.01, 0.03, -0.02]);
+    for (file, route, trained, state) in [
+        ("top_p", "top_p(p: 0.6, spread: 0.1)", vec!["scores.weight"], None),
+        ("top_p", "controlled_top_p(k: 2, start: 0.6)", vec!["scores.weight"], None),
+        ("relu_router", "relu_router(k: 2, start: 0.5)", vec!["scores.weight"], None),
+        ("expert_threshold", "expert_threshold(k: 2)", vec!["scores.weight"], None),
+        ("quantile_balancing", "quantile_top_k(k: 2)", vec!["scores.weight"], Some(("moe.price", even()))),
+        ("sqrt_softplus", "sqrt_softplus_top_k(k: 2)", vec!["scores.weight"], Some(("moe.balance_bias", even()))),
+        ("sqrt_softplus", "hash_softplus(k: 2)", vec!["scores.weight"], None),
+        ("cosine", "cosine_top_k(k: 2, channels: 3, temperature: 0.5)", vec!["low.weight", "directions", "heat"], None),
+        ("sinkhorn", "sinkhorn_top_k(k: 2, rounds: 3)", vec!["scores.weight"], None),
+        ("sinkhorn", "sinkhorn_top_k(k: 1)", vec!["scores.weight"], None),
+        ("sequence_choice", "sequence_choice(k: 2.0)", vec!["scores.weight", "guess.weight", "guess.bias"], None),
+        ("similarity", "similar_top_k(k: 2)", vec!["scores.weight"], None),
+        ("forced", "forced_balance(k: 2)", vec![], None),
+    ] {
+        let text = format!(
+            "import \"std/{file}.moe\"\nmodel m {{ let width = 8  context 5  vocab characters  embed(width: width)\n  \
+             layer_norm  moe(experts: 4 * mlp(hidden: 6, activation: gelu), route: {route})  layer_norm  unembed }}"
+        );
+        let mut names: Vec<String> = trained.iter().map(|name| format!("moe.{name}")).collect();
+        names.push("moe.experts.mlp.up.weight".into());
+        gradients_agree(&checked(route, &text), state.as_slice(), &names);
+    }
+}
+
+/// What is new in the language, in one router, and every gradient in it.
+#[test]
+fn gradients_of_matrices_quantiles_and_rounds_agree_with_central_differences() {
+    let text = "router r(k: int) {
+      table often = frequency
+      let scores = linear(x, experts)
+      let low = linear(x, 3)
+      let directions = parameter(experts, 3)
+      let mixed = (normalize(low) @ directions) * (1.0 + lookup(often, token_ids))
+      let f = ones(tokens)
+      repeat 3 { f = 1.0 / (0.5 + mean(exp(mixed) * f, over: experts)) }
+      let s = scores + mixed * f - mean(scores, over: sequence) + quantile(scores, 0.3, over: sequence)
+      let high = quantile(mixed, 0.8, over: tokens) - quantile(mixed, 0.35, over: experts) + quantile(low, 0.5)
+      let kept = max(keep_top_k(s, 2.0, over: sequence), -1.0) + max(s, over: sequence) * 0.1
+      aux apart(weight: 0.1) = sum(abs(weight(scores) @ weight(scores) - identity(experts))) + sum(sum(directions, over: 
+        experts) * sum(directions * directions, over: experts)) + mean(log_sum_exp(low, over: sequence))
+      return dense_gates(sigmoid(s + high) * softmax(kept, over: sequence))
+    }
+    model m { let width = 8  context 5  vocab characters  embed(width: width)
+      layer_norm  moe(experts: 4 * mlp(hidden: 6), route: r(k: 2), allow: lookahead)  layer_norm  unembed }";
+    let names = ["scores.weight", "low.weight", "directions"].map(|name| format!("moe.{name}"));
+    gradients_agree(&checked("new.moe", text), &[], &names);
 }

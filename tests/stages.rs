@@ -5,7 +5,7 @@
 use moec::pipeline::{self, Checked, CompileOptions, Function};
 use moec_model::{
     Arguments, Interval, NoisePolicy, ParameterSpec, ParameterType, Registry, Routing, RoutingContext, RoutingStrategy,
-    Traits,
+    Traits, library,
 };
 use moec_syntax::SourceFile;
 use std::path::Path;
@@ -14,7 +14,8 @@ use std::path::Path;
 const VOCAB: usize = 65;
 
 fn source(path: &Path) -> SourceFile {
-    SourceFile::new(path.file_name().unwrap().to_string_lossy(), std::fs::read_to_string(path).unwrap())
+    let name = path.file_name().unwrap().to_string_lossy();
+    library::imported_into(SourceFile::new(name, std::fs::read_to_string(path).unwrap()))
 }
 
 fn checked(source: &SourceFile) -> Checked {

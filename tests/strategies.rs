@@ -6,7 +6,7 @@
 use moec::pipeline::{self, Checked, CompileOptions, Compiled, Function};
 use moec_ir::{DType, Graph, Op, Tensor, evaluate, random};
 use moec_kernels::{CubeBackend, Device};
-use moec_model::{Causality, NoisePolicy, Registry, TrainingText};
+use moec_model::{Causality, NoisePolicy, Registry, TrainingText, library};
 use moec_plan::{Backend, Interpreter};
 use moec_syntax::SourceFile;
 use moec_tests::compare::assert_close;
@@ -29,7 +29,7 @@ fn small_specs(dropout: f64) -> Vec<(String, Checked)> {
         // So tight that few tokens are enough to fill an expert.
         let text = text.replace("capacity(factor: 1.25", "capacity(minimum: 1, factor: 0.5");
         let text = text.replace("capacity: 0.125", "capacity: 0.5");
-        let source = SourceFile::new(&name, text).with_overrides(&overrides);
+        let source = library::imported_into(SourceFile::new(&name, text)).with_overrides(&overrides);
         let checked = pipeline::check(&source, &Registry::with_builtins(), None)
             .unwrap_or_else(|d| panic!("{}", d.iter().map(|d| d.render(&source, false)).collect::<String>()));
         assert!(checked.warnings.is_empty(), "{name}");

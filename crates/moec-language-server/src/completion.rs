@@ -99,6 +99,8 @@ impl List<'_> {
                 for (word, snippet) in [
                     ("let", "let ${1:name} = $0"),
                     ("state", "state ${1:name} = $0"),
+                    ("table", "table ${1:name} = ${2:balanced}"),
+                    ("repeat", "repeat ${1:3} {\n  $0\n}"),
                     ("update", "update ${1:name} = $0"),
                     ("aux", "aux ${1:name}(weight: ${2:0.01}) = $0"),
                     ("return", "return token_choice(experts: ${1:chosen}, weights: ${2:weights})"),

@@ -1,8 +1,8 @@
 //! What is declared of the things that have arguments.
 
 use moec_model::{
-    LAYERS, LayerSpec, ParameterSpec, ROUTER_FUNCTIONS, ROUTER_RESULTS, Registry, RouterFunction, SettingForm,
-    SettingSpec, train_settings,
+    LAYERS, LayerSpec, ParameterSpec, ROUTER_FUNCTIONS, ROUTER_RESULTS, ROUTER_TABLES, Registry, RouterFunction,
+    SettingForm, SettingSpec, train_settings,
 };
 
 use crate::place::Callee;
@@ -42,7 +42,7 @@ pub(crate) fn setting(name: &str) -> Option<&'static SettingSpec> {
 
 /// The functions and results of the router language.
 pub(crate) fn functions() -> impl Iterator<Item = &'static RouterFunction> {
-    ROUTER_FUNCTIONS.iter().chain(ROUTER_RESULTS)
+    ROUTER_FUNCTIONS.iter().chain(ROUTER_RESULTS).chain(ROUTER_TABLES)
 }
 
 /// `heads: integer, at least 1, required`, with what it means.

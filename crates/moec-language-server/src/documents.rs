@@ -100,6 +100,9 @@ impl Documents {
         };
         let folder = path.rfind('/').map_or(String::new(), |at| path[..=at].to_owned());
         let source = SourceFile::new(path, content).with_imports(|import| {
+            if let Some(found) = moec_model::library::read(import) {
+                return found;
+            }
             let path = if is_absolute(import) { import.to_owned() } else { plain(&format!("{folder}{import}")) };
             asked.insert(path.clone());
             self.read(&path)

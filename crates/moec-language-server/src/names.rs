@@ -274,18 +274,22 @@ impl Walk {
             let parameters: Vec<usize> = self.parameters(number).collect();
             self.local.extend(parameters);
         }
-        for statement in &router.statements {
-            let rest = statement.span().after().to(router.body_span.after());
+        self.router_body(&router.statements, router.body_span);
+    }
+
+    fn router_body(&mut self, statements: &[RouterStatement], body: Span) {
+        for statement in statements {
+            let rest = statement.span().after().to(body.after());
             match statement {
                 RouterStatement::Let(node) => {
                     self.expression(&node.value, Role::Value);
                     node.names.iter().for_each(|name| self.define_local(Kind::Let, name, node.span, rest));
                 }
-                RouterStatement::State(node) => {
+                RouterStatement::State(node) | RouterStatement::Table(node) => {
                     self.expression(&node.value, Role::Value);
                     self.define_local(Kind::State, &node.name, node.span, rest);
                 }
-                RouterStatement::Update(node) => {
+                RouterStatement::Update(node) | RouterStatement::Assign(node) => {
                     let state = self.local(&node.name.name, Kind::is_value);
                     self.used(node.name.span, state);
                     self.expression(&node.value, Role::Value);
@@ -295,6 +299,10 @@ impl Walk {
                     self.expression(&node.value, Role::Value);
                 }
                 RouterStatement::Return(node) => self.expression(&node.value, Role::Value),
+                RouterStatement::Repeat(node) => {
+                    self.expression(&node.count, Role::Value);
+                    self.router_body(&node.statements, node.body_span);
+                }
             }
         }
     }

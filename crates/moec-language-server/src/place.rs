@@ -206,7 +206,7 @@ impl Walk {
             (Kind::Body { .. }, _) if top.last == "as" => Place::Unknown,
             (Kind::Body { .. }, _) => Place::Expression,
             (Kind::Train, setting) => Place::SettingValue(setting.to_owned()),
-            (Kind::Router, "return") => Place::RouterValue,
+            (Kind::Router, "return" | "repeat") => Place::RouterValue,
             (Kind::Router, _) if top.bound => Place::RouterValue,
             (Kind::Parameters, _) if top.last == ":" => Place::Type,
             (Kind::Router | Kind::Parameters | Kind::Aux | Kind::Arguments(_), _) => Place::Unknown,
@@ -234,7 +234,7 @@ impl Frame {
             }
             Kind::Body { .. } | Kind::Train | Kind::Router if !self.inner => {
                 let keyword = match &self.kind {
-                    Kind::Router => matches!(word, "let" | "state" | "update" | "aux" | "return"),
+                    Kind::Router => matches!(word, "let" | "state" | "table" | "repeat" | "update" | "aux" | "return"),
                     Kind::Body { .. } => matches!(word, "let" | "repeat" | "block" | "context" | "vocab"),
                     _ => false,
                 };
@@ -309,6 +309,7 @@ fn opened(around: &Frame, bracket: &str) -> Frame {
         (Kind::Train, "(") if named => {
             Kind::Arguments(Callee::Choice { setting: around.statement.clone(), name: name() })
         }
+        (Kind::Router, "{") if around.statement == "repeat" && !around.inner && !around.chosen => Kind::Router,
         (Kind::Router, "(") if named && around.statement == "aux" && !around.bound => Kind::Aux,
         (Kind::Router, "(") if named => Kind::Arguments(Callee::Function(name())),
         (Kind::Arguments(callee), "(") if named => {

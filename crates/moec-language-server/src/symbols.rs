@@ -24,7 +24,14 @@ pub(crate) fn of(known: &Analysis) -> Vec<DocumentSymbol> {
                 RouterStatement::State(node) => {
                     Some(symbols.named(&node.name, "state", SymbolKind::Field, node.span, Vec::new()))
                 }
-                RouterStatement::Update(_) | RouterStatement::Aux(_) | RouterStatement::Return(_) => None,
+                RouterStatement::Table(node) => {
+                    Some(symbols.named(&node.name, "table", SymbolKind::Field, node.span, Vec::new()))
+                }
+                RouterStatement::Update(_)
+                | RouterStatement::Aux(_)
+                | RouterStatement::Return(_)
+                | RouterStatement::Repeat(_)
+                | RouterStatement::Assign(_) => None,
             };
             let inner = node.statements.iter().filter_map(statement).collect();
             Some(symbols.named(&node.name, "router", SymbolKind::Function, node.span, inner))

@@ -6,7 +6,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use moec_model::{LAYERS, ParameterType, ROUTER_FUNCTIONS, ROUTER_RESULTS, Registry, SettingForm, train_settings};
+use moec_model::{
+    LAYERS, ParameterType, ROUTER_FUNCTIONS, ROUTER_RESULTS, ROUTER_TABLES, Registry, SettingForm, train_settings,
+};
 use serde_json::{Value, json};
 
 fn root() -> PathBuf {
@@ -66,7 +68,7 @@ fn grammar() -> Value {
     let routers: Vec<&str> = registry.routers().map(|router| router.name()).collect();
     let losses: Vec<&str> = registry.losses().map(|loss| loss.name).collect();
     let forms = LAYERS.iter().flat_map(|layer| layer.forms).map(|(name, _)| *name);
-    let functions = ROUTER_FUNCTIONS.iter().chain(ROUTER_RESULTS).map(|function| function.name);
+    let functions = ROUTER_FUNCTIONS.iter().chain(ROUTER_RESULTS).chain(ROUTER_TABLES).map(|function| function.name);
     let recipe = train_settings().iter().map(|setting| setting.name);
     let parts = train_settings().iter().flat_map(|setting| match &setting.form {
         SettingForm::Choice(choices) => choices.iter().map(|(name, _)| *name).collect::<Vec<_>>(),

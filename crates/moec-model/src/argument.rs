@@ -119,6 +119,15 @@ impl Arguments {
         })
     }
 
+    /// The argument `k`, how many experts a token has, if there is one that is a whole number. A router of a file may
+    /// call something else so.
+    pub fn k(&self) -> Option<usize> {
+        match self.get("k") {
+            Some(ArgumentValue::Int(value)) => usize::try_from(*value).ok(),
+            _ => None,
+        }
+    }
+
     /// A number.
     pub fn float(&self, name: &str) -> f64 {
         self.read(name, "a number", |value| match value {

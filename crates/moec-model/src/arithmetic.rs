@@ -124,7 +124,7 @@ fn holds(operator: B, order: Ordering) -> Result<Number, NoResult> {
         B::LessEqual => order.is_le(),
         B::Greater => order.is_gt(),
         B::GreaterEqual => order.is_ge(),
-        B::Or | B::And | B::Add | B::Subtract | B::Multiply | B::Divide | B::Remainder => {
+        B::Or | B::And | B::Add | B::Subtract | B::Multiply | B::Divide | B::Remainder | B::Product => {
             return Err(NoResult::WrongKind);
         }
     }))

@@ -75,6 +75,7 @@ mod emit;
 mod freeze;
 mod layer;
 mod layers;
+pub mod library;
 mod losses;
 mod lower;
 mod model;
@@ -116,6 +117,6 @@ pub use router::{
     Assignment, AuxiliaryLoss, Compares, Comparison, GradientEnd, NoisyScores, Quantity, Randomness, Reads, Routing,
     RoutingContext, RoutingStrategy, Traits, Verdict,
 };
-pub use router_language::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
+pub use router_language::{ROUTER_FUNCTIONS, ROUTER_RESULTS, ROUTER_TABLES, RouterFunction};
 pub use routers::{Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, SoftMoe, SoftmaxTopK, Switch};
 pub use state::{StateInit, StateSource, TrainingText};

@@ -19,6 +19,8 @@ pub enum Origin {
     Plugin,
     /// A `.moe` file defines it.
     File,
+    /// A file of the library defines it, which an import calls so.
+    Library(&'static str),
 }
 
 impl Origin {
@@ -34,18 +36,19 @@ impl Origin {
     }
 
     /// In words.
-    pub fn word(self) -> &'static str {
+    pub fn words(self) -> String {
         match self {
-            Origin::BuiltIn => "built in",
-            Origin::Plugin => "plugin",
-            Origin::File => "in the file",
+            Origin::BuiltIn => "built in".to_owned(),
+            Origin::Plugin => "plugin".to_owned(),
+            Origin::File => "in the file".to_owned(),
+            Origin::Library(path) => format!("import \"{path}\""),
         }
     }
 }
 
 /// Name, origin, verdict and parameters.
 pub fn router_brief(s: &dyn RoutingStrategy, origin: Origin) -> String {
-    let mut text = format!("{}  ({}; {})\n", s.name(), origin.word(), s.default_traits().verdict().text());
+    let mut text = format!("{}  ({}; {})\n", s.name(), origin.words(), s.default_traits().verdict().text());
     text.push_str(&format!("  {}\n", s.summary()));
     text.push_str(&parameter_lines(s.parameters()));
     for reference in s.references() {
@@ -77,7 +80,7 @@ pub fn router(s: &dyn RoutingStrategy, origin: Origin) -> String {
         traits.verdict().text(),
         reads(traits.reads).join(", "),
         traits.random.text(),
-        origin.word()
+        origin.words()
     ));
     text.push_str(&reference_lines(s.references()));
     text

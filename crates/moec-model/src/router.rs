@@ -255,7 +255,7 @@ pub trait RoutingStrategy: Send + Sync {
     /// How many of E experts work on a token, on average over sequences of T tokens: what tables of cost and active
     /// parameters count with. Unless the strategy says otherwise, the argument `k`, or all if there is none.
     fn experts_per_token(&self, arguments: &Arguments, experts: usize, _time: usize) -> f64 {
-        arguments.get("k").map_or(experts as f64, |_| arguments.size("k") as f64)
+        arguments.k().unwrap_or(experts) as f64
     }
 
     /// Builds the graph that routes the tokens. The scope of the `moe` layer is open, so names are relative to it.

@@ -11,6 +11,7 @@ mod emit;
 mod functions;
 mod kinds;
 mod program;
+mod tables;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -28,9 +29,9 @@ use crate::router::{
 };
 
 use derive::Derived;
-use program::{Action, Expr, KnownSizes, Node, Num, NumNode, Program, Situation};
+use program::{Action, Expr, KnownSizes, Node, Num, NumNode, Over, Program, Situation, Step, Table};
 
-pub use functions::{ROUTER_FUNCTIONS, ROUTER_RESULTS, RouterFunction};
+pub use functions::{ROUTER_FUNCTIONS, ROUTER_RESULTS, ROUTER_TABLES, RouterFunction};
 
 /// The routers that a file and its imports define.
 pub(crate) struct Defined {
@@ -99,16 +100,17 @@ const SOME_WIDTH: usize = 5040;
 /// What stands for the number of experts where it is not known: not a single one, whose weights would be 1.
 const SOME_EXPERTS: usize = 64;
 
-/// What stands for the number of tokens where it is not known.
+/// What stands for the number of tokens, of the batch and of a sequence, where it is not known.
 const SOME_TOKENS: usize = 64;
 
 impl LanguageRouter {
     fn new(source: &SourceFile, router: &ast::Router, program: Program) -> Self {
         let parameters = router.parameters().iter().map(|parameter| specification(source, parameter)).collect();
         let tree = ast::File { items: vec![ast::Item::Router(router.clone())], imported: Vec::new() };
-        let summary = comment_above(source, router.span);
-        let summary = summary.unwrap_or_else(|| format!("defined in {}", source.file(router.span.file()).name()));
+        let nameless = || (format!("defined in {}", source.file(router.span.file()).name()), String::new());
+        let (summary, more) = comment_above(source, router.span).unwrap_or_else(nameless);
         let equations = equations(&program, tree.to_string().trim_end());
+        let equations = if more.is_empty() { equations } else { format!("{more}\n{equations}") };
         LanguageRouter {
             name: router.name.name.clone(),
             summary,
@@ -119,7 +121,7 @@ impl LanguageRouter {
         }
     }
 
-    fn situation(&self, arguments: &Arguments, sizes: [usize; 3], known: KnownSizes, training: bool) -> Situation {
+    fn situation(&self, arguments: &Arguments, sizes: [usize; 4], known: KnownSizes, training: bool) -> Situation {
         let value = |name: &str| match arguments.get(name) {
             Some(ArgumentValue::Int(value)) => Number::Int(*value),
             Some(ArgumentValue::Float(value)) => Number::Float(*value),
@@ -133,7 +135,7 @@ impl LanguageRouter {
     /// For so many experts, or for any number of them.
     fn derived(&self, arguments: &Arguments, experts: Option<usize>, training: bool) -> Derived {
         let known = if experts.is_some() { KnownSizes::Experts } else { KnownSizes::None };
-        let sizes = [experts.unwrap_or(SOME_EXPERTS), SOME_WIDTH, SOME_TOKENS];
+        let sizes = [experts.unwrap_or(SOME_EXPERTS), SOME_WIDTH, SOME_TOKENS, SOME_TOKENS];
         derive::derive(&self.program, &self.situation(arguments, sizes, known, training))
     }
 }
@@ -158,11 +160,15 @@ impl RoutingStrategy for LanguageRouter {
     fn check(&self, arguments: &Arguments, experts: usize) -> Result<(), String> {
         // More choices than experts have a message of their own where they are called `k`.
         let known = self.derived(arguments, Some(experts), false).experts_per_token;
-        let called_k = arguments.get("k").is_some_and(|_| arguments.size("k") > experts);
+        let called_k = arguments.k().is_some_and(|k| k > experts);
         let all_chosen = called_k && known.is_some_and(|k| k > experts);
         [true, false].into_iter().try_for_each(|training| {
-            let situation =
-                self.situation(arguments, [experts, SOME_WIDTH, SOME_TOKENS], KnownSizes::Experts, training);
+            let situation = self.situation(
+                arguments,
+                [experts, SOME_WIDTH, SOME_TOKENS, SOME_TOKENS],
+                KnownSizes::Experts,
+                training,
+            );
             program_sound(&self.program, &situation, !all_chosen)
         })
     }
@@ -196,7 +202,7 @@ impl RoutingStrategy for LanguageRouter {
             reads,
             compares: training.assignment.compares,
             compares_when_sampling: sampling.assignment.compares,
-            counts_tokens: self.program.counts_tokens,
+            counts_tokens: sampling.assignment.counts_tokens,
             random,
             provides: provided(logits, probabilities, noisy),
             learns_from_task: training.weights.learns || training.own_loss || !training.trained,
@@ -223,7 +229,7 @@ impl RoutingStrategy for LanguageRouter {
     }
 
     fn lower(&self, context: &mut RoutingContext<'_>, arguments: &Arguments) -> Routing {
-        let sizes = [context.experts(), context.width(), context.token_count()];
+        let sizes = [context.experts(), context.width(), context.token_count(), context.time()];
         let training = context.mode() == Mode::Train;
         let situation = self.situation(arguments, sizes, KnownSizes::All, training);
         // What depends on the width or the number of tokens is known only here.
@@ -266,15 +272,15 @@ fn specification(source: &SourceFile, parameter: &ast::Parameter) -> ParameterSp
     ParameterSpec { name: Cow::Owned(parameter.name.name.clone()), ty, default, help: Cow::Owned(help) }
 }
 
-/// The first sentence of the comment that stands directly above.
-fn comment_above(source: &SourceFile, span: Span) -> Option<String> {
+/// The comment that stands directly above: its first sentence, and what comes behind it.
+fn comment_above(source: &SourceFile, span: Span) -> Option<(String, String)> {
     let lines: Vec<&str> = source.file(span.file()).text().get(..span.start())?.lines().rev().collect();
     let comment = lines.iter().map_while(|line| line.trim().strip_prefix("//"));
     let mut comment: Vec<&str> = comment.map(str::trim).collect();
     comment.reverse();
     let text = comment.join(" ");
-    let sentence = text.split_once(". ").map_or(text.as_str(), |(first, _)| first).trim_end_matches('.');
-    (!sentence.is_empty()).then(|| sentence.to_owned())
+    let (first, rest) = text.split_once(". ").unwrap_or((text.trim_end_matches('.'), ""));
+    (!first.is_empty()).then(|| (first.to_owned(), rest.to_owned()))
 }
 
 /// The comment behind, on the same line.
@@ -299,22 +305,28 @@ fn equations(program: &Program, definition: &str) -> String {
                 }
                 products.push(format!("[tokens, {input}] x [{input}, {output}]"));
             }
-            (Node::Parameter { name, .. }, output) => {
-                let output = output.as_ref().map(ToString::to_string).unwrap_or_default();
-                trained.push(format!("{name} [{output}]"));
+            (Node::Parameter { name, .. }, _) => trained.push(format!("{name} {}", expr.shape())),
+            (Node::Product { left, .. }, Some(output)) => {
+                let [rows, input] = [&left.shape().rows, &left.shape().columns];
+                let rows = rows.as_ref().map_or_else(|| "tokens".to_owned(), ToString::to_string);
+                let input = input.as_ref().invariant("a product was checked to be of rows");
+                products.push(format!("[{rows}, {input}] x [{input}, {output}]"));
             }
             _ => {}
         });
     };
     for step in &program.steps {
         match &step.action {
-            Action::Number { .. } | Action::State { .. } => {}
+            // Nothing is trained in a `repeat`.
+            Action::Number { .. } | Action::State { .. } | Action::Repeat { .. } | Action::Assign { .. } => {}
             Action::Tensor { value, .. } | Action::Update { value, .. } | Action::Aux { value, .. } => note(value),
             Action::TopK { x, .. } => note(x),
         }
     }
     program.returned.expressions(true).into_iter().for_each(note);
-    let states: Vec<String> = program.states.iter().map(|state| format!("{} {}", state.name, state.shape)).collect();
+    let tables = program.tables.iter().map(|table| format!("{} i32 [{}]", table.name, entries(table)));
+    let states = program.states.iter().map(|state| format!("{} {}", state.name, state.shape));
+    let states: Vec<String> = states.chain(tables).collect();
     let list = |words: &[String]| if words.is_empty() { "none".to_owned() } else { words.join(", ") };
     let (trained, states, products) = (list(&trained), list(&states), list(&products));
     format!("{definition}\nParameters: {trained}. State: {states}.\nCost in products: {products}.")
@@ -332,10 +344,47 @@ fn each<'e>(expr: &'e Expr, f: &mut impl FnMut(&'e Expr)) {
     }
 }
 
+/// How many numbers a table has, in the letters of the reference: an entry more than the vocabulary has tokens.
+fn entries(table: &Table) -> &'static str {
+    if table.choices.is_some() { "(V + 1) choices" } else { "V + 1" }
+}
+
 /// Whether everything that a router computes in a situation has a value; `choices` says whether to count those of
 /// `top_k` too.
 fn program_sound(program: &Program, situation: &Situation, choices: bool) -> Result<(), String> {
-    for step in &program.steps {
+    for table in &program.tables {
+        if let Some(number) = &table.choices {
+            extent_sound(number, situation)?;
+            let count = situation.size(number).unwrap_or(0);
+            if choices && count > situation.experts {
+                return Err(format!("chooses {count} of {} by a table", situation.experts));
+            }
+        }
+        sound(&table.seed, situation)?;
+        if situation.size(&table.seed).is_none() {
+            return Err(format!("seeds the table `{}` with something else than a whole number from 0", table.name));
+        }
+    }
+    steps_sound(program, &program.steps, situation, choices)?;
+    program.returned.expressions(true).into_iter().try_for_each(|expr| expressions_sound(expr, situation))
+}
+
+/// Most statements that the rounds of all `repeat`s come to.
+const MOST_ROUNDS: usize = 4096;
+
+/// How many statements are gone through, those of each round of a `repeat` anew.
+fn unrolled(steps: &[Step], situation: &Situation) -> usize {
+    let counts = steps.iter().map(|step| match &step.action {
+        Action::Repeat { count, steps } => {
+            situation.size(count).unwrap_or(0).saturating_mul(unrolled(steps, situation))
+        }
+        _ => 1,
+    });
+    counts.fold(0, usize::saturating_add)
+}
+
+fn steps_sound(program: &Program, steps: &[Step], situation: &Situation, choices: bool) -> Result<(), String> {
+    for step in steps {
         match &step.action {
             Action::Number { value, .. } => sound(value, situation)?,
             Action::TopK { x, k, .. } => {
@@ -344,7 +393,9 @@ fn program_sound(program: &Program, situation: &Situation, choices: bool) -> Res
                     choices_sound(x, k, situation)?;
                 }
             }
-            Action::Tensor { value, .. } | Action::Update { value, .. } => expressions_sound(value, situation)?,
+            Action::Tensor { value, .. } | Action::Update { value, .. } | Action::Assign { value, .. } => {
+                expressions_sound(value, situation)?;
+            }
             Action::Aux { weight, value, .. } => {
                 sound(weight, situation)?;
                 expressions_sound(value, situation)?;
@@ -354,9 +405,20 @@ fn program_sound(program: &Program, situation: &Situation, choices: bool) -> Res
                 sound(&state.start, situation)?;
                 state.columns.iter().try_for_each(|columns| extent_sound(columns, situation))?;
             }
+            Action::Repeat { count, steps: inner } => {
+                sound(count, situation)?;
+                if situation.size(count).is_none_or(|count| count < 1) {
+                    return Err("goes round a `repeat` less than once with these arguments".to_owned());
+                }
+                let all = unrolled(std::slice::from_ref(step), situation);
+                if all > MOST_ROUNDS {
+                    return Err(format!("goes through {all} statements of a `repeat`, more than {MOST_ROUNDS}"));
+                }
+                steps_sound(program, inner, situation, choices)?;
+            }
         }
     }
-    program.returned.expressions(true).into_iter().try_for_each(|expr| expressions_sound(expr, situation))
+    Ok(())
 }
 
 /// Whether a number can be computed.
@@ -405,13 +467,23 @@ fn expressions_sound(expr: &Expr, situation: &Situation) -> Result<(), String> {
             extent_sound(width, situation)?;
             bias.iter().try_for_each(|bias| sound(bias, situation))?;
         }
-        Node::Parameter { columns, start, .. } => {
-            sound(start, situation)?;
-            columns.iter().try_for_each(|columns| extent_sound(columns, situation))?;
+        Node::Parameter { rows, columns, start, .. } => {
+            start.iter().try_for_each(|start| sound(start, situation))?;
+            rows.iter().chain(columns).try_for_each(|extent| extent_sound(extent, situation))?;
         }
-        Node::Noise { columns, .. } => extent_sound(columns, situation)?,
+        Node::Noise { columns, .. } | Node::Identity(columns) => extent_sound(columns, situation)?,
         Node::Filled { columns, .. } => columns.iter().try_for_each(|columns| extent_sound(columns, situation))?,
-        Node::KeepTopK(x, k) => choices_sound(x, k, situation)?,
+        Node::KeepTopK(x, k, Over::Columns) => choices_sound(x, k, situation)?,
+        Node::KeepTopK(_, k, _) => sound(k, situation)?,
+        Node::Quantile(_, q, _) => {
+            sound(q, situation)?;
+            match situation.float(q) {
+                Some(q) if !(0.0..=1.0).contains(&q) => {
+                    return Err(format!("asks for the quantile {q}, which is not between 0 and 1"));
+                }
+                _ => {}
+            }
+        }
         Node::If(branches, _) => branches.iter().try_for_each(|(condition, _)| sound(condition, situation))?,
         _ => {}
     }

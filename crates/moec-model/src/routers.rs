@@ -16,7 +16,7 @@ pub use dselect_k::DSelectK;
 pub use expert_choice::ExpertChoice;
 pub use gshard::GShard;
 pub use hash::Hash;
-pub(crate) use hash::drawn_bucket;
+pub(crate) use hash::{balanced, drawn_bucket, drawn_buckets};
 pub use noisy_top_k::NoisyTopK;
 pub use sigmoid_top_k::SigmoidTopK;
 pub use soft_moe::SoftMoe;

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use moec_model::{DefaultValue, LAYERS, ParameterSpec, ParameterType, Registry};
+use moec_model::{DefaultValue, LAYERS, ParameterSpec, ParameterType, Registry, library};
 use moec_plan::{OPTIMIZERS, SCHEDULES};
 
 /// A row for whatever takes the arguments, with its summary, and a row for each of them.
@@ -41,7 +41,7 @@ fn table(what: &str, rows: impl Iterator<Item = String>) -> String {
 }
 
 /// The tables by name.
-fn tables() -> [(&'static str, String); 6] {
+fn tables() -> [(&'static str, String); 7] {
     let registry = Registry::with_builtins();
     let layers = LAYERS.iter().map(|layer| {
         let name = if layer.has_layers { format!("`{} {{ .. }}`", layer.name) } else { format!("`{}`", layer.name) };
@@ -56,6 +56,13 @@ fn tables() -> [(&'static str, String); 6] {
     });
     let routers =
         registry.routers().map(|router| rows(&format!("`{}`", router.name()), router.summary(), router.parameters()));
+    let library: Vec<String> = library::routers()
+        .into_iter()
+        .map(|(path, router)| {
+            let name = format!("`{}` in `{path}`", router.name());
+            rows(&name, router.summary(), router.parameters())
+        })
+        .collect();
     let losses = registry.losses().map(|loss| rows(&format!("`{}`", loss.name), loss.summary, &loss.all_parameters()));
     let optimizers = OPTIMIZERS.iter().map(|spec| rows(&format!("`{}`", spec.name), spec.summary, spec.settings));
     let schedules = SCHEDULES.iter().map(|spec| rows(&format!("`{}`", spec.name), spec.summary, spec.settings));
@@ -63,6 +70,7 @@ fn tables() -> [(&'static str, String); 6] {
         ("layers", table("Layer", layers)),
         ("forms", table("Form", forms)),
         ("routers", table("Router", routers)),
+        ("the library", table("Router", library.into_iter())),
         ("losses", table("Loss", losses)),
         ("optimizers", table("Optimizer", optimizers)),
         ("schedules", table("Schedule", schedules)),

@@ -8,8 +8,8 @@ use std::path::Path;
 use moec_ir::{Data, Evaluation, Precision, Stage, Tensor, evaluate, print, verify};
 use moec_model::{
     Arguments, Causality, CheckOptions, Checked, Compares, Form, InitScheme, Layer, LowerOptions, Lowered, Mode, Model,
-    Moe, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy, Traits,
-    Verdict, check, lower, lower_layer,
+    Moe, NoisePolicy, Quantity, ROUTER_FUNCTIONS, ROUTER_RESULTS, Randomness, Reads, Registry, RoutingStrategy,
+    TrainingText, Traits, Verdict, check, lower, lower_layer,
 };
 use moec_syntax::{SourceFile, format, parse};
 
@@ -387,6 +387,75 @@ fn functions_compute_what_they_say() {
                 each.sum::<f64>() / (tokens * experts) as f64
             }),
         ),
+        (
+            "mean(quantile(l, 0.5, over: experts)) + mean(quantile(l, 0.25, over: experts))",
+            each_row(&|mut r| {
+                r.sort_by(f64::total_cmp);
+                // Of seven, places 3 and 1.5.
+                r[3] + (r[1] + r[2]) / 2.0
+            }),
+        ),
+        (
+            "mean(quantile(l, 0.9, over: tokens)) + quantile(l, 1.0) - quantile(l, 0.0)",
+            Box::new(|l| {
+                let column = |e: usize| {
+                    let mut c: Vec<f64> = (0..tokens).map(|n| l[n * experts + e]).collect();
+                    c.sort_by(f64::total_cmp);
+                    // Place 9.9 of 0 to 11.
+                    c[9] * 0.1 + c[10] * 0.9
+                };
+                let (least, most) = l.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+                (0..experts).map(column).sum::<f64>() / experts as f64 + most - least
+            }),
+        ),
+        (
+            "mean(mean(l, over: sequence) * l) + mean(max(l, over: sequence)) + mean(sum(mean(l, over: experts), over: \
+             sequence))",
+            Box::new(|l| {
+                let of = |n: usize, e: usize| (n / 4 * 4..n / 4 * 4 + 4).map(move |m| l[m * experts + e]);
+                let each = (0..tokens * experts).map(|i| {
+                    let (n, e) = (i / experts, i % experts);
+                    let sum = of(n, e).sum::<f64>();
+                    sum / 4.0 * l[i] + of(n, e).fold(f64::MIN, f64::max) + sum
+                });
+                each.sum::<f64>() / (tokens * experts) as f64
+            }),
+        ),
+        (
+            "sum(softmax(l, over: sequence)) + mean(quantile(l, 0.5, over: sequence)) + mean(log_sum_exp(l, over: sequence))",
+            Box::new(|l| {
+                let middle = |n: usize, e: usize| {
+                    let mut c: Vec<f64> = (n / 4 * 4..n / 4 * 4 + 4).map(|m| l[m * experts + e]).collect();
+                    let lse = lse(&c);
+                    c.sort_by(f64::total_cmp);
+                    (c[1] + c[2]) / 2.0 + lse
+                };
+                let each = (0..tokens * experts).map(|i| middle(i / experts, i % experts));
+                (tokens / 4 * experts) as f64 + each.sum::<f64>() / (tokens * experts) as f64
+            }),
+        ),
+        (
+            "sum(relu(keep_top_k(p, 2.9, over: sequence))) + sum(keep_top_k(p, tokens, over: tokens) - p)",
+            Box::new(|l| {
+                let p = |n: usize, e: usize| l[n * experts + e].exp() / row(l, n).iter().map(|v| v.exp()).sum::<f64>();
+                let best = |sequence: usize, e: usize| {
+                    sorted((0..4).map(|t| p(sequence * 4 + t, e)).collect())[..2].iter().sum::<f64>()
+                };
+                (0..tokens / 4 * experts).map(|i| best(i / experts, i % experts)).sum()
+            }),
+        ),
+        (
+            // The diagonal of the products of rows; scores less their bias; and one sum in two orders.
+            "sum(weight(l) * weight(l)) - sum((weight(l) @ weight(l)) * identity(experts)) + mean(max(x @ weight(l) - l, \
+             over: tokens) - min(x @ weight(l) - l, over: tokens)) + mean(sum((l @ weight(l)) * x, over: width) - sum(l \
+             * (x @ weight(l)), over: experts))",
+            Box::new(|_| 0.0),
+        ),
+        (
+            "mean(sum(normalize(l) * normalize(l), over: experts)) + sum(sum(weight(l), over: experts)) - sum(weight(l))",
+            Box::new(|_| 1.0),
+        ),
+        ("mean(float(max(position, over: tokens))) + mean(float(min(c, c))) - mean(float(c))", Box::new(|_| 3.0)),
         // Columns of a softmax over tokens sum to 1, and so do rows of one over experts.
         ("sum(softmax(l, over: tokens)) + sum(p) / tokens", Box::new(|_| experts as f64 + 1.0)),
         ("sum(count(c))", Box::new(|_| (tokens * k) as f64)),
@@ -502,6 +571,27 @@ fn verdicts_hold_when_later_tokens_change() {
             Verdict::Causal,
         ),
         ("let l = linear(x, experts) let s = l - cumsum(sigmoid(l), over: positions)", Verdict::Causal),
+        ("let l = linear(x, experts) let s = l - mean(l, over: sequence)", Verdict::LooksAhead),
+        ("let l = linear(x, experts) let s = l * quantile(l, 0.75, over: tokens)", Verdict::LooksAhead),
+        ("let l = linear(x, experts) let s = max(keep_top_k(l, 2.0, over: sequence), -1.0)", Verdict::LooksAhead),
+        (
+            "let l = linear(x, experts) let s = if training { max(keep_top_k(l, 2.0, over: sequence), -1.0) } else { l }",
+            Verdict::SamplesDifferently,
+        ),
+        (
+            "state t = zeros(experts) let l = linear(x, experts) let s = l - t update t = quantile(l, 0.5, over: tokens)",
+            Verdict::Causal,
+        ),
+        (
+            "let l = linear(x, experts) let f = ones(tokens) repeat 3 { f = 1.0 / (sum(exp(l) * f, over: experts) + 1.0) } \
+             let s = l * f",
+            Verdict::Causal,
+        ),
+        (
+            "let l = linear(x, experts) let f = ones(tokens) let g = ones(experts) repeat 2 { f = f / (sum(exp(l) * g, \
+             over: experts) + 1.0) g = 1.0 / (mean(exp(l) * f, over: tokens) + 1.0) } let s = l * f",
+            Verdict::LooksAhead,
+        ),
         ("let l = linear(x, experts) let s = softmax(l, over: tokens)", Verdict::LooksAhead),
         ("let l = linear(x, experts) let s = l - max(l, over: tokens)", Verdict::LooksAhead),
         ("let l = linear(x, experts) let s = l * mean(sum(l * l, over: experts), over: tokens)", Verdict::LooksAhead),
@@ -531,6 +621,114 @@ fn verdicts_hold_when_later_tokens_change() {
     }
 }
 
+/// What a `repeat` computes, against the same rounds in plain Rust, and what is known about it.
+#[test]
+fn a_repeat_goes_on_from_round_to_round() {
+    let router = "router r(k: int) {
+      let l = linear(x, experts)
+      let f = ones(tokens)
+      let total = zeros(tokens)
+      repeat k {
+        let part = sum(sigmoid(l) * f, over: experts)
+        f = 1.0 / (1.0 + part)
+        repeat 2 { total = total + f }
+      }
+      aux asked = mean(total)
+      return dense_gates(l * f)
+    }";
+    for (experts, k) in [(1, 1), (3, 2), (7, 5)] {
+        let layer = layer(router, &format!("(k: {k})"), experts, ", balance: [importance]");
+        let (_, evaluation, bindings) = run(&layer, Mode::Train, 1);
+        let (x, w) = (bindings["x"].to_f64(), bindings["moe.l.weight"].to_f64());
+        let mut expected = 0.0;
+        for token in x.chunks(5) {
+            let score = |row: &[f64]| row.iter().zip(token).map(|(a, b)| a * b).sum::<f64>();
+            let sum: f64 = w.chunks(5).map(|row| 1.0 / (1.0 + (-score(row)).exp())).sum();
+            let mut f = 1.0;
+            for _ in 0..k {
+                f = 1.0 / (1.0 + sum * f);
+                expected += 2.0 * f;
+            }
+        }
+        let asked = evaluation.outputs["aux.moe.asked"].to_f64()[0];
+        assert!((asked - expected / 4.0).abs() < 1e-12, "{asked} {expected}");
+    }
+    let layer = layer(router, "(k: 3)", 2, ", balance: [importance]");
+    let strategy = &layer.of::<Moe>().unwrap().route.strategy;
+    let with = |k: i64| Arguments::defaults("r", strategy.parameters()).with("k", k);
+    assert_eq!(strategy.check(&with(0), 2), Err("goes round a `repeat` less than once with these arguments".into()));
+    let many = "goes through 8000 statements of a `repeat`, more than 4096";
+    assert_eq!(strategy.check(&with(2000), 2), Err(many.into()));
+}
+
+/// Tables are made of the training text: the most frequent token first, different experts for each, and shares of the text.
+#[test]
+fn tables_are_made_of_the_training_text() {
+    let router = "router r(k: int) {
+      table even = balanced(choices: k)
+      table drawn = random(choices: k, seed: 3)
+      table often = frequency
+      table one = random(seed: 4)
+      let l = linear(x, experts)
+      let chosen = lookup(even, token_ids)
+      aux asked = mean(lookup(often, token_ids)) + mean(float(lookup(drawn, previous_ids))) + mean(float(lookup(one, token_ids)))
+      return token_choice(experts: chosen, weights: gather(l, chosen))
+    }";
+    let (experts, k, vocab) = (4, 3, 9);
+    let layer = layer(router, &format!("(k: {k})"), experts, "");
+    let options = LowerOptions { batch: 1, vocab, ..options(Mode::Train) };
+    let lowered = lower_layer(&layer, &options, 4).unwrap();
+    let tokens: Vec<i32> = vec![2, 2, 2, 2, 5, 5, 0, 1];
+    let text = TrainingText { tokens: &tokens, vocab, embeddings: &|_| Err("there is none".into()) };
+    let table = |name: &str| -> Vec<i32> {
+        let (_, init) = lowered.states.iter().find(|(path, _)| path == &format!("moe.{name}")).unwrap();
+        match init.resolve(&text).unwrap().data() {
+            Data::I32(values) => values.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let even = table("even");
+    assert_eq!(even.len(), (vocab + 1) * k);
+    // Token 2 comes first; then token 5 has the expert that is free, and two of the others.
+    assert_eq!((&even[2 * k..3 * k], &even[5 * k..6 * k]), (&[0, 1, 2][..], &[3, 0, 1][..]));
+    for rows in [even.chunks(k), table("drawn").chunks(k)] {
+        for row in rows {
+            let different: std::collections::BTreeSet<&i32> = row.iter().collect();
+            assert!(different.len() == k && row.iter().all(|e| (0..experts as i32).contains(e)), "{row:?}");
+        }
+    }
+    assert_eq!(table("often"), [1 << 21, 1 << 21, 1 << 23, 0, 0, 1 << 22, 0, 0, 0, 0]);
+    assert_eq!(table("one").len(), vocab + 1);
+    // The first token of a sequence follows none, and has the entries behind the vocabulary.
+    let mut bindings = BTreeMap::new();
+    for (name, _) in &lowered.states {
+        let values = table(name.strip_prefix("moe.").unwrap());
+        bindings.insert(name.clone(), Tensor::new(vec![values.len()], Data::I32(values)).unwrap());
+    }
+    for id in lowered.graph.ids() {
+        let node = lowered.graph.node(id);
+        match &node.op {
+            moec_ir::Op::Input { name, .. } if name == "tokens" => {
+                bindings.insert(name.clone(), Tensor::new(vec![4], Data::I32(vec![2, 5, 0, 8])).unwrap());
+            }
+            moec_ir::Op::Input { name, ty } | moec_ir::Op::Parameter { name, ty }
+                if ty.dtype == moec_ir::DType::F32 =>
+            {
+                bindings.insert(name.clone(), floats(&ty.shape, 5));
+            }
+            _ => {}
+        }
+    }
+    let evaluation = evaluate(&lowered.graph, &bindings).unwrap();
+    let (drawn, one) = (table("drawn"), table("one"));
+    let rows = [vocab, 2, 5, 0].map(|row| drawn[row * k..(row + 1) * k].iter().sum::<i32>());
+    let expected = (0.5 + 0.25 + 0.125) / 4.0
+        + f64::from(rows.iter().sum::<i32>()) / (4 * k) as f64
+        + f64::from([2, 5, 0, 8].map(|id: usize| one[id]).iter().sum::<i32>()) / 4.0;
+    let asked = evaluation.outputs["aux.moe.asked"].to_f64()[0];
+    assert!((asked - expected).abs() < 1e-9, "{asked} {expected}");
+}
+
 /// Words of a text with the blanks between them.
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
@@ -553,10 +751,65 @@ fn what_is_accepted_can_be_built() {
     let model = text.find("model m").unwrap();
     let (routers, model) = text.split_at(model);
     let replacements = [
-        "x", "k", "experts", "tokens", "width", "training", "wide", "1", "0", "2.5", "h", "p", "seen", "steps",
-        "chosen", "picked", "scores", "shift", "scale", "position", "hidden", "many", "linear", "softmax", "count",
-        "max", "sum", "gather", "float", "index", "normal", "zeros", "+", "/", "%", "==", "&&", "(", ")", ",", ":",
-        "=", "-", "let", "",
+        "x",
+        "k",
+        "experts",
+        "tokens",
+        "width",
+        "training",
+        "wide",
+        "1",
+        "0",
+        "2.5",
+        "h",
+        "p",
+        "seen",
+        "steps",
+        "chosen",
+        "picked",
+        "scores",
+        "shift",
+        "scale",
+        "position",
+        "hidden",
+        "many",
+        "linear",
+        "softmax",
+        "count",
+        "max",
+        "sum",
+        "gather",
+        "float",
+        "index",
+        "normal",
+        "zeros",
+        "+",
+        "/",
+        "%",
+        "==",
+        "&&",
+        "(",
+        ")",
+        ",",
+        ":",
+        "=",
+        "-",
+        "let",
+        "",
+        "@",
+        "sequence",
+        "quantile",
+        "keep_top_k",
+        "weight",
+        "normalize",
+        "repeat",
+        "table",
+        "lookup",
+        "identity",
+        "directions",
+        "columns",
+        "of_token",
+        "sequence_length",
     ];
     let words = words(routers);
     let (mut accepted, mut refused) = (0, 0);

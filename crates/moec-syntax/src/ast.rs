@@ -209,12 +209,18 @@ pub enum RouterStatement {
     Let(RouterLet),
     /// `state NAME = EXPRESSION`: a tensor that is kept between steps, with its first value.
     State(Let),
+    /// `table NAME = EXPRESSION`: a look-up table that is made from the training text.
+    Table(Let),
     /// `update NAME = EXPRESSION`: the value of a state after a training step.
     Update(Let),
     /// `aux NAME = EXPRESSION`: a loss of the router's own.
     Aux(Aux),
     /// `return EXPRESSION`
     Return(Return),
+    /// `repeat EXPRESSION { ... }`
+    Repeat(RouterRepeat),
+    /// `NAME = EXPRESSION` in the body of a `repeat`: another value for a name from before it.
+    Assign(Let),
 }
 
 impl RouterStatement {
@@ -222,7 +228,11 @@ impl RouterStatement {
     pub fn span(&self) -> Span {
         match self {
             RouterStatement::Let(node) => node.span,
-            RouterStatement::State(node) | RouterStatement::Update(node) => node.span,
+            RouterStatement::State(node)
+            | RouterStatement::Table(node)
+            | RouterStatement::Update(node)
+            | RouterStatement::Assign(node) => node.span,
+            RouterStatement::Repeat(node) => node.span,
             RouterStatement::Aux(node) => node.span,
             RouterStatement::Return(node) => node.span,
         }
@@ -236,6 +246,19 @@ pub struct RouterLet {
     pub names: Vec<Ident>,
     /// What they stand for.
     pub value: Expr,
+    /// The whole statement.
+    pub span: Span,
+}
+
+/// `repeat EXPRESSION { ... }` in a router.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterRepeat {
+    /// How often the body is gone through.
+    pub count: Expr,
+    /// The statements of the body.
+    pub statements: Vec<RouterStatement>,
+    /// The braces and what is between them.
+    pub body_span: Span,
     /// The whole statement.
     pub span: Span,
 }
@@ -501,11 +524,13 @@ pub enum BinaryOperator {
     Divide,
     /// `%`
     Remainder,
+    /// `@`: the products of rows with a matrix, in routers.
+    Product,
 }
 
 impl BinaryOperator {
     /// Every operator, loosest first.
-    pub const ALL: [BinaryOperator; 13] = [
+    pub const ALL: [BinaryOperator; 14] = [
         BinaryOperator::Or,
         BinaryOperator::And,
         BinaryOperator::Equal,
@@ -519,6 +544,7 @@ impl BinaryOperator {
         BinaryOperator::Multiply,
         BinaryOperator::Divide,
         BinaryOperator::Remainder,
+        BinaryOperator::Product,
     ];
 
     /// The operator as written.
@@ -537,6 +563,7 @@ impl BinaryOperator {
             BinaryOperator::Multiply => "*",
             BinaryOperator::Divide => "/",
             BinaryOperator::Remainder => "%",
+            BinaryOperator::Product => "@",
         }
     }
 
@@ -552,7 +579,9 @@ impl BinaryOperator {
             | BinaryOperator::Greater
             | BinaryOperator::GreaterEqual => COMPARISON,
             BinaryOperator::Add | BinaryOperator::Subtract => 4,
-            BinaryOperator::Multiply | BinaryOperator::Divide | BinaryOperator::Remainder => 5,
+            BinaryOperator::Multiply | BinaryOperator::Divide | BinaryOperator::Remainder | BinaryOperator::Product => {
+                5
+            }
         }
     }
 

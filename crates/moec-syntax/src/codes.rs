@@ -1078,6 +1078,29 @@ Right:
 
     return dense_gates(sigmoid(linear(x, experts, name: "gate")))
 "#;
+    RepeatForm = "E0810", Router, "a statement cannot stand in a `repeat`", r#"
+A `repeat` in a router goes through its statements several times. In it stand `let`, whose names are known up to the end
+of the round, and `NAME = ..`, which gives another value to what a `let` in front of the `repeat` has named. What is
+trained, kept or returned is said once, outside.
+
+Wrong:
+
+    let scores = linear(x, experts)
+    let factor = 1.0
+    repeat 3 {
+      factor = factor / (sum(exp(scores) * factor) + 1e-8)
+    }
+    return dense_gates(exp(scores) * factor)
+
+Right:
+
+    let scores = linear(x, experts)
+    let factor = ones(tokens)
+    repeat 3 {
+      factor = 1.0 / (sum(exp(scores) * factor, over: experts) + 1e-8)
+    }
+    return dense_gates(exp(scores) * factor)
+"#;
     // Exchange with other programs.
     NoCounterpart = "E0901", Nowhere, "another program has no counterpart of this", r#"
 `moec export` and `moec import` exchange weights with programs that have a model of their own. What that model computes

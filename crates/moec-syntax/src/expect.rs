@@ -53,11 +53,11 @@ impl Stop<'_> {
     }
 
     fn wants_statement(&self) -> bool {
-        self.step == Rule::statement_step && self.wants_step() || self.wants(Rule::kw_repeat)
+        self.step == Rule::statement_step && self.wants_step() || self.wants(Rule::kw_repeat) && !self.in_router()
     }
 
     fn wants_router_statement(&self) -> bool {
-        self.step == Rule::router_step && self.wants_step()
+        self.in_router() && self.wants_step()
     }
 
     fn wants_setting(&self) -> bool {
@@ -99,7 +99,7 @@ impl Stop<'_> {
     }
 
     fn in_router(&self) -> bool {
-        self.step == Rule::router_step
+        matches!(self.step, Rule::router_step | Rule::loop_step)
     }
 
     /// Just behind the last accepted token.
@@ -160,8 +160,9 @@ fn bad_name(at: &Stop<'_>) -> Option<Diagnostic> {
         "let" => ("a binding", "width = 128"),
         "as" => ("an index", "i"),
         "router" => ("a router", "my_top_k"),
-        "state" | "update" | "aux" if at.in_router() => match before {
+        "state" | "table" | "update" | "aux" if at.in_router() => match before {
             "state" => ("a state", "bias = zeros(experts)"),
+            "table" => ("a table", "expert_of = balanced"),
             "update" => ("an update", "bias = bias + step"),
             _ => ("a loss", "balance(weight: 0.01) = 0.0"),
         },
@@ -243,9 +244,13 @@ fn wrong_sign(at: &Stop<'_>) -> Option<Diagnostic> {
         let fault = Diagnostic::new(Code::UnexpectedText, "`=` does not compare").primary(span, "");
         return Some(fault.patch(span, "==", "to compare, write `==`"));
     }
+    // What gives a name another value has no keyword.
+    if at.step == Rule::loop_step && at.before == Some(at.first) {
+        return None;
+    }
     let ahead = at.previous(at.before);
     let keyword = at.text(ahead);
-    let is_let = keyword == "let" || at.in_router() && matches!(keyword, "state" | "update" | "aux");
+    let is_let = keyword == "let" || at.in_router() && matches!(keyword, "state" | "table" | "update" | "aux");
     let begins = is_let || at.text(ahead) == "{" || at.before.is_some_and(|i| at.tokens[i].first_on_line);
     if !matches!(found, "=" | ":") || !at.before_is_name() || !begins || at.around() != "{" || at.on_new_line() {
         return None;
@@ -352,6 +357,29 @@ fn router(at: &Stop<'_>) -> Option<Diagnostic> {
                 .primary(at.here(), "expected a body: `{ ... }`"),
         );
     }
+    if at.in_router() && at.wants(Rule::open_brace) && found == "as" {
+        let whole = at.gap().to(at.span(at.next(at.found)));
+        let fault = fault("the rounds of a `repeat` in a router have no number".to_owned());
+        return Some(fault.primary(span, "expected `{`").patch(whole, "", "remove it"));
+    }
+    let in_loop = at.step == Rule::loop_step;
+    let expected = if in_loop {
+        "a `repeat` holds `let`, `NAME = ..` and `repeat`"
+    } else {
+        "a router holds `let`, `state`, `table`, `repeat`, `update`, `aux` and `return`"
+    };
+    if in_loop && at.wants(Rule::equals) && at.before == Some(at.first) {
+        let (name, of_name) = (at.text(at.before), at.span(at.before));
+        if found == ":" {
+            let fault = Diagnostic::new(Code::SettingForm, "a name is given a value with `=`");
+            return Some(fault.primary(span, "expected `=`").patch(span, "=", "write `=`"));
+        }
+        let fault = fault(format!("expected a statement, found `{name}`")).primary(of_name, expected);
+        return Some(match did_you_mean(name, ["let", "repeat"]) {
+            Some(near) => fault.patch(of_name, near, format!("did you mean `{near}`?")),
+            None => fault.help(format!("`{name} = ..` gives a name another value")),
+        });
+    }
     if !at.wants_router_statement() {
         return None;
     }
@@ -362,18 +390,13 @@ fn router(at: &Stop<'_>) -> Option<Diagnostic> {
                 .patch(span, "", "remove it"),
         );
     }
-    let expected = "a router holds `let`, `state`, `update`, `aux` and `return`";
-    if matches!(found, "if" | "repeat") {
-        let fault = fault(format!("`{found}` is no statement of a router")).primary(span, expected);
+    if found == "if" {
         let example = "let scores = if training { noisy } else { clean }";
-        return Some(if found == "if" {
-            fault.help(format!("choose between values, as in `{example}`"))
-        } else {
-            fault
-        });
+        let fault = fault(format!("`{found}` is no statement of a router")).primary(span, expected);
+        return Some(fault.help(format!("choose between values, as in `{example}`")));
     }
     let next = at.text(at.next(at.found));
-    let keywords = ["let", "state", "update", "aux", "return"];
+    let keywords = ["let", "state", "table", "repeat", "update", "aux", "return"];
     let fault = fault(format!("expected a statement, found {}", at.found_words()));
     if at.kind(at.found) != Some(TokenKind::Name) || is_reserved(found) {
         return Some(fault.primary(span, expected));

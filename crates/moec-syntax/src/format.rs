@@ -274,18 +274,19 @@ impl Printer<'_> {
             }
         }
         out.push(" ");
-        self.braces(out, router.body_span, &router.statements, RouterStatement::span, |out, statement| {
-            self.router_statement(out, statement);
-        });
+        self.router_body(out, router.body_span, &router.statements);
     }
 
     fn router_statement(&self, out: &mut Out, statement: &RouterStatement) {
         let (keyword, value) = match statement {
             RouterStatement::Let(node) => ("let ", &node.value),
             RouterStatement::State(node) => ("state ", &node.value),
+            RouterStatement::Table(node) => ("table ", &node.value),
             RouterStatement::Update(node) => ("update ", &node.value),
             RouterStatement::Aux(node) => ("aux ", &node.value),
             RouterStatement::Return(node) => ("return ", &node.value),
+            RouterStatement::Repeat(node) => ("repeat ", &node.count),
+            RouterStatement::Assign(node) => ("", &node.value),
         };
         out.push(keyword);
         match statement {
@@ -293,7 +294,10 @@ impl Printer<'_> {
                 let names: Vec<&str> = node.names.iter().map(|name| name.name.as_str()).collect();
                 out.push(&names.join(", "));
             }
-            RouterStatement::State(node) | RouterStatement::Update(node) => out.push(&node.name.name),
+            RouterStatement::State(node)
+            | RouterStatement::Table(node)
+            | RouterStatement::Update(node)
+            | RouterStatement::Assign(node) => out.push(&node.name.name),
             RouterStatement::Aux(node) => {
                 out.push(&node.name.name);
                 if let Some(arguments) = &node.arguments {
@@ -301,9 +305,20 @@ impl Printer<'_> {
                 }
             }
             RouterStatement::Return(_) => return self.expr(out, value, 0),
+            RouterStatement::Repeat(node) => {
+                self.head(out, value);
+                out.push(" ");
+                return self.router_body(out, node.body_span, &node.statements);
+            }
         }
         out.push(" = ");
         self.expr(out, value, 0);
+    }
+
+    fn router_body(&self, out: &mut Out, span: Span, statements: &[RouterStatement]) {
+        self.braces(out, span, statements, RouterStatement::span, |out, statement| {
+            self.router_statement(out, statement);
+        });
     }
 
     fn train(&self, out: &mut Out, train: &Train) {

@@ -236,12 +236,18 @@ fn folder(path: &str) -> &str {
     path.rfind('/').map_or("", |i| &path[..=i])
 }
 
+/// The folder of the library: its files are named so wherever the importing file lies, and no folder of that name is
+/// looked into.
+pub const LIBRARY_FOLDER: &str = "std/";
+
 /// `path` as seen from `folder`, without `.` and `..` where that can be known from the text. `None` if it names no file.
 fn join(folder: &str, path: &str) -> Option<String> {
     let last = path.rsplit('/').next().unwrap_or("");
     if matches!(last, "" | "." | "..") || path.contains('\0') {
         return None;
     }
+    // The library is nowhere on the disk.
+    let folder = if path.starts_with(LIBRARY_FOLDER) { "" } else { folder };
     let (root, whole) = match path.strip_prefix('/') {
         Some(path) => ("/", path.to_owned()),
         None => (if folder.starts_with('/') { "/" } else { "" }, format!("{folder}{path}")),
@@ -275,6 +281,9 @@ mod tests {
             ("../", "../a.moe", Some("../../a.moe")),
             ("specs/", "./x//y/../a.moe", Some("specs/x/a.moe")),
             ("specs/", "/lib/a.moe", Some("/lib/a.moe")),
+            ("specs/", "std/a.moe", Some("std/a.moe")),
+            ("/specs/", "std/a.moe", Some("std/a.moe")),
+            ("specs/", "./std/a.moe", Some("specs/std/a.moe")),
             ("/lib/", "../../a.moe", Some("/a.moe")),
             ("", "", None),
             ("", "..", None),

@@ -42,13 +42,13 @@ mod words;
 
 pub use ast::{
     Argument, Arguments, Aux, BinaryOperator, Block, Body, Branch, Call, Expr, ExprKind, File, Ident, If, Import,
-    Imported, Item, Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterStatement, Setting,
-    Spanned, Statement, Train, TrainSetting, UnaryOperator,
+    Imported, Item, Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterRepeat,
+    RouterStatement, Setting, Spanned, Statement, Train, TrainSetting, UnaryOperator,
 };
 pub use codes::{Code, Place, Severity, UnknownCode};
 pub use diag::{Diagnostic, Label, Patch, did_you_mean};
 pub use format::format;
-pub use import::{parse, parse_leniently};
+pub use import::{LIBRARY_FOLDER, parse, parse_leniently};
 pub use parse::parse_value;
 pub use render::{RenderedDiagnostic, RenderedLabel, RenderedPatch, RenderedSpan};
 pub use source::{Entry, LineColumn, MAX_SOURCE_BYTES, SourceFile};

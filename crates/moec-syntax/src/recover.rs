@@ -153,7 +153,10 @@ impl Recovery<'_> {
                 if parts.last().is_none_or(|last| last.as_rule() != Rule::open_brace) {
                     return Step::Taken(behind);
                 }
-                let (rule, follows) = if has(Rule::kw_train) {
+                let in_router = matches!(rule, Rule::router_step | Rule::loop_step);
+                let (rule, follows) = if in_router {
+                    (Rule::loop_step, Follows::Statement)
+                } else if has(Rule::kw_train) {
                     (Rule::train_step, Follows::Statement)
                 } else if has(Rule::kw_router) {
                     (Rule::router_step, Follows::Statement)

@@ -70,10 +70,7 @@ impl Builder {
                 parts.take(Rule::kw_router);
                 let name = self.ident(&parts.take(Rule::name));
                 let parameters = parts.maybe(Rule::parameters).map(|pair| self.parameters(pair));
-                let body = parts.take(Rule::router_body);
-                let body_span = self.span(&body);
-                let marks = |part: &Pair<'_>| !matches!(part.as_rule(), Rule::open_brace | Rule::close_brace);
-                let statements = body.into_inner().filter(marks).map(|part| self.router_statement(part)).collect();
+                let (statements, body_span) = self.router_statements(parts.take(Rule::router_body));
                 Item::Router(Router { name, parameters, statements, body_span, span })
             }
             Rule::import => {
@@ -105,6 +102,13 @@ impl Builder {
         Parameters { list: Parts::of(pair).all(Rule::parameter).map(parameter).collect(), span }
     }
 
+    /// The statements of the body of a router or of a `repeat` in it, and the span of the body.
+    fn router_statements(&mut self, body: Pair<'_>) -> (Vec<RouterStatement>, Span) {
+        let span = self.span(&body);
+        let marks = |part: &Pair<'_>| !matches!(part.as_rule(), Rule::open_brace | Rule::close_brace);
+        (body.into_inner().filter(marks).map(|part| self.router_statement(part)).collect(), span)
+    }
+
     fn router_statement(&mut self, pair: Pair<'_>) -> RouterStatement {
         let (rule, span) = (pair.as_rule(), self.span(&pair));
         let mut parts = Parts::of(pair);
@@ -118,6 +122,7 @@ impl Builder {
                 RouterStatement::Let(RouterLet { names, value: self.bound(&mut parts), span })
             }
             Rule::router_state => RouterStatement::State(self.binding(Rule::kw_state, parts, span)),
+            Rule::router_table => RouterStatement::Table(self.binding(Rule::kw_table, parts, span)),
             Rule::router_update => RouterStatement::Update(self.binding(Rule::kw_update, parts, span)),
             Rule::router_aux => {
                 parts.take(Rule::kw_aux);
@@ -128,6 +133,16 @@ impl Builder {
             Rule::router_return => {
                 parts.take(Rule::kw_return);
                 RouterStatement::Return(Return { value: self.expression(parts.take(Rule::expression)), span })
+            }
+            Rule::router_repeat => {
+                parts.take(Rule::kw_repeat);
+                let count = self.head(parts.take(Rule::head));
+                let (statements, body_span) = self.router_statements(parts.take(Rule::loop_body));
+                RouterStatement::Repeat(RouterRepeat { count, statements, body_span, span })
+            }
+            Rule::router_assign => {
+                let name = self.ident(&parts.take(Rule::name));
+                RouterStatement::Assign(Let { name, value: self.bound(&mut parts), span })
             }
             other => disagree(&format!("{other:?} is no statement of a router")),
         }

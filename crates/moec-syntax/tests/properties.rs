@@ -5,8 +5,8 @@
 
 use moec_syntax::{
     Argument, Arguments, Aux, BinaryOperator, Block, Body, Branch, Call, Code, Expr, ExprKind, File, Ident, If, Import,
-    Item, Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterStatement, Setting, SourceFile,
-    Span, Spanned, Statement, Train, TrainSetting, UnaryOperator, format, parse, parse_value,
+    Item, Let, Model, Parameter, Parameters, Repeat, Return, Router, RouterLet, RouterRepeat, RouterStatement, Setting,
+    SourceFile, Span, Spanned, Statement, Train, TrainSetting, UnaryOperator, format, parse, parse_value,
 };
 use proptest::prelude::*;
 
@@ -125,10 +125,11 @@ fn router() -> impl Strategy<Value = Router> {
     let span = Span::default();
     let named = || (name(), expression()).prop_map(move |(name, value)| Let { name: ident(name), value, span });
     let arguments = proptest::option::of(call(expression()).prop_map(|call| call.arguments.unwrap_or_default()));
-    let statement = prop_oneof![
+    let plain = prop_oneof![
         (proptest::collection::vec(name().prop_map(ident), 1..3), expression())
             .prop_map(move |(names, value)| RouterStatement::Let(RouterLet { names, value, span })),
         named().prop_map(RouterStatement::State),
+        named().prop_map(RouterStatement::Table),
         named().prop_map(RouterStatement::Update),
         (name(), arguments, expression()).prop_map(move |(name, arguments, value)| RouterStatement::Aux(Aux {
             name: ident(name),
@@ -138,6 +139,12 @@ fn router() -> impl Strategy<Value = Router> {
         })),
         expression().prop_map(move |value| RouterStatement::Return(Return { value, span })),
     ];
+    let plain = plain.boxed();
+    let assigned = prop_oneof![4 => plain.clone(), 1 => named().prop_map(RouterStatement::Assign)];
+    let repeat = (expression(), proptest::collection::vec(assigned, 0..4)).prop_map(move |(count, statements)| {
+        RouterStatement::Repeat(RouterRepeat { count, statements, body_span: span, span })
+    });
+    let statement = prop_oneof![6 => plain, 1 => repeat];
     let parameter = (name(), name(), proptest::option::of(expression()))
         .prop_map(move |(name, ty, default)| Parameter { name: ident(name), ty: ident(ty), default, span });
     let parameters = proptest::collection::vec(parameter, 0..4).prop_map(move |list| Parameters { list, span });

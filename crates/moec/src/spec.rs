@@ -165,7 +165,10 @@ pub fn read_source(path: &Path) -> Result<SourceFile, Error> {
 /// When they are too many or not UTF-8.
 pub(crate) fn source_in(folder: &Path, name: &str, bytes: &[u8]) -> Result<SourceFile, Error> {
     let source = source_from_bytes(name, bytes)?;
-    Ok(source.with_imports(|import| read_bytes(&folder.join(import)).map_err(|e| error::reason(&e))))
+    Ok(source.with_imports(|import| {
+        let from_disk = || read_bytes(&folder.join(import)).map_err(|e| error::reason(&e));
+        moec_model::library::read(import).unwrap_or_else(from_disk)
+    }))
 }
 
 fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {

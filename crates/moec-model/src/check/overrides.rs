@@ -115,7 +115,11 @@ impl<'a> Checker<'a> {
             let d = Diagnostic::new(Code::UnknownOverride, format!("the override `{text}` names nothing"));
             let d = key.into_iter().fold(d, |d, key| d.primary(key, "unknown name"));
             let near = intended(&path, &paths).map(|near| format!("did you mean `{near}`?"));
-            let advice = near.or_else(|| self.argument_advice(&path, &value).filter(|_| !path.starts_with("train.")));
+            // The very name of an argument is nearer than a name that is like it.
+            let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
+            let is_last = paths.iter().any(|known| last(known) == last(&path));
+            let argument = self.argument_advice(&path, &value).filter(|_| !path.starts_with("train.") && !is_last);
+            let advice = argument.or(near);
             let d = advice.into_iter().fold(d, Diagnostic::help);
             let d = if path.starts_with("train.") {
                 d.note(format!("settings of the recipe: {}", listed(train_settings().iter().map(|s| s.name))))

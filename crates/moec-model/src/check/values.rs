@@ -114,6 +114,11 @@ impl<'a> Checker<'a> {
                 other => self.operand(symbol, "a boolean", right.span, other),
             };
         }
+        if operator == B::Product {
+            let d = Diagnostic::new(Code::WrongType, "`@` multiplies tensors, which only routers have");
+            self.report(d.primary(span, "expected a number").help("numbers are multiplied with `*`"));
+            return None;
+        }
         // Both sides are looked at, so that faults in both are reported.
         let (a, b) = (self.number(left, scope), self.number(right, scope));
         let (a, b) = (a?, b?);

@@ -13,16 +13,17 @@ use moec_syntax::{
 
 use super::functions::{self, ROUTER_RESULTS, RouterFunction};
 use super::kinds::{Columns, Extent, Kind, Of, Shape};
-use super::program::{Action, Assigned, Expr, Node, Num, NumNode, Program, Returned, State, Step};
+use super::program::{Action, Assigned, Expr, Node, Num, NumNode, Program, Returned, State, Step, Table, TableKind};
 use crate::arithmetic::Number;
 use crate::words::listed;
 use calls::Given;
 
 /// Names that mean something in every router, and what.
-const BUILT_IN: [(&str, &str); 8] = [
+const BUILT_IN: [(&str, &str); 9] = [
     ("x", "the activations, [tokens, width]"),
     ("experts", "the number of experts"),
     ("tokens", "the number of tokens"),
+    ("sequence_length", "the number of tokens of a sequence"),
     ("width", "the number of channels"),
     ("training", "whether this is a training step"),
     ("token_ids", "the numbers of the tokens in the vocabulary, [tokens]"),
@@ -47,13 +48,16 @@ pub(super) fn check(router: &ast::Router, losses: &[&str], report: &mut dyn FnMu
         tensors: IndexMap::new(),
         parameters: Vec::new(),
         states: Vec::new(),
+        tables: Vec::new(),
+        linears: IndexMap::new(),
+        loops: Vec::new(),
+        closed: Vec::new(),
         spelt: IndexMap::new(),
         updated: IndexMap::new(),
         aux: IndexMap::new(),
         steps: Vec::new(),
         number_slots: 0,
         tensor_slots: 0,
-        counts_tokens: false,
     };
     checker.parameters();
     let returned = checker.statements();
@@ -61,9 +65,9 @@ pub(super) fn check(router: &ast::Router, losses: &[&str], report: &mut dyn FnMu
         return None;
     }
     checker.unused();
-    let Checker { parameters, states, spelt, steps, number_slots, tensor_slots, counts_tokens, .. } = checker;
+    let Checker { parameters, states, tables, spelt, steps, number_slots, tensor_slots, .. } = checker;
     let returned = returned?;
-    Some(Program { parameters, states, spelt, steps, number_slots, tensor_slots, counts_tokens, returned })
+    Some(Program { parameters, states, tables, spelt, steps, number_slots, tensor_slots, returned })
 }
 
 /// What a name stands for.
@@ -72,6 +76,7 @@ enum Meaning {
     Number(NumNode, Kind),
     Slot(usize, Kind),
     State(usize, Shape),
+    Table(usize, Kind),
     /// A fault made it unknown; that has been reported.
     Unknown,
 }
@@ -94,13 +99,19 @@ struct Checker<'a, 'r> {
     tensors: IndexMap<String, Span>,
     parameters: Vec<String>,
     states: Vec<State>,
+    tables: Vec<Table>,
+    /// The linear maps that have names: what their tensors are called, and the shape of their weights.
+    linears: IndexMap<usize, (String, Shape)>,
+    /// The counts of the `repeat`s around a statement, outermost first.
+    loops: Vec<Span>,
+    /// Names of bodies of `repeat`s that are behind.
+    closed: Vec<(&'a str, Bound)>,
     spelt: IndexMap<String, Num>,
     updated: IndexMap<&'a str, Span>,
     aux: IndexMap<&'a str, Span>,
     steps: Vec<Step>,
     number_slots: usize,
     tensor_slots: usize,
-    counts_tokens: bool,
 }
 
 impl<'a> Checker<'a, '_> {
@@ -144,9 +155,9 @@ impl<'a> Checker<'a, '_> {
             }
             "experts" => return number(NumNode::Experts, Kind::Int(Extent::named("experts"))),
             "width" => return number(NumNode::Width, Kind::Int(Extent::named("width"))),
-            "tokens" => {
-                self.counts_tokens = true;
-                return number(NumNode::Tokens, Kind::Float);
+            "tokens" | "sequence_length" => {
+                let node = if name == "tokens" { NumNode::Tokens } else { NumNode::SequenceLength };
+                return number(node, Kind::Float);
             }
             "training" => return number(NumNode::Training, Kind::Bool),
             "token_ids" => return index(Node::TokenIds, Of::Vocabulary),
@@ -160,6 +171,7 @@ impl<'a> Checker<'a, '_> {
                 Meaning::Number(node, kind) => number(node, kind),
                 Meaning::Slot(slot, kind) => Some(Expr { node: Node::Slot(slot), kind, span }),
                 Meaning::State(at, shape) => tensor(Node::State(at), shape),
+                Meaning::Table(at, kind) => Some(Expr { node: Node::Table(at), kind, span }),
                 Meaning::Unknown => None,
             };
         }
@@ -167,7 +179,7 @@ impl<'a> Checker<'a, '_> {
             Diagnostic::new(Code::UnknownName, format!("`{name}` is not defined")).primary(span, "unknown name");
         let later = self.router.statements.iter().filter(|s| s.span() > span).find_map(|s| match s {
             RouterStatement::Let(node) => node.names.iter().find(|n| n.name == name),
-            RouterStatement::State(node) => Some(&node.name).filter(|n| n.name == name),
+            RouterStatement::State(node) | RouterStatement::Table(node) => Some(&node.name).filter(|n| n.name == name),
             _ => None,
         });
         if let Some(later) = later {
@@ -186,10 +198,13 @@ impl<'a> Checker<'a, '_> {
 
     /// Warns about names that nothing reads.
     fn unused(&mut self) {
-        let unused: Vec<(&str, Span)> = (self.names.iter())
+        let bound = self.names.iter().map(|(name, bound)| (*name, bound));
+        let mut unused: Vec<(&str, Span)> = bound
+            .chain(self.closed.iter().map(|(name, bound)| (*name, bound)))
             .filter(|(name, bound)| !bound.used && !name.starts_with('_') && !self.updated.contains_key(*name))
-            .map(|(name, bound)| (*name, bound.span))
+            .map(|(name, bound)| (name, bound.span))
             .collect();
+        unused.sort_by_key(|(_, span)| *span);
         for (name, span) in unused {
             let d = Diagnostic::new(Code::UnusedLet, format!("`{name}` is never used")).primary(span, "defined here");
             (self.report)(d.help(format!("remove it, or name it `_{name}` to keep it")));
@@ -255,22 +270,12 @@ impl<'a> Checker<'a, '_> {
                     .secondary(end, "the end");
                 return self.fault(d);
             }
-            let span = statement.span();
-            let action = match statement {
-                RouterStatement::Let(node) => self.binding(node),
-                RouterStatement::State(node) => {
-                    self.state(node);
-                    None
-                }
-                RouterStatement::Update(node) => self.update(node),
-                RouterStatement::Aux(node) => self.aux(node),
-                RouterStatement::Return(node) => {
-                    end = Some(span);
-                    returned = self.returned(node);
-                    None
-                }
-            };
-            self.steps.extend(action.map(|action| Step { action, span }));
+            if let RouterStatement::Return(node) = statement {
+                end = Some(statement.span());
+                returned = self.returned(node);
+            } else {
+                self.statement(statement);
+            }
         }
         if end.is_none() {
             let d = Diagnostic::new(Code::ReturnForm, format!("router `{}` returns nothing", router.name))
@@ -278,6 +283,164 @@ impl<'a> Checker<'a, '_> {
             return self.fault(d.help("for example `return token_choice(experts: chosen, weights: softmax(top))`"));
         }
         returned
+    }
+
+    /// A statement but the last one.
+    fn statement(&mut self, statement: &'a RouterStatement) {
+        let span = statement.span();
+        if let (Some(&count), Some((word, at))) = (self.loops.last(), said_once(statement)) {
+            let d = Diagnostic::new(Code::RepeatForm, format!("`{word}` does not stand in a `repeat`"))
+                .primary(at, "this is said once")
+                .secondary(count, "and here statements are gone through several times");
+            self.fault::<()>(d.help("move it in front of the `repeat` or behind it"));
+            return;
+        }
+        let action = match statement {
+            RouterStatement::Let(node) => self.binding(node),
+            RouterStatement::State(node) => {
+                self.state(node);
+                None
+            }
+            RouterStatement::Table(node) => {
+                self.table(node);
+                None
+            }
+            RouterStatement::Update(node) => self.update(node),
+            RouterStatement::Aux(node) => self.aux(node),
+            RouterStatement::Repeat(node) => self.repeat(node),
+            RouterStatement::Assign(node) => self.assign(node),
+            RouterStatement::Return(_) => None,
+        };
+        self.steps.extend(action.map(|action| Step { action, span }));
+    }
+
+    /// `repeat count { .. }`: names that are bound inside are known there only.
+    fn repeat(&mut self, node: &'a ast::RouterRepeat) -> Option<Action> {
+        let count = self.expression(&node.count).and_then(|count| self.rounds(count));
+        let (outside, steps) = (self.names.len(), std::mem::take(&mut self.steps));
+        self.loops.push(node.count.span);
+        node.statements.iter().for_each(|statement| self.statement(statement));
+        self.loops.pop();
+        let inside = self.names.drain(outside..);
+        self.closed.extend(inside);
+        let steps = std::mem::replace(&mut self.steps, steps);
+        Some(Action::Repeat { count: count?, steps })
+    }
+
+    /// How often a `repeat` goes through its statements.
+    fn rounds(&mut self, count: Expr) -> Option<Num> {
+        match (count.node, count.kind) {
+            (Node::Number(number), Kind::Int(extent)) if extent.known().is_none_or(|known| known >= 1) => Some(number),
+            (Node::Number(_), Kind::Int(extent)) => {
+                let d = Diagnostic::new(Code::OutOfRange, format!("a `repeat` cannot go round {extent} times"));
+                self.fault(d.primary(count.span, "expected 1 or more"))
+            }
+            (_, kind) => {
+                let d = Diagnostic::new(Code::WrongKind, "the count of a `repeat` must be an integer");
+                let d = d.primary(count.span, format!("this is {kind}"));
+                self.fault(d.note("how often it goes round is known before anything is computed"))
+            }
+        }
+    }
+
+    /// `NAME = EXPRESSION` in a `repeat`: another value of the same shape for a tensor from before it.
+    fn assign(&mut self, node: &'a ast::Let) -> Option<Action> {
+        let value = self.expression(&node.value);
+        let name = &node.name;
+        let Some((meaning, span)) = self.names.get(name.name.as_str()).map(|b| (b.meaning.clone(), b.span)) else {
+            let d = Diagnostic::new(Code::UnknownName, format!("`{name}` is not defined"))
+                .primary(name.span, "unknown name")
+                .patch(name.span.before(), "let ", "to bind a name for this round, write `let`");
+            return self.fault(d.help("what goes on from round to round starts with a `let` in front of the `repeat`"));
+        };
+        let (slot, kind) = match meaning {
+            Meaning::Slot(slot, kind) => (slot, kind),
+            Meaning::Unknown => return None,
+            Meaning::Number(..) => {
+                let d =
+                    Diagnostic::new(Code::RepeatForm, format!("`{name}` is a number that is known at compile time"))
+                        .primary(name.span, "cannot change from round to round")
+                        .secondary(span, "defined here");
+                return self.fault(d.help("start it as a tensor, such as `zeros()` or `ones(experts)`"));
+            }
+            Meaning::State(..) | Meaning::Table(..) => {
+                let d = Diagnostic::new(Code::RepeatForm, format!("`{name}` cannot be given another value"))
+                    .primary(name.span, "only what a `let` names can")
+                    .secondary(span, "defined here");
+                return self.fault(d.help("a state changes behind a step, with `update`"));
+            }
+        };
+        let value = match (&kind, value?) {
+            (Kind::Tensor(shape), value) => {
+                let value = self.tensor(value, &format!("`{name}`"))?;
+                self.fits(&value, shape, &format!("`{name}`"))?;
+                value
+            }
+            (kind, value) if *kind == value.kind => value,
+            (kind, value) => {
+                let d = Diagnostic::new(Code::WrongKind, format!("`{name}` must stay {kind}"))
+                    .primary(value.span, format!("this is {}", value.kind))
+                    .secondary(span, "defined here");
+                return self.fault(d);
+            }
+        };
+        Some(Action::Assign { slot, value })
+    }
+
+    /// `table NAME = balanced(choices: k)`
+    fn table(&mut self, node: &'a ast::Let) {
+        self.take_name(&node.name.name, node.name.span);
+        let kind = self.table_form(node);
+        let meaning = kind.map_or(Meaning::Unknown, |kind| Meaning::Table(self.tables.len() - 1, kind));
+        self.bind(&node.name, meaning);
+    }
+
+    /// What a table is made of; what it gives for a token.
+    fn table_form(&mut self, node: &'a ast::Let) -> Option<Kind> {
+        let call;
+        let called = match &node.value.kind {
+            ExprKind::Call(call) => call,
+            ExprKind::Name(name) => {
+                let name = ast::Ident { name: name.clone(), span: node.value.span };
+                call = ast::Call { name, arguments: None, body: None, span: node.value.span };
+                &call
+            }
+            _ => return self.no_table(node.value.span),
+        };
+        let Some(function) = functions::find_table(&called.name.name) else { return self.no_table(called.name.span) };
+        let mut choices = None;
+        let mut seed = Num { node: NumNode::Constant(Number::Int(0)), span: node.value.span };
+        // The arguments are those of the tree, which outlives a name that was made a call.
+        if let ExprKind::Call(call) = &node.value.kind {
+            let given = self.given(function, call)?;
+            if given.get("choices").is_some() {
+                choices = Some(self.extent(&given, "choices")?);
+            }
+            if let Some(given) = given.get("seed") {
+                seed = self.number(given)?;
+            }
+        }
+        let made = match function.name {
+            "random" => TableKind::Random,
+            "balanced" => TableKind::Balanced,
+            _ => TableKind::Frequency,
+        };
+        let kind = match (&choices, made) {
+            (_, TableKind::Frequency) => Kind::Tensor(Shape::tokens()),
+            (None, _) => Kind::Index(Shape::tokens(), Of::Columns(Columns::Experts)),
+            (Some((_, extent)), _) => {
+                Kind::Index(Shape::rows(Columns::Choices(extent.clone())), Of::Columns(Columns::Experts))
+            }
+        };
+        let choices = choices.map(|(number, _)| number);
+        self.tables.push(Table { name: node.name.name.clone(), made, choices, seed, span: node.span });
+        Some(Kind::Table(Box::new(kind)))
+    }
+
+    fn no_table<T>(&mut self, span: Span) -> Option<T> {
+        let d = Diagnostic::new(Code::UnknownValue, "a table is `random`, `balanced` or `frequency`");
+        let d = d.primary(span, "expected one of these");
+        self.fault(d.help("for example `table experts_of = balanced(choices: k)`"))
     }
 
     fn binding(&mut self, node: &'a ast::RouterLet) -> Option<Action> {
@@ -310,6 +473,11 @@ impl<'a> Checker<'a, '_> {
             }
             _ => {
                 let slot = self.tensor_slot();
+                if let (Node::Linear { name, x, .. }, Some(rows)) = (&value.node, &value.shape().columns)
+                    && let Some(columns) = &x.shape().columns
+                {
+                    self.linears.insert(slot, (name.clone(), Shape::matrix(rows.clone(), columns.clone())));
+                }
                 self.bind(first, Meaning::Slot(slot, value.kind.clone()));
                 Some(Action::Tensor { slot, value })
             }
@@ -363,7 +531,7 @@ impl<'a> Checker<'a, '_> {
         let shape = match &value.kind {
             Kind::Tensor(shape) => shape.clone(),
             Kind::Int(_) | Kind::Float => Shape::SCALAR,
-            Kind::Bool | Kind::Index(..) => {
+            Kind::Bool | Kind::Index(..) | Kind::Table(_) => {
                 let d = Diagnostic::new(Code::StateForm, format!("the state `{}` must hold numbers", node.name));
                 self.fault::<()>(d.primary(node.value.span, format!("this is {}", value.kind)));
                 self.bind(&node.name, Meaning::Unknown);
@@ -379,6 +547,12 @@ impl<'a> Checker<'a, '_> {
             );
         }
         let start = uniform(&value);
+        if shape.rows.is_some() {
+            let message = format!("the state `{}` is a matrix", node.name);
+            let d = Diagnostic::new(Code::StateForm, message).primary(node.value.span, format!("this is {shape}"));
+            self.fault::<()>(d.note("a state is a number or a vector"));
+            return;
+        }
         let columns = shape.columns.as_ref().and_then(|_| columns_of(&value));
         match start {
             Some(start) => {
@@ -631,7 +805,9 @@ impl<'a> Checker<'a, '_> {
     fn binary(&mut self, operator: B, at: Span, a: Expr, b: Expr, expr: &'a ast::Expr) -> Option<Expr> {
         let span = expr.span;
         let symbol = operator.symbol();
-        if let (Node::Number(x), Node::Number(y)) = (&a.node, &b.node) {
+        if let (Node::Number(x), Node::Number(y)) = (&a.node, &b.node)
+            && operator != B::Product
+        {
             let node = NumNode::Binary(operator, Box::new(x.clone()), Box::new(y.clone()));
             let number = Num { node, span };
             let kind = self.number_kind(operator, at, (&a, &b), &number, expr)?;
@@ -648,6 +824,9 @@ impl<'a> Checker<'a, '_> {
         let what = format!("`{symbol}`");
         let (a, b) = (self.tensor(a, &what), self.tensor(b, &what));
         let (a, b) = (a?, b?);
+        if operator == B::Product {
+            return self.product(a, b, at, span);
+        }
         let shape = self.joined(&a, &b, symbol, at)?;
         let kind = Kind::Tensor(shape);
         let combined = |f, a: Expr, b: Expr| Node::Binary(f, Box::new(a), Box::new(b));
@@ -666,9 +845,35 @@ impl<'a> Checker<'a, '_> {
                 let equal = Expr { node: combined(Binary::Equal, a, b), kind: kind.clone(), span };
                 Node::Not(Box::new(equal))
             }
-            B::And | B::Or => internal_error!("`{symbol}` of tensors was refused"),
+            B::And | B::Or | B::Product => internal_error!("`{symbol}` of tensors was dealt with"),
         };
         Some(Expr { node, kind, span })
+    }
+
+    /// `x @ w`: along the axis that both have, which is the last of `x`, and of `w` the last or the first.
+    fn product(&mut self, a: Expr, b: Expr, at: Span, span: Span) -> Option<Expr> {
+        for side in [&a, &b] {
+            if !side.shape().is_matrix() {
+                let d = Diagnostic::new(Code::ShapeMismatch, "`@` multiplies rows with a matrix")
+                    .primary(side.span, format!("this is {}", side.kind));
+                return self.fault(d.help("for example `x @ w` with `let w = parameter(experts, width)`"));
+            }
+        }
+        let (left, right) = (a.shape().clone(), b.shape().clone());
+        let with_rows = left.columns == right.columns;
+        let fits = !right.tokens && (with_rows || left.columns == right.rows);
+        if !fits {
+            let d = Diagnostic::new(Code::ShapeMismatch, format!("`@` cannot multiply {left} with {right}"))
+                .primary(at, "these do not fit each other")
+                .secondary(a.span, format!("{left}"))
+                .secondary(b.span, format!("{right}"));
+            let d = if right.tokens { d.note("what is on the right has no axis of tokens") } else { d };
+            return self.fault(d.help("the last axis of the left side must be an axis of the right side"));
+        }
+        let columns = if with_rows { right.rows } else { right.columns };
+        let shape = Shape { columns, ..left };
+        let node = Node::Product { left: Box::new(a), right: Box::new(b), with_rows };
+        Some(Expr { node, kind: Kind::Tensor(shape), span })
     }
 
     /// The kind of a combination of two numbers.
@@ -796,6 +1001,18 @@ pub(super) fn default_value(parameter: &ast::Parameter) -> Option<Number> {
         ("float", ExprKind::Float(value)) => Some(Number::Float(sign * value)),
         ("bool", ExprKind::Bool(value)) if !negative => Some(Number::Bool(*value)),
         _ => None,
+    }
+}
+
+/// The word that a statement begins with, and what it names, if it cannot stand in a `repeat`.
+fn said_once(statement: &RouterStatement) -> Option<(&'static str, Span)> {
+    match statement {
+        RouterStatement::State(node) => Some(("state", node.name.span)),
+        RouterStatement::Table(node) => Some(("table", node.name.span)),
+        RouterStatement::Update(node) => Some(("update", node.name.span)),
+        RouterStatement::Aux(node) => Some(("aux", node.name.span)),
+        RouterStatement::Return(node) => Some(("return", node.value.span)),
+        RouterStatement::Let(_) | RouterStatement::Repeat(_) | RouterStatement::Assign(_) => None,
     }
 }
 

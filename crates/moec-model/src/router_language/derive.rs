@@ -4,8 +4,8 @@
 use moec_ir::{Binary, Gradient, Invariant, Unary, internal_error};
 
 use super::emit::LOWEST;
-use super::kinds::{Kind, Shape};
-use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation};
+use super::kinds::Kind;
+use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation, Step};
 use crate::router::{Compares, Comparison, GradientEnd, Reads};
 
 /// What is known about a value, whatever the numbers in it.
@@ -17,6 +17,8 @@ pub(super) struct Facts {
     /// Where that comes from.
     pub(super) compared_at: Option<Comparison>,
     pub(super) random: bool,
+    /// It depends on how many tokens there are.
+    pub(super) counts_tokens: bool,
     /// It changes with trained tensors of the router, and the gradient says so.
     pub(super) learns: bool,
     /// Where it stopped to.
@@ -39,6 +41,7 @@ const NOTHING: Facts = Facts {
     compares: Compares::None,
     compared_at: None,
     random: false,
+    counts_tokens: false,
     learns: false,
     gradient_end: None,
     few: None,
@@ -65,23 +68,9 @@ pub(super) struct Derived {
 
 /// Derives everything for a situation.
 pub(super) fn derive(program: &Program, situation: &Situation) -> Derived {
-    let mut walk = Walk { situation, slots: vec![NOTHING; program.tensor_slots], trained: false, parameters: false };
-    let mut own_loss = false;
-    for step in &program.steps {
-        match &step.action {
-            Action::Number { .. } | Action::State { .. } => {}
-            Action::Tensor { slot, value } => walk.slots[*slot] = walk.facts(value),
-            Action::TopK { values, indices, x, .. } => {
-                let facts = Facts { few: None, ..walk.facts(x) };
-                walk.slots[*values] = facts;
-                walk.slots[*indices] = Facts { learns: false, ..facts };
-            }
-            Action::Update { value, .. } => {
-                walk.facts(value);
-            }
-            Action::Aux { value, .. } => own_loss |= walk.facts(value).learns,
-        }
-    }
+    let slots = vec![NOTHING; program.tensor_slots];
+    let mut walk = Walk { situation, slots, trained: false, parameters: false, own_loss: false };
+    walk.steps(&program.steps);
     let returned = &program.returned;
     let (assignment, weights, experts_per_token) = match &returned.assignment {
         Assigned::TokenChoice { experts, weights } => {
@@ -98,7 +87,7 @@ pub(super) fn derive(program: &Program, situation: &Situation) -> Derived {
     for quantity in [&returned.logits, &returned.probabilities].into_iter().flatten() {
         walk.facts(quantity);
     }
-    let Walk { trained, parameters, .. } = walk;
+    let Walk { trained, parameters, own_loss, .. } = walk;
     Derived { assignment, weights, noisy, own_loss, experts_per_token, trained, parameters }
 }
 
@@ -114,6 +103,7 @@ impl Facts {
             compares: self.compares.max(other.compares),
             compared_at: if other.compares > self.compares { other.compared_at } else { self.compared_at },
             random: self.random || other.random,
+            counts_tokens: self.counts_tokens || other.counts_tokens,
             learns: self.learns || other.learns,
             gradient_end: self.gradient_end.or(other.gradient_end),
             few: None,
@@ -126,11 +116,14 @@ impl Facts {
             return self;
         }
         let help = match &expr.node {
-            Node::Reduce(_, _, Over::All) => {
+            Node::Reduce(_, _, Over::All) | Node::Quantile(_, _, Over::All) => {
                 "without `over`, it is of all tokens together; name the axis of a token's own numbers, such as \
                  `over: experts`"
             }
-            _ => "along the tokens only `cumsum(.., over: positions)` leaves later ones out",
+            _ => {
+                "`if training { .. } else { .. }` compares tokens in training only, a `state` carries what was counted \
+                 to later steps, and `cumsum(.., over: sequence)` adds up a token and those before it"
+            }
         };
         Facts { compares, compared_at: Some(Comparison { span: expr.span, help }), ..self }
     }
@@ -173,9 +166,20 @@ fn fewer(f: Binary, a: Facts, b: Facts) -> Option<Few> {
     }
 }
 
-/// What a function of an axis depends on.
-fn over_tokens(tokens: bool) -> Compares {
-    if tokens { Compares::Batch } else { Compares::None }
+/// What a function of an axis of `x` depends on.
+fn compared(x: &Expr, over: Over) -> Compares {
+    match over {
+        Over::Tokens => Compares::Batch,
+        Over::Sequence => Compares::Sequence,
+        Over::Rows | Over::Columns => Compares::None,
+        Over::All => {
+            if x.shape().tokens {
+                Compares::Batch
+            } else {
+                Compares::None
+            }
+        }
+    }
 }
 
 struct Walk<'a> {
@@ -183,9 +187,41 @@ struct Walk<'a> {
     slots: Vec<Facts>,
     trained: bool,
     parameters: bool,
+    own_loss: bool,
 }
 
 impl Walk<'_> {
+    fn steps(&mut self, steps: &[Step]) {
+        for step in steps {
+            match &step.action {
+                Action::Number { .. } | Action::State { .. } => {}
+                Action::Tensor { slot, value } | Action::Assign { slot, value } => {
+                    self.slots[*slot] = self.facts(value);
+                }
+                Action::TopK { values, indices, x, .. } => {
+                    let facts = Facts { few: None, ..self.facts(x) };
+                    self.slots[*values] = facts;
+                    self.slots[*indices] = Facts { learns: false, ..facts };
+                }
+                Action::Update { value, .. } => {
+                    self.facts(value);
+                }
+                Action::Aux { value, .. } => self.own_loss |= self.facts(value).learns,
+                Action::Repeat { count, steps } => {
+                    // What is known goes from name to name, so it stays as it is after as many rounds as there are names.
+                    let rounds = self.situation.size(count).unwrap_or(1).min(1 + self.slots.len());
+                    for _ in 0..rounds {
+                        let before = self.slots.clone();
+                        self.steps(steps);
+                        if self.slots == before {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     fn facts(&mut self, expr: &Expr) -> Facts {
         let situation = self.situation;
         if let Node::If(branches, otherwise) = &expr.node {
@@ -193,11 +229,14 @@ impl Walk<'_> {
         }
         let inner: Vec<Facts> =
             expr.inner(|condition| situation.holds(condition)).into_iter().map(|e| self.facts(e)).collect();
-        let first = inner.first().copied().unwrap_or(NOTHING);
-        let all = inner.iter().copied().reduce(Facts::with).unwrap_or(NOTHING);
+        let counts = expr.numbers().into_iter().any(|number| situation.counts_tokens(number));
+        let counted = |facts: Facts| Facts { counts_tokens: facts.counts_tokens || counts, ..facts };
+        let first = counted(inner.first().copied().unwrap_or(NOTHING));
+        let all = counted(inner.iter().copied().reduce(Facts::with).unwrap_or(NOTHING));
         let reading = |reads| Facts { reads, ..NOTHING };
         match &expr.node {
-            Node::Number(_) | Node::State(_) | Node::Filled { .. } => NOTHING,
+            Node::Number(_) | Node::Filled { .. } => all,
+            Node::State(_) | Node::Identity(_) | Node::Table(_) => NOTHING,
             Node::Slot(slot) => self.slots[*slot],
             Node::Activations => reading(Reads { activations: true, ..Reads::default() }),
             Node::TokenIds | Node::PreviousIds => reading(Reads { token_ids: true, ..Reads::default() }),
@@ -211,7 +250,14 @@ impl Walk<'_> {
                 self.parameters = true;
                 Facts { learns: true, ..NOTHING }
             }
-            Node::Noise { .. } => Facts { random: true, ..NOTHING },
+            // Each outer expert would have weights of its own.
+            Node::Weight { .. } => {
+                self.parameters = true;
+                Facts { learns: true, ..NOTHING }
+            }
+            Node::Normalize(_) | Node::Product { .. } => Facts { few: None, ..all },
+            Node::Lookup(..) => Facts { learns: false, ..all },
+            Node::Noise { .. } => Facts { random: true, ..all },
             Node::Unary(f, _) => first.through(*f, expr),
             Node::Binary(f, a, b) => {
                 let facts = Facts { few: fewer(*f, first, inner[1]), ..all };
@@ -223,15 +269,19 @@ impl Walk<'_> {
                 }
             }
             Node::Remainder(..) => all,
-            Node::Not(_) | Node::ToFloat(_) | Node::ToExpert(_) => {
+            Node::Not(_) | Node::ToFloat(_) | Node::ToIndex(..) => {
                 all.ending(true, expr, "no gradient passes through whole numbers", false)
             }
             Node::Select(..) => Facts { learns: inner[1].learns || inner[2].learns, ..all },
-            Node::Softmax(x, over) => {
-                self.softmax(first, x, *over, expr).among(over_tokens(*over == Over::Tokens), expr)
+            Node::Softmax(x, over) => self.softmax(first, x, *over, expr).among(compared(x, *over), expr),
+            Node::LogSumExp(x, over) | Node::Quantile(x, _, over) => {
+                Facts { few: None, ..first }.among(compared(x, *over), expr)
             }
-            Node::LogSumExp(_, over) => Facts { few: None, ..first }.among(over_tokens(*over == Over::Tokens), expr),
-            Node::KeepTopK(_, k) => Facts { few: situation.size(k).map(|count| Few { count, zero: false }), ..first },
+            Node::KeepTopK(x, k, over) => {
+                let count = situation.size(k).filter(|_| *over == Over::Columns);
+                let few = count.map(|count| Few { count, zero: false });
+                Facts { few, ..first }.among(compared(x, *over), expr)
+            }
             Node::Gather(..) => Facts { learns: first.learns, ..all },
             Node::Scatter(_, indices) => {
                 let few = self.columns(indices).map(|count| Few { count, zero: true });
@@ -242,19 +292,12 @@ impl Walk<'_> {
                 Facts { few: None, ..counted }.among(Compares::Batch, expr)
             }
             // Extremes pass the gradient on to the element that they are.
-            Node::Reduce(_, x, over) => {
-                let tokens = match over {
-                    Over::Tokens => true,
-                    Over::Columns => false,
-                    Over::All => matches!(&x.kind, Kind::Tensor(Shape { tokens: true, .. })),
-                };
-                Facts { few: None, ..first }.among(over_tokens(tokens), expr)
-            }
+            Node::Reduce(_, x, over) => Facts { few: None, ..first }.among(compared(x, *over), expr),
             // A token's sum has those before it, along the batch also those of other sequences.
             Node::CumulativeSum(_, along) => {
                 let compares = match along {
                     Along::Tokens => Compares::Batch,
-                    Along::Positions => Compares::EarlierTokens,
+                    Along::Sequence => Compares::EarlierTokens,
                     Along::Columns => Compares::None,
                 };
                 Facts { few: None, ..first }.among(compares, expr)
@@ -306,7 +349,7 @@ impl Walk<'_> {
             Kind::Index(shape, _) | Kind::Tensor(shape) => {
                 shape.columns.as_ref().map_or(Some(1), |columns| self.situation.columns(columns))
             }
-            Kind::Int(_) | Kind::Float | Kind::Bool => None,
+            Kind::Int(_) | Kind::Float | Kind::Bool | Kind::Table(_) => None,
         }
     }
 

@@ -5,11 +5,14 @@
 //!
 //! What is emitted was found sound in its situation (`sound`): every number has a value, and every extent is one.
 
-use moec_ir::{Binary, Builder, Invariant, Tensor, Unary, Value};
+use moec_ir::{Binary, Builder, Invariant, Tensor, Unary, Value, internal_error};
 use moec_syntax::Span;
 
-use super::kinds::Shape;
-use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation, branch};
+use super::kinds::{Columns, Of, Shape};
+use super::program::{
+    Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation, Step, TableKind, branch,
+};
+use super::tables;
 use crate::emit::Role;
 use crate::origin::origin_of;
 use crate::router::{Assignment, AuxiliaryLoss, NoisyScores, Routing, RoutingContext};
@@ -33,34 +36,7 @@ pub(super) fn emit(program: &Program, situation: &Situation, noisy: bool, contex
     };
     let mut auxiliary = Vec::new();
     for (step, _) in program.steps.iter().zip(&live).filter(|(_, live)| **live) {
-        emission.at(step.span, |e| match &step.action {
-            Action::Number { .. } => {}
-            Action::State { at } => {
-                e.state(*at);
-            }
-            Action::Tensor { slot, value } => {
-                let value = e.value(value);
-                e.set(*slot, value);
-            }
-            Action::TopK { values, indices, x, k } => {
-                let x = e.value(x);
-                let k = e.size(k);
-                let (top, chosen) = e.b().top_k(x, k);
-                e.set(*values, top);
-                e.set(*indices, chosen);
-            }
-            Action::Update { state, value } => {
-                let current = e.state(*state);
-                let shape = e.b().shape(current);
-                let next = e.fitted(value, shape);
-                e.context.update_state(&e.program.states[*state].name, next);
-            }
-            Action::Aux { name, weight, value } => {
-                let value = e.value(value);
-                let weight = e.float(weight);
-                auxiliary.push(AuxiliaryLoss { name: name.clone(), value, weight });
-            }
-        });
+        emission.step(step, &mut auxiliary);
     }
     let returned = &program.returned;
     emission.at(returned.span, |e| {
@@ -106,6 +82,14 @@ pub(super) fn live(program: &Program, situation: &Situation, noisy: bool) -> Vec
                 (situation.training, value)
             }
             Action::Aux { value, .. } => (true, value),
+            Action::Assign { .. } => internal_error!("a name is given another value in a `repeat` only"),
+            Action::Repeat { steps, .. } => {
+                *live = assigned(steps).any(|slot| wanted.slots[slot]);
+                if *live {
+                    want_all(steps, situation, &mut wanted);
+                }
+                continue;
+            }
         };
         *live = needed;
         if needed {
@@ -121,10 +105,34 @@ struct Wanted {
     states: Vec<bool>,
 }
 
+/// The names from before a `repeat` that its statements give another value.
+fn assigned(steps: &[Step]) -> Box<dyn Iterator<Item = usize> + '_> {
+    Box::new(steps.iter().flat_map(|step| -> Box<dyn Iterator<Item = usize>> {
+        match &step.action {
+            Action::Assign { slot, .. } => Box::new(std::iter::once(*slot)),
+            Action::Repeat { steps, .. } => assigned(steps),
+            _ => Box::new(std::iter::empty()),
+        }
+    }))
+}
+
+/// Marks what the statements of a `repeat` read.
+fn want_all(steps: &[Step], situation: &Situation, wanted: &mut Wanted) {
+    for step in steps {
+        match &step.action {
+            Action::Tensor { value, .. } | Action::TopK { x: value, .. } | Action::Assign { value, .. } => {
+                want(value, situation, wanted);
+            }
+            Action::Repeat { steps, .. } => want_all(steps, situation, wanted),
+            Action::Number { .. } | Action::State { .. } | Action::Update { .. } | Action::Aux { .. } => {}
+        }
+    }
+}
+
 /// Marks what an expression reads.
 fn want(expr: &Expr, situation: &Situation, wanted: &mut Wanted) {
     match expr.node {
-        Node::Slot(slot) => wanted.slots[slot] = true,
+        Node::Slot(slot) | Node::Weight { slot, .. } => wanted.slots[slot] = true,
         Node::State(at) => wanted.states[at] = true,
         _ => {}
     }
@@ -152,6 +160,48 @@ impl Emission<'_, '_, '_> {
         let result = f(self);
         self.b().set_origin(former);
         result
+    }
+
+    fn step(&mut self, step: &Step, auxiliary: &mut Vec<AuxiliaryLoss>) {
+        self.at(step.span, |e| match &step.action {
+            Action::Number { .. } => {}
+            Action::State { at } => {
+                e.state(*at);
+            }
+            Action::Tensor { slot, value } => {
+                let value = e.value(value);
+                e.set(*slot, value);
+            }
+            Action::TopK { values, indices, x, k } => {
+                let x = e.value(x);
+                let k = e.size(k);
+                let (top, chosen) = e.b().top_k(x, k);
+                e.set(*values, top);
+                e.set(*indices, chosen);
+            }
+            Action::Update { state, value } => {
+                let current = e.state(*state);
+                let shape = e.b().shape(current);
+                let next = e.fitted(value, shape);
+                e.context.update_state(&e.program.states[*state].name, next);
+            }
+            Action::Aux { name, weight, value } => {
+                let value = e.value(value);
+                let weight = e.float(weight);
+                auxiliary.push(AuxiliaryLoss { name: name.clone(), value, weight });
+            }
+            Action::Repeat { count, steps } => {
+                for _ in 0..e.size(count) {
+                    steps.iter().for_each(|step| e.step(step, auxiliary));
+                }
+            }
+            Action::Assign { slot, value } => {
+                let shape = e.tensors[*slot].map(|former| e.b().shape(former));
+                let shape = shape.invariant("a name has a value before a `repeat` gives it another");
+                let value = e.fitted(value, shape);
+                e.set(*slot, value);
+            }
+        });
     }
 
     fn set(&mut self, slot: usize, value: Value) {
@@ -200,10 +250,35 @@ impl Emission<'_, '_, '_> {
                 let bias = bias.as_ref().is_some_and(|bias| self.situation.holds(bias));
                 self.context.linear(name, x, self.size(width), bias)
             }
-            Node::Parameter { name, columns, start } => {
-                let shape: Vec<usize> = columns.iter().map(|columns| self.size(columns)).collect();
-                self.context.parameter(name, shape, Role::Constant(self.float(start)))
+            Node::Parameter { name, rows, columns, start } => {
+                let shape: Vec<usize> = rows.iter().chain(columns).map(|extent| self.size(extent)).collect();
+                let role = match (start, &shape[..]) {
+                    (Some(start), _) => Role::Constant(self.float(start)),
+                    (None, &[fan_out, fan_in]) => Role::Weight { fan_in, fan_out },
+                    (None, _) => Role::Constant(0.0),
+                };
+                self.context.parameter(name, shape, role)
             }
+            Node::Weight { name, .. } => {
+                let [fan_out, fan_in] = self.matrix_extents(expr.shape());
+                let role = Role::Weight { fan_in, fan_out };
+                self.context.parameter(&format!("{name}.weight"), [fan_out, fan_in], role)
+            }
+            Node::Identity(n) => {
+                let n = self.size(n);
+                let b = self.b();
+                let numbers = b.ramp(n, 1);
+                let numbers = b.to_float(numbers);
+                let (rows, columns) = (b.broadcast_last(numbers, n), b.broadcast(numbers, [n, n]));
+                b.binary(Binary::Equal, rows, columns)
+            }
+            Node::Normalize(x) => self.of(x, normalize),
+            Node::Product { left, right, with_rows } => {
+                let (left, right) = (self.value(left), self.value(right));
+                if *with_rows { self.b().linear(left, right, None) } else { self.b().matmul(left, right) }
+            }
+            Node::Lookup(table, ids) => self.lookup(*table, ids),
+            Node::Table(_) => internal_error!("a table is only looked up in"),
             Node::Noise { normal, columns } => {
                 let shape = [self.context.token_count(), self.size(columns)];
                 if *normal { self.context.normal(shape) } else { self.context.uniform(shape) }
@@ -217,19 +292,34 @@ impl Emission<'_, '_, '_> {
             Node::Binary(f, a, b) => self.binary(*f, a, b),
             Node::Remainder(a, b) => self.remainder(a, b),
             Node::Select(condition, a, b) => self.select(condition, a, b),
-            Node::Softmax(x, over) => self.of(x, |b, x, shape| softmax(b, x, shape, *over)),
-            Node::LogSumExp(x, over) => self.of(x, |b, x, shape| {
-                let x = if across_rows(shape, *over) { b.transpose(x) } else { x };
-                b.log_sum_exp(x)
-            }),
+            Node::Softmax(x, over) => self.along(x, *over, |b, lines| b.softmax(lines.values)),
+            Node::LogSumExp(x, over) => self.across(x, *over, |b, lines| b.log_sum_exp(lines.values)),
+            Node::Quantile(x, q, over) => {
+                let q = self.float(q);
+                self.across(x, *over, |b, lines| quantile(b, lines, q))
+            }
+            Node::Reduce(reduction @ (Reduction::Max | Reduction::Min), x, over) => {
+                self.across(x, *over, |b, lines| extreme(b, lines, *reduction == Reduction::Min))
+            }
+            Node::Reduce(reduction, x, Over::Sequence) => {
+                let mean = *reduction == Reduction::Mean;
+                self.across(x, Over::Sequence, |b, lines| {
+                    if mean { b.mean(lines.values, &[1]) } else { b.sum(lines.values, &[1]) }
+                })
+            }
             Node::Reduce(reduction, x, over) => self.of(x, |b, x, shape| reduce(b, *reduction, x, shape, *over)),
             Node::CumulativeSum(x, along) => {
                 let time = self.context.time();
                 self.of(x, |b, x, shape| cumulative_sum(b, x, shape, *along, time))
             }
-            Node::KeepTopK(x, k) => {
+            Node::KeepTopK(x, k, Over::Columns) => {
                 let k = self.size(k);
                 self.of(x, |b, x, _| keep_top_k(b, x, k))
+            }
+            // As many as there are at most: how many tokens there are differs between training and sampling.
+            Node::KeepTopK(x, k, over) => {
+                let k = self.float(k).max(1.0) as usize;
+                self.along(x, *over, |b, lines| keep_top_k(b, lines.values, k.min(lines.length)))
             }
             Node::Gather(x, indices) => self.gather(x, indices),
             Node::Scatter(values, indices) => self.scatter(values, indices),
@@ -244,9 +334,9 @@ impl Emission<'_, '_, '_> {
             }),
             Node::StopGradient(x) => self.of(x, |b, x, _| b.stop_gradient(x)),
             Node::ToFloat(x) => self.of(x, |b, x, _| b.to_float(x)),
-            Node::ToExpert(x) => {
-                let experts = self.context.experts();
-                self.of(x, |b, x, _| b.to_index(x, experts))
+            Node::ToIndex(x, of) => {
+                let size = if *of == Of::Columns(Columns::Experts) { self.context.experts() } else { LARGEST_WHOLE };
+                self.of(x, |b, x, _| b.to_index(x, size))
             }
             Node::If(branches, otherwise) => {
                 self.value(branch(branches, otherwise, |condition| self.situation.holds(condition)))
@@ -258,6 +348,76 @@ impl Emission<'_, '_, '_> {
     fn of(&mut self, x: &Expr, f: impl FnOnce(&mut Builder, Value, &Shape) -> Value) -> Value {
         let value = self.value(x);
         f(self.b(), value, x.shape())
+    }
+
+    /// What `f` makes of each line of `x` along an axis, in the shape that `x` has.
+    fn along(&mut self, x: &Expr, over: Over, f: impl FnOnce(&mut Builder, Lines) -> Value) -> Value {
+        let time = self.context.time();
+        self.of(x, |b, x, shape| {
+            let lines = Lines::of(b, x, shape, over, time);
+            let values = f(b, lines);
+            lines.back(b, values)
+        })
+    }
+
+    /// What `f` makes of each line of `x` along an axis, a number for each, in the shape that `x` has without the axis.
+    fn across(&mut self, x: &Expr, over: Over, f: impl FnOnce(&mut Builder, Lines) -> Value) -> Value {
+        let time = self.context.time();
+        self.of(x, |b, x, shape| {
+            let lines = Lines::of(b, x, shape, over, time);
+            let numbers = f(b, lines);
+            lines.without(b, numbers)
+        })
+    }
+
+    fn matrix_extents(&self, shape: &Shape) -> [usize; 2] {
+        let extents = [&shape.rows, &shape.columns].map(|axis| axis.as_ref().and_then(|a| self.situation.columns(a)));
+        extents.map(|extent| extent.invariant("a matrix has extents where a router is emitted"))
+    }
+
+    /// What a table has for each token; entries behind those of the vocabulary are for places without a token.
+    fn lookup(&mut self, at: usize, ids: &Expr) -> Value {
+        let table = &self.program.tables[at];
+        let (vocab, experts, tokens) = (self.context.vocab(), self.context.experts(), self.context.token_count());
+        let choices = table.choices.as_ref().map(|choices| self.size(choices));
+        let seed = self.size(&table.seed);
+        let columns = choices.unwrap_or(1);
+        let source = match tables::source(table.made, vocab, experts, columns, seed) {
+            Ok(source) => source,
+            Err(message) => {
+                self.context.refuse(message);
+                let b = self.b();
+                let none = b.fill(-1.0, [tokens, columns]);
+                return b.to_index(none, experts);
+            }
+        };
+        let former = self.b().set_origin(Some(origin_of(table.span)));
+        let entries = self.context.state_from_text(&table.name, source);
+        self.b().set_origin(former);
+        let ids = self.value(ids);
+        let b = self.b();
+        let size = b.ty(entries).elements();
+        let id = b.to_float(ids);
+        let (zero, none) = (b.fill(0.0, [tokens]), b.fill(vocab as f64, [tokens]));
+        let is_none = b.binary(Binary::Less, id, zero);
+        let key = b.select(is_none, none, id);
+        let key = match choices {
+            None => key,
+            Some(choices) => {
+                let first = b.scale(key, choices as f64);
+                let first = b.broadcast_last(first, choices);
+                let place = b.ramp(choices, 1);
+                let place = b.to_float(place);
+                b.add(first, place)
+            }
+        };
+        let key = b.to_index(key, size);
+        let found = b.lookup(key, entries);
+        if table.made != TableKind::Frequency {
+            return found;
+        }
+        let parts = b.to_float(found);
+        b.scale(parts, 1.0 / tables::WHOLE as f64)
     }
 
     /// `a - b * whole(a / b)`
@@ -369,18 +529,130 @@ impl Emission<'_, '_, '_> {
     }
 }
 
-/// Whether a function over that axis goes from row to row.
-fn across_rows(whole: &Shape, over: Over) -> bool {
-    over == Over::Tokens && whole.columns.is_some()
+/// The lines of a tensor along an axis as the rows of a matrix, and the way back.
+#[derive(Clone, Copy)]
+struct Lines {
+    /// `[lines, length]`
+    values: Value,
+    length: usize,
+    /// What they are of.
+    whole: Value,
+    over: Over,
+    /// Whether lines go from row to row of a matrix.
+    across_rows: bool,
+    /// Tokens of a sequence, T.
+    time: usize,
 }
 
-fn softmax(b: &mut Builder, x: Value, whole: &Shape, over: Over) -> Value {
-    if !across_rows(whole, over) {
-        return b.softmax(x);
+impl Lines {
+    fn of(b: &mut Builder, x: Value, shape: &Shape, over: Over, time: usize) -> Self {
+        let across_rows = matches!(over, Over::Tokens | Over::Rows | Over::Sequence) && shape.is_matrix();
+        let values = match over {
+            // Rows of a matrix, or a vector, are lines as they are.
+            Over::Columns => x,
+            Over::Tokens | Over::Rows if across_rows => b.transpose(x),
+            Over::Tokens | Over::Rows => x,
+            Over::Sequence if across_rows => {
+                let [tokens, columns] = [0, 1].map(|axis| b.extent(x, axis));
+                let sequences = b.reshape(x, [tokens / time, time, columns]);
+                let lines = b.permute(sequences, &[0, 2, 1]);
+                b.reshape(lines, [tokens / time * columns, time])
+            }
+            Over::Sequence => {
+                let tokens = b.extent(x, 0);
+                b.reshape(x, [tokens / time, time])
+            }
+            Over::All => {
+                let elements = b.ty(x).elements();
+                b.reshape(x, [1, elements])
+            }
+        };
+        let length = b.ty(values).shape.last().copied().unwrap_or(1);
+        Lines { values, length, whole: x, over, across_rows, time }
     }
-    let columns = b.transpose(x);
-    let columns = b.softmax(columns);
-    b.transpose(columns)
+
+    /// As many lines as before of the same length, in the shape of the whole.
+    fn back(self, b: &mut Builder, lines: Value) -> Value {
+        let shape = b.shape(self.whole);
+        match self.over {
+            Over::Tokens | Over::Rows if self.across_rows => b.transpose(lines),
+            Over::Sequence if self.across_rows => {
+                let sequences = b.reshape(lines, [shape[0] / self.time, shape[1], self.time]);
+                let rows = b.permute(sequences, &[0, 2, 1]);
+                b.reshape(rows, shape)
+            }
+            _ => b.reshape(lines, shape),
+        }
+    }
+
+    /// A number for each line, in the shape of the whole without the axis; every token has that of its sequence.
+    fn without(self, b: &mut Builder, numbers: Value) -> Value {
+        let shape = b.shape(self.whole);
+        match self.over {
+            Over::Sequence => {
+                let (sequences, inner) = (shape[0] / self.time, shape[1..].to_vec());
+                let one = b.reshape(numbers, [&[sequences, 1][..], &inner].concat());
+                let each = b.broadcast(one, [&[sequences, self.time][..], &inner].concat());
+                b.reshape(each, shape)
+            }
+            Over::All => b.reshape(numbers, []),
+            Over::Tokens | Over::Rows => b.reshape(numbers, &shape[1..]),
+            Over::Columns => b.reshape(numbers, &shape[..shape.len() - 1]),
+        }
+    }
+
+    /// As a matrix: a vector is one line.
+    fn matrix(self, b: &mut Builder) -> Value {
+        let lines = b.ty(self.values).elements() / self.length.max(1);
+        b.reshape(self.values, [lines, self.length])
+    }
+}
+
+/// Rows of length 1; the small number stands against a division by 0, and is that of X-MoE and Soft MoE.
+fn normalize(b: &mut Builder, x: Value, _: &Shape) -> Value {
+    let shape = b.shape(x);
+    let columns = b.columns(x);
+    let last = shape.len() - 1;
+    let squares = b.mul(x, x);
+    let length = b.sum(squares, &[last]);
+    let length = b.add_scalar(length, 1e-12);
+    let length = b.unary(Unary::Sqrt, length);
+    let length = b.broadcast_last(length, columns);
+    b.div(x, length)
+}
+
+/// The number that a share `q` of each line lies below: between two elements, a share of each, as numpy's `quantile`
+/// does by default.
+fn quantile(b: &mut Builder, lines: Lines, q: f64) -> Value {
+    let x = lines.matrix(b);
+    let (count, length) = (b.extent(x, 0), lines.length);
+    // Counted from the largest, as `top_k` has them.
+    let place = (1.0 - q) * (length - 1) as f64;
+    let (above, share) = (place.floor(), place - place.floor());
+    let below = if share > 0.0 { above + 1.0 } else { above };
+    let (sorted, _) = b.top_k(x, below as usize + 1);
+    let at = |b: &mut Builder, rank: f64| {
+        let index = b.fill(rank, [count, 1]);
+        let index = b.to_index(index, length);
+        b.gather_last(sorted, index)
+    };
+    let upper = at(b, above);
+    if share == 0.0 {
+        return upper;
+    }
+    let lower = at(b, below);
+    let (upper, lower) = (b.scale(upper, 1.0 - share), b.scale(lower, share));
+    b.add(upper, lower)
+}
+
+/// The largest of each line, or the smallest.
+fn extreme(b: &mut Builder, lines: Lines, smallest: bool) -> Value {
+    let x = lines.matrix(b);
+    // The smallest is the largest of the negated.
+    let negate = |b: &mut Builder, x| if smallest { b.unary(Unary::Neg, x) } else { x };
+    let x = negate(b, x);
+    let (largest, _) = b.top_k(x, 1);
+    negate(b, largest)
 }
 
 /// All but the k largest of each row replaced by [`LOWEST`].
@@ -394,28 +666,14 @@ fn keep_top_k(b: &mut Builder, x: Value, k: usize) -> Value {
     b.select(kept, x, lowest)
 }
 
-/// Sums, means and extremes along an axis of a value of shape `whole`.
+/// Sums and means along an axis of a value of shape `whole`.
 fn reduce(b: &mut Builder, reduction: Reduction, x: Value, whole: &Shape, over: Over) -> Value {
-    let last = usize::from(whole.tokens && whole.columns.is_some());
-    let axis = if over == Over::Tokens { 0 } else { last };
+    let axis = if over == Over::Columns { usize::from(whole.is_matrix()) } else { 0 };
     match (reduction, over) {
         (Reduction::Sum, Over::All) => b.sum_all(x),
-        (Reduction::Mean, Over::All) => b.mean_all(x),
+        (_, Over::All) => b.mean_all(x),
         (Reduction::Sum, _) => b.sum(x, &[axis]),
-        (Reduction::Mean, _) => b.mean(x, &[axis]),
-        (Reduction::Max | Reduction::Min, _) => {
-            let x = if last == 1 && axis == 0 { b.transpose(x) } else { x };
-            let (mut shape, columns) = (b.shape(x), b.columns(x));
-            shape.pop();
-            let rows: usize = shape.iter().product();
-            let x = b.reshape(x, [rows, columns]);
-            // The smallest is the largest of the negated.
-            let negate = |b: &mut Builder, x| if reduction == Reduction::Min { b.unary(Unary::Neg, x) } else { x };
-            let x = negate(b, x);
-            let (largest, _) = b.top_k(x, 1);
-            let largest = negate(b, largest);
-            b.reshape(largest, shape)
-        }
+        _ => b.mean(x, &[axis]),
     }
 }
 
@@ -423,7 +681,7 @@ fn cumulative_sum(b: &mut Builder, x: Value, whole: &Shape, along: Along, time: 
     match along {
         Along::Tokens => b.cumsum(x, 0),
         Along::Columns => b.cumsum(x, usize::from(whole.tokens)),
-        Along::Positions => {
+        Along::Sequence => {
             // The tokens stand sequence after sequence.
             let shape = b.shape(x);
             let split = [b.extent(x, 0) / time, time];

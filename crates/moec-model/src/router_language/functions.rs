@@ -42,10 +42,20 @@ pub const ROUTER_FUNCTIONS: &[RouterFunction] = &[
     function(
         "parameter",
         "parameter(experts, start: 0.0)",
-        (&["width"], 0),
+        (&["first", "second"], 0),
         &["start", "name"],
-        "a trained vector of a number for each expert, or a single trained number, named after its `let`",
+        "a trained vector of a number for each expert, a single trained number, or with `parameter(experts, width)` a \
+         trained matrix, which starts as the weights of linear maps do; named after its `let`",
     ),
+    function(
+        "weight",
+        "weight(scores)",
+        X,
+        &[],
+        "the weights of a linear map, [experts, width]: a row for each column of its result, which has a name",
+    ),
+    function("identity", "identity(experts)", (&["n"], 1), &[], "a matrix that is 1 on its diagonal, else 0"),
+    function("normalize", "normalize(x)", X, &[], "each row divided by its length"),
     function(
         "zeros",
         "zeros(experts)",
@@ -79,14 +89,14 @@ pub const ROUTER_FUNCTIONS: &[RouterFunction] = &[
         "softmax(x)",
         X,
         &["over"],
-        "e^x divided by its sum over the row, or over all tokens with `over: tokens`",
+        "e^x divided by its sum over the row, or over the tokens with `over: tokens` or `over: sequence`",
     ),
     function(
         "log_sum_exp",
         "log_sum_exp(x)",
         X,
         &["over"],
-        "the logarithm of the sum of e^x over the row, or `over: tokens`",
+        "the logarithm of the sum of e^x over the row, or over the tokens with `over: tokens` or `over: sequence`",
     ),
     function("sigmoid", "sigmoid(x)", X, &[], "1 / (1 + e^-x)"),
     function("softplus", "softplus(x)", X, &[], "ln(1 + e^x)"),
@@ -125,21 +135,28 @@ pub const ROUTER_FUNCTIONS: &[RouterFunction] = &[
         "sum(x, over: experts)",
         X,
         &["over"],
-        "the sum over `tokens`, `experts` (or choices) or `width`; of everything without `over`",
+        "the sum over `tokens`, the token's `sequence`, `experts` (or choices) or `width`; of everything without `over`",
     ),
     function(
         "mean",
         "mean(x, over: tokens)",
         X,
         &["over"],
-        "the mean over `tokens`, `experts` (or choices) or `width`; of everything without `over`",
+        "the mean over `tokens`, the token's `sequence`, `experts` (or choices) or `width`; of everything without `over`",
+    ),
+    function(
+        "quantile",
+        "quantile(x, 0.9, over: tokens)",
+        (&["x", "q"], 2),
+        &["over"],
+        "the number that a share q of an axis lies below, between two elements a share of each; the axes are those of `sum`",
     ),
     function(
         "cumsum",
-        "cumsum(x, over: positions)",
+        "cumsum(x, over: sequence)",
         X,
         &["over"],
-        "the sum up to each element along `experts` (or choices), `width`, `tokens` of the batch, or `positions` of each sequence",
+        "the sum up to each element along `experts` (or choices), `width`, `tokens` of the batch, or the `sequence` of each",
     ),
     function(
         "top_k",
@@ -152,8 +169,9 @@ pub const ROUTER_FUNCTIONS: &[RouterFunction] = &[
         "keep_top_k",
         "keep_top_k(x, k)",
         (&["x", "k"], 2),
-        &[],
-        "each row with all but its k largest replaced by -1e30, whose softmax is 0",
+        &["over"],
+        "each row with all but its k largest replaced by -1e30, whose softmax is 0; with `over: tokens` or `over: \
+         sequence` the k largest for each expert",
     ),
     function("gather", "gather(x, chosen)", (&["x", "indices"], 2), &[], "the elements of each row at the indices"),
     function(
@@ -170,6 +188,13 @@ pub const ROUTER_FUNCTIONS: &[RouterFunction] = &[
         &[],
         "how often each expert was chosen, [experts]; constant to the gradient",
     ),
+    function(
+        "lookup",
+        "lookup(expert_of, token_ids)",
+        (&["table", "ids"], 2),
+        &[],
+        "what a table has for each token, or for the token before with `previous_ids`",
+    ),
     function("stop_gradient", "stop_gradient(x)", X, &[], "x, constant to the gradient"),
     function("float", "float(chosen)", X, &[], "indices as numbers"),
     function(
@@ -179,6 +204,25 @@ pub const ROUTER_FUNCTIONS: &[RouterFunction] = &[
         &[],
         "the whole part of each number as the number of an expert; none where there is no such expert",
     ),
+];
+
+/// What a table of a router is made of.
+pub const ROUTER_TABLES: &[RouterFunction] = &[
+    function(
+        "random",
+        "random(seed: 0)",
+        (&[], 0),
+        &["choices", "seed"],
+        "an expert for each token of the vocabulary, drawn from a seed; several different ones with `choices: k`",
+    ),
+    function(
+        "balanced",
+        "balanced",
+        (&[], 0),
+        &["choices"],
+        "experts that are dealt out, the most frequent token first, each to those with the least load so far",
+    ),
+    function("frequency", "frequency", (&[], 0), &[], "the share of the training text that is this token"),
 ];
 
 /// What a router returns.
@@ -202,6 +246,11 @@ pub const ROUTER_RESULTS: &[RouterFunction] = &[
 /// The function of that name.
 pub(super) fn find(name: &str) -> Option<&'static RouterFunction> {
     ROUTER_FUNCTIONS.iter().find(|function| function.name == name)
+}
+
+/// What a table is made of under that name.
+pub(super) fn find_table(name: &str) -> Option<&'static RouterFunction> {
+    ROUTER_TABLES.iter().find(|function| function.name == name)
 }
 
 /// What a router returns under that name.

@@ -126,32 +126,58 @@ impl fmt::Display for Columns {
     }
 }
 
-/// A shape: over the tokens of the batch or not, over columns or not.
+/// A shape: over the tokens of the batch or not, over columns or not. A matrix that is not of tokens has rows and columns.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(super) struct Shape {
     pub(super) tokens: bool,
+    /// The rows of a matrix, which has columns and no tokens.
+    pub(super) rows: Option<Columns>,
     pub(super) columns: Option<Columns>,
 }
 
 impl Shape {
-    pub(super) const SCALAR: Shape = Shape { tokens: false, columns: None };
+    pub(super) const SCALAR: Shape = Shape { tokens: false, rows: None, columns: None };
 
+    /// A row for every token.
     pub(super) fn rows(columns: Columns) -> Self {
-        Shape { tokens: true, columns: Some(columns) }
+        Shape { tokens: true, rows: None, columns: Some(columns) }
     }
 
+    /// A number for every token.
     pub(super) fn tokens() -> Self {
-        Shape { tokens: true, columns: None }
+        Shape { tokens: true, rows: None, columns: None }
+    }
+
+    pub(super) fn vector(columns: Columns) -> Self {
+        Shape { tokens: false, rows: None, columns: Some(columns) }
+    }
+
+    pub(super) fn matrix(rows: Columns, columns: Columns) -> Self {
+        Shape { tokens: false, rows: Some(rows), columns: Some(columns) }
+    }
+
+    /// The shape without its last axis: a matrix becomes a vector of a number for each row.
+    pub(super) fn without_columns(&self) -> Self {
+        Shape { tokens: self.tokens, rows: None, columns: self.rows.clone() }
+    }
+
+    /// Whether it has two axes.
+    pub(super) fn is_matrix(&self) -> bool {
+        (self.tokens || self.rows.is_some()) && self.columns.is_some()
     }
 
     /// The shape of two tensors that are combined element by element: each is repeated along the axis that it lacks.
-    /// `None` if their columns differ.
+    /// `None` if their columns or rows differ.
     pub(super) fn joined(&self, other: &Shape) -> Option<Shape> {
-        let columns = match (&self.columns, &other.columns) {
-            (Some(a), Some(b)) if a != b => return None,
-            (a, b) => a.clone().or(b.clone()),
+        let either = |a: &Option<Columns>, b: &Option<Columns>| match (a, b) {
+            (Some(a), Some(b)) if a != b => None,
+            (a, b) => Some(a.clone().or(b.clone())),
         };
-        Some(Shape { tokens: self.tokens || other.tokens, columns })
+        let tokens = self.tokens || other.tokens;
+        let rows = either(&self.rows, &other.rows)?;
+        // The rows of a matrix are no tokens.
+        let fits = rows.is_none() || !tokens;
+        fits.then_some(Shape { tokens, rows, columns: either(&self.columns, &other.columns)? })
     }
 
     pub(super) fn is_scalar(&self) -> bool {
@@ -162,12 +188,10 @@ impl Shape {
 impl fmt::Display for Shape {
     /// `[tokens, experts]`, `[tokens, k]`, `[]`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.tokens, &self.columns) {
-            (true, Some(columns)) => write!(f, "[tokens, {columns}]"),
-            (true, None) => f.write_str("[tokens]"),
-            (false, Some(columns)) => write!(f, "[{columns}]"),
-            (false, None) => f.write_str("[]"),
-        }
+        let tokens = self.tokens.then(|| "tokens".to_owned());
+        let others = [&self.rows, &self.columns].into_iter().flatten().map(ToString::to_string);
+        let axes: Vec<String> = tokens.into_iter().chain(others).collect();
+        write!(f, "[{}]", axes.join(", "))
     }
 }
 
@@ -206,6 +230,8 @@ pub(super) enum Kind {
     Tensor(Shape),
     /// Numbers of columns, tokens of the vocabulary, or positions.
     Index(Shape, Of),
+    /// What is looked up by a token, which is of that kind.
+    Table(Box<Kind>),
 }
 
 impl fmt::Display for Kind {
@@ -216,6 +242,7 @@ impl fmt::Display for Kind {
             Kind::Bool => f.write_str("a boolean"),
             Kind::Tensor(shape) => write!(f, "a tensor {shape}"),
             Kind::Index(shape, of) => write!(f, "a tensor of indices {shape} of {of}"),
+            Kind::Table(_) => f.write_str("a table"),
         }
     }
 }
@@ -248,13 +275,18 @@ mod tests {
 
     #[test]
     fn tensors_join_along_the_axes_that_they_lack() {
-        let experts = Shape { tokens: false, columns: Some(Columns::Experts) };
+        let experts = Shape::vector(Columns::Experts);
         let chosen = Shape::rows(Columns::Choices(Extent::named("k")));
         let all = Shape::rows(Columns::Experts);
         assert_eq!(all.joined(&experts), Some(all.clone()));
         assert_eq!(Shape::tokens().joined(&experts), Some(all.clone()));
         assert_eq!(Shape::SCALAR.joined(&chosen), Some(chosen.clone()));
         assert_eq!(chosen.joined(&all), None);
+        let matrix = Shape::matrix(Columns::Experts, Columns::Features(Extent::named("width")));
+        assert_eq!(matrix.to_string(), "[experts, width]");
+        assert_eq!(matrix.without_columns(), experts);
+        assert_eq!((matrix.joined(&Shape::SCALAR), matrix.joined(&all)), (Some(matrix.clone()), None));
+        assert_eq!((matrix.joined(&experts), matrix.joined(&Shape::tokens())), (None, None));
         assert_eq!(
             [all.to_string(), chosen.to_string(), Shape::SCALAR.to_string()],
             ["[tokens, experts]", "[tokens, k]", "[]"]

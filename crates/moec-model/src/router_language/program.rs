@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use moec_ir::{Binary, Invariant, Unary, internal_error};
 use moec_syntax::{BinaryOperator, Span};
 
-use super::kinds::{Columns, Extent, Kind, Shape};
+use super::kinds::{Columns, Extent, Kind, Of, Shape};
 use crate::arithmetic::{NoResult, Number};
 
 /// A checked router.
@@ -16,6 +16,7 @@ pub(super) struct Program {
     /// Names of the parameters, in order.
     pub(super) parameters: Vec<String>,
     pub(super) states: Vec<State>,
+    pub(super) tables: Vec<Table>,
     /// The numbers in extents that have no name of their own, by how they are spelt there.
     pub(super) spelt: IndexMap<String, Num>,
     /// In source order.
@@ -23,8 +24,6 @@ pub(super) struct Program {
     /// How many numbers and tensors have names.
     pub(super) number_slots: usize,
     pub(super) tensor_slots: usize,
-    /// Whether the number of tokens is named anywhere.
-    pub(super) counts_tokens: bool,
     pub(super) returned: Returned,
 }
 
@@ -37,6 +36,29 @@ pub(super) struct State {
     pub(super) columns: Option<Num>,
     /// What every element of it starts from.
     pub(super) start: Num,
+}
+
+/// What is looked up by a token of the vocabulary.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    pub(super) name: String,
+    pub(super) made: TableKind,
+    /// How many experts it has for each token; `None` for one that is no choice among several.
+    pub(super) choices: Option<Num>,
+    /// Seed of a random table.
+    pub(super) seed: Num,
+    pub(super) span: Span,
+}
+
+/// How a table is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TableKind {
+    /// Experts drawn for every token by itself.
+    Random,
+    /// Experts dealt out so that the training text loads them evenly.
+    Balanced,
+    /// How often the token occurs in the training text, of all its tokens.
+    Frequency,
 }
 
 /// A statement but `return`.
@@ -56,6 +78,10 @@ pub(super) enum Action {
     TopK { values: usize, indices: usize, x: Expr, k: Num },
     /// Where a state is declared.
     State { at: usize },
+    /// `repeat count { .. }`
+    Repeat { count: Num, steps: Vec<Step> },
+    /// Another value for a tensor from before a `repeat`.
+    Assign { slot: usize, value: Expr },
     /// The value of a state after a training step.
     Update { state: usize, value: Expr },
     /// A loss with its weight.
@@ -109,7 +135,12 @@ impl PartialEq for Expr {
 /// An axis that is reduced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Over {
+    /// The tokens of the batch.
     Tokens,
+    /// The tokens of each sequence by itself: every token then has what its sequence has.
+    Sequence,
+    /// The rows of a matrix that is not of tokens.
+    Rows,
     Columns,
     All,
 }
@@ -120,7 +151,7 @@ pub(super) enum Along {
     /// The tokens of the batch, sequence after sequence.
     Tokens,
     /// The tokens of each sequence by itself.
-    Positions,
+    Sequence,
     Columns,
 }
 
@@ -152,9 +183,29 @@ pub(super) enum Node {
     },
     Parameter {
         name: String,
+        rows: Option<Num>,
         columns: Option<Num>,
-        start: Num,
+        /// A matrix without one starts as the weights of linear maps do.
+        start: Option<Num>,
     },
+    /// The weights of a linear map, one row for each column of its result, which is in a slot.
+    Weight {
+        slot: usize,
+        name: String,
+    },
+    /// 1 where row and column are equal, else 0.
+    Identity(Num),
+    /// Rows of length 1.
+    Normalize(Box<Expr>),
+    /// The products of the rows of the first with the rows of the second, or with its columns.
+    Product {
+        left: Box<Expr>,
+        right: Box<Expr>,
+        with_rows: bool,
+    },
+    Table(usize),
+    /// What a table has for each token.
+    Lookup(usize, Box<Expr>),
     /// Standard normal, or uniform on [0, 1): a row of numbers for each token.
     Noise {
         normal: bool,
@@ -174,8 +225,10 @@ pub(super) enum Node {
     Select(Box<Expr>, Box<Expr>, Box<Expr>),
     Softmax(Box<Expr>, Over),
     LogSumExp(Box<Expr>, Over),
-    /// All but the k largest of a row become a number far below every score.
-    KeepTopK(Box<Expr>, Num),
+    /// All but the k largest along an axis become a number far below every score.
+    KeepTopK(Box<Expr>, Num, Over),
+    /// The element at that share of an axis in increasing order, between two elements a share of each.
+    Quantile(Box<Expr>, Num, Over),
     Gather(Box<Expr>, Box<Expr>),
     /// A row over all experts from values at the indices of experts.
     Scatter(Box<Expr>, Box<Expr>),
@@ -185,8 +238,8 @@ pub(super) enum Node {
     CumulativeSum(Box<Expr>, Along),
     StopGradient(Box<Expr>),
     ToFloat(Box<Expr>),
-    /// Whole parts as numbers of experts.
-    ToExpert(Box<Expr>),
+    /// Whole parts as indices.
+    ToIndex(Box<Expr>, Of),
     /// The value of the first branch whose condition holds.
     If(Vec<(Num, Expr)>, Box<Expr>),
 }
@@ -203,6 +256,9 @@ impl Expr {
             | Node::PreviousIds
             | Node::Position
             | Node::Parameter { .. }
+            | Node::Weight { .. }
+            | Node::Identity(_)
+            | Node::Table(_)
             | Node::Noise { .. }
             | Node::Filled { .. } => Vec::new(),
             Node::Linear { x, .. }
@@ -210,16 +266,36 @@ impl Expr {
             | Node::Not(x)
             | Node::Softmax(x, _)
             | Node::LogSumExp(x, _)
-            | Node::KeepTopK(x, _)
+            | Node::KeepTopK(x, ..)
+            | Node::Quantile(x, ..)
+            | Node::Normalize(x)
+            | Node::Lookup(_, x)
             | Node::Count(x)
             | Node::Reduce(_, x, _)
             | Node::CumulativeSum(x, _)
             | Node::StopGradient(x)
             | Node::ToFloat(x)
-            | Node::ToExpert(x) => vec![x],
+            | Node::ToIndex(x, _) => vec![x],
+            Node::Product { left, right, .. } => vec![left, right],
             Node::Binary(_, a, b) | Node::Remainder(a, b) | Node::Gather(a, b) | Node::Scatter(a, b) => vec![a, b],
             Node::Select(condition, a, b) => vec![condition, a, b],
             Node::If(branches, otherwise) => vec![branch(branches, otherwise, chosen)],
+        }
+    }
+
+    /// The numbers that it is told, which are no expressions inside it.
+    pub(super) fn numbers(&self) -> Vec<&Num> {
+        match &self.node {
+            Node::Number(number)
+            | Node::Linear { width: number, .. }
+            | Node::Noise { columns: number, .. }
+            | Node::KeepTopK(_, number, _)
+            | Node::Quantile(_, number, _)
+            | Node::Identity(number) => vec![number],
+            Node::Filled { columns, .. } => columns.iter().collect(),
+            Node::Parameter { rows, columns, start, .. } => rows.iter().chain(columns).chain(start).collect(),
+            Node::If(branches, _) => branches.iter().map(|(condition, _)| condition).collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -227,7 +303,7 @@ impl Expr {
     pub(super) fn shape(&self) -> &Shape {
         match &self.kind {
             Kind::Tensor(shape) | Kind::Index(shape, _) => shape,
-            Kind::Int(_) | Kind::Float | Kind::Bool => &Shape::SCALAR,
+            Kind::Int(_) | Kind::Float | Kind::Bool | Kind::Table(_) => &Shape::SCALAR,
         }
     }
 }
@@ -251,6 +327,28 @@ impl PartialEq for Num {
     }
 }
 
+impl Num {
+    /// The numbers that it is made of.
+    fn inner(&self) -> Vec<&Num> {
+        match &self.node {
+            NumNode::Constant(_)
+            | NumNode::Parameter(_)
+            | NumNode::Slot(_)
+            | NumNode::Experts
+            | NumNode::Width
+            | NumNode::Tokens
+            | NumNode::SequenceLength
+            | NumNode::Training => Vec::new(),
+            NumNode::Negated(x) | NumNode::Opposite(x) | NumNode::Unary(_, x) => vec![x],
+            NumNode::Larger(a, b) | NumNode::Smaller(a, b) | NumNode::Binary(_, a, b) => vec![a, b],
+            NumNode::If(branches, otherwise) => {
+                let parts = branches.iter().flat_map(|(condition, value)| [condition, value]);
+                parts.chain([otherwise.as_ref()]).collect()
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum NumNode {
     Constant(Number),
@@ -263,6 +361,8 @@ pub(super) enum NumNode {
     Width,
     /// N, a float: what depends on the batch is never the extent of a tensor that is kept.
     Tokens,
+    /// T, a float likewise.
+    SequenceLength,
     Training,
     Negated(Box<Num>),
     Opposite(Box<Num>),
@@ -296,12 +396,16 @@ pub(super) struct Situation {
     pub(super) experts: usize,
     pub(super) width: usize,
     pub(super) tokens: usize,
+    /// Tokens of a sequence.
+    pub(super) time: usize,
     pub(super) training: bool,
     known: KnownSizes,
     /// Values of the numbers that have names; of those only that were computed so far.
     slots: Vec<Option<Result<Number, NumFault>>>,
     /// Whether they depend on sizes that are not known.
     open: Vec<bool>,
+    /// Whether they are made of how many tokens there are.
+    counting: Vec<bool>,
     /// What the names in extents stand for.
     names: BTreeMap<String, i64>,
 }
@@ -310,19 +414,15 @@ impl Situation {
     pub(super) fn new(
         program: &Program,
         arguments: Vec<Number>,
-        [experts, width, tokens]: [usize; 3],
+        [experts, width, tokens, time]: [usize; 4],
         known: KnownSizes,
         training: bool,
     ) -> Self {
         let (slots, open) = (vec![None; program.number_slots], vec![false; program.number_slots]);
-        let names = BTreeMap::new();
-        let mut situation = Situation { arguments, experts, width, tokens, training, known, slots, open, names };
-        for step in &program.steps {
-            if let Action::Number { slot, value } = &step.action {
-                situation.open[*slot] = situation.is_open(value);
-                situation.slots[*slot] = Some(situation.number(value));
-            }
-        }
+        let (counting, names) = (open.clone(), BTreeMap::new());
+        let mut situation =
+            Situation { arguments, experts, width, tokens, time, training, known, slots, open, counting, names };
+        situation.compute(&program.steps);
         let whole = |number| if let Number::Int(value) = number { Some(value) } else { None };
         let given = program.parameters.iter().zip(&situation.arguments);
         let mut names: BTreeMap<String, i64> =
@@ -332,6 +432,21 @@ impl Situation {
         names.extend([("experts", experts), ("width", width)].map(|(name, n)| (name.into(), signed(n))));
         situation.names = names;
         situation
+    }
+
+    /// Computes the numbers that have names.
+    fn compute(&mut self, steps: &[Step]) {
+        for step in steps {
+            match &step.action {
+                Action::Number { slot, value } => {
+                    self.open[*slot] = self.is_open(value);
+                    self.counting[*slot] = self.counts_tokens(value);
+                    self.slots[*slot] = Some(self.number(value));
+                }
+                Action::Repeat { steps, .. } => self.compute(steps),
+                _ => {}
+            }
+        }
     }
 
     /// How many columns that is; `None` where it is no number of columns.
@@ -351,6 +466,7 @@ impl Situation {
             NumNode::Experts => Ok(Number::Int(signed(self.experts))),
             NumNode::Width => Ok(Number::Int(signed(self.width))),
             NumNode::Tokens => Ok(Number::Float(self.tokens as f64)),
+            NumNode::SequenceLength => Ok(Number::Float(self.time as f64)),
             NumNode::Training => Ok(Number::Bool(self.training)),
             NumNode::Negated(x) => self.number(x)?.negated().map_err(fault),
             NumNode::Opposite(x) => match self.number(x)? {
@@ -413,15 +529,17 @@ impl Situation {
             NumNode::Constant(_) | NumNode::Parameter(_) | NumNode::Training => false,
             NumNode::Slot(at) => self.open[*at],
             NumNode::Experts => self.known == KnownSizes::None,
-            NumNode::Width | NumNode::Tokens => self.known != KnownSizes::All,
-            NumNode::Negated(x) | NumNode::Opposite(x) | NumNode::Unary(_, x) => self.is_open(x),
-            NumNode::Larger(a, b) | NumNode::Smaller(a, b) | NumNode::Binary(_, a, b) => {
-                self.is_open(a) || self.is_open(b)
-            }
-            NumNode::If(branches, otherwise) => {
-                branches.iter().any(|(condition, value)| self.is_open(condition) || self.is_open(value))
-                    || self.is_open(otherwise)
-            }
+            NumNode::Width | NumNode::Tokens | NumNode::SequenceLength => self.known != KnownSizes::All,
+            _ => num.inner().into_iter().any(|inner| self.is_open(inner)),
+        }
+    }
+
+    /// Whether a number is made of how many tokens there are.
+    pub(super) fn counts_tokens(&self, num: &Num) -> bool {
+        match &num.node {
+            NumNode::Tokens | NumNode::SequenceLength => true,
+            NumNode::Slot(at) => self.counting[*at],
+            _ => num.inner().into_iter().any(|inner| self.counts_tokens(inner)),
         }
     }
 

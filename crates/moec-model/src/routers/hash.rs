@@ -179,7 +179,7 @@ fn table(
     let (by, made) = (by.to_string(), made.to_string());
     StateSource::new(ty, move |text| {
         let entries = match (made.as_str(), &from) {
-            ("balanced", _) => balanced(&frequencies(text, &by, keys, time), experts),
+            ("balanced", _) => balanced(&frequencies(text, &by, keys, time), experts, 1),
             ("clustered" | "dispersed", Some(run)) => {
                 let vectors = (text.embeddings)(run)?;
                 let clusters = cluster(&vectors, experts, seed);
@@ -198,6 +198,12 @@ fn table(
 pub(crate) fn drawn_bucket(seed: usize, key: usize, buckets: usize) -> i32 {
     let u = uniform(seed, 0, key);
     ((u * buckets as f64) as usize).min(buckets.saturating_sub(1)) as i32
+}
+
+/// Different buckets drawn for a key, each uniformly from those that are left.
+pub(crate) fn drawn_buckets(seed: usize, key: usize, buckets: usize, choices: usize) -> Vec<i32> {
+    let mut left: Vec<i32> = (0..buckets as i32).collect();
+    (0..choices.min(buckets)).map(|i| left.remove(drawn_bucket(seed, key * choices + i, left.len()) as usize)).collect()
 }
 
 /// A number uniform on [0, 1) for a seed, a purpose and an index.
@@ -225,18 +231,27 @@ fn frequencies(text: &TrainingText<'_>, by: &str, keys: usize, time: usize) -> V
     counts
 }
 
-/// Longest processing time first: keys by descending frequency, each to the bucket with the least load so far. Ties go
-/// to the lower key and the bucket with fewer keys, then the lower one, so keys that never occur are spread as well.
-pub(crate) fn balanced(frequencies: &[u64], buckets: usize) -> Vec<i32> {
+/// Longest processing time first: keys by descending frequency, each to the `choices` buckets with the least load so far.
+/// Ties go to the lower key and the bucket with fewer keys, then the lower one, so keys that never occur are spread as
+/// well. The buckets of key i are entries `i * choices ..` of the result.
+pub(crate) fn balanced(frequencies: &[u64], buckets: usize, choices: usize) -> Vec<i32> {
     let mut order: Vec<usize> = (0..frequencies.len()).collect();
     order.sort_by_key(|&key| (Reverse(frequencies[key]), key));
     let mut loads = vec![(0u64, 0usize); buckets.max(1)];
-    let mut table = vec![0; frequencies.len()];
+    let mut table = vec![0; frequencies.len() * choices];
+    let mut least: Vec<usize> = (0..loads.len()).collect();
     for key in order {
-        let bucket = (0..loads.len()).min_by_key(|&b| (loads[b], b)).invariant("there is a bucket");
-        loads[bucket].0 += frequencies[key];
-        loads[bucket].1 += 1;
-        table[key] = bucket as i32;
+        // Of many experts one is found without sorting them all.
+        if choices == 1 {
+            least[0] = (0..loads.len()).min_by_key(|&b| (loads[b], b)).invariant("there is a bucket");
+        } else {
+            least.sort_by_key(|&b| (loads[b], b));
+        }
+        for (entry, &bucket) in table[key * choices..].iter_mut().zip(least.iter().take(choices)) {
+            *entry = bucket as i32;
+            loads[bucket].0 += frequencies[key];
+            loads[bucket].1 += 1;
+        }
     }
     table
 }

@@ -6,7 +6,7 @@ use crate::read_source;
 use moec_model::reference::{self, Origin, RecipePart, reads};
 use moec_model::{
     BalanceLoss, CheckOptions, DefaultValue, LAYERS, LayerSpec, ParameterSpec, Registry, RoutingStrategy, SettingForm,
-    Traits, train_settings,
+    Traits, library, train_settings,
 };
 use moec_syntax::{Code, Item, Span};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ pub(crate) struct Entry {
     pub(crate) origin: Origin,
 }
 
-/// All strategies of the registry, and those that a file defines.
+/// All strategies of the registry, those that a file defines, and those of the library.
 ///
 /// # Errors
 /// When the file is wrong.
@@ -34,6 +34,11 @@ pub(crate) fn strategies(registry: &Registry, spec: Option<&Path>) -> Result<Vec
         let own = known.routers().filter(|strategy| registry.find_router(strategy.name()).is_none());
         entries.extend(own.map(|strategy| Entry { strategy: strategy.clone(), origin: Origin::File }));
     }
+    // A file that imports one of the library has it among its own.
+    let taken: Vec<String> = entries.iter().map(|entry| entry.strategy.name().to_owned()).collect();
+    let library =
+        library::routers().into_iter().filter(|(_, strategy)| !taken.iter().any(|name| name == strategy.name()));
+    entries.extend(library.map(|(path, strategy)| Entry { strategy, origin: Origin::Library(path) }));
     Ok(entries)
 }
 
@@ -80,7 +85,7 @@ impl Entry {
             "kind": "router",
             "name": s.name(),
             "summary": s.summary(),
-            "origin": self.origin.word(),
+            "origin": self.origin.words(),
             "verdict": traits.verdict().text(),
             "compares": traits.compares.text(),
             "compares_when_sampling": traits.compares_when_sampling.text(),

@@ -11,6 +11,7 @@ use crate::argument::Arguments;
 use crate::check::arguments::Owner;
 use crate::check::layer::LayerCheck;
 use crate::check::values::describe;
+use crate::library;
 use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
 use crate::model::Causality;
 use crate::needs::{Needs, Obstacle};
@@ -96,7 +97,10 @@ fn unknown(c: &mut LayerCheck<'_, '_>, call: &Named<'_>) {
     let names: Vec<&str> = c.registry().routers().map(|r| r.name()).collect();
     let message = format!("there is no router named `{}`", call.name);
     let d = Diagnostic::new(Code::UnknownRouter, message).primary(call.name_span, "unknown router");
-    let d = d.suggest(call.name_span, meant(call.name, names.iter().copied()));
+    let d = match library::file_of(call.name) {
+        Some(path) => d.help(format!("it is in the library: write `import \"{path}\"` at the top of the file")),
+        None => d.suggest(call.name_span, meant(call.name, names.iter().copied())),
+    };
     c.report(d.note(format!("the routers are {}", listed(names))));
 }
 
@@ -104,9 +108,9 @@ fn unknown(c: &mut LayerCheck<'_, '_>, call: &Named<'_>) {
 impl Route {
     /// Reports a router that does not suit the number of experts.
     pub(super) fn suits(&self, c: &mut LayerCheck<'_, '_>, experts: usize, experts_span: Span) {
-        // A router of the file can call something else `k`.
-        let k = self.arguments.get("k").map(|_| self.arguments.size("k"));
-        if let Some(k) = k.filter(|&k| k > experts && self.experts_per_token(experts, 1) > experts as f64) {
+        if let Some(k) =
+            self.arguments.k().filter(|&k| k > experts && self.experts_per_token(experts, 1) > experts as f64)
+        {
             let at = self.arguments.span("k").unwrap_or(self.span);
             let d = Diagnostic::new(Code::TopKTooLarge, format!("{k} experts a token, but there are only {experts}"))
                 .primary(at, format!("expected at most {experts}"))

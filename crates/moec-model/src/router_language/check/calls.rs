@@ -8,7 +8,6 @@ use super::super::functions::{self, ROUTER_FUNCTIONS, RouterFunction};
 use super::super::kinds::{Columns, Extent, Kind, Of, Shape};
 use super::super::program::{Along, Expr, Node, Num, NumNode, Over, Reduction};
 use super::{Checker, PARTS_OF_MOE, listed};
-use crate::arithmetic::Number;
 
 /// The arguments of a call, found by name or place.
 pub(super) struct Given<'a> {
@@ -93,6 +92,22 @@ impl<'a> Checker<'a, '_> {
         let span = call.span;
         match function.name {
             "linear" => self.linear(given, name),
+            "weight" => self.weight(given),
+            "identity" => {
+                let (n, extent) = self.extent(given, "n")?;
+                let axis = axis(extent);
+                tensor(Node::Identity(n), Shape::matrix(axis.clone(), axis), span)
+            }
+            "normalize" => {
+                let x = self.tensor_argument(given, "x")?;
+                let shape = x.shape().clone();
+                if shape.columns.is_none() {
+                    return self.no_rows(given, &x);
+                }
+                tensor(Node::Normalize(Box::new(x)), shape, span)
+            }
+            "quantile" => self.quantile(given),
+            "lookup" => self.lookup(given),
             "parameter" => self.parameter(given, name),
             "zeros" | "ones" => self.filled(given),
             "normal" | "uniform" => self.noise(given),
@@ -114,11 +129,7 @@ impl<'a> Checker<'a, '_> {
                     .primary(span, "cannot stand inside an expression");
                 self.fault(d.help("for example `let top, chosen = top_k(x, k)`"))
             }
-            "keep_top_k" => {
-                let (x, k) = (self.row(given, "x"), self.extent(given, "k"));
-                let ((x, columns), (k, _)) = (x?, k?);
-                tensor(Node::KeepTopK(Box::new(x), k), Shape::rows(columns), span)
-            }
+            "keep_top_k" => self.keep_top_k(given),
             "gather" => self.gather(given),
             "scatter" => {
                 let (values, indices) = (self.tensor_argument(given, "values"), self.expert_argument(given));
@@ -128,7 +139,7 @@ impl<'a> Checker<'a, '_> {
             }
             "count" => {
                 let (indices, _) = self.expert_argument(given)?;
-                let shape = Shape { tokens: false, columns: Some(Columns::Experts) };
+                let shape = Shape::vector(Columns::Experts);
                 tensor(Node::Count(Box::new(indices)), shape, span)
             }
             "stop_gradient" => {
@@ -143,7 +154,7 @@ impl<'a> Checker<'a, '_> {
             "index" => {
                 let x = self.tensor_argument(given, "x")?;
                 let kind = Kind::Index(x.shape().clone(), Of::Columns(Columns::Experts));
-                Some(Expr { node: Node::ToExpert(Box::new(x)), kind, span })
+                Some(Expr { node: Node::ToIndex(Box::new(x), Of::Columns(Columns::Experts)), kind, span })
             }
             other => internal_error!("the function `{other}` is declared and has no meaning"),
         }
@@ -186,18 +197,92 @@ impl<'a> Checker<'a, '_> {
         let whole = x.shape().clone();
         let (over, shape) = match given.get("over") {
             Some(_) => self.over(given, &x)?,
-            None if whole.columns.is_none() => {
-                let d = Diagnostic::new(Code::WrongKind, format!("`{}` works on rows", given.function.name))
-                    .primary(x.span, format!("this is {}", x.kind));
-                return self.fault(d.help("to work on a number for every token, say `over: tokens`"));
-            }
-            None => (Over::Columns, Shape { tokens: whole.tokens, columns: None }),
+            None if whole.columns.is_none() => return self.no_rows(given, &x),
+            None => (Over::Columns, whole.without_columns()),
         };
         let (x, span) = (Box::new(x), given.call.span);
         match given.function.name {
             "softmax" => tensor(Node::Softmax(x, over), whole, span),
             _ => tensor(Node::LogSumExp(x, over), shape, span),
         }
+    }
+
+    /// Reports that something has no rows where a function works on them.
+    fn no_rows<T>(&mut self, given: &Given<'a>, x: &Expr) -> Option<T> {
+        let d = Diagnostic::new(Code::WrongKind, format!("`{}` works on rows", given.function.name))
+            .primary(x.span, format!("this is {}", x.kind));
+        self.fault(if x.shape().tokens && given.function.named.contains(&"over") {
+            d.help("to work on a number for every token, say `over: tokens`")
+        } else {
+            d
+        })
+    }
+
+    /// `keep_top_k(x, k)`, `keep_top_k(x, tokens / experts, over: tokens)`
+    fn keep_top_k(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let span = given.call.span;
+        let over = given.get("over");
+        let (x, k) = match over {
+            None => {
+                let (x, k) = (self.row(given, "x"), self.extent(given, "k"));
+                (x?.0, k?.0)
+            }
+            // How many tokens there are differs between training and sampling, so k may be any number.
+            Some(_) => {
+                let (x, k) = (self.row(given, "x"), given.get("k").and_then(|k| self.number(k)));
+                (x?.0, k?)
+            }
+        };
+        let over = match over {
+            Some(_) => self.over(given, &x)?.0,
+            None => Over::Columns,
+        };
+        let kind = x.kind.clone();
+        Some(Expr { node: Node::KeepTopK(Box::new(x), k, over), kind, span })
+    }
+
+    /// `quantile(x, 0.9, over: tokens)`
+    fn quantile(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let (x, q) = (self.tensor_argument(given, "x"), given.get("q").and_then(|q| self.number(q)));
+        let (x, q) = (x?, q?);
+        let (over, shape) = match given.get("over") {
+            Some(_) => self.over(given, &x)?,
+            None => (Over::All, Shape::SCALAR),
+        };
+        tensor(Node::Quantile(Box::new(x), q, over), shape, given.call.span)
+    }
+
+    /// `weight(scores)`
+    fn weight(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let x = self.expression(given.get("x")?)?;
+        let span = given.call.span;
+        if let Node::Slot(slot) = x.node
+            && let Some((name, shape)) = self.linears.get(&slot).cloned()
+        {
+            return tensor(Node::Weight { slot, name }, shape, span);
+        }
+        let d = Diagnostic::new(Code::WrongKind, "`weight` takes the name of a linear map")
+            .primary(x.span, "this is not what a `let` names with `linear(..)`");
+        self.fault(d.help("for example `weight(scores)` with `let scores = linear(x, experts)`"))
+    }
+
+    /// `lookup(expert_of, token_ids)`
+    fn lookup(&mut self, given: &Given<'a>) -> Option<Expr> {
+        let table = given.get("table").and_then(|table| self.expression(table));
+        let ids = self.index_argument(given, "ids");
+        let (table, (ids, _, of)) = (table?, ids?);
+        let (Node::Table(at), Kind::Table(gives)) = (&table.node, &table.kind) else {
+            let d = Diagnostic::new(Code::WrongKind, "`lookup` takes a table")
+                .primary(table.span, format!("this is {}", table.kind));
+            return self.fault(d.help("declare one, as in `table expert_of = balanced`"));
+        };
+        if of != Of::Vocabulary {
+            let d = Diagnostic::new(Code::WrongKind, "a table is looked up by tokens of the vocabulary")
+                .primary(ids.span, format!("this is {}", ids.kind));
+            return self.fault(d.help("for example `lookup(expert_of, token_ids)`"));
+        }
+        let kind = (**gives).clone();
+        Some(Expr { node: Node::Lookup(*at, Box::new(ids)), kind, span: given.call.span })
     }
 
     fn select(&mut self, given: &Given<'a>) -> Option<Expr> {
@@ -264,10 +349,29 @@ impl<'a> Checker<'a, '_> {
             return Some(Expr { node: Node::Number(number), kind, span });
         }
         let what = format!("`{}`", given.function.name);
+        let f = if max { Binary::Max } else { Binary::Min };
+        if let (Kind::Index(_, left), Kind::Index(_, right)) = (&a.kind, &b.kind) {
+            let of = left.clone();
+            if of != *right {
+                let d = Diagnostic::new(Code::WrongKind, format!("{what} compares indices of the same thing"))
+                    .primary(span, "these count different things")
+                    .secondary(a.span, format!("this is {}", a.kind))
+                    .secondary(b.span, format!("this is {}", b.kind));
+                return self.fault(d);
+            }
+            let (a, b) = (numbers_of(a), numbers_of(b));
+            let shape = self.joined(&a, &b, given.function.name, span)?;
+            let kind = Kind::Tensor(shape.clone());
+            let larger = Expr { node: Node::Binary(f, Box::new(a), Box::new(b)), kind, span };
+            return Some(Expr {
+                node: Node::ToIndex(Box::new(larger), of.clone()),
+                kind: Kind::Index(shape, of),
+                span,
+            });
+        }
         let (a, b) = (self.tensor(a, &what), self.tensor(b, &what));
         let (a, b) = (a?, b?);
         let shape = self.joined(&a, &b, given.function.name, span)?;
-        let f = if max { Binary::Max } else { Binary::Min };
         Some(Expr { node: Node::Binary(f, Box::new(a), Box::new(b)), kind: Kind::Tensor(shape), span })
     }
 
@@ -284,25 +388,39 @@ impl<'a> Checker<'a, '_> {
         Some(Expr { node: Node::Linear { name: name?, x: Box::new(x), width, bias }, kind, span: given.call.span })
     }
 
+    /// `parameter()`, `parameter(experts)`, `parameter(experts, width)`
     fn parameter(&mut self, given: &Given<'a>, name: Option<&'a ast::Ident>) -> Option<Expr> {
         let name = self.tensor_name(given, name);
         let start = match given.get("start") {
-            Some(start) => self.number(start)?,
-            None => Num { node: NumNode::Constant(Number::Float(0.0)), span: given.call.span },
+            Some(start) => Some(self.number(start)?),
+            None => None,
         };
-        let (columns, shape) = match given.get("width") {
-            Some(_) => {
-                let (columns, extent) = self.extent(given, "width")?;
-                (Some(columns), Shape { tokens: false, columns: Some(axis(extent)) })
+        let mut axes = Vec::new();
+        for place in ["first", "second"] {
+            if given.get(place).is_some() {
+                axes.push(self.extent(given, place)?);
             }
-            None => (None, Shape::SCALAR),
+        }
+        let shape = match &axes[..] {
+            [] => Shape::SCALAR,
+            [(_, only)] => Shape::vector(axis(only.clone())),
+            [(_, rows), (_, columns), ..] => Shape::matrix(axis(rows.clone()), axis(columns.clone())),
         };
-        let node = Node::Parameter { name: name?, columns, start };
+        let mut axes = axes.into_iter().map(|(number, _)| number).rev();
+        let (columns, rows) = (axes.next(), axes.next());
+        let node = Node::Parameter { name: name?, rows, columns, start };
         Some(Expr { node, kind: Kind::Tensor(shape), span: given.call.span })
     }
 
     /// The name of a trained tensor: the argument `name`, or else that of the `let`.
     fn tensor_name(&mut self, given: &Given<'a>, bound: Option<&'a ast::Ident>) -> Option<String> {
+        if let Some(&count) = self.loops.last() {
+            let d =
+                Diagnostic::new(Code::RepeatForm, format!("`{}` does not stand in a `repeat`", given.function.name))
+                    .primary(given.call.name.span, "what is trained is said once")
+                    .secondary(count, "and here statements are gone through several times");
+            return self.fault(d.help("bind it to a `let` in front of the `repeat`"));
+        }
         let (name, span) = match (given.get("name"), bound) {
             (Some(expr), _) => {
                 let ExprKind::String(name) = &expr.kind else {
@@ -379,12 +497,20 @@ impl<'a> Checker<'a, '_> {
             None => (None, None),
         };
         let value = if given.function.name == "ones" { 1.0 } else { 0.0 };
-        let kind = Kind::Tensor(Shape { tokens, columns: axis });
+        let kind = Kind::Tensor(Shape { tokens, rows: None, columns: axis });
         Some(Expr { node: Node::Filled { value, tokens, columns }, kind, span: given.call.span })
     }
 
     fn reduction(&mut self, given: &Given<'a>) -> Option<Expr> {
-        let x = self.tensor_argument(given, "x")?;
+        let x = self.expression(given.get("x")?)?;
+        let of = match &x.kind {
+            Kind::Index(_, of) if matches!(given.function.name, "max" | "min") => Some(of.clone()),
+            _ => None,
+        };
+        let x = match of {
+            Some(_) => numbers_of(x),
+            None => self.tensor(x, &format!("`{}`", given.function.name))?,
+        };
         let reduction = match given.function.name {
             "sum" => Reduction::Sum,
             "mean" => Reduction::Mean,
@@ -395,8 +521,13 @@ impl<'a> Checker<'a, '_> {
             Some(_) => self.over(given, &x)?,
             None => (Over::All, Shape::SCALAR),
         };
-        let node = Node::Reduce(reduction, Box::new(x), over);
-        Some(Expr { node, kind: Kind::Tensor(shape), span: given.call.span })
+        let span = given.call.span;
+        let reduced =
+            Expr { node: Node::Reduce(reduction, Box::new(x), over), kind: Kind::Tensor(shape.clone()), span };
+        Some(match of {
+            Some(of) => Expr { node: Node::ToIndex(Box::new(reduced), of.clone()), kind: Kind::Index(shape, of), span },
+            None => reduced,
+        })
     }
 
     fn cumulative_sum(&mut self, given: &Given<'a>) -> Option<Expr> {
@@ -406,67 +537,73 @@ impl<'a> Checker<'a, '_> {
             let d = d.primary(given.call.span, "there is no `over`");
             return self.fault(d.note(written(given.function)));
         };
-        let along = match self.axis_named(over, &x, &["tokens", "positions", "experts", "width"])? {
-            "tokens" => Along::Tokens,
-            "positions" => Along::Positions,
+        let along = match self.axis_named(over, &x)? {
+            Over::Tokens => Along::Tokens,
+            Over::Sequence => Along::Sequence,
             _ => Along::Columns,
         };
         let kind = x.kind.clone();
         Some(Expr { node: Node::CumulativeSum(Box::new(x), along), kind, span: given.call.span })
     }
 
-    /// The axis that `over` names, and the shape without it.
+    /// The axis that `over` names, and the shape without it. Of a sequence every token has what the sequence has.
     fn over(&mut self, given: &Given<'a>, x: &Expr) -> Option<(Over, Shape)> {
         let shape = x.shape();
-        let word = self.axis_named(given.get("over")?, x, &["tokens", "experts", "width"])?;
-        Some(match word {
-            "tokens" => (Over::Tokens, Shape { tokens: false, columns: shape.columns.clone() }),
-            _ => (Over::Columns, Shape { tokens: shape.tokens, columns: None }),
+        let over = self.axis_named(given.get("over")?, x)?;
+        Some(match over {
+            Over::Tokens | Over::Rows => (over, Shape { tokens: false, rows: None, ..shape.clone() }),
+            Over::Sequence | Over::All => (over, shape.clone()),
+            Over::Columns => (over, shape.without_columns()),
         })
     }
 
-    /// Which of the words the value of `over` is, if it names an axis of `x`.
-    fn axis_named(&mut self, expr: &'a ast::Expr, x: &Expr, words: &[&'static str]) -> Option<&'static str> {
+    /// Which axis of `x` the value of `over` names.
+    fn axis_named(&mut self, expr: &'a ast::Expr, x: &Expr) -> Option<Over> {
+        const WORDS: [&str; 4] = ["tokens", "sequence", "experts", "width"];
         let shape = x.shape();
         let named = match &expr.kind {
-            ExprKind::Name(name) => words.iter().copied().find(|word| word == name),
+            // Sums along a sequence were written so first.
+            ExprKind::Name(name) if name == "positions" => Some("sequence"),
+            ExprKind::Name(name) => WORDS.into_iter().find(|word| word == name),
             _ => None,
         };
-        let word = match named {
-            Some(word) => word,
-            None => {
-                let mut d = Diagnostic::new(Code::UnknownValue, "`over` names an axis")
-                    .primary(expr.span, format!("expected {}", either(words)));
-                if let ExprKind::Name(word) = &expr.kind
-                    && let Some(near) = did_you_mean(word, words.iter().copied())
-                {
-                    d = d.patch(expr.span, near, "use the name that it has");
-                }
-                return self.fault(d);
+        let Some(word) = named else {
+            let mut d = Diagnostic::new(Code::UnknownValue, "`over` names an axis")
+                .primary(expr.span, format!("expected {}", either(&WORDS)));
+            if let ExprKind::Name(word) = &expr.kind
+                && let Some(near) = did_you_mean(word, WORDS)
+            {
+                d = d.patch(expr.span, near, "use the name that it has");
             }
+            return self.fault(d);
         };
-        let there = match (word, &shape.columns) {
-            ("tokens" | "positions", _) => shape.tokens,
-            ("experts", columns) => matches!(columns, Some(Columns::Experts | Columns::Choices(_))),
-            (_, columns) => matches!(columns, Some(Columns::Features(_))),
+        let is = |columns: &Option<Columns>| match word {
+            "experts" => matches!(columns, Some(Columns::Experts | Columns::Choices(_))),
+            _ => matches!(columns, Some(Columns::Features(_))),
         };
-        if !there {
-            let d = Diagnostic::new(Code::ShapeMismatch, format!("there is no axis `{word}` to go over"))
-                .primary(expr.span, "no such axis")
-                .secondary(x.span, format!("this is {shape}"));
-            let columns = match &shape.columns {
-                Some(Columns::Features(_)) => Some("width"),
-                Some(_) => Some("experts"),
-                None => None,
-            };
-            return self.fault(match columns {
-                Some(columns) if !matches!(word, "tokens" | "positions") => {
-                    d.help(format!("its last axis is called `{columns}`"))
-                }
-                _ => d,
-            });
+        let over = match word {
+            "tokens" => shape.tokens.then_some(Over::Tokens),
+            "sequence" => shape.tokens.then_some(Over::Sequence),
+            _ if is(&shape.columns) => Some(Over::Columns),
+            _ => is(&shape.rows).then_some(Over::Rows),
+        };
+        if over.is_some() {
+            return over;
         }
-        Some(word)
+        let d = Diagnostic::new(Code::ShapeMismatch, format!("there is no axis `{word}` to go over"))
+            .primary(expr.span, "no such axis")
+            .secondary(x.span, format!("this is {shape}"));
+        let columns = match &shape.columns {
+            Some(Columns::Features(_)) => Some("width"),
+            Some(_) => Some("experts"),
+            None => None,
+        };
+        self.fault(match columns {
+            Some(columns) if !matches!(word, "tokens" | "sequence") => {
+                d.help(format!("its last axis is called `{columns}`"))
+            }
+            _ => d,
+        })
     }
 
     // Arguments of a kind.
@@ -475,7 +612,7 @@ impl<'a> Checker<'a, '_> {
     pub(super) fn row(&mut self, given: &Given<'a>, name: &str) -> Option<(Expr, Columns)> {
         let x = self.tensor_argument(given, name)?;
         match &x.kind {
-            Kind::Tensor(Shape { tokens: true, columns: Some(columns) }) => {
+            Kind::Tensor(Shape { tokens: true, rows: None, columns: Some(columns) }) => {
                 let columns = columns.clone();
                 Some((x, columns))
             }
@@ -575,11 +712,12 @@ impl<'a> Checker<'a, '_> {
         match value.kind {
             Kind::Tensor(_) => Some(value),
             Kind::Int(_) | Kind::Float => Some(Expr { kind: Kind::Tensor(Shape::SCALAR), ..value }),
-            Kind::Bool | Kind::Index(..) => {
+            Kind::Bool | Kind::Index(..) | Kind::Table(_) => {
                 let d = Diagnostic::new(Code::WrongKind, format!("{what} takes numbers"))
                     .primary(value.span, format!("this is {}", value.kind));
                 let d = match value.kind {
                     Kind::Bool => d.help("`if condition { 1.0 } else { 0.0 }` makes a number of it"),
+                    Kind::Table(_) => d.help("`lookup(.., token_ids)` gives what it has for each token"),
                     _ => d.help("`float(..)` makes numbers of indices"),
                 };
                 self.fault(d)
@@ -623,6 +761,12 @@ impl<'a> Checker<'a, '_> {
         }
         self.fault(d)
     }
+}
+
+/// Indices as numbers.
+fn numbers_of(x: Expr) -> Expr {
+    let (kind, span) = (Kind::Tensor(x.shape().clone()), x.span);
+    Expr { node: Node::ToFloat(Box::new(x)), kind, span }
 }
 
 /// How a function is written and what it does, as a note.

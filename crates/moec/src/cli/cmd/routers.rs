@@ -5,6 +5,7 @@ use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::reference;
 use moec_model::Registry;
+use moec_model::reference::Origin;
 use serde_json::{Value, json};
 
 /// Runs the command.
@@ -20,7 +21,12 @@ pub(crate) fn run(args: &RoutersArgs, registry: &Registry, console: &Console) ->
         return Ok(Exit::Success);
     }
     console.out("Routing strategies, for `route:` of a `moe`\n")?;
-    for entry in &entries {
+    let (library, known): (Vec<_>, Vec<_>) = entries.iter().partition(|e| matches!(e.origin, Origin::Library(_)));
+    for entry in known {
+        console.prose(&(entry.brief() + "\n"))?;
+    }
+    console.out("Routers of the library, after `import \"std/NAME.moe\"` at the top of a file\n")?;
+    for entry in library {
         console.prose(&(entry.brief() + "\n"))?;
     }
     console.out("Balance losses, for `balance:` of a `moe`\n")?;
