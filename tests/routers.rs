@@ -210,7 +210,8 @@ fn gradients_of_the_library_agree_with_central_differences() {
     ] {
         let text = format!(
             "import \"std/{file}.moe\"\nmodel m {{ let width = 8  context 5  vocab characters  embed(width: width)\n  \
-             layer_norm  moe(experts: 4 * mlp(hidden: 6, activation: gelu), route: {route})  layer_norm  unembed }}"
+             residual {{ layer_norm  moe(experts: 4 * mlp(hidden: 6, activation: gelu), route: {route}) }}  layer_norm \
+             unembed }}"
         );
         let mut names: Vec<String> = trained.iter().map(|name| format!("moe.{name}")).collect();
         names.push("moe.experts.mlp.up.weight".into());

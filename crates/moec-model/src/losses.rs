@@ -254,6 +254,13 @@ const CHOICES: ParameterSpec = ParameterSpec::optional(
     "count all choices of a token, or only its first one (GShard)",
 );
 
+const COUNTED: ParameterSpec = ParameterSpec::optional(
+    "choices",
+    ParameterType::Choice(&["scores", "routed"]),
+    DefaultValue::Word("scores"),
+    "count the experts with the largest probabilities, or those that a token goes to, which a balance bias moves",
+);
+
 /// The losses that are always there.
 pub(crate) const LOSSES: [BalanceLoss; 5] = [
     BalanceLoss {
@@ -289,7 +296,8 @@ loss = CV(load)^2                                     over the experts; 0 where 
         equations: "\
 f_e = choices of e / all choices                      counted before a capacity; constant to the gradient
 P_e = mean over tokens of p_ne                        p the router's probabilities [N, E]
-loss = E * sum_e f_e P_e                              1 at perfect balance, for every k; E where one expert has everything",
+loss = E * sum_e f_e P_e                              1 at perfect balance, for every k; E where one expert has everything
+In transformers, and in flaxformer for k > 1, f_e sum to k: their losses are k times as large, for the same weight.",
         references: &[
             "Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6",
             "Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1 (choices: first)",
@@ -316,12 +324,14 @@ loss = mean over tokens of (ln sum_e exp(l_ne))^2     grows where scores do",
         summary: "the switch loss within each sequence, with probabilities that sum to 1, averaged over the sequences",
         equations: "\
 Within each sequence of T tokens: f_e = E / (K T) * choices of e, constant to the gradient
+choices: scores     e is among the K largest p of a token: a balance bias does not count (DeepSeek-V3, Megatron-Core)
+         routed     the token goes to e
 P_e = mean over its tokens of p_ne / sum_e p_ne
 loss = mean over sequences of sum_e f_e P_e           1 at perfect balance",
         references: &["DeepSeek-AI 2024, DeepSeek-V3, arXiv 2412.19437, equations 17 to 20"],
         needs: &[Quantity::Probabilities],
         weight: 1e-4,
-        parameters: &[],
+        parameters: &[COUNTED],
         lower: sequence,
     },
 ];
@@ -420,14 +430,27 @@ fn z(context: &mut LossContext<'_>, _: &Arguments) -> Value {
 /// `mean_sequences sum_e f_e P_e` with `f_e = E / (K T) * count_e` within the sequence, constant to the gradient, and
 /// `P_e` the mean over the sequence of the probabilities divided by their sum. In a `moe` inside an expert all rows count
 /// as one sequence.
-fn sequence(context: &mut LossContext<'_>, _: &Arguments) -> Value {
+///
+/// What is counted are the choices that the probabilities alone would make, as equation 18 of DeepSeek-V3 has it, unless
+/// those that were made are asked for; gates that may close have no number of choices, so theirs are always those.
+fn sequence(context: &mut LossContext<'_>, arguments: &Arguments) -> Value {
     let (experts, tokens, columns) = (context.experts(), context.tokens(), context.columns());
     let time = context.time().unwrap_or(tokens).max(1);
     let batch = tokens / time;
-    let (chosen, probabilities, valid) = (context.chosen(), context.probabilities(), context.rows.valid);
+    let (routed, probabilities, valid) = (context.chosen(), context.probabilities(), context.rows.valid);
+    let by_scores = arguments.word("choices") == "scores" && columns < experts;
     let b = context.builder();
     let ones = b.fill(1.0, [tokens, columns]);
-    let hot = b.scatter_last(ones, chosen, experts);
+    let hot = if by_scores {
+        let (_, best) = b.top_k(probabilities, columns);
+        let counted = match valid {
+            None => ones,
+            Some(valid) => b.broadcast(valid, [tokens, columns]),
+        };
+        b.scatter_last(counted, best, experts)
+    } else {
+        b.scatter_last(ones, routed, experts)
+    };
     let hot = b.reshape(hot, [batch, time, experts]);
     let counts = b.sum(hot, &[1]);
     let total = b.sum(counts, &[1]);

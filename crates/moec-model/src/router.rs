@@ -443,6 +443,8 @@ pub struct RoutingContext<'a> {
     pub(crate) time: usize,
     pub(crate) vocab: usize,
     pub(crate) nested: Option<Nested>,
+    /// Whether losses count in this function.
+    pub(crate) losses: bool,
     /// What the strategy asked for that cannot be had.
     pub(crate) refused: Option<String>,
 }
@@ -508,6 +510,11 @@ impl RoutingContext<'_> {
     /// Whether this is a training step.
     pub fn mode(&self) -> Mode {
         self.emitter.mode
+    }
+
+    /// Whether losses of the strategy count: where a model only samples, it would compute them in vain.
+    pub fn has_losses(&self) -> bool {
+        self.losses
     }
 
     /// `x [N, I] -> [N, output]` with the parameters `NAME.weight [output, I]` and, if asked, `NAME.bias [output]`. It is

@@ -3,6 +3,7 @@
 mod base_layer;
 mod dselect_k;
 mod expert_choice;
+mod groups;
 mod gshard;
 mod hash;
 mod noisy_top_k;

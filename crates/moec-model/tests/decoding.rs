@@ -9,14 +9,14 @@ use std::path::Path;
 use moec_ir::{Data, Graph, Op, Precision, Stage, Tensor, evaluate, random, verify};
 use moec_model::{
     Cache, CheckOptions, Form, InitScheme, LowerError, LowerOptions, Mode, Model, NoisePolicy, Registry, check,
-    decoding, lower,
+    decoding, library, lower,
 };
 use moec_syntax::{SourceFile, parse};
 
 const VOCAB: usize = 7;
 
 fn model(name: &str, text: String, overrides: &[&str]) -> Model {
-    let source = SourceFile::new(name, text).with_overrides(overrides);
+    let source = library::imported_into(SourceFile::new(name, text)).with_overrides(overrides);
     let checked = check(&source, &parse(&source).unwrap(), &Registry::with_builtins(), &CheckOptions::default());
     let messages: String = checked.diagnostics.iter().map(|d| d.render(&source, false)).collect();
     checked.model.unwrap_or_else(|| panic!("{messages}"))

@@ -244,6 +244,56 @@ fn a_group_left_out_is_left_out_even_if_all_scores_are_negative() {
     assert!(chosen.chunks(2).all(|slot| slot.iter().all(|&e| (0..2).contains(&e))), "{chosen:?}");
 }
 
+/// Groups are compared by their largest score, or by the sum of their two largest, of a softmax too.
+#[test]
+fn groups_are_compared_by_what_is_said() {
+    let best = |row: &[f64], count: usize| {
+        let mut row = row.to_vec();
+        row.sort_by(|a, b| b.total_cmp(a));
+        row[..count].iter().sum::<f64>()
+    };
+    let mut differ = 0;
+    for (score, count) in [("best", 1), ("best_two", 2)] {
+        for normalize in ["selected", "all"] {
+            let route = format!(
+                "softmax_top_k(k: 2, normalize: {normalize}, groups: 2, groups_kept: 1, group_score: {score}, bias: false)"
+            );
+            let lowered = lowered(&format!("moe(experts: 6 * mlp(hidden: 5), route: {route})"), Mode::Evaluate);
+            let values = values(&lowered);
+            let result = run(&lowered, &values);
+            let (x, w) = (values["x"].to_f64(), values["moe.router.weight"].to_f64());
+            let (chosen, weights) = (ints(&result, "experts.moe"), floats(&result, "weights.moe"));
+            for (n, token) in x.chunks(WIDTH).enumerate() {
+                let product = |row: &[f64]| row.iter().zip(token).map(|(a, b)| a * b).sum::<f64>();
+                let scores: Vec<f64> = w.chunks(WIDTH).map(product).collect();
+                let group = if best(&scores[..3], count) >= best(&scores[3..], count) { 0..3 } else { 3..6 };
+                let other = if best(&scores[..3], 3 - count) >= best(&scores[3..], 3 - count) { 0..3 } else { 3..6 };
+                differ += usize::from(group != other);
+                let mut order: Vec<usize> = group.collect();
+                order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+                let slots = n * 2..n * 2 + 2;
+                let ours: Vec<usize> = chosen[slots.clone()].iter().map(|&e| e as usize).collect();
+                assert_eq!(ours, order[..2], "{route}");
+                let among: Vec<usize> = if normalize == "all" { (0..6).collect() } else { order[..2].to_vec() };
+                let sum: f64 = among.iter().map(|&e| scores[e].exp()).sum();
+                for (weight, e) in weights[slots].iter().zip(&order) {
+                    assert!((weight - scores[*e].exp() / sum).abs() < 1e-9, "{route}");
+                }
+            }
+        }
+    }
+    assert!(differ > 0, "the two ways never differ");
+}
+
+#[test]
+fn sigmoids_weigh_as_they_are_where_nothing_is_normalised() {
+    let route = "sigmoid_top_k(k: 1, normalize: none, scale: 2.0)";
+    let result = evaluated(&format!("moe(experts: 3 * mlp(hidden: 5), route: {route})"), Mode::Evaluate);
+    let weights = floats(&result, "weights.moe");
+    assert!(weights.iter().all(|w| *w > 0.0 && *w < 2.0));
+    assert!(weights.windows(2).any(|pair| pair[0] != pair[1]), "with one choice its share would always be 1");
+}
+
 #[test]
 fn selectors_become_exactly_sparse_and_never_divide_by_zero() {
     let moe = "moe(experts: 6 * mlp(hidden: 5), route: dselect_k(k: 2, gating: static, gamma: 0.5))";

@@ -175,7 +175,8 @@ impl<'a> Joined<'a> {
                 let message = format!("`{}` cannot be imported: {reason}", import.path);
                 let fault = Diagnostic::new(Code::CannotImport, message).primary(import.path_span, "imported here");
                 let place = join(folder(self.source.name()), path).unwrap_or_else(|| path.to_owned());
-                self.faults.push(fault.note(format!("looked for at `{place}`")));
+                let in_library = path.starts_with(LIBRARY_FOLDER);
+                self.faults.push(if in_library { fault } else { fault.note(format!("looked for at `{place}`")) });
                 return;
             }
             None => {

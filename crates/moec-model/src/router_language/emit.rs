@@ -26,7 +26,7 @@ const LARGEST_WHOLE: usize = 1 << 24;
 
 /// Emits a program. `noisy` says whether its `noisy` is random in this situation.
 pub(super) fn emit(program: &Program, situation: &Situation, noisy: bool, context: &mut RoutingContext<'_>) -> Routing {
-    let live = live(program, situation, noisy);
+    let live = live(program, situation, noisy, context.has_losses());
     let mut emission = Emission {
         program,
         situation,
@@ -61,8 +61,8 @@ pub(super) fn emit(program: &Program, situation: &Situation, noisy: bool, contex
     })
 }
 
-/// Which steps anything depends on.
-pub(super) fn live(program: &Program, situation: &Situation, noisy: bool) -> Vec<bool> {
+/// Which steps anything depends on; `losses` says whether those of the router count.
+pub(super) fn live(program: &Program, situation: &Situation, noisy: bool, losses: bool) -> Vec<bool> {
     let mut wanted = Wanted { slots: vec![false; program.tensor_slots], states: vec![false; program.states.len()] };
     for root in program.returned.expressions(noisy) {
         want(root, situation, &mut wanted);
@@ -81,7 +81,7 @@ pub(super) fn live(program: &Program, situation: &Situation, noisy: bool) -> Vec
                 wanted.states[*state] |= situation.training;
                 (situation.training, value)
             }
-            Action::Aux { value, .. } => (true, value),
+            Action::Aux { value, .. } => (losses, value),
             Action::Assign { .. } => internal_error!("a name is given another value in a `repeat` only"),
             Action::Repeat { steps, .. } => {
                 *live = assigned(steps).any(|slot| wanted.slots[slot]);

@@ -65,7 +65,8 @@ S(t) = 0 for t <= -gamma/2, 1 for t >= gamma/2, else -2 t^3 / gamma^3 + 3 t / (2
 r_j(e) = product over bits b of (bit_b(e) ? S(z_jb) : 1 - S(z_jb))              [N, k, E]
 w = sum_j softmax(a)_j r_j                                                      dense gates, [N, E]
 Losses: entropy = mean_n sum_j -sum_e r log(r + 1e-6); for E not a power of two also
-unassigned_mass = mean_n sum_j 1 / (sum_e r + 1e-6), with weight 1, against codes beyond E.
+unassigned_mass = mean_n sum_j 1 / (sum_e r + 1e-6), with weight 1, against codes beyond E. The authors add up over the
+tokens where these are means, which do not depend on the batch.
 Parameters: selector.weight [k m, C], selector.bias, mixture.weight [k, C], mixture.bias; static:
 selector.logits [k, m], mixture.logits [k].
 Cost: products [N, C] x [C, k (m + 1)]; all experts at first, those with a gate other than 0 later."

@@ -1,7 +1,8 @@
 //! Sigmoid gating with a balance bias that is not trained by gradient (Wang et al. 2024, DeepSeek-V3).
 
-use moec_ir::{Binary, Tensor, Unary, Value};
+use moec_ir::{Tensor, Unary};
 
+use super::groups;
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::emit::Mode;
 use crate::router::{Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
@@ -12,6 +13,7 @@ use crate::router::{Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
 /// so that the biases do not drift.
 ///
 /// With groups, a token chooses among the `groups_kept` groups of experts with the largest sum of their two best `s + b`.
+/// `normalize: none` leaves the weights as sigmoids.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SigmoidTopK;
 
@@ -30,17 +32,14 @@ const PARAMETERS: &[ParameterSpec] = &[
         "factor of the weights",
     ),
     ParameterSpec::optional(
-        "groups",
-        ParameterType::Int(Interval::at_least(1.0)),
-        DefaultValue::Int(1),
-        "groups that the experts are divided into",
+        "normalize",
+        ParameterType::Choice(&["selected", "none"]),
+        DefaultValue::Word("selected"),
+        "divide the weights by their sum, or take the sigmoids as they are",
     ),
-    ParameterSpec::optional(
-        "groups_kept",
-        ParameterType::Int(Interval::at_least(1.0)),
-        DefaultValue::Int(1),
-        "groups that a token chooses from",
-    ),
+    groups::GROUPS,
+    groups::GROUPS_KEPT,
+    groups::GROUP_SCORE,
 ];
 
 impl RoutingStrategy for SigmoidTopK {
@@ -66,30 +65,23 @@ impl RoutingStrategy for SigmoidTopK {
     fn equations(&self) -> &str {
         "s = sigmoid(x Wᵀ)                             [N, E]
 I = the k largest of s + b                    ties to the lower index
-w = scale * s_I / (sum s_I + 1e-20)           b does not enter the weights
+w = scale * s_I / (sum s_I + 1e-20)           b does not enter the weights; normalize: none   w = scale * s_I
 after a training step: u = bias_rate * sign(mean(n) - n_e), b_e += u_e - mean(u), n_e the tokens of expert e
-groups: only experts of the groups_kept groups with the largest sum of their two best s + b
+groups: only experts of the groups_kept groups with the largest sum of their two best s + b, or with group_score: best
+the largest s + b
 Parameters: router.weight [E, C]. State: balance_bias [E], 0 at first, in checkpoints.
 Cost: one product [N, C] x [C, E]."
     }
 
     fn check(&self, arguments: &Arguments, experts: usize) -> Result<(), String> {
-        let [k, groups, kept] = ["k", "groups", "groups_kept"].map(|name| arguments.size(name));
-        if kept > groups {
-            Err(format!("keeps {kept} groups of {groups}"))
-        } else if !experts.is_multiple_of(groups.max(1)) {
-            Err(format!("cannot divide {experts} experts into {groups} equal groups"))
-        } else if k > kept * (experts / groups.max(1)) {
-            Err(format!("cannot choose {k} experts from {kept} groups of {}", experts / groups.max(1)))
-        } else {
-            Ok(())
-        }
+        groups::check(arguments, experts)
     }
 
     fn traits(&self, arguments: &Arguments) -> Traits {
         Traits {
             provides: &[Quantity::Logits, Quantity::Probabilities],
-            learns_from_task: arguments.size("k") > 1,
+            // What one sigmoid is of its own sum is the constant 1.
+            learns_from_task: arguments.size("k") > 1 || arguments.word("normalize") == "none",
             // Each outer expert would need a bias of its own.
             nests: arguments.float("bias_rate") == 0.0,
             ..Traits::default()
@@ -103,13 +95,18 @@ Cost: one product [N, C] x [C, E]."
         let b = context.builder();
         let s = b.unary(Unary::Sigmoid, logits);
         let biased = b.add(s, bias);
-        let biased = within_groups(b, biased, experts, arguments.size("groups"), arguments.size("groups_kept"));
+        let biased = groups::within(b, biased, arguments);
         let (_, chosen) = b.top_k(biased, k);
         let picked = b.gather_last(s, chosen);
-        let sum = b.sum(picked, &[1]);
-        let sum = b.add_scalar(sum, 1e-20);
-        let sum = b.broadcast_last(sum, k);
-        let weights = b.div(picked, sum);
+        let weights = match arguments.word("normalize") {
+            "none" => picked,
+            _ => {
+                let sum = b.sum(picked, &[1]);
+                let sum = b.add_scalar(sum, 1e-20);
+                let sum = b.broadcast_last(sum, k);
+                b.div(picked, sum)
+            }
+        };
         let weights = b.scale(weights, arguments.float("scale"));
         if context.mode() == Mode::Train && rate > 0.0 {
             let b = context.builder();
@@ -125,27 +122,4 @@ Cost: one product [N, C] x [C, E]."
         }
         Routing { logits: Some(logits), probabilities: Some(s), ..Routing::token_choice(chosen, weights) }
     }
-}
-
-/// The scores with those outside the best groups lowered below every other: to 0 would not do, as `s + b` can be
-/// negative.
-fn within_groups(b: &mut moec_ir::Builder, scores: Value, experts: usize, groups: usize, kept: usize) -> Value {
-    if kept >= groups {
-        return scores;
-    }
-    let tokens = b.extent(scores, 0);
-    let size = experts / groups;
-    let grouped = b.reshape(scores, [tokens * groups, size]);
-    let (best, _) = b.top_k(grouped, size.min(2));
-    let group_score = b.sum(best, &[1]);
-    let group_score = b.reshape(group_score, [tokens, groups]);
-    let (_, chosen) = b.top_k(group_score, kept);
-    let ones = b.fill(1.0, [tokens, kept]);
-    let member = b.scatter_last(ones, chosen, groups);
-    let member = b.broadcast_last(member, size);
-    let member = b.reshape(member, [tokens, experts]);
-    let lowest = b.fill(f64::from(f32::MIN), [tokens, experts]);
-    let zero = b.fill(0.0, []);
-    let inside = b.binary(Binary::Less, zero, member);
-    b.select(inside, scores, lowest)
 }

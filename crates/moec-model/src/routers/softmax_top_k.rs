@@ -1,5 +1,6 @@
 //! Top-k of linear scores, weighted by a softmax.
 
+use super::groups;
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::router::{Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
 
@@ -8,6 +9,9 @@ use crate::router::{Quantity, Routing, RoutingContext, RoutingStrategy, Traits};
 /// `normalize: selected` takes the softmax over the selected scores (Mixtral, makeMoE): unselected scores get no
 /// gradient. `normalize: all` takes it over all experts and keeps the selected probabilities (Switch, Grok-1): every
 /// score gets a gradient, and the weights sum to less than 1.
+///
+/// With groups, a token chooses among the `groups_kept` groups of experts with the best scores (DeepSeek-V2's
+/// device-limited routing with `group_score: best`).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SoftmaxTopK;
 
@@ -20,6 +24,9 @@ const PARAMETERS: &[ParameterSpec] = &[
         "softmax over the selected experts, or over all of them",
     ),
     ParameterSpec::optional("bias", ParameterType::Bool, DefaultValue::Bool(true), "add a bias to the scores"),
+    groups::GROUPS,
+    groups::GROUPS_KEPT,
+    groups::GROUP_SCORE,
 ];
 
 impl RoutingStrategy for SoftmaxTopK {
@@ -39,6 +46,7 @@ impl RoutingStrategy for SoftmaxTopK {
         &[
             "Jiang et al. 2024, Mixtral of Experts, arXiv 2401.04088 (normalize: selected)",
             "Fedus et al. 2021, Switch Transformers, arXiv 2101.03961 (k: 1, normalize: all)",
+            "DeepSeek-AI 2024, DeepSeek-V2, arXiv 2405.04434, section 2.2.2 (groups, group_score: best)",
         ]
     }
 
@@ -47,9 +55,15 @@ impl RoutingStrategy for SoftmaxTopK {
 I = the k largest of l                        ties to the lower index
 normalize: selected   w = softmax of l over I, sum 1; scores outside I get no gradient
 normalize: all        w = softmax(l) at I, sum below 1; every score gets a gradient
+groups: only experts of the groups_kept groups with the largest sum of their two best l, or with group_score: best the
+largest l
 Parameters: router.weight [E, C], router.bias [E].
 Cost: one product [N, C] x [C, E]. With k = 1 and `selected` the weight is the constant 1 and the task
 does not train the router."
+    }
+
+    fn check(&self, arguments: &Arguments, experts: usize) -> Result<(), String> {
+        groups::check(arguments, experts)
     }
 
     fn traits(&self, arguments: &Arguments) -> Traits {
@@ -72,7 +86,8 @@ does not train the router."
             (logits, None)
         };
         // Selecting by the logits in either case: two probabilities can round to the same number.
-        let (top, chosen) = b.top_k(logits, k);
+        let within = groups::within(b, logits, arguments);
+        let (top, chosen) = b.top_k(within, k);
         let weights = match probabilities {
             Some(_) => b.gather_last(scores, chosen),
             None => b.softmax(top),

@@ -579,6 +579,7 @@ mod tests {
             (MIXTRAL, "swiglu, bias: false", "swiglu", "mlp(hidden: 7, activation: swiglu)", "have no biases"),
             (MIXTRAL, "k: 2, bias: false", "k: 2", "softmax_top_k(k: 2)", "router of Mixtral has no bias"),
             (MIXTRAL, "k: 2, ", "k: 2, normalize: all, ", "all", "sum to 1"),
+            (MIXTRAL, "k: 2, ", "k: 2, groups: 5, groups_kept: 2, ", "5", "choose from all experts"),
             (MIXTRAL, "softmax_top_k(k: 2, bias: false)", "switch", "switch", "no router `switch`"),
             (MIXTRAL, "softmax_top_k(", "noisy_top_k(noise_at_evaluation: true, ", "true", "draws no noise"),
             (

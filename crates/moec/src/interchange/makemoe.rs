@@ -273,6 +273,11 @@ impl Check {
                     );
                 }
             }
+            "softmax_top_k" if arguments.size("groups_kept") < arguments.size("groups") => {
+                let message = "makeMoE's tokens choose from all experts";
+                self.refuse(message, at("groups"), "expected no `groups`", "groups change which experts are chosen");
+                return None;
+            }
             "softmax_top_k" if arguments.word("normalize") == "selected" => self.fold(
                 "gave the router noise of deviation 0, since makeMoE's always draws some: its `noise_linear` has weights of 0 \
                  and biases of -10000, which training there does not move",
@@ -443,6 +448,12 @@ mod tests {
             ("hidden: 48", "hidden: 48, activation: swiglu", "swiglu", "relu, not swiglu"),
             ("noisy_top_k(k: 2, epsilon: 0)", "switch", "switch", "no router `switch`"),
             ("noisy_top_k(k: 2, epsilon: 0)", "gshard", "gshard", "no router `gshard`"),
+            (
+                "noisy_top_k(k: 2, epsilon: 0)",
+                "softmax_top_k(k: 2, groups: 2, groups_kept: 1)",
+                "2",
+                "choose from all experts",
+            ),
             ("noisy_top_k(k: 2, epsilon: 0)", "sigmoid_top_k(k: 2)", "sigmoid_top_k(k: 2)", "no router"),
             ("noisy_top_k(k: 2, epsilon: 0)", "softmax_top_k(k: 2, normalize: all)", "all", "sum to 1"),
             ("epsilon: 0", "noise_at_evaluation: true", "noisy_top_k(k: 2, noise_at_evaluation: true)", "deviation"),

@@ -326,11 +326,11 @@ impl Route {
             }
             Rows::Experts { experts, offsets } => Some(Nested { experts, offsets }),
         };
-        let (source, vocab, time) = (l.source(site), l.options.vocab, site.time);
+        let (source, vocab, time, losses) = (l.source(site), l.options.vocab, site.time, l.options.loss);
         let (routing, refused) = l.routing(|l| {
             let emitter = &mut l.emitter;
             let mut context =
-                RoutingContext { emitter, tokens: x, source, experts, time, vocab, nested, refused: None };
+                RoutingContext { emitter, tokens: x, source, experts, time, vocab, nested, losses, refused: None };
             let routing = self.strategy.lower(&mut context, &self.arguments);
             (routing, context.refused)
         });

@@ -317,6 +317,11 @@ impl Check {
         let at = |argument| arguments.span(argument).unwrap_or(route.span);
         let mut normalized = true;
         match name {
+            "softmax_top_k" if arguments.size("groups_kept") < arguments.size("groups") => {
+                let message = format!("the tokens of {theirs} choose from all experts");
+                self.refuse(message, at("groups"), "expected no `groups`", "groups change which experts are chosen");
+                return None;
+            }
             "softmax_top_k" => {
                 normalized = arguments.word("normalize") == "selected";
                 if !normalized && self.architecture == Architecture::Mixtral {
