@@ -165,8 +165,10 @@ pub enum Output {
         /// Name of the loss.
         loss: String,
     },
-    /// `load.PATH`: tokens that each expert works on, `[E]`.
+    /// `load.PATH`: tokens that each expert works on, `[E]`, without experts that compute nothing.
     Load(String),
+    /// `zero.PATH`: tokens that have chosen each expert that computes nothing, a number for each of those.
+    ZeroComputation(String),
     /// `dropped.PATH`: share of the choices that were dropped, `[]`.
     Dropped(String),
     /// `entropy.PATH`: mean entropy of a token's weights in nats, `[]`.
@@ -208,6 +210,7 @@ impl Output {
                 Output::Aux { path: path.to_string(), loss: loss.to_string() }
             }
             "load" => Output::Load(of),
+            "zero" => Output::ZeroComputation(of),
             "dropped" => Output::Dropped(of),
             "entropy" => Output::Entropy(of),
             "balance" => Output::Balance(of),
@@ -239,6 +242,7 @@ impl fmt::Display for Output {
             Output::Gradient(of) => write!(f, "grad.{of}"),
             Output::Aux { path, loss } => write!(f, "aux.{path}.{loss}"),
             Output::Load(path) => write!(f, "load.{path}"),
+            Output::ZeroComputation(path) => write!(f, "zero.{path}"),
             Output::Dropped(path) => write!(f, "dropped.{path}"),
             Output::Entropy(path) => write!(f, "entropy.{path}"),
             Output::Balance(path) => write!(f, "balance.{path}"),
@@ -293,6 +297,7 @@ mod tests {
             "grad.embed.token.weight",
             "aux.blocks.0.moe.importance",
             "load.moe",
+            "zero.moe",
             "dropped.moe",
             "entropy.moe",
             "balance.moe",

@@ -159,8 +159,8 @@ impl Panels {
 
     /// Adds what the last batch said.
     fn add(&mut self, executable: &mut Executable<'_>) -> Result<(), ExecutableError> {
-        for (panel, (path, auxiliary)) in self.panels.iter_mut().zip(&self.names.0) {
-            panel.add(read_layer(executable, path, auxiliary)?);
+        for (panel, (path, names)) in self.panels.iter_mut().zip(&self.names.0) {
+            panel.add(read_layer(executable, path, names)?);
         }
         Ok(())
     }
@@ -173,23 +173,33 @@ impl Panels {
     }
 }
 
-/// Paths of the mixture-of-experts layers, each with the names of its auxiliary losses.
-struct LayerNames(BTreeMap<String, Vec<String>>);
+/// What is said of a mixture-of-experts layer besides what is said of all.
+#[derive(Default)]
+struct Said {
+    /// Names of its auxiliary losses.
+    auxiliary: Vec<String>,
+    /// Whether some of its experts compute nothing.
+    zero_computation: bool,
+}
+
+/// Paths of the mixture-of-experts layers.
+struct LayerNames(BTreeMap<String, Said>);
 
 impl LayerNames {
     /// Layers are known by their output [`Output::Load`]; [`Output::Aux`] belongs to the layer with exactly that path.
     fn of_outputs(outputs: &[Output]) -> Self {
-        let mut layers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut layers: BTreeMap<String, Said> = BTreeMap::new();
         for output in outputs {
             if let Output::Load(path) = output {
-                layers.insert(path.clone(), Vec::new());
+                layers.insert(path.clone(), Said::default());
             }
         }
         for output in outputs {
-            if let Output::Aux { path, loss } = output
-                && let Some(auxiliary) = layers.get_mut(path)
-            {
-                auxiliary.push(loss.clone());
+            let (Output::Aux { path, .. } | Output::ZeroComputation(path)) = output else { continue };
+            let Some(said) = layers.get_mut(path) else { continue };
+            match output {
+                Output::Aux { loss, .. } => said.auxiliary.push(loss.clone()),
+                _ => said.zero_computation = true,
             }
         }
         Self(layers)
@@ -199,17 +209,21 @@ impl LayerNames {
 fn read_layer(
     executable: &mut Executable<'_>,
     path: &str,
-    auxiliary: &[String],
+    said: &Said,
 ) -> Result<LayerOutputs, ExecutableError> {
     let mut scalar = |output: Output| executable.scalar(Function::Evaluate, &output);
-    let mut losses = Vec::with_capacity(auxiliary.len());
-    for loss in auxiliary {
+    let mut losses = Vec::with_capacity(said.auxiliary.len());
+    for loss in &said.auxiliary {
         losses.push((loss.clone(), scalar(Output::Aux { path: path.into(), loss: loss.clone() })?));
     }
     let (entropy, dropped) = (scalar(Output::Entropy(path.into()))?, scalar(Output::Dropped(path.into()))?);
     let balance = scalar(Output::Balance(path.into()))?;
     let load = executable.output(Function::Evaluate, &Output::Load(path.into()))?;
-    Ok(LayerOutputs { load, entropy, dropped, balance, auxiliary: losses })
+    let zero_computation = match said.zero_computation {
+        true => executable.output(Function::Evaluate, &Output::ZeroComputation(path.into()))?,
+        false => Vec::new(),
+    };
+    Ok(LayerOutputs { load, zero_computation, entropy, dropped, balance, auxiliary: losses })
 }
 
 #[cfg(test)]
@@ -226,11 +240,13 @@ mod tests {
             "aux.blocks.0.moe.load",
             "aux.blocks.0.moe.experts.moe.z",
             "aux.other.z",
+            "zero.blocks.0.moe",
         ];
         let outputs: Vec<Output> = outputs.into_iter().filter_map(Output::of_name).collect();
         let layers = LayerNames::of_outputs(&outputs);
-        assert_eq!(layers.0["blocks.0.moe"], ["importance", "load"]);
-        assert_eq!(layers.0["blocks.0.moe.experts.moe"], ["z"]);
+        let (outer, inner) = (&layers.0["blocks.0.moe"], &layers.0["blocks.0.moe.experts.moe"]);
+        assert_eq!((&outer.auxiliary[..], outer.zero_computation), (&["importance".into(), "load".into()][..], true));
+        assert_eq!((&inner.auxiliary[..], inner.zero_computation), (&["z".into()][..], false));
         assert_eq!(layers.0.len(), 2);
     }
 }

@@ -180,6 +180,11 @@ impl<'c, 'a> LayerCheck<'c, 'a> {
         }
     }
 
+    /// Whether a block of that name is known here.
+    pub(crate) fn names_block(&self, name: &str) -> bool {
+        self.checker.visible_blocks(self.scope).any(|(_, block)| block.name.name == name)
+    }
+
     /// What names can mean in the file.
     pub(crate) fn registry(&self) -> &'a Registry {
         self.checker.registry

@@ -11,6 +11,7 @@ mod choice;
 mod experts;
 mod metrics;
 mod route;
+mod zero_computation;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,16 +30,22 @@ use crate::resolved::{ResolvedValue, map};
 use crate::router::{Assignment, Routing};
 use capacity::CAPACITY;
 use choice::Choice;
+use zero_computation::parted;
 
 pub use balance::WeightedLoss;
 pub use capacity::{Capacity, CapacityOrder};
 pub use route::Route;
+pub use zero_computation::{ZeroComputation, ZeroExperts};
 
 pub(super) const LAYER: LayerSpec = LayerSpec {
     name: "moe",
     summary: "a mixture of experts: each token goes to a few of them",
     parameters: &[
-        ParameterSpec::required("experts", ParameterType::Form("NUMBER * EXPERT"), "the experts"),
+        ParameterSpec::required(
+            "experts",
+            ParameterType::Form("NUMBER * EXPERT"),
+            "the experts; in a list, others behind them that compute nothing: `zero`, `copy`, `constant`",
+        ),
         ParameterSpec::required("route", ParameterType::Form("ROUTER(..)"), "how tokens are sent to experts"),
         ParameterSpec::optional(
             "shared",
@@ -78,10 +85,15 @@ y_n = sum_k w_nk f_{e_nk}(x_n) + sum_s g_s(x_n)     y [N, C], f_1 .. f_E the exp
 shared_gate: true   the second sum times sigmoid(x_n . w)
 With a capacity, an expert takes at most max(minimum, int(N K / E * factor)) tokens; the rest of the sum is 0.
 The rows of all experts are sorted by expert, and each linear map of the experts is one product over ragged segments.
+experts: [F * EXPERT, zero, copy, J * constant]     E counts all of them, in this order; no row is sorted for the last ones:
+zero f(x) = 0, copy f(x) = x, constant f(x) = a1 x + a2 v with [a1, a2] = softmax(W x), W [2, C] and v [C] trained
+They have no capacity, but count in the E of that of the others.
 Objective of a training step: + weight * loss for each loss of `balance`.
 Parameters: those of E experts, with the axis of experts in front, of the shared experts, and of the router;
-with shared_gate: true shared_gate.weight [1, C].
-Cost per token: K experts on average, the shared experts, and 2 for each parameter of the router.",
+with shared_gate: true shared_gate.weight [1, C]; of J constant experts experts.constant.mix.weight [2 J, C] (two rows each)
+and .vectors [J, C].
+Cost per token: K experts on average (K F / E where E - F compute nothing, and 6 J C), the shared experts, and 2 for each
+parameter of the router.",
     decoding: "Nothing is kept. It follows from the router: one that compares tokens, counts them or is random in \
                evaluation, and a capacity in evaluation, have the window computed anew; `moec explain ROUTER` says more.",
     references: &[
@@ -89,6 +101,10 @@ Cost per token: K experts on average, the shared experts, and 2 for each paramet
          1701.06538",
         "Qwen Team 2024, Qwen1.5-MoE: Matching 7B Model Performance with 1/3 Activated Parameters (shared_gate)",
         "Gale et al. 2022, MegaBlocks: Efficient Sparse Training with Mixture-of-Experts, arXiv 2211.15841",
+        "Jin et al. 2024, MoE++: Accelerating Mixture-of-Experts Methods with Zero-Computation Experts, arXiv 2410.07348 \
+         (zero, copy, constant)",
+        "Zeng et al. 2024, AdaMoE: Token-Adaptive Routing with Null Experts for Mixture-of-Experts Language Models, arXiv \
+         2406.13233 (zero)",
     ],
     check,
 };
@@ -100,8 +116,10 @@ pub struct Moe {
     pub width: usize,
     /// Number of experts, E.
     pub experts: usize,
-    /// The layers of each expert.
+    /// The layers of each expert that computes.
     pub expert: Vec<Layer>,
+    /// The experts that compute nothing, which are the last ones, in the order of their numbers.
+    pub zero_computation: Vec<ZeroExperts>,
     /// Number of experts that every token goes to.
     pub shared: usize,
     /// The layers of each shared expert.
@@ -120,20 +138,21 @@ pub struct Moe {
 
 fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     let errors = c.errors();
-    let experts = c.form("experts").and_then(|expr| experts::check(c, "experts", expr));
+    let experts = c.form("experts").and_then(|expr| experts::check_all(c, expr));
     let shared = c.form("shared").map(|expr| experts::check(c, "shared", expr));
     let route = c.form("route").and_then(|expr| route::check(c, expr));
-    let balance = c.form("balance").map(|expr| balance::check(c, expr, route.as_ref()));
+    let others = experts.as_ref().is_some_and(|experts| !experts.zero_computation.is_empty());
+    let balance = c.form("balance").map(|expr| balance::check(c, expr, route.as_ref(), others));
     let capacity = c.form("capacity").and_then(|expr| c.choose(expr, &|c, expr| capacity::check(c, expr)));
     if let Some(route) = &route {
         if let Some(experts) = &experts
-            && let Some(count) = experts.count
+            && let Some(count) = experts.count()
         {
-            route.suits(c, count, experts.span);
+            route.suits(c, count, experts.copies.span);
         }
         route.causality(c, capacity);
         route.in_expert(c);
-        route.without_use(c);
+        route.without_use(c, others);
         route.learns(c, balance.as_deref());
     }
     let shared_gate = c.bool("shared_gate")?;
@@ -156,8 +175,9 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     };
     checked(Moe {
         width: c.input()?,
-        experts: experts.count?,
-        expert: experts.layers?,
+        experts: experts.count()?,
+        expert: experts.copies.layers?,
+        zero_computation: experts.zero_computation,
         shared,
         shared_expert,
         shared_gate,
@@ -179,17 +199,19 @@ impl Moe {
         choice: Choice,
     ) -> Result<(Value, usize, Option<usize>), LowerError> {
         let path = l.path();
-        let (choice, experts) = choice::leaves(l, site, choice, self.experts);
-        let (kept, capacity) = self.within_capacity(l, site, choice, experts.count);
-        let z = self.dispatched(l, site, x, kept, experts)?;
+        let (choice, experts) = choice::leaves(l, site, choice, (self.experts, self.computed()));
+        let taken = parted(l.b(), choice, experts);
+        let (kept, capacity) = self.within_capacity(l, site, taken, experts);
+        let z = self.dispatched(l, site, x, kept.computed, experts)?;
+        let z = self.zero_computation(l, site, x, z, kept);
         if l.options.loss {
             self.balance_losses(l, site, routing, choice, experts);
         }
         if metrics::observed(l) {
-            metrics::balance(l, &path, experts, choice, kept);
+            metrics::balance(l, &path, experts, taken, kept);
         }
         let strategy = self.route.strategy.name();
-        l.expose(strategy, site, experts.count, (choice.chosen, choice.weights), (kept.chosen, kept.weights));
+        l.expose(strategy, site, experts.count, (choice.chosen, choice.weights), (kept.all, kept.computed.weights));
         Ok((z, experts.count, capacity))
     }
 }
@@ -225,6 +247,7 @@ impl LayerKind for Moe {
             experts,
             experts_per_token: self.route.experts_per_token(self.experts, site.time),
             shared: self.shared,
+            zero_computation: self.experts - self.computed(),
             strategy: self.route.strategy.name().to_string(),
             traits: self.route.traits(),
             capacity,
@@ -236,9 +259,12 @@ impl LayerKind for Moe {
 
     fn flops(&self, time: usize, vocab: usize) -> Flops {
         // The experts that a token meets.
-        let routed = layer::flops(&self.expert, time, vocab) * self.route.experts_per_token(self.experts, time);
+        let share = self.computed() as f64 / self.experts as f64;
+        let routed =
+            layer::flops(&self.expert, time, vocab) * (self.route.experts_per_token(self.experts, time) * share);
         let gate = if self.shared_gate { 2 * self.width } else { 0 };
-        routed + layer::flops(&self.shared_expert, time, vocab) * self.shared as f64 + Flops::products(gate as f64)
+        let shared = layer::flops(&self.shared_expert, time, vocab) * self.shared as f64;
+        routed + shared + Flops::products(gate as f64) + self.zero_computation_flops()
     }
 
     fn needs(&self) -> Needs {
@@ -253,6 +279,10 @@ impl LayerKind for Moe {
             ("route", self.route.resolved()),
             ("balance", ResolvedValue::List(self.balance.iter().map(WeightedLoss::resolved).collect())),
         ]);
+        if !self.zero_computation.is_empty() {
+            let experts = self.zero_computation.iter().map(|experts| experts.resolved()).collect();
+            arguments.insert("zero_computation".into(), ResolvedValue::List(experts));
+        }
         if self.shared > 0 {
             arguments.insert("shared".into(), self.shared.into());
             arguments.insert("shared_expert".into(), ResolvedValue::Layers(layer::resolved(&self.shared_expert)));

@@ -109,6 +109,8 @@ pub struct MoeLayerInfo {
     pub experts_per_token: f64,
     /// Experts that every token goes to.
     pub shared: usize,
+    /// How many of the E experts compute nothing: the last ones.
+    pub zero_computation: usize,
     /// Name of the routing strategy.
     pub strategy: String,
     /// What the strategy promises with the arguments that it has here: when it is random, which losses fit.

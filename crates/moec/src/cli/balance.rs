@@ -43,7 +43,7 @@ pub(crate) fn panel(layers: &[LayerBalance], width: usize) -> Vec<String> {
             format!("{:.1} %", 100.0 * layer.dropped_share),
             format!("{:.3}", layer.balance),
         ];
-        table.row([layer.path.clone(), bars(&layer.load_rows)].into_iter().chain(cells.clone()));
+        table.row([layer.path.clone(), bars(&layer.load_rows, &layer.zero_computation_rows)].into_iter().chain(cells.clone()));
         numbers.row([layer.path.clone()].into_iter().chain(cells));
     }
     let mut lines = table.lines(usize::MAX);
@@ -63,7 +63,7 @@ pub(crate) fn panel(layers: &[LayerBalance], width: usize) -> Vec<String> {
     let room = width.saturating_sub(2).max(1);
     for (line, layer) in lines.into_iter().skip(heads).zip(layers) {
         out.push(line);
-        let bars: Vec<char> = bars(&layer.load_rows).chars().collect();
+        let bars: Vec<char> = bars(&layer.load_rows, &layer.zero_computation_rows).chars().collect();
         out.extend(bars.chunks(room).map(|part| format!("  {}", part.iter().collect::<String>())));
         let mut line = String::new();
         for (name, value) in &layer.auxiliary {
@@ -80,17 +80,28 @@ pub(crate) fn panel(layers: &[LayerBalance], width: usize) -> Vec<String> {
     out
 }
 
-/// One block character per expert, its height the load relative to twice the mean.
-pub(crate) fn bars(load: &[f64]) -> String {
-    bars_in(load, load.len()).0
+/// One block character per expert, its height the load relative to twice the mean, and behind a line those of experts that
+/// compute nothing.
+pub(crate) fn bars(load: &[f64], zero_computation: &[f64]) -> String {
+    bars_in(load, zero_computation, bars_width(load, zero_computation)).0
+}
+
+/// Characters that [`bars`] takes.
+pub(crate) fn bars_width(load: &[f64], zero_computation: &[f64]) -> usize {
+    load.len() + if zero_computation.is_empty() { 0 } else { 1 + zero_computation.len() }
 }
 
 /// The same in at most `room` characters: where there are more experts, each is the fullest of several neighbours, and it is
 /// returned of how many.
-pub(crate) fn bars_in(load: &[f64], room: usize) -> (String, usize) {
+pub(crate) fn bars_in(load: &[f64], zero_computation: &[f64], room: usize) -> (String, usize) {
     const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let mean = load.iter().sum::<f64>() / load.len().max(1) as f64;
-    let together = load.len().div_ceil(room.max(1)).max(1);
+    let together = match (zero_computation.len(), bars_width(load, zero_computation) <= room) {
+        (_, true) => 1,
+        (0, false) => load.len().div_ceil(room.max(1)).max(1),
+        // Either group may end with a bar of fewer, and there is the line between them.
+        (others, false) => (load.len() + others).div_ceil(room.saturating_sub(2).max(1)),
+    };
     let bar = |group: &[f64]| {
         let fullest = group.iter().copied().fold(0.0, f64::max);
         if fullest <= 0.0 {
@@ -99,7 +110,12 @@ pub(crate) fn bars_in(load: &[f64], room: usize) -> (String, usize) {
         let height = if mean > 0.0 { fullest / mean * 4.0 } else { 0.0 };
         BLOCKS[(height as usize).min(BLOCKS.len() - 1)]
     };
-    (load.chunks(together).map(bar).collect(), together)
+    let mut text: String = load.chunks(together).map(bar).collect();
+    if !zero_computation.is_empty() {
+        text.push('|');
+        text.extend(zero_computation.chunks(together).map(bar));
+    }
+    (text, together)
 }
 
 #[cfg(test)]
@@ -111,6 +127,7 @@ mod tests {
         LayerBalance {
             path: path.into(),
             load_rows: (0..experts).map(|e| e as f64).collect(),
+            zero_computation_rows: Vec::new(),
             load_max_over_mean: 1.75,
             experts_without_tokens: 1,
             entropy_nats: 0.5884,
@@ -152,16 +169,25 @@ blocks.1…pths.moe      1.75     1    0.588   12.5 %    1.038
 
     #[test]
     fn bars_show_load_relative_to_the_mean() {
-        assert_eq!(bars(&[1.0, 1.0, 1.0]), "▅▅▅");
-        assert_eq!(bars(&[0.0, 4.0, 0.0, 0.0]), "·█··");
-        assert_eq!(bars(&[]), "");
-        assert_eq!(bars(&[0.0, 0.0]), "··");
+        assert_eq!(bars(&[1.0, 1.0, 1.0], &[]), "▅▅▅");
+        assert_eq!(bars(&[0.0, 4.0, 0.0, 0.0], &[]), "·█··");
+        assert_eq!(bars(&[], &[]), "");
+        assert_eq!(bars(&[0.0, 0.0], &[]), "··");
+    }
+
+    #[test]
+    fn experts_that_compute_nothing_stand_apart() {
+        assert_eq!(bars(&[1.0, 3.0], &[2.0, 0.0, 9.0]), "▃▇|▅·█");
+        assert_eq!(bars_in(&[1.0, 3.0], &[2.0, 0.0, 9.0], 5), ("▇|▅█".into(), 2));
+        for room in 3..12 {
+            assert!(bars_in(&[1.0; 7], &[1.0; 3], room).0.chars().count() <= room, "{room}");
+        }
     }
 
     #[test]
     fn neighbours_are_put_together_where_there_is_no_room() {
-        assert_eq!(bars_in(&[1.0, 3.0, 2.0, 2.0], 4), ("▃▇▅▅".into(), 1));
-        assert_eq!(bars_in(&[1.0, 3.0, 2.0, 2.0], 3), ("▇▅".into(), 2));
-        assert_eq!(bars_in(&[], 0), (String::new(), 1));
+        assert_eq!(bars_in(&[1.0, 3.0, 2.0, 2.0], &[], 4), ("▃▇▅▅".into(), 1));
+        assert_eq!(bars_in(&[1.0, 3.0, 2.0, 2.0], &[], 3), ("▇▅".into(), 2));
+        assert_eq!(bars_in(&[], &[], 0), (String::new(), 1));
     }
 }

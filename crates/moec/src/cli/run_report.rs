@@ -1,6 +1,7 @@
 //! What a run's folder holds, collected for a report.
 
 use crate::cli::cmd::compare;
+use crate::cli::cmd::compile::numbered;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::Failure;
@@ -228,7 +229,7 @@ impl Subject {
         for moe in &lowered.moe_layers {
             let shared = if moe.shared > 0 { format!(" and {} shared", moe.shared) } else { String::new() };
             let of = (moe.experts_per_token * 100.0).round() / 100.0;
-            let kind = format!("{of} of {} experts{shared} by {}", moe.experts, moe.strategy);
+            let kind = format!("{of} of {}{shared} by {}", numbered(moe), moe.strategy);
             match kinds.iter_mut().find(|(known, _)| *known == kind) {
                 Some((_, count)) => *count += 1,
                 None => kinds.push((kind, 1)),

@@ -54,6 +54,7 @@ fn panel(load: [f64; 8]) -> LayerBalance {
     LayerBalance {
         path: "moe".into(),
         load_rows: load.to_vec(),
+        zero_computation_rows: Vec::new(),
         load_max_over_mean: load.iter().copied().fold(0.0, f64::max) / rows * 8.0,
         experts_without_tokens: load.iter().filter(|r| **r == 0.0).count(),
         entropy_nats: 0.5,

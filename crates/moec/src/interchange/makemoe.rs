@@ -225,6 +225,12 @@ impl Check {
             let help = "every expert there is one that the router has chosen";
             self.refuse("makeMoE has no shared experts", layer.argument_span("shared"), "expected no `shared`", help);
         }
+        if let Some(first) = moe.zero_computation.first() {
+            let (at, message) =
+                (layer.argument_span("experts"), format!("makeMoE has no `{}` experts", first.kind.word()));
+            let help = "every expert there computes";
+            self.refuse(message, at, "expected `NUMBER * mlp(..)`", help);
+        }
         if moe.capacity.is_some_and(|capacity| capacity.evaluation_factor > 0.0) {
             let (at, help) =
                 (layer.argument_span("capacity"), "with `evaluation_factor: 0` the bound is one of training");

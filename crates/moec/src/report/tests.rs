@@ -12,6 +12,7 @@ fn layer(path: &str, experts: usize, step: u64) -> LayerBalance {
     LayerBalance {
         path: path.to_string(),
         load_rows: (0..experts).map(|e| if e == 1 { 0.0 } else { (e as u64 * step % 97) as f64 }).collect(),
+        zero_computation_rows: Vec::new(),
         load_max_over_mean: 2.0,
         experts_without_tokens: 1,
         entropy_nats: 0.5,

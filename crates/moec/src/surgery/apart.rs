@@ -2,7 +2,7 @@
 
 use super::assemble::floats;
 use super::certificate::{self, Alone};
-use super::layers::{FeedForward, MOE, feed_forward};
+use super::layers::{FeedForward, MOE, all_compute, feed_forward};
 use super::{Certificate, Subject, Witnesses, text, wrong};
 use crate::error::Error;
 use moec_ir::{Data, Invariant, Output, Tensor};
@@ -33,6 +33,7 @@ pub enum Kept {
 /// The mixtures of a model that are not inside an expert, of which there must be one.
 fn mixtures(run: &Subject) -> Result<Vec<FeedForward>, Error> {
     let layers: Vec<FeedForward> = feed_forward(run).into_iter().filter(|layer| layer.kind == MOE).collect();
+    all_compute(&run.name, &layers)?;
     if layers.is_empty() { Err(wrong(format!("{} has no `moe`", run.name))) } else { Ok(layers) }
 }
 

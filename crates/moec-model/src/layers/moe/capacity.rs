@@ -4,8 +4,9 @@ use moec_ir::{Binary, Builder, CapacityPriority, Invariant, Unary, Value};
 use moec_syntax::{self as ast, Code, Diagnostic, Span};
 
 use super::Moe;
-use super::choice::Choice;
+use super::choice::{Choice, Experts, Taken};
 use super::route::named;
+use super::zero_computation::all_taken;
 use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::check::arguments::Owner;
 use crate::check::layer::LayerCheck;
@@ -150,11 +151,14 @@ impl Capacity {
     }
 
     /// The choices that a bound of `tokens` leaves.
-    fn kept(&self, b: &mut Builder, choice: Choice, experts: usize, tokens: usize) -> Choice {
-        let kept = b.limit_capacity(choice.chosen, choice.weights, experts, tokens, self.order.priority());
-        let bound = choice.bound.min(experts.saturating_mul(tokens));
-        let weights = if self.renormalise { renormalised(b, kept, choice.weights) } else { choice.weights };
-        Choice { chosen: kept, weights, bound }
+    fn kept(&self, b: &mut Builder, choice: Taken, experts: Experts, tokens: usize) -> Taken {
+        let Taken { all, computed } = choice;
+        let priority = self.order.priority();
+        let chosen = b.limit_capacity(computed.chosen, computed.weights, experts.computed, tokens, priority);
+        let bound = computed.bound.min(experts.computed.saturating_mul(tokens));
+        let all = if all == computed.chosen { chosen } else { all_taken(b, all, chosen, experts) };
+        let weights = if self.renormalise { renormalised(b, all, computed.weights) } else { computed.weights };
+        Taken { all, computed: Choice { chosen, weights, bound } }
     }
 
     /// The capacity as plain data.
@@ -170,21 +174,22 @@ impl Capacity {
 }
 
 impl Moe {
-    /// The choices that the capacity of the layer leaves, and the bound on the tokens of an expert.
+    /// The choices that the capacity of the layer leaves, and the bound on the tokens of an expert. Experts without
+    /// computation have none, but have a part in the even share.
     pub(super) fn within_capacity(
         &self,
         l: &mut Lowering,
         site: Site<'_>,
-        choice: Choice,
-        experts: usize,
-    ) -> (Choice, Option<usize>) {
-        let [tokens, k] = l.extents(choice.chosen);
+        choice: Taken,
+        experts: Experts,
+    ) -> (Taken, Option<usize>) {
+        let [tokens, k] = l.extents(choice.all);
         // Dense gates have a column per expert, of which a token uses few.
         let average = self.route.experts_per_token(self.experts, site.time);
         let per_token = if average < k as f64 { average.ceil().max(1.0) as usize } else { k };
         let mode = l.options.mode;
         let bound =
-            self.capacity.and_then(|capacity| Some((capacity, capacity.tokens(mode, tokens, per_token, experts)?)));
+            self.capacity.and_then(|capacity| Some((capacity, capacity.tokens(mode, tokens, per_token, experts.count)?)));
         match bound {
             Some((capacity, bound)) => (capacity.kept(l.b(), choice, experts, bound), Some(bound)),
             None => (choice, None),

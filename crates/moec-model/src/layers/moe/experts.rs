@@ -1,10 +1,12 @@
-//! The experts of a `moe`: `NUMBER * EXPERT` as written, and how they are run on the rows that are sent to them.
+//! The experts of a `moe`: `NUMBER * EXPERT` as written, or a list that begins with it, and how they are run on the rows that
+//! are sent to them.
 
 use moec_ir::{Builder, Op, Precision, Unary, Value};
 use moec_syntax::{self as ast, BinaryOperator, Code, Diagnostic, ExprKind, Span};
 
 use super::Moe;
 use super::choice::{Choice, Experts};
+use super::zero_computation::{self, Listed, ZeroComputation};
 use crate::arithmetic::Number;
 use crate::check::layer::{Flow, LayerCheck, with_culprit};
 use crate::check::values::describe;
@@ -27,7 +29,34 @@ pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a as
     c.choose(expr, &|c, expr| copies(c, argument, expr))
 }
 
+/// Checks `NUMBER * EXPERT` or `[NUMBER * EXPERT, zero, ..]`, whose other entries compute nothing; `None` if it is neither.
+pub(super) fn check_all<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Option<Listed> {
+    c.choose(expr, &|c, expr| match &expr.kind {
+        ExprKind::List(entries) => {
+            let Some((first, others)) = entries.split_first() else {
+                let d = Diagnostic::new(Code::NoExperts, "the list of experts is empty")
+                    .primary(expr.span, "expected at least one expert that computes");
+                c.report(d.help("for example `experts: [8 * mlp(hidden: 512), zero]`"));
+                return None;
+            };
+            let copies = check(c, "experts", first);
+            let zero_computation = zero_computation::check(c, others);
+            Some(Listed { copies: copies?, zero_computation: zero_computation? })
+        }
+        _ => Some(Listed { copies: copies(c, "experts", expr)?, zero_computation: Vec::new() }),
+    })
+}
+
 fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
+    let without_number = match &expr.kind {
+        ExprKind::Binary { operator, right, .. } if operator.value == BinaryOperator::Multiply => right.as_ref(),
+        _ => expr,
+    };
+    let kind = ZeroComputation::named(without_number).filter(|kind| !c.names_block(kind.word()));
+    if let Some(kind) = kind.filter(|_| argument == "experts") {
+        zero_computation::in_front(c, expr, kind);
+        return None;
+    }
     let found = match &expr.kind {
         // `mlp(hidden: 512) * 8` is the other way round.
         ExprKind::Binary { operator, left, .. }
@@ -51,7 +80,7 @@ fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -
     None
 }
 
-fn count(c: &mut LayerCheck<'_, '_>, argument: &str, expr: &ast::Expr) -> Option<usize> {
+pub(super) fn count(c: &mut LayerCheck<'_, '_>, argument: &str, expr: &ast::Expr) -> Option<usize> {
     let d = match c.number(expr)? {
         Number::Int(n) if (1..=MAX_EXPERTS).contains(&n) => return usize::try_from(n).ok(),
         Number::Int(n) if n < 1 => {
@@ -106,7 +135,7 @@ impl Moe {
         site: Site<'_>,
         x: Value,
         kept: Choice,
-        Experts { count: experts, rescale, .. }: Experts,
+        Experts { computed: experts, rescale, .. }: Experts,
     ) -> Result<Value, LowerError> {
         let [tokens, k] = l.extents(kept.chosen);
         let b = l.b();

@@ -2,7 +2,7 @@
 
 use moec_ir::{Binary, Builder, Output, Unary, Value};
 
-use super::choice::{Choice, Experts};
+use super::choice::{Experts, Taken};
 use crate::emit::Mode;
 use crate::lower::lowering::{Lowering, Site};
 
@@ -11,10 +11,19 @@ pub(super) fn observed(l: &Lowering) -> bool {
     l.options.loss && (l.options.mode == Mode::Evaluate || l.options.routes)
 }
 
-/// Outputs `load`, `dropped`, `entropy` and `balance` of the layer, from what was chosen and what a capacity left.
-pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Choice, kept: Choice) {
-    let Experts { count: experts, valid, .. } = experts;
+/// Outputs `load`, `dropped`, `entropy` and `balance` of the layer, from what was chosen and what a capacity left. All but
+/// the entropy are of the experts that compute; the choices of the others are the output `zero`.
+pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Taken, kept: Taken) {
+    let Experts { count, computed: experts, valid, .. } = experts;
     let b = l.b();
+    if count > experts {
+        let index = b.to_float(choice.all);
+        let index = b.add_scalar(index, -(experts as f64));
+        let index = b.to_index(index, count - experts);
+        let zero = b.count(index, count - experts);
+        b.output(Output::ZeroComputation(path.into()), zero);
+    }
+    let (choice, kept) = (choice.computed, kept.computed);
     let load = b.count(kept.chosen, experts);
     b.output(Output::Load(path.into()), load);
     let rows = b.sum_all(load);

@@ -183,10 +183,18 @@ impl Route {
         c.report(d);
     }
 
-    /// Reports what a router that mixes tokens has no use for.
-    pub(super) fn without_use(&self, c: &mut LayerCheck<'_, '_>) {
+    /// Reports what a router that mixes tokens has no use for; `others` says whether there are experts without computation.
+    pub(super) fn without_use(&self, c: &mut LayerCheck<'_, '_>, others: bool) {
         if self.traits().selects {
             return;
+        }
+        if others {
+            let name = self.strategy.name();
+            let d = Diagnostic::new(Code::ArgumentsConflict, format!("`{name}` has no use for `zero`, `copy` or `constant`"))
+                .primary(self.span, "sends mixtures of tokens to every expert")
+                .secondary(c.argument_span("experts"), "experts without computation")
+                .help("use a router that chooses experts, such as `softmax_top_k`");
+            c.report(d);
         }
         for argument in ["capacity", "balance"] {
             let Some(expr) = c.form(argument) else { continue };

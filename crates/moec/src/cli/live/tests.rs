@@ -57,6 +57,7 @@ fn layer(path: String, experts: usize) -> LayerBalance {
         path,
         load_max_over_mean: load.iter().copied().fold(0.0, f64::max) * experts as f64 / all,
         load_rows: load,
+        zero_computation_rows: Vec::new(),
         experts_without_tokens: 1,
         entropy_nats: 0.361,
         dropped_share: 0.2,

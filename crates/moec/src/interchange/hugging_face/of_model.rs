@@ -242,6 +242,11 @@ impl Check {
             return None;
         }
         let shared = self.shared(layer, moe)?;
+        if let Some(first) = moe.zero_computation.first() {
+            let (at, help) = (layer.argument_span("experts"), "every expert there computes");
+            let message = format!("{} has no `{}` experts", self.theirs, first.kind.word());
+            self.refuse(message, at, "expected `NUMBER * mlp(..)`", help);
+        }
         if moe.capacity.is_some_and(|capacity| capacity.evaluation_factor > 0.0) {
             let (at, help) =
                 (layer.argument_span("capacity"), "with `evaluation_factor: 0` the bound is one of training");
