@@ -169,6 +169,10 @@ pub enum Output {
     Load(String),
     /// `zero.PATH`: tokens that have chosen each expert that computes nothing, a number for each of those.
     ZeroComputation(String),
+    /// `per_token.PATH`: mean number of experts that compute for a token, `[]`; where it varies.
+    ExpertsPerToken(String),
+    /// Trained numbers that a token makes use of in the mean, `[]`: with the experts that computed for it.
+    ActiveParameters,
     /// `dropped.PATH`: share of the choices that were dropped, `[]`.
     Dropped(String),
     /// `entropy.PATH`: mean entropy of a token's weights in nats, `[]`.
@@ -199,6 +203,7 @@ impl Output {
             "loss" => return Some(Output::Loss),
             "objective" => return Some(Output::Objective),
             "grad_norm" => return Some(Output::GradNorm),
+            "active_parameters" => return Some(Output::ActiveParameters),
             _ => {}
         }
         let (word, of) = name.split_once('.')?;
@@ -211,6 +216,7 @@ impl Output {
             }
             "load" => Output::Load(of),
             "zero" => Output::ZeroComputation(of),
+            "per_token" => Output::ExpertsPerToken(of),
             "dropped" => Output::Dropped(of),
             "entropy" => Output::Entropy(of),
             "balance" => Output::Balance(of),
@@ -239,10 +245,12 @@ impl fmt::Display for Output {
             Output::Loss => f.write_str("loss"),
             Output::Objective => f.write_str("objective"),
             Output::GradNorm => f.write_str("grad_norm"),
+            Output::ActiveParameters => f.write_str("active_parameters"),
             Output::Gradient(of) => write!(f, "grad.{of}"),
             Output::Aux { path, loss } => write!(f, "aux.{path}.{loss}"),
             Output::Load(path) => write!(f, "load.{path}"),
             Output::ZeroComputation(path) => write!(f, "zero.{path}"),
+            Output::ExpertsPerToken(path) => write!(f, "per_token.{path}"),
             Output::Dropped(path) => write!(f, "dropped.{path}"),
             Output::Entropy(path) => write!(f, "entropy.{path}"),
             Output::Balance(path) => write!(f, "balance.{path}"),
@@ -294,10 +302,12 @@ mod tests {
             "loss",
             "objective",
             "grad_norm",
+            "active_parameters",
             "grad.embed.token.weight",
             "aux.blocks.0.moe.importance",
             "load.moe",
             "zero.moe",
+            "per_token.moe",
             "dropped.moe",
             "entropy.moe",
             "balance.moe",

@@ -24,7 +24,9 @@ pub use lowering::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, Routed
 /// noise `PATH.noise` `[N, E]` per `moe` layer. Outputs: `logits` `[N, V]`; with a loss also `loss`, `objective` and
 /// `aux.PATH.NAME`; in evaluation with a loss, or with routes, per `moe` layer `load.PATH` `[E]` (tokens kept by each expert), `dropped.PATH` (share of the
 /// choices that were dropped), `entropy.PATH` (mean entropy of a token's gate weights in nats) and `balance.PATH`
-/// (number of experts times the sum of squared load shares, 1 at perfect balance).
+/// (number of experts times the sum of squared load shares, 1 at perfect balance); where experts compute nothing
+/// `zero.PATH` (tokens that chose each of those), and where the number of experts per token varies `per_token.PATH` (its
+/// mean) and `active_parameters`.
 ///
 /// For [`Form::Next`] there is another input, `rows` i32 `[B]`, and `logits` `[B, V]` has the scores after those of the
 /// N tokens. For [`Form::Decode`] `tokens` is i32 `[B]`, and so are the inputs `positions`, counted from the first token
@@ -53,6 +55,7 @@ pub fn lower(model: &Model, options: &LowerOptions) -> Result<Lowered, LowerErro
             let loss = b.named("loss", Op::CrossEntropy, &[logits, targets]);
             b.output(Output::Loss, loss);
             lowering.objective(loss);
+            lowering.active_parameters();
         }
     });
     lowering.finish(built)

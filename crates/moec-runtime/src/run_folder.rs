@@ -416,6 +416,7 @@ mod tests {
             step,
             train_loss_nats: 1.0,
             validation_loss_nats: Some(2.0),
+            active_parameters: None,
             layers: Vec::new(),
         })
     }

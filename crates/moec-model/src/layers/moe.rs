@@ -24,7 +24,7 @@ use crate::argument::{DefaultValue, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
 use crate::cost::Flops;
 use crate::layer::{self, Layer, LayerKind, checked};
-use crate::lower::lowering::{LowerError, Lowering, MoeLayerInfo, Site};
+use crate::lower::lowering::{LowerError, Lowering, MeasuredLayer, MoeLayerInfo, Site};
 use crate::needs::Needs;
 use crate::resolved::{ResolvedValue, map};
 use crate::router::{Assignment, Routing};
@@ -208,7 +208,12 @@ impl Moe {
             self.balance_losses(l, site, routing, choice, experts);
         }
         if metrics::observed(l) {
-            metrics::balance(l, &path, experts, taken, kept);
+            // Every expert that computes has the same share of the tokens, as far as is known beforehand.
+            let declared = self.route.experts_per_token(self.experts, site.time) * self.computed() as f64;
+            let declared = declared / self.experts as f64;
+            let measured = metrics::balance(l, &path, experts, taken, kept);
+            let measured = measured.filter(|_| declared > 0.0);
+            l.measured.extend(measured.map(|value| MeasuredLayer { path, value, declared }));
         }
         let strategy = self.route.strategy.name();
         l.expose(strategy, site, experts.count, (choice.chosen, choice.weights), (kept.all, kept.computed.weights));

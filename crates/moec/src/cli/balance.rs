@@ -4,10 +4,10 @@ use crate::cli::table::Table;
 use moec_runtime::LayerBalance;
 use unicode_width::UnicodeWidthStr;
 
-/// Heads of the numbers of a layer.
-const NUMBERS: [&str; 5] = ["max/mean", "idle", "entropy", "dropped", "balance"];
+/// Heads of the numbers of a layer. The first is there where a layer has it.
+const NUMBERS: [&str; 6] = ["experts/token", "max/mean", "idle", "entropy", "dropped", "balance"];
 
-/// The balance of all layers on one line: the worst of each number.
+/// The balance of all layers on one line: the worst of each number, and the mean of the experts of a token.
 pub(crate) fn summary(layers: &[LayerBalance]) -> String {
     if layers.is_empty() {
         return String::new();
@@ -16,11 +16,18 @@ pub(crate) fn summary(layers: &[LayerBalance]) -> String {
     let idle: usize = layers.iter().map(|l| l.experts_without_tokens).sum();
     let dropped = worst(|l| l.dropped_share);
     let dropped = if dropped > 0.0 { format!("  dropped {:.1} %", 100.0 * dropped) } else { String::new() };
+    let experts = experts_per_token(layers).map(|mean| format!("  experts/token {mean:.2}")).unwrap_or_default();
     format!(
-        "  max/mean {:.2}  idle {idle}  balance {:.2}{dropped}",
+        "{experts}  max/mean {:.2}  idle {idle}  balance {:.2}{dropped}",
         worst(|l| l.load_max_over_mean),
         worst(|l| l.balance)
     )
+}
+
+/// The mean over the layers of the experts that computed for a token, of those where it varies; `None` if it does in none.
+pub(crate) fn experts_per_token(layers: &[LayerBalance]) -> Option<f64> {
+    let measured: Vec<f64> = layers.iter().filter_map(|layer| layer.experts_per_token).collect();
+    (!measured.is_empty()).then(|| measured.iter().sum::<f64>() / measured.len() as f64)
 }
 
 /// One row per mixture layer, with the load of every expert as a bar. Where a row is wider than `width`, bars and balance
@@ -30,20 +37,22 @@ pub(crate) fn panel(layers: &[LayerBalance], width: usize) -> Vec<String> {
         let losses: Vec<String> = layer.auxiliary.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         losses.join("  ")
     };
-    let [first, others @ ..] = NUMBERS;
-    let mut wide = vec!["layer", "load", first];
-    wide.extend(others);
-    let mut table = Table::new(&wide, 2);
-    let mut numbers = Table::new(&["layer", first, others[0], others[1], others[2], others[3]], 1);
+    let left_out = usize::from(experts_per_token(layers).is_none());
+    let heads = NUMBERS.into_iter().skip(left_out);
+    let mut table = Table::new(&["layer", "load"].into_iter().chain(heads.clone()).collect::<Vec<_>>(), 2);
+    let mut numbers = Table::new(&["layer"].into_iter().chain(heads).collect::<Vec<_>>(), 1);
     for layer in layers {
         let cells = [
+            layer.experts_per_token.map_or("-".to_string(), |experts| format!("{experts:.2}")),
             format!("{:.2}", layer.load_max_over_mean),
             layer.experts_without_tokens.to_string(),
             format!("{:.3}", layer.entropy_nats),
             format!("{:.1} %", 100.0 * layer.dropped_share),
             format!("{:.3}", layer.balance),
         ];
-        table.row([layer.path.clone(), bars(&layer.load_rows, &layer.zero_computation_rows)].into_iter().chain(cells.clone()));
+        let cells = cells.into_iter().skip(left_out);
+        let bars = bars(&layer.load_rows, &layer.zero_computation_rows);
+        table.row([layer.path.clone(), bars].into_iter().chain(cells.clone()));
         numbers.row([layer.path.clone()].into_iter().chain(cells));
     }
     let mut lines = table.lines(usize::MAX);
@@ -128,6 +137,7 @@ mod tests {
             path: path.into(),
             load_rows: (0..experts).map(|e| e as f64).collect(),
             zero_computation_rows: Vec::new(),
+            experts_per_token: None,
             load_max_over_mean: 1.75,
             experts_without_tokens: 1,
             entropy_nats: 0.5884,
@@ -165,6 +175,21 @@ blocks.1…pths.moe      1.75     1    0.588   12.5 %    1.038
                 assert!(panel.iter().all(|line| line.width() <= width), "{width}: {}", panel.join("\n"));
             }
         }
+    }
+
+    #[test]
+    fn experts_per_token_are_shown_where_they_vary() {
+        let some = LayerBalance { experts_per_token: Some(1.25), ..layer("blocks.0.moe", 3) };
+        let layers = [some, layer("blocks.1.moe", 3)];
+        assert_eq!(
+            panel(&layers, 120).join("\n"),
+            "\
+layer         load  experts/token  max/mean  idle  entropy  dropped  balance
+blocks.0.moe  ·▅█            1.25      1.75     1    0.588   12.5 %    1.038  importance 0.0674  load 0.0376
+blocks.1.moe  ·▅█               -      1.75     1    0.588   12.5 %    1.038  importance 0.0674  load 0.0376"
+        );
+        assert!(summary(&layers).starts_with("  experts/token 1.25  max/mean"));
+        assert!(summary(&layers[1..]).starts_with("  max/mean"));
     }
 
     #[test]

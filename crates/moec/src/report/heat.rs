@@ -229,6 +229,7 @@ mod tests {
             path: "moe".into(),
             load_rows: load_rows.to_vec(),
             zero_computation_rows: Vec::new(),
+            experts_per_token: None,
             load_max_over_mean: 1.0,
             experts_without_tokens: 0,
             entropy_nats: 0.0,

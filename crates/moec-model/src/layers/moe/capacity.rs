@@ -158,7 +158,7 @@ impl Capacity {
         let bound = computed.bound.min(experts.computed.saturating_mul(tokens));
         let all = if all == computed.chosen { chosen } else { all_taken(b, all, chosen, experts) };
         let weights = if self.renormalise { renormalised(b, all, computed.weights) } else { computed.weights };
-        Taken { all, computed: Choice { chosen, weights, bound } }
+        Taken { all, computed: Choice { chosen, weights, bound, varies: true } }
     }
 
     /// The capacity as plain data.

@@ -16,6 +16,8 @@ pub(super) struct Choice {
     pub(super) weights: Value,
     /// Most entries of `chosen` that are not -1.
     pub(super) bound: usize,
+    /// Whether tokens may have different numbers of experts.
+    pub(super) varies: bool,
 }
 
 /// The choices of a layer with experts that compute and experts that do not.
@@ -56,7 +58,10 @@ impl Moe {
                 if given != TensorType::f32([tokens, k]) {
                     return Err(refused(format!("gave weights of type {given}, not f32[{tokens}, {k}]")));
                 }
-                Ok(Choice { chosen, weights, bound: tokens.saturating_mul(k) })
+                // Only an index that was computed can be none.
+                let b = l.b();
+                let varies = matches!(b.graph().node(chosen.node).op, Op::ToIndex { .. });
+                Ok(Choice { chosen, weights, bound: tokens.saturating_mul(k), varies })
             }
             Assignment::DenseGates { gates } => {
                 let given = ty(l, gates);
@@ -64,7 +69,7 @@ impl Moe {
                     return Err(refused(format!("gave gates of type {given}, not f32[{tokens}, {experts}]")));
                 }
                 let chosen = l.b().nonzero(gates);
-                Ok(Choice { chosen, weights: gates, bound: tokens.saturating_mul(experts) })
+                Ok(Choice { chosen, weights: gates, bound: tokens.saturating_mul(experts), varies: true })
             }
             Assignment::ExpertChoice { tokens: chosen, weights } => {
                 let (found, given) = (ty(l, chosen), ty(l, weights));
@@ -118,7 +123,7 @@ fn experts_of_tokens(b: &mut Builder, chosen: Value, weights: Value, tokens: usi
     let weights = b.transpose(weights);
     // Membership and not the weight decides, which may be 0.
     let chosen = b.nonzero(members);
-    Choice { chosen, weights, bound: experts.saturating_mul(p) }
+    Choice { chosen, weights, bound: experts.saturating_mul(p), varies: true }
 }
 
 /// Numbers the experts across both levels: inner expert j of outer expert i is expert `i * E + j` of the layer. The

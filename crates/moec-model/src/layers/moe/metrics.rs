@@ -12,8 +12,15 @@ pub(super) fn observed(l: &Lowering) -> bool {
 }
 
 /// Outputs `load`, `dropped`, `entropy` and `balance` of the layer, from what was chosen and what a capacity left. All but
-/// the entropy are of the experts that compute; the choices of the others are the output `zero`.
-pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Taken, kept: Taken) {
+/// the entropy are of the experts that compute; the choices of the others are the output `zero`. Where the number of experts
+/// of a token varies, its mean is the output `per_token`, which is returned.
+pub(super) fn balance(
+    l: &mut Lowering,
+    path: &str,
+    experts: Experts,
+    choice: Taken,
+    kept: Taken,
+) -> Option<Value> {
     let Experts { count, computed: experts, valid, .. } = experts;
     let b = l.b();
     if count > experts {
@@ -24,10 +31,21 @@ pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Ta
         b.output(Output::ZeroComputation(path.into()), zero);
     }
     let (choice, kept) = (choice.computed, kept.computed);
+    let tokens = b.extent(kept.chosen, 0);
     let load = b.count(kept.chosen, experts);
     b.output(Output::Load(path.into()), load);
     let rows = b.sum_all(load);
     let one = b.fill(1.0, []);
+    let varying = kept.varies.then(|| {
+        let count = match valid {
+            Some(valid) => b.sum_all(valid),
+            None => b.fill(tokens as f64, []),
+        };
+        let count = b.binary(Binary::Max, count, one);
+        let mean = b.div(rows, count);
+        b.output(Output::ExpertsPerToken(path.into()), mean);
+        mean
+    });
     let dropped = if kept.chosen != choice.chosen {
         let wanted = b.count(choice.chosen, experts);
         let wanted = b.sum_all(wanted);
@@ -48,6 +66,7 @@ pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Ta
     let sum = b.sum_all(squares);
     let balance = b.scale(sum, experts as f64);
     b.output(Output::Balance(path.into()), balance);
+    varying
 }
 
 /// Mean over the tokens of the entropy of a token's weights; rows that are not `valid` have no weights that count.

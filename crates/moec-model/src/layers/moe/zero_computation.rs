@@ -248,7 +248,7 @@ pub(super) fn parted(b: &mut Builder, choice: Choice, experts: Experts) -> Taken
     let index = b.to_float(all);
     let chosen = b.to_index(index, experts.computed);
     let bound = choice.bound.min(tokens.saturating_mul(experts.computed));
-    Taken { all, computed: Choice { chosen, bound, ..choice } }
+    Taken { all, computed: Choice { chosen, bound, varies: true, ..choice } }
 }
 
 /// The choices of experts without computation, and of the others those that are kept.

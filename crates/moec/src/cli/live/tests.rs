@@ -58,6 +58,7 @@ fn layer(path: String, experts: usize) -> LayerBalance {
         load_max_over_mean: load.iter().copied().fold(0.0, f64::max) * experts as f64 / all,
         load_rows: load,
         zero_computation_rows: Vec::new(),
+        experts_per_token: None,
         experts_without_tokens: 1,
         entropy_nats: 0.361,
         dropped_share: 0.2,
@@ -72,6 +73,7 @@ fn evaluated(step: u64, layers: usize, experts: usize) -> Evaluation {
         step,
         train_loss_nats: loss,
         validation_loss_nats: Some(loss + 0.08),
+        active_parameters: None,
         layers: (0..layers).map(|l| layer(format!("blocks.{l}.moe"), experts)).collect(),
     }
 }

@@ -194,7 +194,8 @@ impl View {
             path: layer.path.clone(),
             load: layer.load_rows.clone(),
             zero_computation: layer.zero_computation_rows.clone(),
-            experts_per_token: layer.load_rows.iter().sum::<f64>() / tokens,
+            // Where it is not measured it is the same of every token.
+            experts_per_token: layer.experts_per_token.unwrap_or(layer.load_rows.iter().sum::<f64>() / tokens),
             max_over_mean: layer.load_max_over_mean,
             idle: layer.experts_without_tokens,
             entropy_nats: layer.entropy_nats,
