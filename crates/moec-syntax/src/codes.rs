@@ -327,8 +327,8 @@ Right:
 
     import "routers.moe"
 "#;
-    ParameterForm = "E0122", Beside, "a router's parameter is not written `name: type`", r#"
-The parameters of a router have a type, `int`, `float` or `bool`, and may have a default behind it. Commas stand
+    ParameterForm = "E0122", Beside, "a parameter is not written `name: type`", r#"
+The parameters of a router and of a block have a type, `int`, `float` or `bool`, and may have a default behind it. Commas stand
 between them.
 
 Wrong:

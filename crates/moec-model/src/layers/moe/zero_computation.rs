@@ -31,7 +31,8 @@ pub enum ZeroComputation {
 }
 
 impl ZeroComputation {
-    const ALL: [ZeroComputation; 3] = [ZeroComputation::Zero, ZeroComputation::Copy, ZeroComputation::Constant];
+    /// Every kind.
+    pub const ALL: [ZeroComputation; 3] = [ZeroComputation::Zero, ZeroComputation::Copy, ZeroComputation::Constant];
 
     /// The word of the language.
     pub const fn word(self) -> &'static str {
@@ -39,6 +40,15 @@ impl ZeroComputation {
             ZeroComputation::Zero => "zero",
             ZeroComputation::Copy => "copy",
             ZeroComputation::Constant => "constant",
+        }
+    }
+
+    /// One line on it.
+    pub const fn summary(self) -> &'static str {
+        match self {
+            ZeroComputation::Zero => "an expert that gives nothing",
+            ZeroComputation::Copy => "an expert that gives the token itself",
+            ZeroComputation::Constant => "an expert that mixes the token with a trained vector",
         }
     }
 
