@@ -3,7 +3,9 @@
 use gen_lsp_types::{
     CompletionItem, CompletionItemKind, CompletionItemTextEdit, InsertTextFormat, MarkupContent, MarkupKind, TextEdit,
 };
-use moec_model::{DefaultValue, LAYERS, ParameterSpec, ParameterType, SettingForm, reference, train_settings};
+use moec_model::{
+    DefaultValue, LAYERS, ParameterSpec, ParameterType, SettingForm, ZeroComputation, reference, train_settings,
+};
 use moec_syntax::{FileId, Span};
 
 use crate::analysis::Analysis;
