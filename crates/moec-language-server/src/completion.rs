@@ -260,7 +260,9 @@ impl List<'_> {
     fn parameters_of_block(&mut self, name: &str, given: &[String]) {
         let at = Span::new(FileId::MAIN, self.word.start..self.word.start);
         let names = &self.known.names;
-        let Some(block) = names.visible(at).into_iter().find(|d| d.kind == Kind::Block && d.name == name) else { return };
+        let Some(block) = names.visible(at).into_iter().find(|d| d.kind == Kind::Block && d.name == name) else {
+            return;
+        };
         let number = names.written_at(block.span);
         let of_block = names.definitions.iter().filter(|d| number.is_some_and(|n| d.kind == Kind::Parameter(n)));
         let found: Vec<(String, String)> =

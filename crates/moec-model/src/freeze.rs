@@ -60,7 +60,7 @@ impl Lowered {
         let is_frozen = |name: &str| {
             // The router of a mixture inside an expert is part of both.
             let of_router = self.router_parameters.contains(name);
-            let of_expert = name.split('.').any(|word| matches!(word, "experts" | "shared" | "shared_gate"));
+            let of_expert = name.split('.').any(|word| matches!(word, "experts" | "shared" | "shared_gate" | "latent"));
             let of_part = (freeze.router && of_router)
                 || (freeze.experts && of_expert)
                 || (freeze.trunk && !of_router && !of_expert);

@@ -226,11 +226,7 @@ impl LayerNames {
     }
 }
 
-fn read_layer(
-    executable: &mut Executable<'_>,
-    path: &str,
-    said: &Said,
-) -> Result<LayerOutputs, ExecutableError> {
+fn read_layer(executable: &mut Executable<'_>, path: &str, said: &Said) -> Result<LayerOutputs, ExecutableError> {
     let mut scalar = |output: Output| executable.scalar(Function::Evaluate, &output);
     let mut losses = Vec::with_capacity(said.auxiliary.len());
     for loss in &said.auxiliary {

@@ -167,9 +167,8 @@ fn file() -> impl Strategy<Value = File> {
     ];
     let item = prop_oneof![
         (name(), statements.clone()).prop_map(move |(name, body)| Item::Model(Model { name: ident(name), body, span })),
-        (name(), proptest::option::of(parameters()), statements).prop_map(move |(name, parameters, body)| Item::Block(
-            Block { name: ident(name), parameters, body, span }
-        )),
+        (name(), proptest::option::of(parameters()), statements)
+            .prop_map(move |(name, parameters, body)| Item::Block(Block { name: ident(name), parameters, body, span })),
         proptest::collection::vec(setting, 0..5).prop_map(move |settings| Item::Train(Train {
             settings,
             body_span: span,

@@ -146,6 +146,11 @@ impl<'c, 'a> LayerCheck<'c, 'a> {
         self.resolved.forms.get(name).copied()
     }
 
+    /// Whether an argument was written, be it with a fault.
+    pub(crate) fn is_given(&self, name: &str) -> bool {
+        self.call.arguments.iter().any(|argument| argument.name.as_ref().is_some_and(|given| given.name == name))
+    }
+
     /// Where the value of an argument was written, or the name of the layer for a default.
     pub(crate) fn argument_span(&self, name: &str) -> Span {
         self.resolved.arguments.span(name).unwrap_or(self.name_span())

@@ -451,11 +451,17 @@ impl<'a> LayerCheck<'_, 'a> {
         layers
     }
 
-    /// The layers that an expression stands for, of which there are `copies`, one in each expert, and what they return:
-    /// a layer, a block, or layers in braces. `None` for any other expression.
-    pub(crate) fn expert(&mut self, expr: &'a ast::Expr, copies: usize) -> Option<(Vec<Layer>, Flow)> {
+    /// The layers that an expression stands for, of which there are `copies`, one in each expert, and what they return
+    /// where they are given vectors of that width, if it is known: a layer, a block, or layers in braces. `None` for any
+    /// other expression.
+    pub(crate) fn expert(
+        &mut self,
+        expr: &'a ast::Expr,
+        copies: usize,
+        width: Option<usize>,
+    ) -> Option<(Vec<Layer>, Flow)> {
         let place = Place { expert: true, copies, ..self.place.within() };
-        let (mut flow, mut layers) = (Flow::vectors(self.input()), Vec::new());
+        let (mut flow, mut layers) = (Flow::vectors(width), Vec::new());
         match &expr.kind {
             ExprKind::Call(call) => {
                 self.checker.layer(Written::call(call), self.scope, place, &mut flow, &mut layers);

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use moec_ir::Value;
 use moec_syntax::{Code, Diagnostic, Span};
 
-use super::spec::LayerSpec;
+use super::spec::{LayerSpec, WIDTH};
 use crate::argument::{DefaultValue, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
 use crate::cost::Flops;
@@ -59,6 +59,12 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
             "weigh what the shared experts compute by the sigmoid of a linear map",
         ),
         ParameterSpec::optional(
+            "latent",
+            ParameterType::Int(WIDTH),
+            DefaultValue::Absent("none"),
+            "width on which the experts work, between two trained maps; shared ones and the router see all of it",
+        ),
+        ParameterSpec::optional(
             "balance",
             ParameterType::Form("[LOSS(weight: ..), ..]"),
             DefaultValue::Absent("none"),
@@ -88,12 +94,14 @@ The rows of all experts are sorted by expert, and each linear map of the experts
 experts: [F * EXPERT, zero, copy, J * constant]     E counts all of them, in this order; no row is sorted for the last ones:
 zero f(x) = 0, copy f(x) = x, constant f(x) = a1 x + a2 v with [a1, a2] = softmax(W x), W [2, C] and v [C] trained
 They have no capacity, but count in the E of that of the others.
+latent: d           y_n = U sum_k w_nk f_{e_nk}(D x_n) + sum_s g_s(x_n)     D [d, C], U [C, d] trained, without biases
+The router, shared experts and those that compute nothing keep all C channels.
 Objective of a training step: + weight * loss for each loss of `balance`.
 Parameters: those of E experts, with the axis of experts in front, of the shared experts, and of the router;
 with shared_gate: true shared_gate.weight [1, C]; of J constant experts experts.constant.mix.weight [2 J, C] (two rows each)
-and .vectors [J, C].
-Cost per token: K experts on average (K F / E where E - F compute nothing, and 6 J C), the shared experts, and 2 for each
-parameter of the router.",
+and .vectors [J, C]; with latent latent.down.weight [d, C] and latent.up.weight [C, d].
+Cost per token: K experts on average (K F / E where E - F compute nothing, and 6 J C), the shared experts, 4 d C
+with latent, and 2 for each parameter of the router.",
     decoding: "Nothing is kept. It follows from the router: one that compares tokens, counts them or is random in \
                evaluation, and a capacity in evaluation, have the window computed anew; `moec explain ROUTER` says more.",
     references: &[
@@ -105,6 +113,8 @@ parameter of the router.",
          (zero, copy, constant)",
         "Zeng et al. 2024, AdaMoE: Token-Adaptive Routing with Null Experts for Mixture-of-Experts Language Models, arXiv \
          2406.13233 (zero)",
+        "Elango et al. 2026, LatentMoE: Toward Optimal Accuracy per FLOP and Parameter in Mixture of Experts, arXiv \
+         2601.18089 (latent)",
     ],
     check,
 };
@@ -120,6 +130,8 @@ pub struct Moe {
     pub expert: Vec<Layer>,
     /// The experts that compute nothing, which are the last ones, in the order of their numbers.
     pub zero_computation: Vec<ZeroExperts>,
+    /// Width on which the experts that compute work, d; that of the vectors if `None`.
+    pub latent: Option<usize>,
     /// Number of experts that every token goes to.
     pub shared: usize,
     /// The layers of each shared expert.
@@ -138,8 +150,11 @@ pub struct Moe {
 
 fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     let errors = c.errors();
-    let experts = c.form("experts").and_then(|expr| experts::check_all(c, expr));
-    let shared = c.form("shared").map(|expr| experts::check(c, "shared", expr));
+    let latent = c.size("latent");
+    // With a fault in it, the width of the experts is unknown.
+    let width = latent.or(c.input()).filter(|_| latent.is_some() || !c.is_given("latent"));
+    let experts = c.form("experts").and_then(|expr| experts::check_all(c, expr, width));
+    let shared = c.form("shared").map(|expr| experts::check(c, "shared", expr, c.input()));
     let route = c.form("route").and_then(|expr| route::check(c, expr));
     let others = experts.as_ref().is_some_and(|experts| !experts.zero_computation.is_empty());
     let balance = c.form("balance").map(|expr| balance::check(c, expr, route.as_ref(), others));
@@ -165,6 +180,10 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     if let Some(width) = c.input().filter(|_| shared_gate) {
         c.count(&[1, width]);
     }
+    if let (Some(width), Some(latent)) = (c.input(), latent) {
+        c.count(&[latent, width]);
+        c.count(&[width, latent]);
+    }
     if c.errors() > errors {
         return None;
     }
@@ -178,6 +197,7 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
         experts: experts.count()?,
         expert: experts.copies.layers?,
         zero_computation: experts.zero_computation,
+        latent,
         shared,
         shared_expert,
         shared_gate,
@@ -189,6 +209,18 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
 }
 
 impl Moe {
+    /// The tokens as the experts that compute see them.
+    fn inner(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Value {
+        let Some(latent) = self.latent else { return x };
+        l.opened("latent", |l| l.linear("down", x, site.rows, (self.width, latent), false))
+    }
+
+    /// What those experts add up to, as the layer returns it.
+    fn outer(&self, l: &mut Lowering, site: Site<'_>, z: Value) -> Value {
+        let Some(latent) = self.latent else { return z };
+        l.opened("latent", |l| l.linear("up", z, site.rows, (latent, self.width), false))
+    }
+
     /// What routed experts add up to, and the bound on the tokens of one.
     fn sparse(
         &self,
@@ -202,7 +234,9 @@ impl Moe {
         let (choice, experts) = choice::leaves(l, site, choice, (self.experts, self.computed()));
         let taken = parted(l.b(), choice, experts);
         let (kept, capacity) = self.within_capacity(l, site, taken, experts);
-        let z = self.dispatched(l, site, x, kept.computed, experts)?;
+        let inner = self.inner(l, site, x);
+        let z = self.dispatched(l, site, inner, kept.computed, experts)?;
+        let z = self.outer(l, site, z);
         let z = self.zero_computation(l, site, x, z, kept);
         if l.options.loss {
             self.balance_losses(l, site, routing, choice, experts);
@@ -233,7 +267,9 @@ impl LayerKind for Moe {
         let (z, experts, capacity) = match routing.assignment {
             Assignment::Slots { dispatch, combine } => {
                 self.slots_fit(l, site, x, dispatch, combine)?;
-                let z = self.mixed(l, site, x, dispatch, combine)?;
+                let inner = self.inner(l, site, x);
+                let z = self.mixed(l, site, inner, dispatch, combine)?;
+                let z = self.outer(l, site, z);
                 if l.options.loss {
                     routing.auxiliary.into_iter().for_each(|loss| l.own_loss(&path, loss));
                 }
@@ -269,7 +305,8 @@ impl LayerKind for Moe {
             layer::flops(&self.expert, time, vocab) * (self.route.experts_per_token(self.experts, time) * share);
         let gate = if self.shared_gate { 2 * self.width } else { 0 };
         let shared = layer::flops(&self.shared_expert, time, vocab) * self.shared as f64;
-        routed + shared + Flops::products(gate as f64) + self.zero_computation_flops()
+        let maps = self.latent.map_or(0, |latent| 4 * latent * self.width);
+        routed + shared + Flops::products((gate + maps) as f64) + self.zero_computation_flops()
     }
 
     fn needs(&self) -> Needs {
@@ -287,6 +324,9 @@ impl LayerKind for Moe {
         if !self.zero_computation.is_empty() {
             let experts = self.zero_computation.iter().map(|experts| experts.resolved()).collect();
             arguments.insert("zero_computation".into(), ResolvedValue::List(experts));
+        }
+        if let Some(latent) = self.latent {
+            arguments.insert("latent".into(), latent.into());
         }
         if self.shared > 0 {
             arguments.insert("shared".into(), self.shared.into());

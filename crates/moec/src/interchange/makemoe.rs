@@ -231,6 +231,10 @@ impl Check {
             let help = "every expert there computes";
             self.refuse(message, at, "expected `NUMBER * mlp(..)`", help);
         }
+        if moe.latent.is_some() {
+            let (at, help) = (layer.argument_span("latent"), "experts there work on the width of the model");
+            self.refuse("makeMoE has no latent experts", at, "expected no `latent`", help);
+        }
         if moe.capacity.is_some_and(|capacity| capacity.evaluation_factor > 0.0) {
             let (at, help) =
                 (layer.argument_span("capacity"), "with `evaluation_factor: 0` the bound is one of training");

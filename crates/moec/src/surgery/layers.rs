@@ -96,6 +96,17 @@ pub(crate) fn all_compute(name: &str, layers: &[FeedForward]) -> Result<(), Erro
     }
 }
 
+/// That the experts of these layers of a model work on its width, so that an expert can be a layer of its own.
+pub(crate) fn full_width(name: &str, layers: &[FeedForward]) -> Result<(), Error> {
+    match layers.iter().find(|layer| layer.arguments.contains_key("latent")) {
+        None => Ok(()),
+        Some(layer) => Err(wrong(format!(
+            "the experts of `{}` of {name} work on fewer channels (`latent`), and are no layers of the model's width",
+            layer.path
+        ))),
+    }
+}
+
 /// That two feed-forward layers compute the same of the same numbers. What only training does, dropout, may differ.
 pub(crate) fn same_meaning(
     (a, run): (&FeedForward, &str),

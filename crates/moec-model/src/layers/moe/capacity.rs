@@ -188,8 +188,9 @@ impl Moe {
         let average = self.route.experts_per_token(self.experts, site.time);
         let per_token = if average < k as f64 { average.ceil().max(1.0) as usize } else { k };
         let mode = l.options.mode;
-        let bound =
-            self.capacity.and_then(|capacity| Some((capacity, capacity.tokens(mode, tokens, per_token, experts.count)?)));
+        let bound = self
+            .capacity
+            .and_then(|capacity| Some((capacity, capacity.tokens(mode, tokens, per_token, experts.count)?)));
         match bound {
             Some((capacity, bound)) => (capacity.kept(l.b(), choice, experts, bound), Some(bound)),
             None => (choice, None),

@@ -179,12 +179,7 @@ pub(super) fn leaves(
 
 /// Leaves out the choices of tokens that this layer does not work on: where a predictor decides who goes through, the
 /// others are there too.
-fn worked_on(
-    l: &mut Lowering,
-    site: Site<'_>,
-    choice: Choice,
-    (count, computed): (usize, usize),
-) -> (Choice, Experts) {
+fn worked_on(l: &mut Lowering, site: Site<'_>, choice: Choice, (count, computed): (usize, usize)) -> (Choice, Experts) {
     let Some(valid) = site.valid_rows else {
         return (choice, Experts { count, computed, rescale: None, valid: None });
     };

@@ -24,13 +24,18 @@ pub(super) struct Copies {
     pub(super) layers: Option<Vec<Layer>>,
 }
 
-/// Checks `NUMBER * EXPERT`; `None` if it is not of that form.
-pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
-    c.choose(expr, &|c, expr| copies(c, argument, expr))
+/// Checks `NUMBER * EXPERT` for experts of that width, if it is known; `None` if it is not of that form.
+pub(super) fn check<'a>(
+    c: &mut LayerCheck<'_, 'a>,
+    argument: &str,
+    expr: &'a ast::Expr,
+    width: Option<usize>,
+) -> Option<Copies> {
+    c.choose(expr, &|c, expr| copies(c, argument, expr, width))
 }
 
 /// Checks `NUMBER * EXPERT` or `[NUMBER * EXPERT, zero, ..]`, whose other entries compute nothing; `None` if it is neither.
-pub(super) fn check_all<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Option<Listed> {
+pub(super) fn check_all<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, width: Option<usize>) -> Option<Listed> {
     c.choose(expr, &|c, expr| match &expr.kind {
         ExprKind::List(entries) => {
             let Some((first, others)) = entries.split_first() else {
@@ -39,15 +44,15 @@ pub(super) fn check_all<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> 
                 c.report(d.help("for example `experts: [8 * mlp(hidden: 512), zero]`"));
                 return None;
             };
-            let copies = check(c, "experts", first);
+            let copies = check(c, "experts", first, width);
             let zero_computation = zero_computation::check(c, others);
             Some(Listed { copies: copies?, zero_computation: zero_computation? })
         }
-        _ => Some(Listed { copies: copies(c, "experts", expr)?, zero_computation: Vec::new() }),
+        _ => Some(Listed { copies: copies(c, "experts", expr, width)?, zero_computation: Vec::new() }),
     })
 }
 
-fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
+fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, width: Option<usize>) -> Option<Copies> {
     let without_number = match &expr.kind {
         ExprKind::Binary { operator, right, .. } if operator.value == BinaryOperator::Multiply => right.as_ref(),
         _ => expr,
@@ -68,7 +73,7 @@ fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -
         ExprKind::Binary { operator, left, right } if operator.value == BinaryOperator::Multiply => {
             let count = count(c, argument, left);
             // One copy stands for all where their number is unknown after a fault.
-            let layers = expert(c, argument, right, count.unwrap_or(1));
+            let layers = expert(c, argument, right, (count.unwrap_or(1), width));
             return Some(Copies { count, span: left.span, layers });
         }
         ExprKind::Binary { .. } => "another operation",
@@ -97,10 +102,15 @@ pub(super) fn count(c: &mut LayerCheck<'_, '_>, argument: &str, expr: &ast::Expr
     None
 }
 
-/// The layers of an expert, which must return the width that they are given.
-fn expert<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, copies: usize) -> Option<Vec<Layer>> {
+/// The layers of an expert of so many copies, which must return the width that they are given.
+fn expert<'a>(
+    c: &mut LayerCheck<'_, 'a>,
+    argument: &str,
+    expr: &'a ast::Expr,
+    (copies, width): (usize, Option<usize>),
+) -> Option<Vec<Layer>> {
     let (errors, left_out) = (c.errors(), c.left_out());
-    let Some((layers, flow)) = c.expert(expr, copies) else {
+    let Some((layers, flow)) = c.expert(expr, copies, width) else {
         let message = format!("an expert must be a layer, a block or `{{ .. }}`, not {}", describe(expr));
         let d = Diagnostic::new(Code::ExpertForm, message).primary(expr.span, "expected an expert");
         c.report(d.help(format!("for example `{argument}: 8 * mlp(hidden: 512)`")));
@@ -115,7 +125,7 @@ fn expert<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, c
         c.report(d);
         return None;
     }
-    if let (Some(input), Flow::Width(output)) = (c.input(), flow)
+    if let (Some(input), Flow::Width(output)) = (width, flow)
         && input != output
     {
         let message = format!("an expert turns width {input} into {output}");

@@ -14,13 +14,7 @@ pub(super) fn observed(l: &Lowering) -> bool {
 /// Outputs `load`, `dropped`, `entropy` and `balance` of the layer, from what was chosen and what a capacity left. All but
 /// the entropy are of the experts that compute; the choices of the others are the output `zero`. Where the number of experts
 /// of a token varies, its mean is the output `per_token`, which is returned.
-pub(super) fn balance(
-    l: &mut Lowering,
-    path: &str,
-    experts: Experts,
-    choice: Taken,
-    kept: Taken,
-) -> Option<Value> {
+pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Taken, kept: Taken) -> Option<Value> {
     let Experts { count, computed: experts, valid, .. } = experts;
     let b = l.b();
     if count > experts {

@@ -190,10 +190,13 @@ impl Route {
         }
         if others {
             let name = self.strategy.name();
-            let d = Diagnostic::new(Code::ArgumentsConflict, format!("`{name}` has no use for `zero`, `copy` or `constant`"))
-                .primary(self.span, "sends mixtures of tokens to every expert")
-                .secondary(c.argument_span("experts"), "experts without computation")
-                .help("use a router that chooses experts, such as `softmax_top_k`");
+            let d = Diagnostic::new(
+                Code::ArgumentsConflict,
+                format!("`{name}` has no use for `zero`, `copy` or `constant`"),
+            )
+            .primary(self.span, "sends mixtures of tokens to every expert")
+            .secondary(c.argument_span("experts"), "experts without computation")
+            .help("use a router that chooses experts, such as `softmax_top_k`");
             c.report(d);
         }
         for argument in ["capacity", "balance"] {

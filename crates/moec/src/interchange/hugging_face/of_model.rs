@@ -247,6 +247,10 @@ impl Check {
             let message = format!("{} has no `{}` experts", self.theirs, first.kind.word());
             self.refuse(message, at, "expected `NUMBER * mlp(..)`", help);
         }
+        if moe.latent.is_some() {
+            let (at, help) = (layer.argument_span("latent"), "experts there work on the width of the model");
+            self.refuse(format!("{} has no latent experts", self.theirs), at, "expected no `latent`", help);
+        }
         if moe.capacity.is_some_and(|capacity| capacity.evaluation_factor > 0.0) {
             let (at, help) =
                 (layer.argument_span("capacity"), "with `evaluation_factor: 0` the bound is one of training");
