@@ -1481,6 +1481,52 @@ fn routers_of_the_language_have_right_gradients() {
     }
 }
 
+/// A model whose tokens have different numbers of experts: its gradients are right, and every command that evaluates says
+/// how many there were.
+#[test]
+fn experts_per_token_are_measured_and_shown() {
+    let lab = Lab::new();
+    let spec = SMALL
+        .replace("model small", "block expert(hidden: int) { layer_norm  mlp(hidden: hidden) }\nmodel small")
+        .replace(
+            "experts: 3 * mlp(hidden: 24, activation: relu, dropout: 0.1)",
+            "experts: [3 * expert(hidden: 7), zero, copy, 2 * constant], latent: 5, balance: [switch(tau: 0.5)]",
+        );
+    let file = lab.at("varying.moe");
+    fs::write(&file, spec).unwrap();
+    let ran = expect(&["gradcheck", &file, "-s", "width=6", "--context", "3"], 0);
+    assert!(ran.out.contains("parameters agree"), "{}", ran.out);
+    let compiled = expect(&["compile", &file], 0).out;
+    assert!(compiled.contains("2 of 7 experts, 4 of which compute nothing, by noisy_top_k"), "{compiled}");
+    let run = lab.at("varying");
+    let said = expect(&["train", &file, "--data", &lab.data, "--out", &run, "--sample", "0"], 0).err;
+    let line = said.lines().find(|line| line.starts_with("eval 12")).unwrap();
+    assert!(line.contains("  experts/token ") && line.contains("  active "), "{said}");
+    let panel = said.lines().find(|line| line.starts_with("blocks.1.moe")).unwrap();
+    let (computing, others) = panel.split_whitespace().nth(1).unwrap().split_once('|').unwrap();
+    assert_eq!((computing.chars().count(), others.chars().count()), (3, 4), "{said}");
+    let metrics = fs::read_to_string(format!("{run}/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    for layer in last["layers"].as_array().unwrap() {
+        let rows = |name: &str| layer[name].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).sum::<f64>();
+        // Two experts a token, of either kind, over 2 batches of 3 sequences of 8 tokens.
+        assert_eq!(rows("load_rows") + rows("zero_computation_rows"), (2 * 2 * 3 * 8) as f64);
+        assert!((layer["experts_per_token"].as_f64().unwrap() - rows("load_rows") / (2 * 3 * 8) as f64).abs() < 1e-6);
+    }
+    let evaluated = expect(&["eval", &run], 0).out;
+    assert!(evaluated.contains("parameters active per token, as measured") && evaluated.contains("experts/token"));
+    let page = lab.at("report.html");
+    expect(&["report", &run, "-o", &page], 0);
+    for device in ["cpu", "interpreter"] {
+        let to = ["compare", &file, &lab.spec, "--data", &lab.data, "--out", &lab.at(device), "--device", device];
+        let compared = expect(&to, 0).out;
+        assert!(compared.contains("active as measured") || compared.contains("active as"), "{compared}");
+    }
+    // Where the number is the same of every token nothing is said of it.
+    let said = lab.train(&lab.at("plain"), &[], 0).err;
+    assert!(!said.contains("experts/token") && !said.contains("  active "), "{said}");
+}
+
 #[test]
 fn a_new_file_is_sound_trains_and_is_never_replaced() {
     let folder = tempfile::tempdir().unwrap();

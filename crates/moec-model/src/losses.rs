@@ -309,7 +309,7 @@ loss = (F + (E - F) / t) * sum_e h_e f_e P_e          1 where each of the others
         references: &[
             "Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6",
             "Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1 (choices: first)",
-            "Jin et al. 2024, MoE++, arXiv 2410.07348, equation 7 (tau)",
+            "Jin et al. 2024, MoE++, arXiv 2410.07348, the heterogeneous load balance loss (tau)",
         ],
         needs: &[Quantity::Probabilities],
         weight: 1e-2,

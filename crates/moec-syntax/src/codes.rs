@@ -328,8 +328,8 @@ Right:
     import "routers.moe"
 "#;
     ParameterForm = "E0122", Beside, "a parameter is not written `name: type`", r#"
-The parameters of a router and of a block have a type, `int`, `float` or `bool`, and may have a default behind it. Commas stand
-between them.
+The parameters of a router and of a block have a type, `int`, `float` or `bool`, and may have a default behind it.
+Commas stand between them.
 
 Wrong:
 
@@ -741,7 +741,8 @@ Right:
 "#;
     ExpertForm = "E0504", Body, "experts are not written `NUMBER * EXPERT`", r#"
 `experts` and `shared` take a number of copies and what is copied: a layer, a block by its name, or a layer sequence in
-braces.
+braces. `experts` also takes a list that begins with that; behind it stand experts that compute nothing, `zero`,
+`copy` and `constant`, each once, with their number in front: `[6 * mlp(hidden: 512), zero, 2 * constant]`.
 
 Wrong:
 

@@ -44,7 +44,7 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
         ParameterSpec::required(
             "experts",
             ParameterType::Form("NUMBER * EXPERT"),
-            "the experts; in a list, others behind them that compute nothing: `zero`, `copy`, `constant`",
+            "the experts; in a list `zero`, `copy` and `constant` may follow, which compute nothing",
         ),
         ParameterSpec::required("route", ParameterType::Form("ROUTER(..)"), "how tokens are sent to experts"),
         ParameterSpec::optional(

@@ -45,6 +45,9 @@ pub(super) fn check_all<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, wid
                 return None;
             };
             let copies = check(c, "experts", first, width);
+            if copies.is_none() && ZeroComputation::counted(first).is_some() {
+                return None;
+            }
             let zero_computation = zero_computation::check(c, others);
             Some(Listed { copies: copies?, zero_computation: zero_computation? })
         }
@@ -53,11 +56,7 @@ pub(super) fn check_all<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, wid
 }
 
 fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, width: Option<usize>) -> Option<Copies> {
-    let without_number = match &expr.kind {
-        ExprKind::Binary { operator, right, .. } if operator.value == BinaryOperator::Multiply => right.as_ref(),
-        _ => expr,
-    };
-    let kind = ZeroComputation::named(without_number).filter(|kind| !c.names_block(kind.word()));
+    let kind = ZeroComputation::counted(expr).filter(|kind| !c.names_block(kind.word()));
     if let Some(kind) = kind.filter(|_| argument == "experts") {
         zero_computation::in_front(c, expr, kind);
         return None;

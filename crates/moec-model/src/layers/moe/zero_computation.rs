@@ -1,13 +1,13 @@
 //! Experts that compute nothing, or next to nothing: `zero`, `copy` and `constant` behind the experts that compute.
 //!
 //! They take part in routing like the others, but no row is dispatched to them: what they give follows from the token and
-//! the weights of its choices (Jin et al. 2024, MoE++, arXiv 2410.07348, equations 3 to 5; Zeng et al. 2024, AdaMoE, arXiv
+//! the weights of its choices (Jin et al. 2024, MoE++, arXiv 2410.07348, section 3.1; Zeng et al. 2024, AdaMoE, arXiv
 //! 2406.13233).
 
 use std::ops::Range;
 
 use moec_ir::{Binary, Builder, Value};
-use moec_syntax::{self as ast, BinaryOperator, Code, Diagnostic, ExprKind, Span};
+use moec_syntax::{self as ast, BinaryOperator, Code, Diagnostic, ExprKind, Span, did_you_mean};
 
 use super::Moe;
 use super::choice::{Choice, Experts, Taken};
@@ -52,8 +52,18 @@ impl ZeroComputation {
         }
     }
 
+    /// The kind of `zero` and of `2 * zero`.
+    pub(super) fn counted(expr: &ast::Expr) -> Option<Self> {
+        match &expr.kind {
+            ExprKind::Binary { operator, right, .. } if operator.value == BinaryOperator::Multiply => {
+                Self::named(right)
+            }
+            _ => Self::named(expr),
+        }
+    }
+
     /// The kind that an expression names, if it is a name alone.
-    pub(super) fn named(expr: &ast::Expr) -> Option<Self> {
+    fn named(expr: &ast::Expr) -> Option<Self> {
         let ExprKind::Name(name) = &expr.kind else { return None };
         Self::ALL.into_iter().find(|kind| kind.word() == name)
     }
@@ -91,9 +101,10 @@ pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, entries: &'a [ast::Expr]) ->
             continue;
         }
         if c.names_block(word) {
-            let d = Diagnostic::new(Code::ExpertForm, format!("`{word}` is a block here, and an expert that is none"))
-                .primary(expr.span, "behind the first entry it means an expert without computation")
-                .help("give the block another name");
+            let d =
+                Diagnostic::new(Code::ExpertForm, format!("`{word}` names a block and an expert without computation"))
+                    .primary(expr.span, "behind the first entry it means the latter")
+                    .help("give the block another name");
             c.report(d);
         }
         found.push((experts, expr.span));
@@ -125,7 +136,15 @@ fn entry<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr) -> Option<ZeroExpe
         return Some(ZeroExperts { kind, count });
     }
     let is_expert = matches!(named.kind, ExprKind::Call(_) | ExprKind::Sequence(_) | ExprKind::Name(_));
-    let d = if is_expert {
+    let near = match &named.kind {
+        ExprKind::Name(name) => did_you_mean(name, ZeroComputation::ALL.map(ZeroComputation::word)),
+        _ => None,
+    };
+    let d = if let Some(near) = near {
+        Diagnostic::new(Code::ExpertForm, "there is no such expert")
+            .primary(named.span, "expected `zero`, `copy` or `constant`")
+            .patch(named.span, near, format!("did you mean `{near}`?"))
+    } else if is_expert {
         Diagnostic::new(Code::ExpertForm, "experts that compute are of one kind")
             .primary(expr.span, "expected `zero`, `copy` or `constant`")
             .note("the first entry of the list says what they are; those behind it compute nothing")
