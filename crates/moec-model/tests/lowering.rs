@@ -413,6 +413,52 @@ fn attention_normalises_queries_and_keys_of_a_head_or_of_all() {
     }
 }
 
+/// A head of keys and values serves several of queries: the same as attention whose weights repeat theirs, in training, and
+/// where a window's tokens come one after the other.
+#[test]
+fn a_head_of_keys_serves_several_heads_of_queries() {
+    for (width, heads, kv_heads, more) in [
+        (12, 6, 2, ""),
+        (6, 3, 1, ", bias: true, scale: width"),
+        (12, 3, 1, ", norm: head"),
+        (4, 4, 2, ", dropout: 0.5"),
+    ] {
+        let (tokens, head, of_keys) = (7, width / heads, width / heads * kv_heads);
+        let layer = |more: &str| layers(width, &format!("attention(heads: {heads}{more})")).remove(0);
+        for mode in [Mode::Evaluate, Mode::Train] {
+            let lower = |layer| lower_layer(&layer, &options(mode, 2), tokens).unwrap();
+            let (grouped, full) = (lower(layer(&format!(", kv_heads: {kv_heads}{more}"))), lower(layer(more)));
+            verified(&grouped);
+            let values = bindings(&grouped.graph);
+            let mut repeated = bindings(&full.graph);
+            for kind in ["weight", "bias"] {
+                let of = |name: &str| values.get(&format!("attention.{name}.{kind}")).map(Tensor::to_f64);
+                let (Some(query), Some(key), Some(value)) = (of("query"), of("key"), of("value")) else { continue };
+                let row = if kind == "weight" { width } else { 1 };
+                assert_eq!((query.len(), key.len()), (width * row, of_keys * row));
+                let mut all = query;
+                for part in [key, value] {
+                    for h in 0..heads {
+                        let group = h / (heads / kv_heads);
+                        all.extend(&part[group * head * row..(group + 1) * head * row]);
+                    }
+                }
+                let name = format!("attention.qkv.{kind}");
+                let shape = repeated[&name].shape().to_vec();
+                repeated.insert(name, Tensor::new(shape, Data::F64(all)).unwrap());
+            }
+            for name in ["proj.weight", "proj.bias", "query_norm.gain", "key_norm.gain"] {
+                let name = format!("attention.{name}");
+                assert_eq!(values.get(&name), repeated.get(&name));
+            }
+            let of = |lowered: &Lowered, values| evaluate(&lowered.graph, values).unwrap().outputs["y"].to_f64();
+            for (found, expected) in of(&grouped, &values).iter().zip(of(&full, &repeated)) {
+                assert!((found - expected).abs() < 1e-9, "{heads} of {kv_heads}{more}: {found} and {expected}");
+            }
+        }
+    }
+}
+
 const EVERYTHING: &str = include_str!("../../../tests/check/ok_everything.moe");
 
 #[test]

@@ -87,6 +87,11 @@ const SYNONYMS: &[Synonym] = &[
     },
     // Arguments of layers.
     Synonym {
+        words: &["n_kv_heads", "num_kv_heads", "num_key_value_heads", "n_head_kv", "query_groups"],
+        names: &["kv_heads"],
+        advice: "the number of heads of keys and values is an argument of the layer: `attention(heads: 8, kv_heads: 2)`",
+    },
+    Synonym {
         words: &["n_head", "n_heads", "num_heads", "num_attention_heads"],
         names: &["heads"],
         advice: "the number of heads is an argument of the layer: `attention(heads: 8)`",
@@ -146,6 +151,11 @@ const SYNONYMS: &[Synonym] = &[
         words: &["n_shared_experts", "num_shared_experts", "shared_experts", "shared"],
         names: &["shared"],
         advice: "experts that every token goes to are an argument of `moe`: `shared: 1 * mlp(hidden: 512)`",
+    },
+    Synonym {
+        words: &["moe_latent_size", "latent_size", "latent_dim"],
+        names: &["latent"],
+        advice: "the width of latent experts is an argument of `moe`: `latent: 64`",
     },
     Synonym {
         words: &["top_k", "k", "num_experts_per_tok", "experts_per_token", "num_selected"],

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use moec_ir::{Data, Invariant, Tensor};
-use moec_model::{Layer, Model, Moe, Route};
+use moec_model::{Attention, Layer, Model, Moe, Route};
 use moec_syntax::{Diagnostic, Span};
 
 use super::{Architecture, AttentionBias, Experts, Network};
@@ -179,6 +179,11 @@ impl Check {
             AttentionBias::InputsOrNone => (any_bias, false),
             AttentionBias::None => (false, false),
         };
+        if attention.of::<Attention>().is_some_and(|attention| attention.kv_heads < attention.heads) {
+            let (at, help) = (attention.argument_span("kv_heads"), "give keys and values as many heads as queries");
+            let message = "attention whose keys have fewer heads than its queries is not exchanged";
+            self.refuse(message, at, "expected no `kv_heads`", help);
+        }
         let (norm, wanted) = (arguments.word("norm"), self.architecture.query_norm());
         if norm != wanted {
             let at = attention.argument_span("norm");
