@@ -1517,6 +1517,7 @@ fn experts_per_token_are_measured_and_shown() {
     assert!(evaluated.contains("parameters active per token, as measured") && evaluated.contains("experts/token"));
     let page = lab.at("report.html");
     expect(&["report", &run, "-o", &page], 0);
+    assert!(fs::read_to_string(&page).unwrap().contains(" as measured)"));
     for device in ["cpu", "interpreter"] {
         let to = ["compare", &file, &lab.spec, "--data", &lab.data, "--out", &lab.at(device), "--device", device];
         let compared = expect(&to, 0).out;

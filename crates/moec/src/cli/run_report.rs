@@ -219,10 +219,16 @@ impl Subject {
         let lowered = &self.compiled.lowered;
         let mut parts = Vec::new();
         if self.vocab.is_some() {
+            let measured = self.metrics.iter().rev().find_map(|metric| match metric {
+                Metric::Evaluation(evaluation) => evaluation.active_parameters,
+                _ => None,
+            });
+            let measured = measured.map(|n| format!(" ({} as measured)", grouped(n.round() as u64)));
             parts.push(format!(
-                "{} parameters, {} active per token",
+                "{} parameters, {} active per token{}",
                 grouped(lowered.parameter_count() as u64),
-                grouped(lowered.active_parameter_count() as u64)
+                grouped(lowered.active_parameter_count() as u64),
+                measured.unwrap_or_default()
             ));
         }
         let mut kinds: Vec<(String, usize)> = Vec::new();
