@@ -18,6 +18,8 @@ mod frictions;
 mod interchange;
 #[path = "cli/json.rs"]
 mod json;
+#[path = "cli/recipe.rs"]
+mod recipe;
 #[path = "cli/surgery.rs"]
 mod surgery;
 #[path = "cli/tracking.rs"]

@@ -42,6 +42,8 @@ pub struct Recipe {
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept; all if absent.
     pub checkpoints_kept: Option<u64>,
+    /// Whether the evaluation with the best held-out loss has a checkpoint, which stays besides.
+    pub best_kept: bool,
     /// Steps between lines of progress; 0 for one at the end alone.
     pub log_every: u64,
     pub(crate) spans: IndexMap<&'static str, Span>,
@@ -98,11 +100,13 @@ impl Recipe {
             },
             evaluate: {
                 let every = whole("evaluate", "every");
-                let said = arguments("evaluate").get("batches").map(|_| whole("evaluate", "batches"));
-                Evaluate { every, batches: said.unwrap_or_else(|| Evaluate::proportionate(every)) }
+                let said = |name| arguments("evaluate").get(name).map(|_| whole("evaluate", name));
+                let batches = said("batches").unwrap_or_else(|| Evaluate::proportionate(every));
+                Evaluate { every, batches, patience: said("patience") }
             },
             checkpoint_every: whole("checkpoint", "every"),
             checkpoints_kept: arguments("checkpoint").get("keep").map(|_| whole("checkpoint", "keep")),
+            best_kept: arguments("checkpoint").bool("best"),
             log_every: whole("log", "every"),
             spans: IndexMap::new(),
             origins: IndexMap::new(),
@@ -154,6 +158,8 @@ pub struct Evaluate {
     pub every: u64,
     /// Batches per evaluation and split.
     pub batches: u64,
+    /// Evaluations without a better held-out loss after which training ends.
+    pub patience: Option<u64>,
 }
 
 impl Evaluate {
@@ -292,6 +298,12 @@ pub fn train_settings() -> &'static [SettingSpec] {
                         DefaultValue::Absent("auto"),
                         "batches per evaluation and split; `auto` is a quarter of `every`, from 1 to 400",
                     ),
+                    ParameterSpec::optional(
+                        "patience",
+                        COUNT,
+                        DefaultValue::Absent("none"),
+                        "evaluations without a better held-out loss after which training ends",
+                    ),
                 ]),
             ),
             setting(
@@ -304,6 +316,11 @@ pub fn train_settings() -> &'static [SettingSpec] {
                         COUNT,
                         DefaultValue::Absent("all"),
                         "newest checkpoints that are kept, those before are removed",
+                    ),
+                    ParameterSpec::flag(
+                        "best",
+                        false,
+                        "save at every evaluation with the best held-out loss so far, and keep that",
                     ),
                 ]),
             ),

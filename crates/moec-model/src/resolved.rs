@@ -153,9 +153,11 @@ impl Recipe {
             DataSource::Synthetic => "synthetic".into(),
             DataSource::Named(name) => ResolvedValue::Map(map([("name", name.as_str().into())])),
         };
-        let evaluate = map([("every", self.evaluate.every.into()), ("batches", self.evaluate.batches.into())]);
+        let mut evaluate = map([("every", self.evaluate.every.into()), ("batches", self.evaluate.batches.into())]);
+        evaluate.extend(self.evaluate.patience.map(|patience| ("patience".to_string(), patience.into())));
         let mut checkpoint = map([("every", self.checkpoint_every.into())]);
         checkpoint.extend(self.checkpoints_kept.map(|keep| ("keep".to_string(), keep.into())));
+        checkpoint.extend(self.best_kept.then(|| ("best".to_string(), true.into())));
         let mut recipe = map([
             ("data", data),
             ("split", self.split.into()),

@@ -428,21 +428,37 @@ fn write_folder(
     files.sync_dir(checkpoints)
 }
 
-/// Removes the oldest checkpoints, all but the newest `keep` (at least one).
+/// Removes the oldest checkpoints, all but the newest `keep` (at least one), and that of the step `best`.
 ///
 /// # Errors
 /// When the system refuses.
-pub(crate) fn prune(files: &dyn Files, checkpoints: &Path, keep: usize) -> Result<(), CheckpointError> {
+pub(crate) fn prune(
+    files: &dyn Files,
+    checkpoints: &Path,
+    keep: usize,
+    best: Option<u64>,
+) -> Result<(), CheckpointError> {
     let found = list(checkpoints)?;
-    for (_, path) in &found[..found.len().saturating_sub(keep.max(1))] {
-        // A checkpoint loses its name first, so that a removal cut short leaves no half of one.
-        let removed = incomplete(path);
-        files
-            .rename(path, &removed)
-            .and_then(|()| files.remove_dir(&removed))
-            .map_err(|source| CheckpointError::Write { path: path.display().to_string(), source })?;
-    }
-    Ok(())
+    let old = &found[..found.len().saturating_sub(keep.max(1))];
+    old.iter().filter(|(step, _)| Some(*step) != best).try_for_each(|(_, path)| remove(files, path))
+}
+
+/// Removes the checkpoint of a step, if it is there.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn remove_step(files: &dyn Files, checkpoints: &Path, step: u64) -> Result<(), CheckpointError> {
+    let path = checkpoints.join(folder_name(step));
+    if path.exists() { remove(files, &path) } else { Ok(()) }
+}
+
+fn remove(files: &dyn Files, path: &Path) -> Result<(), CheckpointError> {
+    // A checkpoint loses its name first, so that a removal cut short leaves no half of one.
+    let removed = incomplete(path);
+    files
+        .rename(path, &removed)
+        .and_then(|()| files.remove_dir(&removed))
+        .map_err(|source| CheckpointError::Write { path: path.display().to_string(), source })
 }
 
 /// Reads a file that must be an ordinary one of at most `limit` bytes.
@@ -699,9 +715,9 @@ mod tests {
         }
         let steps = |folder: &Path| list(folder).unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
         assert_eq!(steps(folder.path()), [3, 20, 200, 100_000_000]);
-        prune(&RealFiles, folder.path(), 2).unwrap();
+        prune(&RealFiles, folder.path(), 2, None).unwrap();
         assert_eq!(steps(folder.path()), [200, 100_000_000]);
-        prune(&RealFiles, folder.path(), 0).unwrap();
+        prune(&RealFiles, folder.path(), 0, None).unwrap();
         assert_eq!(steps(folder.path()), [100_000_000]);
     }
 
@@ -714,7 +730,8 @@ mod tests {
                 let folder = tempfile::tempdir().unwrap();
                 write(folder.path(), 1);
                 let files = FaultyFiles::new(at, fault);
-                let saved = save(&files, folder.path(), 2, &tensors(2)).and_then(|_| prune(&files, folder.path(), 1));
+                let saved =
+                    save(&files, folder.path(), 2, &tensors(2)).and_then(|_| prune(&files, folder.path(), 1, None));
                 let (step, path) = list(folder.path()).unwrap().pop().expect("a checkpoint is left");
                 let loaded = load(&path, &states(), Parts::All).unwrap();
                 assert_eq!(loaded.tensors, tensors(step), "{fault:?} at {at}");

@@ -212,8 +212,10 @@ mod tests {
             log_every: 0,
             evaluate_every: 0,
             evaluate_batches: 0,
+            patience: None,
             checkpoint_every: 0,
             keep: None,
+            keep_best: false,
         };
         let mut losses = Vec::new();
         for session in [&mut profiled as &mut dyn Session, &mut *plain] {

@@ -292,6 +292,16 @@ const SYNONYMS: &[Synonym] = &[
         advice: "evaluation is one setting: `evaluate(every: 250, batches: 50)`",
     },
     Synonym {
+        words: &["early_stopping", "early_stopping_patience", "early_stop"],
+        names: &["patience"],
+        advice: "training that ends after evaluations without a better held-out loss is written `evaluate(patience: 5)`",
+    },
+    Synonym {
+        words: &["save_best", "save_best_only", "keep_best", "load_best_model_at_end"],
+        names: &["best"],
+        advice: "that the checkpoint with the best held-out loss is kept is written `checkpoint(best: true)`",
+    },
+    Synonym {
         words: &["log_interval", "log_every", "print_every"],
         names: &["every"],
         advice: "how often progress is reported is written `log(every: 10)`",

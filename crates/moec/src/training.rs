@@ -18,8 +18,10 @@ pub fn train_config(recipe: &Recipe) -> TrainConfig {
         evaluate_every: recipe.evaluate.every,
         // More than can be counted are as many as can be.
         evaluate_batches: usize::try_from(recipe.evaluate.batches).unwrap_or(usize::MAX),
+        patience: recipe.evaluate.patience,
         checkpoint_every: recipe.checkpoint_every,
         keep: recipe.checkpoints_kept.map(|keep| usize::try_from(keep).unwrap_or(usize::MAX)),
+        keep_best: recipe.best_kept,
     }
 }
 

@@ -20,8 +20,10 @@ fn about() -> About {
         log_every: 50,
         evaluate_every: 250,
         evaluate_batches: 20,
+        patience: None,
         checkpoint_every: 500,
         keep: None,
+        keep_best: false,
     };
     About {
         model: "noisy_top2".into(),

@@ -240,8 +240,10 @@ mod tests {
             log_every: 10,
             evaluate_every,
             evaluate_batches: 5,
+            patience: None,
             checkpoint_every,
             keep: None,
+            keep_best: false,
         }
     }
 
