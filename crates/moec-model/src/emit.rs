@@ -62,6 +62,16 @@ pub enum Role {
     },
 }
 
+impl Role {
+    /// Whether it is that of the weights of a linear map, and not of a bias, the gain of a norm or a table of vectors.
+    fn is_matrix(self) -> bool {
+        match self {
+            Role::Weight { .. } | Role::Orthogonal { .. } | Role::Uniform { .. } => true,
+            Role::Bias { .. } | Role::Embedding | Role::TiedEmbedding { .. } | Role::Constant(_) => false,
+        }
+    }
+}
+
 impl InitScheme {
     /// Initial values of a parameter.
     ///
@@ -105,6 +115,8 @@ pub(crate) struct Declared {
     pub(crate) share: f64,
     /// Whether a router multiplies each of its tokens with all of it.
     pub(crate) router: bool,
+    /// Whether it is the weights of a linear map.
+    pub(crate) matrix: bool,
 }
 
 /// A graph builder that also keeps the initial values of what it declares.
@@ -147,7 +159,8 @@ impl Emitter {
         let path = self.builder.path(name);
         let elements = self.builder.ty(value).elements();
         let init = self.scheme.init(role);
-        self.parameters.entry(path).or_insert(Declared { init, elements, share: 1.0, router: false });
+        let matrix = role.is_matrix() && self.builder.ty(value).shape.len() > 1;
+        self.parameters.entry(path).or_insert(Declared { init, elements, share: 1.0, router: false, matrix });
         value
     }
 

@@ -10,7 +10,7 @@ use moec_ir::{Input, Op, Output, TensorType, Value};
 
 use crate::cost::layer_info;
 use crate::decoding::{Cache, decoding};
-use crate::emit::Emitter;
+use crate::emit::{Declared, Emitter};
 use crate::layer::{Layer, Naming};
 use crate::model::Model;
 use crate::origin::origin_of;
@@ -152,10 +152,13 @@ impl Lowering {
         // A graph that does not fit comes first: what a strategy returned after it is a consequence.
         let graph = builder.finish().map_err(LowerError::Graph)?;
         built?;
-        let of_routers = parameters.iter().filter(|(_, declared)| declared.router).map(|(name, _)| name.clone());
+        let named = |which: fn(&Declared) -> bool| {
+            parameters.iter().filter(|(_, declared)| which(declared)).map(|(name, _)| name.clone()).collect()
+        };
         Ok(Lowered {
             graph,
-            router_parameters: of_routers.collect(),
+            router_parameters: named(|declared| declared.router),
+            matrices: named(|declared| declared.matrix),
             parameters: parameters.into_iter().map(|(name, declared)| (name, declared.init)).collect(),
             states: states.into_iter().collect(),
             moe_layers: self.moe_layers,

@@ -300,3 +300,27 @@ fn evaluation_draws_no_noise_unless_asked() {
         assert_eq!(lowered.graph.find("rng").is_some(), random, "{arguments}");
     }
 }
+
+#[test]
+fn matrices_are_the_weights_of_linear_maps() {
+    let lowered = |text: &str| lower(&model(text), &options(Mode::Train, 2)).unwrap();
+    let others = |lowered: &Lowered| -> Vec<String> {
+        let names = lowered.parameters.iter().map(|(name, _)| name.clone());
+        names.filter(|name| !lowered.matrices.contains(name)).collect()
+    };
+    let mixture = lowered(
+        "model m { context 3  vocab 7  embed(width: 4)  layer_norm  attention(heads: 2)
+         moe(experts: 3 * { rms_norm  mlp(hidden: 5, bias: true) }, route: sigmoid_top_k(k: 1))  unembed }",
+    );
+    let is_small = |name: &String| ["bias", "gain", "shift"].iter().any(|end| name.ends_with(end));
+    let others = others(&mixture);
+    assert!(others.iter().all(|name| is_small(name) || name.starts_with("embed.")), "{others:?}");
+    assert!(mixture.matrices.iter().all(|name| name.ends_with("weight") && !name.starts_with("embed.")));
+    for name in ["moe.router.weight", "moe.experts.mlp.up.weight", "attention.out.weight", "unembed.weight"] {
+        assert!(mixture.parameters.iter().all(|(known, _)| known != name) || mixture.matrices.contains(name), "{name}");
+    }
+    assert!(mixture.matrices.len() >= 5, "{:?}", mixture.matrices);
+    // The table of token vectors stays one where scores are products with it.
+    let tied = lowered("model m { context 3  vocab 7  embed(width: 4)  unembed(tied: true, bias: false) }");
+    assert!(tied.matrices.is_empty(), "{:?}", tied.matrices);
+}

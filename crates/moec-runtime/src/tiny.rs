@@ -4,7 +4,9 @@
 use crate::data::{Corpus, Dataset};
 use crate::vocab::Vocab;
 use moec_ir::{Binary, Builder, Function, Graph, Init, Op, TOKEN_TABLE, Tensor, TensorType, Unary};
-use moec_plan::{Backend, Interpreter, Optimizer, Program, Session, Wrt, add_optimizer, differentiate, plan};
+use moec_plan::{
+    Backend, Interpreter, Optimizer, Program, Session, StepOptions, Wrt, add_optimizer, differentiate, plan,
+};
 
 pub(crate) const CONTEXT: usize = 5;
 pub(crate) const BATCH: usize = 3;
@@ -101,7 +103,7 @@ impl Tiny {
         let data = Dataset::new(&corpus, Vocab::of_text(&text), 0.8).unwrap();
         let vocab = data.vocab().len();
         let train = differentiate(&with_loss(vocab, true), "objective", &Wrt::Parameters).unwrap();
-        let train = add_optimizer(&train, optimizer, Some(1.0)).unwrap();
+        let train = add_optimizer(&train, optimizer, &StepOptions::clipped(Some(1.0))).unwrap();
         let evaluate = with_loss(vocab, false);
         let mut b = Builder::new();
         let logits = forward(&mut b, vocab, 1, false);

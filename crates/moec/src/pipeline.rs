@@ -14,7 +14,7 @@ use moec_model::{
 };
 use moec_plan::{
     Arrangement, ClusterOptions, Clusters, FUSIONS, LaunchLimits, MemoryReport, OptimizeOptions, PassReport, PlanError,
-    Program, StateDecl, WeightStorage, Wrt, on_threads,
+    Program, StateDecl, StepOptions, WeightStorage, Wrt, on_threads,
 };
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
 use std::time::{Duration, Instant};
@@ -243,7 +243,8 @@ pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Resul
         }
         moec_plan::differentiate(&graph, Output::Objective, &Wrt::Nodes(trained))?
     };
-    let trained = moec_plan::add_optimizer(&differentiated, &recipe.optimizer, recipe.clip)?;
+    let step = StepOptions { clip: recipe.clip, matrices: lowered.matrices.clone() };
+    let trained = moec_plan::add_optimizer(&differentiated, &recipe.optimizer, &step)?;
     check_stage("differentiation", &trained, Stage::Training)?;
     Ok(trained)
 }

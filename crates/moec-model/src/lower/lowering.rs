@@ -62,6 +62,8 @@ pub struct Lowered {
     pub parameters: Vec<(String, Init)>,
     /// Names of the parameters by which routers decide.
     pub router_parameters: BTreeSet<String>,
+    /// Names of the parameters that are weights of linear maps: neither biases, norms nor tables of vectors.
+    pub matrices: BTreeSet<String>,
     /// States of routers with their initial values.
     pub states: Vec<(String, StateInit)>,
     /// The `moe` layers in order.
