@@ -39,7 +39,7 @@ fn specs() -> Vec<(String, Checked)> {
 }
 
 fn compiled(checked: &Checked, samples: usize) -> Compiled {
-    let functions = pipeline::functions_of(&checked.model);
+    let functions = pipeline::functions_of(&checked.model, &checked.recipe);
     let functions = functions.into_iter().filter(|f| !matches!(f, Function::TrainStep | Function::Evaluate));
     let options = CompileOptions { samples, ..CompileOptions::only(functions.collect::<Vec<_>>()) };
     pipeline::compile(&checked.model, &checked.recipe, VOCAB, &options).unwrap()
@@ -163,7 +163,7 @@ fn texts_that_are_written_together_are_what_they_would_be_alone() {
 
 /// What writes a text of its own, with weights stored so, for a device with these limits.
 fn stored(checked: &Checked, weights: WeightFormat, limits: LaunchLimits) -> Compiled {
-    let functions = pipeline::functions_of(&checked.model);
+    let functions = pipeline::functions_of(&checked.model, &checked.recipe);
     let functions = functions.into_iter().filter(|f| matches!(f, Function::Next | Function::Decode));
     let only = CompileOptions::only(functions.collect::<Vec<_>>());
     let options = CompileOptions { weights: Some(weights), limits, ..only };

@@ -13,6 +13,8 @@ pub const TOKEN_TABLE: &str = "embed.token.weight";
 pub enum Function {
     /// Forward, backward and optimiser of one batch.
     TrainStep,
+    /// Forward and backward of one batch of a step of several: it adds to sums, with which the last batch makes the step.
+    Accumulate,
     /// Loss and balance of one batch, without dropout and noise.
     Evaluate,
     /// Scores of every token of one sequence.
@@ -25,13 +27,20 @@ pub enum Function {
 
 impl Function {
     /// All functions, in the order in which they are planned.
-    pub const ALL: [Function; 5] =
-        [Function::TrainStep, Function::Evaluate, Function::Logits, Function::Next, Function::Decode];
+    pub const ALL: [Function; 6] = [
+        Function::TrainStep,
+        Function::Accumulate,
+        Function::Evaluate,
+        Function::Logits,
+        Function::Next,
+        Function::Decode,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Function::TrainStep => "train_step",
+            Function::Accumulate => "accumulate",
             Function::Evaluate => "evaluate",
             Function::Logits => "logits",
             Function::Next => "next",

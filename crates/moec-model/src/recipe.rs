@@ -18,8 +18,10 @@ pub struct Recipe {
     pub data: DataSource,
     /// Share of the text used for training; the rest is held out, which may be nothing.
     pub split: f64,
-    /// Sequences per step, B.
+    /// Sequences that go through the device together, B.
     pub batch: usize,
+    /// Batches of a step, whose mean gradient it follows.
+    pub accumulate: usize,
     /// Training steps.
     pub steps: u64,
     /// Seed of everything random.
@@ -75,6 +77,7 @@ impl Recipe {
             data,
             split: arguments("split").float("split"),
             batch: arguments("batch").size("batch"),
+            accumulate: arguments("accumulate").size("accumulate"),
             steps: whole("steps", "steps"),
             seed: whole("seed", "seed"),
             optimizer: chosen,
@@ -111,6 +114,16 @@ impl Recipe {
             spans: IndexMap::new(),
             origins: IndexMap::new(),
         }
+    }
+
+    /// Sequences that a step is made of.
+    pub fn sequences(&self) -> usize {
+        self.batch.saturating_mul(self.accumulate)
+    }
+
+    /// The sequences of a step as text: `16`, or `4 x 16` where it is made of several batches.
+    pub fn sequences_text(&self) -> String {
+        if self.accumulate > 1 { format!("{} x {}", self.accumulate, self.batch) } else { self.batch.to_string() }
     }
 
     /// Where a value was given, in the file or by an override, by its path: `train.steps`, `train.optimizer`,
@@ -237,6 +250,11 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 SettingForm::Value(ParameterType::Float(Interval::ANY), DefaultValue::Float(0.9)),
             ),
             setting("batch", "sequences per step", whole(1.0, 1_048_576.0, 16)),
+            setting(
+                "accumulate",
+                "batches per step, one after another, of whose gradients it takes the mean",
+                whole(1.0, 1_048_576.0, 1),
+            ),
             setting("steps", "training steps", SettingForm::Value(COUNT, DefaultValue::Int(5000))),
             setting(
                 "seed",

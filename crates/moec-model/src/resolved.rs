@@ -177,6 +177,9 @@ impl Recipe {
             ("checkpoint", ResolvedValue::Map(checkpoint)),
             ("log", ResolvedValue::Map(map([("every", self.log_every.into())]))),
         ]);
+        if self.accumulate > 1 {
+            recipe.insert("accumulate".into(), self.accumulate.into());
+        }
         if let Some(clip) = self.clip {
             recipe.insert("clip".into(), clip.into());
         }

@@ -31,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod accumulate;
 mod autodiff;
 mod backend;
 mod cluster;
@@ -66,7 +67,7 @@ pub use interp::Interpreter;
 pub use kernel::{Body, Kernel, Operands};
 pub use learning_rate::{SCHEDULES, Schedule, ScheduleSpec};
 pub use limits::LaunchLimits;
-pub use optimizers::{OPTIMIZERS, Optimizer, OptimizerSpec, StepOptions, add_optimizer};
+pub use optimizers::{OPTIMIZERS, Optimizer, OptimizerSpec, StepOptions, accumulate, add_optimizer};
 pub use passes::{OptimizeOptions, PASSES, Pass, PassReport, PassRun, optimize};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, listing};

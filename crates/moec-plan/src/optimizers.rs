@@ -9,6 +9,7 @@ mod idle;
 mod lion;
 mod sgd;
 
+use crate::accumulate::{adding, averaged};
 use crate::error::PlanError;
 use crate::settings::{Conflict, Settings};
 use moec_ir::{
@@ -211,12 +212,20 @@ impl PartialEq for Optimizer {
 const CLIP_EPSILON: f64 = 1e-6;
 
 /// What a training step does with its gradients, besides what the optimiser makes of each.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct StepOptions {
+    /// Batches of a step, whose mean gradient it follows.
+    pub batches: usize,
     /// The largest norm of the whole gradient.
     pub clip: Option<f64>,
     /// Parameters that are the weights of linear maps: what is decayed where only those are.
     pub matrices: BTreeSet<String>,
+}
+
+impl Default for StepOptions {
+    fn default() -> Self {
+        Self { batches: 1, clip: None, matrices: BTreeSet::new() }
+    }
 }
 
 impl StepOptions {
@@ -226,16 +235,31 @@ impl StepOptions {
     }
 }
 
+/// The graph of a batch before the last of a step of several, from one with gradients: it adds these and losses to states
+/// `sum.NAME`, and has neither outputs nor other updates.
+///
+/// # Errors
+/// When a sum has the name of another tensor.
+pub fn accumulate(graph: &Graph, optimizer: &Optimizer) -> Result<Graph, PlanError> {
+    adding(&idle::counted(graph, optimizer)?, idle::is_count)
+}
+
 /// Replaces the gradient outputs of parameters by their updates.
 ///
 /// For every parameter NAME with an output [`Output::Gradient`] there are states `OPTIMIZER.MOMENT.NAME`, and updates of
 /// all by nodes of [`Phase::Optimizer`], which read the input [`Input::Hyper`]. With [`StepOptions::clip`] there is an output
 /// [`Output::GradNorm`], the norm before clipping, and every gradient is multiplied by
-/// `min(1, clip / (norm + 1e-6))`. Other outputs, gradients of inputs among them, stay.
+/// `min(1, clip / (norm + 1e-6))`. Other outputs, gradients of inputs among them, stay. With several [`StepOptions::batches`] the
+/// graph is that of the last batch of a step, after those of [`accumulate`]: gradients and losses are means over the step.
 ///
 /// # Errors
 /// When no parameter has a gradient.
 pub fn add_optimizer(graph: &Graph, optimizer: &Optimizer, options: &StepOptions) -> Result<Graph, PlanError> {
+    let mut graph = idle::counted(graph, optimizer)?;
+    if options.batches > 1 {
+        graph = averaged(&graph, options.batches, idle::is_count)?;
+    }
+    let graph = &graph;
     let gradients: BTreeMap<String, Value> = graph
         .outputs()
         .iter()
@@ -257,10 +281,9 @@ pub fn add_optimizer(graph: &Graph, optimizer: &Optimizer, options: &StepOptions
     let mut rest = graph.clone();
     rest.retain_outputs(|name| match Output::of_name(name) {
         Some(Output::Gradient(of)) => !trained.iter().any(|(name, ..)| *name == of),
-        _ => true,
+        _ => !idle::is_count(name),
     });
 
-    let experts = if optimizer.settings.word("idle") == SKIP { idle::experts(graph) } else { BTreeMap::new() };
     let mut b = Builder::extend(rest);
     let phase = b.set_phase(Phase::Backward);
     let hyper = b.input(Input::Hyper, TensorType::f32([optimizer.hyper(0.0, 0).len()]));
@@ -278,13 +301,13 @@ pub fn add_optimizer(graph: &Graph, optimizer: &Optimizer, options: &StepOptions
         let values = moments.iter().map(|moment| b.state_for(StateRole::Optimizer, moment, ty.clone())).collect();
         let operands = Operands { name: format!("{kind}.{name}"), parameter, gradient, moments: values, hyper, scale };
         let weight_decay = optimizer.weight_decay(options.matrices.contains(&name));
-        let segments = experts.get(&name);
-        let updated = match (&optimizer.spec.body, segments) {
+        let rows = graph.output(&idle::count_of(&name));
+        let updated = match (&optimizer.spec.body, rows) {
             (Body::Whole { update, .. }, None) => update(&optimizer.settings, weight_decay, &mut b, &operands),
             (Body::Whole { parts, .. } | Body::Direction(parts), _) => b.scoped(&operands.name, |b| {
                 let updated = moved(&optimizer.settings, weight_decay, b, &operands, *parts);
-                match segments {
-                    Some(segments) => idle::skipped(b, segments, &operands, &updated),
+                match rows {
+                    Some(rows) => idle::skipped(b, rows, &operands, &updated),
                     None => updated,
                 }
             }),

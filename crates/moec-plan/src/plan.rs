@@ -118,9 +118,9 @@ impl StateKind {
     pub fn in_checkpoints(self) -> bool {
         match self {
             StateKind::Parameter | StateKind::State(StateRole::Optimizer | StateRole::Router) => true,
-            StateKind::State(StateRole::Cache | StateRole::Transposed | StateRole::Packed(_) | StateRole::Scale) => {
-                false
-            }
+            StateKind::State(
+                StateRole::Sum | StateRole::Cache | StateRole::Transposed | StateRole::Packed(_) | StateRole::Scale,
+            ) => false,
         }
     }
 
@@ -130,6 +130,7 @@ impl StateKind {
             StateKind::Parameter | StateKind::State(StateRole::Router) => true,
             StateKind::State(
                 StateRole::Optimizer
+                | StateRole::Sum
                 | StateRole::Cache
                 | StateRole::Transposed
                 | StateRole::Packed(_)
@@ -168,9 +169,8 @@ impl StateDecl {
                 format.pack(value, self.ty.shape.last()? * format.columns_of_word())?
             }
             StateKind::State(StateRole::Scale) => WeightFormat::Int8.scales(value)?,
-            StateKind::State(StateRole::Router | StateRole::Optimizer | StateRole::Cache) | StateKind::Parameter => {
-                return Some(Cow::Borrowed(value));
-            }
+            StateKind::State(StateRole::Router | StateRole::Optimizer | StateRole::Sum | StateRole::Cache)
+            | StateKind::Parameter => return Some(Cow::Borrowed(value)),
         };
         (stored.ty() == self.ty).then_some(Cow::Owned(stored))
     }

@@ -209,6 +209,7 @@ mod tests {
             seed: 0,
             optimizer: Optimizer::default().with("lr", 1e-2),
             schedule: Schedule::default(),
+            batches: 1,
             log_every: 0,
             evaluate_every: 0,
             evaluate_batches: 0,

@@ -26,6 +26,8 @@ pub struct TrainConfig {
     pub optimizer: Optimizer,
     /// How its learning rate changes.
     pub schedule: Schedule,
+    /// Batches of a step, all but the last by [`Function::Accumulate`].
+    pub batches: usize,
     /// Steps between two reports of the loss. Between them the loop does not wait for the device.
     pub log_every: u64,
     /// Steps between two evaluations; there is one at the end too, unless there are none.
@@ -253,7 +255,7 @@ fn train_from(
     reporter: &mut dyn Reporter,
 ) -> Result<Summary, TrainError> {
     let context = executable.context();
-    let rows = executable.rows(Function::TrainStep)?;
+    let rows = executable.rows(Function::TrainStep)? * config.batches;
     config.check_data(data, context)?;
     let identity = identity(executable, data, run, config);
     let stopping = || stop.load(Ordering::Relaxed);
@@ -339,7 +341,7 @@ fn train_from(
     Ok(summary)
 }
 
-/// Makes the optimiser step after `step` steps, with the batch, the noise and the learning rate that belong to it. It may
+/// Makes the optimiser step after `step` steps, with the batches, the noise and the learning rate that belong to it. It may
 /// return before the device is done.
 ///
 /// # Errors
@@ -352,9 +354,22 @@ pub fn train_step(
 ) -> Result<(), TrainError> {
     let (context, rows) = (executable.context(), executable.rows(Function::TrainStep)?);
     let text = data.windows(Split::Train, context)?;
-    let windows = Windows::random(text, context, rows, Purpose::TrainingWindows.stream(config.seed, step), 0);
-    let hyper = config.optimizer.hyper(config.learning_rate(step), step);
-    Ok(executable.run(Function::TrainStep, &windows, Settings { rng: generator(config.seed, step), hyper })?)
+    let positions = Purpose::TrainingWindows.stream(config.seed, step);
+    for batch in 0..config.batches {
+        // The windows of all are those that one large batch would have.
+        let windows = Windows::random(text, context, rows, positions, batch * rows);
+        let rng = match batch {
+            0 => generator(config.seed, step),
+            _ => generator(config.seed, Purpose::LaterBatches.stream(config.seed, step).bits64(batch as u32)),
+        };
+        if batch + 1 < config.batches {
+            executable.run(Function::Accumulate, &windows, Settings { rng, ..Settings::default() })?;
+        } else {
+            let hyper = config.optimizer.hyper(config.learning_rate(step), step);
+            executable.run(Function::TrainStep, &windows, Settings { rng, hyper })?;
+        }
+    }
+    Ok(())
 }
 
 /// The loss of the last [`train_step`], waiting for it.

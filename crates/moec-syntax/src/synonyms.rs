@@ -262,6 +262,19 @@ const SYNONYMS: &[Synonym] = &[
         advice: "the number of sequences of a step is written in `train`: `batch 16`",
     },
     Synonym {
+        words: &[
+            "gradient_accumulation_steps",
+            "gradient_accumulation",
+            "grad_accum",
+            "grad_accum_steps",
+            "accumulation_steps",
+            "accumulate_grad_batches",
+            "micro_batches",
+        ],
+        names: &["accumulate"],
+        advice: "the number of batches of a step is written in `train`: `accumulate 4`",
+    },
+    Synonym {
         words: &["warmup", "warmup_steps", "warmup_iters"],
         names: &["warmup"],
         advice: "a warm-up is an argument of the schedule: `schedule cosine(warmup: 100)`",

@@ -14,6 +14,7 @@ pub fn train_config(recipe: &Recipe) -> TrainConfig {
         seed: recipe.seed,
         optimizer: recipe.optimizer.clone(),
         schedule: recipe.schedule.clone(),
+        batches: recipe.accumulate,
         log_every: recipe.log_every,
         evaluate_every: recipe.evaluate.every,
         // More than can be counted are as many as can be.

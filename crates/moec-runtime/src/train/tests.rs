@@ -21,6 +21,7 @@ fn config() -> TrainConfig {
         seed: 1337,
         optimizer: Optimizer::default().with("lr", 0.02),
         schedule: Schedule::named("cosine").unwrap().with("warmup", 3).with("min_lr", 0.002),
+        batches: 1,
         log_every: 5,
         evaluate_every: 10,
         evaluate_batches: 2,
@@ -332,6 +333,34 @@ fn every_optimizer_learns_and_resumes_to_the_same_bits() {
             .collect();
         assert!(losses.last() < losses.first(), "optimizer {i} does not learn: {losses:?}");
     }
+}
+
+#[test]
+fn steps_of_several_batches_resume_to_the_same_bytes_and_count_them_all() {
+    let config = TrainConfig { batches: 3, steps: 12, ..config() };
+    let tiny = Tiny::in_batches(&config.optimizer, 3);
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let summary = begin(&tiny, &whole, &config, &mut Stopper::default()).unwrap();
+    let tokens = summary.tokens_per_s.unwrap() * summary.step_ms.unwrap() / 1e3;
+    assert!((tokens - (3 * BATCH * CONTEXT) as f64).abs() < 1e-6, "{tokens}");
+    let expected = checkpoints(&whole);
+    for at in [1, 7, 10] {
+        let root = folder.path().join(format!("stopped-{at}"));
+        begin(&tiny, &root, &config, &mut Stopper { at_step: Some(at), ..Stopper::default() }).unwrap();
+        go_on(&tiny, &root, &config, Stopper::default()).unwrap();
+        let found = checkpoints(&root);
+        assert!(expected.iter().all(|(name, bytes)| found[name] == *bytes), "stopped at {at}");
+        assert_eq!(metrics(&root), metrics(&whole), "stopped at {at}");
+    }
+    // The router saw the mean of the counts in each step, two experts a token; sums are no part of a checkpoint.
+    let last = checkpoint::load(&summary.checkpoint, &tiny.program.states, Parts::All).unwrap();
+    assert_eq!(last.tensors["moe.seen"].to_f64().iter().sum::<f64>().round(), (12 * 2 * BATCH * CONTEXT) as f64);
+    assert!(last.tensors.keys().all(|name| !name.starts_with("sum.")), "{:?}", last.tensors.keys());
+    // Each batch of a step has windows and dropout of its own: a step of one batch is another.
+    let single = folder.path().join("single");
+    begin(&Tiny::new(), &single, &TrainConfig { batches: 1, ..config.clone() }, &mut Stopper::default()).unwrap();
+    assert_ne!(metrics(&single), metrics(&whole));
 }
 
 #[test]

@@ -253,7 +253,7 @@ impl Subject {
         if let Some(vocab) = &self.vocab {
             fact("vocabulary", format!("{} characters", vocab.len()));
         }
-        fact("steps", format!("{} of {} x {} tokens", grouped(recipe.steps), recipe.batch, model.context));
+        fact("steps", format!("{} of {} x {} tokens", grouped(recipe.steps), recipe.sequences_text(), model.context));
         fact("optimizer", format!("{}, learning rate {}", recipe.optimizer.spec.name, recipe.optimizer.lr()));
         fact("precision", recipe.precision.name().to_string());
         if let Some(step) = self.step {
@@ -265,7 +265,7 @@ impl Subject {
             && !times.is_empty()
         {
             let mean = times.iter().sum::<f64>() / times.len() as f64;
-            let tokens = recipe.batch as f64 * model.context as f64 * 1e3 / mean;
+            let tokens = recipe.sequences() as f64 * model.context as f64 * 1e3 / mean;
             fact("time of a step", format!("{} ms, {} tokens/s", milliseconds(mean, 0), grouped(tokens as u64)));
         }
         if self.vocab.is_some() {

@@ -172,7 +172,7 @@ fn require_equal_budgets(entries: &[Entry]) -> Result<(), Failure> {
         let (model, recipe) = (&e.spec.checked.model, &e.spec.checked.recipe);
         [
             ("context", model.context.to_string()),
-            ("train.batch", recipe.batch.to_string()),
+            ("train.batch", recipe.sequences_text()),
             ("train.steps", recipe.steps.to_string()),
             ("train.split", recipe.split.to_string()),
         ]
@@ -492,7 +492,7 @@ fn comparison(bench: &Bench<'_>, entries: &[Entry], compiled: &[Compiled], resul
         data: bench.corpus.name().to_string(),
         data_sha256: bench.corpus.sha256().to_string(),
         steps: first.recipe.steps,
-        batch: first.recipe.batch,
+        batch: first.recipe.sequences(),
         context: first.model.context,
         seeds: bench.args.seeds,
         eval_batches: bench.args.eval_batches,

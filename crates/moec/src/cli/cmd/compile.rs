@@ -54,7 +54,7 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         }
         Some(Emit::Ast | Emit::Plan) | None => {}
     }
-    let mut functions = pipeline::functions_of(&checked.model);
+    let mut functions = pipeline::functions_of(&checked.model, &checked.recipe);
     if args.emit == Some(Emit::Plan) && !functions.contains(&function) {
         // Fails with the reason.
         functions.push(function);
@@ -213,7 +213,7 @@ fn totals(checked: &Checked, compiled: &Compiled) -> Totals {
         forward,
         // Each product has two gradients of its own size.
         backward: forward.saturating_mul(2),
-        tokens: (checked.recipe.batch as u64).saturating_mul(checked.model.context as u64),
+        tokens: (checked.recipe.sequences() as u64).saturating_mul(checked.model.context as u64),
     }
 }
 
@@ -252,7 +252,7 @@ fn screen(
         with_space(t.forward as f64),
         with_space(t.backward as f64),
         with_space((t.forward + t.backward).saturating_mul(t.tokens) as f64),
-        recipe.batch,
+        recipe.sequences_text(),
         model.context
     ));
     // Without a text the number of its characters is not known.

@@ -82,7 +82,7 @@ fn train(
     console.note_fitted(format!(
         "{} steps of {} x {} tokens, seed {}, into {}",
         recipe.steps,
-        recipe.batch,
+        recipe.sequences_text(),
         model.context,
         recipe.seed,
         root.display()
@@ -130,7 +130,7 @@ fn train(
         run: root.display().to_string(),
         config: config.clone(),
         splits: if dataset.is_held_out() { 2 } else { 1 },
-        tokens: recipe.batch * model.context,
+        tokens: recipe.sequences() * model.context,
         before: before(&folder, start),
     };
     let tracking = Tracking::begin(&trackers, &told_to_trackers(&task, &compiled, &dataset, root), *console);
@@ -279,7 +279,7 @@ fn begun<'a>(task: &'a Task, compiled: &Compiled, dataset: &Dataset, root: &Path
         held_out_characters: held_out,
         vocabulary: dataset.vocab().len(),
         steps: recipe.steps,
-        batch: recipe.batch,
+        batch: recipe.sequences(),
         context: model.context,
         seed: recipe.seed,
         step,

@@ -17,6 +17,7 @@ fn about() -> About {
         seed: 1,
         optimizer: Optimizer::default().with("lr", 1e-3),
         schedule: Schedule::named("cosine").unwrap().with("warmup", 100),
+        batches: 1,
         log_every: 50,
         evaluate_every: 250,
         evaluate_batches: 20,

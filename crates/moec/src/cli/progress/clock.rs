@@ -237,6 +237,7 @@ mod tests {
             seed: 1,
             optimizer: Optimizer::default(),
             schedule: Schedule::default(),
+            batches: 1,
             log_every: 10,
             evaluate_every,
             evaluate_batches: 5,
