@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod accumulation;
+mod averages;
 mod optimizers;
 
 use moec::pipeline::{self, Checked, CompileOptions, Function};

@@ -70,3 +70,34 @@ fn a_run_without_evaluations_has_no_best_checkpoint() {
         lab.train(&lab.at("other"), &["-s", "train.checkpoint.best=true", "-s", "train.evaluate.every=0"], 2).err;
     assert!(told.contains("[E0508]") && told.contains("there are no evaluations"), "{told}");
 }
+
+/// A run with averages says that it is evaluated with them, goes on to the same bytes, and keeps them.
+#[test]
+fn a_run_with_averages_is_its_averages() {
+    let lab = Lab::new();
+    let (whole, stopped) = (lab.at("whole"), lab.at("stopped"));
+    let average = ["-s", "train.average.decay=0.5", "--device", "interpreter"];
+    let told = lab.train(&whole, &average, 0).err;
+    assert!(told.contains("moving averages of the parameters, of decay 0.5"), "{told}");
+    lab.train(&stopped, &[&average[..], &["--steps", "5"]].concat(), 0);
+    lab.train(&stopped, &["--resume", "--steps", "12"], 0);
+    assert_eq!(lab.files(&whole, 12)[..2], lab.files(&stopped, 12)[..2]);
+    let refused = lab.train(&stopped, &["--resume", "-s", "train.average.decay=0.9"], 2).err;
+    assert!(refused.contains("a run keeps the average"), "{refused}");
+
+    let eval = |run: &str| expect(&["eval", run, "--device", "interpreter"], 0);
+    let told = eval(&whole);
+    assert!(told.err.contains("moving averages, of decay 0.5"), "{}", told.err);
+    let plain = lab.at("plain");
+    lab.train(&plain, &["--device", "interpreter"], 0);
+    assert_eq!(lab.files(&plain, 12)[0], lab.files(&whole, 12)[0], "training itself does not see the averages");
+    assert_ne!(eval(&plain).out, told.out);
+    expect(&["sample", &whole, "--device", "interpreter", "--length", "5"], 0);
+    // Another run begins with the averages, and with averages of its own that are these.
+    let on = lab.at("on");
+    let arguments =
+        ["train", "--from", &whole, "--out", &on, "--data", &lab.data, "--device", "interpreter", "--sample", "0"];
+    expect(&[&arguments[..], &["--steps", "1", "-s", "train.evaluate.every=0"]].concat(), 0);
+    let first = format!("{on}/checkpoints/step-00000000");
+    assert_eq!(eval(&first).out.split(" over ").next(), told.out.split(" over ").next());
+}

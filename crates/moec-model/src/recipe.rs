@@ -32,6 +32,8 @@ pub struct Recipe {
     pub schedule: Schedule,
     /// Bound on the global norm of the gradient.
     pub clip: Option<f64>,
+    /// What is left of a moving average of the parameters after a step, by which is evaluated and sampled; none if absent.
+    pub average: Option<f64>,
     /// How parameters start.
     pub init: InitScheme,
     /// What the operands of the layers' products are rounded to, in training and in the evaluations of a run.
@@ -83,6 +85,7 @@ impl Recipe {
             optimizer: chosen,
             schedule: rate,
             clip: arguments("clip").get("clip").map(|_| arguments("clip").float("clip")),
+            average: arguments("average").get("decay").map(|_| arguments("average").float("decay")),
             init: match said["init"].choice {
                 "xavier" => InitScheme::Xavier,
                 "normal" => InitScheme::Normal { std: arguments("init").float("std") },
@@ -275,6 +278,16 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 "clip",
                 "bound on the global norm of the gradient",
                 SettingForm::Value(ParameterType::Float(Interval::above(0.0)), DefaultValue::Absent("none")),
+            ),
+            setting(
+                "average",
+                "evaluates and samples with a moving average of the parameters",
+                SettingForm::Arguments(vec![ParameterSpec::optional(
+                    "decay",
+                    ParameterType::Float(Interval::half_open(0.0, 1.0)),
+                    DefaultValue::Absent("none"),
+                    "what is left of the average after a step, 0.999 for example",
+                )]),
             ),
             setting(
                 "init",

@@ -177,6 +177,9 @@ impl Recipe {
             ("checkpoint", ResolvedValue::Map(checkpoint)),
             ("log", ResolvedValue::Map(map([("every", self.log_every.into())]))),
         ]);
+        if let Some(decay) = self.average {
+            recipe.insert("average".into(), ResolvedValue::Map(map([("decay", decay.into())])));
+        }
         if self.accumulate > 1 {
             recipe.insert("accumulate".into(), self.accumulate.into());
         }

@@ -33,6 +33,7 @@
 
 mod accumulate;
 mod autodiff;
+mod average;
 mod backend;
 mod cluster;
 mod elementwise;
@@ -59,6 +60,7 @@ mod threads;
 mod work;
 
 pub use autodiff::{Wrt, differentiate};
+pub use average::{average_of, read_averages};
 pub use backend::{Backend, BackendError, Session};
 pub use cluster::{Cluster, ClusterOptions, Clusters, FUSIONS, Fusion, cluster};
 pub use elementwise::{Access, Elementwise, Instr};

@@ -10,6 +10,7 @@ mod lion;
 mod sgd;
 
 use crate::accumulate::{adding, averaged};
+use crate::average::average_of;
 use crate::error::PlanError;
 use crate::settings::{Conflict, Settings};
 use moec_ir::{
@@ -218,13 +219,15 @@ pub struct StepOptions {
     pub batches: usize,
     /// The largest norm of the whole gradient.
     pub clip: Option<f64>,
+    /// What is left of the moving averages of parameters after a step, if there are any.
+    pub average: Option<f64>,
     /// Parameters that are the weights of linear maps: what is decayed where only those are.
     pub matrices: BTreeSet<String>,
 }
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self { batches: 1, clip: None, matrices: BTreeSet::new() }
+        Self { batches: 1, clip: None, average: None, matrices: BTreeSet::new() }
     }
 }
 
@@ -249,7 +252,7 @@ pub fn accumulate(graph: &Graph, optimizer: &Optimizer) -> Result<Graph, PlanErr
 /// For every parameter NAME with an output [`Output::Gradient`] there are states `OPTIMIZER.MOMENT.NAME`, and updates of
 /// all by nodes of [`Phase::Optimizer`], which read the input [`Input::Hyper`]. With [`StepOptions::clip`] there is an output
 /// [`Output::GradNorm`], the norm before clipping, and every gradient is multiplied by
-/// `min(1, clip / (norm + 1e-6))`. Other outputs, gradients of inputs among them, stay. With several [`StepOptions::batches`] the
+/// `min(1, clip / (norm + 1e-6))`. With [`StepOptions::average`] there is a state `ema.NAME` of each, which follows it. Other outputs, gradients of inputs among them, stay. With several [`StepOptions::batches`] the
 /// graph is that of the last batch of a step, after those of [`accumulate`]: gradients and losses are means over the step.
 ///
 /// # Errors
@@ -312,6 +315,16 @@ pub fn add_optimizer(graph: &Graph, optimizer: &Optimizer, options: &StepOptions
                 }
             }),
         };
+        if let Some(decay) = options.average {
+            let average = average_of(&name);
+            let before = b.state_for(StateRole::Optimizer, &average, ty);
+            let after = b.scoped(&average, |b| {
+                let way = b.sub(updated.parameter, before);
+                let step = b.scale(way, 1.0 - decay);
+                b.add(before, step)
+            });
+            b.update(average, after);
+        }
         b.update(name, updated.parameter);
         for (moment, value) in moments.into_iter().zip(updated.moments) {
             b.update(moment, value);

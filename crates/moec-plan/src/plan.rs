@@ -1,5 +1,6 @@
 //! The plan: launches over numbered buffers, with every byte placed before anything runs.
 
+use crate::average;
 use crate::cluster::Cluster;
 use crate::kernel::Kernel;
 use crate::stored_weights::{parameter_of, transposed};
@@ -158,6 +159,11 @@ impl StateDecl {
             StateKind::State(role) => parameter_of(&self.name, role).unwrap_or(&self.name),
             StateKind::Parameter => &self.name,
         }
+    }
+
+    /// The parameter of which it is the moving average, if it is one.
+    pub fn averaged(&self) -> Option<&str> {
+        if self.kind == StateKind::State(StateRole::Optimizer) { average::averaged(&self.name) } else { None }
     }
 
     /// What is to be written where the tensor that it holds ([`StateDecl::held`]) has this value: in its order, and rounded

@@ -39,7 +39,7 @@ mod vocab;
 pub use best::{Best, HeldOut, best_checkpoint};
 pub use checkpoint::{
     Checkpoint, CheckpointError, FORMAT_VERSION, FileEntry, Identity, Manifest, Parts, PassedOver, TensorSource,
-    fingerprint, load as load_checkpoint, read_manifest,
+    fingerprint, load as load_checkpoint, load_averages, read_manifest,
 };
 pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};
 pub use evaluate::{EvaluateError, SplitLoss, evaluate_split};

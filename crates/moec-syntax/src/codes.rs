@@ -803,7 +803,7 @@ Right:
     // The training recipe and overrides.
     UnknownSetting = "E0601", Beside, "there is no setting of this name", r#"
 The settings of `train` are `data`, `split`, `batch`, `accumulate`, `steps`, `seed`, `optimizer`,
-`schedule`, `clip`, `init`, `precision`, `freeze`, `evaluate`, `checkpoint` and `log`.
+`schedule`, `clip`, `average`, `init`, `precision`, `freeze`, `evaluate`, `checkpoint` and `log`.
 
 Wrong:
 

@@ -275,6 +275,11 @@ const SYNONYMS: &[Synonym] = &[
         advice: "the number of batches of a step is written in `train`: `accumulate 4`",
     },
     Synonym {
+        words: &["ema", "ema_decay", "use_ema", "weight_averaging", "swa"],
+        names: &["average"],
+        advice: "a moving average of the parameters is written in `train`: `average(decay: 0.999)`",
+    },
+    Synonym {
         words: &["warmup", "warmup_steps", "warmup_iters"],
         names: &["warmup"],
         advice: "a warm-up is an argument of the schedule: `schedule cosine(warmup: 100)`",

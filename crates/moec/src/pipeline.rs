@@ -240,8 +240,7 @@ pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Resul
     let differentiated = if *frozen == Freeze::default() {
         moec_plan::differentiate(&lowered.graph, Output::Objective, &Wrt::Parameters)?
     } else {
-        let trained =
-            lowered.trained(frozen).map_err(|error| CompileError::Freeze { error, span: frozen_by(recipe) })?;
+        let trained = trained(lowered, recipe)?;
         let mut graph = lowered.graph.clone();
         if frozen.router {
             // In a forward graph, only routers update anything.
@@ -249,13 +248,23 @@ pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Resul
         }
         moec_plan::differentiate(&graph, Output::Objective, &Wrt::Nodes(trained))?
     };
-    let step = StepOptions { batches: recipe.accumulate, clip: recipe.clip, matrices: lowered.matrices.clone() };
+    let step = StepOptions {
+        batches: recipe.accumulate,
+        clip: recipe.clip,
+        average: recipe.average,
+        matrices: lowered.matrices.clone(),
+    };
     let trained = match function {
         Function::Accumulate => moec_plan::accumulate(&differentiated, &recipe.optimizer)?,
         _ => moec_plan::add_optimizer(&differentiated, &recipe.optimizer, &step)?,
     };
     check_stage("differentiation", &trained, Stage::Training)?;
     Ok(trained)
+}
+
+/// The names of the parameters that are trained.
+fn trained(lowered: &Lowered, recipe: &Recipe) -> Result<Vec<String>, CompileError> {
+    lowered.trained(&recipe.freeze).map_err(|error| CompileError::Freeze { error, span: frozen_by(recipe) })
 }
 
 /// Checked model to program, for a vocabulary of `vocab` characters.
@@ -284,8 +293,16 @@ pub fn compile(
     }
     clock.stage("lower");
     let mut completed = Vec::new();
+    // Beside a training step there are averages, which the others read; alone they are given them as parameters.
+    let averaged = match recipe.average.filter(|_| functions.contains(&Function::TrainStep)) {
+        Some(_) => trained(&lowered, recipe)?,
+        None => Vec::new(),
+    };
     for (function, lowered) in functions.iter().zip(&forward) {
-        completed.push((*function, complete(lowered, recipe, *function)?));
+        let graph = complete(lowered, recipe, *function)?;
+        let trains = matches!(function, Function::TrainStep | Function::Accumulate);
+        let graph = if trains || averaged.is_empty() { graph } else { moec_plan::read_averages(&graph, &averaged)? };
+        completed.push((*function, graph));
     }
     clock.stage("differentiate");
     let format = options.weights.filter(|_| !functions.contains(&Function::TrainStep));

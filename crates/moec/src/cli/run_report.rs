@@ -196,7 +196,7 @@ impl Subject {
         }
         let none = |_: &_, _: &_| -> Result<_, Failure> { Ok(CompileOptions::only([])) };
         let run = Run::open(&self.path, registry, device, none)?;
-        console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+        console.opened(&run);
         let record = forward::recorded(&run, &text.text, 0, Mode::Evaluate, device, devices)?;
         if record.header.layers.is_empty() {
             return unknown("the model has no router");

@@ -21,7 +21,7 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, devices: Devices, consol
     let run = Run::open(&args.run, registry, args.device, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Evaluate, Function::Logits]))
     })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    console.opened(&run);
     let corpus = match &args.data {
         Some(data) => downloads::corpus(data, registry, console)?,
         None => {

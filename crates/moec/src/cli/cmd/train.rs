@@ -350,6 +350,10 @@ fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Datase
         let trained: usize = trained.iter().map(count).sum();
         console.note_fitted(format!("{} of them are trained, the others are frozen", grouped(trained as u64)));
     }
+    if let Some(decay) = spec.checked.recipe.average {
+        console
+            .note_fitted(format!("evaluations and samples are of moving averages of the parameters, of decay {decay}"));
+    }
     let parts = match dataset.is_held_out() {
         true => format!(
             "{} for training, {} held out",
