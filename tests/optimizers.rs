@@ -7,15 +7,15 @@ use moec_plan::{
     Backend, Interpreter, OptimizeOptions, Optimizer, StepOptions, Wrt, add_optimizer, differentiate, optimize, plan,
 };
 use moec_tests::fixtures;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const SHAPES: [&[usize]; 4] = [&[1], &[7], &[3, 11], &[130]];
 
 /// An optimised training step whose gradient of parameter `pI` is the input `gI`.
-fn training_step(optimizer: &Optimizer, options: &StepOptions) -> Graph {
+fn training_step(shapes: &[&[usize]], optimizer: &Optimizer, options: &StepOptions) -> Graph {
     let mut b = Builder::new();
     let mut loss = b.fill(0.0, []);
-    for (i, shape) in SHAPES.into_iter().enumerate() {
+    for (i, &shape) in shapes.iter().enumerate() {
         let (p, g) = (b.parameter(&format!("p{i}"), shape), b.input(format!("g{i}"), TensorType::f32(shape)));
         let product = b.mul(p, g);
         let sum = b.sum_all(product);
@@ -30,13 +30,14 @@ fn training_step(optimizer: &Optimizer, options: &StepOptions) -> Graph {
 /// The parameters after each step, from their first values and the gradients of each step.
 fn steps(
     backend: &dyn Backend,
+    shapes: &[&[usize]],
     optimizer: &Optimizer,
     options: &StepOptions,
     first: &[Tensor],
     gradients: &[Vec<Tensor>],
 ) -> Vec<Vec<Vec<f64>>> {
     let function = Function::TrainStep.name();
-    let graph = training_step(optimizer, options);
+    let graph = training_step(shapes, optimizer, options);
     let program = plan(&[(function.to_string(), &graph)]).unwrap();
     let mut session = backend.prepare(&program).unwrap();
     for state in &program.states {
@@ -51,7 +52,7 @@ fn steps(
         inputs.insert(Input::Hyper.into(), &hyper);
         let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), *t)).collect();
         session.run(function, &inputs).unwrap();
-        (0..SHAPES.len()).map(|i| session.read_state(&format!("p{i}")).unwrap().to_f64()).collect()
+        (0..shapes.len()).map(|i| session.read_state(&format!("p{i}")).unwrap().to_f64()).collect()
     };
     gradients.iter().enumerate().map(step).collect()
 }
@@ -68,6 +69,7 @@ fn assert_close(what: &str, found: &[Vec<Vec<f64>>], expected: &[Vec<Vec<f64>>])
 /// Runs on every backend.
 fn check(
     what: &str,
+    shapes: &[&[usize]],
     optimizer: &Optimizer,
     options: &StepOptions,
     first: &[Tensor],
@@ -77,7 +79,11 @@ fn check(
     let kernels = CubeBackend::open(Device::Cpu).unwrap();
     let backends: [(&str, &dyn Backend); 2] = [("interpreter", &Interpreter), ("kernels", &kernels)];
     for (name, backend) in backends {
-        assert_close(&format!("{what} on {name}"), &steps(backend, optimizer, options, first, gradients), expected);
+        assert_close(
+            &format!("{what} on {name}"),
+            &steps(backend, shapes, optimizer, options, first, gradients),
+            expected,
+        );
     }
 }
 
@@ -97,7 +103,15 @@ fn sgd_makes_the_steps_of_pytorch() {
         let gradients: Vec<Vec<Tensor>> = (0..4).map(|step| tensors(format!("step{step}.g"))).collect();
         let expected: Vec<Vec<Vec<f64>>> =
             (0..4).map(|step| tensors(format!("step{step}.p")).iter().map(Tensor::to_f64).collect()).collect();
-        check(&fixture.name, &optimizer, &StepOptions::default(), &tensors("init.p".into()), &gradients, &expected);
+        check(
+            &fixture.name,
+            &SHAPES,
+            &optimizer,
+            &StepOptions::default(),
+            &tensors("init.p".into()),
+            &gradients,
+            &expected,
+        );
     }
 }
 
@@ -132,7 +146,7 @@ fn against(what: &str, optimizer: &Optimizer, update: impl Fn(f64, f64, &mut [f6
             }
             expected.push(parameters.clone());
         }
-        check(&format!("{what}, clip {clip:?}"), optimizer, &options, &first, &gradients, &expected);
+        check(&format!("{what}, clip {clip:?}"), &SHAPES, optimizer, &options, &first, &gradients, &expected);
     }
 }
 
@@ -178,6 +192,75 @@ fn only_matrices_decay_where_that_is_asked_for() {
         *velocity = 0.9 * *velocity + g + if is_matrix { 0.1 * p } else { 0.0 };
         p - 0.01 * *velocity
     });
+}
+
+/// `x` `[rows, columns]` after five steps of the iteration of Jordan et al. 2024, in their orientation.
+fn orthogonalised(x: &[f64], rows: usize, columns: usize) -> Vec<f64> {
+    let transposed = |x: &[f64], rows: usize, columns: usize| -> Vec<f64> {
+        (0..columns * rows).map(|at| x[at % rows * columns + at / rows]).collect()
+    };
+    if rows > columns {
+        return transposed(&orthogonalised(&transposed(x, rows, columns), columns, rows), columns, rows);
+    }
+    let product = |a: &[f64], b: &[f64], inner: usize, outer: usize| -> Vec<f64> {
+        let element = |at: usize| (0..inner).map(|k| a[at / outer * inner + k] * b[k * outer + at % outer]).sum();
+        (0..rows * outer).map(element).collect()
+    };
+    let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt() + 1e-7;
+    let mut x: Vec<f64> = x.iter().map(|x| x / norm).collect();
+    for _ in 0..5 {
+        let a = product(&x, &transposed(&x, rows, columns), columns, rows);
+        let square = product(&a, &a, rows, rows);
+        let bent: Vec<f64> = a.iter().zip(&square).map(|(a, s)| -4.775 * a + 2.0315 * s).collect();
+        let bent = product(&bent, &x, rows, columns);
+        x = x.iter().zip(&bent).map(|(x, b)| 3.4445 * x + b).collect();
+    }
+    x
+}
+
+/// Wide and tall matrices, experts' matrices one by one, and AdamW at its own rate for what is no hidden matrix.
+#[test]
+fn muon_makes_the_steps_of_its_paper() {
+    const OF: [&[usize]; 5] = [&[3, 11], &[11, 3], &[2, 7, 5], &[1, 1], &[4, 3]];
+    const OTHER: usize = 4;
+    let hidden: BTreeSet<String> = (0..OTHER).map(|i| format!("p{i}")).collect();
+    for nesterov in [true, false] {
+        let muon = Optimizer::named("muon").unwrap().with("lr", 0.05).with("weight_decay", 0.1);
+        let muon = muon.with("nesterov", nesterov).with("adamw_lr", 0.01);
+        let first: Vec<Tensor> = OF.iter().zip(0..).map(|(shape, i)| noise(shape, i)).collect();
+        let gradients: Vec<Vec<Tensor>> = (0..4)
+            .map(|step| OF.iter().zip(0..).map(|(shape, i)| noise(shape, 100 * (step + 1) + i)).collect())
+            .collect();
+        let mut parameters: Vec<Vec<f64>> = first.iter().map(Tensor::to_f64).collect();
+        let mut moments: Vec<Vec<[f64; 2]>> = parameters.iter().map(|p| vec![[0.0; 2]; p.len()]).collect();
+        let mut expected = Vec::new();
+        for (gradients, t) in gradients.iter().zip(1..) {
+            for (i, gradient) in gradients.iter().map(Tensor::to_f64).enumerate() {
+                if i == OTHER {
+                    for ((p, [m, v]), g) in parameters[i].iter_mut().zip(&mut moments[i]).zip(gradient) {
+                        (*m, *v) = (0.9 * *m + 0.1 * g, 0.95 * *v + 0.05 * g * g);
+                        let (mean, variance) = (*m / (1.0 - 0.9f64.powi(t)), *v / (1.0 - 0.95f64.powi(t)));
+                        *p -= 0.01 * (mean / (variance.sqrt() + 1e-8) + 0.1 * *p);
+                    }
+                    continue;
+                }
+                let [.., rows, columns] = *OF[i] else { panic!("a matrix") };
+                let update = moments[i].iter_mut().zip(&gradient).map(|([m, _], g)| {
+                    *m = 0.95 * *m + g;
+                    if nesterov { g + 0.95 * *m } else { *m }
+                });
+                let update: Vec<f64> = update.collect();
+                let gain = (rows as f64 / columns as f64).max(1.0).sqrt();
+                let steps = update.chunks(rows * columns).flat_map(|matrix| orthogonalised(matrix, rows, columns));
+                for (p, step) in parameters[i].iter_mut().zip(steps) {
+                    *p -= 0.05 * (gain * step + 0.1 * *p);
+                }
+            }
+            expected.push(parameters.clone());
+        }
+        let options = StepOptions { matrices: hidden.clone(), hidden: hidden.clone(), ..StepOptions::default() };
+        check(&format!("muon, nesterov: {nesterov}"), &OF, &muon, &options, &first, &gradients, &expected);
+    }
 }
 
 /// Three experts, linear maps `[5] -> [7]` with biases, on nine rows.

@@ -159,6 +159,7 @@ impl Lowering {
             graph,
             router_parameters: named(|declared| declared.router),
             matrices: named(|declared| declared.matrix),
+            hidden_matrices: named(|declared| declared.hidden),
             parameters: parameters.into_iter().map(|(name, declared)| (name, declared.init)).collect(),
             states: states.into_iter().collect(),
             moe_layers: self.moe_layers,

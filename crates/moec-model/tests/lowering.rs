@@ -320,6 +320,8 @@ fn matrices_are_the_weights_of_linear_maps() {
         assert!(mixture.parameters.iter().all(|(known, _)| known != name) || mixture.matrices.contains(name), "{name}");
     }
     assert!(mixture.matrices.len() >= 5, "{:?}", mixture.matrices);
+    let outputs: Vec<&String> = mixture.matrices.difference(&mixture.hidden_matrices).collect();
+    assert_eq!(outputs, ["unembed.weight"]);
     // The table of token vectors stays one where scores are products with it.
     let tied = lowered("model m { context 3  vocab 7  embed(width: 4)  unembed(tied: true, bias: false) }");
     assert!(tied.matrices.is_empty(), "{:?}", tied.matrices);

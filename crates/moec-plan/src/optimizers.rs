@@ -7,6 +7,7 @@
 mod adamw;
 mod idle;
 mod lion;
+mod muon;
 mod sgd;
 
 use crate::accumulate::{adding, averaged};
@@ -20,7 +21,7 @@ use moec_ir::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Every optimiser, the default first.
-pub static OPTIMIZERS: &[&OptimizerSpec] = &[&adamw::ADAMW, &sgd::SGD, &lion::LION];
+pub static OPTIMIZERS: &[&OptimizerSpec] = &[&adamw::ADAMW, &sgd::SGD, &lion::LION, &muon::MUON];
 
 /// A declared optimiser.
 #[derive(Debug)]
@@ -37,12 +38,23 @@ pub struct OptimizerSpec {
     pub settings: &'static [ParameterSpec],
     /// What makes settings unfit that are each in range.
     pub check: fn(&Settings) -> Option<Conflict>,
-    /// Names of the tensors that it keeps of every parameter, of the parameter's shape; zeros at first.
-    moments: fn(&Settings) -> &'static [&'static str],
+    /// Names of the tensors that it keeps of a parameter, of the parameter's shape; zeros at first.
+    moments: fn(&Settings, Kind) -> &'static [&'static str],
     /// What it is told in a step besides the learning rate, given the number of the step (from 1).
     per_step: fn(&Settings, u64) -> Vec<f64>,
+    /// What the learning rate is multiplied by for a parameter.
+    rate: fn(&Settings, Kind) -> f64,
     /// How it updates a parameter.
     body: Body,
+}
+
+/// What a parameter is to an optimiser that tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The weights of a linear map between hidden vectors, of one or of several experts.
+    Hidden,
+    /// A vector, a table of vectors, or the map to the scores of tokens.
+    Other,
 }
 
 /// The update of one parameter.
@@ -223,11 +235,13 @@ pub struct StepOptions {
     pub average: Option<f64>,
     /// Parameters that are the weights of linear maps: what is decayed where only those are.
     pub matrices: BTreeSet<String>,
+    /// Those of them that lead from hidden vectors to hidden vectors.
+    pub hidden: BTreeSet<String>,
 }
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self { batches: 1, clip: None, average: None, matrices: BTreeSet::new() }
+        Self { batches: 1, clip: None, average: None, matrices: BTreeSet::new(), hidden: BTreeSet::new() }
     }
 }
 
@@ -297,7 +311,10 @@ pub fn add_optimizer(graph: &Graph, optimizer: &Optimizer, options: &StepOptions
         let former = b.set_origin(graph.node(parameter.node).origin);
         let ty = graph.ty(parameter).clone();
         let kind = optimizer.spec.name;
-        let moments: Vec<String> = (optimizer.spec.moments)(&optimizer.settings)
+        let is_hidden = options.hidden.contains(&name) && ty.shape.len() > 1;
+        let of = if is_hidden { Kind::Hidden } else { Kind::Other };
+        let rate = (optimizer.spec.rate)(&optimizer.settings, of);
+        let moments: Vec<String> = (optimizer.spec.moments)(&optimizer.settings, of)
             .iter()
             .map(|moment| format!("{kind}.{moment}.{name}"))
             .collect();
@@ -308,7 +325,7 @@ pub fn add_optimizer(graph: &Graph, optimizer: &Optimizer, options: &StepOptions
         let updated = match (&optimizer.spec.body, rows) {
             (Body::Whole { update, .. }, None) => update(&optimizer.settings, weight_decay, &mut b, &operands),
             (Body::Whole { parts, .. } | Body::Direction(parts), _) => b.scoped(&operands.name, |b| {
-                let updated = moved(&optimizer.settings, weight_decay, b, &operands, *parts);
+                let updated = moved(&optimizer.settings, (rate, weight_decay), b, &operands, *parts);
                 match rows {
                     Some(rows) => idle::skipped(b, rows, &operands, &updated),
                     None => updated,
@@ -349,10 +366,10 @@ fn clipping(b: &mut Builder, clip: f64, gradients: Vec<Value>) -> Value {
     })
 }
 
-/// `parameter - lr * direction`.
+/// `parameter - rate * lr * direction`.
 fn moved(
     settings: &Settings,
-    weight_decay: f64,
+    (rate, weight_decay): (f64, f64),
     b: &mut Builder,
     operands: &Operands,
     (decay, direction): (Decay, DirectionOf),
@@ -380,6 +397,7 @@ fn moved(
         direction = decayed(b, direction);
     }
     let lr = self::told(b, operands.hyper, 0, &shape);
+    let lr = if rate == 1.0 { lr } else { b.scale(lr, rate) };
     let step = b.mul(lr, direction);
     Updated { parameter: b.sub(operands.parameter, step), moments }
 }

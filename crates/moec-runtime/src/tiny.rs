@@ -109,7 +109,11 @@ impl Tiny {
         let vocab = data.vocab().len();
         let train = differentiate(&with_loss(vocab, true), "objective", &Wrt::Parameters).unwrap();
         let adding = accumulate(&train, optimizer).unwrap();
-        let step = StepOptions { batches, ..StepOptions::clipped(Some(1.0)) };
+        let step = StepOptions {
+            batches,
+            hidden: ["moe.router.weight".to_string()].into(),
+            ..StepOptions::clipped(Some(1.0))
+        };
         let train = add_optimizer(&train, optimizer, &step).unwrap();
         let evaluate = with_loss(vocab, false);
         let mut b = Builder::new();

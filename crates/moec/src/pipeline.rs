@@ -253,6 +253,7 @@ pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Resul
         clip: recipe.clip,
         average: recipe.average,
         matrices: lowered.matrices.clone(),
+        hidden: lowered.hidden_matrices.clone(),
     };
     let trained = match function {
         Function::Accumulate => moec_plan::accumulate(&differentiated, &recipe.optimizer)?,

@@ -64,6 +64,8 @@ pub struct Lowered {
     pub router_parameters: BTreeSet<String>,
     /// Names of the parameters that are weights of linear maps: neither biases, norms nor tables of vectors.
     pub matrices: BTreeSet<String>,
+    /// Names of those that lead from hidden vectors to hidden vectors, and not to the scores of tokens.
+    pub hidden_matrices: BTreeSet<String>,
     /// States of routers with their initial values.
     pub states: Vec<(String, StateInit)>,
     /// The `moe` layers in order.

@@ -24,13 +24,14 @@ pub(super) static ADAMW: OptimizerSpec = OptimizerSpec {
         IDLE,
     ],
     check: nothing_decays,
-    moments: |_| &["m", "v"],
+    moments: |_, _| &["m", "v"],
     per_step: bias_corrections,
+    rate: |_, _| 1.0,
     body: Body::Whole { update, parts: (Decay::Decoupled, direction) },
 };
 
 /// `[1 - beta1^t, 1 - beta2^t]`, the bias corrections of Adam (Kingma & Ba 2015, arXiv 1412.6980, algorithm 1).
-fn bias_corrections(settings: &Settings, step: u64) -> Vec<f64> {
+pub(super) fn bias_corrections(settings: &Settings, step: u64) -> Vec<f64> {
     ["beta1", "beta2"].map(|beta| 1.0 - power(settings.number(beta), step)).to_vec()
 }
 
@@ -51,7 +52,7 @@ fn update(settings: &Settings, weight_decay: f64, b: &mut Builder, operands: &Op
 }
 
 /// What the operation computes, element by element, for what its kernel cannot do.
-fn direction(settings: &Settings, b: &mut Builder, followed: &Followed<'_>) -> Direction {
+pub(super) fn direction(settings: &Settings, b: &mut Builder, followed: &Followed<'_>) -> Direction {
     let &Followed { gradient, moments, told } = followed;
     let square = b.mul(gradient, gradient);
     let mut mean_of = |moment: Value, beta: f64, new: Value| {

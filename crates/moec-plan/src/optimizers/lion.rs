@@ -21,8 +21,9 @@ pub(super) static LION: OptimizerSpec = OptimizerSpec {
         IDLE,
     ],
     check: nothing_decays,
-    moments: |_| &["m"],
+    moments: |_, _| &["m"],
     per_step: |_, _| Vec::new(),
+    rate: |_, _| 1.0,
     body: Body::Direction((Decay::Decoupled, direction)),
 };
 

@@ -25,8 +25,9 @@ pub(super) static SGD: OptimizerSpec = OptimizerSpec {
         IDLE,
     ],
     check,
-    moments: |settings| if settings.number("momentum") > 0.0 { &["velocity"] } else { &[] },
+    moments: |settings, _| if settings.number("momentum") > 0.0 { &["velocity"] } else { &[] },
     per_step: |_, _| Vec::new(),
+    rate: |_, _| 1.0,
     body: Body::Direction((Decay::Coupled, direction)),
 };
 

@@ -316,7 +316,8 @@ fn every_optimizer_learns_and_resumes_to_the_same_bits() {
     let sgd = Optimizer::named("sgd").unwrap().with("lr", 0.3);
     let nesterov = sgd.clone().with("lr", 0.05).with("momentum", 0.9).with("nesterov", true);
     let lion = Optimizer::named("lion").unwrap().with("lr", 0.01).with("weight_decay", 0.1);
-    for (i, optimizer) in [sgd, nesterov, lion].into_iter().enumerate() {
+    let muon = Optimizer::named("muon").unwrap().with("lr", 0.02).with("adamw_lr", 0.01);
+    for (i, optimizer) in [sgd, nesterov, lion, muon].into_iter().enumerate() {
         let tiny = Tiny::trained_by(&optimizer);
         let wsd = Schedule::named("wsd").unwrap().with("warmup", 2).with("decay", 8);
         let config = TrainConfig { optimizer, schedule: wsd, evaluate_every: 0, ..config() };

@@ -679,7 +679,7 @@ pub(crate) struct CompileArgs {
     #[arg(long, value_enum)]
     pub(crate) emit: Option<Emit>,
 
-    /// The function to emit: train_step, evaluate, logits, next or decode.
+    /// The function to emit: train_step, accumulate, evaluate, logits, next or decode.
     #[arg(long, default_value = Function::TrainStep.name())]
     pub(crate) function: String,
 
