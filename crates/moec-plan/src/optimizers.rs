@@ -266,8 +266,9 @@ pub fn accumulate(graph: &Graph, optimizer: &Optimizer) -> Result<Graph, PlanErr
 /// For every parameter NAME with an output [`Output::Gradient`] there are states `OPTIMIZER.MOMENT.NAME`, and updates of
 /// all by nodes of [`Phase::Optimizer`], which read the input [`Input::Hyper`]. With [`StepOptions::clip`] there is an output
 /// [`Output::GradNorm`], the norm before clipping, and every gradient is multiplied by
-/// `min(1, clip / (norm + 1e-6))`. With [`StepOptions::average`] there is a state `ema.NAME` of each, which follows it. Other outputs, gradients of inputs among them, stay. With several [`StepOptions::batches`] the
-/// graph is that of the last batch of a step, after those of [`accumulate`]: gradients and losses are means over the step.
+/// `min(1, clip / (norm + 1e-6))`. With [`StepOptions::average`] there is a state `ema.NAME` of each, which follows it. With
+/// several [`StepOptions::batches`] the graph is that of the last batch of a step, after those of [`accumulate`]: gradients and
+/// losses are means over the step. Other outputs, gradients of inputs among them, stay.
 ///
 /// # Errors
 /// When no parameter has a gradient.
@@ -390,20 +391,21 @@ fn moved(
     if decay == Decay::Coupled {
         gradient = decayed(b, gradient);
     }
-    let told: Vec<Value> = (1..b.extent(operands.hyper, 0)).map(|i| told(b, operands.hyper, i, &shape)).collect();
+    let told: Vec<Value> =
+        (1..b.extent(operands.hyper, 0)).map(|i| number_told(b, operands.hyper, i, &shape)).collect();
     let followed = Followed { gradient, moments: &operands.moments, told: &told };
     let Direction { mut direction, moments } = direction(settings, b, &followed);
     if decay == Decay::Decoupled {
         direction = decayed(b, direction);
     }
-    let lr = self::told(b, operands.hyper, 0, &shape);
+    let lr = number_told(b, operands.hyper, 0, &shape);
     let lr = if rate == 1.0 { lr } else { b.scale(lr, rate) };
     let step = b.mul(lr, direction);
     Updated { parameter: b.sub(operands.parameter, step), moments }
 }
 
 /// Number `i` of what a step is told, of which the learning rate is the first, for each element of a shape.
-fn told(b: &mut Builder, hyper: Value, i: usize, shape: &[usize]) -> Value {
+fn number_told(b: &mut Builder, hyper: Value, i: usize, shape: &[usize]) -> Value {
     let n = b.extent(hyper, 0);
     let mut number = hyper;
     if n > 1 {

@@ -626,7 +626,10 @@ fn by_heart(evaluations: &[&Evaluation]) -> Option<Diagnosis> {
         best.train_loss_nats,
         last.train_loss_nats
     );
-    let cure = format!("stop at `steps {}`; or more text, `dropout`, fewer or smaller experts", best.step);
+    let cure = format!(
+        "stop at `steps {}`, or let `evaluate(patience: 3)` end it; or more text, `dropout`, fewer or smaller experts",
+        best.step
+    );
     Some(Diagnosis { fault: Fault::LearntByHeart, layers: Vec::new(), seen, cure, place: None })
 }
 
