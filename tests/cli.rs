@@ -18,6 +18,8 @@ mod frictions;
 mod interchange;
 #[path = "cli/json.rs"]
 mod json;
+#[path = "cli/recipe.rs"]
+mod recipe;
 #[path = "cli/surgery.rs"]
 mod surgery;
 #[path = "cli/tracking.rs"]
@@ -279,7 +281,18 @@ fn routers_and_losses_are_listed_and_explained() {
     let all = expect(&["explain"], 0).out;
     let registry = moec::Registry::with_builtins();
     let routers = json["routers"].as_array().unwrap();
-    assert_eq!(routers.len(), registry.routers().count());
+    let library = moec_model::library::routers();
+    assert_eq!(routers.len(), registry.routers().count() + library.len());
+    for ((path, strategy), row) in library.iter().zip(&routers[registry.routers().count()..]) {
+        let name = strategy.name();
+        let origin = format!("import \"{path}\"");
+        assert_eq!((&row["name"], &row["origin"]), (&name.into(), &origin.as_str().into()));
+        assert!(list.contains(&format!("{name}  ({origin}; ")), "{name}");
+        assert!(
+            expect(&["explain", name], 0).out.contains("arXiv")
+                || !row["equations"].as_str().unwrap().contains("arXiv")
+        );
+    }
     for (strategy, row) in registry.routers().zip(routers) {
         let name = strategy.name();
         assert!(list.contains(&format!("{name}  (built in; ")) && all.contains(&format!("{name}  router")), "{name}");
@@ -1479,6 +1492,53 @@ fn routers_of_the_language_have_right_gradients() {
         let ran = expect(&["gradcheck", &file, "-s", "width=8", "--context", "3"], 0);
         assert!(ran.out.contains("parameters agree"), "{name}: {}", ran.out);
     }
+}
+
+/// A model whose tokens have different numbers of experts: its gradients are right, and every command that evaluates says
+/// how many there were.
+#[test]
+fn experts_per_token_are_measured_and_shown() {
+    let lab = Lab::new();
+    let spec = SMALL
+        .replace("model small", "block expert(hidden: int) { layer_norm  mlp(hidden: hidden) }\nmodel small")
+        .replace(
+            "experts: 3 * mlp(hidden: 24, activation: relu, dropout: 0.1)",
+            "experts: [3 * expert(hidden: 7), zero, copy, 2 * constant], latent: 5, balance: [switch(tau: 0.5)]",
+        );
+    let file = lab.at("varying.moe");
+    fs::write(&file, spec).unwrap();
+    let ran = expect(&["gradcheck", &file, "-s", "width=6", "--context", "3"], 0);
+    assert!(ran.out.contains("parameters agree"), "{}", ran.out);
+    let compiled = expect(&["compile", &file], 0).out;
+    assert!(compiled.contains("2 of 7 experts, 4 of which compute nothing, by noisy_top_k"), "{compiled}");
+    let run = lab.at("varying");
+    let said = expect(&["train", &file, "--data", &lab.data, "--out", &run, "--sample", "0"], 0).err;
+    let line = said.lines().find(|line| line.starts_with("eval 12")).unwrap();
+    assert!(line.contains("  experts/token ") && line.contains("  active "), "{said}");
+    let panel = said.lines().find(|line| line.starts_with("blocks.1.moe")).unwrap();
+    let (computing, others) = panel.split_whitespace().nth(1).unwrap().split_once('|').unwrap();
+    assert_eq!((computing.chars().count(), others.chars().count()), (3, 4), "{said}");
+    let metrics = fs::read_to_string(format!("{run}/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    for layer in last["layers"].as_array().unwrap() {
+        let rows = |name: &str| layer[name].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).sum::<f64>();
+        // Two experts a token, of either kind, over 2 batches of 3 sequences of 8 tokens.
+        assert_eq!(rows("load_rows") + rows("zero_computation_rows"), (2 * 2 * 3 * 8) as f64);
+        assert!((layer["experts_per_token"].as_f64().unwrap() - rows("load_rows") / (2 * 3 * 8) as f64).abs() < 1e-6);
+    }
+    let evaluated = expect(&["eval", &run], 0).out;
+    assert!(evaluated.contains("parameters active per token, as measured") && evaluated.contains("experts/token"));
+    let page = lab.at("report.html");
+    expect(&["report", &run, "-o", &page], 0);
+    assert!(fs::read_to_string(&page).unwrap().contains(" as measured)"));
+    for device in ["cpu", "interpreter"] {
+        let to = ["compare", &file, &lab.spec, "--data", &lab.data, "--out", &lab.at(device), "--device", device];
+        let compared = expect(&to, 0).out;
+        assert!(compared.contains("active as measured") || compared.contains("active as"), "{compared}");
+    }
+    // Where the number is the same of every token nothing is said of it.
+    let said = lab.train(&lab.at("plain"), &[], 0).err;
+    assert!(!said.contains("experts/token") && !said.contains("  active "), "{said}");
 }
 
 #[test]

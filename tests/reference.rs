@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod accumulation;
+mod averages;
 mod optimizers;
 
 use moec::pipeline::{self, Checked, CompileOptions, Function};

@@ -219,6 +219,17 @@ fn gradients_of_the_library_agree_with_central_differences() {
     }
 }
 
+/// The gradient goes through weights on the input of experts, too.
+#[test]
+fn gradients_of_weights_on_the_input_agree_with_central_differences() {
+    let text = "model m { let width = 8  context 5  vocab characters  embed(width: width)
+      residual { layer_norm  moe(experts: 4 * mlp(hidden: 6, activation: gelu), weigh: input, route: sigmoid_top_k(k: 1, 
+        normalize: none), capacity: capacity(factor: 0.8, minimum: 1, order: gate, evaluation_factor: 0)) }
+      layer_norm  unembed }";
+    let names = ["router.weight", "experts.mlp.up.weight", "experts.mlp.down.weight"].map(|name| format!("moe.{name}"));
+    gradients_agree(&checked("input.moe", text), &[], &names);
+}
+
 /// What is new in the language, in one router, and every gradient in it.
 #[test]
 fn gradients_of_matrices_quantiles_and_rounds_agree_with_central_differences() {

@@ -152,18 +152,24 @@ fn of_runs() {
     let balanced = text(&lab.folder.path().join("balanced.moe"), balanced);
     let crowded = SMALL.replace("k: 2, epsilon: 0)", "k: 2), capacity: capacity(factor: 0.5, evaluation_factor: 0.5)");
     let crowded = text(&lab.folder.path().join("crowded.moe"), crowded);
+    let varying = SMALL.replace(
+        "experts: 3 * mlp(hidden: 24, activation: relu, dropout: 0.1)",
+        "experts: [3 * mlp(hidden: 24), copy]",
+    );
+    let varying = text(&lab.folder.path().join("varying.moe"), varying);
     let train = |spec: &str, out: &str, more: &[&str], code| {
         let arguments = ["train", spec, "--data", &lab.data, "--out", out, "--sample", "0"];
         expect(&[&arguments[..], &ON, more].concat(), code)
     };
-    let (plain, full, far) = (lab.at("plain"), lab.at("full"), lab.at("far"));
+    let (plain, full, far, easy) = (lab.at("plain"), lab.at("full"), lab.at("far"), lab.at("easy"));
     train(&balanced, &plain, &["-s", "train.clip=1.0"], 0);
     train(&crowded, &full, &["--steps", "60"], 0);
+    train(&varying, &easy, &[], 0);
     train(&lab.spec, &far, &["-s", "train.optimizer.lr=1e30", "--steps", "200"], 5);
     let explained = |run: &str| json(&[&["explain", run, "--json"][..], &ON].concat(), 0);
     documented("moec.explain.run/1", &[explained(&plain), explained(&full), explained(&far)]);
-    let eval = |more: &[&str]| json(&[&["eval", &plain, "--json"][..], &ON, more].concat(), 0);
-    documented("moec.eval/1", &[eval(&[])]);
+    let eval = |run: &str| json(&[&["eval", run, "--json"][..], &ON].concat(), 0);
+    documented("moec.eval/1", &[eval(&plain), eval(&easy)]);
 
     let characters = ["route", &plain, "--by", "character", "--length", "60", "--json"];
     let of_one = [&characters[..], &["--slot", "1"], &ON].concat();
@@ -182,7 +188,7 @@ fn of_runs() {
         documented(&format!("moec.route, {name}"), &of_kind(&lines(&record), kind));
     }
     let metrics: Vec<Value> =
-        [&plain, &full, &far].into_iter().flat_map(|run| lines(&format!("{run}/metrics.jsonl"))).collect();
+        [&plain, &full, &far, &easy].into_iter().flat_map(|run| lines(&format!("{run}/metrics.jsonl"))).collect();
     for kind in ["train", "evaluation", "diverged"] {
         documented(&format!("metrics.jsonl, kind {kind}"), &of_kind(&metrics, kind));
     }
@@ -191,7 +197,7 @@ fn of_runs() {
     let dense = dense + "}\n  layer_norm\n  unembed\n}\ntrain { batch 3  steps 12 }\n";
     let dense = text(&lab.folder.path().join("dense.moe"), dense);
     let compare = |out: &str, more: &[&str], code| {
-        let arguments = ["compare", &balanced, &dense, "--data", &lab.data, "--json", "--out", out];
+        let arguments = ["compare", &balanced, &dense, &varying, "--data", &lab.data, "--json", "--out", out];
         json(&[&arguments[..], &ON, more].concat(), code)
     };
     let (two, few) = (lab.at("two"), lab.at("few"));

@@ -13,6 +13,8 @@ pub const TOKEN_TABLE: &str = "embed.token.weight";
 pub enum Function {
     /// Forward, backward and optimiser of one batch.
     TrainStep,
+    /// Forward and backward of one batch of a step of several: it adds to sums, with which the last batch makes the step.
+    Accumulate,
     /// Loss and balance of one batch, without dropout and noise.
     Evaluate,
     /// Scores of every token of one sequence.
@@ -25,13 +27,20 @@ pub enum Function {
 
 impl Function {
     /// All functions, in the order in which they are planned.
-    pub const ALL: [Function; 5] =
-        [Function::TrainStep, Function::Evaluate, Function::Logits, Function::Next, Function::Decode];
+    pub const ALL: [Function; 6] = [
+        Function::TrainStep,
+        Function::Accumulate,
+        Function::Evaluate,
+        Function::Logits,
+        Function::Next,
+        Function::Decode,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Function::TrainStep => "train_step",
+            Function::Accumulate => "accumulate",
             Function::Evaluate => "evaluate",
             Function::Logits => "logits",
             Function::Next => "next",
@@ -165,8 +174,14 @@ pub enum Output {
         /// Name of the loss.
         loss: String,
     },
-    /// `load.PATH`: tokens that each expert works on, `[E]`.
+    /// `load.PATH`: tokens that each expert works on, `[E]`, without experts that compute nothing.
     Load(String),
+    /// `zero.PATH`: tokens that have chosen each expert that computes nothing, a number for each of those.
+    ZeroComputation(String),
+    /// `per_token.PATH`: mean number of experts that compute for a token, `[]`; where it varies.
+    ExpertsPerToken(String),
+    /// Trained numbers that a token makes use of in the mean, `[]`: with the experts that computed for it.
+    ActiveParameters,
     /// `dropped.PATH`: share of the choices that were dropped, `[]`.
     Dropped(String),
     /// `entropy.PATH`: mean entropy of a token's weights in nats, `[]`.
@@ -197,6 +212,7 @@ impl Output {
             "loss" => return Some(Output::Loss),
             "objective" => return Some(Output::Objective),
             "grad_norm" => return Some(Output::GradNorm),
+            "active_parameters" => return Some(Output::ActiveParameters),
             _ => {}
         }
         let (word, of) = name.split_once('.')?;
@@ -208,6 +224,8 @@ impl Output {
                 Output::Aux { path: path.to_string(), loss: loss.to_string() }
             }
             "load" => Output::Load(of),
+            "zero" => Output::ZeroComputation(of),
+            "per_token" => Output::ExpertsPerToken(of),
             "dropped" => Output::Dropped(of),
             "entropy" => Output::Entropy(of),
             "balance" => Output::Balance(of),
@@ -236,9 +254,12 @@ impl fmt::Display for Output {
             Output::Loss => f.write_str("loss"),
             Output::Objective => f.write_str("objective"),
             Output::GradNorm => f.write_str("grad_norm"),
+            Output::ActiveParameters => f.write_str("active_parameters"),
             Output::Gradient(of) => write!(f, "grad.{of}"),
             Output::Aux { path, loss } => write!(f, "aux.{path}.{loss}"),
             Output::Load(path) => write!(f, "load.{path}"),
+            Output::ZeroComputation(path) => write!(f, "zero.{path}"),
+            Output::ExpertsPerToken(path) => write!(f, "per_token.{path}"),
             Output::Dropped(path) => write!(f, "dropped.{path}"),
             Output::Entropy(path) => write!(f, "entropy.{path}"),
             Output::Balance(path) => write!(f, "balance.{path}"),
@@ -290,9 +311,12 @@ mod tests {
             "loss",
             "objective",
             "grad_norm",
+            "active_parameters",
             "grad.embed.token.weight",
             "aux.blocks.0.moe.importance",
             "load.moe",
+            "zero.moe",
+            "per_token.moe",
             "dropped.moe",
             "entropy.moe",
             "balance.moe",

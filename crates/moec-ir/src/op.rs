@@ -108,7 +108,7 @@ impl CapacityPriority {
 one_of_words! {
     CapacityPriority: "`token`, `choice` or `probability`";
     Precision: "`f32` or `bf16`";
-    StateRole: "`router`, `optimizer`, `cache`, `transposed`, `packed_f32`, `packed_bf16`, `packed_int8` or `scale`";
+    StateRole: "`router`, `optimizer`, `sum`, `cache`, `transposed`, `packed_f32`, `packed_bf16`, `packed_int8` or `scale`";
     WeightFormat: "`f32`, `bf16` or `int8`";
 }
 

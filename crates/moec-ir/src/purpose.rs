@@ -40,6 +40,8 @@ pub enum StateRole {
     Router,
     /// A moment of the optimiser: part of the training, not of the model.
     Optimizer,
+    /// What the batches of a step add up to before the last: 0 between steps, and so no part of checkpoints.
+    Sum,
     /// Keys and values of the tokens that a sequence has had, while it is written: no part of the model.
     Cache,
     /// A parameter with its last two axes swapped, in a program that does not change it. Checkpoints hold the
@@ -54,9 +56,10 @@ pub enum StateRole {
 
 impl StateRole {
     /// Every role.
-    pub const ALL: [StateRole; 8] = [
+    pub const ALL: [StateRole; 9] = [
         StateRole::Router,
         StateRole::Optimizer,
+        StateRole::Sum,
         StateRole::Cache,
         StateRole::Transposed,
         StateRole::Packed(WeightFormat::F32),
@@ -70,6 +73,7 @@ impl StateRole {
         match self {
             StateRole::Router => "router",
             StateRole::Optimizer => "optimizer",
+            StateRole::Sum => "sum",
             StateRole::Cache => "cache",
             StateRole::Transposed => "transposed",
             StateRole::Packed(WeightFormat::F32) => "packed_f32",

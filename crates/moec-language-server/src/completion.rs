@@ -3,7 +3,9 @@
 use gen_lsp_types::{
     CompletionItem, CompletionItemKind, CompletionItemTextEdit, InsertTextFormat, MarkupContent, MarkupKind, TextEdit,
 };
-use moec_model::{DefaultValue, LAYERS, ParameterSpec, ParameterType, SettingForm, reference, train_settings};
+use moec_model::{
+    DefaultValue, LAYERS, ParameterSpec, ParameterType, SettingForm, ZeroComputation, reference, train_settings,
+};
 use moec_syntax::{FileId, Span};
 
 use crate::analysis::Analysis;
@@ -113,6 +115,9 @@ impl List<'_> {
                     self.router_values();
                     self.add("over", CompletionItemKind::Field, "the axis that is summed", None, "over: $0");
                 }
+                if let Callee::Layer(name) = callee {
+                    self.parameters_of_block(name, given);
+                }
                 for parameter in declared::parameters(callee, &self.known.registry) {
                     if !given.iter().any(|name| *name == parameter.name) {
                         let text = declared::parameter_line(&parameter);
@@ -143,6 +148,11 @@ impl List<'_> {
             (Callee::Layer(_), "experts" | "shared") => {
                 self.names(|kind| kind == Kind::Block);
                 self.layers();
+                if argument == "experts" {
+                    for kind in ZeroComputation::ALL {
+                        self.word(kind.word(), kind.summary());
+                    }
+                }
                 return self.values();
             }
             (Callee::Layer(_), "route") => {
@@ -245,6 +255,22 @@ impl List<'_> {
         for (name, line, kind) in found {
             let kind = if kind == Kind::Block { CompletionItemKind::Struct } else { CompletionItemKind::Variable };
             self.add(&name, kind, &line, None, &name);
+        }
+    }
+
+    /// What the block of that name can be given.
+    fn parameters_of_block(&mut self, name: &str, given: &[String]) {
+        let at = Span::new(FileId::MAIN, self.word.start..self.word.start);
+        let names = &self.known.names;
+        let Some(block) = names.visible(at).into_iter().find(|d| d.kind == Kind::Block && d.name == name) else {
+            return;
+        };
+        let number = names.written_at(block.span);
+        let of_block = names.definitions.iter().filter(|d| number.is_some_and(|n| d.kind == Kind::Parameter(n)));
+        let found: Vec<(String, String)> =
+            of_block.map(|d| (d.name.clone(), self.known.source.slice(d.whole).to_owned())).collect();
+        for (name, written) in found.into_iter().filter(|(name, _)| !given.contains(name)) {
+            self.add(&name, CompletionItemKind::Field, &written, None, &format!("{name}: $0"));
         }
     }
 

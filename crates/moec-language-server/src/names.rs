@@ -1,7 +1,8 @@
 //! Where the names of a text are defined, and where they are used.
 
 use moec_syntax::{
-    Argument, Body, Branch, Call, Expr, ExprKind, File, Ident, Item, Router, RouterStatement, Span, Statement,
+    Argument, Block, Body, Branch, Call, Expr, ExprKind, File, Ident, Item, Parameter, Router, RouterStatement, Span,
+    Statement,
 };
 
 /// What a name stands for.
@@ -12,7 +13,7 @@ pub(crate) enum Kind {
     Router,
     Let,
     Index,
-    /// A parameter of the router with that number.
+    /// A parameter of the block or router with that number.
     Parameter(usize),
     State,
 }
@@ -51,8 +52,11 @@ impl Names {
         for (item, _) in file.all_items() {
             match item {
                 Item::Model(model) => drop(walk.define(Kind::Model, &model.name, model.span, None)),
-                Item::Block(block) => drop(walk.define(Kind::Block, &block.name, block.span, None)),
-                Item::Router(router) => walk.router_head(router),
+                Item::Block(block) => drop(walk.block_head(block, None)),
+                Item::Router(router) => {
+                    let number = walk.define(Kind::Router, &router.name, router.span, None);
+                    walk.head(number, router.parameters(), router.body_span);
+                }
                 Item::Train(_) | Item::Import(_) => {}
             }
         }
@@ -60,7 +64,7 @@ impl Names {
             walk.local.clear();
             match item {
                 Item::Model(model) => walk.body(&model.body),
-                Item::Block(block) => walk.body(&block.body),
+                Item::Block(block) => walk.block_body(block),
                 Item::Router(router) => walk.router(router),
                 Item::Train(_) | Item::Import(_) => {}
             }
@@ -134,17 +138,44 @@ impl Walk {
         }
     }
 
-    fn router_head(&mut self, router: &Router) {
-        let number = self.define(Kind::Router, &router.name, router.span, None);
-        for parameter in router.parameters() {
-            self.define(Kind::Parameter(number), &parameter.name, parameter.span, Some(router.body_span));
+    /// The parameters of the definition of that number, which its body sees.
+    fn head(&mut self, number: usize, parameters: &[Parameter], body: Span) {
+        for parameter in parameters {
+            self.define(Kind::Parameter(number), &parameter.name, parameter.span, Some(body));
         }
     }
 
-    fn parameters(&self, router: usize) -> impl Iterator<Item = usize> {
-        let of_router =
-            move |(i, definition): (usize, &Definition)| (definition.kind == Kind::Parameter(router)).then_some(i);
-        self.names.definitions.iter().enumerate().filter_map(of_router)
+    fn block_head(&mut self, block: &Block, visible: Option<Span>) -> usize {
+        let number = self.define(Kind::Block, &block.name, block.span, visible);
+        self.head(number, block.parameters(), block.body.span);
+        number
+    }
+
+    /// What stands between the parentheses and the braces of a block whose head is known.
+    fn block_body(&mut self, block: &Block) {
+        let outside = self.local.len();
+        block.parameters().iter().filter_map(|p| p.default.as_ref()).for_each(|d| self.expression(d, Role::Value));
+        if let Some(number) = self.names.written_at(block.name.span) {
+            let parameters: Vec<usize> = self.parameters(number).collect();
+            self.local.extend(parameters);
+        }
+        self.body(&block.body);
+        self.local.truncate(outside);
+    }
+
+    /// The parameters of the definition of that number.
+    fn parameters(&self, of: usize) -> impl Iterator<Item = usize> {
+        let of = move |(i, definition): (usize, &Definition)| (definition.kind == Kind::Parameter(of)).then_some(i);
+        self.names.definitions.iter().enumerate().filter_map(of)
+    }
+
+    /// The names of arguments, which mean parameters of the definition of that number.
+    fn argument_names(&mut self, of: Option<usize>, arguments: &[Argument]) {
+        for name in arguments.iter().filter_map(|argument| argument.name.as_ref()) {
+            let is_named = |&i: &usize| self.names.definitions[i].name == name.name;
+            let parameter = of.and_then(|of| self.parameters(of).find(is_named));
+            self.used(name.span, parameter);
+        }
     }
 
     fn used(&mut self, span: Span, definition: Option<usize>) -> bool {
@@ -200,8 +231,9 @@ impl Walk {
                     node.otherwise.iter().for_each(|body| self.body(body));
                 }
                 Statement::Block(block) => {
-                    self.define_local(Kind::Block, &block.name, block.span, block.span.to(body.span.after()));
-                    self.body(&block.body);
+                    let number = self.block_head(block, Some(block.span.to(body.span.after())));
+                    self.local.push(number);
+                    self.block_body(block);
                 }
             }
         }
@@ -211,6 +243,7 @@ impl Walk {
     fn layer(&mut self, call: &Call) {
         let block = self.block(&call.name.name);
         self.used(call.name.span, block);
+        self.argument_names(block, call.arguments());
         self.arguments(call.arguments());
         call.body.iter().for_each(|body| self.body(body));
     }
@@ -242,11 +275,7 @@ impl Walk {
                 Role::Route => {
                     let router = self.global(&call.name.name, Kind::Router);
                     self.used(call.name.span, router);
-                    for name in call.arguments().iter().filter_map(|argument| argument.name.as_ref()) {
-                        let is_named = |&i: &usize| self.names.definitions[i].name == name.name;
-                        let parameter = router.and_then(|router| self.parameters(router).find(is_named));
-                        self.used(name.span, parameter);
-                    }
+                    self.argument_names(router, call.arguments());
                     self.arguments(call.arguments());
                 }
                 Role::Expert => self.layer(call),
@@ -363,6 +392,14 @@ mod tests {
             (
                 "model m { moe(route: r(|k: 1)) } router r(k: int) { let a, _ = top_k(x, k) return a }",
                 "model m { moe(route: r(|k: 1)) } router r(|k: int) { let a, _ = top_k(x, |k) return a }",
+            ),
+            (
+                "model m { b(|h: 1) moe(experts: 2 * b(h: 3)) } block b(h: int) { mlp(hidden: h) }",
+                "model m { b(|h: 1) moe(experts: 2 * b(|h: 3)) } block b(|h: int) { mlp(hidden: |h) }",
+            ),
+            (
+                "model m { let h = 2 block b(h: int = h) { mlp(hidden: |h) } b mlp(hidden: h) }",
+                "model m { let h = 2 block b(|h: int = h) { mlp(hidden: |h) } b mlp(hidden: h) }",
             ),
         ] {
             assert_eq!(places(at), all);

@@ -82,7 +82,7 @@ enum Kind {
     },
     Train,
     Router,
-    /// `(k: int)` behind the name of a router.
+    /// `(k: int)` behind the name of a block or a router.
     Parameters,
     Arguments(Callee),
     /// `aux NAME( .. )`
@@ -295,6 +295,7 @@ fn opened(around: &Frame, bracket: &str) -> Frame {
             word => Kind::Body { of_model: word == "model" },
         },
         (Kind::File, _) => Kind::Parameters,
+        (Kind::Body { .. }, "(") if named && around.statement == "block" => Kind::Parameters,
         (Kind::Body { .. }, "(") if named => Kind::Arguments(Callee::Layer(name())),
         (Kind::Body { .. }, "{") => {
             let is_value = matches!(around.statement.as_str(), "let" | "context" | "vocab") && around.chosen;

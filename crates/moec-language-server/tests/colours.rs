@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use moec_model::{
-    LAYERS, ParameterType, ROUTER_FUNCTIONS, ROUTER_RESULTS, ROUTER_TABLES, Registry, SettingForm, train_settings,
+    LAYERS, ParameterType, ROUTER_FUNCTIONS, ROUTER_RESULTS, ROUTER_TABLES, Registry, SettingForm, ZeroComputation,
+    train_settings,
 };
 use serde_json::{Value, json};
 
@@ -34,7 +35,7 @@ fn coloured(pattern: &str, name: &str) -> Value {
     json!({ "match": pattern, "name": format!("{name}.moe") })
 }
 
-/// Words that an argument or a setting chooses from.
+/// Words that an argument or a setting chooses from, and the experts without computation.
 fn choices(registry: &Registry) -> BTreeSet<&'static str> {
     let forms =
         |layer: &&moec_model::LayerSpec| layer.forms.iter().flat_map(|(_, p)| *p).map(|p| p.ty).collect::<Vec<_>>();
@@ -48,7 +49,7 @@ fn choices(registry: &Registry) -> BTreeSet<&'static str> {
     });
     let all = of_layers.chain(of_forms).chain(of_routers).chain(of_losses).chain(of_settings);
     let words = all.filter_map(|ty| if let ParameterType::Choice(words) = ty { Some(words) } else { None });
-    words.flatten().copied().collect()
+    words.flatten().copied().chain(ZeroComputation::ALL.map(ZeroComputation::word)).collect()
 }
 
 fn grammar() -> Value {

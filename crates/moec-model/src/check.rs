@@ -8,6 +8,7 @@ mod checker;
 pub(crate) mod layer;
 mod model;
 mod overrides;
+mod parameters;
 mod stack;
 mod train;
 pub(crate) mod values;
@@ -114,7 +115,8 @@ impl<'a> Checker<'a> {
             }
             names.insert(&block.name.name, block.name.span);
             let parent = self.blocks.len().checked_sub(1);
-            self.blocks.push(BlockDefinition { block, scope: Scope::default(), parent });
+            let parameters = self.parameters(block, Scope::default());
+            self.blocks.push(BlockDefinition { block, scope: Scope::default(), parent, parameters });
         }
         let last = self.blocks.len().checked_sub(1);
         for definition in &mut self.blocks {
@@ -233,7 +235,10 @@ fn names_in_body<'e>(body: &'e ast::Body, found: &mut BTreeSet<&'e str>) {
                     names_in_body(body, found);
                 }
             }
-            ast::Statement::Block(block) => names_in_body(&block.body, found),
+            ast::Statement::Block(block) => {
+                block.parameters().iter().filter_map(|p| p.default.as_ref()).for_each(|value| names_in(value, found));
+                names_in_body(&block.body, found);
+            }
         }
     }
 }

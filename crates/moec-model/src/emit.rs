@@ -35,6 +35,13 @@ pub enum Role {
         /// Extent of the output.
         fan_out: usize,
     },
+    /// Weight of the linear map to the scores of tokens, `[V, C]`.
+    Scores {
+        /// Extent of the vectors.
+        width: usize,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
     /// Bias of a linear map.
     Bias {
         /// Extent of the map's input.
@@ -62,6 +69,16 @@ pub enum Role {
     },
 }
 
+impl Role {
+    /// Whether it is that of the weights of a linear map, and not of a bias, the gain of a norm or a table of vectors.
+    fn is_matrix(self) -> bool {
+        match self {
+            Role::Weight { .. } | Role::Scores { .. } | Role::Orthogonal { .. } | Role::Uniform { .. } => true,
+            Role::Bias { .. } | Role::Embedding | Role::TiedEmbedding { .. } | Role::Constant(_) => false,
+        }
+    }
+}
+
 impl InitScheme {
     /// Initial values of a parameter.
     ///
@@ -77,6 +94,7 @@ impl InitScheme {
         // An extent of 0 has no elements to fill, so any divisor serves.
         let extent = |n: usize| n.max(1) as f64;
         match (role, self) {
+            (Role::Scores { width, vocab }, _) => self.init(Role::Weight { fan_in: width, fan_out: vocab }),
             (Role::Constant(value), _) => constant(value),
             (Role::Uniform { bound }, _) => uniform(bound),
             (Role::Orthogonal { gain }, _) => Init::Orthogonal { gain: gain.into() },
@@ -105,6 +123,10 @@ pub(crate) struct Declared {
     pub(crate) share: f64,
     /// Whether a router multiplies each of its tokens with all of it.
     pub(crate) router: bool,
+    /// Whether it is the weights of a linear map.
+    pub(crate) matrix: bool,
+    /// Whether that is a map between hidden vectors.
+    pub(crate) hidden: bool,
 }
 
 /// A graph builder that also keeps the initial values of what it declares.
@@ -147,7 +169,16 @@ impl Emitter {
         let path = self.builder.path(name);
         let elements = self.builder.ty(value).elements();
         let init = self.scheme.init(role);
-        self.parameters.entry(path).or_insert(Declared { init, elements, share: 1.0, router: false });
+        let hidden = |matrix: bool| matrix && !matches!(role, Role::Scores { .. });
+        let matrix = role.is_matrix() && self.builder.ty(value).shape.len() > 1;
+        self.parameters.entry(path).or_insert(Declared {
+            init,
+            elements,
+            share: 1.0,
+            router: false,
+            matrix,
+            hidden: hidden(matrix),
+        });
         value
     }
 

@@ -60,7 +60,12 @@ impl Lowered {
         let is_frozen = |name: &str| {
             // The router of a mixture inside an expert is part of both.
             let of_router = self.router_parameters.contains(name);
-            let of_expert = name.split('.').any(|word| matches!(word, "experts" | "shared" | "shared_gate"));
+            // A router of a file may call a tensor as it likes.
+            let of_expert = name.split('.').any(|word| match word {
+                "experts" | "shared" | "shared_gate" => true,
+                "latent" => !of_router,
+                _ => false,
+            });
             let of_part = (freeze.router && of_router)
                 || (freeze.experts && of_expert)
                 || (freeze.trunk && !of_router && !of_expert);

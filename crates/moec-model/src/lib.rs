@@ -102,7 +102,7 @@ pub use freeze::{Freeze, FreezeError};
 pub use layer::Layer;
 pub use layers::{
     Activation, Attention, Capacity, CapacityOrder, LAYERS, LayerSpec, MixtureOfDepths, Mlp, Moe, MultiHash, QueryNorm,
-    Route, WeightedLoss,
+    Route, WeightedLoss, ZeroComputation, ZeroExperts,
 };
 pub use losses::{BalanceLoss, LossContext};
 pub use lower::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, RoutedLayer, lower, lower_layer};

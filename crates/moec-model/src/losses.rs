@@ -69,6 +69,8 @@ pub(crate) struct RowKind {
     pub(crate) time: Option<usize>,
     /// Experts per token, on average, that the router declares.
     pub(crate) average: f64,
+    /// Number of experts that compute, which are the first ones.
+    pub(crate) computed: usize,
 }
 
 /// What a balance loss is built from. Quantities that several losses need are built once.
@@ -105,6 +107,11 @@ impl<'a> LossContext<'a> {
     /// Number of experts, E.
     pub fn experts(&self) -> usize {
         self.experts
+    }
+
+    /// Number of experts that compute, which are the first ones: all of them, unless some are `zero`, `copy` or `constant`.
+    pub fn computed_experts(&self) -> usize {
+        self.rows.computed
     }
 
     /// The experts of each token, i32 `[N, K]`, -1 for none, before experts that are over capacity drop tokens.
@@ -261,6 +268,13 @@ const COUNTED: ParameterSpec = ParameterSpec::optional(
     "count the experts with the largest probabilities, or those that a token goes to, which a balance bias moves",
 );
 
+const TAU: ParameterSpec = ParameterSpec::optional(
+    "tau",
+    ParameterType::Float(Interval::above(0.0)),
+    DefaultValue::Absent("1"),
+    "what an expert without computation counts (MoE++): below 1, tokens go to them more often",
+);
+
 /// The losses that are always there.
 pub(crate) const LOSSES: [BalanceLoss; 5] = [
     BalanceLoss {
@@ -297,14 +311,17 @@ loss = CV(load)^2                                     over the experts; 0 where 
 f_e = choices of e / all choices                      counted before a capacity; constant to the gradient
 P_e = mean over tokens of p_ne                        p the router's probabilities [N, E]
 loss = E * sum_e f_e P_e                              1 at perfect balance, for every k; E where one expert has everything
+tau: t, with F of E experts that compute              h_e = 1 for those, t for the others
+loss = (F + (E - F) / t) * sum_e h_e f_e P_e          1 where each of the others has 1/t of the tokens of one that computes
 In transformers, and in flaxformer for k > 1, f_e sum to k: their losses are k times as large, for the same weight.",
         references: &[
             "Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6",
             "Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1 (choices: first)",
+            "Jin et al. 2024, MoE++, arXiv 2410.07348, the heterogeneous load balance loss (tau)",
         ],
         needs: &[Quantity::Probabilities],
         weight: 1e-2,
-        parameters: &[CHOICES],
+        parameters: &[CHOICES, TAU],
         lower: switch,
     },
     BalanceLoss {
@@ -375,7 +392,8 @@ fn load(context: &mut LossContext<'_>, _: &Arguments) -> Value {
 }
 
 /// `E * sum_e f_e * P_e`: `f` the share of choices, counted before capacity and constant to the gradient, `P` the mean
-/// probability. As shares sum to 1, the value at perfect balance is 1 for every k.
+/// probability. As shares sum to 1, the value at perfect balance is 1 for every k. With `tau`, experts without computation
+/// count that much, and the sum is scaled so that its least value is 1 again.
 fn switch(context: &mut LossContext<'_>, arguments: &Arguments) -> Value {
     let experts = context.experts();
     let shares = if arguments.word("choices") == "first" && context.columns() > 1 {
@@ -387,10 +405,22 @@ fn switch(context: &mut LossContext<'_>, arguments: &Arguments) -> Value {
     };
     let probabilities = context.probabilities();
     let mean = context.mean_over_tokens(probabilities);
+    let computed = context.computed_experts();
     let b = context.builder();
-    let product = b.mul(shares, mean);
+    let mut product = b.mul(shares, mean);
+    let mut scale = experts as f64;
+    if arguments.get("tau").is_some() {
+        let tau = arguments.float("tau");
+        let index = b.ramp(experts, 1);
+        let index = b.to_float(index);
+        let [computes, one, other] = [computed as f64, 1.0, tau].map(|value| b.fill(value, [experts]));
+        let computes = b.binary(Binary::Less, index, computes);
+        let counted = b.select(computes, one, other);
+        product = b.mul(product, counted);
+        scale = computed as f64 + (experts - computed) as f64 / tau;
+    }
     let sum = b.sum_all(product);
-    b.scale(sum, experts as f64)
+    b.scale(sum, scale)
 }
 
 /// The expert with the largest weight of each token, i32 `[N, 1]`; -1 where none has any.

@@ -10,7 +10,7 @@ use moec_ir::{Input, Op, Output, TensorType, Value};
 
 use crate::cost::layer_info;
 use crate::decoding::{Cache, decoding};
-use crate::emit::Emitter;
+use crate::emit::{Declared, Emitter};
 use crate::layer::{Layer, Naming};
 use crate::model::Model;
 use crate::origin::origin_of;
@@ -24,7 +24,9 @@ pub use lowering::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, Routed
 /// noise `PATH.noise` `[N, E]` per `moe` layer. Outputs: `logits` `[N, V]`; with a loss also `loss`, `objective` and
 /// `aux.PATH.NAME`; in evaluation with a loss, or with routes, per `moe` layer `load.PATH` `[E]` (tokens kept by each expert), `dropped.PATH` (share of the
 /// choices that were dropped), `entropy.PATH` (mean entropy of a token's gate weights in nats) and `balance.PATH`
-/// (number of experts times the sum of squared load shares, 1 at perfect balance).
+/// (number of experts times the sum of squared load shares, 1 at perfect balance); where experts compute nothing
+/// `zero.PATH` (tokens that chose each of those), and where the number of experts per token varies `per_token.PATH` (its
+/// mean) and `active_parameters`.
 ///
 /// For [`Form::Next`] there is another input, `rows` i32 `[B]`, and `logits` `[B, V]` has the scores after those of the
 /// N tokens. For [`Form::Decode`] `tokens` is i32 `[B]`, and so are the inputs `positions`, counted from the first token
@@ -53,6 +55,7 @@ pub fn lower(model: &Model, options: &LowerOptions) -> Result<Lowered, LowerErro
             let loss = b.named("loss", Op::CrossEntropy, &[logits, targets]);
             b.output(Output::Loss, loss);
             lowering.objective(loss);
+            lowering.active_parameters();
         }
     });
     lowering.finish(built)
@@ -152,10 +155,14 @@ impl Lowering {
         // A graph that does not fit comes first: what a strategy returned after it is a consequence.
         let graph = builder.finish().map_err(LowerError::Graph)?;
         built?;
-        let of_routers = parameters.iter().filter(|(_, declared)| declared.router).map(|(name, _)| name.clone());
+        let named = |which: fn(&Declared) -> bool| {
+            parameters.iter().filter(|(_, declared)| which(declared)).map(|(name, _)| name.clone()).collect()
+        };
         Ok(Lowered {
             graph,
-            router_parameters: of_routers.collect(),
+            router_parameters: named(|declared| declared.router),
+            matrices: named(|declared| declared.matrix),
+            hidden_matrices: named(|declared| declared.hidden),
             parameters: parameters.into_iter().map(|(name, declared)| (name, declared.init)).collect(),
             states: states.into_iter().collect(),
             moe_layers: self.moe_layers,

@@ -18,8 +18,10 @@ pub struct Recipe {
     pub data: DataSource,
     /// Share of the text used for training; the rest is held out, which may be nothing.
     pub split: f64,
-    /// Sequences per step, B.
+    /// Sequences that go through the device together, B.
     pub batch: usize,
+    /// Batches of a step, whose mean gradient it follows.
+    pub accumulate: usize,
     /// Training steps.
     pub steps: u64,
     /// Seed of everything random.
@@ -30,6 +32,8 @@ pub struct Recipe {
     pub schedule: Schedule,
     /// Bound on the global norm of the gradient.
     pub clip: Option<f64>,
+    /// What is left of a moving average of the parameters after a step, by which is evaluated and sampled; none if absent.
+    pub average: Option<f64>,
     /// How parameters start.
     pub init: InitScheme,
     /// What the operands of the layers' products are rounded to, in training and in the evaluations of a run.
@@ -42,6 +46,8 @@ pub struct Recipe {
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept; all if absent.
     pub checkpoints_kept: Option<u64>,
+    /// Whether the evaluation with the best held-out loss has a checkpoint, which stays besides.
+    pub best_kept: bool,
     /// Steps between lines of progress; 0 for one at the end alone.
     pub log_every: u64,
     pub(crate) spans: IndexMap<&'static str, Span>,
@@ -73,11 +79,13 @@ impl Recipe {
             data,
             split: arguments("split").float("split"),
             batch: arguments("batch").size("batch"),
+            accumulate: arguments("accumulate").size("accumulate"),
             steps: whole("steps", "steps"),
             seed: whole("seed", "seed"),
             optimizer: chosen,
             schedule: rate,
             clip: arguments("clip").get("clip").map(|_| arguments("clip").float("clip")),
+            average: arguments("average").get("decay").map(|_| arguments("average").float("decay")),
             init: match said["init"].choice {
                 "xavier" => InitScheme::Xavier,
                 "normal" => InitScheme::Normal { std: arguments("init").float("std") },
@@ -98,15 +106,27 @@ impl Recipe {
             },
             evaluate: {
                 let every = whole("evaluate", "every");
-                let said = arguments("evaluate").get("batches").map(|_| whole("evaluate", "batches"));
-                Evaluate { every, batches: said.unwrap_or_else(|| Evaluate::proportionate(every)) }
+                let said = |name| arguments("evaluate").get(name).map(|_| whole("evaluate", name));
+                let batches = said("batches").unwrap_or_else(|| Evaluate::proportionate(every));
+                Evaluate { every, batches, patience: said("patience") }
             },
             checkpoint_every: whole("checkpoint", "every"),
             checkpoints_kept: arguments("checkpoint").get("keep").map(|_| whole("checkpoint", "keep")),
+            best_kept: arguments("checkpoint").bool("best"),
             log_every: whole("log", "every"),
             spans: IndexMap::new(),
             origins: IndexMap::new(),
         }
+    }
+
+    /// Sequences that a step is made of.
+    pub fn sequences(&self) -> usize {
+        self.batch.saturating_mul(self.accumulate)
+    }
+
+    /// The sequences of a step as text: `16`, or `4 x 16` where it is made of several batches.
+    pub fn sequences_text(&self) -> String {
+        if self.accumulate > 1 { format!("{} x {}", self.accumulate, self.batch) } else { self.batch.to_string() }
     }
 
     /// Where a value was given, in the file or by an override, by its path: `train.steps`, `train.optimizer`,
@@ -154,6 +174,8 @@ pub struct Evaluate {
     pub every: u64,
     /// Batches per evaluation and split.
     pub batches: u64,
+    /// Evaluations without a better held-out loss after which training ends.
+    pub patience: Option<u64>,
 }
 
 impl Evaluate {
@@ -231,6 +253,11 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 SettingForm::Value(ParameterType::Float(Interval::ANY), DefaultValue::Float(0.9)),
             ),
             setting("batch", "sequences per step", whole(1.0, 1_048_576.0, 16)),
+            setting(
+                "accumulate",
+                "batches per step, one after another, of whose gradients it takes the mean",
+                whole(1.0, 1_048_576.0, 1),
+            ),
             setting("steps", "training steps", SettingForm::Value(COUNT, DefaultValue::Int(5000))),
             setting(
                 "seed",
@@ -251,6 +278,16 @@ pub fn train_settings() -> &'static [SettingSpec] {
                 "clip",
                 "bound on the global norm of the gradient",
                 SettingForm::Value(ParameterType::Float(Interval::above(0.0)), DefaultValue::Absent("none")),
+            ),
+            setting(
+                "average",
+                "evaluates and samples with a moving average of the parameters",
+                SettingForm::Arguments(vec![ParameterSpec::optional(
+                    "decay",
+                    ParameterType::Float(Interval::half_open(0.0, 1.0)),
+                    DefaultValue::Absent("none"),
+                    "what is left of the average after a step, 0.999 for example",
+                )]),
             ),
             setting(
                 "init",
@@ -292,6 +329,12 @@ pub fn train_settings() -> &'static [SettingSpec] {
                         DefaultValue::Absent("auto"),
                         "batches per evaluation and split; `auto` is a quarter of `every`, from 1 to 400",
                     ),
+                    ParameterSpec::optional(
+                        "patience",
+                        COUNT,
+                        DefaultValue::Absent("none"),
+                        "evaluations without a better held-out loss after which training ends",
+                    ),
                 ]),
             ),
             setting(
@@ -304,6 +347,11 @@ pub fn train_settings() -> &'static [SettingSpec] {
                         COUNT,
                         DefaultValue::Absent("all"),
                         "newest checkpoints that are kept, those before are removed",
+                    ),
+                    ParameterSpec::flag(
+                        "best",
+                        false,
+                        "save at every evaluation with the best held-out loss so far, and keep that",
                     ),
                 ]),
             ),

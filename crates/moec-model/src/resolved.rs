@@ -8,7 +8,7 @@ use moec_ir::Invariant;
 use moec_plan::Settings;
 use serde::Serialize;
 
-use crate::argument::{ArgumentValue, Arguments};
+use crate::argument::{ArgumentValue, Arguments, ParameterSpec};
 use crate::arithmetic::Number;
 use crate::freeze::Freeze;
 use crate::recipe::{DataSource, InitScheme, Recipe};
@@ -131,18 +131,23 @@ impl Arguments {
     }
 }
 
-/// The name and the settings of an optimiser or schedule.
-fn declared(name: &str, settings: &Settings) -> BTreeMap<String, ResolvedValue> {
+/// The name and the settings of an optimiser or schedule. A word is left out where it is the default: words came later than the
+/// recipes of earlier runs.
+fn declared(name: &str, settings: &Settings, specs: &[ParameterSpec]) -> BTreeMap<String, ResolvedValue> {
     let mut entries = map([("name", name.into())]);
-    entries.extend(settings.iter().map(|(name, value)| (name.to_string(), value.into())));
+    let is_usual = |value: &ArgumentValue, spec: &ParameterSpec| {
+        matches!(value, ArgumentValue::Word(_)) && spec.default.value().as_ref() == Some(value)
+    };
+    let said = settings.iter().zip(specs).filter(|((_, value), spec)| !is_usual(value, spec));
+    entries.extend(said.map(|((name, value), _)| (name.to_string(), value.into())));
     entries
 }
 
 impl Recipe {
     /// The recipe as plain data.
     pub fn to_resolved(&self) -> ResolvedRecipe {
-        let optimizer = declared(self.optimizer.spec.name, &self.optimizer.settings);
-        let schedule = declared(self.schedule.spec.name, &self.schedule.settings);
+        let optimizer = declared(self.optimizer.spec.name, &self.optimizer.settings, self.optimizer.spec.settings);
+        let schedule = declared(self.schedule.spec.name, &self.schedule.settings, self.schedule.spec.settings);
         let init = match self.init {
             InitScheme::KaimingNormal => map([("name", "kaiming_normal".into())]),
             InitScheme::Xavier => map([("name", "xavier".into())]),
@@ -153,9 +158,11 @@ impl Recipe {
             DataSource::Synthetic => "synthetic".into(),
             DataSource::Named(name) => ResolvedValue::Map(map([("name", name.as_str().into())])),
         };
-        let evaluate = map([("every", self.evaluate.every.into()), ("batches", self.evaluate.batches.into())]);
+        let mut evaluate = map([("every", self.evaluate.every.into()), ("batches", self.evaluate.batches.into())]);
+        evaluate.extend(self.evaluate.patience.map(|patience| ("patience".to_string(), patience.into())));
         let mut checkpoint = map([("every", self.checkpoint_every.into())]);
         checkpoint.extend(self.checkpoints_kept.map(|keep| ("keep".to_string(), keep.into())));
+        checkpoint.extend(self.best_kept.then(|| ("best".to_string(), true.into())));
         let mut recipe = map([
             ("data", data),
             ("split", self.split.into()),
@@ -170,6 +177,12 @@ impl Recipe {
             ("checkpoint", ResolvedValue::Map(checkpoint)),
             ("log", ResolvedValue::Map(map([("every", self.log_every.into())]))),
         ]);
+        if let Some(decay) = self.average {
+            recipe.insert("average".into(), ResolvedValue::Map(map([("decay", decay.into())])));
+        }
+        if self.accumulate > 1 {
+            recipe.insert("accumulate".into(), self.accumulate.into());
+        }
         if let Some(clip) = self.clip {
             recipe.insert("clip".into(), clip.into());
         }

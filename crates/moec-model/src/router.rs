@@ -512,7 +512,8 @@ impl RoutingContext<'_> {
         self.emitter.mode
     }
 
-    /// Whether losses of the strategy count: where a model only samples, it would compute them in vain.
+    /// Whether losses of the strategy count, and what balance losses are computed from: where a model only samples, it would
+    /// compute them in vain.
     pub fn has_losses(&self) -> bool {
         self.losses
     }

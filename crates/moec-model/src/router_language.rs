@@ -206,7 +206,7 @@ impl RoutingStrategy for LanguageRouter {
             random,
             provides: provided(logits, probabilities, noisy),
             learns_from_task: training.weights.learns || training.own_loss || !training.trained,
-            nests: !(training.parameters || sampling.parameters || updates),
+            nests: !(training.parameters || sampling.parameters || updates || training.sequences || sampling.sequences),
             ..Traits::default()
         }
     }
@@ -323,7 +323,7 @@ fn equations(program: &Program, definition: &str) -> String {
             Action::TopK { x, .. } => note(x),
         }
     }
-    program.returned.expressions(true).into_iter().for_each(note);
+    program.returned.expressions(true, true).into_iter().for_each(note);
     let tables = program.tables.iter().map(|table| format!("{} i32 [{}]", table.name, entries(table)));
     let states = program.states.iter().map(|state| format!("{} {}", state.name, state.shape));
     let states: Vec<String> = states.chain(tables).collect();
@@ -366,17 +366,17 @@ fn program_sound(program: &Program, situation: &Situation, choices: bool) -> Res
         }
     }
     steps_sound(program, &program.steps, situation, choices)?;
-    program.returned.expressions(true).into_iter().try_for_each(|expr| expressions_sound(expr, situation))
+    program.returned.expressions(true, true).into_iter().try_for_each(|expr| expressions_sound(expr, situation))
 }
 
 /// Most statements that the rounds of all `repeat`s come to.
 const MOST_ROUNDS: usize = 4096;
 
-/// How many statements are gone through, those of each round of a `repeat` anew.
+/// How many statements are gone through, those of each round of a `repeat` anew; a round without any is one too.
 fn unrolled(steps: &[Step], situation: &Situation) -> usize {
     let counts = steps.iter().map(|step| match &step.action {
         Action::Repeat { count, steps } => {
-            situation.size(count).unwrap_or(0).saturating_mul(unrolled(steps, situation))
+            situation.size(count).unwrap_or(0).saturating_mul(unrolled(steps, situation).max(1))
         }
         _ => 1,
     });

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use layers::{bindings, layers, model, options};
 use moec_ir::{Data, Stage, Tensor, evaluate, verify};
-use moec_model::{Capacity, CapacityOrder, LowerOptions, Lowered, Mode, lower, lower_layer};
+use moec_model::{Capacity, LowerOptions, Lowered, Mode, lower, lower_layer};
 
 fn verified(lowered: &Lowered) {
     let errors = verify(&lowered.graph, Stage::Forward);
@@ -26,10 +26,8 @@ fn part(tensor: &Tensor, e: usize) -> Tensor {
 /// A `moe` of three experts and one shared one computes the sum of the gates times each expert applied densely.
 fn experts_equal_dense_layers(expert: &str) {
     let (width, tokens, experts) = (6, 11, 3);
-    let moe = &layers(
-        width,
-        &format!("moe(experts: {experts} * {{ {expert} }}, shared: 1 * {{ {expert} }}, route: softmax_top_k(k: 2))"),
-    )[0];
+    let moe = format!("moe(experts: 3 * {{ {expert} }}, shared: 1 * {{ {expert} }}, route: softmax_top_k(k: 2))");
+    let moe = &layers(width, &moe)[0];
     let lowered = lower_layer(moe, &LowerOptions { routes: true, ..options(Mode::Evaluate, 1) }, tokens).unwrap();
     verified(&lowered);
     let values = bindings(&lowered.graph);
@@ -96,6 +94,242 @@ fn a_residual_inside_an_expert_adds_its_input() {
     for ((with, without), x) in residual.iter().zip(&plain).zip(&x) {
         assert!((with - without - x).abs() < 1e-12);
     }
+}
+
+/// Row `n` of a matrix with that many columns.
+fn row(values: &[f64], columns: usize, n: usize) -> &[f64] {
+    &values[n * columns..(n + 1) * columns]
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Experts without computation give nothing, the token, and a mixture of it with their vector, times their weights; the
+/// others give what they give alone, and no row of theirs is anybody else's.
+#[test]
+fn experts_without_computation_follow_from_the_weights() {
+    for (width, batch, time, capacity) in
+        [(7, 3, 5, ""), (1, 1, 1, ""), (3, 2, 7, ", capacity: capacity(factor: 0.7, minimum: 1)")]
+    {
+        let experts = "[3 * mlp(hidden: 5), 2 * copy, zero, 3 * constant]";
+        let moe = format!("moe(experts: {experts}, route: softmax_top_k(k: 4){capacity})");
+        let (tokens, total, computed) = (batch * time, 9, 3);
+        let lowered = lower_layer(
+            &layers(width, &moe)[0],
+            &LowerOptions { routes: true, ..options(Mode::Evaluate, batch) },
+            time,
+        )
+        .unwrap();
+        verified(&lowered);
+        let values = bindings(&lowered.graph);
+        let result = evaluate(&lowered.graph, &values).unwrap();
+        let of = |name: &str| values[&format!("moe.experts.{name}")].to_f64();
+        let (up, up_bias, down, down_bias) =
+            (of("mlp.up.weight"), of("mlp.up.bias"), of("mlp.down.weight"), of("mlp.down.bias"));
+        let (mix, vectors) = (of("constant.mix.weight"), of("constant.vectors"));
+        assert_eq!((mix.len(), vectors.len()), (6 * width, 3 * width));
+        let (gates, x, y) = (result.outputs["gates.moe"].to_f64(), values["x"].to_f64(), result.outputs["y"].to_f64());
+        for n in 0..tokens {
+            let (gates, x) = (row(&gates, total, n), row(&x, width, n));
+            let mut expected = vec![0.0; width];
+            for e in 0..computed {
+                let hidden: Vec<f64> =
+                    (0..5).map(|h| (dot(row(&up, width, e * 5 + h), x) + up_bias[e * 5 + h]).max(0.0)).collect();
+                for (c, expected) in expected.iter_mut().enumerate() {
+                    *expected += gates[e] * (dot(row(&down, 5, e * width + c), &hidden) + down_bias[e * width + c]);
+                }
+            }
+            for (c, expected) in expected.iter_mut().enumerate() {
+                *expected += (gates[3] + gates[4]) * x[c];
+                for j in 0..3 {
+                    let [own, other] = [0, 1].map(|i| dot(row(&mix, width, 2 * j + i), x).exp());
+                    *expected += gates[6 + j] * (own * x[c] + other * row(&vectors, width, j)[c]) / (own + other);
+                }
+            }
+            for (found, expected) in row(&y, width, n).iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-9, "{width}: token {n}: {found} and {expected}");
+            }
+        }
+        // What is watched: rows of those that compute, choices of the others, and how many of the former a token has.
+        let kept = result.outputs["kept.moe"].to_f64();
+        let count = |e: usize| kept.iter().filter(|&&found| found == e as f64).count() as f64;
+        let (load, zero) = (result.outputs["load.moe"].to_f64(), result.outputs["zero.moe"].to_f64());
+        assert_eq!(load, (0..computed).map(count).collect::<Vec<_>>());
+        assert_eq!(zero, (computed..total).map(count).collect::<Vec<_>>());
+        let mean = result.outputs["per_token.moe"].item().unwrap();
+        assert!((mean - load.iter().sum::<f64>() / tokens as f64).abs() < 1e-12);
+        let chosen = result.outputs["experts.moe"].to_f64();
+        assert!(chosen.iter().zip(&kept).all(|(chosen, kept)| chosen == kept || *chosen < 3.0 && *kept == -1.0));
+        assert_eq!(chosen != kept, !capacity.is_empty(), "the capacity is for those that compute");
+    }
+}
+
+/// With `tau`, the switch loss is least where experts without computation have 1/tau of the tokens of another.
+#[test]
+fn tau_says_what_experts_without_computation_count() {
+    let loss = |tau: &str| {
+        let moe = format!(
+            "moe(experts: [3 * mlp(hidden: 5), zero, copy], route: softmax_top_k(k: 2), balance: [switch(weight: 1{tau})])"
+        );
+        let lowered =
+            lower_layer(&layers(6, &moe)[0], &LowerOptions { routes: true, ..options(Mode::Evaluate, 1) }, 11).unwrap();
+        let values = bindings(&lowered.graph);
+        let result = evaluate(&lowered.graph, &values).unwrap();
+        let (x, weight, bias) =
+            (values["x"].to_f64(), values["moe.router.weight"].to_f64(), values["moe.router.bias"].to_f64());
+        let mut mean = [0.0; 5];
+        for n in 0..11 {
+            let scores: Vec<f64> = (0..5).map(|e| (dot(row(&weight, 6, e), row(&x, 6, n)) + bias[e]).exp()).collect();
+            let sum: f64 = scores.iter().sum();
+            mean.iter_mut().zip(scores).for_each(|(mean, score)| *mean += score / sum / 11.0);
+        }
+        let chosen = result.outputs["experts.moe"].to_f64();
+        let share = |e: usize| chosen.iter().filter(|&&c| c == e as f64).count() as f64 / 22.0;
+        let terms: Vec<f64> = (0..5).map(|e| share(e) * mean[e]).collect();
+        (result.outputs["aux.moe.switch"].item().unwrap(), terms)
+    };
+    let (plain, terms) = loss("");
+    assert!((plain - 5.0 * terms.iter().sum::<f64>()).abs() < 1e-9);
+    assert!((loss(", tau: 1").0 - plain).abs() < 1e-12);
+    let (weighed, _) = loss(", tau: 0.25");
+    let expected = (3.0 + 2.0 / 0.25) * (terms[..3].iter().sum::<f64>() + 0.25 * terms[3..].iter().sum::<f64>());
+    assert!((weighed - expected).abs() < 1e-9);
+}
+
+/// The experts of a layer without computation around them can be a `moe` of their own, and routers that choose tokens, or
+/// give gates of which some are 0, can send to them.
+#[test]
+fn experts_without_computation_go_with_every_choice() {
+    for moe in [
+        "moe(experts: [2 * moe(experts: 3 * mlp(hidden: 3), route: softmax_top_k(k: 2)), copy], route: softmax_top_k(k: 2))",
+        "moe(experts: [3 * mlp(hidden: 3), constant], route: dselect_k(k: 2))",
+        "moe(experts: [3 * mlp(hidden: 3), constant, zero], route: expert_choice, allow: lookahead)",
+        "moe(experts: [3 * mlp(hidden: 3), 5 * zero], route: hash)",
+        "moe(experts: [1 * mlp(hidden: 3), copy], route: gshard, balance: [switch(tau: 0.5, choices: first)])",
+        "moe(experts: [3 * mlp(hidden: 3), copy], route: sigmoid_top_k(k: 2), latent: 2, shared: 1 * mlp(hidden: 3))",
+    ] {
+        for mode in [Mode::Train, Mode::Evaluate] {
+            let options = LowerOptions { routes: true, ..options(mode, 2) };
+            let lowered = lower_layer(&layers(7, moe)[0], &options, 5).unwrap();
+            verified(&lowered);
+            let mut values = bindings(&lowered.graph);
+            for (name, init) in &lowered.states {
+                let tokens: Vec<i32> = (0..70).map(|i| i % 7).collect();
+                let embeddings = |_: &str| Err(String::new());
+                let text = moec_model::TrainingText { tokens: &tokens, vocab: 7, embeddings: &embeddings };
+                values.insert(name.clone(), init.resolve(&text).unwrap());
+            }
+            let result = evaluate(&lowered.graph, &values).unwrap();
+            for (name, value) in &result.outputs {
+                assert!(value.to_f64().iter().all(|x| x.is_finite()), "{moe}: {name} is not finite");
+            }
+        }
+    }
+}
+
+/// Latent experts see `D x`, and the layer returns `U` of what they add up to; router and shared experts see `x`.
+#[test]
+fn latent_experts_work_between_two_maps() {
+    for (width, latent, batch, time) in [(7, 3, 1, 11), (3, 17, 2, 1), (1, 1, 1, 1)] {
+        let moe = format!(
+            "moe(experts: [2 * {{ linear(width: {latent}, bias: false) }}, copy], latent: {latent}, route: softmax_top_k(k: 2), \
+             shared: 1 * linear(width: {width}, bias: false))"
+        );
+        let options = LowerOptions { routes: true, ..options(Mode::Evaluate, batch) };
+        let lowered = lower_layer(&layers(width, &moe)[0], &options, time).unwrap();
+        verified(&lowered);
+        let values = bindings(&lowered.graph);
+        let result = evaluate(&lowered.graph, &values).unwrap();
+        let of = |name: &str| values[&format!("moe.{name}.weight")].to_f64();
+        let (down, up, experts, shared) =
+            (of("latent.down"), of("latent.up"), of("experts.linear"), of("shared.linear"));
+        let product = |weight: &[f64], x: &[f64]| weight.chunks(x.len()).map(|row| dot(row, x)).collect::<Vec<f64>>();
+        let (gates, x, y) = (result.outputs["gates.moe"].to_f64(), values["x"].to_f64(), result.outputs["y"].to_f64());
+        for n in 0..batch * time {
+            let (gates, x) = (row(&gates, 3, n), row(&x, width, n));
+            let inner = product(&down, x);
+            let mut sum = vec![0.0; latent];
+            for (e, weight) in experts.chunks(latent * latent).enumerate() {
+                sum.iter_mut().zip(product(weight, &inner)).for_each(|(sum, y)| *sum += gates[e] * y);
+            }
+            let (outer, shared) = (product(&up, &sum), product(&shared, x));
+            for c in 0..width {
+                let (found, expected) = (row(&y, width, n)[c], outer[c] + shared[c] + gates[2] * x[c]);
+                assert!((found - expected).abs() < 1e-9, "{width}: token {n}: {found} and {expected}");
+            }
+        }
+    }
+}
+
+/// Where tokens have different numbers of experts, evaluation says how many there were and what that makes of the active
+/// parameters; where they have not, it says nothing.
+#[test]
+fn active_parameters_are_measured_where_they_vary() {
+    let measured = |moe: &str| {
+        let text = format!("model m {{ context 5  vocab 7  embed(width: 6)  {moe}  unembed }}");
+        let lowered = lower(&model(&text), &LowerOptions { routes: true, ..options(Mode::Evaluate, 3) }).unwrap();
+        verified(&lowered);
+        let result = evaluate(&lowered.graph, &bindings(&lowered.graph)).unwrap();
+        let of = |name: &str| result.outputs.get(name).map(|value| value.item().unwrap());
+        (of("active_parameters"), of("per_token.moe"), of("per_token.moe.experts.moe"), lowered)
+    };
+    let (expert, inner) = (6 * 3 + 3 + 3 * 6 + 6, (6 * 2 + 2) as f64);
+    for moe in [
+        "moe(experts: [3 * mlp(hidden: 3), 2 * zero], route: softmax_top_k(k: 2))",
+        "moe(experts: [3 * mlp(hidden: 3), constant], route: softmax_top_k(k: 2), shared: 1 * mlp(hidden: 3))",
+        "moe(experts: 3 * mlp(hidden: 3), route: softmax_top_k(k: 2), capacity: capacity(factor: 0.5, minimum: 1))",
+        "moe(experts: 3 * mlp(hidden: 3), route: dselect_k(k: 2))",
+        "moe(experts: 3 * mlp(hidden: 3), route: expert_choice, allow: lookahead)",
+    ] {
+        let (active, per_token, _, lowered) = measured(moe);
+        let (moe_layer, per_token) = (&lowered.moe_layers[0], per_token.unwrap());
+        let reckoned = moe_layer.experts_per_token * (moe_layer.experts - moe_layer.zero_computation) as f64
+            / moe_layer.experts as f64;
+        let expected = lowered.active_parameter_count() as f64 + (per_token - reckoned) * expert as f64;
+        // The table rounds each layer.
+        assert!((active.unwrap() - expected).abs() < 1.0, "{moe}: {active:?} and {expected}");
+    }
+    let (active, outer, nested, lowered) = measured(
+        "moe(experts: 2 * moe(experts: 2 * mlp(hidden: 3), route: softmax_top_k(k: 2), capacity: capacity(factor: 0.5, \
+         minimum: 1)), route: dselect_k(k: 2))",
+    );
+    let (outer, nested) = (outer.unwrap(), nested.unwrap());
+    let reckoned = 2.0 * (inner + 2.0 * expert as f64);
+    let expected = lowered.active_parameter_count() as f64 - reckoned + outer * (inner + nested * expert as f64);
+    assert!((active.unwrap() - expected).abs() < 1.0, "{active:?} and {expected}");
+    let (active, per_token, ..) = measured("moe(experts: 3 * mlp(hidden: 3), route: softmax_top_k(k: 2))");
+    assert_eq!((active, per_token), (None, None));
+}
+
+/// A block with parameters is what its layers are with their values.
+#[test]
+fn blocks_with_parameters_are_their_layers() {
+    let built = |text: &str| {
+        let lowered = lower(&model(text), &options(Mode::Train, 2)).unwrap();
+        moec_ir::print(&lowered.graph)
+    };
+    let of_blocks = built(
+        "block ff(hidden: int, rate: float = 0.25, bias: bool = true) { mlp(hidden: hidden, dropout: rate, bias: bias) }
+         block two(hidden: int) { ff(hidden: hidden)  ff(hidden: 2 * hidden, rate: 0) }
+         model m { let n = 3  context 5  vocab 7  embed(width: 6)
+           block own(hidden: int = n) { ff(hidden: hidden, bias: false) }
+           two(hidden: n)  own
+           moe(experts: 2 * ff(hidden: n), shared: 1 * { own(hidden: 5) }, route: softmax_top_k(k: 2))
+           repeat 2 as i { ff(hidden: 1 + i) }
+           unembed }",
+    );
+    let written_out = built(
+        "model m { context 5  vocab 7  embed(width: 6)
+           mlp(hidden: 3, dropout: 0.25)  mlp(hidden: 6, dropout: 0)  mlp(hidden: 3, dropout: 0.25, bias: false)
+           moe(experts: 2 * mlp(hidden: 3, dropout: 0.25), shared: 1 * mlp(hidden: 5, dropout: 0.25, bias: false),
+             route: softmax_top_k(k: 2))
+           repeat 1 { mlp(hidden: 1, dropout: 0.25) } repeat 1 { mlp(hidden: 2, dropout: 0.25) }
+           unembed }",
+    );
+    let without_places =
+        |text: &str| text.lines().map(|l| l.split(" @").next().unwrap_or(l).to_string()).collect::<Vec<_>>();
+    assert_eq!(without_places(&of_blocks), without_places(&written_out));
 }
 
 /// What the shared experts add is weighed by a sigmoid of the token, and nothing else is.
@@ -174,6 +408,52 @@ fn attention_normalises_queries_and_keys_of_a_head_or_of_all() {
             for (c, expected) in product(&together, &proj).into_iter().enumerate() {
                 let found = y[t * width + c];
                 assert!((found - expected).abs() < 1e-9, "{norm}: token {t}, channel {c}: {found} and {expected}");
+            }
+        }
+    }
+}
+
+/// A head of keys and values serves several of queries: the same as attention whose weights repeat theirs, in training, and
+/// where a window's tokens come one after the other.
+#[test]
+fn a_head_of_keys_serves_several_heads_of_queries() {
+    for (width, heads, kv_heads, more) in [
+        (12, 6, 2, ""),
+        (6, 3, 1, ", bias: true, scale: width"),
+        (12, 3, 1, ", norm: head"),
+        (4, 4, 2, ", dropout: 0.5"),
+    ] {
+        let (tokens, head, of_keys) = (7, width / heads, width / heads * kv_heads);
+        let layer = |more: &str| layers(width, &format!("attention(heads: {heads}{more})")).remove(0);
+        for mode in [Mode::Evaluate, Mode::Train] {
+            let lower = |layer| lower_layer(&layer, &options(mode, 2), tokens).unwrap();
+            let (grouped, full) = (lower(layer(&format!(", kv_heads: {kv_heads}{more}"))), lower(layer(more)));
+            verified(&grouped);
+            let values = bindings(&grouped.graph);
+            let mut repeated = bindings(&full.graph);
+            for kind in ["weight", "bias"] {
+                let of = |name: &str| values.get(&format!("attention.{name}.{kind}")).map(Tensor::to_f64);
+                let (Some(query), Some(key), Some(value)) = (of("query"), of("key"), of("value")) else { continue };
+                let row = if kind == "weight" { width } else { 1 };
+                assert_eq!((query.len(), key.len()), (width * row, of_keys * row));
+                let mut all = query;
+                for part in [key, value] {
+                    for h in 0..heads {
+                        let group = h / (heads / kv_heads);
+                        all.extend(&part[group * head * row..(group + 1) * head * row]);
+                    }
+                }
+                let name = format!("attention.qkv.{kind}");
+                let shape = repeated[&name].shape().to_vec();
+                repeated.insert(name, Tensor::new(shape, Data::F64(all)).unwrap());
+            }
+            for name in ["proj.weight", "proj.bias", "query_norm.gain", "key_norm.gain"] {
+                let name = format!("attention.{name}");
+                assert_eq!(values.get(&name), repeated.get(&name));
+            }
+            let of = |lowered: &Lowered, values| evaluate(&lowered.graph, values).unwrap().outputs["y"].to_f64();
+            for (found, expected) in of(&grouped, &values).iter().zip(of(&full, &repeated)) {
+                assert!((found - expected).abs() < 1e-9, "{heads} of {kv_heads}{more}: {found} and {expected}");
             }
         }
     }
@@ -275,11 +555,16 @@ fn capacity_is_never_zero() {
         (24, 2, 8, 0.5, 4, 4),
         (0, 1, 1, 1e300, 1, 1),
     ] {
-        let capacity =
-            Capacity { factor, evaluation_factor: 0.0, minimum, order: CapacityOrder::Token, renormalise: false };
+        let capacity = Capacity { factor, evaluation_factor: 0.0, minimum, ..Capacity::default() };
         assert_eq!(capacity.tokens(Mode::Train, tokens, k, experts), Some(expected));
         assert_eq!(capacity.tokens(Mode::Evaluate, tokens, k, experts), None);
     }
+    let of = |counts_choices, rounds_up| {
+        let capacity = Capacity { factor: 1.1, minimum: 1, counts_choices, rounds_up, ..Capacity::default() };
+        capacity.tokens(Mode::Train, 24, 2, 7).unwrap()
+    };
+    // 48 / 7 * 1.1 = 7.54, and half of it.
+    assert_eq!([of(true, false), of(true, true), of(false, false), of(false, true)], [7, 8, 3, 4]);
 }
 
 #[test]
@@ -299,4 +584,30 @@ fn evaluation_draws_no_noise_unless_asked() {
         let lowered = lower_layer(moe, &options(Mode::Evaluate, 1), 5).unwrap();
         assert_eq!(lowered.graph.find("rng").is_some(), random, "{arguments}");
     }
+}
+
+#[test]
+fn matrices_are_the_weights_of_linear_maps() {
+    let lowered = |text: &str| lower(&model(text), &options(Mode::Train, 2)).unwrap();
+    let others = |lowered: &Lowered| -> Vec<String> {
+        let names = lowered.parameters.iter().map(|(name, _)| name.clone());
+        names.filter(|name| !lowered.matrices.contains(name)).collect()
+    };
+    let mixture = lowered(
+        "model m { context 3  vocab 7  embed(width: 4)  layer_norm  attention(heads: 2)
+         moe(experts: 3 * { rms_norm  mlp(hidden: 5, bias: true) }, route: sigmoid_top_k(k: 1))  unembed }",
+    );
+    let is_small = |name: &String| ["bias", "gain", "shift"].iter().any(|end| name.ends_with(end));
+    let others = others(&mixture);
+    assert!(others.iter().all(|name| is_small(name) || name.starts_with("embed.")), "{others:?}");
+    assert!(mixture.matrices.iter().all(|name| name.ends_with("weight") && !name.starts_with("embed.")));
+    for name in ["moe.router.weight", "moe.experts.mlp.up.weight", "attention.out.weight", "unembed.weight"] {
+        assert!(mixture.parameters.iter().all(|(known, _)| known != name) || mixture.matrices.contains(name), "{name}");
+    }
+    assert!(mixture.matrices.len() >= 5, "{:?}", mixture.matrices);
+    let outputs: Vec<&String> = mixture.matrices.difference(&mixture.hidden_matrices).collect();
+    assert_eq!(outputs, ["unembed.weight"]);
+    // The table of token vectors stays one where scores are products with it.
+    let tied = lowered("model m { context 3  vocab 7  embed(width: 4)  unembed(tied: true, bias: false) }");
+    assert!(tied.matrices.is_empty(), "{:?}", tied.matrices);
 }

@@ -456,6 +456,13 @@ fn functions_compute_what_they_say() {
             Box::new(|_| 1.0),
         ),
         ("mean(float(max(position, over: tokens))) + mean(float(min(c, c))) - mean(float(c))", Box::new(|_| 3.0)),
+        (
+            // Sums up to each element of a matrix: the last one of an axis is its sum. And elements of one that are chosen.
+            "sum(max(cumsum(abs(weight(l)), over: width), over: width) - sum(abs(weight(l)), over: width)) + \
+             sum(max(cumsum(abs(weight(l)), over: experts), over: experts) - sum(abs(weight(l)), over: experts)) + \
+             sum(select(weight(l) > 0.0, weight(l), 0.0) - relu(weight(l)))",
+            Box::new(|_| 0.0),
+        ),
         // Columns of a softmax over tokens sum to 1, and so do rows of one over experts.
         ("sum(softmax(l, over: tokens)) + sum(p) / tokens", Box::new(|_| experts as f64 + 1.0)),
         ("sum(count(c))", Box::new(|_| (tokens * k) as f64)),
@@ -531,7 +538,6 @@ fn what_depends_on_sizes_is_refused_where_they_are_known() {
     assert_eq!(built(&two("width / 2")), Ok(()));
     for (statements, fault) in [
         (two("width / 10"), "would have a tensor of 0 columns"),
-        (two("if tokens > 12.0 { 2 } else { -2 }"), "would have a tensor of -2 columns"),
         ("let l = linear(x, experts) let s = l / (1.0 / (tokens - 12.0))".into(), "divides by 0 with these arguments"),
         ("let top, _ = top_k(linear(x, width, name: \"h\"), 7) let s = linear(top, experts)".into(), "chooses 7 of 5"),
     ] {
@@ -586,6 +592,10 @@ fn verdicts_hold_when_later_tokens_change() {
             "let l = linear(x, experts) let f = ones(tokens) repeat 3 { f = 1.0 / (sum(exp(l) * f, over: experts) + 1.0) } \
              let s = l * f",
             Verdict::Causal,
+        ),
+        (
+            "let l = linear(x, experts) let s = l - mean(l, over: tokens) let b = l repeat 100 { let t = s s = b b = t }",
+            Verdict::LooksAhead,
         ),
         (
             "let l = linear(x, experts) let f = ones(tokens) let g = ones(experts) repeat 2 { f = f / (sum(exp(l) * g, \
@@ -659,6 +669,87 @@ fn a_repeat_goes_on_from_round_to_round() {
     assert_eq!(strategy.check(&with(0), 2), Err("goes round a `repeat` less than once with these arguments".into()));
     let many = "goes through 8000 statements of a `repeat`, more than 4096";
     assert_eq!(strategy.check(&with(2000), 2), Err(many.into()));
+}
+
+/// What a choice depends on through the conditions, counts and bounds around it.
+#[test]
+fn numbers_of_tokens_are_seen_wherever_they_decide() {
+    let gate = "let v, c = top_k(s, 2) return token_choice(experts: c, weights: v)";
+    for (statements, counts) in [
+        ("let l = linear(x, experts) let s = softmax(l)", false),
+        ("let l = linear(x, experts) let s = softmax(l * tokens)", true),
+        ("let l = linear(x, experts) let s = if sequence_length > 2.0 { softmax(l) } else { l }", true),
+        ("let l = linear(x, experts) let s = if training { l * tokens } else { l }", false),
+        ("let l = linear(x, experts) let s = l repeat if tokens > 2.0 { 1 } else { 2 } { s = s * sigmoid(s) }", true),
+        ("let n = sequence_length * 2.0 let l = linear(x, experts) let s = l + n", true),
+        ("state a = 0.0 let l = linear(x, experts) let s = l + a update a = a + tokens", false),
+        (
+            "let l = linear(x, experts) let w, _ = top_k(l, if tokens > 2.0 { 1 } else { 2 }) let s = l - min(w, over: experts)",
+            true,
+        ),
+    ] {
+        let router = format!("router r {{ {statements} {gate} }}");
+        assert_eq!(traits(&router, "").counts_tokens, counts, "{statements}");
+    }
+}
+
+/// What only a loss or an update looks at does not keep a router from being built where they are not there.
+#[test]
+fn what_is_wanted_in_training_alone_may_stand_in_a_repeat() {
+    let router = "router r {
+      state u = zeros(experts)
+      let l = linear(x, experts)
+      let a = ones(tokens)
+      let b = ones(experts)
+      let c = zeros(tokens)
+      repeat 2 {
+        a = 1.0 / (mean(relu(l), over: experts) + a)
+        b = mean(l * a, over: tokens)
+        c = c + a
+      }
+      aux asked = mean(c)
+      update u = b
+      return dense_gates(softmax(l * a + u), logits: l + float(token_ids))
+    }";
+    let layer = layer(router, "", 3, "");
+    for (mode, loss) in [(Mode::Train, true), (Mode::Evaluate, true), (Mode::Evaluate, false)] {
+        let lowered = lower_layer(&layer, &LowerOptions { loss, ..options(mode) }, 4).unwrap();
+        verify(&lowered.graph, Stage::Forward).unwrap();
+        assert_eq!(print(&lowered.graph).contains("to_float(%tokens)"), loss, "{mode:?}");
+    }
+    let empty = "router r { let l = linear(x, experts) let a = l repeat 3000 { a = a + l repeat 1000 { } } return dense_gates(a) }";
+    let source = SourceFile::new(
+        "empty.moe",
+        format!(
+            "{empty} model m {{ context 2 vocab 3 embed(width: 2) moe(experts: 2 * \
+        mlp(hidden: 2), route: r) unembed }}"
+        ),
+    );
+    let checked = check(&source, &parse(&source).unwrap(), &Registry::with_builtins(), &CheckOptions::default());
+    assert!(checked.diagnostics.iter().any(|d| d.message.contains("more than 4096")), "{:?}", checked.diagnostics);
+}
+
+/// What is spelt alike and means other numbers is told apart.
+#[test]
+fn names_that_are_bound_again_have_sizes_of_their_own() {
+    let router = |first: i64, second: i64| {
+        format!(
+            "router r {{ let l = linear(x, experts) let a = zeros(tokens)
+               repeat 1 {{ let n = {first} let v, _ = top_k(normal(n / 2), 3) a = a + sum(v, over: experts) }}
+               repeat 1 {{ let n = {second} let v, _ = top_k(normal(n / 2), 3) a = a + sum(v, over: experts) }}
+               return dense_gates(sigmoid(l + a)) }}"
+        )
+    };
+    let fault = |first, second| {
+        let model = "model m { context 2 vocab 3 embed(width: 2) moe(experts: 2 * mlp(hidden: 2), route: r) unembed }";
+        let source = SourceFile::new("sizes.moe", format!("{}\n{model}", router(first, second)));
+        let checked = check(&source, &parse(&source).unwrap(), &Registry::with_builtins(), &CheckOptions::default());
+        checked.diagnostics.iter().find(|d| d.is_error()).map(|d| d.message.clone())
+    };
+    assert_eq!(fault(8, 16), None);
+    for (first, second) in [(4, 16), (16, 4)] {
+        assert_eq!(fault(first, second), Some("`r` chooses 3 of 2".into()));
+    }
 }
 
 /// Tables are made of the training text: the most frequent token first, different experts for each, and shares of the text.

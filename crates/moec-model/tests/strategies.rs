@@ -131,7 +131,7 @@ fn one_expert_and_all_experts_work_with_every_router() {
 
 #[test]
 fn a_huge_capacity_drops_nothing_and_a_small_one_is_kept_to() {
-    for order in ["token", "choice", "probability"] {
+    for order in ["token", "choice", "probability", "gate", "random"] {
         for (factor, bound) in [(100.0, usize::MAX), (0.5, 2)] {
             let moe = format!(
                 "moe(experts: 5 * mlp(hidden: 5), route: softmax_top_k(k: 2), allow: lookahead,
@@ -146,6 +146,59 @@ fn a_huge_capacity_drops_nothing_and_a_small_one_is_kept_to() {
             let expected = kept.iter().filter(|&&e| e < 0).count() as f64 / kept.len() as f64;
             assert!((dropped - expected).abs() < 1e-12, "{order}: {dropped} {expected}");
             assert_eq!(bound == usize::MAX, expected == 0.0, "{order}");
+        }
+    }
+}
+
+/// Who is kept, against the rule in plain Rust: by the largest probability of a token, by the weight of a choice, and in parts
+/// of the batch by themselves.
+#[test]
+fn who_is_kept_follows_from_the_order() {
+    for (order, sequences) in [("token", 1), ("choice", 1), ("probability", 9), ("gate", 9), ("gate", 1), ("token", 9)]
+    {
+        for k in [1, 2] {
+            let some = if sequences == 1 { ", sequences: 1" } else { "" };
+            let moe = format!(
+                "moe(experts: 3 * mlp(hidden: 5), route: softmax_top_k(k: {k}), allow: lookahead, balance: [switch],
+                     capacity: capacity(factor: 0.7, minimum: 1, rounding: up, order: {order}{some}))"
+            );
+            let lowered = lowered(&moe, Mode::Train);
+            let values = values(&lowered);
+            let result = run(&lowered, &values);
+            let (chosen, kept) = (ints(&result, "experts.moe"), ints(&result, "kept.moe"));
+            let weights = floats(&result, "weights.moe");
+            let [x, w, b] = ["x", "moe.router.weight", "moe.router.bias"].map(|name| values[name].to_f64());
+            // The largest probability of a token, of all experts.
+            let sure = |n: usize| {
+                let token = &x[n * WIDTH..(n + 1) * WIDTH];
+                let score = |e: usize| (0..WIDTH).map(|i| w[e * WIDTH + i] * token[i]).sum::<f64>() + b[e];
+                let sum: f64 = (0..3).map(|e| score(e).exp()).sum();
+                (0..3).map(|e| score(e).exp() / sum).fold(0.0, f64::max)
+            };
+            let part = if sequences == 1 { TOKENS / 2 } else { TOKENS };
+            let places = ((part * k) as f64 / 3.0 * 0.7).ceil() as usize;
+            let mut expected = vec![-1; chosen.len()];
+            for start in (0..TOKENS).step_by(part) {
+                let mut slots: Vec<usize> = (start * k..(start + part).min(TOKENS) * k).collect();
+                match order {
+                    "choice" => slots.sort_by_key(|slot| slot % k),
+                    "gate" => slots.sort_by(|&a, &b| weights[b].total_cmp(&weights[a])),
+                    "probability" => {
+                        let before = |a: usize, b: usize| sure(b / k).total_cmp(&sure(a / k));
+                        slots.sort_by(|&a, &b| (a % k).cmp(&(b % k)).then(before(a, b)));
+                    }
+                    _ => {}
+                }
+                let mut counts = [0; 3];
+                for slot in slots {
+                    let expert = chosen[slot] as usize;
+                    counts[expert] += 1;
+                    if counts[expert] <= places {
+                        expected[slot] = chosen[slot];
+                    }
+                }
+            }
+            assert_eq!(kept, expected, "{moe}");
         }
     }
 }
@@ -283,6 +336,24 @@ fn groups_are_compared_by_what_is_said() {
         }
     }
     assert!(differ > 0, "the two ways never differ");
+}
+
+/// What an expert is given is multiplied by the weight: with experts that are linear it is the same as multiplying what they
+/// give, and a relu between lets positive weights through, but a bias does not.
+#[test]
+fn weights_are_on_the_input_where_it_is_said() {
+    for k in [1, 2, 3] {
+        let y = |expert: &str, weigh: &str| {
+            let route = format!("softmax_top_k(k: {k}, normalize: all)");
+            let moe = format!("moe(experts: 3 * {expert}, route: {route}, weigh: {weigh})");
+            floats(&evaluated(&moe, Mode::Train), "y")
+        };
+        let near = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
+        let without = "mlp(hidden: 5, bias: false)";
+        assert!(near(&y(without, "input"), &y(without, "output")), "{k}");
+        let with = "mlp(hidden: 5)";
+        assert!(!near(&y(with, "input"), &y(with, "output")), "{k}");
+    }
 }
 
 #[test]

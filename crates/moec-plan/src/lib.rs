@@ -31,7 +31,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod accumulate;
 mod autodiff;
+mod average;
 mod backend;
 mod cluster;
 mod elementwise;
@@ -58,6 +60,7 @@ mod threads;
 mod work;
 
 pub use autodiff::{Wrt, differentiate};
+pub use average::{average_of, read_averages};
 pub use backend::{Backend, BackendError, Session};
 pub use cluster::{Cluster, ClusterOptions, Clusters, FUSIONS, Fusion, cluster};
 pub use elementwise::{Access, Elementwise, Instr};
@@ -66,7 +69,7 @@ pub use interp::Interpreter;
 pub use kernel::{Body, Kernel, Operands};
 pub use learning_rate::{SCHEDULES, Schedule, ScheduleSpec};
 pub use limits::LaunchLimits;
-pub use optimizers::{OPTIMIZERS, Optimizer, OptimizerSpec, add_optimizer};
+pub use optimizers::{OPTIMIZERS, Optimizer, OptimizerSpec, StepOptions, accumulate, add_optimizer};
 pub use passes::{OptimizeOptions, PASSES, Pass, PassReport, PassRun, optimize};
 pub use plan::{ALIGNMENT, Buffer, BufferId, Plan, Port, Program, StateDecl, StateKind, Step, Storage};
 pub use plan_listing::{PlanListing, PortListing, ProgramListing, StateListing, listing};

@@ -1,5 +1,6 @@
 //! The plan: launches over numbered buffers, with every byte placed before anything runs.
 
+use crate::average;
 use crate::cluster::Cluster;
 use crate::kernel::Kernel;
 use crate::stored_weights::{parameter_of, transposed};
@@ -118,9 +119,9 @@ impl StateKind {
     pub fn in_checkpoints(self) -> bool {
         match self {
             StateKind::Parameter | StateKind::State(StateRole::Optimizer | StateRole::Router) => true,
-            StateKind::State(StateRole::Cache | StateRole::Transposed | StateRole::Packed(_) | StateRole::Scale) => {
-                false
-            }
+            StateKind::State(
+                StateRole::Sum | StateRole::Cache | StateRole::Transposed | StateRole::Packed(_) | StateRole::Scale,
+            ) => false,
         }
     }
 
@@ -130,6 +131,7 @@ impl StateKind {
             StateKind::Parameter | StateKind::State(StateRole::Router) => true,
             StateKind::State(
                 StateRole::Optimizer
+                | StateRole::Sum
                 | StateRole::Cache
                 | StateRole::Transposed
                 | StateRole::Packed(_)
@@ -159,6 +161,11 @@ impl StateDecl {
         }
     }
 
+    /// The parameter of which it is the moving average, if it is one.
+    pub fn averaged(&self) -> Option<&str> {
+        if self.kind == StateKind::State(StateRole::Optimizer) { average::averaged(&self.name) } else { None }
+    }
+
     /// What is to be written where the tensor that it holds ([`StateDecl::held`]) has this value: in its order, and rounded
     /// as it is stored. `None` if it holds a parameter in another form that the value cannot have.
     pub fn stored<'t>(&self, value: &'t Tensor) -> Option<Cow<'t, Tensor>> {
@@ -168,9 +175,8 @@ impl StateDecl {
                 format.pack(value, self.ty.shape.last()? * format.columns_of_word())?
             }
             StateKind::State(StateRole::Scale) => WeightFormat::Int8.scales(value)?,
-            StateKind::State(StateRole::Router | StateRole::Optimizer | StateRole::Cache) | StateKind::Parameter => {
-                return Some(Cow::Borrowed(value));
-            }
+            StateKind::State(StateRole::Router | StateRole::Optimizer | StateRole::Sum | StateRole::Cache)
+            | StateKind::Parameter => return Some(Cow::Borrowed(value)),
         };
         (stored.ty() == self.ty).then_some(Cow::Owned(stored))
     }

@@ -115,7 +115,9 @@ impl Arrangement {
                 | StateKind::State(StateRole::Transposed | StateRole::Packed(_) | StateRole::Scale) => {
                     (&mut report.parameter_bytes, MemoryKind::Parameter)
                 }
-                StateKind::State(StateRole::Optimizer) => (&mut report.optimizer_bytes, MemoryKind::Optimizer),
+                StateKind::State(StateRole::Optimizer | StateRole::Sum) => {
+                    (&mut report.optimizer_bytes, MemoryKind::Optimizer)
+                }
                 StateKind::State(StateRole::Router) => (&mut report.router_bytes, MemoryKind::Router),
                 StateKind::State(StateRole::Cache) => (&mut report.cache_bytes, MemoryKind::Cache),
             };

@@ -54,6 +54,14 @@ impl Settings {
         }
     }
 
+    /// One of a few words.
+    pub fn word(&self, name: &str) -> &'static str {
+        match self.get(name) {
+            ArgumentValue::Word(word) => word,
+            other => internal_error!("the setting `{name}` is {other}, not a word"),
+        }
+    }
+
     /// A switch.
     pub fn flag(&self, name: &str) -> bool {
         match self.get(name) {

@@ -28,7 +28,7 @@ pub(crate) fn parameter_of(state: &str, role: StateRole) -> Option<&str> {
         StateRole::Transposed => TRANSPOSED_PREFIX,
         StateRole::Packed(_) => PACKED_PREFIX,
         StateRole::Scale => SCALE_PREFIX,
-        StateRole::Router | StateRole::Optimizer | StateRole::Cache => return None,
+        StateRole::Router | StateRole::Optimizer | StateRole::Sum | StateRole::Cache => return None,
     };
     Some(state.strip_prefix(prefix).invariant("a stored parameter has the name of the parameter in its own"))
 }

@@ -8,8 +8,8 @@ use moec_ir::{
 };
 use moec_plan::{
     Arrangement, Backend, BackendError, BufferId, ClusterOptions, Clusters, Interpreter, MemoryKind, OptimizeOptions,
-    Optimizer, PlanError, StateKind, Step, Storage, Wrt, add_optimizer, cluster, differentiate, listing, optimize,
-    plan,
+    Optimizer, PlanError, StateKind, Step, StepOptions, Storage, Wrt, add_optimizer, cluster, differentiate, listing,
+    optimize, plan,
 };
 use std::collections::BTreeMap;
 
@@ -174,7 +174,7 @@ fn three_optimised_steps_are_three_evaluated_steps() {
     for clip in [None, Some(0.3)] {
         let forward = mixture(true);
         let graph = differentiate(&forward, "objective", &Wrt::Parameters).unwrap();
-        let graph = add_optimizer(&graph, &Optimizer::default(), clip).unwrap();
+        let graph = add_optimizer(&graph, &Optimizer::default(), &StepOptions::clipped(clip)).unwrap();
         assert!(graph.outputs().iter().all(|(n, _)| !n.starts_with("grad.")));
         assert_eq!(graph.output("grad_norm").is_some(), clip.is_some());
         let (optimized, _) = optimize(&graph, &OptimizeOptions::default()).unwrap();
@@ -219,7 +219,7 @@ fn three_optimised_steps_are_three_evaluated_steps() {
 #[test]
 fn any_number_of_rewrites_keeps_a_training_step() {
     let differentiated = differentiate(&mixture(true), "objective", &Wrt::Parameters).unwrap();
-    let graph = add_optimizer(&differentiated, &Optimizer::default(), Some(0.5)).unwrap();
+    let graph = add_optimizer(&differentiated, &Optimizer::default(), &StepOptions::clipped(Some(0.5))).unwrap();
     let values = bindings(&graph);
     let expected = evaluate(&graph, &values).unwrap();
     let (optimized, report) = optimize(&graph, &OptimizeOptions::default()).unwrap();
@@ -254,7 +254,7 @@ fn clipping_scales_the_whole_gradient_to_the_limit() {
     let graph = differentiate(&b.finish().unwrap(), "loss", &Wrt::Parameters).unwrap();
     // With beta1 = 0 the first moment after a step is the clipped gradient itself.
     let adamw = Optimizer::default().with("beta1", 0.0);
-    let graph = add_optimizer(&graph, &adamw, Some(1.0)).unwrap();
+    let graph = add_optimizer(&graph, &adamw, &StepOptions::clipped(Some(1.0))).unwrap();
     let zero = Tensor::floats([0.0, 0.0]);
     let mut values: BTreeMap<String, Tensor> = [
         ("w", zero.clone()),
@@ -346,7 +346,7 @@ fn what_has_no_gradient_is_an_error_with_its_name() {
     assert!(matches!(differentiate(&graph, "matrix", &wrt), Err(PlanError::NotScalar { .. })));
     let nowhere = Wrt::Nodes(vec!["z".into()]);
     assert!(matches!(differentiate(&graph, "loss", &nowhere), Err(PlanError::NoSource(_))));
-    assert_eq!(add_optimizer(&graph, &Optimizer::default(), None), Err(PlanError::NoGradients));
+    assert_eq!(add_optimizer(&graph, &Optimizer::default(), &StepOptions::clipped(None)), Err(PlanError::NoGradients));
 }
 
 /// A chain of square linear maps, so that gradients come one after another.
@@ -367,7 +367,7 @@ fn chain(depth: usize, width: usize) -> Graph {
 fn parameters_are_updated_as_soon_as_their_gradient_is_there() {
     let (depth, width) = (9, 64);
     let bytes = |clip| {
-        let graph = add_optimizer(&chain(depth, width), &Optimizer::default(), clip).unwrap();
+        let graph = add_optimizer(&chain(depth, width), &Optimizer::default(), &StepOptions::clipped(clip)).unwrap();
         let program = plan(&[("f".into(), &graph)]).unwrap();
         for step in program.plans[0].steps.iter().filter(|s| matches!(s.kernel().op(), Some(Op::AdamW(_)))) {
             for &b in &step.results {
@@ -449,7 +449,7 @@ fn absurd_sizes_are_reported_and_refused_without_allocating() {
     let loss = b.sum_all(y);
     b.output("loss", loss);
     let graph = differentiate(&b.finish().unwrap(), "loss", &Wrt::Parameters).unwrap();
-    let graph = add_optimizer(&graph, &Optimizer::default(), Some(1.0)).unwrap();
+    let graph = add_optimizer(&graph, &Optimizer::default(), &StepOptions::clipped(Some(1.0))).unwrap();
     let functions = [("train_step".to_string(), &graph)];
     let report = Arrangement::of(&functions).unwrap().memory();
     assert_eq!(report.parameter_bytes, 4_000_000_000_000);
@@ -476,7 +476,7 @@ fn absurd_sizes_are_reported_and_refused_without_allocating() {
 #[test]
 fn the_report_adds_up() {
     let graph = differentiate(&mixture(true), "objective", &Wrt::Parameters).unwrap();
-    let graph = add_optimizer(&graph, &Optimizer::default(), None).unwrap();
+    let graph = add_optimizer(&graph, &Optimizer::default(), &StepOptions::clipped(None)).unwrap();
     let functions = [("train_step".to_string(), &graph)];
     let program = plan(&functions).unwrap();
     let report = Arrangement::of(&functions).unwrap().memory();
@@ -496,7 +496,7 @@ fn elementwise_updates_are_made_in_place() {
     let lists = ["sgd", "lion"].map(|name| {
         let optimizer = Optimizer::named(name).unwrap().with("weight_decay", 0.5);
         let optimizer = if name == "sgd" { optimizer.with("momentum", 0.9).with("nesterov", true) } else { optimizer };
-        let graph = add_optimizer(&chain(2, 3), &optimizer, Some(1.0)).unwrap();
+        let graph = add_optimizer(&chain(2, 3), &optimizer, &StepOptions::clipped(Some(1.0))).unwrap();
         let (graph, _) = optimize(&graph, &OptimizeOptions::default()).unwrap();
         let (clusters, _) = cluster(&graph, &ClusterOptions::default()).unwrap();
         let program = plan(&[("f".into(), &clusters)]).unwrap();
@@ -523,7 +523,7 @@ fn elementwise_updates_are_made_in_place() {
 
 #[test]
 fn the_listing_names_everything() {
-    let graph = add_optimizer(&chain(1, 3), &Optimizer::default(), None).unwrap();
+    let graph = add_optimizer(&chain(1, 3), &Optimizer::default(), &StepOptions::clipped(None)).unwrap();
     let program = plan(&[("f".into(), &graph)]).unwrap();
     let list = listing(&program);
     assert_eq!(list.states[0].name, "w0");

@@ -338,7 +338,16 @@ pub(crate) fn save(
         let other = |reason| CheckpointError::Other { path: shown.clone(), reason };
         match (tensor(state).map_err(other)?, state.kind) {
             (Some(tensor), _) => Ok(tensor),
-            (None, StateKind::State(StateRole::Optimizer)) => Ok(zeros(&state.ty)),
+            (None, StateKind::State(StateRole::Optimizer)) => {
+                // An average begins as its parameter does.
+                let parameter = state.averaged().map(|name| StateDecl {
+                    name: name.to_string(),
+                    kind: StateKind::Parameter,
+                    ..state.clone()
+                });
+                let tensor = parameter.map_or(Ok(None), |parameter| tensor(&parameter)).map_err(other)?;
+                Ok(tensor.unwrap_or_else(|| zeros(&state.ty)))
+            }
             (None, _) => Err(other(format!("there is no tensor `{}`", state.name))),
         }
     };
@@ -428,21 +437,37 @@ fn write_folder(
     files.sync_dir(checkpoints)
 }
 
-/// Removes the oldest checkpoints, all but the newest `keep` (at least one).
+/// Removes the oldest checkpoints, all but the newest `keep` (at least one), and that of the step `best`.
 ///
 /// # Errors
 /// When the system refuses.
-pub(crate) fn prune(files: &dyn Files, checkpoints: &Path, keep: usize) -> Result<(), CheckpointError> {
+pub(crate) fn prune(
+    files: &dyn Files,
+    checkpoints: &Path,
+    keep: usize,
+    best: Option<u64>,
+) -> Result<(), CheckpointError> {
     let found = list(checkpoints)?;
-    for (_, path) in &found[..found.len().saturating_sub(keep.max(1))] {
-        // A checkpoint loses its name first, so that a removal cut short leaves no half of one.
-        let removed = incomplete(path);
-        files
-            .rename(path, &removed)
-            .and_then(|()| files.remove_dir(&removed))
-            .map_err(|source| CheckpointError::Write { path: path.display().to_string(), source })?;
-    }
-    Ok(())
+    let old = &found[..found.len().saturating_sub(keep.max(1))];
+    old.iter().filter(|(step, _)| Some(*step) != best).try_for_each(|(_, path)| remove(files, path))
+}
+
+/// Removes the checkpoint of a step, if it is there.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn remove_step(files: &dyn Files, checkpoints: &Path, step: u64) -> Result<(), CheckpointError> {
+    let path = checkpoints.join(folder_name(step));
+    if path.exists() { remove(files, &path) } else { Ok(()) }
+}
+
+fn remove(files: &dyn Files, path: &Path) -> Result<(), CheckpointError> {
+    // A checkpoint loses its name first, so that a removal cut short leaves no half of one.
+    let removed = incomplete(path);
+    files
+        .rename(path, &removed)
+        .and_then(|()| files.remove_dir(&removed))
+        .map_err(|source| CheckpointError::Write { path: path.display().to_string(), source })
 }
 
 /// Reads a file that must be an ordinary one of at most `limit` bytes.
@@ -507,10 +532,6 @@ pub fn load(folder: &Path, states: &[StateDecl], parts: Parts) -> Result<Checkpo
         }
         let path = folder.join(name);
         let shown = path.display().to_string();
-        let found = fs::symlink_metadata(&path).map_err(read_failed(&path))?.len();
-        if found != entry.bytes {
-            return Err(CheckpointError::Truncated { path: shown, expected: entry.bytes, found });
-        }
         let belongs = |kind: StateKind| match optimizer {
             true => kind == StateKind::State(StateRole::Optimizer),
             false => kind.of_model(),
@@ -518,19 +539,7 @@ pub fn load(folder: &Path, states: &[StateDecl], parts: Parts) -> Result<Checkpo
         let expected: Vec<&StateDecl> = states.iter().filter(|s| belongs(s.kind)).collect();
         // The reference interpreter holds floats in 64 bits, twice what a device needs.
         let size = expected.iter().fold(0u64, |size, s| size.saturating_add(2 * s.ty.bytes() as u64));
-        if entry.bytes > size.saturating_add(MAX_HEADER + 8) {
-            let reason = format!("it has {} bytes, more than the model's tensors can take", entry.bytes);
-            return Err(CheckpointError::Other { path: shown, reason });
-        }
-        let bytes = read_bounded(&path, entry.bytes)?;
-        if sha256_hex(&bytes) != entry.sha256 {
-            let reason = "its SHA-256 is not the one in the manifest".to_string();
-            return Err(CheckpointError::Damaged { path: shown, reason });
-        }
-        let found = tensor_file::decode(&path, &bytes).map_err(|error| match error {
-            TensorFileError::Io { path, source } => CheckpointError::Read { path, source },
-            other => CheckpointError::Damaged { path: shown.clone(), reason: other.to_string() },
-        })?;
+        let found = read_part(&path, entry, size)?;
         check_names(&shown, &expected, &found)?;
         for state in expected {
             if let Some(tensor) = found.get(&state.name) {
@@ -544,6 +553,55 @@ pub fn load(folder: &Path, states: &[StateDecl], parts: Parts) -> Result<Checkpo
         return Err(CheckpointError::Other { path: folder.display().to_string(), reason });
     }
     Ok(Checkpoint { manifest, tensors })
+}
+
+/// Reads a checkpoint as [`load`] reads the model's part, with the moving averages of parameters in their place where there are any.
+///
+/// # Errors
+/// As [`load`], or when it holds no averages.
+pub fn load_averages(folder: &Path, states: &[StateDecl]) -> Result<Checkpoint, CheckpointError> {
+    let mut checkpoint = load(folder, states, Parts::Model)?;
+    let path = folder.join(OPTIMIZER);
+    let shown = path.display().to_string();
+    let parameters = || states.iter().filter(|s| s.kind == StateKind::Parameter);
+    // An average and two moments of each, of which the interpreter keeps 64 bits.
+    let size = parameters().fold(0u64, |size, s| size.saturating_add(6 * s.ty.bytes() as u64));
+    let mut found = match checkpoint.manifest.files.iter().find(|entry| entry.name == OPTIMIZER) {
+        Some(entry) => read_part(&path, entry, size)?,
+        None => BTreeMap::new(),
+    };
+    let averages: Vec<(&StateDecl, Tensor)> =
+        parameters().filter_map(|s| Some((s, found.remove(&moec_plan::average_of(&s.name))?))).collect();
+    if averages.is_empty() {
+        return Err(CheckpointError::Other { path: shown, reason: "it holds no averages of parameters".to_string() });
+    }
+    for (state, average) in averages {
+        check_tensor(&shown, state, &average)?;
+        checkpoint.tensors.insert(state.name.clone(), average);
+    }
+    Ok(checkpoint)
+}
+
+/// Reads a file of a checkpoint, whose tensors take at most `size` bytes.
+fn read_part(path: &Path, entry: &FileEntry, size: u64) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
+    let shown = path.display().to_string();
+    let found = fs::symlink_metadata(path).map_err(read_failed(path))?.len();
+    if found != entry.bytes {
+        return Err(CheckpointError::Truncated { path: shown, expected: entry.bytes, found });
+    }
+    if entry.bytes > size.saturating_add(MAX_HEADER + 8) {
+        let reason = format!("it has {} bytes, more than the model's tensors can take", entry.bytes);
+        return Err(CheckpointError::Other { path: shown, reason });
+    }
+    let bytes = read_bounded(path, entry.bytes)?;
+    if sha256_hex(&bytes) != entry.sha256 {
+        let reason = "its SHA-256 is not the one in the manifest".to_string();
+        return Err(CheckpointError::Damaged { path: shown, reason });
+    }
+    tensor_file::decode(path, &bytes).map_err(|error| match error {
+        TensorFileError::Io { path, source } => CheckpointError::Read { path, source },
+        other => CheckpointError::Damaged { path: shown, reason: other.to_string() },
+    })
 }
 
 /// Exactly the declared names.
@@ -610,6 +668,39 @@ mod tests {
             decl("table", TensorType::i32([5]), StateKind::State(StateRole::Router)),
             decl("adamw.m.w", TensorType::f32([3, 7]), StateKind::State(StateRole::Optimizer)),
         ]
+    }
+
+    #[test]
+    fn averages_take_the_place_of_parameters_and_begin_as_they_do() {
+        let mut declared = states();
+        let average = |name: &str, ty: &TensorType| StateDecl {
+            name: moec_plan::average_of(name),
+            ty: ty.clone(),
+            kind: StateKind::State(StateRole::Optimizer),
+        };
+        declared.push(average("w", &declared[0].ty));
+        let folder = tempfile::tempdir().unwrap();
+        let save = |step, tensors: &BTreeMap<String, Tensor>| {
+            let mut source = |state: &StateDecl| Ok(tensors.get(&state.name).cloned());
+            super::save(&RealFiles, folder.path(), step, &identity(), &declared, &mut source).unwrap()
+        };
+        // A program that trains nothing declares neither moments nor averages.
+        let of_model: Vec<StateDecl> = declared.iter().filter(|s| s.kind.of_model()).cloned().collect();
+        let mut tensors = tensors(3);
+        let (parameter, other) = (tensors["w"].clone(), Tensor::new([3, 7], Data::F32(vec![0.25; 21])).unwrap());
+        assert_eq!(load_averages(&save(1, &tensors), &of_model).unwrap().tensors["w"], parameter);
+        tensors.insert(moec_plan::average_of("w"), other.clone());
+        let path = save(2, &tensors);
+        let loaded = load_averages(&path, &of_model).unwrap().tensors;
+        assert_eq!((&loaded["w"], &loaded["bias"], loaded.len()), (&other, &tensors["bias"], 3));
+        assert_eq!(load(&path, &of_model, Parts::Model).unwrap().tensors["w"], parameter);
+        assert_eq!(load(&path, &declared, Parts::All).unwrap().tensors["ema.w"], other);
+        // One without averages, and one that is damaged.
+        let plain = write(folder.path(), 5);
+        let error = load_averages(&plain, &of_model).unwrap_err();
+        assert!(matches!(error, CheckpointError::Other { .. }) && error.to_string().contains("averages"), "{error}");
+        fs::write(path.join(OPTIMIZER), "").unwrap();
+        assert!(matches!(load_averages(&path, &of_model), Err(CheckpointError::Truncated { .. })));
     }
 
     #[test]
@@ -699,9 +790,9 @@ mod tests {
         }
         let steps = |folder: &Path| list(folder).unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
         assert_eq!(steps(folder.path()), [3, 20, 200, 100_000_000]);
-        prune(&RealFiles, folder.path(), 2).unwrap();
+        prune(&RealFiles, folder.path(), 2, None).unwrap();
         assert_eq!(steps(folder.path()), [200, 100_000_000]);
-        prune(&RealFiles, folder.path(), 0).unwrap();
+        prune(&RealFiles, folder.path(), 0, None).unwrap();
         assert_eq!(steps(folder.path()), [100_000_000]);
     }
 
@@ -714,7 +805,8 @@ mod tests {
                 let folder = tempfile::tempdir().unwrap();
                 write(folder.path(), 1);
                 let files = FaultyFiles::new(at, fault);
-                let saved = save(&files, folder.path(), 2, &tensors(2)).and_then(|_| prune(&files, folder.path(), 1));
+                let saved =
+                    save(&files, folder.path(), 2, &tensors(2)).and_then(|_| prune(&files, folder.path(), 1, None));
                 let (step, path) = list(folder.path()).unwrap().pop().expect("a checkpoint is left");
                 let loaded = load(&path, &states(), Parts::All).unwrap();
                 assert_eq!(loaded.tensors, tensors(step), "{fault:?} at {at}");

@@ -34,6 +34,9 @@ pub struct SplitLoss {
     /// Characters of the split that were not predicted although something precedes them: fewer than T, unless only
     /// some of the windows were asked for.
     pub left_over: usize,
+    /// Trained numbers that a token made use of in the mean, over the full batches; `None` where every token has the same
+    /// number of experts.
+    pub active_parameters: Option<f64>,
     /// One entry per mixture-of-experts layer, over the full batches; empty if there was none.
     pub layers: Vec<LayerBalance>,
 }
@@ -77,7 +80,7 @@ pub fn evaluate_split(
             return Ok(None);
         }
     }
-    let layers = if done > 0 { panels.finish() } else { Vec::new() };
+    let (layers, active_parameters) = if done > 0 { panels.finish() } else { (Vec::new(), None) };
     while done < windows {
         let window = Windows::numbered(text, context, (done..done + 1).map(number));
         let rng = crate::executable::generator(seed, noise(done));
@@ -92,7 +95,8 @@ pub fn evaluate_split(
     }
     let characters = windows * context;
     let left_over = text.len() - 1 - characters;
-    Ok(Some(SplitLoss { loss_nats: sum / windows as f64, windows, characters, left_over, layers }))
+    let loss_nats = sum / windows as f64;
+    Ok(Some(SplitLoss { loss_nats, windows, characters, left_over, active_parameters, layers }))
 }
 
 /// Which windows an evaluation during training draws.
@@ -139,77 +143,107 @@ pub(crate) fn estimate(
         }
         losses.push(sum / batches as f64);
     }
-    let layers = panels.finish();
+    let (layers, active_parameters) = panels.finish();
     let (train_loss_nats, validation_loss_nats) = (losses[0], losses.get(1).copied());
-    Ok(Some(Evaluation { step, train_loss_nats, validation_loss_nats, layers }))
+    Ok(Some(Evaluation { step, train_loss_nats, validation_loss_nats, active_parameters, layers }))
 }
 
 /// The balance panels of all mixture-of-experts layers, filled batch by batch.
 struct Panels {
     names: LayerNames,
     panels: Vec<LayerPanel>,
+    /// Sum over the batches of what a token made use of; `None` where that is not measured.
+    active_parameters: Option<f64>,
+    batches: usize,
 }
 
 impl Panels {
     fn new(executable: &Executable<'_>) -> Result<Self, ExecutableError> {
-        let names = LayerNames::of_outputs(&executable.outputs(Function::Evaluate)?);
+        let outputs = executable.outputs(Function::Evaluate)?;
+        let names = LayerNames::of_outputs(&outputs);
         let panels = names.0.keys().map(LayerPanel::new).collect();
-        Ok(Self { names, panels })
+        let active_parameters = outputs.contains(&Output::ActiveParameters).then_some(0.0);
+        Ok(Self { names, panels, active_parameters, batches: 0 })
     }
 
     /// Adds what the last batch said.
     fn add(&mut self, executable: &mut Executable<'_>) -> Result<(), ExecutableError> {
-        for (panel, (path, auxiliary)) in self.panels.iter_mut().zip(&self.names.0) {
-            panel.add(read_layer(executable, path, auxiliary)?);
+        for (panel, (path, names)) in self.panels.iter_mut().zip(&self.names.0) {
+            panel.add(read_layer(executable, path, names)?);
         }
+        if let Some(sum) = &mut self.active_parameters {
+            *sum += executable.scalar(Function::Evaluate, &Output::ActiveParameters)?;
+        }
+        self.batches += 1;
         Ok(())
     }
 
-    /// The means, in the order of the model.
-    fn finish(self) -> Vec<LayerBalance> {
+    /// The means: of the layers, in the order of the model, and of the trained numbers that a token made use of.
+    fn finish(self) -> (Vec<LayerBalance>, Option<f64>) {
+        let active_parameters = self.active_parameters.map(|sum| sum / self.batches.max(1) as f64);
         let mut layers: Vec<_> = self.panels.into_iter().map(LayerPanel::finish).collect();
         layers.sort_by(|a, b| path_order(&a.path).cmp(&path_order(&b.path)));
-        layers
+        (layers, active_parameters)
     }
 }
 
-/// Paths of the mixture-of-experts layers, each with the names of its auxiliary losses.
-struct LayerNames(BTreeMap<String, Vec<String>>);
+/// What is said of a mixture-of-experts layer besides what is said of all.
+#[derive(Default)]
+struct Said {
+    /// Names of its auxiliary losses.
+    auxiliary: Vec<String>,
+    /// Whether some of its experts compute nothing.
+    zero_computation: bool,
+    /// Whether its number of experts per token varies.
+    experts_per_token: bool,
+}
+
+/// Paths of the mixture-of-experts layers.
+struct LayerNames(BTreeMap<String, Said>);
 
 impl LayerNames {
     /// Layers are known by their output [`Output::Load`]; [`Output::Aux`] belongs to the layer with exactly that path.
     fn of_outputs(outputs: &[Output]) -> Self {
-        let mut layers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut layers: BTreeMap<String, Said> = BTreeMap::new();
         for output in outputs {
             if let Output::Load(path) = output {
-                layers.insert(path.clone(), Vec::new());
+                layers.insert(path.clone(), Said::default());
             }
         }
         for output in outputs {
-            if let Output::Aux { path, loss } = output
-                && let Some(auxiliary) = layers.get_mut(path)
-            {
-                auxiliary.push(loss.clone());
+            let (Output::Aux { path, .. } | Output::ZeroComputation(path) | Output::ExpertsPerToken(path)) = output
+            else {
+                continue;
+            };
+            let Some(said) = layers.get_mut(path) else { continue };
+            match output {
+                Output::Aux { loss, .. } => said.auxiliary.push(loss.clone()),
+                Output::ZeroComputation(_) => said.zero_computation = true,
+                _ => said.experts_per_token = true,
             }
         }
         Self(layers)
     }
 }
 
-fn read_layer(
-    executable: &mut Executable<'_>,
-    path: &str,
-    auxiliary: &[String],
-) -> Result<LayerOutputs, ExecutableError> {
+fn read_layer(executable: &mut Executable<'_>, path: &str, said: &Said) -> Result<LayerOutputs, ExecutableError> {
     let mut scalar = |output: Output| executable.scalar(Function::Evaluate, &output);
-    let mut losses = Vec::with_capacity(auxiliary.len());
-    for loss in auxiliary {
+    let mut losses = Vec::with_capacity(said.auxiliary.len());
+    for loss in &said.auxiliary {
         losses.push((loss.clone(), scalar(Output::Aux { path: path.into(), loss: loss.clone() })?));
     }
     let (entropy, dropped) = (scalar(Output::Entropy(path.into()))?, scalar(Output::Dropped(path.into()))?);
     let balance = scalar(Output::Balance(path.into()))?;
+    let experts_per_token = match said.experts_per_token {
+        true => Some(scalar(Output::ExpertsPerToken(path.into()))?),
+        false => None,
+    };
     let load = executable.output(Function::Evaluate, &Output::Load(path.into()))?;
-    Ok(LayerOutputs { load, entropy, dropped, balance, auxiliary: losses })
+    let zero_computation = match said.zero_computation {
+        true => executable.output(Function::Evaluate, &Output::ZeroComputation(path.into()))?,
+        false => Vec::new(),
+    };
+    Ok(LayerOutputs { load, zero_computation, experts_per_token, entropy, dropped, balance, auxiliary: losses })
 }
 
 #[cfg(test)]
@@ -226,11 +260,15 @@ mod tests {
             "aux.blocks.0.moe.load",
             "aux.blocks.0.moe.experts.moe.z",
             "aux.other.z",
+            "zero.blocks.0.moe",
+            "per_token.blocks.0.moe.experts.moe",
         ];
         let outputs: Vec<Output> = outputs.into_iter().filter_map(Output::of_name).collect();
         let layers = LayerNames::of_outputs(&outputs);
-        assert_eq!(layers.0["blocks.0.moe"], ["importance", "load"]);
-        assert_eq!(layers.0["blocks.0.moe.experts.moe"], ["z"]);
+        let (outer, inner) = (&layers.0["blocks.0.moe"], &layers.0["blocks.0.moe.experts.moe"]);
+        assert_eq!((&outer.auxiliary[..], outer.zero_computation), (&["importance".into(), "load".into()][..], true));
+        assert_eq!((&inner.auxiliary[..], inner.zero_computation), (&["z".into()][..], false));
+        assert!(inner.experts_per_token && !outer.experts_per_token);
         assert_eq!(layers.0.len(), 2);
     }
 }

@@ -22,9 +22,10 @@ pub fn initial_tensors(
 }
 
 fn initial(seed: u64, state: &StateDecl, parameters: &[(String, Init)], states: &[(String, Tensor)]) -> Tensor {
-    match (parameters.iter().find(|(name, _)| *name == state.name), states.iter().find(|(name, _)| *name == state.name))
-    {
-        (Some((_, init)), _) => draw(seed, &state.name, *init, &state.ty),
+    // An average begins as its parameter does.
+    let parameter = state.averaged().unwrap_or(&state.name);
+    match (parameters.iter().find(|(name, _)| name == parameter), states.iter().find(|(name, _)| *name == state.name)) {
+        (Some((_, init)), _) => draw(seed, parameter, *init, &state.ty),
         (None, Some((_, initial))) => initial.clone(),
         (None, None) => zeros(&state.ty),
     }

@@ -15,6 +15,7 @@
 //! stopped.
 
 mod batches;
+mod best;
 mod checkpoint;
 mod data;
 mod evaluate;
@@ -35,9 +36,10 @@ mod tokens;
 mod train;
 mod vocab;
 
+pub use best::{Best, HeldOut, best_checkpoint};
 pub use checkpoint::{
     Checkpoint, CheckpointError, FORMAT_VERSION, FileEntry, Identity, Manifest, Parts, PassedOver, TensorSource,
-    fingerprint, load as load_checkpoint, read_manifest,
+    fingerprint, load as load_checkpoint, load_averages, read_manifest,
 };
 pub use data::{Corpus, DataError, Dataset, MAX_BYTES, Split, sha256_hex};
 pub use evaluate::{EvaluateError, SplitLoss, evaluate_split};
@@ -50,13 +52,13 @@ pub use metrics::{Divergence, Evaluation, LayerBalance, Metric, SCHEMA, TrainMet
 pub use profile::{KernelRow, Profiled, Timings};
 pub use run_folder::{
     RunError, RunFolder, RunTexts, checkpoints, latest_checkpoint, newest_whole, read_metrics, read_resolved,
-    read_spec, run_of_checkpoint,
+    read_spec, run_of_best, run_of_checkpoint,
 };
 pub use sample::{Kept, SampleConfig, SampleError, sample, sample_functions};
 pub use tensor_file::{TensorFileError, read_tensors, write_tensors};
 pub use tokens::Tokens;
 pub use train::{
-    Outcome, Reporter, Resumption, Silent, Summary, TrainConfig, TrainError, is_complete, resume, train, train_loss,
+    Outcome, Reporter, Resumption, Silent, Summary, TrainConfig, TrainError, outcome, resume, train, train_loss,
     train_step,
 };
 pub use vocab::{UnknownCharacters, Vocab};

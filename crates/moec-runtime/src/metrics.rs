@@ -61,6 +61,9 @@ pub struct Evaluation {
     /// Mean cross-entropy on the validation split; absent where nothing is held out.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub validation_loss_nats: Option<f64>,
+    /// Trained numbers that a token made use of in the mean; absent where every token has the same number of experts.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub active_parameters: Option<f64>,
     /// One entry per mixture-of-experts layer, in the order of the model.
     pub layers: Vec<LayerBalance>,
 }
@@ -72,6 +75,13 @@ pub struct LayerBalance {
     pub path: String,
     /// Rows that each expert computed, summed over the batches, `[E]`.
     pub load_rows: Vec<f64>,
+    /// Rows of each expert that computes nothing, summed over the batches; absent where there are none. The numbers below are
+    /// of the others, but for the entropy.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub zero_computation_rows: Vec<f64>,
+    /// Experts that computed for a token in the mean; absent where every token has the same number.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub experts_per_token: Option<f64>,
     /// Rows of the busiest expert over the mean; 1 is perfect, E the worst.
     pub load_max_over_mean: f64,
     /// Experts that got no row in the whole evaluation.
@@ -123,6 +133,8 @@ impl Metric {
 pub(crate) struct LayerPanel {
     path: String,
     load: Vec<f64>,
+    zero_computation: Vec<f64>,
+    experts_per_token: Option<f64>,
     entropy: f64,
     dropped: f64,
     balance: f64,
@@ -133,6 +145,10 @@ pub(crate) struct LayerPanel {
 /// What one batch said about a layer.
 pub(crate) struct LayerOutputs {
     pub(crate) load: Vec<f64>,
+    /// Empty where all experts compute.
+    pub(crate) zero_computation: Vec<f64>,
+    /// Where it varies.
+    pub(crate) experts_per_token: Option<f64>,
     pub(crate) entropy: f64,
     pub(crate) dropped: f64,
     pub(crate) balance: f64,
@@ -141,14 +157,26 @@ pub(crate) struct LayerOutputs {
 
 impl LayerPanel {
     pub(crate) fn new(path: impl Into<String>) -> Self {
-        let auxiliary = BTreeMap::new();
-        Self { path: path.into(), load: Vec::new(), entropy: 0.0, dropped: 0.0, balance: 0.0, auxiliary, batches: 0 }
+        Self {
+            path: path.into(),
+            load: Vec::new(),
+            zero_computation: Vec::new(),
+            experts_per_token: None,
+            entropy: 0.0,
+            dropped: 0.0,
+            balance: 0.0,
+            auxiliary: BTreeMap::new(),
+            batches: 0,
+        }
     }
 
     pub(crate) fn add(&mut self, batch: LayerOutputs) {
-        self.load.resize(batch.load.len(), 0.0);
-        for (sum, load) in self.load.iter_mut().zip(batch.load) {
-            *sum += load;
+        for (sums, rows) in [(&mut self.load, batch.load), (&mut self.zero_computation, batch.zero_computation)] {
+            sums.resize(rows.len(), 0.0);
+            sums.iter_mut().zip(rows).for_each(|(sum, rows)| *sum += rows);
+        }
+        if let Some(experts) = batch.experts_per_token {
+            *self.experts_per_token.get_or_insert(0.0) += experts;
         }
         self.entropy += batch.entropy;
         self.dropped += batch.dropped;
@@ -169,6 +197,8 @@ impl LayerPanel {
             load_max_over_mean: if mean > 0.0 { max / mean } else { 1.0 },
             experts_without_tokens: self.load.iter().filter(|&&rows| rows == 0.0).count(),
             load_rows: self.load,
+            zero_computation_rows: self.zero_computation,
+            experts_per_token: self.experts_per_token.map(|sum| sum / batches),
             entropy_nats: self.entropy / batches,
             dropped_share: self.dropped / batches,
             balance: self.balance / batches,
@@ -208,6 +238,8 @@ mod tests {
         let mut panel = LayerPanel::new("blocks.0.moe");
         let batch = |load: [f64; 3], entropy, importance| LayerOutputs {
             load: load.to_vec(),
+            zero_computation: vec![1.0, load[1]],
+            experts_per_token: Some(load[0]),
             entropy,
             dropped: 0.25,
             balance: 1.5,
@@ -217,6 +249,8 @@ mod tests {
         panel.add(batch([3.0, 0.0, 3.0], 0.7, 2.0));
         let layer = panel.finish();
         assert_eq!(layer.load_rows, [9.0, 0.0, 3.0]);
+        assert_eq!(layer.zero_computation_rows, [2.0, 0.0]);
+        assert_eq!(layer.experts_per_token, Some(4.5));
         assert_eq!((layer.load_max_over_mean, layer.experts_without_tokens), (2.25, 1));
         assert_eq!((layer.entropy_nats, layer.dropped_share, layer.balance), (0.6, 0.25, 1.5));
         assert_eq!(layer.auxiliary["importance"], 1.5);
@@ -224,6 +258,7 @@ mod tests {
             step: 3,
             train_loss_nats: 1.0,
             validation_loss_nats: Some(2.0),
+            active_parameters: Some(1234.5),
             layers: vec![layer],
         });
         assert_eq!(Metric::from_line(&line.to_line().unwrap()), Some(line));

@@ -209,11 +209,14 @@ mod tests {
             seed: 0,
             optimizer: Optimizer::default().with("lr", 1e-2),
             schedule: Schedule::default(),
+            batches: 1,
             log_every: 0,
             evaluate_every: 0,
             evaluate_batches: 0,
+            patience: None,
             checkpoint_every: 0,
             keep: None,
+            keep_best: false,
         };
         let mut losses = Vec::new();
         for session in [&mut profiled as &mut dyn Session, &mut *plain] {

@@ -25,6 +25,7 @@ const RESOLVED: &str = "resolved.yaml";
 const PLAN: &str = "plan.txt";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
+const BEST: &str = "best";
 const SAMPLES: &str = "samples";
 const LOCK: &str = ".lock";
 
@@ -223,12 +224,20 @@ impl RunFolder {
         checkpoint::save(&*self.files, &self.root.join(CHECKPOINTS), step, identity, states, tensor)
     }
 
-    /// Removes all but the newest `keep` checkpoints.
+    /// Removes all but the newest `keep` checkpoints and that of the step `best`.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn prune_checkpoints(&self, keep: usize) -> Result<(), CheckpointError> {
-        checkpoint::prune(&*self.files, &self.root.join(CHECKPOINTS), keep)
+    pub fn prune_checkpoints(&self, keep: usize, best: Option<u64>) -> Result<(), CheckpointError> {
+        checkpoint::prune(&*self.files, &self.root.join(CHECKPOINTS), keep, best)
+    }
+
+    /// Removes the checkpoint of a step, if it is there.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn remove_checkpoint(&self, step: u64) -> Result<(), CheckpointError> {
+        checkpoint::remove_step(&*self.files, &self.root.join(CHECKPOINTS), step)
     }
 
     /// Appends a line to `metrics.jsonl`.
@@ -381,12 +390,25 @@ pub fn newest_whole<T>(
     checkpoint::newest_whole(&root.join(CHECKPOINTS), read)
 }
 
+/// The run whose best checkpoint a path means: `RUN/checkpoints/best`, which is no folder but a name for the one that
+/// [`crate::best_checkpoint`] finds.
+pub fn run_of_best(path: &Path) -> Option<PathBuf> {
+    let checkpoints = path.parent().filter(|_| path.file_name().is_some_and(|name| name == BEST))?;
+    let root = checkpoints.parent().filter(|_| checkpoints.file_name().is_some_and(|name| name == CHECKPOINTS))?;
+    root.join(SPEC).is_file().then(|| or_here(root))
+}
+
+/// A path that is not empty.
+fn or_here(path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_path_buf() }
+}
+
 /// The run of a folder that is, or is named like, one of its checkpoints.
 pub fn run_of_checkpoint(folder: &Path) -> Option<PathBuf> {
     let is_named = folder.file_name()?.to_str().and_then(checkpoint::step_of).is_some();
     let root = folder.parent()?.parent()?;
     let is_one = (is_named || folder.join(checkpoint::MANIFEST).is_file()) && root.join(SPEC).is_file();
-    is_one.then(|| if root.as_os_str().is_empty() { PathBuf::from(".") } else { root.to_path_buf() })
+    is_one.then(|| or_here(root))
 }
 
 /// The checkpoints of a run, oldest first, found without taking its lock.
@@ -416,6 +438,7 @@ mod tests {
             step,
             train_loss_nats: 1.0,
             validation_loss_nats: Some(2.0),
+            active_parameters: None,
             layers: Vec::new(),
         })
     }

@@ -21,6 +21,8 @@ pub(crate) enum Purpose {
     Initial,
     /// Sampled characters.
     Sampling,
+    /// Random nodes of the graph at the batches of a step after the first.
+    LaterBatches,
     /// The synthetic corpus.
     Synthetic,
 }
@@ -36,6 +38,7 @@ impl Purpose {
                 Purpose::Initial => 5,
                 Purpose::Sampling => 6,
                 Purpose::Synthetic => 7,
+                Purpose::LaterBatches => 8,
             }
     }
 

@@ -4,7 +4,9 @@
 use crate::data::{Corpus, Dataset};
 use crate::vocab::Vocab;
 use moec_ir::{Binary, Builder, Function, Graph, Init, Op, TOKEN_TABLE, Tensor, TensorType, Unary};
-use moec_plan::{Backend, Interpreter, Optimizer, Program, Session, Wrt, add_optimizer, differentiate, plan};
+use moec_plan::{
+    Backend, Interpreter, Optimizer, Program, Session, StepOptions, Wrt, accumulate, add_optimizer, differentiate, plan,
+};
 
 pub(crate) const CONTEXT: usize = 5;
 pub(crate) const BATCH: usize = 3;
@@ -96,12 +98,23 @@ impl Tiny {
     }
 
     pub(crate) fn trained_by(optimizer: &Optimizer) -> Self {
+        Self::in_batches(optimizer, 1)
+    }
+
+    /// With steps of several batches.
+    pub(crate) fn in_batches(optimizer: &Optimizer, batches: usize) -> Self {
         let text = TEXT.repeat(8);
         let corpus = Corpus::from_bytes("cats", text.clone().into_bytes()).unwrap();
         let data = Dataset::new(&corpus, Vocab::of_text(&text), 0.8).unwrap();
         let vocab = data.vocab().len();
         let train = differentiate(&with_loss(vocab, true), "objective", &Wrt::Parameters).unwrap();
-        let train = add_optimizer(&train, optimizer, Some(1.0)).unwrap();
+        let adding = accumulate(&train, optimizer).unwrap();
+        let step = StepOptions {
+            batches,
+            hidden: ["moe.router.weight".to_string()].into(),
+            ..StepOptions::clipped(Some(1.0))
+        };
+        let train = add_optimizer(&train, optimizer, &step).unwrap();
         let evaluate = with_loss(vocab, false);
         let mut b = Builder::new();
         let logits = forward(&mut b, vocab, 1, false);
@@ -123,14 +136,17 @@ impl Tiny {
         let newest = mixture(&mut b, x, vocab, false);
         b.output("logits", newest);
         let decode = b.finish().unwrap();
-        let program = plan(&[
+        let mut functions = vec![
             (Function::TrainStep.name().to_string(), &train),
             (Function::Evaluate.name().to_string(), &evaluate),
             (Function::Logits.name().to_string(), &logits),
             (Function::Next.name().to_string(), &next),
             (Function::Decode.name().to_string(), &decode),
-        ])
-        .unwrap();
+        ];
+        if batches > 1 {
+            functions.push((Function::Accumulate.name().to_string(), &adding));
+        }
+        let program = plan(&functions).unwrap();
         let normal = Init::Normal { std: 0.2.into() };
         let parameters = [
             (TOKEN_TABLE, normal),

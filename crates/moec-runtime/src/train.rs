@@ -1,6 +1,7 @@
 //! The training loop.
 
 use crate::batches::Windows;
+use crate::best::{Best, HeldOut};
 use crate::checkpoint::{self, CheckpointError, Identity, Parts, PassedOver};
 use crate::data::{DataError, Dataset, Split};
 use crate::evaluate::{Estimate, EvaluateError, estimate};
@@ -25,16 +26,22 @@ pub struct TrainConfig {
     pub optimizer: Optimizer,
     /// How its learning rate changes.
     pub schedule: Schedule,
+    /// Batches of a step, all but the last by [`Function::Accumulate`].
+    pub batches: usize,
     /// Steps between two reports of the loss. Between them the loop does not wait for the device.
     pub log_every: u64,
     /// Steps between two evaluations; there is one at the end too, unless there are none.
     pub evaluate_every: u64,
     /// Batches per split of an evaluation.
     pub evaluate_batches: usize,
+    /// Evaluations without a better held-out loss after which training ends; `None` for the last step alone.
+    pub patience: Option<u64>,
     /// Steps between two checkpoints; there is one at the end too.
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept; `None` keeps all.
     pub keep: Option<usize>,
+    /// Whether an evaluation with the best held-out loss so far has a checkpoint, which stays until there is a better one.
+    pub keep_best: bool,
 }
 
 impl TrainConfig {
@@ -112,6 +119,8 @@ impl From<EvaluateError> for TrainError {
 pub enum Outcome {
     /// All steps are made, and the evaluation after the last.
     Finished,
+    /// The last evaluations were no better than one before, as many as [`TrainConfig::patience`] says, so there were fewer steps.
+    StoppedEarly,
     /// It was asked to stop, and saved; there are steps left, or the last evaluation.
     Interrupted,
 }
@@ -127,6 +136,8 @@ pub struct Summary {
     pub checkpoint: PathBuf,
     /// The last evaluation of this process.
     pub evaluation: Option<Evaluation>,
+    /// What all evaluations of the run say of its held-out loss.
+    pub held_out: HeldOut,
     /// Median over the reports of the mean time of a step, without evaluations and checkpoints; `None` without steps.
     pub step_ms: Option<f64>,
     /// Tokens trained on in a second, at that time.
@@ -244,24 +255,30 @@ fn train_from(
     reporter: &mut dyn Reporter,
 ) -> Result<Summary, TrainError> {
     let context = executable.context();
-    let rows = executable.rows(Function::TrainStep)?;
+    let rows = executable.rows(Function::TrainStep)? * config.batches;
     config.check_data(data, context)?;
     let identity = identity(executable, data, run, config);
     let stopping = || stop.load(Ordering::Relaxed);
 
     let before = run.rewind_metrics(start)?;
     reporter.started(start, config.steps);
+    let mut held_out = HeldOut::of(&before, start);
     let mut evaluation = None;
     // A run that was stopped in the middle of an evaluation makes up for it.
     let evaluated = is_evaluated(&before, start);
     if start > 0 && evaluation_due(config, start) && !evaluated {
         evaluation = evaluate(executable, data, run, config, start, stop, reporter)?;
+        let former = held_out.best;
+        // Its checkpoint is the one that the run goes on from.
+        if evaluation.as_ref().is_some_and(|made| held_out.add(made)) && config.keep_best {
+            remove_former(run, config, former)?;
+        }
     }
 
     let mut watch = StepWatch::start();
     let mut saved = run.latest_checkpoint()?.filter(|(step, _)| *step == start);
     let mut step = start;
-    while step < config.steps && !stopping() {
+    while step < config.steps && !held_out.is_exhausted(config.patience) && !stopping() {
         train_step(executable, data, config, step)?;
         step += 1;
         watch.stepped();
@@ -283,33 +300,48 @@ fn train_from(
                 run.append_metric(&Metric::Train(metric.clone()))?;
                 reporter.logged(&metric);
             }
-            if evaluation_is_due && !stopping() {
-                evaluation = evaluate(executable, data, run, config, step, stop, reporter)?.or(evaluation);
+            let former = held_out.best;
+            let mut is_best = false;
+            if evaluation_is_due
+                && !stopping()
+                && let Some(made) = evaluate(executable, data, run, config, step, stop, reporter)?
+            {
+                is_best = held_out.add(&made) && config.keep_best;
+                evaluation = Some(made);
             }
-            if save {
-                saved = Some((step, save_checkpoint(executable, run, config, &identity, step, reporter)?));
+            if save || is_best {
+                saved =
+                    Some((step, save_checkpoint(executable, run, config, &identity, (step, held_out.best), reporter)?));
+            }
+            if is_best {
+                remove_former(run, config, former)?;
             }
             watch.resume();
         }
     }
     let checkpoint = match saved {
         Some((saved, path)) if saved == step => path,
-        _ => save_checkpoint(executable, run, config, &identity, step, reporter)?,
+        _ => save_checkpoint(executable, run, config, &identity, (step, held_out.best), reporter)?,
     };
 
     let last_is_there = !evaluation_due(config, step)
         || evaluated && step == start
         || evaluation.as_ref().is_some_and(|e| e.step == step);
-    let is_finished = step >= config.steps && last_is_there;
-    let outcome = if is_finished { Outcome::Finished } else { Outcome::Interrupted };
+    let outcome = if step >= config.steps && last_is_there {
+        Outcome::Finished
+    } else if held_out.is_exhausted(config.patience) {
+        Outcome::StoppedEarly
+    } else {
+        Outcome::Interrupted
+    };
     let step_ms = watch.median_ms();
     let tokens_per_s = step_ms.map(|ms| (rows * context) as f64 / ms * 1e3);
-    let summary = Summary { outcome, step, checkpoint, evaluation, step_ms, tokens_per_s };
+    let summary = Summary { outcome, step, checkpoint, evaluation, held_out, step_ms, tokens_per_s };
     reporter.finished(&summary);
     Ok(summary)
 }
 
-/// Makes the optimiser step after `step` steps, with the batch, the noise and the learning rate that belong to it. It may
+/// Makes the optimiser step after `step` steps, with the batches, the noise and the learning rate that belong to it. It may
 /// return before the device is done.
 ///
 /// # Errors
@@ -322,9 +354,22 @@ pub fn train_step(
 ) -> Result<(), TrainError> {
     let (context, rows) = (executable.context(), executable.rows(Function::TrainStep)?);
     let text = data.windows(Split::Train, context)?;
-    let windows = Windows::random(text, context, rows, Purpose::TrainingWindows.stream(config.seed, step), 0);
-    let hyper = config.optimizer.hyper(config.learning_rate(step), step);
-    Ok(executable.run(Function::TrainStep, &windows, Settings { rng: generator(config.seed, step), hyper })?)
+    let positions = Purpose::TrainingWindows.stream(config.seed, step);
+    for batch in 0..config.batches {
+        // The windows of all are those that one large batch would have.
+        let windows = Windows::random(text, context, rows, positions, batch * rows);
+        let rng = match batch {
+            0 => generator(config.seed, step),
+            _ => generator(config.seed, Purpose::LaterBatches.stream(config.seed, step).bits64(batch as u32)),
+        };
+        if batch + 1 < config.batches {
+            executable.run(Function::Accumulate, &windows, Settings { rng, ..Settings::default() })?;
+        } else {
+            let hyper = config.optimizer.hyper(config.learning_rate(step), step);
+            executable.run(Function::TrainStep, &windows, Settings { rng, hyper })?;
+        }
+    }
+    Ok(())
 }
 
 /// The loss of the last [`train_step`], waiting for it.
@@ -353,16 +398,21 @@ fn is_evaluated(metrics: &[Metric], step: u64) -> bool {
     metrics.iter().any(|metric| matches!(metric, Metric::Evaluation(e) if e.step == step))
 }
 
-/// Whether nothing is left to do for a run with a checkpoint of that step: all steps are made, and so is the evaluation after
-/// the last, which a stop may have cut short.
+/// How a run with a checkpoint of that step has come out: [`Outcome::Interrupted`] if something is left to do, be it the
+/// evaluation after the last step, which a stop may have cut short.
 ///
 /// # Errors
 /// When the metrics of the run cannot be read.
-pub fn is_complete(run: &RunFolder, config: &TrainConfig, step: u64) -> Result<bool, TrainError> {
-    if step != config.steps || !evaluation_due(config, step) {
-        return Ok(step >= config.steps);
-    }
-    Ok(is_evaluated(&read_metrics(run.root())?, step))
+pub fn outcome(run: &RunFolder, config: &TrainConfig, step: u64) -> Result<Outcome, TrainError> {
+    let metrics = read_metrics(run.root())?;
+    let is_missing = step == config.steps && evaluation_due(config, step) && !is_evaluated(&metrics, step);
+    Ok(if step >= config.steps && !is_missing {
+        Outcome::Finished
+    } else if HeldOut::of(&metrics, step).is_exhausted(config.patience) {
+        Outcome::StoppedEarly
+    } else {
+        Outcome::Interrupted
+    })
 }
 
 fn evaluation_due(config: &TrainConfig, step: u64) -> bool {
@@ -429,12 +479,21 @@ fn evaluate(
     Ok(evaluation)
 }
 
+/// Removes the checkpoint of what was the best evaluation until now, unless its step was saved for another reason.
+fn remove_former(run: &RunFolder, config: &TrainConfig, former: Option<Best>) -> Result<(), CheckpointError> {
+    match former {
+        Some(former) if !due(config.checkpoint_every, former.step) => run.remove_checkpoint(former.step),
+        _ => Ok(()),
+    }
+}
+
+/// Saves a step and removes what is too old, but never that of the best evaluation where it is kept.
 fn save_checkpoint(
     executable: &mut Executable<'_>,
     run: &RunFolder,
     config: &TrainConfig,
     identity: &Identity,
-    step: u64,
+    (step, best): (u64, Option<Best>),
     reporter: &mut dyn Reporter,
 ) -> Result<PathBuf, TrainError> {
     // Metrics first: a checkpoint never lacks the lines that led to it.
@@ -455,7 +514,7 @@ fn save_checkpoint(
         (saved, None) => saved?,
     };
     if let Some(keep) = config.keep {
-        run.prune_checkpoints(keep)?;
+        run.prune_checkpoints(keep, best.filter(|_| config.keep_best).map(|best| best.step))?;
     }
     reporter.saved(step, &path);
     Ok(path)

@@ -64,7 +64,7 @@ pub struct Imported {
 pub enum Item {
     /// `model NAME { ... }`
     Model(Model),
-    /// `block NAME { ... }`
+    /// `block NAME { ... }`, `block NAME(parameters) { ... }`
     Block(Block),
     /// `train { ... }`
     Train(Train),
@@ -98,15 +98,24 @@ pub struct Model {
     pub span: Span,
 }
 
-/// `block NAME { ... }`: a layer sequence with a name, usable as a layer and as an expert.
+/// `block NAME { ... }` or `block NAME(parameters) { ... }`: a layer sequence with a name, usable as a layer and as an expert.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     /// The block's name.
     pub name: Ident,
+    /// What it can be given; `None` where there are no parentheses.
+    pub parameters: Option<Parameters>,
     /// Its layers.
     pub body: Body,
     /// The whole definition.
     pub span: Span,
+}
+
+impl Block {
+    /// The parameters, none where there are no parentheses.
+    pub fn parameters(&self) -> &[Parameter] {
+        self.parameters.as_ref().map_or(&[], |parameters| &parameters.list)
+    }
 }
 
 /// `train { ... }`: the recipe.

@@ -327,9 +327,9 @@ Right:
 
     import "routers.moe"
 "#;
-    ParameterForm = "E0122", Beside, "a router's parameter is not written `name: type`", r#"
-The parameters of a router have a type, `int`, `float` or `bool`, and may have a default behind it. Commas stand
-between them.
+    ParameterForm = "E0122", Beside, "a parameter is not written `name: type`", r#"
+The parameters of a router and of a block have a type, `int`, `float` or `bool`, and may have a default behind it.
+Commas stand between them.
 
 Wrong:
 
@@ -741,7 +741,8 @@ Right:
 "#;
     ExpertForm = "E0504", Body, "experts are not written `NUMBER * EXPERT`", r#"
 `experts` and `shared` take a number of copies and what is copied: a layer, a block by its name, or a layer sequence in
-braces.
+braces. `experts` also takes a list that begins with that; behind it stand experts that compute nothing, `zero`,
+`copy` and `constant`, each once, with their number in front: `[6 * mlp(hidden: 512), zero, 2 * constant]`.
 
 Wrong:
 
@@ -802,8 +803,8 @@ Right:
 "#;
     // The training recipe and overrides.
     UnknownSetting = "E0601", Beside, "there is no setting of this name", r#"
-The settings of `train` are `data`, `split`, `batch`, `steps`, `seed`, `optimizer`, `schedule`, `clip`, `init`,
-`precision`, `freeze`, `evaluate`, `checkpoint` and `log`.
+The settings of `train` are `data`, `split`, `batch`, `accumulate`, `steps`, `seed`, `optimizer`,
+`schedule`, `clip`, `average`, `init`, `precision`, `freeze`, `evaluate`, `checkpoint` and `log`.
 
 Wrong:
 

@@ -199,18 +199,22 @@ fn import_path(at: &Stop<'_>) -> Option<Diagnostic> {
     Some(fault.primary(at.here(), "expected a path, as in `import \"other.moe\"`"))
 }
 
-/// What stands between the parentheses of a router.
+/// What stands between the parentheses of a block or a router.
 fn parameters(at: &Stop<'_>) -> Option<Diagnostic> {
     let (found, before, span) = (at.text(at.found), at.text(at.before), at.span(at.found));
     // A closing bracket is not inside the brackets that it closes.
     let open = at.found.and_then(|i| if found == ")" { at.tokens[i].partner } else { at.tokens[i].parent })?;
     let keyword = open.checked_sub(2)?;
-    if at.text(Some(open)) != "(" || at.text(Some(keyword)) != "router" || at.tokens[keyword].parent.is_some() {
+    let of = at.text(Some(keyword));
+    if at.text(Some(open)) != "(" || !(of == "block" || of == "router" && at.tokens[keyword].parent.is_none()) {
         return None;
     }
     let fault = |message: &str| Diagnostic::new(Code::ParameterForm, message);
     let form = "a parameter is written `name: type`";
-    let example = "for example `router my_top_k(k: int, scale: float = 1.0) { .. }`";
+    let example = match of {
+        "block" => "for example `block expert(hidden: int, rate: float = 0.1) { .. }`",
+        _ => "for example `router my_top_k(k: int, scale: float = 1.0) { .. }`",
+    };
     if at.wants(Rule::colon) && found == "=" {
         let fault = fault(form).primary(span, "expected `:` and a type");
         return Some(fault.help("the default comes behind the type").help(example));
@@ -428,9 +432,9 @@ fn statements(at: &Stop<'_>) -> Option<Diagnostic> {
                 .patch(span, "", "remove it"),
         );
     }
-    if found == "(" && at.wants(Rule::open_brace) && matches!(ahead, "model" | "block") {
-        let fault = fault(format!("a {ahead} has no parameters")).primary(span, "expected `{`");
-        return Some(fault.help(format!("use `let` in the {ahead}")));
+    if found == "(" && at.wants(Rule::open_brace) && ahead == "model" {
+        let fault = fault("a model has no parameters".to_owned()).primary(span, "expected `{`");
+        return Some(fault.help("use `let` in the model"));
     }
     if before == "train" && at.kind(at.found) == Some(TokenKind::Name) {
         let fault = fault("a `train` block has no name".to_owned()).primary(span, "expected `{`");

@@ -120,8 +120,13 @@ impl Printer<'_> {
             }
             self.leading(&mut out, 0, previous, span);
             self.unit(&mut out, span, |out| match item {
-                Item::Model(model) => self.named(out, "model", &model.name, &model.body, true),
-                Item::Block(block) => self.named(out, "block", &block.name, &block.body, false),
+                Item::Model(model) => {
+                    out.push("model ");
+                    out.push(&model.name.name);
+                    out.push(" ");
+                    self.body(out, &model.body, true);
+                }
+                Item::Block(block) => self.block(out, block),
                 Item::Train(train) => self.train(out, train),
                 Item::Router(router) => self.router(out, router),
                 Item::Import(import) => {
@@ -243,36 +248,40 @@ impl Printer<'_> {
 
     // Bodies and statements.
 
-    fn named(&self, out: &mut Out, keyword: &str, name: &Ident, body: &Body, always_broken: bool) {
-        out.push(keyword);
+    fn block(&self, out: &mut Out, block: &Block) {
+        out.push("block ");
+        out.push(&block.name.name);
+        self.parameters(out, block.parameters.as_ref());
         out.push(" ");
-        out.push(&name.name);
-        out.push(" ");
-        self.body(out, body, always_broken);
+        self.body(out, &block.body, false);
+    }
+
+    /// What stands between the parentheses behind the name of a block or a router, if they are there.
+    fn parameters(&self, out: &mut Out, parameters: Option<&Parameters>) {
+        let Some(parameters) = parameters else { return };
+        match self.fitting(out, 2, |flat| self.flat_parameters(flat, parameters)) {
+            Some(flat) => out.push(&flat),
+            None => {
+                let span_of = |parameter: &Parameter| parameter.span;
+                let column = longest(parameters.list.iter().map(|parameter| parameter.name.name.as_str()));
+                self.elements(out, ["(", ")"], parameters.span, &parameters.list, span_of, |out, parameter| {
+                    out.push(&parameter.name.name);
+                    out.push(":");
+                    out.pad(column - parameter.name.name.len() + 1);
+                    out.push(&parameter.ty.name);
+                    if let Some(default) = &parameter.default {
+                        out.push(" = ");
+                        self.expr(out, default, 1);
+                    }
+                });
+            }
+        }
     }
 
     fn router(&self, out: &mut Out, router: &Router) {
         out.push("router ");
         out.push(&router.name.name);
-        if let Some(parameters) = &router.parameters {
-            match self.fitting(out, 2, |flat| self.flat_parameters(flat, parameters)) {
-                Some(flat) => out.push(&flat),
-                None => {
-                    let span_of = |parameter: &Parameter| parameter.span;
-                    let column = longest(parameters.list.iter().map(|parameter| parameter.name.name.as_str()));
-                    self.elements(out, ["(", ")"], parameters.span, &parameters.list, span_of, |out, parameter| {
-                        out.push(&parameter.name.name);
-                        out.push(":");
-                        out.pad(column - parameter.name.name.len() + 1);
-                        out.push(&parameter.ty.name);
-                        if let Some(default) = &parameter.default {
-                            out.push(" = ");
-                            self.expr(out, default, 1);
-                        }
-                    });
-                }
-            }
-        }
+        self.parameters(out, router.parameters.as_ref());
         out.push(" ");
         self.router_body(out, router.body_span, &router.statements);
     }
@@ -407,7 +416,7 @@ impl Printer<'_> {
                 self.body(out, &repeat.body, false);
             }
             Statement::If(choice) => self.choice(out, choice),
-            Statement::Block(block) => self.named(out, "block", &block.name, &block.body, false),
+            Statement::Block(block) => self.block(out, block),
         }
     }
 

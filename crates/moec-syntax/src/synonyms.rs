@@ -87,6 +87,11 @@ const SYNONYMS: &[Synonym] = &[
     },
     // Arguments of layers.
     Synonym {
+        words: &["n_kv_heads", "num_kv_heads", "num_key_value_heads", "n_head_kv", "query_groups"],
+        names: &["kv_heads"],
+        advice: "the number of heads of keys and values is an argument of the layer: `attention(heads: 8, kv_heads: 2)`",
+    },
+    Synonym {
         words: &["n_head", "n_heads", "num_heads", "num_attention_heads"],
         names: &["heads"],
         advice: "the number of heads is an argument of the layer: `attention(heads: 8)`",
@@ -146,6 +151,11 @@ const SYNONYMS: &[Synonym] = &[
         words: &["n_shared_experts", "num_shared_experts", "shared_experts", "shared"],
         names: &["shared"],
         advice: "experts that every token goes to are an argument of `moe`: `shared: 1 * mlp(hidden: 512)`",
+    },
+    Synonym {
+        words: &["moe_latent_size", "latent_size", "latent_dim"],
+        names: &["latent"],
+        advice: "the width of latent experts is an argument of `moe`: `latent: 64`",
     },
     Synonym {
         words: &["top_k", "k", "num_experts_per_tok", "experts_per_token", "num_selected"],
@@ -262,6 +272,24 @@ const SYNONYMS: &[Synonym] = &[
         advice: "the number of sequences of a step is written in `train`: `batch 16`",
     },
     Synonym {
+        words: &[
+            "gradient_accumulation_steps",
+            "gradient_accumulation",
+            "grad_accum",
+            "grad_accum_steps",
+            "accumulation_steps",
+            "accumulate_grad_batches",
+            "micro_batches",
+        ],
+        names: &["accumulate"],
+        advice: "the number of batches of a step is written in `train`: `accumulate 4`",
+    },
+    Synonym {
+        words: &["ema", "ema_decay", "use_ema", "weight_averaging", "swa"],
+        names: &["average"],
+        advice: "a moving average of the parameters is written in `train`: `average(decay: 0.999)`",
+    },
+    Synonym {
         words: &["warmup", "warmup_steps", "warmup_iters"],
         names: &["warmup"],
         advice: "a warm-up is an argument of the schedule: `schedule cosine(warmup: 100)`",
@@ -290,6 +318,16 @@ const SYNONYMS: &[Synonym] = &[
         words: &["eval_iters", "eval_batches", "val_batches"],
         names: &["batches"],
         advice: "evaluation is one setting: `evaluate(every: 250, batches: 50)`",
+    },
+    Synonym {
+        words: &["early_stopping", "early_stopping_patience", "early_stop"],
+        names: &["patience"],
+        advice: "training that ends after evaluations without a better held-out loss is written `evaluate(patience: 5)`",
+    },
+    Synonym {
+        words: &["save_best", "save_best_only", "keep_best", "load_best_model_at_end"],
+        names: &["best"],
+        advice: "that the checkpoint with the best held-out loss is kept is written `checkpoint(best: true)`",
     },
     Synonym {
         words: &["log_interval", "log_every", "print_every"],

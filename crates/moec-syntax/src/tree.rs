@@ -85,7 +85,8 @@ impl Builder {
     fn block(&mut self, mut parts: Parts<'_>, span: Span) -> Block {
         parts.take(Rule::kw_block);
         let name = self.ident(&parts.take(Rule::name));
-        Block { name, body: self.body(parts.take(Rule::body)), span }
+        let parameters = parts.maybe(Rule::parameters).map(|pair| self.parameters(pair));
+        Block { name, parameters, body: self.body(parts.take(Rule::body)), span }
     }
 
     fn parameters(&mut self, pair: Pair<'_>) -> Parameters {

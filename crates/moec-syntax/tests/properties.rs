@@ -111,14 +111,19 @@ fn statement() -> BoxedStrategy<Statement> {
             }),
             (proptest::collection::vec(branch, 1..3), proptest::option::of(statements.clone()))
                 .prop_map(move |(branches, otherwise)| Statement::If(If { branches, otherwise, span })),
-            (name(), statements).prop_map(move |(name, body)| Statement::Block(Block {
-                name: ident(name),
-                body,
-                span
-            })),
+            (name(), proptest::option::of(parameters()), statements).prop_map(move |(name, parameters, body)| {
+                Statement::Block(Block { name: ident(name), parameters, body, span })
+            }),
         ]
     });
     nested.boxed()
+}
+
+fn parameters() -> impl Strategy<Value = Parameters> {
+    let span = Span::default();
+    let parameter = (name(), name(), proptest::option::of(expression()))
+        .prop_map(move |(name, ty, default)| Parameter { name: ident(name), ty: ident(ty), default, span });
+    proptest::collection::vec(parameter, 0..4).prop_map(move |list| Parameters { list, span })
 }
 
 fn router() -> impl Strategy<Value = Router> {
@@ -145,10 +150,7 @@ fn router() -> impl Strategy<Value = Router> {
         RouterStatement::Repeat(RouterRepeat { count, statements, body_span: span, span })
     });
     let statement = prop_oneof![6 => plain, 1 => repeat];
-    let parameter = (name(), name(), proptest::option::of(expression()))
-        .prop_map(move |(name, ty, default)| Parameter { name: ident(name), ty: ident(ty), default, span });
-    let parameters = proptest::collection::vec(parameter, 0..4).prop_map(move |list| Parameters { list, span });
-    (name(), proptest::option::of(parameters), proptest::collection::vec(statement, 0..5)).prop_map(
+    (name(), proptest::option::of(parameters()), proptest::collection::vec(statement, 0..5)).prop_map(
         move |(name, parameters, statements)| Router {
             name: ident(name),
             parameters,
@@ -172,7 +174,8 @@ fn file() -> impl Strategy<Value = File> {
     ];
     let item = prop_oneof![
         (name(), statements.clone()).prop_map(move |(name, body)| Item::Model(Model { name: ident(name), body, span })),
-        (name(), statements).prop_map(move |(name, body)| Item::Block(Block { name: ident(name), body, span })),
+        (name(), proptest::option::of(parameters()), statements)
+            .prop_map(move |(name, parameters, body)| Item::Block(Block { name: ident(name), parameters, body, span })),
         proptest::collection::vec(setting, 0..5).prop_map(move |settings| Item::Train(Train {
             settings,
             body_span: span,

@@ -377,7 +377,15 @@ impl Case<'_> {
     }
 
     fn is_measured(&self) -> bool {
-        self.rows() >= ENOUGH_ROWS * self.last.load_rows.len() as f64
+        let all = self.rows() + self.last.zero_computation_rows.iter().sum::<f64>();
+        all >= ENOUGH_ROWS * (self.last.load_rows.len() + self.last.zero_computation_rows.len()) as f64
+    }
+
+    /// Experts that compute for a token, if all experts have equally many tokens.
+    fn computing_per_token(&self) -> f64 {
+        let (computed, others) = (self.last.load_rows.len(), self.last.zero_computation_rows.len());
+        let share = computed as f64 / (computed + others).max(1) as f64;
+        (self.layer.experts_per_token * share).max(1.0)
     }
 
     /// Whether the choice is learnt at all: that of a table is not.
@@ -423,9 +431,12 @@ impl Case<'_> {
 
     fn collapse(&self) -> Option<Diagnosis> {
         let experts = self.last.load_rows.len() as f64;
-        let least = self.layer.experts_per_token.max(1.0);
+        let least = self.computing_per_token();
         // As many experts with equal loads would be as unequal.
         let rows = self.rows();
+        if rows == 0.0 {
+            return None;
+        }
         let squares: f64 = self.last.load_rows.iter().map(|r| (r / rows).powi(2)).sum();
         let used = 1.0 / squares;
         if !self.is_measured() || experts <= least + 1.0 || used >= least + COLLAPSED * (experts - least) {
@@ -626,7 +637,10 @@ fn by_heart(evaluations: &[&Evaluation]) -> Option<Diagnosis> {
         best.train_loss_nats,
         last.train_loss_nats
     );
-    let cure = format!("stop at `steps {}`; or more text, `dropout`, fewer or smaller experts", best.step);
+    let cure = format!(
+        "stop at `steps {}`, or let `evaluate(patience: 3)` end it; or more text, `dropout`, fewer or smaller experts",
+        best.step
+    );
     Some(Diagnosis { fault: Fault::LearntByHeart, layers: Vec::new(), seen, cure, place: None })
 }
 

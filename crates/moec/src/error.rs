@@ -67,6 +67,9 @@ pub enum Error {
     /// A run has saved nothing yet.
     #[error("{} holds no checkpoint yet", .0.display())]
     NoCheckpoint(PathBuf),
+    /// A run has no checkpoint of a step at which held-out text was evaluated.
+    #[error("{} holds no checkpoint with a held-out loss", .0.display())]
+    NoBest(PathBuf),
     /// The checkpoint that was named is damaged.
     #[error("{error}")]
     Damaged {

@@ -11,7 +11,8 @@ pub(crate) struct Located {
 }
 
 impl Located {
-    /// What a path means; `runs/latest` is the run that was trained last.
+    /// What a path means; `runs/latest` is the run that was trained last, and `RUN/checkpoints/best` the checkpoint of a run
+    /// with the best held-out loss.
     pub(crate) fn at(path: &Path) -> Result<Self, Error> {
         let path = &moec_runtime::follow_latest(path);
         // As it was given, or else the whole path, for `.` has no name.
@@ -19,6 +20,13 @@ impl Located {
             if let Some(root) = moec_runtime::run_of_checkpoint(&folder) {
                 return Ok(Self { root, checkpoint: Some(folder) });
             }
+        }
+        if let Some(root) = moec_runtime::run_of_best(path) {
+            let best = moec_runtime::best_checkpoint(&root)?;
+            return match best {
+                Some(best) => Ok(Self { root, checkpoint: Some(best) }),
+                None => Err(Error::NoBest(root)),
+            };
         }
         // Says that there is no run before it says that there is no checkpoint.
         moec_runtime::read_spec(path)?;

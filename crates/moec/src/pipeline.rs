@@ -14,15 +14,20 @@ use moec_model::{
 };
 use moec_plan::{
     Arrangement, ClusterOptions, Clusters, FUSIONS, LaunchLimits, MemoryReport, OptimizeOptions, PassReport, PlanError,
-    Program, StateDecl, WeightStorage, Wrt, on_threads,
+    Program, StateDecl, StepOptions, WeightStorage, Wrt, on_threads,
 };
 use moec_syntax::{Code, Diagnostic, Severity, SourceFile, Span};
 use std::time::{Duration, Instant};
 
-/// The functions that a model has: keys and values cannot be kept of all.
-pub fn functions_of(model: &Model) -> Vec<Function> {
+/// The functions that a model has with a recipe: keys and values cannot be kept of all, and few steps are made of several batches.
+pub fn functions_of(model: &Model, recipe: &Recipe) -> Vec<Function> {
     let cached = !matches!(moec_model::decoding(model).cache, Cache::Never(_));
-    Function::ALL.into_iter().filter(|f| *f != Function::Decode || cached).collect()
+    let is_there = |function: &Function| match function {
+        Function::Decode => cached,
+        Function::Accumulate => recipe.accumulate > 1,
+        Function::TrainStep | Function::Evaluate | Function::Logits | Function::Next => true,
+    };
+    Function::ALL.into_iter().filter(is_there).collect()
 }
 
 /// A model that passed every check, with its recipe.
@@ -69,7 +74,8 @@ pub fn check(source: &SourceFile, registry: &Registry, model: Option<&str>) -> R
 /// What [`compile`] is asked for beyond the model.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
-    /// The functions of the program; all that the model has if `None`.
+    /// The functions of the program; all that the model has if `None`. [`Function::Accumulate`] comes with
+    /// [`Function::TrainStep`] where steps are made of several batches.
     pub functions: Option<Vec<Function>>,
     /// Texts that are written at once: sequences of [`Function::Next`] and [`Function::Decode`].
     pub samples: usize,
@@ -211,13 +217,13 @@ fn lower_options(
     samples: usize,
 ) -> LowerOptions {
     let (mode, batch, form) = match function {
-        Function::TrainStep => (Mode::Train, recipe.batch, Form::Sequences),
+        Function::TrainStep | Function::Accumulate => (Mode::Train, recipe.batch, Form::Sequences),
         Function::Evaluate => (Mode::Evaluate, recipe.batch, Form::Sequences),
         Function::Logits => (Mode::Evaluate, 1, Form::Sequences),
         Function::Next => (Mode::Evaluate, samples, Form::Next),
         Function::Decode => (Mode::Evaluate, samples, Form::Decode),
     };
-    let loss = matches!(function, Function::TrainStep | Function::Evaluate);
+    let loss = matches!(function, Function::TrainStep | Function::Accumulate | Function::Evaluate);
     // Written texts are those of the weights as they are, and a row does not pay for rounding a matrix.
     let precision = if loss { recipe.precision } else { Precision::F32 };
     LowerOptions { mode, batch, vocab, loss, noise, init: recipe.init, precision, routes: false, form }
@@ -227,15 +233,14 @@ fn lower_options(
 /// trained and the optimiser.
 pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Result<Graph, CompileError> {
     check_stage("lowering", &lowered.graph, Stage::Forward)?;
-    if function != Function::TrainStep {
+    if !matches!(function, Function::TrainStep | Function::Accumulate) {
         return Ok(lowered.graph.clone());
     }
     let frozen = &recipe.freeze;
     let differentiated = if *frozen == Freeze::default() {
         moec_plan::differentiate(&lowered.graph, Output::Objective, &Wrt::Parameters)?
     } else {
-        let trained =
-            lowered.trained(frozen).map_err(|error| CompileError::Freeze { error, span: frozen_by(recipe) })?;
+        let trained = trained(lowered, recipe)?;
         let mut graph = lowered.graph.clone();
         if frozen.router {
             // In a forward graph, only routers update anything.
@@ -243,9 +248,24 @@ pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Resul
         }
         moec_plan::differentiate(&graph, Output::Objective, &Wrt::Nodes(trained))?
     };
-    let trained = moec_plan::add_optimizer(&differentiated, &recipe.optimizer, recipe.clip)?;
+    let step = StepOptions {
+        batches: recipe.accumulate,
+        clip: recipe.clip,
+        average: recipe.average,
+        matrices: lowered.matrices.clone(),
+        hidden: lowered.hidden_matrices.clone(),
+    };
+    let trained = match function {
+        Function::Accumulate => moec_plan::accumulate(&differentiated, &recipe.optimizer)?,
+        _ => moec_plan::add_optimizer(&differentiated, &recipe.optimizer, &step)?,
+    };
     check_stage("differentiation", &trained, Stage::Training)?;
     Ok(trained)
+}
+
+/// The names of the parameters that are trained.
+fn trained(lowered: &Lowered, recipe: &Recipe) -> Result<Vec<String>, CompileError> {
+    lowered.trained(&recipe.freeze).map_err(|error| CompileError::Freeze { error, span: frozen_by(recipe) })
 }
 
 /// Checked model to program, for a vocabulary of `vocab` characters.
@@ -259,19 +279,31 @@ pub fn compile(
     options: &CompileOptions,
 ) -> Result<Compiled, CompileError> {
     let mut clock = Clock::start();
-    let functions = options.functions.clone().unwrap_or_else(|| functions_of(model));
+    let mut functions = options.functions.clone().unwrap_or_else(|| functions_of(model, recipe));
+    let step = functions.iter().position(|function| *function == Function::TrainStep);
+    if let Some(at) = step.filter(|_| recipe.accumulate > 1 && !functions.contains(&Function::Accumulate)) {
+        functions.insert(at + 1, Function::Accumulate);
+    }
     let lowered = lower(model, recipe, vocab, Function::TrainStep, options.noise)?;
     let mut forward = Vec::new();
     for &function in &functions {
         forward.push(match function {
-            Function::TrainStep => lowered.clone(),
+            Function::TrainStep | Function::Accumulate => lowered.clone(),
             _ => moec_model::lower(model, &lower_options(recipe, vocab, function, options.noise, options.samples))?,
         });
     }
     clock.stage("lower");
     let mut completed = Vec::new();
+    // Beside a training step there are averages, which the others read; alone they are given them as parameters.
+    let averaged = match recipe.average.filter(|_| functions.contains(&Function::TrainStep)) {
+        Some(_) => trained(&lowered, recipe)?,
+        None => Vec::new(),
+    };
     for (function, lowered) in functions.iter().zip(&forward) {
-        completed.push((*function, complete(lowered, recipe, *function)?));
+        let graph = complete(lowered, recipe, *function)?;
+        let trains = matches!(function, Function::TrainStep | Function::Accumulate);
+        let graph = if trains || averaged.is_empty() { graph } else { moec_plan::read_averages(&graph, &averaged)? };
+        completed.push((*function, graph));
     }
     clock.stage("differentiate");
     let format = options.weights.filter(|_| !functions.contains(&Function::TrainStep));
@@ -280,7 +312,9 @@ pub fn compile(
             // Panels are for a few rows. A batch has more of them, and brings its weights into an order of its own.
             let (format, panel) = match function {
                 Function::Next | Function::Decode => (format, options.limits.panel),
-                Function::TrainStep | Function::Evaluate | Function::Logits => (WeightFormat::F32, None),
+                Function::TrainStep | Function::Accumulate | Function::Evaluate | Function::Logits => {
+                    (WeightFormat::F32, None)
+                }
             };
             let storage = WeightStorage { format, panel, of_routers: &lowered.router_parameters };
             optimize(&moec_plan::store_weights(graph, &storage)?, options)

@@ -26,7 +26,7 @@ pub struct Run {
     pub vocab: Vocab,
     /// The functions that were asked for.
     pub compiled: Compiled,
-    /// The trained tensors.
+    /// The trained tensors: the moving averages of parameters where the recipe has them.
     pub checkpoint: Checkpoint,
     /// Newer checkpoints that are damaged, the newest first.
     pub passed_over: Vec<PassedOver>,
@@ -62,7 +62,10 @@ impl Run {
                 compiled => break compiled?,
             }
         };
-        let load = |folder: &Path| moec_runtime::load_checkpoint(folder, &compiled.states, Parts::Model);
+        let load = |folder: &Path| match spec.checked.recipe.average {
+            Some(_) => moec_runtime::load_averages(folder, &compiled.states),
+            None => moec_runtime::load_checkpoint(folder, &compiled.states, Parts::Model),
+        };
         let (checkpoint, passed_over) = located.read(load)?;
         Ok(Self { root, request, spec, vocab, compiled, checkpoint, passed_over })
     }

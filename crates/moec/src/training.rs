@@ -14,12 +14,15 @@ pub fn train_config(recipe: &Recipe) -> TrainConfig {
         seed: recipe.seed,
         optimizer: recipe.optimizer.clone(),
         schedule: recipe.schedule.clone(),
+        batches: recipe.accumulate,
         log_every: recipe.log_every,
         evaluate_every: recipe.evaluate.every,
         // More than can be counted are as many as can be.
         evaluate_batches: usize::try_from(recipe.evaluate.batches).unwrap_or(usize::MAX),
+        patience: recipe.evaluate.patience,
         checkpoint_every: recipe.checkpoint_every,
         keep: recipe.checkpoints_kept.map(|keep| usize::try_from(keep).unwrap_or(usize::MAX)),
+        keep_best: recipe.best_kept,
     }
 }
 

@@ -176,6 +176,17 @@ impl<'a> Checker<'a> {
         };
         // A value says by itself what it can be.
         let fitting: Vec<&&ParameterSpec> = free.iter().filter(|spec| may_be(spec, &argument.value)).collect();
+        // The word of a choice says more than a name, which could be that of a number; and what is absent unless it is given
+        // is rather meant by its name.
+        let is_choice = |spec: &&ParameterSpec| {
+            matches!((&spec.ty, &argument.value.kind), (ParameterType::Choice(_), ExprKind::Name(_)))
+        };
+        let is_usual = |spec: &&ParameterSpec| !matches!(spec.default, DefaultValue::Absent(_));
+        let fitting =
+            [&is_choice as &dyn Fn(&&ParameterSpec) -> bool, &is_usual].into_iter().fold(fitting, |all, likely| {
+                let some: Vec<&&ParameterSpec> = all.iter().copied().filter(|spec| likely(spec)).collect();
+                if some.is_empty() { all } else { some }
+            });
         let is_told = |spec: &&&ParameterSpec| may_be(spec, &argument.value);
         let meant = match (same, required.as_slice(), fitting.as_slice()) {
             (Some(spec), _, _) => Some(&spec.name),

@@ -7,6 +7,7 @@ use moec_syntax::{self as ast, Code, Diagnostic, SourceFile, Span};
 
 use super::NamedValue;
 use super::overrides;
+use crate::argument::ParameterSpec;
 use crate::arithmetic::Number;
 use crate::model::{Causality, Positions};
 use crate::registry::Registry;
@@ -35,6 +36,8 @@ pub(super) struct BlockDefinition<'a> {
     pub(super) block: &'a ast::Block,
     pub(super) scope: Scope,
     pub(super) parent: Option<usize>,
+    /// What it can be given; `None` after a fault, which has been reported.
+    pub(super) parameters: Option<Vec<ParameterSpec>>,
 }
 
 /// A value given outside the file.
@@ -108,6 +111,8 @@ pub(super) struct ModelState {
     pub(super) facts: ModelFacts,
     /// Blocks that are being expanded, outermost first.
     pub(super) expanding: Vec<usize>,
+    /// Where those of them are used that were given something, outermost first.
+    pub(super) given: Vec<Span>,
     /// How deep layers are nested.
     pub(super) depth: usize,
     /// Statements reached, counting repetitions.
@@ -176,6 +181,11 @@ impl<'a> Checker<'a> {
             return;
         }
         let diagnostic = overrides::about(diagnostic);
+        // The value at fault may be that of a parameter.
+        let diagnostic = match self.model.given.last() {
+            Some(&used) => diagnostic.secondary(used, "with what this block is given"),
+            None => diagnostic,
+        };
         let key = (diagnostic.code, diagnostic.span(), diagnostic.message.clone());
         if self.reported.insert(key) {
             self.errors += usize::from(diagnostic.is_error());

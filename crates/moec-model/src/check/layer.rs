@@ -146,6 +146,11 @@ impl<'c, 'a> LayerCheck<'c, 'a> {
         self.resolved.forms.get(name).copied()
     }
 
+    /// Whether an argument was written, be it with a fault.
+    pub(crate) fn is_given(&self, name: &str) -> bool {
+        self.call.arguments.iter().any(|argument| argument.name.as_ref().is_some_and(|given| given.name == name))
+    }
+
     /// Where the value of an argument was written, or the name of the layer for a default.
     pub(crate) fn argument_span(&self, name: &str) -> Span {
         self.resolved.arguments.span(name).unwrap_or(self.name_span())
@@ -178,6 +183,11 @@ impl<'c, 'a> LayerCheck<'c, 'a> {
         if !self.resolved.failed {
             self.checker.count(shape, self.place.copies, self.call.name.span);
         }
+    }
+
+    /// Whether a block of that name is known here.
+    pub(crate) fn names_block(&self, name: &str) -> bool {
+        self.checker.visible_blocks(self.scope).any(|(_, block)| block.name.name == name)
     }
 
     /// What names can mean in the file.

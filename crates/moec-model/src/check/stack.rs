@@ -52,9 +52,10 @@ impl<'a> Checker<'a> {
             match statement {
                 Statement::Let(node) => scope = self.let_statement(node, scope, place.own),
                 Statement::Block(block) => {
+                    let parameters = self.parameters(block, scope);
                     let at = self.blocks.len();
                     let inside = Scope { block: Some(at), ..scope };
-                    self.blocks.push(BlockDefinition { block, scope: inside, parent: scope.block });
+                    self.blocks.push(BlockDefinition { block, scope: inside, parent: scope.block, parameters });
                     scope = inside;
                 }
                 Statement::Setting(node) => {
@@ -296,7 +297,7 @@ impl<'a> Checker<'a> {
         let name = call.name.name.as_str();
         let block = self.visible_blocks(scope).find(|(_, block)| block.name.name == name).map(|(at, _)| at);
         if let Some(at) = block {
-            return self.expand(at, call, place, flow, layers);
+            return self.expand(at, call, scope, place, flow, layers);
         }
         let Some(spec) = LAYERS.iter().find(|spec| spec.name == name) else {
             self.unknown_layer(call, scope);
@@ -377,13 +378,28 @@ impl<'a> Checker<'a> {
     }
 
     /// The layers of a block, where it is used.
-    fn expand(&mut self, at: usize, call: Written<'_, 'a>, place: Place, flow: &mut Flow, layers: &mut Vec<Layer>) {
-        let (block, scope) = (self.blocks[at].block, self.blocks[at].scope);
-        if let Some(first) = call.arguments.first() {
-            let d = Diagnostic::new(Code::UnknownArgument, format!("block `{}` takes no arguments", call.name))
-                .primary(first.span, "unexpected argument");
-            self.report(d);
-        }
+    fn expand(
+        &mut self,
+        at: usize,
+        call: Written<'_, 'a>,
+        scope: Scope,
+        place: Place,
+        flow: &mut Flow,
+        layers: &mut Vec<Layer>,
+    ) {
+        let block = self.blocks[at].block;
+        let faultless = self.error_count();
+        let scope = match (block.parameters(), call.arguments.first()) {
+            ([], Some(first)) => {
+                let d = Diagnostic::new(Code::UnknownArgument, format!("block `{}` takes no arguments", call.name))
+                    .primary(first.span, "unexpected argument")
+                    .help(format!("for some, define it as `block {}(hidden: int) {{ .. }}`", call.name));
+                self.report(d);
+                self.blocks[at].scope
+            }
+            ([], None) => self.blocks[at].scope,
+            _ => self.given(at, call, scope),
+        };
         if let Some(body) = call.body {
             let d = Diagnostic::new(Code::UnexpectedBody, format!("`{}` takes no layers of its own", call.name))
                 .primary(body.span, "unexpected layers");
@@ -402,8 +418,15 @@ impl<'a> Checker<'a> {
             return;
         }
         self.model.expanding.push(at);
+        let is_given = !call.arguments.is_empty() && self.error_count() == faultless;
+        if is_given {
+            self.model.given.push(call.span);
+        }
         let place = Place { own: false, ..place };
         self.body(&block.body, scope, place, flow, layers);
+        if is_given {
+            self.model.given.pop();
+        }
         self.model.expanding.pop();
     }
 }
@@ -428,11 +451,17 @@ impl<'a> LayerCheck<'_, 'a> {
         layers
     }
 
-    /// The layers that an expression stands for, of which there are `copies`, one in each expert, and what they return:
-    /// a layer, a block, or layers in braces. `None` for any other expression.
-    pub(crate) fn expert(&mut self, expr: &'a ast::Expr, copies: usize) -> Option<(Vec<Layer>, Flow)> {
+    /// The layers that an expression stands for, of which there are `copies`, one in each expert, and what they return
+    /// where they are given vectors of that width, if it is known: a layer, a block, or layers in braces. `None` for any
+    /// other expression.
+    pub(crate) fn expert(
+        &mut self,
+        expr: &'a ast::Expr,
+        copies: usize,
+        width: Option<usize>,
+    ) -> Option<(Vec<Layer>, Flow)> {
         let place = Place { expert: true, copies, ..self.place.within() };
-        let (mut flow, mut layers) = (Flow::vectors(self.input()), Vec::new());
+        let (mut flow, mut layers) = (Flow::vectors(width), Vec::new());
         match &expr.kind {
             ExprKind::Call(call) => {
                 self.checker.layer(Written::call(call), self.scope, place, &mut flow, &mut layers);

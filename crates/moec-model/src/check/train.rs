@@ -226,6 +226,24 @@ impl<'a> Checker<'a> {
                 .help("0.9 trains on nine tenths of the text and evaluates on the rest; 1.0 trains on all of it");
             self.report(d);
         }
+        for (of, argument, is_asked) in
+            [("evaluate", "patience", recipe.evaluate.patience.is_some()), ("checkpoint", "best", recipe.best_kept)]
+        {
+            let (missing, cure) = if recipe.evaluate.every == 0 {
+                ("there are no evaluations", "`evaluate(every: 100)` evaluates every 100 steps")
+            } else if recipe.split >= 1.0 {
+                ("nothing is held out", "`split 0.9` holds out a tenth of the text")
+            } else {
+                continue;
+            };
+            if is_asked {
+                let message = format!("`{argument}` goes by the held-out loss, and {missing}");
+                let d = Diagnostic::new(Code::ArgumentsConflict, message)
+                    .primary(at(of, argument), "expected evaluations of text that is held out")
+                    .help(cure);
+                self.report(d);
+            }
+        }
         let conflict = |code, of: &str, Conflict { setting, message, expected }| {
             let said = settings.get(of);
             let whole = said.and_then(|s| s.span);

@@ -30,6 +30,12 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
             "number of heads; divides the width",
         ),
         ParameterSpec::optional(
+            "kv_heads",
+            ParameterType::Int(Interval::at_least(1.0)),
+            DefaultValue::Absent("as heads"),
+            "number of heads of keys and values, each for as many heads of queries; divides `heads`",
+        ),
+        ParameterSpec::optional(
             "scale",
             ParameterType::Choice(&["head", "width"]),
             DefaultValue::Word("head"),
@@ -59,15 +65,20 @@ p = softmax over s <= t of (q_t . k_s) / sqrt(D)            scale: head; sqrt(C)
 y = (concatenated sum_s p_s v_s) Wprojᵀ + b                 y [N, C]
 norm: head   q = q / sqrt(mean(q^2) + norm_epsilon) * gain over the channels of each head, and k likewise, first of all
 norm: width  the same over the channels of all heads together
+kv_heads: G   q = x Wqᵀ, k = x Wkᵀ, v = x Wvᵀ with G heads in k and v [N, G D], each of which serves H / G heads of q
 With positions: rotary of `embed`, q and k are then turned by their place in the sequence.
 Dropout, in training, acts on p and on y.
 Parameters: qkv.weight [3 C, C], with bias: true qkv.bias [3 C]; proj.weight [C, C], with output_bias: true
-proj.bias [C]; with a norm query_norm.gain and key_norm.gain, [D] or [C], which start at 1.
-Cost per token: 8 C^2 + 2 C (T + 1), as a token sees half of the others on average.",
-    decoding: "Keeps keys and values of the last T tokens in cache.PATH [B, T, 2 C]: a token costs one row of scores.",
+proj.bias [C]; with a norm query_norm.gain and key_norm.gain, [D] or [C], which start at 1. With kv_heads, instead of qkv,
+query.weight [C, C], key.weight and value.weight [G D, C], and their biases.
+Cost per token: 8 C^2 + 2 C (T + 1), as a token sees half of the others on average; with kv_heads 4 C^2 + 4 C G D + 2 C (T + 1).",
+    decoding: "Keeps keys and values of the last T tokens in cache.PATH [B, T, 2 C]: a token costs one row of scores. \
+               With kv_heads they are kept for every head of queries.",
     references: &[
         "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762",
         "Henry et al. 2020, Query-Key Normalization for Transformers, arXiv 2010.04245 (norm, with the root mean square)",
+        "Ainslie et al. 2023, GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints, arXiv \
+         2305.13245 (kv_heads)",
         "Su et al. 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding, arXiv 2104.09864",
     ],
     check,
@@ -112,6 +123,8 @@ pub struct Attention {
     pub width: usize,
     /// Number of heads, H.
     pub heads: usize,
+    /// Number of heads of keys and values, G; that of the others unless less were asked for.
+    pub kv_heads: usize,
     /// Factor of the scores.
     pub scale: f64,
     /// Dropout rate of the probabilities and of the output.
@@ -140,7 +153,9 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     let (width, heads) = (c.input()?, c.size("heads")?);
     let rotary = c.model().positions == Positions::Rotary;
     let head_width = head_width(c, width, heads, rotary)?;
-    c.count(&[3, width, width]);
+    let kv_heads = kv_heads(c, heads)?;
+    let [queries, keys] = [width, kv_heads * head_width];
+    c.count(&[queries + 2 * keys, width]);
     c.count(&[width, width]);
     let (norm, norm_epsilon) = (QueryNorm::named(c.word("norm")?), c.float("norm_epsilon")?);
     if norm == QueryNorm::None && norm_epsilon != DEFAULT_EPSILON {
@@ -150,10 +165,19 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
         c.report(d);
         return None;
     }
+    if norm == QueryNorm::Width && kv_heads < heads {
+        let d = Diagnostic::new(Code::ArgumentsConflict, "`norm: width` does not go together with `kv_heads`")
+            .primary(c.argument_span("norm"), "a gain for every channel of all heads")
+            .secondary(c.argument_span("kv_heads"), "keys have fewer heads than queries")
+            .help("use `norm: head`");
+        c.report(d);
+        return None;
+    }
     let scaled_by = if c.word("scale")? == "width" { width } else { head_width };
     checked(Attention {
         width,
         heads,
+        kv_heads,
         scale: (scaled_by as f64).sqrt().recip(),
         dropout: c.float("dropout")?,
         bias: c.bool("bias")?,
@@ -187,6 +211,22 @@ fn head_width(c: &mut LayerCheck<'_, '_>, width: usize, heads: usize, rotary: bo
     Some(head_width)
 }
 
+/// Number of heads of keys and values, which must divide that of the others.
+fn kv_heads(c: &mut LayerCheck<'_, '_>, heads: usize) -> Option<usize> {
+    let Some(kv_heads) = c.size("kv_heads") else { return (!c.is_given("kv_heads")).then_some(heads) };
+    if heads.is_multiple_of(kv_heads) {
+        return Some(kv_heads);
+    }
+    let near: Vec<String> = divisors_near(heads, kv_heads).into_iter().map(|n| format!("`kv_heads: {n}`")).collect();
+    let message = format!("{kv_heads} heads of keys do not divide the {heads} heads of queries");
+    let d = Diagnostic::new(Code::ArgumentsConflict, message)
+        .primary(c.argument_span("kv_heads"), format!("expected a divisor of {heads}"))
+        .secondary(c.argument_span("heads"), format!("{heads} heads"))
+        .help(format!("the nearest are {}", near.join(" and ")));
+    c.report(d);
+    None
+}
+
 /// The nearest divisors of `n` below and above `near`.
 fn divisors_near(n: usize, near: usize) -> Vec<usize> {
     let below = (1..near.min(n + 1)).rev().find(|&d| n.is_multiple_of(d));
@@ -209,6 +249,40 @@ impl Attention {
         l.b().op(Op::Rotary { heads: self.heads, time: site.time, base, inverse: false, positions }, &operands)
     }
 
+    /// Queries, keys and values side by side, `[N, 3C]`; keys and values once for each head of queries that they serve.
+    fn projected(&self, l: &mut Lowering, x: Value) -> Value {
+        let (width, head_width) = (self.width, self.width / self.heads);
+        if self.kv_heads == self.heads {
+            return l.linear("qkv", x, Rows::Tokens, (width, 3 * width), self.bias);
+        }
+        let keys = self.kv_heads * head_width;
+        let parts = [("query", width), ("key", keys), ("value", keys)];
+        let parts = parts.map(|(name, output)| l.linear(name, x, Rows::Tokens, (width, output), self.bias));
+        let b = l.b();
+        let tokens = b.extent(x, 0);
+        let groups = self.heads / self.kv_heads;
+        let mut sum = None;
+        for (part, mask) in parts.into_iter().zip(kinds(b)) {
+            let all = if b.columns(part) == width {
+                part
+            } else {
+                let each = b.reshape(part, [tokens * self.kv_heads, 1, head_width]);
+                b.broadcast(each, [tokens * self.kv_heads, groups, head_width])
+            };
+            let all = b.reshape(all, [tokens, 1, width]);
+            let all = b.broadcast(all, [tokens, 3, width]);
+            let mask = b.reshape(mask, [1, 3, 1]);
+            let mask = b.broadcast(mask, [tokens, 3, width]);
+            let placed = b.mul(all, mask);
+            sum = Some(match sum {
+                Some(sum) => b.add(sum, placed),
+                None => placed,
+            });
+        }
+        let sum = sum.invariant("there are queries, keys and values");
+        b.reshape(sum, [tokens, 3 * width])
+    }
+
     /// Queries and keys divided by their root mean square; `qkv` is `[N, 3C]`, and its values stay as they are.
     fn normalised(&self, l: &mut Lowering, qkv: Value) -> Value {
         let (groups, width) = match self.norm {
@@ -223,26 +297,14 @@ impl Attention {
         let parts = b.reshape(qkv, [tokens, 3 * groups, width]);
         let one = b.fill(1.0, [width]);
         let normed = b.op(Op::RmsNorm { epsilon: self.norm_epsilon.into() }, &[parts, one]);
-        // 0 for the rows of queries, 1 for those of keys, 2 for those of values; of which polynomials are 1 for one kind and 0
-        // for the others, exactly.
-        let kind = b.ramp(3, 1);
-        let kind = b.to_float(kind);
-        let kind = b.reshape(kind, [3, 1]);
-        let less_one = b.add_scalar(kind, -1.0);
-        let to_two = b.scale(kind, -1.0);
-        let to_two = b.add_scalar(to_two, 2.0);
-        let is_query = b.mul(less_one, to_two);
-        let is_query = b.scale(is_query, -0.5);
-        let is_key = b.mul(kind, to_two);
-        let is_value = b.mul(kind, less_one);
-        let is_value = b.scale(is_value, 0.5);
+        let kinds = kinds(b);
         let of_rows = |b: &mut Builder, column: Value| {
             let all = b.broadcast(column, [3, width]);
             let all = b.reshape(all, [3, 1, width]);
             let all = b.broadcast(all, [3, groups, width]);
             b.reshape(all, [3 * groups, width])
         };
-        let [query, key, value] = [is_query, is_key, is_value].map(|column| of_rows(b, column));
+        let [query, key, value] = kinds.map(|column| of_rows(b, column));
         let (query, key) = (b.mul(query, gains[0]), b.mul(key, gains[1]));
         let gain = b.add(query, key);
         let turned = b.mul(normed, gain);
@@ -272,7 +334,7 @@ impl LayerKind for Attention {
 
     fn lower(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Result<Value, LowerError> {
         let width = self.width;
-        let mut qkv = l.linear("qkv", x, Rows::Tokens, (width, 3 * width), self.bias);
+        let mut qkv = self.projected(l, x);
         qkv = self.normalised(l, qkv);
         if self.rotary {
             qkv = self.rotated(l, site, qkv);
@@ -291,8 +353,9 @@ impl LayerKind for Attention {
     }
 
     fn flops(&self, time: usize, _vocab: usize) -> Flops {
-        // Scores and weighted values over T/2 positions on average, and four square maps.
-        Flops::products((8 * self.width * self.width + 2 * self.width * (time + 1)) as f64)
+        // Scores and weighted values over T/2 positions on average, and four maps, two of them of keys and values.
+        let keys = self.width / self.heads * self.kv_heads;
+        Flops::products((4 * self.width * (self.width + keys) + 2 * self.width * (time + 1)) as f64)
     }
 
     fn needs(&self) -> Needs {
@@ -300,7 +363,7 @@ impl LayerKind for Attention {
     }
 
     fn resolved(&self) -> BTreeMap<String, ResolvedValue> {
-        map([
+        let mut arguments = map([
             ("heads", self.heads.into()),
             ("scale", self.scale.into()),
             ("dropout", self.dropout.into()),
@@ -309,6 +372,28 @@ impl LayerKind for Attention {
             ("norm", self.norm.word().into()),
             ("norm_epsilon", self.norm_epsilon.into()),
             ("rotary", self.rotary.into()),
-        ])
+        ]);
+        if self.kv_heads < self.heads {
+            arguments.insert("kv_heads".into(), self.kv_heads.into());
+        }
+        arguments
     }
+}
+
+/// `[3, 1]` for queries, keys and values each: 1 in its own row, and 0 in the others.
+fn kinds(b: &mut Builder) -> [Value; 3] {
+    // 0 for the rows of queries, 1 for those of keys, 2 for those of values; of which polynomials are 1 for one kind and 0
+    // for the others, exactly.
+    let kind = b.ramp(3, 1);
+    let kind = b.to_float(kind);
+    let kind = b.reshape(kind, [3, 1]);
+    let less_one = b.add_scalar(kind, -1.0);
+    let to_two = b.scale(kind, -1.0);
+    let to_two = b.add_scalar(to_two, 2.0);
+    let is_query = b.mul(less_one, to_two);
+    let is_query = b.scale(is_query, -0.5);
+    let is_key = b.mul(kind, to_two);
+    let is_value = b.mul(kind, less_one);
+    let is_value = b.scale(is_value, 0.5);
+    [is_query, is_key, is_value]
 }

@@ -81,7 +81,7 @@ impl LayerKind for Unembed {
         let weight = if self.tied {
             tied_weights(l, width)?
         } else {
-            l.emitter.parameter("weight", [vocab, width], Role::Weight { fan_in: width, fan_out: vocab })
+            l.emitter.parameter("weight", [vocab, width], Role::Scores { width, vocab })
         };
         let bias = self.bias.then(|| l.emitter.parameter("bias", [vocab], Role::Bias { fan_in: width }));
         Ok(l.product(x, weight, bias))

@@ -62,6 +62,10 @@ pub struct Lowered {
     pub parameters: Vec<(String, Init)>,
     /// Names of the parameters by which routers decide.
     pub router_parameters: BTreeSet<String>,
+    /// Names of the parameters that are weights of linear maps: neither biases, norms nor tables of vectors.
+    pub matrices: BTreeSet<String>,
+    /// Names of those that lead from hidden vectors to hidden vectors, and not to the scores of tokens.
+    pub hidden_matrices: BTreeSet<String>,
     /// States of routers with their initial values.
     pub states: Vec<(String, StateInit)>,
     /// The `moe` layers in order.
@@ -109,6 +113,8 @@ pub struct MoeLayerInfo {
     pub experts_per_token: f64,
     /// Experts that every token goes to.
     pub shared: usize,
+    /// How many of the E experts compute nothing: the last ones.
+    pub zero_computation: usize,
     /// Name of the routing strategy.
     pub strategy: String,
     /// What the strategy promises with the arguments that it has here: when it is random, which losses fit.
@@ -119,6 +125,23 @@ pub struct MoeLayerInfo {
     pub losses: Vec<(String, f64)>,
     /// Where it was written.
     pub span: Span,
+}
+
+/// A `moe` layer whose number of experts per token is measured, since it varies.
+pub(crate) struct MeasuredLayer {
+    pub(crate) path: String,
+    /// The mean number of experts that compute for a token, `[]`.
+    pub(crate) value: Value,
+    /// The same as the table of layers reckons with it.
+    pub(crate) declared: f64,
+}
+
+impl MeasuredLayer {
+    /// Whether a parameter is one of an expert that computes. Those of constant experts are computed for every token.
+    fn holds(&self, parameter: &str) -> bool {
+        let inner = parameter.strip_prefix(self.path.as_str()).and_then(|rest| rest.strip_prefix(".experts."));
+        inner.is_some_and(|inner| !inner.starts_with("constant."))
+    }
 }
 
 /// Why a checked model could not be lowered.
@@ -197,6 +220,7 @@ pub(crate) struct Lowering {
     /// How often each path of a layer occurred.
     taken: BTreeMap<String, usize>,
     pub(crate) moe_layers: Vec<MoeLayerInfo>,
+    pub(crate) measured: Vec<MeasuredLayer>,
     pub(super) routed: Vec<RoutedLayer>,
     pub(super) layers: Vec<LayerInfo>,
     pub(super) inner_layers: Vec<LayerInfo>,
@@ -215,6 +239,7 @@ impl Lowering {
             token_ids,
             taken: BTreeMap::new(),
             moe_layers: Vec::new(),
+            measured: Vec::new(),
             routed: Vec::new(),
             layers: Vec::new(),
             inner_layers: Vec::new(),
@@ -348,6 +373,32 @@ impl Lowering {
         }
         let rng = self.emitter.rng();
         self.b().dropout(x, rate, rng)
+    }
+
+    /// The output `active_parameters`, if the number of experts of a token is measured anywhere: what a token makes use of,
+    /// with those experts instead of as many as were reckoned with.
+    pub(super) fn active_parameters(&mut self) {
+        let measured = std::mem::take(&mut self.measured);
+        if measured.is_empty() {
+            return;
+        }
+        // A parameter of an expert of a `moe` inside an expert depends on both.
+        let mut parts: BTreeMap<Vec<usize>, f64> = BTreeMap::new();
+        for (name, declared) in &self.emitter.parameters {
+            let around: Vec<usize> = (0..measured.len()).filter(|&i| measured[i].holds(name)).collect();
+            let reckoned: f64 = around.iter().map(|&i| measured[i].declared).product();
+            *parts.entry(around).or_insert(0.0) += declared.elements as f64 * declared.share / reckoned;
+        }
+        let b = self.b();
+        let mut total = b.fill(0.0, []);
+        for (around, share) in parts {
+            let mut part = b.fill(share, []);
+            for i in around {
+                part = b.mul(part, measured[i].value);
+            }
+            total = b.add(total, part);
+        }
+        b.output(Output::ActiveParameters, total);
     }
 
     /// Outputs of what the layer that is open decided, where they are asked for: see [`LowerOptions::routes`]. `choice`

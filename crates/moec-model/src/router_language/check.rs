@@ -32,7 +32,7 @@ const BUILT_IN: [(&str, &str); 9] = [
 ];
 
 /// Names of parts of the `moe` layer, which a trained tensor must not take.
-const PARTS_OF_MOE: [&str; 2] = ["experts", "shared"];
+const PARTS_OF_MOE: [&str; 4] = ["experts", "shared", "shared_gate", "latent"];
 
 /// The types that a parameter can have.
 pub(super) const TYPES: [&str; 3] = ["int", "float", "bool"];
@@ -50,6 +50,7 @@ pub(super) fn check(router: &ast::Router, losses: &[&str], report: &mut dyn FnMu
         states: Vec::new(),
         tables: Vec::new(),
         linears: IndexMap::new(),
+        varying: Vec::new(),
         loops: Vec::new(),
         closed: Vec::new(),
         spelt: IndexMap::new(),
@@ -102,6 +103,8 @@ struct Checker<'a, 'r> {
     tables: Vec<Table>,
     /// The linear maps that have names: what their tensors are called, and the shape of their weights.
     linears: IndexMap<usize, (String, Shape)>,
+    /// The numbers with names that are others in training than when sampling.
+    varying: Vec<usize>,
     /// The counts of the `repeat`s around a statement, outermost first.
     loops: Vec<Span>,
     /// Names of bodies of `repeat`s that are behind.
@@ -414,10 +417,13 @@ impl<'a> Checker<'a, '_> {
         if let ExprKind::Call(call) = &node.value.kind {
             let given = self.given(function, call)?;
             if given.get("choices").is_some() {
-                choices = Some(self.extent(&given, "choices")?);
+                let (number, extent) = self.extent(&given, "choices")?;
+                self.lasting(&number, "table")?;
+                choices = Some((number, extent));
             }
             if let Some(given) = given.get("seed") {
                 seed = self.number(given)?;
+                self.lasting(&seed, "table")?;
             }
         }
         let made = match function.name {
@@ -465,9 +471,16 @@ impl<'a> Checker<'a, '_> {
             return None;
         };
         match value.node {
+            // Another name for a table.
+            Node::Table(at) => {
+                self.bind(first, Meaning::Table(at, value.kind));
+                None
+            }
             Node::Number(number) => {
                 let slot = self.number_slots;
                 self.number_slots += 1;
+                let varies = self.varies(&number);
+                self.varying.extend(varies.then_some(slot));
                 self.bind(first, Meaning::Number(NumNode::Slot(slot), value.kind));
                 Some(Action::Number { slot, value: number })
             }
@@ -554,6 +567,9 @@ impl<'a> Checker<'a, '_> {
             return;
         }
         let columns = shape.columns.as_ref().and_then(|_| columns_of(&value));
+        if let Some(columns) = &columns {
+            self.lasting(columns, "state");
+        }
         match start {
             Some(start) => {
                 self.steps.push(Step { action: Action::State { at: self.states.len() }, span: node.span });
@@ -917,8 +933,12 @@ impl<'a> Checker<'a, '_> {
         Some(Kind::Int(extent.unwrap_or_else(|| self.spelt(expr.to_string(), number))))
     }
 
-    /// An extent that is spelt as it was written.
-    fn spelt(&mut self, text: String, number: &Num) -> Extent {
+    /// An extent that is spelt as it was written. What is spelt alike and means another number, since a name in it was bound
+    /// again in another `repeat`, has a mark behind it.
+    fn spelt(&mut self, mut text: String, number: &Num) -> Extent {
+        while self.spelt.get(&text).is_some_and(|known| known != number) {
+            text.push('\'');
+        }
         self.spelt.insert(text.clone(), number.clone());
         Extent::named(text)
     }
@@ -941,6 +961,11 @@ impl<'a> Checker<'a, '_> {
         let mut values: Vec<Expr> = values.into_iter().collect::<Option<_>>()?;
         if values.iter().all(|value| matches!(value.node, Node::Number(_))) {
             return self.number_choice(conditions, values, expr);
+        }
+        if let Some(table) = values.iter().find(|value| matches!(value.kind, Kind::Table(_))) {
+            let d = Diagnostic::new(Code::WrongKind, "an `if` cannot choose between tables");
+            let d = d.primary(table.span, "this is a table");
+            return self.fault(d.help("choose between what is looked up in them"));
         }
         // A number among tensors is one.
         if values.iter().any(|value| matches!(value.kind, Kind::Tensor(_))) {

@@ -5,7 +5,7 @@ use moec_ir::{Binary, Gradient, Invariant, Unary, internal_error};
 
 use super::emit::LOWEST;
 use super::kinds::Kind;
-use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation, Step};
+use super::program::{Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation, Step, assigned};
 use crate::router::{Compares, Comparison, GradientEnd, Reads};
 
 /// What is known about a value, whatever the numbers in it.
@@ -64,12 +64,14 @@ pub(super) struct Derived {
     pub(super) trained: bool,
     /// Whether some of them are no linear maps.
     pub(super) parameters: bool,
+    /// Whether anything, losses and what they are computed from included, is computed along sequences.
+    pub(super) sequences: bool,
 }
 
 /// Derives everything for a situation.
 pub(super) fn derive(program: &Program, situation: &Situation) -> Derived {
     let slots = vec![NOTHING; program.tensor_slots];
-    let mut walk = Walk { situation, slots, trained: false, parameters: false, own_loss: false };
+    let mut walk = Walk { situation, slots, trained: false, parameters: false, own_loss: false, sequences: false };
     walk.steps(&program.steps);
     let returned = &program.returned;
     let (assignment, weights, experts_per_token) = match &returned.assignment {
@@ -84,11 +86,14 @@ pub(super) fn derive(program: &Program, situation: &Situation) -> Derived {
         }
     };
     let noisy = returned.noisy.as_ref().map(|(scores, _)| walk.facts(scores));
+    if let Some((_, std)) = &returned.noisy {
+        walk.facts(std);
+    }
     for quantity in [&returned.logits, &returned.probabilities].into_iter().flatten() {
         walk.facts(quantity);
     }
-    let Walk { trained, parameters, own_loss, .. } = walk;
-    Derived { assignment, weights, noisy, own_loss, experts_per_token, trained, parameters }
+    let Walk { trained, parameters, own_loss, sequences, .. } = walk;
+    Derived { assignment, weights, noisy, own_loss, experts_per_token, trained, parameters, sequences }
 }
 
 impl Facts {
@@ -108,6 +113,11 @@ impl Facts {
             gradient_end: self.gradient_end.or(other.gradient_end),
             few: None,
         }
+    }
+
+    /// What is known where it may be either.
+    fn or(self, other: Facts) -> Facts {
+        Facts { few: self.few.filter(|_| self.few == other.few), ..self.with(other) }
     }
 
     /// The same, but with other tokens in it, by an expression.
@@ -188,6 +198,7 @@ struct Walk<'a> {
     trained: bool,
     parameters: bool,
     own_loss: bool,
+    sequences: bool,
 }
 
 impl Walk<'_> {
@@ -198,8 +209,10 @@ impl Walk<'_> {
                 Action::Tensor { slot, value } | Action::Assign { slot, value } => {
                     self.slots[*slot] = self.facts(value);
                 }
-                Action::TopK { values, indices, x, .. } => {
-                    let facts = Facts { few: None, ..self.facts(x) };
+                Action::TopK { values, indices, x, k } => {
+                    let facts = self.facts(x);
+                    let counts_tokens = facts.counts_tokens || self.situation.counts_tokens(k);
+                    let facts = Facts { few: None, counts_tokens, ..facts };
                     self.slots[*values] = facts;
                     self.slots[*indices] = Facts { learns: false, ..facts };
                 }
@@ -208,14 +221,20 @@ impl Walk<'_> {
                 }
                 Action::Aux { value, .. } => self.own_loss |= self.facts(value).learns,
                 Action::Repeat { count, steps } => {
-                    // What is known goes from name to name, so it stays as it is after as many rounds as there are names.
-                    let rounds = self.situation.size(count).unwrap_or(1).min(1 + self.slots.len());
-                    for _ in 0..rounds {
+                    // What is known after a round may be what was known before it or anything that is known now, whichever
+                    // round is the last; it only ever becomes less, so it comes to an end.
+                    loop {
                         let before = self.slots.clone();
                         self.steps(steps);
+                        for (slot, former) in self.slots.iter_mut().zip(&before) {
+                            *slot = former.or(*slot);
+                        }
                         if self.slots == before {
                             break;
                         }
+                    }
+                    if self.situation.counts_tokens(count) {
+                        assigned(steps).into_iter().for_each(|slot| self.slots[slot].counts_tokens = true);
                     }
                 }
             }
@@ -229,6 +248,7 @@ impl Walk<'_> {
         }
         let inner: Vec<Facts> =
             expr.inner(|condition| situation.holds(condition)).into_iter().map(|e| self.facts(e)).collect();
+        self.sequences |= expr.is_of_sequences();
         let counts = expr.numbers().into_iter().any(|number| situation.counts_tokens(number));
         let counted = |facts: Facts| Facts { counts_tokens: facts.counts_tokens || counts, ..facts };
         let first = counted(inner.first().copied().unwrap_or(NOTHING));
@@ -298,7 +318,7 @@ impl Walk<'_> {
                 let compares = match along {
                     Along::Tokens => Compares::Batch,
                     Along::Sequence => Compares::EarlierTokens,
-                    Along::Columns => Compares::None,
+                    Along::Rows | Along::Columns => Compares::None,
                 };
                 Facts { few: None, ..first }.among(compares, expr)
             }
@@ -309,18 +329,24 @@ impl Walk<'_> {
 
     /// Of the branch that is taken; where sizes decide that are not known, of all that may be.
     fn either(&mut self, branches: &[(Num, Expr)], otherwise: &Expr) -> Facts {
-        let mut possible = Vec::new();
+        let (mut possible, mut counts) = (Vec::new(), false);
+        let mut decided = false;
         for (condition, value) in branches {
+            counts |= self.situation.counts_tokens(condition);
             let open = self.situation.is_open(condition);
             if open || self.situation.holds(condition) {
                 possible.push(self.facts(value));
             }
-            if !open && self.situation.holds(condition) {
-                return joined(possible);
+            decided = !open && self.situation.holds(condition);
+            if decided {
+                break;
             }
         }
-        possible.push(self.facts(otherwise));
-        joined(possible)
+        if !decided {
+            possible.push(self.facts(otherwise));
+        }
+        let facts = joined(possible);
+        Facts { counts_tokens: facts.counts_tokens || counts, ..facts }
     }
 
     fn softmax(&self, facts: Facts, x: &Expr, over: Over, expr: &Expr) -> Facts {

@@ -10,7 +10,7 @@ use moec_syntax::Span;
 
 use super::kinds::{Columns, Of, Shape};
 use super::program::{
-    Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation, Step, TableKind, branch,
+    Action, Along, Assigned, Expr, Node, Num, Over, Program, Reduction, Situation, Step, TableKind, assigned, branch,
 };
 use super::tables;
 use crate::emit::Role;
@@ -51,9 +51,10 @@ pub(super) fn emit(program: &Program, situation: &Situation, noisy: bool, contex
             }
             Assigned::DenseGates { gates } => Assignment::DenseGates { gates: e.fitted(gates, all.clone()) },
         };
-        let logits = returned.logits.as_ref().map(|logits| e.fitted(logits, all.clone()));
-        let probabilities = returned.probabilities.as_ref().map(|p| e.fitted(p, all.clone()));
-        let noisy = returned.noisy.as_ref().filter(|_| noisy).map(|(scores, std)| {
+        let losses = e.context.has_losses();
+        let logits = returned.logits.as_ref().filter(|_| losses).map(|logits| e.fitted(logits, all.clone()));
+        let probabilities = returned.probabilities.as_ref().filter(|_| losses).map(|p| e.fitted(p, all.clone()));
+        let noisy = returned.noisy.as_ref().filter(|_| noisy && losses).map(|(scores, std)| {
             let scores = e.fitted(scores, all.clone());
             NoisyScores { scores, std: e.fitted(std, all) }
         });
@@ -64,7 +65,7 @@ pub(super) fn emit(program: &Program, situation: &Situation, noisy: bool, contex
 /// Which steps anything depends on; `losses` says whether those of the router count.
 pub(super) fn live(program: &Program, situation: &Situation, noisy: bool, losses: bool) -> Vec<bool> {
     let mut wanted = Wanted { slots: vec![false; program.tensor_slots], states: vec![false; program.states.len()] };
-    for root in program.returned.expressions(noisy) {
+    for root in program.returned.expressions(losses, noisy && losses) {
         want(root, situation, &mut wanted);
     }
     let mut live = vec![false; program.steps.len()];
@@ -84,8 +85,11 @@ pub(super) fn live(program: &Program, situation: &Situation, noisy: bool, losses
             Action::Aux { value, .. } => (losses, value),
             Action::Assign { .. } => internal_error!("a name is given another value in a `repeat` only"),
             Action::Repeat { steps, .. } => {
-                *live = assigned(steps).any(|slot| wanted.slots[slot]);
+                let slots = assigned(steps);
+                *live = slots.iter().any(|&slot| wanted.slots[slot]);
                 if *live {
+                    // All of it is gone through, so all of it needs what it starts from.
+                    slots.into_iter().for_each(|slot| wanted.slots[slot] = true);
                     want_all(steps, situation, &mut wanted);
                 }
                 continue;
@@ -103,17 +107,6 @@ pub(super) fn live(program: &Program, situation: &Situation, noisy: bool, losses
 struct Wanted {
     slots: Vec<bool>,
     states: Vec<bool>,
-}
-
-/// The names from before a `repeat` that its statements give another value.
-fn assigned(steps: &[Step]) -> Box<dyn Iterator<Item = usize> + '_> {
-    Box::new(steps.iter().flat_map(|step| -> Box<dyn Iterator<Item = usize>> {
-        match &step.action {
-            Action::Assign { slot, .. } => Box::new(std::iter::once(*slot)),
-            Action::Repeat { steps, .. } => assigned(steps),
-            _ => Box::new(std::iter::empty()),
-        }
-    }))
 }
 
 /// Marks what the statements of a `repeat` read.
@@ -387,7 +380,11 @@ impl Emission<'_, '_, '_> {
             Err(message) => {
                 self.context.refuse(message);
                 let b = self.b();
-                let none = b.fill(-1.0, [tokens, columns]);
+                if table.made == TableKind::Frequency {
+                    return b.fill(0.0, [tokens]);
+                }
+                let shape: Vec<usize> = [tokens].into_iter().chain(choices).collect();
+                let none = b.fill(-1.0, shape);
                 return b.to_index(none, experts);
             }
         };
@@ -505,6 +502,11 @@ impl Emission<'_, '_, '_> {
 
     fn select(&mut self, condition: &Expr, a: &Expr, b: &Expr) -> Value {
         let parts = [condition, a, b].map(|part| (self.value(part), part.shape()));
+        if let Some((matrix, _)) = parts.iter().find(|(_, shape)| shape.rows.is_some()) {
+            let shape = self.b().shape(*matrix);
+            let [condition, a, b] = parts.map(|(value, from)| self.spread(value, from, &shape));
+            return self.b().select(condition, a, b);
+        }
         let tokens = parts.iter().any(|(_, shape)| shape.tokens);
         let widest = parts.iter().find(|(_, shape)| shape.columns.is_some());
         let columns = widest.map(|(value, _)| self.b().columns(*value));
@@ -680,7 +682,8 @@ fn reduce(b: &mut Builder, reduction: Reduction, x: Value, whole: &Shape, over: 
 fn cumulative_sum(b: &mut Builder, x: Value, whole: &Shape, along: Along, time: usize) -> Value {
     match along {
         Along::Tokens => b.cumsum(x, 0),
-        Along::Columns => b.cumsum(x, usize::from(whole.tokens)),
+        Along::Rows => b.cumsum(x, 0),
+        Along::Columns => b.cumsum(x, usize::from(whole.is_matrix())),
         Along::Sequence => {
             // The tokens stand sequence after sequence.
             let shape = b.shape(x);

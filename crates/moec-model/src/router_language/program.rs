@@ -99,13 +99,13 @@ pub(super) struct Returned {
 }
 
 impl Returned {
-    /// Every expression in it; the noisy scores only if they are asked for.
-    pub(super) fn expressions(&self, noisy: bool) -> Vec<&Expr> {
+    /// Every expression in it; what losses are computed from, and the noisy scores of that, only if they are asked for.
+    pub(super) fn expressions(&self, quantities: bool, noisy: bool) -> Vec<&Expr> {
         let mut expressions: Vec<&Expr> = match &self.assignment {
             Assigned::TokenChoice { experts, weights } => vec![experts, weights],
             Assigned::DenseGates { gates } => vec![gates],
         };
-        expressions.extend(self.logits.iter().chain(&self.probabilities));
+        expressions.extend(self.logits.iter().chain(&self.probabilities).filter(|_| quantities));
         expressions.extend(self.noisy.iter().filter(|_| noisy).flat_map(|(scores, std)| [scores, std]));
         expressions
     }
@@ -152,6 +152,8 @@ pub(super) enum Along {
     Tokens,
     /// The tokens of each sequence by itself.
     Sequence,
+    /// The rows of a matrix that is not of tokens.
+    Rows,
     Columns,
 }
 
@@ -299,6 +301,19 @@ impl Expr {
         }
     }
 
+    /// Whether it is computed along sequences.
+    pub(super) fn is_of_sequences(&self) -> bool {
+        match &self.node {
+            Node::Softmax(_, over)
+            | Node::LogSumExp(_, over)
+            | Node::KeepTopK(_, _, over)
+            | Node::Quantile(_, _, over)
+            | Node::Reduce(_, _, over) => *over == Over::Sequence,
+            Node::CumulativeSum(_, along) => *along == Along::Sequence,
+            _ => false,
+        }
+    }
+
     /// Its shape; a number that is known when the router is used is a scalar.
     pub(super) fn shape(&self) -> &Shape {
         match &self.kind {
@@ -306,6 +321,16 @@ impl Expr {
             Kind::Int(_) | Kind::Float | Kind::Bool | Kind::Table(_) => &Shape::SCALAR,
         }
     }
+}
+
+/// The names from before a `repeat` that its statements give another value.
+pub(super) fn assigned(steps: &[Step]) -> Vec<usize> {
+    let inner = steps.iter().map(|step| match &step.action {
+        Action::Assign { slot, .. } => vec![*slot],
+        Action::Repeat { steps, .. } => assigned(steps),
+        _ => Vec::new(),
+    });
+    inner.flatten().collect()
 }
 
 /// The value of the first branch that `chosen` holds to.
@@ -329,7 +354,7 @@ impl PartialEq for Num {
 
 impl Num {
     /// The numbers that it is made of.
-    fn inner(&self) -> Vec<&Num> {
+    pub(super) fn inner(&self) -> Vec<&Num> {
         match &self.node {
             NumNode::Constant(_)
             | NumNode::Parameter(_)

@@ -581,7 +581,8 @@ fn nothing_is_joined_with_an_operation_over_nothing() {
 fn the_order_of_fusions_does_not_matter() {
     let text = include_str!("../../../../tests/autodiff/mixture_of_experts.ir");
     let graph = crate::differentiate(&parse(text).unwrap(), "objective", &crate::Wrt::Parameters).unwrap();
-    let graph = crate::add_optimizer(&graph, &crate::Optimizer::default(), Some(1.0)).unwrap();
+    let graph =
+        crate::add_optimizer(&graph, &crate::Optimizer::default(), &crate::StepOptions::clipped(Some(1.0))).unwrap();
     let names = FUSIONS.map(|f| f.name);
     let (expected, _) = run(names, &graph, LaunchLimits::default());
     assert_ne!(expected, Clusters::single(&graph));

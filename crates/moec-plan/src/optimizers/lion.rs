@@ -1,8 +1,10 @@
 //! Lion (Chen et al. 2023, arXiv 2302.06675): the sign of an interpolated momentum.
 
-use super::{Body, Decay, Direction, LEARNING_RATE, MEMORY, OptimizerSpec, WEIGHT_DECAY};
+use super::{
+    Body, DECAY, Decay, Direction, Followed, IDLE, LEARNING_RATE, MEMORY, OptimizerSpec, WEIGHT_DECAY, nothing_decays,
+};
 use crate::settings::Settings;
-use moec_ir::{Builder, ParameterSpec, Unary, Value};
+use moec_ir::{Builder, ParameterSpec, Unary};
 
 pub(super) static LION: OptimizerSpec = OptimizerSpec {
     name: "lion",
@@ -15,17 +17,20 @@ pub(super) static LION: OptimizerSpec = OptimizerSpec {
         ParameterSpec::number("beta1", MEMORY, 0.9, "share of the momentum in the direction"),
         ParameterSpec::number("beta2", MEMORY, 0.99, "decay of the momentum"),
         ParameterSpec::number("weight_decay", WEIGHT_DECAY, 0.0, "decoupled weight decay"),
+        DECAY,
+        IDLE,
     ],
-    check: |_| None,
-    moments: |_| &["m"],
+    check: nothing_decays,
+    moments: |_, _| &["m"],
     per_step: |_, _| Vec::new(),
-    body: Body::Direction(Decay::Decoupled, direction),
+    rate: |_, _| 1.0,
+    body: Body::Direction((Decay::Decoupled, direction)),
 };
 
-fn direction(settings: &Settings, b: &mut Builder, gradient: Value, moments: &[Value]) -> Direction {
+fn direction(settings: &Settings, b: &mut Builder, followed: &Followed<'_>) -> Direction {
     let mut interpolated = |beta: f64| {
-        let kept = b.scale(moments[0], beta);
-        let new = b.scale(gradient, 1.0 - beta);
+        let kept = b.scale(followed.moments[0], beta);
+        let new = b.scale(followed.gradient, 1.0 - beta);
         b.add(kept, new)
     };
     let [direction, momentum] = ["beta1", "beta2"].map(|beta| interpolated(settings.number(beta)));

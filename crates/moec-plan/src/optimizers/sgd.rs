@@ -1,8 +1,10 @@
 //! Stochastic gradient descent with momentum, as PyTorch's `torch.optim.SGD` with dampening 0.
 
-use super::{Body, Decay, Direction, LEARNING_RATE, OptimizerSpec, WEIGHT_DECAY};
+use super::{
+    Body, DECAY, Decay, Direction, Followed, IDLE, LEARNING_RATE, OptimizerSpec, WEIGHT_DECAY, nothing_decays,
+};
 use crate::settings::{Conflict, Settings};
-use moec_ir::{Builder, Interval, ParameterSpec, Value};
+use moec_ir::{Builder, Interval, ParameterSpec};
 
 pub(super) static SGD: OptimizerSpec = OptimizerSpec {
     name: "sgd",
@@ -19,24 +21,29 @@ pub(super) static SGD: OptimizerSpec = OptimizerSpec {
         ParameterSpec::number("momentum", Interval::at_least(0.0), 0.0, "what is left of the velocity after a step"),
         ParameterSpec::flag("nesterov", false, "looks ahead along the velocity"),
         ParameterSpec::number("weight_decay", WEIGHT_DECAY, 0.0, "weight decay, added to the gradient"),
+        DECAY,
+        IDLE,
     ],
     check,
-    moments: |settings| if settings.number("momentum") > 0.0 { &["velocity"] } else { &[] },
+    moments: |settings, _| if settings.number("momentum") > 0.0 { &["velocity"] } else { &[] },
     per_step: |_, _| Vec::new(),
-    body: Body::Direction(Decay::Coupled, direction),
+    rate: |_, _| 1.0,
+    body: Body::Direction((Decay::Coupled, direction)),
 };
 
 fn check(settings: &Settings) -> Option<Conflict> {
-    (settings.flag("nesterov") && settings.number("momentum") == 0.0).then(|| Conflict {
+    let blind = (settings.flag("nesterov") && settings.number("momentum") == 0.0).then(|| Conflict {
         setting: "nesterov",
         message: "`nesterov` looks ahead along a velocity, and without momentum there is none".into(),
         expected: "expected `momentum` above 0 beside it".into(),
-    })
+    });
+    blind.or_else(|| nothing_decays(settings))
 }
 
 /// Without momentum the gradient itself, and nothing is kept.
-fn direction(settings: &Settings, b: &mut Builder, gradient: Value, moments: &[Value]) -> Direction {
-    let &[velocity] = moments else { return Direction { direction: gradient, moments: Vec::new() } };
+fn direction(settings: &Settings, b: &mut Builder, followed: &Followed<'_>) -> Direction {
+    let gradient = followed.gradient;
+    let &[velocity] = followed.moments else { return Direction { direction: gradient, moments: Vec::new() } };
     let momentum = settings.number("momentum");
     let kept = b.scale(velocity, momentum);
     let velocity = b.add(kept, gradient);

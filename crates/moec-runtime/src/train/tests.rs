@@ -5,7 +5,7 @@ use crate::metrics::Metric;
 use crate::run_folder::{RunTexts, read_metrics};
 use crate::sample::log_probability;
 use crate::tiny::{BATCH, CONTEXT, Tiny};
-use crate::{Kept, SampleConfig, SampleError, evaluate_split, initialise, sample};
+use crate::{Kept, SampleConfig, SampleError, best_checkpoint, evaluate_split, initialise, sample};
 use moec_ir::Tensor;
 use moec_plan::{BackendError, Session};
 use std::cell::Cell;
@@ -21,11 +21,14 @@ fn config() -> TrainConfig {
         seed: 1337,
         optimizer: Optimizer::default().with("lr", 0.02),
         schedule: Schedule::named("cosine").unwrap().with("warmup", 3).with("min_lr", 0.002),
+        batches: 1,
         log_every: 5,
         evaluate_every: 10,
         evaluate_batches: 2,
+        patience: None,
         checkpoint_every: 7,
         keep: None,
+        keep_best: false,
     }
 }
 
@@ -217,7 +220,8 @@ fn the_last_evaluation_is_made_up_for() {
     let tiny = Tiny::new();
     let folder = tempfile::tempdir().unwrap();
     let (whole, root) = (folder.path().join("whole"), folder.path().join("stopped"));
-    let complete = |root: &Path, step| is_complete(&RunFolder::open(root).unwrap(), &config(), step).unwrap();
+    let complete =
+        |root: &Path, step| outcome(&RunFolder::open(root).unwrap(), &config(), step).unwrap() == Outcome::Finished;
     begin(&tiny, &whole, &config(), &mut Stopper::default()).unwrap();
     let summary =
         begin(&tiny, &root, &config(), &mut Stopper { at_evaluation: Some(24), ..Stopper::default() }).unwrap();
@@ -229,12 +233,91 @@ fn the_last_evaluation_is_made_up_for() {
     assert_eq!((checkpoints(&root), metrics(&root)), (checkpoints(&whole), metrics(&whole)));
 }
 
+/// Next to no learning, so that only the windows of an evaluation decide what it says; it ends long before its last step.
+fn impatient() -> TrainConfig {
+    TrainConfig {
+        steps: 400,
+        optimizer: Optimizer::default().with("lr", 1e-9),
+        schedule: Schedule::default(),
+        evaluate_every: 2,
+        evaluate_batches: 1,
+        patience: Some(3),
+        checkpoint_every: 0,
+        keep_best: true,
+        ..config()
+    }
+}
+
+fn steps_saved(root: &Path) -> Vec<u64> {
+    crate::checkpoints(root).unwrap().into_iter().map(|(step, _)| step).collect()
+}
+
+#[test]
+fn training_ends_with_patience_and_remembers_it_over_a_stop() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainConfig { keep: Some(1), checkpoint_every: 3, ..impatient() };
+    let whole = folder.path().join("whole");
+    let summary = begin(&tiny, &whole, &config, &mut Stopper::default()).unwrap();
+    let (last, best) = (summary.step, summary.held_out.best.unwrap());
+    assert_eq!((summary.outcome, summary.held_out.without_better), (Outcome::StoppedEarly, 3));
+    assert!(best.step > 0 && last == best.step + 6 && last < config.steps, "{summary:?}");
+    assert_eq!(steps_saved(&whole), [best.step, last], "the newest and the best");
+    let best_is = |root: &Path| {
+        assert_eq!(best_checkpoint(root).unwrap(), Some(root.join(format!("checkpoints/step-{:08}", best.step))));
+    };
+    best_is(&whole);
+    let (expected, lines) = (checkpoints(&whole), metrics(&whole));
+    for (i, at) in [1, best.step, best.step + 1, best.step + 2, last - 1, last].into_iter().enumerate() {
+        for in_evaluation in [false, true] {
+            let root = folder.path().join(format!("stopped-{i}-{in_evaluation}"));
+            let (at_step, at_evaluation) = if in_evaluation { (None, Some(at)) } else { (Some(at), None) };
+            begin(&tiny, &root, &config, &mut Stopper { at_step, at_evaluation, ..Stopper::default() }).unwrap();
+            let summary = go_on(&tiny, &root, &config, Stopper::default()).unwrap();
+            assert_eq!((summary.outcome, summary.step), (Outcome::StoppedEarly, last), "stopped at {at}");
+            assert_eq!(metrics(&root), lines, "stopped at {at}, in an evaluation: {in_evaluation}");
+            assert!(checkpoints(&root) == expected, "stopped at {at}, in an evaluation: {in_evaluation}");
+            best_is(&root);
+        }
+    }
+    // It is over, and goes on where it would have gone on if more had been waited for.
+    let over = |config: &TrainConfig| outcome(&RunFolder::open(&whole).unwrap(), config, last).unwrap();
+    let longer = TrainConfig { patience: Some(5), ..config.clone() };
+    assert_eq!((over(&config), over(&longer)), (Outcome::StoppedEarly, Outcome::Interrupted));
+    assert_eq!(go_on(&tiny, &whole, &config, Stopper::default()).unwrap().step, last);
+    let straight = folder.path().join("straight");
+    let expected = begin(&tiny, &straight, &longer, &mut Stopper::default()).unwrap();
+    let summary = go_on(&tiny, &whole, &longer, Stopper::default()).unwrap();
+    assert_eq!((summary.step, summary.held_out), (expected.step, expected.held_out));
+    assert!(summary.step > last && metrics(&whole) == metrics(&straight));
+    // The steps may be over before patience is.
+    let short = TrainConfig { steps: last, ..config };
+    assert_eq!(over(&short), Outcome::Finished);
+}
+
+#[test]
+fn a_better_evaluation_takes_the_place_of_the_best() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    // Learning makes each evaluation better than the one before.
+    let learning = TrainConfig { steps: 24, evaluate_every: 4, patience: None, keep_best: true, ..config() };
+    for (every, keep, expected) in [(0, None, &[24][..]), (7, None, &[7, 14, 21, 24]), (7, Some(2), &[21, 24])] {
+        let root = folder.path().join(format!("{every}-{keep:?}"));
+        let config = TrainConfig { checkpoint_every: every, keep, ..learning.clone() };
+        let mut stopper = Stopper::default();
+        let summary = begin(&tiny, &root, &config, &mut stopper).unwrap();
+        assert_eq!(summary.held_out.best.unwrap().step, 24, "{:?}", metrics(&root));
+        assert_eq!(steps_saved(&root), expected, "every {every}, keep {keep:?}");
+    }
+}
+
 #[test]
 fn every_optimizer_learns_and_resumes_to_the_same_bits() {
     let sgd = Optimizer::named("sgd").unwrap().with("lr", 0.3);
     let nesterov = sgd.clone().with("lr", 0.05).with("momentum", 0.9).with("nesterov", true);
     let lion = Optimizer::named("lion").unwrap().with("lr", 0.01).with("weight_decay", 0.1);
-    for (i, optimizer) in [sgd, nesterov, lion].into_iter().enumerate() {
+    let muon = Optimizer::named("muon").unwrap().with("lr", 0.02).with("adamw_lr", 0.01);
+    for (i, optimizer) in [sgd, nesterov, lion, muon].into_iter().enumerate() {
         let tiny = Tiny::trained_by(&optimizer);
         let wsd = Schedule::named("wsd").unwrap().with("warmup", 2).with("decay", 8);
         let config = TrainConfig { optimizer, schedule: wsd, evaluate_every: 0, ..config() };
@@ -251,6 +334,34 @@ fn every_optimizer_learns_and_resumes_to_the_same_bits() {
             .collect();
         assert!(losses.last() < losses.first(), "optimizer {i} does not learn: {losses:?}");
     }
+}
+
+#[test]
+fn steps_of_several_batches_resume_to_the_same_bytes_and_count_them_all() {
+    let config = TrainConfig { batches: 3, steps: 12, ..config() };
+    let tiny = Tiny::in_batches(&config.optimizer, 3);
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let summary = begin(&tiny, &whole, &config, &mut Stopper::default()).unwrap();
+    let tokens = summary.tokens_per_s.unwrap() * summary.step_ms.unwrap() / 1e3;
+    assert!((tokens - (3 * BATCH * CONTEXT) as f64).abs() < 1e-6, "{tokens}");
+    let expected = checkpoints(&whole);
+    for at in [1, 7, 10] {
+        let root = folder.path().join(format!("stopped-{at}"));
+        begin(&tiny, &root, &config, &mut Stopper { at_step: Some(at), ..Stopper::default() }).unwrap();
+        go_on(&tiny, &root, &config, Stopper::default()).unwrap();
+        let found = checkpoints(&root);
+        assert!(expected.iter().all(|(name, bytes)| found[name] == *bytes), "stopped at {at}");
+        assert_eq!(metrics(&root), metrics(&whole), "stopped at {at}");
+    }
+    // The router saw the mean of the counts in each step, two experts a token; sums are no part of a checkpoint.
+    let last = checkpoint::load(&summary.checkpoint, &tiny.program.states, Parts::All).unwrap();
+    assert_eq!(last.tensors["moe.seen"].to_f64().iter().sum::<f64>().round(), (12 * 2 * BATCH * CONTEXT) as f64);
+    assert!(last.tensors.keys().all(|name| !name.starts_with("sum.")), "{:?}", last.tensors.keys());
+    // Each batch of a step has windows and dropout of its own: a step of one batch is another.
+    let single = folder.path().join("single");
+    begin(&Tiny::new(), &single, &TrainConfig { batches: 1, ..config.clone() }, &mut Stopper::default()).unwrap();
+    assert_ne!(metrics(&single), metrics(&whole));
 }
 
 #[test]

@@ -679,7 +679,7 @@ pub(crate) struct CompileArgs {
     #[arg(long, value_enum)]
     pub(crate) emit: Option<Emit>,
 
-    /// The function to emit: train_step, evaluate, logits, next or decode.
+    /// The function to emit: train_step, accumulate, evaluate, logits, next or decode.
     #[arg(long, default_value = Function::TrainStep.name())]
     pub(crate) function: String,
 
@@ -953,7 +953,8 @@ pub(crate) struct CompareArgs {
 /// `moec sample`
 #[derive(Debug, Args)]
 pub(crate) struct SampleArgs {
-    /// A run folder, or one of its checkpoints.
+    /// A run folder, or one of its checkpoints: RUN/checkpoints/step-00001000, or RUN/checkpoints/best for that with the best
+    /// held-out loss.
     pub(crate) run: PathBuf,
 
     /// Text to continue; without one the text begins as after a line break.
@@ -1056,7 +1057,8 @@ pub(crate) enum SplitName {
 /// `moec eval`
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// A run folder, or one of its checkpoints.
+    /// A run folder, or one of its checkpoints: RUN/checkpoints/step-00001000, or RUN/checkpoints/best for that with the best
+    /// held-out loss.
     pub(crate) run: PathBuf,
 
     /// A text file, a known data set, or `synthetic` [default: the run's own data].
@@ -1099,7 +1101,8 @@ pub(crate) enum RouteBy {
 /// `moec route`
 #[derive(Debug, Args)]
 pub(crate) struct RouteArgs {
-    /// A run folder, or one of its checkpoints.
+    /// A run folder, or one of its checkpoints: RUN/checkpoints/step-00001000, or RUN/checkpoints/best for that with the best
+    /// held-out loss.
     #[arg(required_unless_present_any = ["diff", "replay"], conflicts_with = "diff")]
     pub(crate) run: Option<PathBuf>,
 
@@ -1278,7 +1281,8 @@ pub(crate) struct MergeArgs {
 /// `moec extract`
 #[derive(Debug, Args)]
 pub(crate) struct ExtractArgs {
-    /// A run folder, or one of its checkpoints.
+    /// A run folder, or one of its checkpoints: RUN/checkpoints/step-00001000, or RUN/checkpoints/best for that with the best
+    /// held-out loss.
     pub(crate) run: PathBuf,
 
     /// The expert, by its number from 0, of every mixture.
@@ -1294,7 +1298,8 @@ pub(crate) struct ExtractArgs {
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("kept").required(true)))]
 pub(crate) struct PruneArgs {
-    /// A run folder, or one of its checkpoints.
+    /// A run folder, or one of its checkpoints: RUN/checkpoints/step-00001000, or RUN/checkpoints/best for that with the best
+    /// held-out loss.
     pub(crate) run: PathBuf,
 
     /// Keep these experts of every mixture, by their numbers from 0.
@@ -1377,7 +1382,8 @@ pub(crate) enum ExportFormat {
 /// `moec export`
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// A run folder, or one of its checkpoints.
+    /// A run folder, or one of its checkpoints: RUN/checkpoints/step-00001000, or RUN/checkpoints/best for that with the best
+    /// held-out loss.
     pub(crate) run: PathBuf,
 
     /// What to write.

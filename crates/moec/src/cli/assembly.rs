@@ -32,7 +32,7 @@ const RECIPE: &str = "merge.yaml";
 /// When there is no run, or it is damaged.
 pub(crate) fn open(path: &Path, registry: &Registry, console: &Console) -> Result<Run, Failure> {
     let run = Run::open(path, registry, Device::Cpu, |_, _| -> Result<_, Failure> { Ok(CompileOptions::only([])) })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    console.opened(&run);
     Ok(run)
 }
 

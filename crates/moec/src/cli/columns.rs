@@ -65,10 +65,18 @@ until an evaluation was timed: its batches are reckoned with a third of a step u
     },
     Column {
         name: "experts/token",
-        key: None,
-        summary: "experts that worked on a token in the mean of the last evaluation",
-        text: "Measured, after a capacity: what a capacity dropped is missing. Tokens are all of the batch, so that a layer that
-sees only some of them has fewer; expert choice, or experts that are empty, show here.",
+        key: Some("experts_per_token"),
+        summary: "experts that computed for a token in the mean of the last evaluation",
+        text: "Measured, after a capacity: what a capacity dropped is missing, and so are experts that compute nothing (`zero`, `copy`,
+`constant`). In metrics.jsonl and in lines where it varies: gates of which some are 0, expert choice, a capacity, experts
+without computation. On the line of an evaluation it is the mean over those layers.",
+    },
+    Column {
+        name: "active",
+        key: Some("active_parameters"),
+        summary: "parameters that a token made use of in the mean of the last evaluation",
+        text: "Those that every token meets, and of each layer the experts that computed for it, as many as were measured. Where every
+token has the same number of experts it is what `moec compile` says, and is not there.",
     },
     Column {
         name: "max/mean",

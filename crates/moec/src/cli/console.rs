@@ -1,5 +1,6 @@
 //! Where output goes: results to standard output, everything else to standard error.
 
+use crate::Run;
 use crate::cli::args::{Color, MessageFormat};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::live::screen;
@@ -175,6 +176,14 @@ impl Console {
     pub(crate) fn passed_over(&self, damaged: &[PassedOver], step: u64) {
         for PassedOver { error, .. } in damaged {
             self.warn(format!("{error}\n  the checkpoint of step {step} is taken, the newest before it that is whole"));
+        }
+    }
+
+    /// What is to be known of the tensors of a run that was opened.
+    pub(crate) fn opened(&self, run: &Run) {
+        self.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+        if let Some(decay) = run.spec.checked.recipe.average {
+            self.note(format!("its parameters are their moving averages, of decay {decay}"));
         }
     }
 

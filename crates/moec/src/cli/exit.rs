@@ -163,6 +163,8 @@ impl From<Error> for Failure {
             Error::NoCheckpoint(_) => {
                 say(Exit::Data).help("let the training reach its first checkpoint; Ctrl-C saves one")
             }
+            Error::NoBest(_) => say(Exit::Data)
+                .help("-s train.checkpoint.best=true saves where it is evaluated best; the run itself means its newest checkpoint"),
             Error::Surgery(ref e) => match e {
                 SurgeryError::Recipe(_) => say(Exit::Usage),
                 SurgeryError::Broken { .. } => say(Exit::Failure)

@@ -1,6 +1,7 @@
 //! What a run's folder holds, collected for a report.
 
 use crate::cli::cmd::compare;
+use crate::cli::cmd::compile::numbered;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::Failure;
@@ -196,7 +197,7 @@ impl Subject {
         }
         let none = |_: &_, _: &_| -> Result<_, Failure> { Ok(CompileOptions::only([])) };
         let run = Run::open(&self.path, registry, device, none)?;
-        console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+        console.opened(&run);
         let record = forward::recorded(&run, &text.text, 0, Mode::Evaluate, device, devices)?;
         if record.header.layers.is_empty() {
             return unknown("the model has no router");
@@ -218,17 +219,23 @@ impl Subject {
         let lowered = &self.compiled.lowered;
         let mut parts = Vec::new();
         if self.vocab.is_some() {
+            let measured = self.metrics.iter().rev().find_map(|metric| match metric {
+                Metric::Evaluation(evaluation) => evaluation.active_parameters,
+                _ => None,
+            });
+            let measured = measured.map(|n| format!(" ({} as measured)", grouped(n.round() as u64)));
             parts.push(format!(
-                "{} parameters, {} active per token",
+                "{} parameters, {} active per token{}",
                 grouped(lowered.parameter_count() as u64),
-                grouped(lowered.active_parameter_count() as u64)
+                grouped(lowered.active_parameter_count() as u64),
+                measured.unwrap_or_default()
             ));
         }
         let mut kinds: Vec<(String, usize)> = Vec::new();
         for moe in &lowered.moe_layers {
             let shared = if moe.shared > 0 { format!(" and {} shared", moe.shared) } else { String::new() };
             let of = (moe.experts_per_token * 100.0).round() / 100.0;
-            let kind = format!("{of} of {} experts{shared} by {}", moe.experts, moe.strategy);
+            let kind = format!("{of} of {}{shared} by {}", numbered(moe), moe.strategy);
             match kinds.iter_mut().find(|(known, _)| *known == kind) {
                 Some((_, count)) => *count += 1,
                 None => kinds.push((kind, 1)),
@@ -253,7 +260,7 @@ impl Subject {
         if let Some(vocab) = &self.vocab {
             fact("vocabulary", format!("{} characters", vocab.len()));
         }
-        fact("steps", format!("{} of {} x {} tokens", grouped(recipe.steps), recipe.batch, model.context));
+        fact("steps", format!("{} of {} x {} tokens", grouped(recipe.steps), recipe.sequences_text(), model.context));
         fact("optimizer", format!("{}, learning rate {}", recipe.optimizer.spec.name, recipe.optimizer.lr()));
         fact("precision", recipe.precision.name().to_string());
         if let Some(step) = self.step {
@@ -265,7 +272,7 @@ impl Subject {
             && !times.is_empty()
         {
             let mean = times.iter().sum::<f64>() / times.len() as f64;
-            let tokens = recipe.batch as f64 * model.context as f64 * 1e3 / mean;
+            let tokens = recipe.sequences() as f64 * model.context as f64 * 1e3 / mean;
             fact("time of a step", format!("{} ms, {} tokens/s", milliseconds(mean, 0), grouped(tokens as u64)));
         }
         if self.vocab.is_some() {

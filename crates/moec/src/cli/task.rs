@@ -349,7 +349,7 @@ fn what_is_kept(was: &Spec, is: &Spec) -> Option<&'static str> {
         return Some("optimizer");
     }
     let (was, is) = (was.recipe.to_resolved(), is.recipe.to_resolved());
-    ["data", "split", "batch", "seed", "init", "precision", "freeze"]
+    ["data", "split", "batch", "accumulate", "average", "seed", "init", "precision", "freeze"]
         .into_iter()
         .find(|name| was.get(*name) != is.get(*name))
 }

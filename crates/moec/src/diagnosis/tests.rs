@@ -54,6 +54,8 @@ fn panel(load: [f64; 8]) -> LayerBalance {
     LayerBalance {
         path: "moe".into(),
         load_rows: load.to_vec(),
+        zero_computation_rows: Vec::new(),
+        experts_per_token: None,
         load_max_over_mean: load.iter().copied().fold(0.0, f64::max) / rows * 8.0,
         experts_without_tokens: load.iter().filter(|r| **r == 0.0).count(),
         entropy_nats: 0.5,
@@ -70,6 +72,7 @@ fn evaluation(step: u64, (train, val): (f64, f64), layer: LayerBalance) -> Metri
         step,
         train_loss_nats: train,
         validation_loss_nats: Some(val),
+        active_parameters: None,
         layers: vec![layer],
     })
 }
@@ -228,6 +231,7 @@ fn layers_with_one_fault_and_one_cure_share_a_diagnosis() {
         step: 100,
         train_loss_nats: 2.0,
         validation_loss_nats: None,
+        active_parameters: None,
         layers: vec![dropping("moe"), dropping("moe_2")],
     });
     let found = diagnose(&Evidence { layers: &layers, metrics: &[both], ..Evidence::default() });

@@ -590,6 +590,14 @@ mod tests {
                 "one shared expert, behind a",
             ),
             (MIXTRAL, "route:", "capacity: capacity(factor: 1), route:", "capacity(factor: 1)", "take every token"),
+            (MIXTRAL, "route:", "latent: 5, route:", "5", "Mixtral has no latent experts"),
+            (
+                MIXTRAL,
+                "5 * mlp(hidden: 7, activation: swiglu, bias: false)",
+                "[5 * mlp(hidden: 7, activation: swiglu, bias: false), zero]",
+                "[5 * mlp(hidden: 7, activation: swiglu, bias: false), zero]",
+                "Mixtral has no `zero` experts",
+            ),
             (MIXTRAL, "unembed(bias: false)", "unembed", "unembed", "scores of Mixtral have no bias"),
             (
                 MIXTRAL,
@@ -598,6 +606,7 @@ mod tests {
                 "attention(heads: 3 - i, output_bias: false)",
                 "same number of heads",
             ),
+            (MIXTRAL, "output_bias", "kv_heads: 1, output_bias", "1", "is not exchanged"),
             (MIXTRAL, "output_bias", "norm: head, norm_epsilon: 0.1, output_bias", "0.1", "one epsilon"),
             (
                 MIXTRAL,

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use moec_ir::{Data, Invariant, Tensor};
-use moec_model::{Layer, Model, Moe, Route};
+use moec_model::{Attention, Layer, Model, Moe, Route};
 use moec_syntax::{Diagnostic, Span};
 
 use super::{Block, Decoder, Obstacles, Remarks, no_counterpart, only_mlp};
@@ -190,6 +190,10 @@ impl Check {
             let (at, message) = (attention.argument_span("bias"), "makeMoE's queries, keys and values have no bias");
             self.refuse(message, at, "expected `bias: false`", "leave it out: `false` is the default");
         }
+        if attention.of::<Attention>().is_some_and(|attention| attention.kv_heads < attention.heads) {
+            let (at, help) = (attention.argument_span("kv_heads"), "every head there has keys and values of its own");
+            self.refuse("makeMoE has as many heads of keys as of queries", at, "expected no `kv_heads`", help);
+        }
         if arguments.word("norm") != "none" {
             let (at, message) = (attention.argument_span("norm"), "makeMoE does not normalise queries and keys");
             self.refuse(message, at, "expected `norm: none`", "leave it out: `none` is the default");
@@ -224,6 +228,20 @@ impl Check {
         if moe.shared > 0 {
             let help = "every expert there is one that the router has chosen";
             self.refuse("makeMoE has no shared experts", layer.argument_span("shared"), "expected no `shared`", help);
+        }
+        if let Some(first) = moe.zero_computation.first() {
+            let (at, message) =
+                (layer.argument_span("experts"), format!("makeMoE has no `{}` experts", first.kind.word()));
+            let help = "every expert there computes";
+            self.refuse(message, at, "expected `NUMBER * mlp(..)`", help);
+        }
+        if moe.weighs_input {
+            let (at, help) = (layer.argument_span("weigh"), "an activation lies between, so the results differ");
+            self.refuse("makeMoE weighs what experts give", at, "expected no `weigh`", help);
+        }
+        if moe.latent.is_some() {
+            let (at, help) = (layer.argument_span("latent"), "experts there work on the width of the model");
+            self.refuse("makeMoE has no latent experts", at, "expected no `latent`", help);
         }
         if moe.capacity.is_some_and(|capacity| capacity.evaluation_factor > 0.0) {
             let (at, help) =
@@ -441,6 +459,7 @@ mod tests {
             ("width: 12", "width: 12, positions: rotary", "rotary", "learned positions"),
             ("scale: width", "scale: width, bias: true", "true", "no bias"),
             ("scale: width", "scale: width, norm: head", "head", "does not normalise"),
+            ("scale: width", "scale: width, kv_heads: 1", "1", "as many heads of keys"),
             ("residual { layer_norm  attention", "residual { rms_norm  attention", "rms_norm", "layer norms"),
             ("residual { layer_norm  moe", "residual { layer_norm(epsilon: 1e-6)  moe", "1e-6", "epsilon of 0.00001"),
             ("  layer_norm\n  unembed", "  rms_norm\n  unembed", "rms_norm", "layer norms"),
@@ -459,6 +478,9 @@ mod tests {
             ("epsilon: 0", "noise_at_evaluation: true", "noisy_top_k(k: 2, noise_at_evaluation: true)", "deviation"),
             ("route:", "shared: 1 * mlp(hidden: 5), route:", "1 * mlp(hidden: 5)", "no shared experts"),
             ("route:", "capacity: capacity(factor: 1.5), route:", "capacity(factor: 1.5)", "take every token"),
+            ("4 * mlp(hidden: 48)", "[4 * mlp(hidden: 48), copy]", "[4 * mlp(hidden: 48), copy]", "no `copy` experts"),
+            ("route:", "latent: 5, route:", "5", "no latent experts"),
+            ("route:", "weigh: input, route:", "input", "weighs what experts give"),
             (
                 "4 * mlp(hidden: 48)",
                 "4 * { layer_norm  mlp(hidden: 48) }",

@@ -228,6 +228,8 @@ mod tests {
         let layer = |load_rows: [f64; 3]| LayerBalance {
             path: "moe".into(),
             load_rows: load_rows.to_vec(),
+            zero_computation_rows: Vec::new(),
+            experts_per_token: None,
             load_max_over_mean: 1.0,
             experts_without_tokens: 0,
             entropy_nats: 0.0,

@@ -12,6 +12,8 @@ fn layer(path: &str, experts: usize, step: u64) -> LayerBalance {
     LayerBalance {
         path: path.to_string(),
         load_rows: (0..experts).map(|e| if e == 1 { 0.0 } else { (e as u64 * step % 97) as f64 }).collect(),
+        zero_computation_rows: Vec::new(),
+        experts_per_token: None,
         load_max_over_mean: 2.0,
         experts_without_tokens: 1,
         entropy_nats: 0.5,
@@ -34,6 +36,7 @@ fn metrics(steps: u64, layers: usize, experts: usize) -> Vec<Metric> {
                 step,
                 train_loss_nats: loss_nats,
                 validation_loss_nats: Some(loss_nats + 0.1),
+                active_parameters: None,
                 layers: (0..layers).map(|l| layer(&format!("blocks.{l}.moe"), experts, step)).collect(),
             }));
         }
@@ -186,6 +189,7 @@ fn empty_runs_have_a_page() {
         step: 1,
         train_loss_nats: f64::NAN,
         validation_loss_nats: Some(f64::INFINITY),
+        active_parameters: None,
         layers: vec![LayerBalance { load_rows: Vec::new(), ..layer("moe", 2, 1) }],
     };
     let page = report(vec![RunReport { metrics: vec![Metric::Evaluation(diverged)], ..run("a", 0, 1, 2, "x") }]).html();

@@ -2,7 +2,7 @@
 
 use super::assemble::floats;
 use super::certificate::{self, Alone};
-use super::layers::{FeedForward, MOE, feed_forward};
+use super::layers::{FeedForward, MOE, all_compute, feed_forward, full_width};
 use super::{Certificate, Subject, Witnesses, text, wrong};
 use crate::error::Error;
 use moec_ir::{Data, Invariant, Output, Tensor};
@@ -33,6 +33,7 @@ pub enum Kept {
 /// The mixtures of a model that are not inside an expert, of which there must be one.
 fn mixtures(run: &Subject) -> Result<Vec<FeedForward>, Error> {
     let layers: Vec<FeedForward> = feed_forward(run).into_iter().filter(|layer| layer.kind == MOE).collect();
+    all_compute(&run.name, &layers)?;
     if layers.is_empty() { Err(wrong(format!("{} has no `moe`", run.name))) } else { Ok(layers) }
 }
 
@@ -47,6 +48,7 @@ fn no_expert(layer: &FeedForward, expert: usize, experts: usize) -> Error {
 /// When there is no such expert, or the mixture does more than its experts.
 pub fn extract(run: &Subject, expert: usize, registry: &Registry, witnesses: &Witnesses<'_>) -> Result<Taken, Error> {
     let layers = mixtures(run)?;
+    full_width(&run.name, &layers)?;
     for layer in &layers {
         let experts = layer.experts().invariant("a `moe` has a number of experts");
         if expert >= experts {

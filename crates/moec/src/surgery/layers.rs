@@ -1,6 +1,7 @@
 //! The layers of a model that can be experts, or that have them.
 
-use super::{MeaningDifference, Subject, SurgeryError};
+use super::{MeaningDifference, Subject, SurgeryError, wrong};
+use crate::error::Error;
 use moec_model::{ResolvedLayer, ResolvedValue};
 use moec_syntax::Span;
 use std::collections::BTreeMap;
@@ -80,6 +81,29 @@ fn collect(layers: &[ResolvedLayer], into: &mut Vec<BTreeMap<String, ResolvedVal
             (_, Some(ResolvedValue::Layers(inner))) => collect(inner, into),
             (_, Some(_)) => {}
         }
+    }
+}
+
+/// That all experts of these layers of a model compute: of the others there is no tensor that could be taken or made.
+pub(crate) fn all_compute(name: &str, layers: &[FeedForward]) -> Result<(), Error> {
+    match layers.iter().find(|layer| layer.arguments.contains_key("zero_computation")) {
+        None => Ok(()),
+        Some(layer) => Err(wrong(format!(
+            "`{}` of {name} has experts that compute nothing (`zero`, `copy` or `constant`), which can be neither taken out \
+             nor put in",
+            layer.path
+        ))),
+    }
+}
+
+/// That the experts of these layers of a model work on its width, so that an expert can be a layer of its own.
+pub(crate) fn full_width(name: &str, layers: &[FeedForward]) -> Result<(), Error> {
+    match layers.iter().find(|layer| layer.arguments.contains_key("latent")) {
+        None => Ok(()),
+        Some(layer) => Err(wrong(format!(
+            "the experts of `{}` of {name} work on fewer channels (`latent`), and are no layers of the model's width",
+            layer.path
+        ))),
     }
 }
 

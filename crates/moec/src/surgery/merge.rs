@@ -2,7 +2,7 @@
 
 use super::assemble::{self, Experts, is_last_map};
 use super::certificate::{self, Alone};
-use super::layers::{FeedForward, MOE, feed_forward, same_meaning, same_trunk};
+use super::layers::{FeedForward, MOE, all_compute, feed_forward, full_width, same_meaning, same_trunk};
 use super::{
     Certificate, Gates, MeaningDifference, MergeRecipe, SliceScale, Subject, SurgeryError, Trunk, Witnesses, gates,
     text, wrong,
@@ -65,12 +65,16 @@ pub fn merge(
     if ours.is_empty() {
         return Err(wrong(format!("{} has no `mlp` that could become a mixture", base.name)));
     }
+    all_compute(&base.name, &ours)?;
+    full_width(&base.name, &ours)?;
     let spec = match spec {
         Some(spec) => spec,
         None => derived(recipe, base, &ours, registry)?,
     };
     let mut subject = Subject::new("the merged model".to_string(), spec, base.vocab.clone(), BTreeMap::new())?;
     let mixtures = feed_forward(&subject);
+    all_compute(&subject.name, &mixtures)?;
+    full_width(&subject.name, &mixtures)?;
     same_number(&subject, &mixtures, base, &ours)?;
     let theirs: Vec<Vec<FeedForward>> = donors.iter().map(|donor| feed_forward(donor)).collect();
     let replaced: Vec<usize> = (0..ours.len()).filter(|&i| is_made(&mixtures[i], &ours[i], recipe)).collect();
@@ -81,6 +85,8 @@ pub fn merge(
     let all = donors.iter().copied().zip(&theirs).chain(shared.map(|run| (run, &shared_layers)));
     for (run, layers) in all {
         same_number(run, layers, base, &ours)?;
+        all_compute(&run.name, layers)?;
+        full_width(&run.name, layers)?;
     }
     agree(recipe, base, &donors, &ours, &theirs, &replaced)?;
     let plan = Plan { recipe, base, donors: &donors, ours: &ours, theirs: &theirs, replaced: &replaced };

@@ -24,7 +24,11 @@ model dense {
 
 /// The model with numbers of its own.
 fn run(seed: u64) -> Subject {
-    let spec = Spec::parse("dense.moe", DENSE).unwrap();
+    run_of(DENSE, seed)
+}
+
+fn run_of(text: &str, seed: u64) -> Subject {
+    let spec = Spec::parse("dense.moe", text).unwrap();
     let vocab = Vocab::of_text("abcdefg");
     let mut subject = Subject::new(format!("runs/{seed}"), spec, vocab, BTreeMap::new()).unwrap();
     subject.tensors = beginning(&subject, seed).unwrap();
@@ -102,6 +106,30 @@ fn a_wrong_number_breaks_a_claim() {
         let broken = breaks(&wrong);
         assert!(matches!(broken, Err(SurgeryError::Broken { .. })), "{name}: {broken:?}");
     }
+}
+
+/// Experts that compute nothing, and experts on fewer channels, are no layers that could be taken out or put in.
+#[test]
+fn experts_that_are_no_layers_are_refused() {
+    let with = |experts: &str| {
+        let moe = format!("moe(experts: {experts}, route: softmax_top_k(k: 2))");
+        run_of(&DENSE.replace("mlp(hidden: 9, activation: silu)", &moe), 1)
+    };
+    let registry = Registry::with_builtins();
+    let copy = with("[3 * mlp(hidden: 9, activation: silu), copy]");
+    let latent = with("3 * mlp(hidden: 9, activation: silu), latent: 4");
+    for (run, message) in [(&copy, "experts that compute nothing"), (&latent, "work on fewer channels")] {
+        let taken = on_reference(|witnesses| extract(run, 0, &registry, witnesses)).unwrap_err().to_string();
+        assert!(taken.contains(message) && taken.contains("`blocks.0.moe` of runs/1"), "{taken}");
+        let put = merged(&recipe("experts: [a, b]\n"), &[run.clone(), run.clone()]).unwrap_err().to_string();
+        assert!(put.contains(message), "{put}");
+        let dense = vec![self::run(2), run.clone()];
+        let put = merged(&recipe("experts: [a, b]\n"), &dense).unwrap_err().to_string();
+        assert!(put.contains(message), "{put}");
+    }
+    let kept = Kept::These(vec![0, 2]);
+    let pruned = on_reference(|witnesses| prune(&copy, &kept, &BTreeMap::new(), &registry, witnesses));
+    assert!(pruned.unwrap_err().to_string().contains("experts that compute nothing"));
 }
 
 #[test]

@@ -95,6 +95,11 @@ pub(crate) fn count_of(file: &File, layer: &FeedForward) -> Result<Span, Error> 
 /// The number and the expert of `experts: NUMBER * EXPERT`.
 fn copies<'a>(file: &'a File, layer: &FeedForward) -> Result<(&'a Expr, &'a Expr), Error> {
     let experts = argument(found(file, layer)?, "experts").ok_or_else(|| unlike(layer))?;
+    // A list of more has been refused.
+    let experts = match &experts.kind {
+        ExprKind::List(entries) => entries.first().ok_or_else(|| unlike(layer))?,
+        _ => experts,
+    };
     match &experts.kind {
         ExprKind::Binary { operator, left, right } if operator.value == BinaryOperator::Multiply => Ok((left, right)),
         _ => Err(wrong(format!(

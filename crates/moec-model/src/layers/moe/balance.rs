@@ -37,12 +37,23 @@ impl WeightedLoss {
     }
 }
 
-/// Checks what `balance:` is given; losses with faults are left out.
-pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Vec<WeightedLoss> {
-    c.choose(expr, &|c, expr| Some(listed_losses(c, expr, route))).unwrap_or_default()
+/// Checks what `balance:` is given; losses with faults are left out. `others` says whether there are experts without
+/// computation.
+pub(super) fn check<'a>(
+    c: &mut LayerCheck<'_, 'a>,
+    expr: &'a ast::Expr,
+    route: Option<&Route>,
+    others: bool,
+) -> Vec<WeightedLoss> {
+    c.choose(expr, &|c, expr| Some(listed_losses(c, expr, route, others))).unwrap_or_default()
 }
 
-fn listed_losses<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Vec<WeightedLoss> {
+fn listed_losses<'a>(
+    c: &mut LayerCheck<'_, 'a>,
+    expr: &'a ast::Expr,
+    route: Option<&Route>,
+    others: bool,
+) -> Vec<WeightedLoss> {
     let ExprKind::List(list) = &expr.kind else {
         let mut d = Diagnostic::new(Code::WrongType, format!("`balance` must be a list, not {}", describe(expr)))
             .primary(expr.span, "expected `[LOSS(weight: ..), ..]`");
@@ -61,7 +72,7 @@ fn listed_losses<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Opt
     };
     let mut losses: Vec<(WeightedLoss, Span)> = Vec::new();
     for item in list {
-        let Some(loss) = weighted(c, item, route) else { continue };
+        let Some(loss) = weighted(c, item, route, others) else { continue };
         if let Some((_, first)) = losses.iter().find(|(other, _)| other.loss.name == loss.loss.name) {
             let d = Diagnostic::new(Code::DuplicateArgument, format!("loss `{}` is listed twice", loss.loss.name))
                 .primary(item.span, "listed again here")
@@ -75,7 +86,12 @@ fn listed_losses<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Opt
     losses.into_iter().map(|(loss, _)| loss).collect()
 }
 
-fn weighted<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&Route>) -> Option<WeightedLoss> {
+fn weighted<'a>(
+    c: &mut LayerCheck<'_, 'a>,
+    expr: &'a ast::Expr,
+    route: Option<&Route>,
+    others: bool,
+) -> Option<WeightedLoss> {
     let Some(call) = named(expr) else {
         let d = Diagnostic::new(Code::WrongType, format!("a balance loss cannot be {}", describe(expr)))
             .primary(expr.span, "expected a loss, such as `importance(weight: 0.01)`");
@@ -98,6 +114,14 @@ fn weighted<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, route: Option<&
     });
     if let Some((route, quantity)) = lacking {
         unsupported(c, &loss, call.span, route, quantity);
+        return None;
+    }
+    let tau = resolved.arguments.span("tau").filter(|_| loss.name == "switch" && !others && !resolved.failed);
+    if let Some(at) = tau {
+        let d = Diagnostic::new(Code::ArgumentsConflict, "`tau` has no use without experts that compute nothing")
+            .primary(at, "all experts compute here")
+            .help("remove it, or add such experts: `experts: [8 * mlp(hidden: 512), zero, copy]`");
+        c.report(d);
         return None;
     }
     (!resolved.failed).then_some(WeightedLoss { loss, arguments: resolved.arguments })
@@ -154,7 +178,8 @@ impl Moe {
         // The sequences of the batch, where the rows are whole sequences.
         let time = experts.rescale.is_none().then_some(site.time);
         let average = self.route.experts_per_token(self.experts, site.time);
-        let rows = RowKind { rescale: experts.rescale, valid: experts.valid, time, average };
+        let Experts { computed, rescale, valid, .. } = experts;
+        let rows = RowKind { rescale, valid, time, average, computed };
         let chosen = (choice.chosen, choice.weights);
         let mut context = LossContext::new(l.b(), routing, chosen, experts.count, rows);
         let mut terms = Vec::new();

@@ -16,6 +16,17 @@ pub(super) struct Choice {
     pub(super) weights: Value,
     /// Most entries of `chosen` that are not -1.
     pub(super) bound: usize,
+    /// Whether tokens may have different numbers of experts.
+    pub(super) varies: bool,
+}
+
+/// The choices of a layer with experts that compute and experts that do not.
+#[derive(Clone, Copy)]
+pub(super) struct Taken {
+    /// The experts of each row, of both kinds, i32 `[N, K]`; -1 for none.
+    pub(super) all: Value,
+    /// Those that compute, with the weights of all; the same where there are no others.
+    pub(super) computed: Choice,
 }
 
 /// The experts that a layer runs, and how they are counted.
@@ -23,6 +34,8 @@ pub(super) struct Choice {
 pub(super) struct Experts {
     /// Number of experts; of both levels in a `moe` inside an expert.
     pub(super) count: usize,
+    /// Number of those that compute, which are the first ones.
+    pub(super) computed: usize,
     /// How what the inner router says about its own experts is spread over those of both levels.
     pub(super) rescale: Option<Rescale>,
     /// 1 for a row with a token that is worked on, else 0, `[N, 1]`; `None` if all are.
@@ -45,7 +58,10 @@ impl Moe {
                 if given != TensorType::f32([tokens, k]) {
                     return Err(refused(format!("gave weights of type {given}, not f32[{tokens}, {k}]")));
                 }
-                Ok(Choice { chosen, weights, bound: tokens.saturating_mul(k) })
+                // Only an index that was computed can be none.
+                let b = l.b();
+                let varies = matches!(b.graph().node(chosen.node).op, Op::ToIndex { .. });
+                Ok(Choice { chosen, weights, bound: tokens.saturating_mul(k), varies })
             }
             Assignment::DenseGates { gates } => {
                 let given = ty(l, gates);
@@ -53,7 +69,7 @@ impl Moe {
                     return Err(refused(format!("gave gates of type {given}, not f32[{tokens}, {experts}]")));
                 }
                 let chosen = l.b().nonzero(gates);
-                Ok(Choice { chosen, weights: gates, bound: tokens.saturating_mul(experts) })
+                Ok(Choice { chosen, weights: gates, bound: tokens.saturating_mul(experts), varies: true })
             }
             Assignment::ExpertChoice { tokens: chosen, weights } => {
                 let (found, given) = (ty(l, chosen), ty(l, weights));
@@ -107,16 +123,22 @@ fn experts_of_tokens(b: &mut Builder, chosen: Value, weights: Value, tokens: usi
     let weights = b.transpose(weights);
     // Membership and not the weight decides, which may be 0.
     let chosen = b.nonzero(members);
-    Choice { chosen, weights, bound: experts.saturating_mul(p) }
+    Choice { chosen, weights, bound: experts.saturating_mul(p), varies: true }
 }
 
 /// Numbers the experts across both levels: inner expert j of outer expert i is expert `i * E + j` of the layer. The
-/// choices of the outermost layer are already that.
-pub(super) fn leaves(l: &mut Lowering, site: Site<'_>, choice: Choice, inner: usize) -> (Choice, Experts) {
+/// choices of the outermost layer are already that. `inner` is the number of experts of this level, `computed` that of
+/// those among them that compute.
+pub(super) fn leaves(
+    l: &mut Lowering,
+    site: Site<'_>,
+    choice: Choice,
+    (inner, computed): (usize, usize),
+) -> (Choice, Experts) {
     let (Rows::Experts { experts: outer, .. }, Some(&gather), Some((outer_chosen, outer_weights))) =
         (site.rows, site.gathers.last(), site.outer_choice)
     else {
-        return worked_on(l, site, choice, inner);
+        return worked_on(l, site, choice, (inner, computed));
     };
     let count = outer * inner;
     let [row_count, k] = l.extents(choice.chosen);
@@ -151,14 +173,15 @@ pub(super) fn leaves(l: &mut Lowering, site: Site<'_>, choice: Choice, inner: us
     let zero = b.fill(0.0, [row_count, 1]);
     let valid = b.binary(Binary::LessEqual, zero, owner);
     let rescale = Some(Rescale { columns, weight });
-    (Choice { chosen, ..choice }, Experts { count, rescale, valid: Some(valid) })
+    // None in an expert is without computation.
+    (Choice { chosen, ..choice }, Experts { count, computed: count, rescale, valid: Some(valid) })
 }
 
 /// Leaves out the choices of tokens that this layer does not work on: where a predictor decides who goes through, the
 /// others are there too.
-fn worked_on(l: &mut Lowering, site: Site<'_>, choice: Choice, count: usize) -> (Choice, Experts) {
+fn worked_on(l: &mut Lowering, site: Site<'_>, choice: Choice, (count, computed): (usize, usize)) -> (Choice, Experts) {
     let Some(valid) = site.valid_rows else {
-        return (choice, Experts { count, rescale: None, valid: None });
+        return (choice, Experts { count, computed, rescale: None, valid: None });
     };
     let b = l.b();
     let shape = b.shape(choice.chosen);
@@ -167,5 +190,5 @@ fn worked_on(l: &mut Lowering, site: Site<'_>, choice: Choice, count: usize) -> 
     let each = b.broadcast(valid, shape);
     let index = b.select(each, index, none);
     let chosen = b.to_index(index, count);
-    (Choice { chosen, ..choice }, Experts { count, rescale: None, valid: Some(valid) })
+    (Choice { chosen, ..choice }, Experts { count, computed, rescale: None, valid: Some(valid) })
 }

@@ -1,10 +1,12 @@
-//! The experts of a `moe`: `NUMBER * EXPERT` as written, and how they are run on the rows that are sent to them.
+//! The experts of a `moe`: `NUMBER * EXPERT` as written, or a list that begins with it, and how they are run on the rows that
+//! are sent to them.
 
 use moec_ir::{Builder, Op, Precision, Unary, Value};
 use moec_syntax::{self as ast, BinaryOperator, Code, Diagnostic, ExprKind, Span};
 
 use super::Moe;
 use super::choice::{Choice, Experts};
+use super::zero_computation::{self, Listed, ZeroComputation};
 use crate::arithmetic::Number;
 use crate::check::layer::{Flow, LayerCheck, with_culprit};
 use crate::check::values::describe;
@@ -22,12 +24,43 @@ pub(super) struct Copies {
     pub(super) layers: Option<Vec<Layer>>,
 }
 
-/// Checks `NUMBER * EXPERT`; `None` if it is not of that form.
-pub(super) fn check<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
-    c.choose(expr, &|c, expr| copies(c, argument, expr))
+/// Checks `NUMBER * EXPERT` for experts of that width, if it is known; `None` if it is not of that form.
+pub(super) fn check<'a>(
+    c: &mut LayerCheck<'_, 'a>,
+    argument: &str,
+    expr: &'a ast::Expr,
+    width: Option<usize>,
+) -> Option<Copies> {
+    c.choose(expr, &|c, expr| copies(c, argument, expr, width))
 }
 
-fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -> Option<Copies> {
+/// Checks `NUMBER * EXPERT` or `[NUMBER * EXPERT, zero, ..]`, whose other entries compute nothing; `None` if it is neither.
+pub(super) fn check_all<'a>(c: &mut LayerCheck<'_, 'a>, expr: &'a ast::Expr, width: Option<usize>) -> Option<Listed> {
+    c.choose(expr, &|c, expr| match &expr.kind {
+        ExprKind::List(entries) => {
+            let Some((first, others)) = entries.split_first() else {
+                let d = Diagnostic::new(Code::NoExperts, "the list of experts is empty")
+                    .primary(expr.span, "expected at least one expert that computes");
+                c.report(d.help("for example `experts: [8 * mlp(hidden: 512), zero]`"));
+                return None;
+            };
+            let copies = check(c, "experts", first, width);
+            if copies.is_none() && ZeroComputation::counted(first).is_some() {
+                return None;
+            }
+            let zero_computation = zero_computation::check(c, others);
+            Some(Listed { copies: copies?, zero_computation: zero_computation? })
+        }
+        _ => Some(Listed { copies: copies(c, "experts", expr, width)?, zero_computation: Vec::new() }),
+    })
+}
+
+fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, width: Option<usize>) -> Option<Copies> {
+    let kind = ZeroComputation::counted(expr).filter(|kind| !c.names_block(kind.word()));
+    if let Some(kind) = kind.filter(|_| argument == "experts") {
+        zero_computation::in_front(c, expr, kind);
+        return None;
+    }
     let found = match &expr.kind {
         // `mlp(hidden: 512) * 8` is the other way round.
         ExprKind::Binary { operator, left, .. }
@@ -39,7 +72,7 @@ fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -
         ExprKind::Binary { operator, left, right } if operator.value == BinaryOperator::Multiply => {
             let count = count(c, argument, left);
             // One copy stands for all where their number is unknown after a fault.
-            let layers = expert(c, argument, right, count.unwrap_or(1));
+            let layers = expert(c, argument, right, (count.unwrap_or(1), width));
             return Some(Copies { count, span: left.span, layers });
         }
         ExprKind::Binary { .. } => "another operation",
@@ -51,7 +84,7 @@ fn copies<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr) -
     None
 }
 
-fn count(c: &mut LayerCheck<'_, '_>, argument: &str, expr: &ast::Expr) -> Option<usize> {
+pub(super) fn count(c: &mut LayerCheck<'_, '_>, argument: &str, expr: &ast::Expr) -> Option<usize> {
     let d = match c.number(expr)? {
         Number::Int(n) if (1..=MAX_EXPERTS).contains(&n) => return usize::try_from(n).ok(),
         Number::Int(n) if n < 1 => {
@@ -68,10 +101,15 @@ fn count(c: &mut LayerCheck<'_, '_>, argument: &str, expr: &ast::Expr) -> Option
     None
 }
 
-/// The layers of an expert, which must return the width that they are given.
-fn expert<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, copies: usize) -> Option<Vec<Layer>> {
+/// The layers of an expert of so many copies, which must return the width that they are given.
+fn expert<'a>(
+    c: &mut LayerCheck<'_, 'a>,
+    argument: &str,
+    expr: &'a ast::Expr,
+    (copies, width): (usize, Option<usize>),
+) -> Option<Vec<Layer>> {
     let (errors, left_out) = (c.errors(), c.left_out());
-    let Some((layers, flow)) = c.expert(expr, copies) else {
+    let Some((layers, flow)) = c.expert(expr, copies, width) else {
         let message = format!("an expert must be a layer, a block or `{{ .. }}`, not {}", describe(expr));
         let d = Diagnostic::new(Code::ExpertForm, message).primary(expr.span, "expected an expert");
         c.report(d.help(format!("for example `{argument}: 8 * mlp(hidden: 512)`")));
@@ -86,7 +124,7 @@ fn expert<'a>(c: &mut LayerCheck<'_, 'a>, argument: &str, expr: &'a ast::Expr, c
         c.report(d);
         return None;
     }
-    if let (Some(input), Flow::Width(output)) = (c.input(), flow)
+    if let (Some(input), Flow::Width(output)) = (width, flow)
         && input != output
     {
         let message = format!("an expert turns width {input} into {output}");
@@ -106,13 +144,17 @@ impl Moe {
         site: Site<'_>,
         x: Value,
         kept: Choice,
-        Experts { count: experts, rescale, .. }: Experts,
+        Experts { computed: experts, rescale, .. }: Experts,
     ) -> Result<Value, LowerError> {
         let [tokens, k] = l.extents(kept.chosen);
         let b = l.b();
         let offsets = b.op(Op::SortByExpert { experts, rows: kept.bound }, &[kept.chosen]);
         let gather = Gather { order: offsets.result(1), positions: offsets.result(2) };
-        let rows = b.op(Op::Dispatch { weighted: false }, &[x, gather.order, gather.positions]);
+        let slots = [gather.order, gather.positions];
+        let rows = match self.weighs_input {
+            true => b.op(Op::Dispatch { weighted: true }, &[&[x][..], &slots, &[kept.weights]].concat()),
+            false => b.op(Op::Dispatch { weighted: false }, &[&[x][..], &slots].concat()),
+        };
         // What an expert contributes in the end is the product of the weights of all levels.
         let weights = match rescale {
             Some(rescale) => {
@@ -125,7 +167,10 @@ impl Moe {
         let outer_choice = Some((kept.chosen, weights));
         let inner = Site { rows: Rows::Experts { experts, offsets }, gathers: &gathers, outer_choice, ..site };
         let y = self.routed_experts(l, inner, rows)?;
-        Ok(l.b().op(Op::Combine { weighted: true }, &[y, gather.order, gather.positions, kept.weights]))
+        Ok(match self.weighs_input {
+            true => l.b().op(Op::Combine { weighted: false }, &[&[y][..], &slots].concat()),
+            false => l.b().op(Op::Combine { weighted: true }, &[&[y][..], &slots, &[kept.weights]].concat()),
+        })
     }
 
     /// The routed experts on rows that are sorted by expert.

@@ -2,7 +2,7 @@
 
 use moec_ir::{Binary, Builder, Output, Unary, Value};
 
-use super::choice::{Choice, Experts};
+use super::choice::{Experts, Taken};
 use crate::emit::Mode;
 use crate::lower::lowering::{Lowering, Site};
 
@@ -11,14 +11,35 @@ pub(super) fn observed(l: &Lowering) -> bool {
     l.options.loss && (l.options.mode == Mode::Evaluate || l.options.routes)
 }
 
-/// Outputs `load`, `dropped`, `entropy` and `balance` of the layer, from what was chosen and what a capacity left.
-pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Choice, kept: Choice) {
-    let Experts { count: experts, valid, .. } = experts;
+/// Outputs `load`, `dropped`, `entropy` and `balance` of the layer, from what was chosen and what a capacity left. All but
+/// the entropy are of the experts that compute; the choices of the others are the output `zero`. Where the number of experts
+/// of a token varies, its mean is the output `per_token`, which is returned.
+pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Taken, kept: Taken) -> Option<Value> {
+    let Experts { count, computed: experts, valid, .. } = experts;
     let b = l.b();
+    if count > experts {
+        let index = b.to_float(choice.all);
+        let index = b.add_scalar(index, -(experts as f64));
+        let index = b.to_index(index, count - experts);
+        let zero = b.count(index, count - experts);
+        b.output(Output::ZeroComputation(path.into()), zero);
+    }
+    let (choice, kept) = (choice.computed, kept.computed);
+    let tokens = b.extent(kept.chosen, 0);
     let load = b.count(kept.chosen, experts);
     b.output(Output::Load(path.into()), load);
     let rows = b.sum_all(load);
     let one = b.fill(1.0, []);
+    let varying = kept.varies.then(|| {
+        let count = match valid {
+            Some(valid) => b.sum_all(valid),
+            None => b.fill(tokens as f64, []),
+        };
+        let count = b.binary(Binary::Max, count, one);
+        let mean = b.div(rows, count);
+        b.output(Output::ExpertsPerToken(path.into()), mean);
+        mean
+    });
     let dropped = if kept.chosen != choice.chosen {
         let wanted = b.count(choice.chosen, experts);
         let wanted = b.sum_all(wanted);
@@ -39,6 +60,7 @@ pub(super) fn balance(l: &mut Lowering, path: &str, experts: Experts, choice: Ch
     let sum = b.sum_all(squares);
     let balance = b.scale(sum, experts as f64);
     b.output(Output::Balance(path.into()), balance);
+    varying
 }
 
 /// Mean over the tokens of the entropy of a token's weights; rows that are not `valid` have no weights that count.

@@ -175,7 +175,10 @@ impl Route {
         } else if traits.random == Randomness::Always {
             ("is random in evaluation too", "what a row draws depends on which other tokens are routed with it")
         } else if !traits.nests {
-            ("has parameters or state that an expert cannot hold", "each outer expert needs an inner router of its own")
+            (
+                "has parameters or state, or goes along sequences, which an expert cannot hold",
+                "each outer expert needs an inner router of its own, for tokens that form no sequence",
+            )
         } else {
             return;
         };
@@ -187,10 +190,21 @@ impl Route {
         c.report(d);
     }
 
-    /// Reports what a router that mixes tokens has no use for.
-    pub(super) fn without_use(&self, c: &mut LayerCheck<'_, '_>) {
+    /// Reports what a router that mixes tokens has no use for; `others` says whether there are experts without computation.
+    pub(super) fn without_use(&self, c: &mut LayerCheck<'_, '_>, others: bool) {
         if self.traits().selects {
             return;
+        }
+        if others {
+            let name = self.strategy.name();
+            let d = Diagnostic::new(
+                Code::ArgumentsConflict,
+                format!("`{name}` has no use for `zero`, `copy` or `constant`"),
+            )
+            .primary(self.span, "sends mixtures of tokens to every expert")
+            .secondary(c.argument_span("experts"), "experts without computation")
+            .help("use a router that chooses experts, such as `softmax_top_k`");
+            c.report(d);
         }
         for argument in ["capacity", "balance"] {
             let Some(expr) = c.form(argument) else { continue };
@@ -308,7 +322,8 @@ impl Route {
         }
     }
 
-    /// Lets the strategy build its graph for E experts.
+    /// Lets the strategy build its graph for E experts; `ordered_by_probability` says whether a capacity looks at its
+    /// probabilities.
     ///
     /// # Errors
     /// When the strategy gives up, or returns less than it declares.
@@ -318,6 +333,7 @@ impl Route {
         site: Site<'_>,
         x: Value,
         experts: usize,
+        ordered_by_probability: bool,
     ) -> Result<Routing, LowerError> {
         let nested = match site.rows {
             Rows::Tokens => None,
@@ -326,7 +342,8 @@ impl Route {
             }
             Rows::Experts { experts, offsets } => Some(Nested { experts, offsets }),
         };
-        let (source, vocab, time, losses) = (l.source(site), l.options.vocab, site.time, l.options.loss);
+        let (source, vocab, time) = (l.source(site), l.options.vocab, site.time);
+        let losses = l.options.loss || ordered_by_probability;
         let (routing, refused) = l.routing(|l| {
             let emitter = &mut l.emitter;
             let mut context =
@@ -334,7 +351,7 @@ impl Route {
             let routing = self.strategy.lower(&mut context, &self.arguments);
             (routing, context.refused)
         });
-        match refused.or_else(|| self.broken_promise(&routing)) {
+        match refused.or_else(|| self.broken_promise(&routing).filter(|_| losses)) {
             Some(message) => Err(self.refused(message)),
             None => Ok(routing),
         }

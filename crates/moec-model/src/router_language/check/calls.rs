@@ -221,21 +221,15 @@ impl<'a> Checker<'a, '_> {
     /// `keep_top_k(x, k)`, `keep_top_k(x, tokens / experts, over: tokens)`
     fn keep_top_k(&mut self, given: &Given<'a>) -> Option<Expr> {
         let span = given.call.span;
-        let over = given.get("over");
-        let (x, k) = match over {
-            None => {
-                let (x, k) = (self.row(given, "x"), self.extent(given, "k"));
-                (x?.0, k?.0)
-            }
-            // How many tokens there are differs between training and sampling, so k may be any number.
-            Some(_) => {
-                let (x, k) = (self.row(given, "x"), given.get("k").and_then(|k| self.number(k)));
-                (x?.0, k?)
-            }
-        };
-        let over = match over {
+        let (x, _) = self.row(given, "x")?;
+        let over = match given.get("over") {
             Some(_) => self.over(given, &x)?.0,
             None => Over::Columns,
+        };
+        let k = match over {
+            Over::Columns => self.extent(given, "k")?.0,
+            // How many tokens there are differs between training and sampling, so k may be any number.
+            _ => self.number(given.get("k")?)?,
         };
         let kind = x.kind.clone();
         Some(Expr { node: Node::KeepTopK(Box::new(x), k, over), kind, span })
@@ -270,15 +264,16 @@ impl<'a> Checker<'a, '_> {
     fn lookup(&mut self, given: &Given<'a>) -> Option<Expr> {
         let table = given.get("table").and_then(|table| self.expression(table));
         let ids = self.index_argument(given, "ids");
-        let (table, (ids, _, of)) = (table?, ids?);
+        let (table, (ids, shape, of)) = (table?, ids?);
         let (Node::Table(at), Kind::Table(gives)) = (&table.node, &table.kind) else {
             let d = Diagnostic::new(Code::WrongKind, "`lookup` takes a table")
                 .primary(table.span, format!("this is {}", table.kind));
             return self.fault(d.help("declare one, as in `table expert_of = balanced`"));
         };
-        if of != Of::Vocabulary {
-            let d = Diagnostic::new(Code::WrongKind, "a table is looked up by tokens of the vocabulary")
-                .primary(ids.span, format!("this is {}", ids.kind));
+        if of != Of::Vocabulary || shape != Shape::tokens() {
+            let d =
+                Diagnostic::new(Code::WrongKind, "a table is looked up by a token of the vocabulary for every token")
+                    .primary(ids.span, format!("this is {}", ids.kind));
             return self.fault(d.help("for example `lookup(expert_of, token_ids)`"));
         }
         let kind = (**gives).clone();
@@ -301,10 +296,17 @@ impl<'a> Checker<'a, '_> {
     fn gather(&mut self, given: &Given<'a>) -> Option<Expr> {
         let (x, indices) = (self.tensor_argument(given, "x"), self.index_argument(given, "indices"));
         let (x, (indices, shape, of)) = (x?, indices?);
-        let Some(columns) = &x.shape().columns else {
-            let d = Diagnostic::new(Code::WrongKind, "`gather` takes elements out of rows");
-            return self.fault(d.primary(x.span, format!("this is {}", x.kind)));
+        let columns = match x.shape() {
+            Shape { rows: None, columns: Some(columns), .. } => columns,
+            _ => {
+                let d = Diagnostic::new(Code::WrongKind, "`gather` takes elements out of the row of a token");
+                return self.fault(d.primary(x.span, format!("this is {}", x.kind)));
+            }
         };
+        if !shape.tokens {
+            let d = Diagnostic::new(Code::WrongKind, "`gather` takes indices for every token");
+            return self.fault(d.primary(indices.span, format!("this is {}", indices.kind)));
+        }
         if of != Of::Columns(columns.clone()) {
             let d = Diagnostic::new(Code::ShapeMismatch, "these indices do not belong to these rows")
                 .primary(indices.span, format!("indices of {of}"))
@@ -380,6 +382,7 @@ impl<'a> Checker<'a, '_> {
         let bias = given.get("bias").map(|bias| self.boolean(bias));
         let (x, width) = (self.row(given, "x"), self.extent(given, "width"));
         let ((x, _), (width, extent)) = (x?, width?);
+        self.lasting(&width, given.function.name)?;
         let bias = match bias {
             Some(bias) => Some(bias?),
             None => None,
@@ -398,7 +401,9 @@ impl<'a> Checker<'a, '_> {
         let mut axes = Vec::new();
         for place in ["first", "second"] {
             if given.get(place).is_some() {
-                axes.push(self.extent(given, place)?);
+                let axis = self.extent(given, place)?;
+                self.lasting(&axis.0, given.function.name)?;
+                axes.push(axis);
             }
         }
         let shape = match &axes[..] {
@@ -448,12 +453,31 @@ impl<'a> Checker<'a, '_> {
         Some(name)
     }
 
+    /// Reports an extent of what is kept from step to step that is another one when sampling.
+    pub(super) fn lasting(&mut self, number: &Num, what: &str) -> Option<()> {
+        if !self.varies(number) {
+            return Some(());
+        }
+        let d = Diagnostic::new(Code::WrongKind, format!("`{what}` is kept, and cannot change its size"))
+            .primary(number.span, "this is another number in training than when sampling");
+        self.fault(d.help("leave `training`, `tokens` and `sequence_length` out of it"))
+    }
+
+    /// Whether a number is made of what differs between training and sampling.
+    pub(super) fn varies(&self, number: &Num) -> bool {
+        match number.node {
+            NumNode::Training | NumNode::Tokens | NumNode::SequenceLength => true,
+            NumNode::Slot(slot) => self.varying.contains(&slot),
+            _ => number.inner().into_iter().any(|inner| self.varies(inner)),
+        }
+    }
+
     /// Reports a name of a trained tensor or a state that is taken.
     pub(super) fn take_name(&mut self, name: &str, span: Span) {
         if PARTS_OF_MOE.contains(&name) {
             let d = Diagnostic::new(Code::NameTaken, format!("no tensor of a router can be named `{name}`"))
                 .primary(span, "this name is taken")
-                .note(format!("the `{name}` of the `moe` have it"));
+                .note("a part of the `moe` has it");
             self.fault::<()>(d);
         } else if let Some(&first) = self.tensors.get(name) {
             let d = Diagnostic::new(Code::DuplicateDefinition, format!("two tensors are named `{name}`"))
@@ -540,6 +564,7 @@ impl<'a> Checker<'a, '_> {
         let along = match self.axis_named(over, &x)? {
             Over::Tokens => Along::Tokens,
             Over::Sequence => Along::Sequence,
+            Over::Rows => Along::Rows,
             _ => Along::Columns,
         };
         let kind = x.kind.clone();

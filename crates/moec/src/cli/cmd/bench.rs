@@ -31,6 +31,9 @@ struct Report {
     model: String,
     device: &'static str,
     parameters: usize,
+    /// Batches of a step.
+    #[serde(skip)]
+    batches: usize,
     tokens_per_step: usize,
     gflop_per_step: f64,
     /// Median over the slices.
@@ -140,6 +143,9 @@ impl Bench<'_> {
         let plan = program
             .plan(Function::TrainStep.name())
             .ok_or_else(|| Failure::new(Exit::Fault, "the program cannot train"))?;
+        let before =
+            program.plan(Function::Accumulate.name()).map(|adding| (adding, (steps.config.batches - 1) as f64));
+        let of_step = |of: &dyn Fn(&Plan) -> f64| of(plan) + before.map_or(0.0, |(adding, times)| times * of(adding));
         let mut yardstick = cube.map(Yardstick::new).transpose()?;
         let (mut times, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         while (times.len() as u64) < args.steps {
@@ -149,7 +155,7 @@ impl Bench<'_> {
             if let Some(yardstick) = &mut yardstick {
                 let limit = yardstick.measure()?;
                 let mean = slice.iter().sum::<f64>() / slice.len() as f64;
-                ratios.push(mean / least_seconds(plan, limit));
+                ratios.push(mean / of_step(&|plan| least_seconds(plan, limit)));
                 limits.push(limit);
             }
             times.extend(slice);
@@ -164,18 +170,19 @@ impl Bench<'_> {
             bytes: median(limits.iter().map(|l| l.bytes)),
         });
         let median_s = median(times.iter().copied());
-        let tokens = self.spec.checked.recipe.batch * model.context;
+        let tokens = self.spec.checked.recipe.sequences() * model.context;
         let report = Report {
             schema: "moec.bench/1",
             model: model.name.clone(),
             device: args.device.name(),
             parameters: lowered.parameter_count(),
+            batches: self.spec.checked.recipe.accumulate,
             tokens_per_step: tokens,
-            gflop_per_step: flops(plan) / 1e9,
+            gflop_per_step: of_step(&flops) / 1e9,
             limits: limit.map(|l| LimitsReport {
                 gflops_per_s: l.flops / 1e9,
                 gbytes_per_s: l.bytes / 1e9,
-                step_ms: 1e3 * least_seconds(plan, l),
+                step_ms: 1e3 * of_step(&|plan| least_seconds(plan, l)),
             }),
             step: StepReport {
                 steps: times.len(),
@@ -268,6 +275,9 @@ impl Report {
         lines.push(format!("start    {:.2} s until the first step was done", self.first_step_s));
         let peak = self.memory.peak_resident_bytes.map(|n| format!(", {} resident", bytes(n))).unwrap_or_default();
         lines.push(format!("memory   {} planned{peak}", bytes(self.memory.planned_bytes as u64)));
+        if self.batches > 1 {
+            lines.push(format!("kernels  of the last of the {} batches of a step, which makes it", self.batches));
+        }
         if self.device == Device::Wgpu.name() {
             lines.push("kernels  timed one by one, each with the wait for it: together longer than a step".to_string());
         }

@@ -1,6 +1,7 @@
 //! `moec compare`: several models on equal budgets, and a table of what they reach.
 
 use crate::cli::args::CompareArgs;
+use crate::cli::balance::experts_per_token;
 use crate::cli::configuration::Values;
 use crate::cli::console::Console;
 use crate::cli::devices::Devices;
@@ -172,7 +173,7 @@ fn require_equal_budgets(entries: &[Entry]) -> Result<(), Failure> {
         let (model, recipe) = (&e.spec.checked.model, &e.spec.checked.recipe);
         [
             ("context", model.context.to_string()),
-            ("train.batch", recipe.batch.to_string()),
+            ("train.batch", recipe.sequences_text()),
             ("train.steps", recipe.steps.to_string()),
             ("train.split", recipe.split.to_string()),
         ]
@@ -205,6 +206,9 @@ struct RunResult {
     loss_nats: Option<f64>,
     /// Median time of a step, without evaluation and checkpoints.
     step_ms: Option<f64>,
+    /// Trained numbers that a token made use of in the mean, where that varies.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    active_parameters: Option<f64>,
     layers: Vec<LayerBalance>,
 }
 
@@ -242,8 +246,9 @@ impl RunResult {
 /// The evaluation at the end of a run of a comparison, which has none in its metrics. It is of the held-out text alone: the
 /// loss on the other part is not a number.
 pub(crate) fn evaluation(root: &Path) -> Option<Evaluation> {
-    let RunResult { step, loss_nats, layers, .. } = RunResult::best_known(root)?;
-    Some(Evaluation { step, train_loss_nats: f64::NAN, validation_loss_nats: Some(loss_nats?), layers })
+    let RunResult { step, loss_nats, active_parameters, layers, .. } = RunResult::best_known(root)?;
+    let (train_loss_nats, validation_loss_nats) = (f64::NAN, Some(loss_nats?));
+    Some(Evaluation { step, train_loss_nats, validation_loss_nats, active_parameters, layers })
 }
 
 /// What all runs have in common.
@@ -375,6 +380,7 @@ impl Bench<'_> {
             characters: loss.as_ref().map_or(0, |l| l.characters),
             loss_nats: loss.as_ref().map(|l| l.loss_nats).filter(|l| l.is_finite()),
             step_ms: median(times.collect()),
+            active_parameters: loss.as_ref().and_then(|l| l.active_parameters),
             layers: loss.map(|l| l.layers).unwrap_or_default(),
         };
         folder.write_report(&result_file(result.eval_batches), &json_text(&result)?)?;
@@ -450,6 +456,12 @@ struct Row {
     entropy_nats: Option<f64>,
     /// Mean over layers and seeds.
     dropped_share: Option<f64>,
+    /// Mean over the layers where it varies and the seeds; absent where it varies in none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts_per_token: Option<f64>,
+    /// What a token made use of in the mean, over the seeds; absent where that does not vary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured_active_parameters: Option<f64>,
     diverged: usize,
     runs: Vec<RunResult>,
 }
@@ -476,6 +488,8 @@ impl Row {
             experts_without_tokens: panel(&|l| l.iter().map(|l| l.experts_without_tokens as f64).sum()),
             entropy_nats: panel(&|l| layer_mean(l, |l| l.entropy_nats)),
             dropped_share: panel(&|l| layer_mean(l, |l| l.dropped_share)),
+            experts_per_token: mean(&runs.iter().filter_map(|r| experts_per_token(&r.layers)).collect::<Vec<_>>()),
+            measured_active_parameters: mean(&runs.iter().filter_map(|r| r.active_parameters).collect::<Vec<_>>()),
             diverged: runs.iter().filter(|r| r.loss_nats.is_none()).count(),
             runs,
         }
@@ -492,7 +506,7 @@ fn comparison(bench: &Bench<'_>, entries: &[Entry], compiled: &[Compiled], resul
         data: bench.corpus.name().to_string(),
         data_sha256: bench.corpus.sha256().to_string(),
         steps: first.recipe.steps,
-        batch: first.recipe.batch,
+        batch: first.recipe.sequences(),
         context: first.model.context,
         seeds: bench.args.seeds,
         eval_batches: bench.args.eval_batches,
@@ -502,12 +516,29 @@ fn comparison(bench: &Bench<'_>, entries: &[Entry], compiled: &[Compiled], resul
     }
 }
 
-/// Heads of the table.
-const HEADS: [&str; 8] =
-    ["spec", "validation loss", "step", "active parameters", "load max/mean", "idle experts", "entropy", "dropped"];
+/// Heads of the table. The last ones are there where the number of experts of a token varies.
+const HEADS: [&str; 10] = [
+    "spec",
+    "validation loss",
+    "step",
+    "active parameters",
+    "load max/mean",
+    "idle experts",
+    "entropy",
+    "dropped",
+    "experts per token",
+    "active as measured",
+];
+
+/// The heads that a comparison has.
+fn heads(comparison: &Comparison) -> &'static [&'static str] {
+    let varies = comparison.specs.iter().any(|row| row.experts_per_token.is_some());
+    if varies { &HEADS } else { &HEADS[..HEADS.len() - 2] }
+}
 
 /// The cells of the table, a row for each spec.
 fn cells(comparison: &Comparison) -> Vec<Vec<String>> {
+    let columns = heads(comparison).len();
     let number = |value: Option<f64>, text: &dyn Fn(f64) -> String| value.map_or("-".to_string(), text);
     let mut rows = Vec::new();
     for row in &comparison.specs {
@@ -516,7 +547,7 @@ fn cells(comparison: &Comparison) -> Vec<Vec<String>> {
             0 => String::new(),
             n => format!(" ({n} of {} diverged)", row.runs.len()),
         };
-        rows.push(vec![
+        let mut cells = vec![
             row.label.clone(),
             number(row.loss_nats, &|l| format!("{l:.4}{spread}")) + &diverged,
             number(row.step_ms, &|ms| format!("{} ms", milliseconds(ms, 1))),
@@ -527,14 +558,18 @@ fn cells(comparison: &Comparison) -> Vec<Vec<String>> {
             }),
             number(row.entropy_nats, &|x| format!("{x:.3}")),
             number(row.dropped_share, &|x| format!("{:.1} %", 100.0 * x)),
-        ]);
+            number(row.experts_per_token, &|x| format!("{x:.2}")),
+            number(row.measured_active_parameters, &|x| grouped(x.round() as u64)),
+        ];
+        cells.truncate(columns);
+        rows.push(cells);
     }
     rows
 }
 
 /// The table for a terminal of so many columns.
 fn on_terminal(comparison: &Comparison, columns: usize) -> String {
-    let mut table = Table::new(&HEADS, 1);
+    let mut table = Table::new(heads(comparison), 1);
     for row in cells(comparison) {
         table.row(row);
     }
@@ -543,10 +578,11 @@ fn on_terminal(comparison: &Comparison, columns: usize) -> String {
 
 /// The table as Markdown, aligned so that it reads well as text too.
 fn markdown(comparison: &Comparison) -> String {
-    let mut rows = vec![HEADS.map(str::to_string).to_vec()];
+    let heads = heads(comparison);
+    let mut rows = vec![heads.iter().map(ToString::to_string).collect()];
     rows.extend(cells(comparison));
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEADS.len()).map(width).collect();
+    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
     let mut text = String::new();
     for (i, row) in rows.iter().enumerate() {
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
@@ -571,11 +607,18 @@ fn caption(c: &Comparison) -> String {
         1 => "seed 1".to_string(),
         n => format!("seeds 1 to {n}, ± is the standard deviation over them"),
     };
+    let measured = match heads(c).len() == HEADS.len() {
+        true => {
+            " Experts per token and active as measured: those that computed for a token in the evaluation, mean over the \
+                 layers where that varies, and the parameters that it met."
+        }
+        false => "",
+    };
     format!(
         "{} steps of {} x {} characters of {}, {seeds}. Validation loss: mean cross-entropy in nats over {} held-out \
          characters. Step: median time on {}, without evaluation. Load max/mean: of the worst layer. Idle experts: \
          without tokens in the whole evaluation, over all layers. Entropy (of a token's gate weights, nats) and dropped \
-         (share of choices over capacity): mean over layers.\n",
+         (share of choices over capacity): mean over layers.{measured}\n",
         grouped(c.steps),
         c.batch,
         c.context,

@@ -12,7 +12,7 @@ use crate::pipeline::{self, Checked, CompileOptions, Compiled, Function};
 use crate::{read_source, require_memory};
 use moec_ir::{Graph, Op};
 use moec_kernels::DeviceProfile;
-use moec_model::{LayerInfo, NoisePolicy, Registry, Vocab};
+use moec_model::{LayerInfo, MoeLayerInfo, NoisePolicy, Registry, Vocab};
 use moec_plan::{BackendError, FUSIONS, OptimizeOptions, on_threads};
 use moec_syntax::{SourceFile, did_you_mean};
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &CompileArgs, registry: &Registry, console: &Console) ->
         }
         Some(Emit::Ast | Emit::Plan) | None => {}
     }
-    let mut functions = pipeline::functions_of(&checked.model);
+    let mut functions = pipeline::functions_of(&checked.model, &checked.recipe);
     if args.emit == Some(Emit::Plan) && !functions.contains(&function) {
         // Fails with the reason.
         functions.push(function);
@@ -213,7 +213,7 @@ fn totals(checked: &Checked, compiled: &Compiled) -> Totals {
         forward,
         // Each product has two gradients of its own size.
         backward: forward.saturating_mul(2),
-        tokens: (checked.recipe.batch as u64).saturating_mul(checked.model.context as u64),
+        tokens: (checked.recipe.sequences() as u64).saturating_mul(checked.model.context as u64),
     }
 }
 
@@ -252,7 +252,7 @@ fn screen(
         with_space(t.forward as f64),
         with_space(t.backward as f64),
         with_space((t.forward + t.backward).saturating_mul(t.tokens) as f64),
-        recipe.batch,
+        recipe.sequences_text(),
         model.context
     ));
     // Without a text the number of its characters is not known.
@@ -314,6 +314,14 @@ fn with_space(n: f64) -> String {
     if text.contains(' ') { text } else { text + " " }
 }
 
+/// The experts of a mixture layer: `8 experts`, or `8 experts, 2 of which compute nothing,`.
+pub(crate) fn numbered(moe: &MoeLayerInfo) -> String {
+    match moe.zero_computation {
+        0 => format!("{} experts", moe.experts),
+        others => format!("{} experts, {others} of which compute nothing,", moe.experts),
+    }
+}
+
 /// One line per kind of mixture layer.
 fn distinct_moe(compiled: &Compiled) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
@@ -323,10 +331,10 @@ fn distinct_moe(compiled: &Compiled) -> Vec<String> {
         let losses: Vec<String> = moe.losses.iter().map(|(name, weight)| format!("{name} x {weight}")).collect();
         let losses = if losses.is_empty() { "no balance loss".to_string() } else { losses.join(", ") };
         let line = format!(
-            "{}: {} of {} experts{shared} by {}; {capacity}; {losses}",
+            "{}: {} of {}{shared} by {}; {capacity}; {losses}",
             generic_path(&moe.path),
             (moe.experts_per_token * 100.0).round() / 100.0,
-            moe.experts,
+            numbered(moe),
             moe.strategy
         );
         if !lines.contains(&line) {

@@ -76,6 +76,8 @@ pub(crate) fn values(checked: &Checked) -> Vec<Shown> {
     let absent = |default: DefaultValue| match default {
         DefaultValue::Absent(word) => Value::from(word),
         DefaultValue::Bool(value) => Value::from(value),
+        DefaultValue::Int(value) => Value::from(value),
+        DefaultValue::Word(word) => Value::from(word),
         _ => Value::Null,
     };
     for setting in train_settings() {

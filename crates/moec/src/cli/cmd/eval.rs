@@ -6,7 +6,7 @@ use crate::cli::console::Console;
 use crate::cli::devices::Devices;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::units::grouped;
-use crate::cli::{downloads, run_text};
+use crate::cli::{balance, downloads, run_text};
 use crate::pipeline::{CompileOptions, Function};
 use moec_model::Registry;
 use moec_runtime::{Dataset, Split};
@@ -21,7 +21,7 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, devices: Devices, consol
     let run = Run::open(&args.run, registry, args.device, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Evaluate, Function::Logits]))
     })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    console.opened(&run);
     let corpus = match &args.data {
         Some(data) => downloads::corpus(data, registry, console)?,
         None => {
@@ -66,6 +66,7 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, devices: Devices, consol
             "windows": loss.windows,
             "characters": loss.characters,
             "left_over_characters": loss.left_over,
+            "active_parameters": loss.active_parameters,
             "layers": loss.layers,
         }))?;
     } else {
@@ -77,6 +78,13 @@ pub(crate) fn run(args: &EvalArgs, registry: &Registry, devices: Devices, consol
             corpus.name(),
             run.checkpoint.manifest.step
         ))?;
+        if let Some(active) = loss.active_parameters {
+            let active = grouped(active.round() as u64);
+            console.prose(&format!("{active} parameters active per token, as measured\n"))?;
+            for line in balance::panel(&loss.layers, console.columns()) {
+                console.out(line)?;
+            }
+        }
     }
     Ok(Exit::Success)
 }

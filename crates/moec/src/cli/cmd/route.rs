@@ -103,7 +103,7 @@ fn opened(args: &RouteArgs, registry: &Registry, console: &Console) -> Result<Ru
         None => run,
     };
     let run = Run::open(&run, registry, args.device, |_, _| -> Result<_, Failure> { Ok(CompileOptions::only([])) })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    console.opened(&run);
     Ok(run)
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &RoutersArgs, registry: &Registry, console: &Console) ->
     for entry in known {
         console.prose(&(entry.brief() + "\n"))?;
     }
-    console.out("Routers of the library, after `import \"std/NAME.moe\"` at the top of a file\n")?;
+    console.prose("Routers of the library, after `import \"std/NAME.moe\"` at the top of a file\n\n")?;
     for entry in library {
         console.prose(&(entry.brief() + "\n"))?;
     }

@@ -48,7 +48,7 @@ pub(crate) fn run(
         sampling = Some(chosen);
         Ok(options)
     })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    console.opened(&run);
     let Some(Sampling { kept, together, functions }) = sampling else { return Ok(Exit::Success) };
     let Some(end) = args.number.checked_add(args.samples) else {
         return Err(Failure::new(Exit::Usage, "the numbers of the texts go beyond what a number can be"));

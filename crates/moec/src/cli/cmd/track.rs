@@ -12,7 +12,7 @@ use crate::pipeline::{self, CompileOptions, Function};
 use crate::run::kept_source;
 use crate::{Request, Spec, train_config};
 use moec_model::{Lowered, Registry};
-use moec_runtime::{Metric, RunError, RunFolder, Vocab};
+use moec_runtime::{Metric, Outcome, RunError, RunFolder, Vocab};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -104,6 +104,8 @@ fn ending(folder: &RunFolder, spec: &Spec) -> Result<Ending, Failure> {
         return Ok(Ending::Failed);
     }
     let step = folder.latest_checkpoint()?.map_or(0, |(step, _)| step);
-    let is_complete = moec_runtime::is_complete(folder, &train_config(&spec.checked.recipe), step)?;
-    Ok(if is_complete { Ending::Finished } else { Ending::Stopped })
+    Ok(match moec_runtime::outcome(folder, &train_config(&spec.checked.recipe), step)? {
+        Outcome::Interrupted => Ending::Stopped,
+        Outcome::Finished | Outcome::StoppedEarly => Ending::Finished,
+    })
 }

@@ -19,8 +19,8 @@ use crate::pipeline::{Checked, CompileOptions, Compiled, Function};
 use crate::{Decode, Device, Error, Request, Sampling, Session, Spec, train_config};
 use moec_model::{Recipe, Registry};
 use moec_runtime::{
-    Corpus, Dataset, Executable, Kept, Latest, Metric, Outcome, PassedOver, Resumption, RunFolder, SampleConfig, Split,
-    Summary, Timings, TrainError,
+    Best, Corpus, Dataset, Executable, HeldOut, Kept, Latest, Metric, Outcome, PassedOver, Resumption, RunFolder,
+    SampleConfig, Split, Summary, Timings, TrainError,
 };
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -82,7 +82,7 @@ fn train(
     console.note_fitted(format!(
         "{} steps of {} x {} tokens, seed {}, into {}",
         recipe.steps,
-        recipe.batch,
+        recipe.sequences_text(),
         model.context,
         recipe.seed,
         root.display()
@@ -95,14 +95,22 @@ fn train(
     if let Some(json) = json {
         json.begun(&begun(&task, &compiled, &dataset, root, start));
     }
-    if moec_runtime::is_complete(&folder, &config, start)? {
+    let outcome = moec_runtime::outcome(&folder, &config, start)?;
+    if outcome != Outcome::Interrupted {
         let root = root.display();
-        console.note(match start > config.steps {
-            true => format!("{root} has made {start} steps, more than {}; --steps N continues further", config.steps),
-            false => format!("{root} has made its {start} steps; --steps N continues further"),
+        console.note(match outcome {
+            Outcome::StoppedEarly => {
+                let held_out = HeldOut::of(&before(&folder, start), start);
+                let why = without_better(&held_out);
+                format!("{root} ended at step {start}: {why}; -s train.evaluate.patience=N waits longer")
+            }
+            _ if start > config.steps => {
+                format!("{root} has made {start} steps, more than {}; --steps N continues further", config.steps)
+            }
+            _ => format!("{root} has made its {start} steps; --steps N continues further"),
         });
         if let Some(json) = json {
-            json.complete(start);
+            json.complete(outcome, start);
         }
         return Ok(Exit::Success);
     }
@@ -122,7 +130,7 @@ fn train(
         run: root.display().to_string(),
         config: config.clone(),
         splits: if dataset.is_held_out() { 2 } else { 1 },
-        tokens: recipe.batch * model.context,
+        tokens: recipe.sequences() * model.context,
         before: before(&folder, start),
     };
     let tracking = Tracking::begin(&trackers, &told_to_trackers(&task, &compiled, &dataset, root), *console);
@@ -131,8 +139,8 @@ fn train(
     let trained = session.continue_from(start, &dataset, &folder, &config, &signals.stop, &mut reporter);
     drop(reporter);
     let ending = match &trained {
-        Ok(Summary { outcome: Outcome::Finished, .. }) => Ending::Finished,
-        Ok(_) => Ending::Stopped,
+        Ok(Summary { outcome: Outcome::Interrupted, .. }) => Ending::Stopped,
+        Ok(_) => Ending::Finished,
         Err(_) => Ending::Failed,
     };
     let conclusion = Conclusion {
@@ -185,6 +193,9 @@ impl Conclusion<'_> {
             }
             return Ok(signals.exit());
         }
+        if summary.outcome == Outcome::StoppedEarly {
+            console.note(format!("training ends at step {}: {}", summary.step, without_better(&summary.held_out)));
+        }
         signals.all_is_saved();
         // What cannot be read again has been printed.
         let metrics = moec_runtime::read_metrics(root).unwrap_or_default();
@@ -214,9 +225,27 @@ impl Conclusion<'_> {
             write_profile(compiled, session.timings(), root, console)?;
         }
         console.note(format!("sample more with: moec sample {}", shell::path(root)));
+        if let Some(Best { step, loss_nats }) = summary.held_out.best
+            && spec.checked.recipe.best_kept
+            && step < summary.step
+        {
+            let path = shell::path(&root.join("checkpoints/best"));
+            console.note(format!("val was best, {loss_nats:.4}, at step {step}: moec sample {path}"));
+        }
         console.note(format!("all about it on a page: moec report {}", shell::path(root)));
         Ok(Exit::Success)
     }
+}
+
+/// Why a training ends before its last step.
+fn without_better(held_out: &HeldOut) -> String {
+    let than =
+        held_out.best.map_or_else(String::new, |best| format!(" than {:.4} at step {}", best.loss_nats, best.step));
+    let evaluations = match held_out.without_better {
+        1 => "an evaluation".to_string(),
+        n => format!("{n} evaluations"),
+    };
+    format!("{evaluations} without a better val{than}")
 }
 
 /// What trackers are told of a training.
@@ -250,7 +279,7 @@ fn begun<'a>(task: &'a Task, compiled: &Compiled, dataset: &Dataset, root: &Path
         held_out_characters: held_out,
         vocabulary: dataset.vocab().len(),
         steps: recipe.steps,
-        batch: recipe.batch,
+        batch: recipe.sequences(),
         context: model.context,
         seed: recipe.seed,
         step,
@@ -320,6 +349,10 @@ fn introduce(spec: &Spec, compiled: &Compiled, corpus: &Corpus, dataset: &Datase
         let count = |name: &String| compiled.states.iter().find(|s| s.name == *name).map_or(0, |s| s.ty.elements());
         let trained: usize = trained.iter().map(count).sum();
         console.note_fitted(format!("{} of them are trained, the others are frozen", grouped(trained as u64)));
+    }
+    if let Some(decay) = spec.checked.recipe.average {
+        console
+            .note_fitted(format!("evaluations and samples are of moving averages of the parameters, of decay {decay}"));
     }
     let parts = match dataset.is_held_out() {
         true => format!(

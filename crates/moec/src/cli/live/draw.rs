@@ -1,7 +1,7 @@
 //! The live view as characters.
 
-use crate::cli::balance::bars_in;
-use crate::cli::live::view::View;
+use crate::cli::balance::{bars_in, bars_width};
+use crate::cli::live::view::{LayerLoad, View};
 use crate::cli::table::shortened;
 use crate::cli::units::{duration, grouped, milliseconds};
 use ratatui::buffer::Buffer;
@@ -280,12 +280,14 @@ fn loads(view: &View, colours: Colours, width: usize, height: usize) -> Vec<Line
     };
     let numbers: usize = heads.iter().map(|head| 2 + head.len()).sum();
     let longest = view.layers.iter().map(|layer| layer.path.width()).max().unwrap_or(0).max("layer".len());
-    let experts = view.layers.iter().map(|layer| layer.load.len()).max().unwrap_or(0).max("load".len());
+    let bars_of = |layer: &LayerLoad, room| bars_in(&layer.load, &layer.zero_computation, room);
+    let widths = view.layers.iter().map(|layer| bars_width(&layer.load, &layer.zero_computation));
+    let experts = widths.max().unwrap_or(0).max("load".len());
     let room = width.saturating_sub(numbers + 2);
     // Of what is left, names may have half, and all that bars do not need.
     let name = longest.min((room / 2).max(room.saturating_sub(experts)));
     let bars = experts.min(room - name);
-    let (_, together) = bars_in(&vec![1.0; experts], bars);
+    let together = view.layers.iter().map(|layer| bars_of(layer, bars).1).max().unwrap_or(1);
     let load = match together {
         1 => "load".to_string(),
         n => format!("load, {n} a bar"),
@@ -314,7 +316,7 @@ fn loads(view: &View, colours: Colours, width: usize, height: usize) -> Vec<Line
             format!("{:.2}", layer.max_over_mean),
             layer.idle.to_string(),
         ];
-        lines.push(Line::from(line(&layer.path, &bars_in(&layer.load, bars).0, numbers)));
+        lines.push(Line::from(line(&layer.path, &bars_of(layer, bars).0, numbers)));
     }
     if shown < view.layers.len() && rows > 0 {
         let text = format!("layers {} to {} of {}", top + 1, top + shown, view.layers.len());

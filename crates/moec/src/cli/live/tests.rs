@@ -17,11 +17,14 @@ fn about() -> About {
         seed: 1,
         optimizer: Optimizer::default().with("lr", 1e-3),
         schedule: Schedule::named("cosine").unwrap().with("warmup", 100),
+        batches: 1,
         log_every: 50,
         evaluate_every: 250,
         evaluate_batches: 20,
+        patience: None,
         checkpoint_every: 500,
         keep: None,
+        keep_best: false,
     };
     About {
         model: "noisy_top2".into(),
@@ -57,6 +60,8 @@ fn layer(path: String, experts: usize) -> LayerBalance {
         path,
         load_max_over_mean: load.iter().copied().fold(0.0, f64::max) * experts as f64 / all,
         load_rows: load,
+        zero_computation_rows: Vec::new(),
+        experts_per_token: None,
         experts_without_tokens: 1,
         entropy_nats: 0.361,
         dropped_share: 0.2,
@@ -71,6 +76,7 @@ fn evaluated(step: u64, layers: usize, experts: usize) -> Evaluation {
         step,
         train_loss_nats: loss,
         validation_loss_nats: Some(loss + 0.08),
+        active_parameters: None,
         layers: (0..layers).map(|l| layer(format!("blocks.{l}.moe"), experts)).collect(),
     }
 }

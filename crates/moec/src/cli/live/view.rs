@@ -89,6 +89,8 @@ pub(crate) struct LayerLoad {
     pub(crate) path: String,
     /// Rows of every expert.
     pub(crate) load: Vec<f64>,
+    /// Rows of those that compute nothing.
+    pub(crate) zero_computation: Vec<f64>,
     /// Experts that worked on a token in the mean: those for which there was room.
     pub(crate) experts_per_token: f64,
     pub(crate) max_over_mean: f64,
@@ -191,7 +193,9 @@ impl View {
         let layers = evaluation.layers.iter().map(|layer| LayerLoad {
             path: layer.path.clone(),
             load: layer.load_rows.clone(),
-            experts_per_token: layer.load_rows.iter().sum::<f64>() / tokens,
+            zero_computation: layer.zero_computation_rows.clone(),
+            // Where it is not measured it is the same of every token.
+            experts_per_token: layer.experts_per_token.unwrap_or(layer.load_rows.iter().sum::<f64>() / tokens),
             max_over_mean: layer.load_max_over_mean,
             idle: layer.experts_without_tokens,
             entropy_nats: layer.entropy_nats,

@@ -237,11 +237,14 @@ mod tests {
             seed: 1,
             optimizer: Optimizer::default(),
             schedule: Schedule::default(),
+            batches: 1,
             log_every: 10,
             evaluate_every,
             evaluate_batches: 5,
+            patience: None,
             checkpoint_every,
             keep: None,
+            keep_best: false,
         }
     }
 

@@ -114,6 +114,14 @@ struct Line<'a> {
     event: Event<'a>,
 }
 
+fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Finished => "finished",
+        Outcome::StoppedEarly => "stopped_early",
+        Outcome::Interrupted => "interrupted",
+    }
+}
+
 /// Writes the lines.
 pub(crate) struct JsonLines {
     console: Console,
@@ -179,10 +187,7 @@ impl JsonLines {
     /// Notes how it ended; the line is the last one.
     pub(super) fn finished(&mut self, summary: &Summary, elapsed: Duration, spent: Spent) {
         self.ended = Some(Ended {
-            outcome: match summary.outcome {
-                Outcome::Finished => "finished",
-                Outcome::Interrupted => "interrupted",
-            },
+            outcome: word(summary.outcome),
             step: summary.step,
             checkpoint: Some(summary.checkpoint.display().to_string()),
             step_ms: summary.step_ms,
@@ -209,9 +214,9 @@ impl JsonLines {
     }
 
     /// The last line of a training that had nothing to do.
-    pub(crate) fn complete(&mut self, step: u64) {
+    pub(crate) fn complete(&mut self, outcome: Outcome, step: u64) {
         self.write(Event::Ended(&Ended {
-            outcome: "finished",
+            outcome: word(outcome),
             step,
             checkpoint: None,
             step_ms: None,

@@ -105,11 +105,12 @@ impl Lines {
     pub(crate) fn evaluated(&mut self, evaluation: &Evaluation) {
         self.evaluation = None;
         self.say(format!(
-            "eval {:>width$}  train {:.4}{}{}",
+            "eval {:>width$}  train {:.4}{}{}{}",
             evaluation.step,
             evaluation.train_loss_nats,
             evaluation.validation_loss_nats.map(|loss| format!("  val {loss:.4}")).unwrap_or_default(),
             balance::summary(&evaluation.layers),
+            evaluation.active_parameters.map(|n| format!("  active {}", grouped(n.round() as u64))).unwrap_or_default(),
             width = self.steps.to_string().len()
         ));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use moec_ir::{Data, Invariant, Tensor};
-use moec_model::{Layer, Model, Moe, Route};
+use moec_model::{Attention, Layer, Model, Moe, Route};
 use moec_syntax::{Diagnostic, Span};
 
 use super::{Architecture, AttentionBias, Experts, Network};
@@ -179,6 +179,11 @@ impl Check {
             AttentionBias::InputsOrNone => (any_bias, false),
             AttentionBias::None => (false, false),
         };
+        if attention.of::<Attention>().is_some_and(|attention| attention.kv_heads < attention.heads) {
+            let (at, help) = (attention.argument_span("kv_heads"), "give keys and values as many heads as queries");
+            let message = "attention whose keys have fewer heads than its queries is not exchanged";
+            self.refuse(message, at, "expected no `kv_heads`", help);
+        }
         let (norm, wanted) = (arguments.word("norm"), self.architecture.query_norm());
         if norm != wanted {
             let at = attention.argument_span("norm");
@@ -242,6 +247,19 @@ impl Check {
             return None;
         }
         let shared = self.shared(layer, moe)?;
+        if let Some(first) = moe.zero_computation.first() {
+            let (at, help) = (layer.argument_span("experts"), "every expert there computes");
+            let message = format!("{} has no `{}` experts", self.theirs, first.kind.word());
+            self.refuse(message, at, "expected `NUMBER * mlp(..)`", help);
+        }
+        if moe.weighs_input {
+            let (at, help) = (layer.argument_span("weigh"), "an activation lies between, so the results differ");
+            self.refuse(format!("{} weighs what experts give", self.theirs), at, "expected no `weigh`", help);
+        }
+        if moe.latent.is_some() {
+            let (at, help) = (layer.argument_span("latent"), "experts there work on the width of the model");
+            self.refuse(format!("{} has no latent experts", self.theirs), at, "expected no `latent`", help);
+        }
         if moe.capacity.is_some_and(|capacity| capacity.evaluation_factor > 0.0) {
             let (at, help) =
                 (layer.argument_span("capacity"), "with `evaluation_factor: 0` the bound is one of training");

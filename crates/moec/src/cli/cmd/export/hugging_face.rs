@@ -19,7 +19,7 @@ pub(super) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
     let run = Run::open(&args.run, registry, Device::Cpu, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Logits]))
     })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    console.opened(&run);
     super::is_apart(folder, &run.root)?;
     let fit = of_model(&run.spec.checked.model, run.vocab.len())
         .map_err(|obstacles| Failure::source(run.spec.source.clone(), obstacles, Exit::Usage))?;

@@ -22,7 +22,7 @@ pub(super) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
     let run = Run::open(&args.run, registry, Device::Cpu, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Logits]))
     })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    console.opened(&run);
     let output = Output::new(path, &output::files_of_run(&run.root))?;
     let file = output.plain_file()?;
     let fit = makemoe::fit(&run.spec.checked.model, Direction::Export)

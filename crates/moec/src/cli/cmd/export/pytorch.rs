@@ -19,7 +19,7 @@ pub(super) fn run(args: &ExportArgs, registry: &Registry, console: &Console) -> 
     let run = Run::open(&args.run, registry, Device::Cpu, |_, _| -> Result<_, Failure> {
         Ok(CompileOptions::only([Function::Logits]))
     })?;
-    console.passed_over(&run.passed_over, run.checkpoint.manifest.step);
+    console.opened(&run);
     super::is_apart(folder, &run.root)?;
     let (model, recipe) = (&run.spec.checked.model, &run.spec.checked.recipe);
     let mut spec = run.spec.source.text().to_string();
