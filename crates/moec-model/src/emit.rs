@@ -61,6 +61,11 @@ pub enum Role {
         /// Half the width of the interval.
         bound: f64,
     },
+    /// As `Uniform`, for numbers that are looked at as they are, and that nothing is multiplied with.
+    Table {
+        /// Half the width of the interval.
+        bound: f64,
+    },
     /// A matrix that starts with orthogonal rows (or columns, if it has more rows) of length `gain`, whatever the
     /// initialisation of the recipe.
     Orthogonal {
@@ -74,7 +79,11 @@ impl Role {
     fn is_matrix(self) -> bool {
         match self {
             Role::Weight { .. } | Role::Scores { .. } | Role::Orthogonal { .. } | Role::Uniform { .. } => true,
-            Role::Bias { .. } | Role::Embedding | Role::TiedEmbedding { .. } | Role::Constant(_) => false,
+            Role::Bias { .. }
+            | Role::Table { .. }
+            | Role::Embedding
+            | Role::TiedEmbedding { .. }
+            | Role::Constant(_) => false,
         }
     }
 }
@@ -96,7 +105,7 @@ impl InitScheme {
         match (role, self) {
             (Role::Scores { width, vocab }, _) => self.init(Role::Weight { fan_in: width, fan_out: vocab }),
             (Role::Constant(value), _) => constant(value),
-            (Role::Uniform { bound }, _) => uniform(bound),
+            (Role::Uniform { bound } | Role::Table { bound }, _) => uniform(bound),
             (Role::Orthogonal { gain }, _) => Init::Orthogonal { gain: gain.into() },
             (Role::Embedding | Role::TiedEmbedding { .. }, InitScheme::Normal { std }) => normal(*std),
             (Role::TiedEmbedding { width }, _) => normal(1.0 / extent(width).sqrt()),

@@ -264,14 +264,16 @@ fn train_from(
     reporter.started(start, config.steps);
     let mut held_out = HeldOut::of(&before, start);
     let mut evaluation = None;
+    // The checkpoint that is there for nothing but being the best; that of the start is there for going on.
+    let alone = |step: &u64| config.keep_best && *step < start && !due(config.checkpoint_every, *step);
+    let mut only_best = held_out.best.map(|best| best.step).filter(alone);
     // A run that was stopped in the middle of an evaluation makes up for it.
     let evaluated = is_evaluated(&before, start);
     if start > 0 && evaluation_due(config, start) && !evaluated {
         evaluation = evaluate(executable, data, run, config, start, stop, reporter)?;
-        let former = held_out.best;
         // Its checkpoint is the one that the run goes on from.
         if evaluation.as_ref().is_some_and(|made| held_out.add(made)) && config.keep_best {
-            remove_former(run, config, former)?;
+            remove_former(run, &mut only_best)?;
         }
     }
 
@@ -300,7 +302,6 @@ fn train_from(
                 run.append_metric(&Metric::Train(metric.clone()))?;
                 reporter.logged(&metric);
             }
-            let former = held_out.best;
             let mut is_best = false;
             if evaluation_is_due
                 && !stopping()
@@ -310,18 +311,24 @@ fn train_from(
                 evaluation = Some(made);
             }
             if save || is_best {
-                saved =
-                    Some((step, save_checkpoint(executable, run, config, &identity, (step, held_out.best), reporter)?));
-            }
-            if is_best {
-                remove_former(run, config, former)?;
+                saved = Some((step, save_checkpoint(executable, run, &identity, step, reporter)?));
+                // The former best goes first, so that it takes the place of none that is kept.
+                if is_best {
+                    remove_former(run, &mut only_best)?;
+                    only_best = (!save).then_some(step);
+                }
+                prune(run, config, held_out.best)?;
             }
             watch.resume();
         }
     }
     let checkpoint = match saved {
         Some((saved, path)) if saved == step => path,
-        _ => save_checkpoint(executable, run, config, &identity, (step, held_out.best), reporter)?,
+        _ => {
+            let path = save_checkpoint(executable, run, &identity, step, reporter)?;
+            prune(run, config, held_out.best)?;
+            path
+        }
     };
 
     let last_is_there = !evaluation_due(config, step)
@@ -479,21 +486,23 @@ fn evaluate(
     Ok(evaluation)
 }
 
-/// Removes the checkpoint of what was the best evaluation until now, unless its step was saved for another reason.
-fn remove_former(run: &RunFolder, config: &TrainConfig, former: Option<Best>) -> Result<(), CheckpointError> {
-    match former {
-        Some(former) if !due(config.checkpoint_every, former.step) => run.remove_checkpoint(former.step),
-        _ => Ok(()),
-    }
+/// Removes a checkpoint that is there for being the best only, since another one is the best now.
+fn remove_former(run: &RunFolder, only_best: &mut Option<u64>) -> Result<(), CheckpointError> {
+    only_best.take().map_or(Ok(()), |former| run.remove_checkpoint(former))
 }
 
-/// Saves a step and removes what is too old, but never that of the best evaluation where it is kept.
+/// Removes what is too old, but never the checkpoint of the best evaluation where it is kept.
+fn prune(run: &RunFolder, config: &TrainConfig, best: Option<Best>) -> Result<(), CheckpointError> {
+    let best = best.filter(|_| config.keep_best).map(|best| best.step);
+    config.keep.map_or(Ok(()), |keep| run.prune_checkpoints(keep, best))
+}
+
+/// Saves a step.
 fn save_checkpoint(
     executable: &mut Executable<'_>,
     run: &RunFolder,
-    config: &TrainConfig,
     identity: &Identity,
-    (step, best): (u64, Option<Best>),
+    step: u64,
     reporter: &mut dyn Reporter,
 ) -> Result<PathBuf, TrainError> {
     // Metrics first: a checkpoint never lacks the lines that led to it.
@@ -513,9 +522,6 @@ fn save_checkpoint(
         }
         (saved, None) => saved?,
     };
-    if let Some(keep) = config.keep {
-        run.prune_checkpoints(keep, best.filter(|_| config.keep_best).map(|best| best.step))?;
-    }
     reporter.saved(step, &path);
     Ok(path)
 }

@@ -94,14 +94,14 @@ Cost: products [N, C] x [C, k (m + 1)]; all experts at first, those with a gate 
         let mixture = if per_example {
             context.linear_with("mixture", x, k, small, Some(Role::Constant(0.0)))
         } else {
-            let logits = context.parameter("mixture.logits", [k], small);
+            let logits = context.parameter("mixture.logits", [k], Role::Table { bound: 0.05 });
             context.builder().reshape(logits, [1, k])
         };
         let selector = (bits > 0).then(|| {
             if per_example {
                 context.linear_with("selector", x, k * bits, near_zero, Some(near_zero))
             } else {
-                context.parameter("selector.logits", [k, bits], near_zero)
+                context.parameter("selector.logits", [k, bits], Role::Table { bound: gamma / 100.0 })
             }
         });
         let b = context.builder();

@@ -301,7 +301,10 @@ fn a_better_evaluation_takes_the_place_of_the_best() {
     let folder = tempfile::tempdir().unwrap();
     // Learning makes each evaluation better than the one before.
     let learning = TrainConfig { steps: 24, evaluate_every: 4, patience: None, keep_best: true, ..config() };
-    for (every, keep, expected) in [(0, None, &[24][..]), (7, None, &[7, 14, 21, 24]), (7, Some(2), &[21, 24])] {
+    // A former best that is removed takes the place of none of those that are kept.
+    for (every, keep, expected) in
+        [(0, None, &[24][..]), (7, None, &[7, 14, 21, 24]), (7, Some(2), &[21, 24]), (6, Some(2), &[18, 24])]
+    {
         let root = folder.path().join(format!("{every}-{keep:?}"));
         let config = TrainConfig { checkpoint_every: every, keep, ..learning.clone() };
         let mut stopper = Stopper::default();

@@ -9,6 +9,7 @@ use crate::cli::run_name::in_free_folder;
 use crate::cli::table::Table;
 use crate::cli::units::grouped;
 use crate::cli::{downloads, run_text, shell};
+use crate::locate::Located;
 use crate::pipeline::CompileOptions;
 use crate::surgery::{Certificate, Claim, Subject, Witnesses};
 use crate::{Device, Request, Run, Spec, Vocab};
@@ -65,8 +66,7 @@ pub(crate) fn texts(
 /// # Errors
 /// When it cannot be found or read.
 pub(crate) fn corpus(run: &Path, registry: &Registry, console: &Console) -> Result<Corpus, Failure> {
-    let run = moec_runtime::follow_latest(run);
-    let root = moec_runtime::run_of_checkpoint(&run).unwrap_or(run);
+    let root = Located::at(run)?.root;
     let request = Request::read(&root)?;
     run_text::find(&request, run_text::sha256(&request, &root).as_deref(), &[&root], registry, console)
 }

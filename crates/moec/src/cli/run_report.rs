@@ -317,12 +317,14 @@ impl Subject {
             true => "train it again, to the same bytes",
             false => "train it again, to the same bytes; the imported files must lie beside the spec",
         };
+        // Where patience has come to an end, more steps alone would change nothing.
+        let patience = self.spec.checked.recipe.evaluate.patience.map_or("", |_| " -s train.evaluate.patience=none");
         let command = |what: &str, line: String| CommandText { what: what.to_string(), line };
         vec![
             command(again, format!("moec train {spec}{model} --data {data}{set} --out NEW")),
             command(
                 "train it further",
-                format!("moec train --resume {root} --steps {}", self.spec.checked.recipe.steps * 2),
+                format!("moec train --resume {root} --steps {}{patience}", self.spec.checked.recipe.steps * 2),
             ),
             command("write text with it", format!("moec sample {root}")),
             command("measure its loss on all held-out text", format!("moec eval {root}")),

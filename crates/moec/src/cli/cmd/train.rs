@@ -228,6 +228,10 @@ impl Conclusion<'_> {
         if let Some(Best { step, loss_nats }) = summary.held_out.best
             && spec.checked.recipe.best_kept
             && step < summary.step
+            && moec_runtime::best_checkpoint(root)
+                .ok()
+                .flatten()
+                .is_some_and(|best| best.ends_with(format!("step-{step:08}")))
         {
             let path = shell::path(&root.join("checkpoints/best"));
             console.note(format!("val was best, {loss_nats:.4}, at step {step}: moec sample {path}"));
@@ -318,6 +322,11 @@ fn write_profile(compiled: &Compiled, timings: &Timings, root: &Path, console: &
         timings.runs(),
         timings.first().as_secs_f64()
     ));
+    if compiled.program.plan(Function::Accumulate.name()).is_some() {
+        console.note(
+            "of the last batch of a step and of the optimizer; the batches before it cost what its gradients cost",
+        );
+    }
     console.note(KernelTable::new(plan, timings, None).text(console.columns_of_remarks()));
     let path = root.join("profile.json");
     let trace = timings.chrome_trace(plan).to_string();
