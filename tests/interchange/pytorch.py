@@ -142,7 +142,8 @@ def check(name, spec, text, more=(), program=MOEC):
     prompt, length = "the ", 16
     written = code.generate(model, code.encode(prompt, characters), length)
     written = "".join(characters[token] for token in written)
-    arguments = ["--temperature", 0, "--prompt", prompt, "--length", length]
+    # Kept keys and values of turned or unplaced queries go on past a window otherwise than whole windows do.
+    arguments = ["--temperature", 0, "--decode", "windowed", "--prompt", prompt, "--length", length]
     expected = moec("sample", run, *arguments, *DEVICE, program=program).removesuffix("\n")
     assert written == expected, f"{name}: wrote {written!r}, moec {expected!r}"
 
@@ -198,9 +199,13 @@ def main():
     for folder in ["specs", "specs/routers", "specs/published", "examples/routers"]:
         for original in sorted((ROOT / folder).glob("*.moe")):
             specs.append(WORK / original.name)
-            # Two blocks tell as much as eight; and what is narrow has fewer heads, what is short hardly a warm-up.
-            text = original.read_text().replace("repeat 8", "repeat 2").replace("warmup: 50", "warmup: 1")
-            specs[-1].write_text(text.replace("heads: 8", "heads: 4") if folder == "specs/published" else text)
+            # Two blocks tell as much as eight; and what is narrow has fewer heads, what is short hardly a warm-up and weights
+            # that are not so small that a rounding decides who is chosen.
+            small = original.read_text().replace("repeat 8", "repeat 2")
+            if folder == "specs/published":
+                small = small.replace("heads: 8", "heads: 4").replace("warmup: 50", "warmup: 1")
+                small = small.replace("normal(std: 0.02)", "kaiming_normal")
+            specs[-1].write_text(small)
     print(f"{'spec':24} {'loss':>9} {'logits':>9}")
     cases = [(spec.stem, spec, ()) for spec in specs]
     cases.append(("top2_bf16", WORK / "top2.moe", ["train.precision=bf16"]))
