@@ -230,6 +230,58 @@ fn gradients_of_weights_on_the_input_agree_with_central_differences() {
     gradients_agree(&checked("input.moe", text), &[], &names);
 }
 
+#[test]
+fn gradients_of_merged_experts_and_running_means_agree_with_central_differences() {
+    let means = Tensor::floats((0..32).map(|i| 0.1 * (i as f32).sin()).collect::<Vec<_>>());
+    let means = means.with_shape([4, 8]).unwrap();
+    for (moe, state) in [
+        ("route: smear(segment: 2)", None),
+        ("route: smear, allow: lookahead", None),
+        ("route: softmax_top_k(k: 2), unchosen: running_mean", Some(("moe.running_mean", means.clone()))),
+        ("route: sigmoid_top_k(k: 1), unchosen: running_mean(decay: 0)", Some(("moe.running_mean", means.clone()))),
+    ] {
+        let text = format!(
+            "model m {{ let width = 8  context 5  vocab characters  embed(width: width)\n  residual {{ layer_norm  \
+             moe(experts: 4 * mlp(hidden: 6, activation: gelu), {moe}) }}  layer_norm  unembed }}"
+        );
+        let names =
+            ["router.weight", "experts.mlp.up.weight", "experts.mlp.down.bias"].map(|name| format!("moe.{name}"));
+        gradients_agree(&checked(moe, &text), state.as_slice(), &names);
+    }
+}
+
+/// The gradient of one parameter of a model without other ways to it than the weights of the experts.
+fn gradient(text: &str, name: &str) -> (Vec<f64>, BTreeMap<String, Tensor>) {
+    let checked = checked("straight.moe", text);
+    let lowered = pipeline::lower(&checked.model, &checked.recipe, VOCAB, Function::TrainStep, NoisePolicy::Generated);
+    let graph = differentiate(&lowered.unwrap().graph, "objective", &Wrt::Parameters).unwrap();
+    let mut values = starts(&compiled(&checked));
+    values.extend(batch(1));
+    values.insert("rng".into(), Tensor::ints(random::state(7, 1)));
+    let found = evaluate(&graph, &values).unwrap().outputs;
+    (found[&format!("grad.{name}")].to_f64(), found)
+}
+
+/// An expert that is a matrix gives `v f(x)` for `v x`, so to the weight w of an output `w f(v x)` the gradient is `(v + w) f(x)`
+/// where v has that of w: with two experts of which each has the weight one half, three halves of that without.
+#[test]
+fn straight_through_the_gradient_of_what_experts_are_given_reaches_the_weights() {
+    let text = |more: &str| {
+        format!(
+            "router halves(k: int) {{\n  let scores = linear(x, experts)\n  return dense_gates(scores - stop_gradient(scores) + \
+             0.5)\n}}\nmodel m {{ let width = 8  context 5  vocab characters  embed(width: width)\n  moe(experts: 2 * \
+             linear(width: width, bias: false), route: halves(k: 2){more})  unembed }}"
+        )
+    };
+    let (plain, outputs) = gradient(&text(""), "moe.scores.weight");
+    let (through, others) = gradient(&text(", straight_through: true"), "moe.scores.weight");
+    assert_eq!(outputs["loss"], others["loss"]);
+    assert!(plain.iter().any(|g| g.abs() > 1e-4));
+    for (plain, through) in plain.iter().zip(&through) {
+        assert!((through - 1.5 * plain).abs() <= 1e-12 + 1e-9 * plain.abs(), "{plain} and {through}");
+    }
+}
+
 /// What is new in the language, in one router, and every gradient in it.
 #[test]
 fn gradients_of_matrices_quantiles_and_rounds_agree_with_central_differences() {

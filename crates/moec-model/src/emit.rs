@@ -1,7 +1,7 @@
 //! Building a graph with named persistent tensors: the shared ground of layer lowering and routing strategies.
 
 use indexmap::IndexMap;
-use moec_ir::{Builder, Init, Input, Op, Precision, TensorType, Value};
+use moec_ir::{Builder, Init, Input, Op, Precision, TensorType, Value, internal_error};
 
 use crate::recipe::InitScheme;
 use crate::state::StateInit;
@@ -149,6 +149,9 @@ pub(crate) struct Emitter {
     scheme: InitScheme,
     /// How many inputs of a kind a scope has.
     inputs: IndexMap<Input, usize>,
+    /// Where experts are merged, the share of each in the one that is asked for, `[R, E]`: a parameter `[R, ..]` is then that
+    /// times the parameters `[E, ..]`.
+    pub(crate) merging: Option<Value>,
 }
 
 impl Emitter {
@@ -161,6 +164,7 @@ impl Emitter {
             states: IndexMap::new(),
             scheme,
             inputs: IndexMap::new(),
+            merging: None,
         }
     }
 
@@ -172,7 +176,20 @@ impl Emitter {
         result
     }
 
+    /// A trained tensor; where experts are merged, the weighted sums of those of all of them.
     pub(crate) fn parameter(&mut self, name: &str, shape: impl Into<Vec<usize>>, role: Role) -> Value {
+        let shape = shape.into();
+        let Some(weights) = self.merging else { return self.declared(name, shape, role) };
+        let experts = self.builder.columns(weights);
+        let [_, rest @ ..] = &shape[..] else { internal_error!("{name} is no parameter of several experts") };
+        let (each, elements) = ([&[experts], rest].concat(), rest.iter().product());
+        let each = self.declared(name, each, role);
+        let each = self.builder.reshape(each, [experts, elements]);
+        let merged = self.builder.matmul(weights, each);
+        self.builder.reshape(merged, shape)
+    }
+
+    fn declared(&mut self, name: &str, shape: Vec<usize>, role: Role) -> Value {
         let value = self.builder.parameter(name, shape);
         // The first declaration counts: a tied output layer reads the table that the embedding has declared.
         let path = self.builder.path(name);

@@ -102,7 +102,7 @@ pub use freeze::{Freeze, FreezeError};
 pub use layer::Layer;
 pub use layers::{
     Activation, Attention, Capacity, CapacityOrder, LAYERS, LayerSpec, MixtureOfDepths, Mlp, Moe, MultiHash, QueryNorm,
-    Route, WeightedLoss, ZeroComputation, ZeroExperts,
+    Route, RunningMean, WeightedLoss, ZeroComputation, ZeroExperts,
 };
 pub use losses::{BalanceLoss, LossContext};
 pub use lower::{Form, LowerError, LowerOptions, Lowered, MoeLayerInfo, RoutedLayer, lower, lower_layer};
@@ -118,5 +118,7 @@ pub use router::{
     RoutingContext, RoutingStrategy, Traits, Verdict,
 };
 pub use router_language::{ROUTER_FUNCTIONS, ROUTER_RESULTS, ROUTER_TABLES, RouterFunction};
-pub use routers::{Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, SoftMoe, SoftmaxTopK, Switch};
+pub use routers::{
+    Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, Smear, SoftMoe, SoftmaxTopK, Switch,
+};
 pub use state::{StateInit, StateSource, TrainingText};

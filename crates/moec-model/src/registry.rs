@@ -9,7 +9,7 @@ use crate::data_sets::{DATA_SETS, DataSet};
 use crate::losses::{BalanceLoss, LOSSES};
 use crate::router::RoutingStrategy;
 use crate::routers::{
-    Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, SoftMoe, SoftmaxTopK, Switch,
+    Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, Smear, SoftMoe, SoftmaxTopK, Switch,
 };
 
 /// The routing strategies, balance losses and data sets that a file can name.
@@ -34,7 +34,8 @@ impl Registry {
             .router(Hash)
             .router(Base)
             .router(ExpertChoice)
-            .router(SoftMoe);
+            .router(SoftMoe)
+            .router(Smear);
         for loss in LOSSES {
             registry = registry.loss(loss);
         }

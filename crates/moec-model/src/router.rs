@@ -116,7 +116,7 @@ pub struct Traits {
     pub provides: &'static [Quantity],
     /// Whether the gradient of the task's loss has a way to its parameters; `true` for one that has none.
     pub learns_from_task: bool,
-    /// Whether it sends tokens to experts. One that mixes tokens instead has neither capacity nor balance losses.
+    /// Whether it sends tokens to experts. One that mixes tokens or experts instead has neither capacity nor balance losses.
     pub selects: bool,
     /// Whether it can stand in an expert, where it routes the rows of several outer experts: its parameters must then be
     /// linear maps, of which each outer expert has its own, and it changes no state.
@@ -292,6 +292,14 @@ pub enum Assignment {
         dispatch: Value,
         /// Share of each slot in the output of a token, `[N, E*P]`.
         combine: Value,
+    },
+    /// The tokens in R runs, and every run goes through one expert of its own, whose parameters are weighted sums of those of
+    /// all experts (soft merging).
+    Merged {
+        /// Share of each expert in that of a run, `[R, E]`.
+        weights: Value,
+        /// Where each run begins, and N, i32 `[R + 1]`.
+        offsets: Value,
     },
 }
 

@@ -48,10 +48,7 @@ fn tables() -> [(&'static str, String); 7] {
         rows(&name, layer.summary, layer.parameters)
     });
     let forms = LAYERS.iter().flat_map(|layer| {
-        let summary = move |form: &str| {
-            let argument = layer.parameters.iter().find(|parameter| parameter.name == form).unwrap();
-            argument.help.to_string()
-        };
+        let summary = move |form: &str| layer.argument_with(form).unwrap().help.to_string();
         layer.forms.iter().map(move |(form, parameters)| rows(&format!("`{form}(..)`"), &summary(form), parameters))
     });
     let routers =

@@ -834,3 +834,146 @@ fn the_predictor_gives_what_training_gives_for_the_same_tokens() {
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-9), "{positions}");
     }
 }
+
+// ---- what is mixed, and what stands in ----
+
+/// `w xᵀ + b` of one expert for one row.
+fn linear_expert(values: &BTreeMap<String, Tensor>, expert: usize, x: &[f64]) -> Vec<f64> {
+    let (weight, bias) = (values["moe.experts.linear.weight"].to_f64(), values["moe.experts.linear.bias"].to_f64());
+    let row = |o: usize| &weight[(expert * WIDTH + o) * WIDTH..][..WIDTH];
+    let dot = |o: usize| row(o).iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+    (0..WIDTH).map(|o| dot(o) + bias[expert * WIDTH + o]).collect()
+}
+
+fn softmax(scores: &[f64]) -> Vec<f64> {
+    let sum: f64 = scores.iter().map(|s| s.exp()).sum();
+    scores.iter().map(|s| s.exp() / sum).collect()
+}
+
+/// `x wᵀ + b` with the weight and, if there is one, the bias of a router.
+fn scores(values: &BTreeMap<String, Tensor>, x: &[f64]) -> Vec<f64> {
+    let weight = values["moe.router.weight"].to_f64();
+    let bias = values.get("moe.router.bias").map_or(vec![0.0; weight.len() / WIDTH], Tensor::to_f64);
+    let rows = weight.chunks(WIDTH).zip(bias);
+    rows.map(|(w, bias)| bias + w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()).collect()
+}
+
+/// Of linear experts the mean of the parameters gives the mean of what they give.
+#[test]
+fn merged_experts_are_the_mean_of_their_parameters() {
+    let time = TOKENS / 2;
+    for (route, length) in
+        [("smear", time), ("smear(segment: 2)", 2), ("smear(segment: 1)", 1), ("smear(segment: 9)", 9)]
+    {
+        for experts in [1, 3] {
+            let moe = format!("moe(experts: {experts} * linear(width: {WIDTH}), route: {route}, allow: lookahead)");
+            let lowered = lowered(&moe, Mode::Train);
+            let values = values(&lowered);
+            let (x, result) = (values["x"].to_f64(), run(&lowered, &values));
+            let (y, gates) = (floats(&result, "y"), floats(&result, "gates.moe"));
+            for n in 0..TOKENS {
+                let (sequence, segment) = (n / time, n % time / length);
+                // The tokens that the experts are weighed by: of the segment before, or of all where there are no segments.
+                let (from, to) = match (route, segment) {
+                    ("smear", _) => (0, time),
+                    (_, 0) => (0, 0),
+                    (_, s) => ((s - 1) * length, s * length),
+                };
+                let mut mean = vec![0.0; WIDTH];
+                for t in from..to {
+                    let row = &x[(sequence * time + t) * WIDTH..][..WIDTH];
+                    mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x / (to - from) as f64);
+                }
+                let p = softmax(&scores(&values, &mean));
+                let mut expected = vec![0.0; WIDTH];
+                for (expert, p) in p.iter().enumerate() {
+                    let given = linear_expert(&values, expert, &x[n * WIDTH..][..WIDTH]);
+                    expected.iter_mut().zip(given).for_each(|(sum, y)| *sum += p * y);
+                }
+                let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+                assert!(close(&y[n * WIDTH..][..WIDTH], &expected), "{route}, {experts} experts, token {n}");
+                assert!(close(&gates[n * experts..][..experts], &p), "{route}, {experts} experts, token {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn segments_see_nothing_that_comes_later() {
+    let lowered = lowered("moe(experts: 3 * mlp(hidden: 5), route: smear(segment: 2))", Mode::Evaluate);
+    let mut values = values(&lowered);
+    let before = floats(&run(&lowered, &values), "y");
+    let mut x = values["x"].to_f64();
+    // The third token of the first sequence, which is of its second segment.
+    x[2 * WIDTH] += 1.0;
+    values.insert("x".into(), Tensor::new([TOKENS, WIDTH], Data::F64(x)).unwrap());
+    let after = floats(&run(&lowered, &values), "y");
+    let changed: Vec<usize> =
+        (0..TOKENS).filter(|n| before[n * WIDTH..][..WIDTH] != after[n * WIDTH..][..WIDTH]).collect();
+    assert_eq!(changed, [2, 4], "itself, and those that are weighed by its segment");
+}
+
+#[test]
+fn running_means_stand_in_for_experts_that_a_token_does_not_go_to() {
+    // One expert has a capacity of 3, so that some choices are dropped.
+    for (k, capacity) in [(1, ""), (2, ""), (3, ""), (1, ", capacity: capacity(factor: 0.9, minimum: 1)")] {
+        let moe = |unchosen: &str| {
+            format!(
+                "moe(experts: 3 * linear(width: {WIDTH}), route: softmax_top_k(k: {k}, normalize: all){unchosen}{capacity})"
+            )
+        };
+        let with = lowered(&moe(", unchosen: running_mean(decay: 0.75)"), Mode::Train);
+        let mut values = values(&with);
+        let means = numbers("means", &TensorType::f32([3, WIDTH]));
+        values.insert("moe.running_mean".into(), means.clone());
+        let result = run(&with, &values);
+        let without = floats(&run(&lowered(&moe(""), Mode::Train), &values), "y");
+        let (x, means, y) = (values["x"].to_f64(), means.to_f64(), floats(&result, "y"));
+        let kept = ints(&result, "kept.moe");
+        let mut sums = vec![vec![0.0; WIDTH]; 3];
+        let mut counts = [0.0; 3];
+        for n in 0..TOKENS {
+            let row = &x[n * WIDTH..][..WIDTH];
+            let p = softmax(&scores(&values, row));
+            let mut expected = without[n * WIDTH..][..WIDTH].to_vec();
+            for expert in 0..3 {
+                if kept[n * k..][..k].contains(&(expert as i32)) {
+                    counts[expert] += 1.0;
+                    let given = linear_expert(&values, expert, row);
+                    sums[expert].iter_mut().zip(given).for_each(|(sum, y)| *sum += y);
+                } else {
+                    let mean = &means[expert * WIDTH..][..WIDTH];
+                    expected.iter_mut().zip(mean).for_each(|(y, m)| *y += p[expert] * m);
+                }
+            }
+            let own = &y[n * WIDTH..][..WIDTH];
+            assert!(own.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12), "k {k}{capacity}, token {n}");
+        }
+        let updated = result.updates["moe.running_mean"].to_f64();
+        for expert in 0..3 {
+            for c in 0..WIDTH {
+                let old = means[expert * WIDTH + c];
+                let expected = match counts[expert] {
+                    0.0 => old,
+                    count => 0.75 * old + 0.25 * sums[expert][c] / count,
+                };
+                assert!((updated[expert * WIDTH + c] - expected).abs() < 1e-12, "k {k}, expert {expert}");
+            }
+        }
+        // Where only the gradient has them, the value is that without, and nothing is left of them in evaluation.
+        let gradient = lowered(&moe(", unchosen: running_mean(adds: gradient)"), Mode::Train);
+        assert_eq!(floats(&run(&gradient, &values), "y"), without);
+        let evaluation = |unchosen| lowered(&moe(unchosen), Mode::Evaluate);
+        let gradient = evaluation(", unchosen: running_mean(adds: gradient)");
+        assert_eq!(floats(&run(&gradient, &values), "y"), floats(&run(&evaluation(""), &values), "y"));
+        assert!(run(&evaluation(", unchosen: running_mean"), &values).updates.is_empty());
+    }
+}
+
+#[test]
+fn what_experts_are_given_is_the_same_straight_through() {
+    let moe = |more: &str| format!("moe(experts: 3 * mlp(hidden: 5), route: softmax_top_k(k: 2){more})");
+    let [plain, through] =
+        ["", ", straight_through: true"].map(|more| floats(&evaluated(&moe(more), Mode::Train), "y"));
+    assert_eq!(plain, through);
+}

@@ -83,9 +83,10 @@ fn places() -> Vec<Place> {
             moe(&format!("route: noisy_top_k(k: 2), balance: [{}({list})]", loss.name))
         });
     }
-    for (form, specs) in LAYERS.iter().flat_map(|layer| layer.forms) {
+    for (layer, (form, specs)) in LAYERS.iter().flat_map(|layer| layer.forms.iter().map(move |form| (layer, form))) {
+        let argument = &layer.argument_with(form).unwrap().name;
         of_arguments("arguments of forms", specs, &|list| {
-            moe(&format!("route: softmax_top_k(k: 2), {form}: {form}({list})"))
+            moe(&format!("route: softmax_top_k(k: 2), {argument}: {form}({list})"))
         });
     }
     let train = |setting: &str| model("", &format!("train {{\n  {setting}\n}}\n"));

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use moec_ir::{Binary, Op, Unary, Value};
 use moec_syntax::{Code, Diagnostic, Span};
 
+use super::moe;
 use super::spec::LayerSpec;
 use crate::argument::{DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::check::layer::LayerCheck;
@@ -86,6 +87,16 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
     }
     c.causality(Causality::SamplesDifferently);
     let (layers, span) = (c.layers(), c.span());
+    let mixing = layers.iter().find_map(|layer| moe::within(layer, &|moe| !moe.route.traits().selects));
+    if let Some(moe) = mixing {
+        let name = moe.route.strategy.name();
+        let d = Diagnostic::new(Code::ArgumentsConflict, format!("`{name}` cannot stand in `mixture_of_depths`"))
+            .primary(moe.route.span, "needs whole sequences")
+            .secondary(c.name_span(), "only some tokens go through")
+            .help("use a router that looks at each token on its own, such as `softmax_top_k`");
+        c.report(d);
+        return None;
+    }
     let (width, capacity, weight) = (c.input()?, c.float("capacity")?, c.float("predictor")?);
     checked(MixtureOfDepths { width, capacity, weight, layers, span })
 }

@@ -1,9 +1,9 @@
 //! `moe`: a mixture of experts, what a router decided executed sparsely.
 //!
-//! Whatever the shape of the decision, it becomes one of two forms. Either every row goes to some experts with a weight
+//! Whatever the shape of the decision, it becomes one of three forms. Either every row goes to some experts with a weight
 //! each ([`Choice`]): the rows are sorted by expert, the experts run as one grouped product over ragged segments, and
 //! the results are summed per token in the order of the slots. Or every expert works on mixtures of all tokens of a
-//! sequence (soft mixture of experts).
+//! sequence (soft mixture of experts). Or runs of tokens go through mixtures of the experts (soft merging).
 
 mod balance;
 mod capacity;
@@ -11,6 +11,7 @@ mod choice;
 mod experts;
 mod metrics;
 mod route;
+mod unchosen;
 mod zero_computation;
 
 use std::collections::BTreeMap;
@@ -30,11 +31,13 @@ use crate::resolved::{ResolvedValue, map};
 use crate::router::{Assignment, Routing};
 use capacity::CAPACITY;
 use choice::Choice;
+use unchosen::RUNNING_MEAN;
 use zero_computation::parted;
 
 pub use balance::WeightedLoss;
 pub use capacity::{Capacity, CapacityOrder};
 pub use route::Route;
+pub use unchosen::RunningMean;
 pub use zero_computation::{ZeroComputation, ZeroExperts};
 
 pub(super) const LAYER: LayerSpec = LayerSpec {
@@ -83,19 +86,34 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
             "bound on the tokens of an expert",
         ),
         ParameterSpec::optional(
+            "unchosen",
+            ParameterType::Form("running_mean(decay: .., ..)"),
+            DefaultValue::Absent("nothing"),
+            "what stands in for the experts that a token does not go to, so that their scores learn from it (Default MoE)",
+        ),
+        ParameterSpec::flag(
+            "straight_through",
+            false,
+            "let the gradient of what experts are given reach the weights as well",
+        ),
+        ParameterSpec::optional(
             "allow",
             ParameterType::Choice(&["lookahead"]),
             DefaultValue::Absent("nothing"),
             "allow a router that compares tokens with later ones",
         ),
     ],
-    forms: &[("capacity", CAPACITY)],
+    forms: &[("capacity", CAPACITY), ("running_mean", RUNNING_MEAN)],
     has_layers: false,
     equations: "\
 e, w = route(x)                                     x [N, C], e i32 [N, K], w [N, K]: experts and weights of each token
 y_n = sum_k w_nk f_{e_nk}(x_n) + sum_s g_s(x_n)     y [N, C], f_1 .. f_E the experts, g_s the shared ones
 weigh: input        sum_k f_{e_nk}(w_nk x_n) instead of the first sum
+straight_through: true   sum_k w_nk f_{e_nk}(v_nk x_n), where v_nk is 1 and has the gradient of w_nk
 shared_gate: true   the second sum times sigmoid(x_n . w)
+unchosen: running_mean(decay: d)   y_n + sum_e p_ne m_e over the experts that n does not go to, p the router's probabilities;
+m_e = d m_e + (1 - d) * mean of f_e(x) over the tokens of e, after a training step in which it has any; no gradient in m
+adds: gradient      only the gradient of p has that sum, the output has not
 With a capacity, an expert takes at most max(minimum, int(N K / E * factor)) tokens; the rest of the sum is 0.
 The rows of all experts are sorted by expert, and each linear map of the experts is one product over ragged segments.
 experts: [F * EXPERT, zero, copy, J * constant]     E counts all of them, in this order; no row is sorted for the last ones:
@@ -108,7 +126,7 @@ Parameters: those of E experts, with the axis of experts in front, of the shared
 with shared_gate: true shared_gate.weight [1, C]; of J constant experts experts.constant.mix.weight [2 J, C] (two rows each)
 and .vectors [J, C]; with latent latent.down.weight [d, C] and latent.up.weight [C, d].
 Cost per token: K experts on average (K F / E where E - F compute nothing, and 6 J C), the shared experts, 4 d C
-with latent, and 2 for each parameter of the router.",
+with latent, 2 E C with unchosen, and 2 for each parameter of the router.",
     decoding: "Nothing is kept. It follows from the router: one that compares tokens, counts them or is random in \
                evaluation, and a capacity in evaluation, have the window computed anew; `moec explain ROUTER` says more.",
     references: &[
@@ -122,6 +140,9 @@ with latent, and 2 for each parameter of the router.",
          2406.13233 (zero)",
         "Elango et al. 2026, LatentMoE: Toward Optimal Accuracy per FLOP and Parameter in Mixture of Experts, arXiv \
          2601.18089 (latent)",
+        "Panda et al. 2025, Dense Backpropagation Improves Training for Sparse Mixture-of-Experts, arXiv 2504.12463 (unchosen)",
+        "Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation, arXiv \
+         1308.3432 (straight_through, as the dispatch of the public code st-moe-pytorch)",
     ],
     check,
 };
@@ -151,6 +172,10 @@ pub struct Moe {
     pub route: Route,
     /// Balance losses.
     pub balance: Vec<WeightedLoss>,
+    /// What stands in for the experts that a token does not go to.
+    pub unchosen: Option<RunningMean>,
+    /// Whether the gradient of what experts are given reaches the weights.
+    pub straight_through: bool,
     /// Bound on the tokens of an expert; every token is kept if `None`.
     pub capacity: Option<Capacity>,
     /// Where it was written.
@@ -180,12 +205,26 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
         route.without_use(c, others);
         route.learns(c, balance.as_deref());
     }
+    if let Some((route, experts)) = route.as_ref().zip(experts.as_ref()) {
+        let nested = experts.copies.layers.iter().flatten().find_map(|layer| within(layer, &|_| true));
+        route.mixes_rows(c, nested);
+    }
     let weighs_input = c.word("weigh") == Some("input");
     if weighs_input && route.as_ref().is_some_and(|route| !route.traits().selects) {
-        let d = Diagnostic::new(Code::ArgumentsConflict, "`weigh` has no use where experts work on mixtures of tokens")
+        let d = Diagnostic::new(Code::ArgumentsConflict, "`weigh` has no use where tokens or experts are mixed")
             .primary(c.argument_span("weigh"), "a mixture has no weight of its own")
             .help("remove it");
         c.report(d);
+    }
+    let unchosen = c.form("unchosen").map(|expr| c.choose(expr, &|c, expr| unchosen::check(c, expr, route.as_ref())));
+    let straight_through = c.bool("straight_through")?;
+    if straight_through && (weighs_input || route.as_ref().is_some_and(|route| !route.traits().selects)) {
+        let (why, help) = match weighs_input {
+            true => ("the weights have that gradient already", "remove it, or `weigh: input`"),
+            false => ("no expert is given rows with a weight", "remove it"),
+        };
+        let d = Diagnostic::new(Code::ArgumentsConflict, "`straight_through` has no use here");
+        c.report(d.primary(c.argument_span("straight_through"), why).help(help));
     }
     let shared_gate = c.bool("shared_gate")?;
     if shared_gate && shared.is_none() {
@@ -221,9 +260,17 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
         shared_gate,
         route: route?,
         balance: balance.into_iter().flatten().collect(),
+        unchosen: unchosen.flatten(),
+        straight_through,
         capacity: capacity.map(|(capacity, _)| capacity),
         span: c.span(),
     })
+}
+
+/// The first `moe` in a layer, which may be the layer itself, of which something holds.
+pub(super) fn within<'l>(layer: &'l Layer, holds: &dyn Fn(&Moe) -> bool) -> Option<&'l Moe> {
+    let inner = || layer.layers().iter().find_map(|layer| within(layer, holds));
+    layer.of::<Moe>().filter(|moe| holds(moe)).or_else(inner)
 }
 
 impl Moe {
@@ -253,7 +300,7 @@ impl Moe {
         let taken = parted(l.b(), choice, experts);
         let (kept, capacity) = self.within_capacity(l, site, &routing, taken, experts)?;
         let inner = self.inner(l, site, x);
-        let z = self.dispatched(l, site, inner, kept.computed, experts)?;
+        let z = self.dispatched(l, site, inner, &routing, kept.computed, experts)?;
         let z = self.outer(l, site, z);
         let z = self.zero_computation(l, site, x, z, kept);
         if l.options.loss {
@@ -281,7 +328,7 @@ impl LayerKind for Moe {
     fn lower(&self, l: &mut Lowering, site: Site<'_>, x: Value) -> Result<Value, LowerError> {
         let path = l.path();
         let by_probability = self.capacity.is_some_and(|capacity| capacity.order == CapacityOrder::Probability);
-        let routing = self.route.lower(l, site, x, self.experts, by_probability)?;
+        let routing = self.route.lower(l, site, x, self.experts, by_probability || self.unchosen.is_some())?;
         let own_losses: Vec<_> = routing.auxiliary.iter().map(|loss| (loss.name.clone(), loss.weight)).collect();
         let (z, experts, capacity) = match routing.assignment {
             Assignment::Slots { dispatch, combine } => {
@@ -293,6 +340,18 @@ impl LayerKind for Moe {
                     routing.auxiliary.into_iter().for_each(|loss| l.own_loss(&path, loss));
                 }
                 metrics::slots(l, self.route.strategy.name(), site, self.experts, combine);
+                (z, self.experts, None)
+            }
+            Assignment::Merged { weights, offsets } => {
+                self.runs_fit(l, site, weights, offsets)?;
+                let inner = self.inner(l, site, x);
+                let z = self.merged(l, site, inner, weights, offsets)?;
+                let z = self.outer(l, site, z);
+                if l.options.loss {
+                    routing.auxiliary.into_iter().for_each(|loss| l.own_loss(&path, loss));
+                }
+                let [tokens, _] = l.extents(x);
+                metrics::merged(l, self.route.strategy.name(), site, (weights, offsets), tokens);
                 (z, self.experts, None)
             }
             Assignment::TokenChoice { .. } | Assignment::DenseGates { .. } | Assignment::ExpertChoice { .. } => {
@@ -325,7 +384,8 @@ impl LayerKind for Moe {
         let gate = if self.shared_gate { 2 * self.width } else { 0 };
         let shared = layer::flops(&self.shared_expert, time, vocab) * self.shared as f64;
         let maps = self.latent.map_or(0, |latent| 4 * latent * self.width);
-        routed + shared + Flops::products((gate + maps) as f64) + self.zero_computation_flops()
+        let means = self.unchosen.map_or(0, |_| 2 * self.computed() * self.latent.unwrap_or(self.width));
+        routed + shared + Flops::products((gate + maps + means) as f64) + self.zero_computation_flops()
     }
 
     fn needs(&self) -> Needs {
@@ -349,6 +409,12 @@ impl LayerKind for Moe {
         }
         if self.weighs_input {
             arguments.insert("weigh".into(), "input".into());
+        }
+        if let Some(unchosen) = self.unchosen {
+            arguments.insert("unchosen".into(), unchosen.resolved());
+        }
+        if self.straight_through {
+            arguments.insert("straight_through".into(), true.into());
         }
         if self.shared > 0 {
             arguments.insert("shared".into(), self.shared.into());

@@ -30,6 +30,14 @@ pub struct LayerSpec {
     pub(crate) check: fn(&mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>>,
 }
 
+impl LayerSpec {
+    /// The argument that is written with one of the [`forms`](Self::forms).
+    pub fn argument_with(&self, form: &str) -> Option<&'static ParameterSpec> {
+        let takes = |ty| matches!(ty, ParameterType::Form(text) if text.split('(').next() == Some(form));
+        self.parameters.iter().find(|parameter| takes(parameter.ty))
+    }
+}
+
 /// [`LayerSpec::decoding`] of layers that work on each token by itself.
 pub(super) const TOKENWISE: &str = "Each token by itself: nothing is kept.";
 

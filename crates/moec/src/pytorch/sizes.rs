@@ -140,7 +140,7 @@ impl Sizes {
         let none = Share { text: String::new(), values: vec![1; values.len()] };
         for rest in [0, 1] {
             for share in std::iter::once(&none).chain(&self.shares) {
-                for name in ["", "B", "T", "B * T"] {
+                for name in ["", "B", "T", "B * T", "(B + 1)", "(B + 1) * T"] {
                     let units = self.points.iter().zip(&share.values).map(|(&point, s)| unit(name, point) * s);
                     let mut factors = values.iter().zip(units).map(|(&v, unit)| {
                         let v = v.checked_sub(rest)?;
@@ -209,6 +209,10 @@ impl Sizes {
                     Op::TopK { k, .. } => k,
                     _ => 0,
                 },
+                Op::Previous { .. } => |node| match node.op {
+                    Op::Previous { time } => time,
+                    _ => 0,
+                },
                 _ => continue,
             };
             let values = self.values(i, &number);
@@ -258,6 +262,8 @@ fn unit(name: &str, (batch, time): (usize, usize)) -> usize {
         "B" => batch,
         "T" => time,
         "B * T" => batch * time,
+        "(B + 1)" => batch + 1,
+        "(B + 1) * T" => (batch + 1) * time,
         _ => 1,
     }
 }

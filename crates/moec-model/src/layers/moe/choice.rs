@@ -82,7 +82,7 @@ impl Moe {
                 }
                 Ok(experts_of_tokens(l.b(), chosen, weights, tokens))
             }
-            Assignment::Slots { .. } => internal_error!("slots are no choice of experts"),
+            Assignment::Slots { .. } | Assignment::Merged { .. } => internal_error!("nothing is chosen"),
         }
     }
 
@@ -105,11 +105,34 @@ impl Moe {
             let message = format!("gave slots of types {given} and {other}, not f32[{tokens}, {experts} * P]");
             return Err(self.route.refused(message));
         }
-        if !site.gathers.is_empty() {
-            let message = "mixes the tokens of whole sequences, and only some tokens come here".to_string();
+        self.whole_sequences(site)
+    }
+
+    /// Checks the weights `[R, E]` and offsets `[R + 1]` that a strategy returned for merged experts.
+    pub(super) fn runs_fit(
+        &self,
+        l: &mut Lowering,
+        site: Site<'_>,
+        weights: Value,
+        offsets: Value,
+    ) -> Result<(), LowerError> {
+        let experts = self.experts;
+        let (given, ends) = (l.b().ty(weights).clone(), l.b().ty(offsets).clone());
+        let runs = given.shape.first().copied().unwrap_or(0);
+        if runs == 0 || given != TensorType::f32([runs, experts]) || ends != TensorType::i32([runs + 1]) {
+            let message =
+                format!("gave weights of type {given} and offsets {ends}, not f32[R, {experts}] and i32[R + 1]");
             return Err(self.route.refused(message));
         }
-        Ok(())
+        self.whole_sequences(site)
+    }
+
+    /// Refuses a site that is given some of the tokens, where whole sequences are needed.
+    fn whole_sequences(&self, site: Site<'_>) -> Result<(), LowerError> {
+        if site.gathers.is_empty() {
+            return Ok(());
+        }
+        Err(self.route.refused("needs whole sequences, and only some tokens come here"))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::check::layer::{Flow, LayerCheck, with_culprit};
 use crate::check::values::describe;
 use crate::layer::Layer;
 use crate::lower::lowering::{LowerError, Lowering, Rows, Site};
-use crate::router::Gather;
+use crate::router::{Gather, Routing};
 
 /// Most experts of a layer.
 const MAX_EXPERTS: i64 = 65_536;
@@ -143,6 +143,7 @@ impl Moe {
         l: &mut Lowering,
         site: Site<'_>,
         x: Value,
+        routing: &Routing,
         kept: Choice,
         Experts { computed: experts, rescale, .. }: Experts,
     ) -> Result<Value, LowerError> {
@@ -151,9 +152,16 @@ impl Moe {
         let offsets = b.op(Op::SortByExpert { experts, rows: kept.bound }, &[kept.chosen]);
         let gather = Gather { order: offsets.result(1), positions: offsets.result(2) };
         let slots = [gather.order, gather.positions];
-        let rows = match self.weighs_input {
-            true => b.op(Op::Dispatch { weighted: true }, &[&[x][..], &slots, &[kept.weights]].concat()),
-            false => b.op(Op::Dispatch { weighted: false }, &[&[x][..], &slots].concat()),
+        let weighed = |b: &mut Builder, by| b.op(Op::Dispatch { weighted: true }, &[&[x][..], &slots, &[by]].concat());
+        let rows = match (self.weighs_input, self.straight_through) {
+            (true, _) => weighed(b, kept.weights),
+            (false, true) => {
+                let value = b.stop_gradient(kept.weights);
+                let difference = b.sub(kept.weights, value);
+                let ones = b.add_scalar(difference, 1.0);
+                weighed(b, ones)
+            }
+            (false, false) => b.op(Op::Dispatch { weighted: false }, &[&[x][..], &slots].concat()),
         };
         // What an expert contributes in the end is the product of the weights of all levels.
         let weights = match rescale {
@@ -167,9 +175,13 @@ impl Moe {
         let outer_choice = Some((kept.chosen, weights));
         let inner = Site { rows: Rows::Experts { experts, offsets }, gathers: &gathers, outer_choice, ..site };
         let y = self.routed_experts(l, inner, rows)?;
-        Ok(match self.weighs_input {
+        let z = match self.weighs_input {
             true => l.b().op(Op::Combine { weighted: false }, &[&[y][..], &slots].concat()),
             false => l.b().op(Op::Combine { weighted: true }, &[&[y][..], &slots, &[kept.weights]].concat()),
+        };
+        Ok(match self.running_means(l, routing, kept, (y, offsets)) {
+            Some(stand_in) => l.b().add(z, stand_in),
+            None => z,
         })
     }
 
@@ -207,6 +219,24 @@ impl Moe {
             Op::GroupedMatMul { transpose_b: false, bias: false, precision: Precision::F32 },
             &[combine, y, sequences],
         ))
+    }
+
+    /// Every run of tokens, which `offsets` bound, goes through one expert, whose parameters are `weights [R, E]` times those of the experts (Muqeeth et
+    /// al. 2023, arXiv 2306.03745, section 3).
+    pub(super) fn merged(
+        &self,
+        l: &mut Lowering,
+        site: Site<'_>,
+        x: Value,
+        weights: Value,
+        offsets: Value,
+    ) -> Result<Value, LowerError> {
+        let [runs, _] = l.extents(weights);
+        let site = Site { rows: Rows::Experts { experts: runs, offsets }, inside: true, ..site };
+        let around = l.emitter.merging.replace(weights);
+        let y = self.routed_experts(l, site, x);
+        l.emitter.merging = around;
+        y
     }
 
     /// Adds what the experts compute that every token goes to.

@@ -1,6 +1,6 @@
 //! What is watched of a `moe` in evaluation: load, dropped choices, entropy and balance.
 
-use moec_ir::{Binary, Builder, Output, Unary, Value};
+use moec_ir::{Binary, Builder, Op, Output, Precision, Unary, Value};
 
 use super::choice::{Experts, Taken};
 use crate::emit::Mode;
@@ -89,11 +89,38 @@ pub(super) fn slots(l: &mut Lowering, strategy: &str, site: Site<'_>, experts: u
     if !l.options.loss && !l.options.routes {
         return;
     }
-    let path = l.path();
     let [tokens, slots] = l.extents(combine);
     let b = l.b();
     let shares = b.reshape(combine, [tokens, experts, slots / experts]);
     let shares = b.sum(shares, &[2]);
+    even(l, strategy, site, shares, tokens / site.time * (slots / experts));
+}
+
+/// The outputs of a layer whose experts are merged: every token goes to all of them, with the shares `[R, E]` of its run.
+pub(super) fn merged(
+    l: &mut Lowering,
+    strategy: &str,
+    site: Site<'_>,
+    (weights, offsets): (Value, Value),
+    tokens: usize,
+) {
+    if !l.options.loss && !l.options.routes {
+        return;
+    }
+    let [runs, experts] = l.extents(weights);
+    let b = l.b();
+    // A row of its run's shares for each token.
+    let ones = b.fill(1.0, [tokens, 1]);
+    let each = b.reshape(weights, [runs, experts, 1]);
+    let product = Op::GroupedMatMul { transpose_b: true, bias: false, precision: Precision::F32 };
+    let shares = b.op(product, &[ones, each, offsets]);
+    even(l, strategy, site, shares, tokens);
+}
+
+/// The outputs of a layer whose experts all do the same work, each on so many rows, for tokens with `shares [N, E]` of them.
+fn even(l: &mut Lowering, strategy: &str, site: Site<'_>, shares: Value, rows: usize) {
+    let path = l.path();
+    let [tokens, experts] = l.extents(shares);
     if l.options.routes {
         let b = l.b();
         let every = b.ramp(experts, 1);
@@ -104,7 +131,7 @@ pub(super) fn slots(l: &mut Lowering, strategy: &str, site: Site<'_>, experts: u
         return;
     }
     let b = l.b();
-    let load = b.fill((tokens / site.time * (slots / experts)) as f64, [experts]);
+    let load = b.fill(rows as f64, [experts]);
     b.output(Output::Load(path.clone()), load);
     let none = b.fill(0.0, []);
     b.output(Output::Dropped(path.clone()), none);

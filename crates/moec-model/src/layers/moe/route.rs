@@ -6,7 +6,7 @@ use std::sync::Arc;
 use moec_ir::Value;
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, meant};
 
-use super::{Capacity, CapacityOrder, WeightedLoss};
+use super::{Capacity, CapacityOrder, Moe, WeightedLoss};
 use crate::argument::Arguments;
 use crate::check::arguments::Owner;
 use crate::check::layer::LayerCheck;
@@ -201,20 +201,32 @@ impl Route {
                 Code::ArgumentsConflict,
                 format!("`{name}` has no use for `zero`, `copy` or `constant`"),
             )
-            .primary(self.span, "sends mixtures of tokens to every expert")
+            .primary(self.span, "has every expert work for every token")
             .secondary(c.argument_span("experts"), "experts without computation")
             .help("use a router that chooses experts, such as `softmax_top_k`");
             c.report(d);
         }
-        for argument in ["capacity", "balance"] {
+        for argument in ["capacity", "balance", "unchosen"] {
             let Some(expr) = c.form(argument) else { continue };
             let name = self.strategy.name();
             let d = Diagnostic::new(Code::ArgumentsConflict, format!("`{name}` has no use for `{argument}`"))
                 .primary(expr.span, "has no effect")
-                .note("every expert works on mixtures of all tokens, so the load is even and nothing is dropped")
+                .note("every expert works for all tokens, so the load is even and nothing is dropped")
                 .help(format!("remove `{argument}`"));
             c.report(d);
         }
+    }
+
+    /// Reports a `moe` in the experts of a router that mixes: an inner router needs rows that are tokens each.
+    pub(super) fn mixes_rows(&self, c: &mut LayerCheck<'_, '_>, nested: Option<&Moe>) {
+        let Some(nested) = nested.filter(|_| !self.traits().selects) else { return };
+        let name = self.strategy.name();
+        let message = format!("the experts of `{name}` cannot hold a `moe`");
+        let d = Diagnostic::new(Code::ArgumentsConflict, message)
+            .primary(nested.span, "its router needs rows of one token and one expert each")
+            .secondary(self.span, "mixes tokens or experts")
+            .help("use a router that chooses experts around it, such as `softmax_top_k`");
+        c.report(d);
     }
 
     /// Warns of a router that learns nothing from the task, though balance losses may move it. The losses are those of
@@ -322,8 +334,8 @@ impl Route {
         }
     }
 
-    /// Lets the strategy build its graph for E experts; `ordered_by_probability` says whether a capacity looks at its
-    /// probabilities.
+    /// Lets the strategy build its graph for E experts; `needs_probabilities` says whether the layer looks at its
+    /// probabilities, whether there is a loss or not.
     ///
     /// # Errors
     /// When the strategy gives up, or returns less than it declares.
@@ -333,17 +345,17 @@ impl Route {
         site: Site<'_>,
         x: Value,
         experts: usize,
-        ordered_by_probability: bool,
+        needs_probabilities: bool,
     ) -> Result<Routing, LowerError> {
         let nested = match site.rows {
             Rows::Tokens => None,
             Rows::Experts { .. } if site.gathers.is_empty() => {
-                return Err(self.refused("cannot stand inside the experts of a router that mixes tokens"));
+                return Err(self.refused("cannot stand inside the experts of a router that mixes tokens or experts"));
             }
             Rows::Experts { experts, offsets } => Some(Nested { experts, offsets }),
         };
         let (source, vocab, time) = (l.source(site), l.options.vocab, site.time);
-        let losses = l.options.loss || ordered_by_probability;
+        let losses = l.options.loss || needs_probabilities;
         let (routing, refused) = l.routing(|l| {
             let emitter = &mut l.emitter;
             let mut context =
