@@ -102,3 +102,22 @@ fn routers_and_idle_experts_go_by_the_whole_step() {
     let (name, bias) = tensors.iter().find(|(name, _)| name.ends_with("balance_bias")).unwrap();
     assert!(bias.iter().any(|&x| x != 0.0), "{name}");
 }
+
+/// Shares of choices are counted from batch to batch, begin anew with every step, and are those of the batch where it is alone.
+#[test]
+fn balance_within_a_step_begins_anew_with_each() {
+    let text = |within: &str| {
+        let loss = format!("sigmoid_top_k(k: 2), balance: [switch(weight: 2.0, within: {within})]");
+        MIXTURE.replace("sigmoid_top_k(k: 2, bias_rate: 0.01)", &loss)
+    };
+    let [step, batch] = ["step", "batch"].map(text);
+    let with = |text: &str, set: &[&str]| trained(text, set, Device::Interpreter, 3);
+    let alone = ["train.batch=4", "train.accumulate=1"];
+    assert_eq!(with(&step, &alone), with(&batch, &alone));
+    let several = ["train.batch=2", "train.accumulate=2"];
+    assert_ne!(with(&step, &several).1, with(&batch, &several).1);
+    // On the device as on the reference.
+    let (kernels, reference) =
+        (trained(&step, &several, Device::Cpu, 2).1, trained(&step, &several, Device::Interpreter, 2).1);
+    assert!(kernels.iter().zip(&reference).all(|(a, b)| (a - b).abs() < 1e-4), "{kernels:?} and {reference:?}");
+}

@@ -603,16 +603,25 @@ fn attention(cases: &mut Vec<Case>) {
     for (batch, time, heads, d) in
         [(1, 1, 1, 1), (2, 7, 1, 3), (3, 17, 2, 5), (1, 33, 3, 8), (2, 32, 4, 16), (1, 65, 1, 32)]
     {
-        for dropout in [0.0, 0.4] {
-            let attrs =
-                AttentionAttrs { heads, time, scale: (d as f64).powf(-0.5).into(), dropout: dropout.into(), key: 3 };
+        let kinds = [(0.0, usize::MAX, false), (0.4, usize::MAX, false), (0.0, 3, true), (0.4, time / 2 + 1, true)];
+        for (dropout, window, sink) in kinds {
+            let attrs = AttentionAttrs {
+                dropout: dropout.into(),
+                key: 3,
+                window,
+                sink,
+                ..AttentionAttrs::causal(heads, time, (d as f64).powf(-0.5))
+            };
             let (n, ch) = (batch * time, heads * d);
-            let name = format!("B={batch} T={time} H={heads} D={d} dropout={dropout}");
+            let name = format!("B={batch} T={time} H={heads} D={d} dropout={dropout} window={window} sink={sink}");
             let mut c = CaseBuilder::new(format!("attention {name}"));
             let qkv = c.normal("qkv", &[n, 3 * ch]);
             let mut operands = vec![qkv];
             if dropout > 0.0 {
                 operands.push(c.rng());
+            }
+            if sink {
+                operands.push(c.normal("sinks", &[heads]));
             }
             cases.push(c.finish(Op::Attention(attrs), &operands));
 
@@ -622,6 +631,7 @@ fn attention(cases: &mut Vec<Case>) {
             let mut forward = vec![qkv];
             let rng = (dropout > 0.0).then(|| c.rng());
             forward.extend(rng);
+            forward.extend(sink.then(|| c.normal("sinks", &[heads])));
             let y = c.b.op(Op::Attention(attrs), &forward);
             let mut operands = vec![dy, qkv, y, y.result(1)];
             operands.extend(rng);
@@ -640,8 +650,11 @@ fn attention(cases: &mut Vec<Case>) {
         let values = (0..6 * time * 2 * heads * d).map(|_| c.draw.normal()).collect();
         c.values.insert("cache.layer".into(), Tensor::new([6, time, 2 * heads * d], Data::F64(values)).unwrap());
         let positions = c.ints("positions", &[6], positions);
-        let op = Op::CachedAttention { heads, scale: (d as f64).powf(-0.5).into() };
-        let y = c.b.op(op, &[qkv, cache, positions]);
+        let sink = heads == 2;
+        let op = Op::CachedAttention { heads, scale: (d as f64).powf(-0.5).into(), sink };
+        let mut operands = vec![qkv, cache, positions];
+        operands.extend(sink.then(|| c.normal("sinks", &[heads])));
+        let y = c.b.op(op, &operands);
         c.b.output("y", y);
         c.b.update("cache.layer", y.result(1));
         c.differentiable.clear();

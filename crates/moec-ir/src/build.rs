@@ -422,10 +422,11 @@ impl Builder {
         self.op(Op::LogSumExp, &[x])
     }
 
-    /// Causal self-attention of `qkv [N, 3C]`; see [`AttentionAttrs`].
-    pub fn attention(&mut self, attrs: AttentionAttrs, qkv: Value, rng: Option<Value>) -> Value {
+    /// Causal self-attention of `qkv [N, 3C]`, with `sinks [H]` if the attributes say so; see [`AttentionAttrs`].
+    pub fn attention(&mut self, attrs: AttentionAttrs, qkv: Value, rng: Option<Value>, sinks: Option<Value>) -> Value {
         let mut operands = vec![qkv];
         operands.extend(rng.filter(|_| attrs.dropout.get() > 0.0));
+        operands.extend(sinks);
         self.op(Op::Attention(attrs), &operands)
     }
 

@@ -16,10 +16,10 @@ pub fn flops(op: &Op, operands: &[&TensorType], results: &[&TensorType]) -> f64 
             2.0 * operands.iter().take(2).map(|ty| last(ty)).product::<f64>() * rows as f64
         }
         (_, Some(length)) => 2.0 * elements * length as f64,
-        // Scores and weighted values over (T + 1) / 2 positions on average; backward recomputes the scores and has two
+        // Scores and weighted values over the positions that a query sees; backward recomputes the scores and has two
         // products for each of the two.
-        (Op::Attention(a), _) => 2.0 * elements * (a.time + 1) as f64,
-        (Op::AttentionGrad(a), _) => 5.0 * first.elements() as f64 * (a.time + 1) as f64,
+        (Op::Attention(a), _) => 4.0 * elements * a.seen_on_average(),
+        (Op::AttentionGrad(a), _) => 10.0 * first.elements() as f64 * a.seen_on_average(),
         _ => 0.0,
     }
 }

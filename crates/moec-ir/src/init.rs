@@ -23,3 +23,17 @@ pub enum Init {
         gain: Real,
     },
 }
+
+impl Init {
+    /// The same values, multiplied by a factor.
+    #[must_use]
+    pub fn times(self, factor: f64) -> Self {
+        let times = |value: Real| Real::new(value.get() * factor);
+        match self {
+            Init::Constant(value) => Init::Constant(times(value)),
+            Init::Normal { std } => Init::Normal { std: times(std) },
+            Init::Uniform { bound } => Init::Uniform { bound: times(bound) },
+            Init::Orthogonal { gain } => Init::Orthogonal { gain: times(gain) },
+        }
+    }
+}

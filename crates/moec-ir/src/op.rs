@@ -34,9 +34,9 @@ attributes! {
     /// Attributes of causal self-attention, shared by the forward and the gradient operation.
     ///
     /// `qkv` is `[N, 3C]`: the queries of all heads, then the keys, then the values; head `h` owns channels
-    /// `h*D .. (h+1)*D` of each part. Token `n` is position `n % time` of sequence `n / time` and attends to positions up
-    /// to its own. Scores are multiplied by `scale`, then softmax, then dropout of the probabilities (random element
-    /// `((b*H + h)*T + query)*T + key`).
+    /// `h*D .. (h+1)*D` of each part. Token `n` is position `n % time` of sequence `n / time` and attends to the `window`
+    /// positions up to its own. Scores are multiplied by `scale`, then softmax, then dropout of the probabilities (random
+    /// element `((b*H + h)*T + query)*T + key`).
     pub struct AttentionAttrs {
         /// Number of heads, H.
         pub heads: usize as AtLeastOne,
@@ -48,6 +48,30 @@ attributes! {
         pub dropout: Real as Share = Real::new(0.0),
         /// Stream of random numbers of the dropout.
         pub key: u32 = 0,
+        /// How many positions a token sees, its own among them (Beltagy et al. 2020, arXiv 2004.05150, section 3.1); all of
+        /// those up to its own if it is not there.
+        pub window: usize as AtLeastOne = usize::MAX,
+        /// Whether each head has a score without a value, its sink, that takes part in the softmax of every query.
+        pub sink: bool,
+    }
+}
+
+impl AttentionAttrs {
+    /// Attention over all positions up to a token's own, without dropout and sinks.
+    pub fn causal(heads: usize, time: usize, scale: impl Into<Real>) -> Self {
+        let (scale, dropout) = (scale.into(), Real::new(0.0));
+        Self { heads, time, scale, dropout, key: 0, window: usize::MAX, sink: false }
+    }
+
+    /// The first position that a query sees.
+    pub fn first_seen(&self, query: usize) -> usize {
+        (query + 1).saturating_sub(self.window)
+    }
+
+    /// How many positions a query sees on average over a sequence.
+    pub fn seen_on_average(&self) -> f64 {
+        let (time, window) = (self.time as f64, self.window.min(self.time) as f64);
+        window - window * (window - 1.0) / (2.0 * time)
     }
 }
 
@@ -309,12 +333,13 @@ operations! {
     }
 
     Attention {
-        /// Causal self-attention. `lse` is the log-sum-exp of the scaled scores of each query, which the gradient
-        /// recomputes probabilities from. The generator state is an operand iff dropout is above 0.
-        Attention(attrs: AttentionAttrs) = "attention"(qkv "[N, 3C]", rng "i32[4]": when(attrs.dropout.get() > 0.0))
-            -> (y "[N, C]", lse "[N, H]"): Forward, Rule, random;
+        /// Causal self-attention. `lse` is the log-sum-exp of the scaled scores of each query, and of its head's sink,
+        /// which the gradient recomputes probabilities from. The generator state is an operand iff dropout is above 0.
+        Attention(attrs: AttentionAttrs) = "attention"(
+            qkv "[N, 3C]", rng "i32[4]": when(attrs.dropout.get() > 0.0), sinks "[H]": when(attrs.sink),
+        ) -> (y "[N, C]", lse "[N, H]"): Forward, Rule, random;
 
-        /// The gradient of `attention`, with the same attributes.
+        /// The gradient of `attention` for `qkv`, with the same attributes.
         AttentionGrad(attrs: AttentionAttrs) = "attention_grad"(
             dy "[N, C]", qkv "[N, 3C]", y "[N, C]", lse "[N, H]", rng "i32[4]": when(attrs.dropout.get() > 0.0),
         ) -> (dqkv "[N, 3C]"): Training, None, random;
@@ -322,13 +347,16 @@ operations! {
         /// Attention of the newest token of each of S sequences over the keys and values of those before it, which are
         /// kept in the cache (a row holds the keys of all heads, then the values). The token at position `p` is stored
         /// in row `p % T` of its sequence, and attends to the rows `0 ..= min(p, T - 1)`, itself among them: the last T
-        /// positions, whatever their order. A sequence with a negative position is left alone; its result is 0.
+        /// positions, whatever their order. A sequence with a negative position is left alone; its result is 0. Sinks are
+        /// those of [`AttentionAttrs`].
         CachedAttention {
             /// Number of heads, H; channels as in [`AttentionAttrs`].
             heads: usize as AtLeastOne,
             /// Factor of the scores.
             scale: Real as Finite,
-        } = "cached_attention"(qkv "[S, 3C]", cache "[S, T, 2C]", positions "i32[S]")
+            /// Whether each head has a sink.
+            sink: bool,
+        } = "cached_attention"(qkv "[S, 3C]", cache "[S, T, 2C]", positions "i32[S]", sinks "[H]": when(*sink))
             -> (y "[S, C]", cache "[S, T, 2C]" over cache): Forward, None;
 
         /// Rotary position embedding of queries and keys (Su et al. 2021, arXiv 2104.09864), pairs `(i, i + D/2)` of

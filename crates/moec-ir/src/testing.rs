@@ -619,9 +619,13 @@ impl Growth {
         }
         let dropout = if r & 2 == 2 { 0.25 } else { 0.0 };
         let key = if r & 2 == 2 { self.b.fresh_key() } else { 0 };
-        let attrs = AttentionAttrs { heads, time, scale: 0.5.into(), dropout: dropout.into(), key };
+        let window = if r & 8 == 8 { 1 + (r >> 5) as usize % 3 } else { usize::MAX };
+        let sink = r & 16 == 16;
+        let attrs =
+            AttentionAttrs { dropout: dropout.into(), key, window, sink, ..AttentionAttrs::causal(heads, time, 0.5) };
         let rng = (dropout > 0.0).then(|| self.rng());
-        let y = self.b.attention(attrs, qkv, rng);
+        let sinks = sink.then(|| self.parameter(&[heads]));
+        let y = self.b.attention(attrs, qkv, rng, sinks);
         // Rotation keeps the length of a pair, so an element grows by the root of 2 at most.
         self.push(y, 6.0 * LARGEST.min(bound.max(1.0)));
     }

@@ -977,11 +977,24 @@ fn products_round_to_bfloat16() {
 fn attention_and_gradient(check: fn(&Op, &[&Tensor], f64), attrs: AttentionAttrs, qkv: &Tensor, dy: &Tensor) {
     let rng = rng();
     let random: &[&Tensor] = if attrs.dropout.get() > 0.0 { &[&rng] } else { &[] };
-    let operands = [&[qkv], random].concat();
+    let sinks = normal(&[attrs.heads], 3);
+    let sinks: &[&Tensor] = if attrs.sink { &[&sinks] } else { &[] };
+    let operands = [&[qkv], random, sinks].concat();
     check(&Op::Attention(attrs), &operands, 1e-5);
     let y = evaluate_op(&Op::Attention(attrs), &operands).unwrap();
     let operands = [&[dy, qkv, &y[0], &y[1]], random].concat();
     check(&Op::AttentionGrad(attrs), &operands, 2e-5);
+}
+
+/// Attention with and without dropout over all positions, and over windows and with sinks.
+fn kinds_of_attention(heads: usize, time: usize, scale: f64) -> Vec<AttentionAttrs> {
+    let plain = AttentionAttrs { key: 9, ..AttentionAttrs::causal(heads, time, scale) };
+    let dropped = AttentionAttrs { dropout: 0.3.into(), ..plain };
+    let windows = [1, 3, 17, 40, 1000].into_iter().filter(|window| *window < time);
+    let windows = windows.flat_map(|window| {
+        [AttentionAttrs { window, sink: true, ..plain }, AttentionAttrs { window, sink: window == 3, ..dropped }]
+    });
+    [plain, dropped, AttentionAttrs { sink: true, ..plain }].into_iter().chain(windows).collect()
 }
 
 #[test]
@@ -992,8 +1005,7 @@ fn attention() {
         let (n, c) = (batch * time, heads * d);
         let qkv = normal(&[n, 3 * c], 1);
         let dy = normal(&[n, c], 2);
-        for dropout in [0.0, 0.3] {
-            let attrs = AttentionAttrs { heads, time, scale: 0.4.into(), dropout: dropout.into(), key: 9 };
+        for attrs in kinds_of_attention(heads, time, 0.4) {
             attention_and_gradient(check, attrs, &qkv, &dy);
         }
         for inverse in [false, true] {
@@ -1013,9 +1025,7 @@ fn attention_in_blocks_of_awkward_sizes() {
         let (batch, heads) = if d > 32 { (1, 1) } else { (2, 3) };
         let (n, c) = (batch * time, heads * d);
         let (qkv, dy) = (normal(&[n, 3 * c], 1), normal(&[n, c], 2));
-        for dropout in [0.0, 0.3] {
-            let scale = (1.0 / (d as f64).sqrt()).into();
-            let attrs = AttentionAttrs { heads, time, scale, dropout: dropout.into(), key: 9 };
+        for attrs in kinds_of_attention(heads, time, 1.0 / (d as f64).sqrt()) {
             attention_and_gradient(check_on_cpu, attrs, &qkv, &dy);
         }
     }
@@ -1031,9 +1041,7 @@ fn attention_in_cubes_of_awkward_sizes() {
         let (batch, heads, d) = if d == 0 { (1, 2100, 1) } else { (2, 1 + usize::from(d < 64), d) };
         let (n, c) = (batch * time, heads * d);
         let (qkv, dy) = (normal(&[n, 3 * c], 1), normal(&[n, c], 2));
-        for dropout in [0.0, 0.3] {
-            let scale = (1.0 / (d as f64).sqrt()).into();
-            let attrs = AttentionAttrs { heads, time, scale, dropout: dropout.into(), key: 9 };
+        for attrs in kinds_of_attention(heads, time, 1.0 / (d as f64).sqrt()) {
             attention_and_gradient(check_on_graphics_device, attrs, &qkv, &dy);
         }
     }
@@ -1043,14 +1051,17 @@ fn attention_in_cubes_of_awkward_sizes() {
 #[test]
 fn attention_over_a_long_context() {
     for (time, d) in [(2050, 3), (520, 16)] {
-        let attrs = AttentionAttrs { heads: 1, time, scale: 1.5.into(), dropout: 0.0.into(), key: 0 };
+        let attrs = AttentionAttrs::causal(1, time, 1.5);
+        let windowed = AttentionAttrs { window: 300, ..attrs };
         let qkv = normal(&[time, 3 * d], 1).to_f32();
         let grows = |(i, x): (usize, f32)| x * (1.0 + 2.0 * (i / (3 * d)) as f32 / time as f32);
         let qkv = Tensor::new([time, 3 * d], Data::F32(qkv.into_iter().enumerate().map(grows).collect())).unwrap();
         let dy = normal(&[time, d], 2);
-        check_on_cpu(&Op::Attention(attrs), &[&qkv], 1e-5);
-        let y = evaluate_op(&Op::Attention(attrs), &[&qkv]).unwrap();
-        check_on_cpu(&Op::AttentionGrad(attrs), &[&dy, &qkv, &y[0], &y[1]], 4e-5);
+        for attrs in [attrs, windowed] {
+            check_on_cpu(&Op::Attention(attrs), &[&qkv], 1e-5);
+            let y = evaluate_op(&Op::Attention(attrs), &[&qkv]).unwrap();
+            check_on_cpu(&Op::AttentionGrad(attrs), &[&dy, &qkv, &y[0], &y[1]], 4e-5);
+        }
     }
 }
 
@@ -1060,7 +1071,7 @@ fn probabilities_are_exact_down_to_the_smallest() {
     let differences: Vec<f32> = (0..8000).map(|i| i as f32 * 0.01).collect();
     let qkv: Vec<f32> = differences.iter().flat_map(|&x| [0.0, -x, 1.0, 1.0, 0.0, 0.0]).collect();
     let qkv = Tensor::new([2 * differences.len(), 3], Data::F32(qkv)).unwrap();
-    let attrs = AttentionAttrs { heads: 1, time: 2, scale: 1.0.into(), dropout: 0.0.into(), key: 0 };
+    let attrs = AttentionAttrs::causal(1, 2, 1.0);
     for (name, backend) in on_cpu() {
         let y = run(backend, &Op::Attention(attrs), &[&qkv]).remove(0).to_f32();
         for (i, &x) in differences.iter().enumerate() {
@@ -1078,7 +1089,7 @@ fn attention_is_the_same_on_any_number_of_threads() {
         return;
     }
     let (heads, time, d) = (3, 200, 16);
-    let attrs = AttentionAttrs { heads, time, scale: 0.25.into(), dropout: 0.1.into(), key: 9 };
+    let attrs = AttentionAttrs { dropout: 0.1.into(), key: 9, ..AttentionAttrs::causal(heads, time, 0.25) };
     let (qkv, dy, rng) = (normal(&[time, 3 * heads * d], 1), normal(&[time, heads * d], 2), rng());
     let found = [1, 2, 3, 5, 16].map(|threads| {
         let backend = CubeBackend::cpu_with_threads(threads).unwrap();
@@ -1096,10 +1107,10 @@ fn attention_is_the_same_on_any_number_of_threads() {
 fn memory_of_attention_is_linear_in_the_context() {
     let (heads, c) = (4, 64);
     let of = |time: usize| {
-        let attrs = AttentionAttrs { heads, time, scale: 0.25.into(), dropout: 0.1.into(), key: 9 };
+        let attrs = AttentionAttrs { dropout: 0.1.into(), key: 9, ..AttentionAttrs::causal(heads, time, 0.25) };
         let operands = [&normal(&[time, 3 * c], 1), &normal(&[time, c], 2), &rng()];
         let graph = graph(&operands, |b, x| {
-            let y = b.attention(attrs, x[0], Some(x[2]));
+            let y = b.attention(attrs, x[0], Some(x[2]), None);
             vec![b.op(Op::AttentionGrad(attrs), &[x[1], x[0], y, y.result(1), x[2]])]
         });
         let program = plan(&[("f".to_string(), &graph)]).unwrap();
@@ -1117,7 +1128,7 @@ fn memory_of_attention_is_linear_in_the_context() {
 fn attention_does_not_see_what_comes_later() {
     // Infinite and missing numbers of one position show from there on only.
     for (time, d, odd) in [(7, 4, 3), (33, 16, 32), (40, 8, 17), (24, 24, 9), (70, 32, 40)] {
-        let attrs = AttentionAttrs { heads: 2, time, scale: 0.4.into(), dropout: 0.0.into(), key: 0 };
+        let attrs = AttentionAttrs::causal(2, time, 0.4);
         let c = 2 * d;
         let (plain, dy) = (normal(&[time, 3 * c], 1), normal(&[time, c], 2));
         for (part, value) in [(2, f32::INFINITY), (2, f32::NAN), (1, f32::NAN), (0, f32::NAN)] {
@@ -1145,6 +1156,35 @@ fn attention_does_not_see_what_comes_later() {
                     assert!(after(&found).iter().all(|x| x.is_finite()), "{what}");
                     assert_eq!(after(&found), after(&clean), "{what}");
                 }
+            }
+        }
+    }
+}
+
+/// What lies before the window shows neither in results nor in the gradients of what comes later.
+#[test]
+fn attention_does_not_see_what_lies_before_its_window() {
+    for (time, d, odd, window) in [(7, 4, 1, 2), (33, 16, 3, 5), (40, 8, 17, 1), (24, 24, 0, 20), (140, 32, 40, 33)] {
+        let attrs = AttentionAttrs { window, ..AttentionAttrs::causal(2, time, 0.4) };
+        let c = 2 * d;
+        let (plain, dy) = (normal(&[time, 3 * c], 1), normal(&[time, c], 2));
+        for (part, value) in [(2, f32::INFINITY), (2, f32::NAN), (1, f32::NAN)] {
+            let mut elements = plain.to_f32();
+            elements[odd * 3 * c + part * c..][..c].fill(value);
+            let qkv = Tensor::new([time, 3 * c], Data::F32(elements)).unwrap();
+            for (name, backend) in backends() {
+                let what = format!("{name}: part {part} of position {odd} is {value}, windows of {window}");
+                let clean = run(backend, &Op::Attention(attrs), &[&plain]);
+                let found = run(backend, &Op::Attention(attrs), &[&qkv]);
+                let after = |y: &Tensor| y.to_f32()[(odd + window) * c..].to_vec();
+                assert_eq!(after(&found[0]), after(&clean[0]), "{what}");
+                let [clean, found] = [&plain, &qkv].map(|x| {
+                    run(backend, &Op::AttentionGrad(attrs), &[&dy, x, &clean[0], &clean[1]]).remove(0).to_f32()
+                });
+                let queries = |dqkv: &[f32]| {
+                    dqkv.chunks(3 * c).skip(odd + window).flat_map(|row| row[..c].to_vec()).collect::<Vec<_>>()
+                };
+                assert_eq!(queries(&found), queries(&clean), "{what}");
             }
         }
     }
@@ -1240,7 +1280,9 @@ fn attention_over_kept_keys_and_values() {
         // The first token, the last that fits, none, one that takes the place of the first, a late one.
         let positions = [0, time as i32 - 1, -1, time as i32, 5 * time as i32 + 2];
         let positions = Tensor::ints(positions[..sequences].to_vec());
-        check(&Op::CachedAttention { heads, scale: 0.4.into() }, &[&qkv, &cache, &positions], 1e-5);
+        let op = |sink| Op::CachedAttention { heads, scale: 0.4.into(), sink };
+        check(&op(false), &[&qkv, &cache, &positions], 1e-5);
+        check(&op(true), &[&qkv, &cache, &positions, &normal(&[heads], 3)], 1e-5);
     }
 }
 
@@ -1367,7 +1409,7 @@ fn attention_over_a_long_context_fits_any_stack() {
 }
 
 fn fits_any_stack(time: usize, d: usize) {
-    let attrs = AttentionAttrs { time, heads: 1, scale: 0.05.into(), dropout: 0.0.into(), key: 0 };
+    let attrs = AttentionAttrs::causal(1, time, 0.05);
     let qkv = normal(&[time, 3 * d], 1);
     let narrow = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
         let backend = CubeBackend::open(Device::Cpu).unwrap();

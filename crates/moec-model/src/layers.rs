@@ -22,6 +22,7 @@ pub use attention::{Attention, QueryNorm};
 pub(crate) use block::Block;
 pub use mixture_of_depths::MixtureOfDepths;
 pub use mlp::Mlp;
+pub(crate) use moe::Pooled;
 pub use moe::{Capacity, CapacityOrder, Moe, Route, RunningMean, WeightedLoss, ZeroComputation, ZeroExperts};
 pub use multi_hash::MultiHash;
 pub use spec::LayerSpec;

@@ -72,7 +72,6 @@ mod cost;
 mod data_sets;
 mod decoding;
 mod emit;
-mod freeze;
 mod layer;
 mod layers;
 pub mod library;
@@ -89,6 +88,7 @@ mod router;
 mod router_language;
 mod routers;
 mod state;
+mod tensors;
 mod words;
 
 pub use argument::{ArgumentValue, Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
@@ -98,7 +98,6 @@ pub use cost::LayerInfo;
 pub use data_sets::DataSet;
 pub use decoding::{Cache, Decoding, decoding};
 pub use emit::{Mode, NoisePolicy, Role};
-pub use freeze::{Freeze, FreezeError};
 pub use layer::Layer;
 pub use layers::{
     Activation, Attention, Capacity, CapacityOrder, LAYERS, LayerSpec, MixtureOfDepths, Mlp, Moe, MultiHash, QueryNorm,
@@ -122,3 +121,4 @@ pub use routers::{
     Base, DSelectK, ExpertChoice, GShard, Hash, NoisyTopK, SigmoidTopK, Smear, SoftMoe, SoftmaxTopK, Switch,
 };
 pub use state::{StateInit, StateSource, TrainingText};
+pub use tensors::{Freeze, InitScale, TensorsError};

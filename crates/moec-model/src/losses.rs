@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use moec_ir::{Binary, Builder, Unary, Value};
+use moec_ir::{Binary, Builder, StateRole, TensorType, Unary, Value};
 
 use crate::argument::{Arguments, DefaultValue, Interval, ParameterSpec, ParameterType};
 use crate::router::{Assignment, NoisyScores, Quantity, Routing};
@@ -71,6 +71,8 @@ pub(crate) struct RowKind {
     pub(crate) average: f64,
     /// Number of experts that compute, which are the first ones.
     pub(crate) computed: usize,
+    /// Whether they are those of a training step.
+    pub(crate) training: bool,
 }
 
 /// What a balance loss is built from. Quantities that several losses need are built once.
@@ -86,6 +88,16 @@ pub struct LossContext<'a> {
     rows: RowKind,
     gates: Option<Value>,
     probabilities: Option<Value>,
+    pooled: Option<Factors>,
+}
+
+/// What a loss of several layers at once has of one of them: it is `scale` times the products of the layers' mean `shares [E]`
+/// with their mean `probabilities [E]`, summed over the experts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factors {
+    pub(crate) shares: Value,
+    pub(crate) probabilities: Value,
+    pub(crate) scale: f64,
 }
 
 impl<'a> LossContext<'a> {
@@ -96,7 +108,7 @@ impl<'a> LossContext<'a> {
         experts: usize,
         rows: RowKind,
     ) -> Self {
-        LossContext { builder, routing, chosen, weights, experts, rows, gates: None, probabilities: None }
+        LossContext { builder, routing, chosen, weights, experts, rows, gates: None, probabilities: None, pooled: None }
     }
 
     /// The graph builder.
@@ -166,6 +178,28 @@ impl<'a> LossContext<'a> {
     /// Number of tokens that chose each expert, `[E]`; a constant to the gradient.
     pub fn counts(&mut self) -> Value {
         self.builder.count(self.chosen, self.experts)
+    }
+
+    /// Whether this is a training step.
+    fn in_training(&self) -> bool {
+        self.rows.training
+    }
+
+    /// Counts `[E]` with those of the batches of the step before this one, where a step has several (Qiu et al. 2025, arXiv
+    /// 2501.11873, section 3): from batch to batch they become those of the whole step.
+    pub fn counted_over_step(&mut self, counts: Value) -> Value {
+        let experts = self.experts;
+        let b = &mut *self.builder;
+        let state = format!("sum.{}", b.path("choices"));
+        let before = b.state_for(StateRole::Sum, &state, TensorType::f32([experts]));
+        let counts = b.add(before, counts);
+        b.update(state, counts);
+        counts
+    }
+
+    /// What the loss just built has given for one of all layers at once, in the place of one of its own.
+    pub(crate) fn take_pooled(&mut self) -> Option<Factors> {
+        self.pooled.take()
     }
 
     /// Share of all choices that each expert has, `[E]`; a constant to the gradient. Sums to 1, if there is any choice.
@@ -261,6 +295,20 @@ const CHOICES: ParameterSpec = ParameterSpec::optional(
     "count all choices of a token, or only its first one (GShard)",
 );
 
+const OVER: ParameterSpec = ParameterSpec::optional(
+    "over",
+    ParameterType::Choice(&["layer", "layers"]),
+    DefaultValue::Word("layer"),
+    "balance each layer, or the mean of all layers that say so (transformers), with the weight once",
+);
+
+const WITHIN: ParameterSpec = ParameterSpec::optional(
+    "within",
+    ParameterType::Choice(&["batch", "step"]),
+    DefaultValue::Word("batch"),
+    "count choices in each batch, or in all batches of the step so far, where it has several (`accumulate`)",
+);
+
 const COUNTED: ParameterSpec = ParameterSpec::optional(
     "choices",
     ParameterType::Choice(&["scores", "routed"]),
@@ -313,15 +361,18 @@ P_e = mean over tokens of p_ne                        p the router's probabiliti
 loss = E * sum_e f_e P_e                              1 at perfect balance, for every k; E where one expert has everything
 tau: t, with F of E experts that compute              h_e = 1 for those, t for the others
 loss = (F + (E - F) / t) * sum_e h_e f_e P_e          1 where each of the others has 1/t of the tokens of one that computes
+over: layers         E * sum_e mean_l f_le mean_l P_le   over the layers l, so that they may make up for each other
+within: step         f of the batches of the step up to this one together (global-batch balance); P of this one
 In transformers, and in flaxformer for k > 1, f_e sum to k: their losses are k times as large, for the same weight.",
         references: &[
             "Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6",
             "Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1 (choices: first)",
             "Jin et al. 2024, MoE++, arXiv 2410.07348, the heterogeneous load balance loss (tau)",
+            "Qiu et al. 2025, Demons in the Detail: On Implementing Load Balancing Loss, arXiv 2501.11873 (within)",
         ],
         needs: &[Quantity::Probabilities],
         weight: 1e-2,
-        parameters: &[CHOICES, TAU],
+        parameters: &[CHOICES, TAU, OVER, WITHIN],
         lower: switch,
     },
     BalanceLoss {
@@ -396,19 +447,21 @@ fn load(context: &mut LossContext<'_>, _: &Arguments) -> Value {
 /// count that much, and the sum is scaled so that its least value is 1 again.
 fn switch(context: &mut LossContext<'_>, arguments: &Arguments) -> Value {
     let experts = context.experts();
-    let shares = if arguments.word("choices") == "first" && context.columns() > 1 {
+    let mut counts = if arguments.word("choices") == "first" && context.columns() > 1 {
         let first = first_choices(context);
-        let counts = context.builder().count(first, experts);
-        context.shares_of(counts)
+        context.builder().count(first, experts)
     } else {
-        context.shares()
+        context.counts()
     };
+    if arguments.word("within") == "step" && context.in_training() {
+        counts = context.counted_over_step(counts);
+    }
+    let shares = context.shares_of(counts);
     let probabilities = context.probabilities();
     let mean = context.mean_over_tokens(probabilities);
     let computed = context.computed_experts();
     let b = context.builder();
-    let mut product = b.mul(shares, mean);
-    let mut scale = experts as f64;
+    let (mut weighed, mut scale) = (mean, experts as f64);
     if arguments.get("tau").is_some() {
         let tau = arguments.float("tau");
         let index = b.ramp(experts, 1);
@@ -416,9 +469,14 @@ fn switch(context: &mut LossContext<'_>, arguments: &Arguments) -> Value {
         let [computes, one, other] = [computed as f64, 1.0, tau].map(|value| b.fill(value, [experts]));
         let computes = b.binary(Binary::Less, index, computes);
         let counted = b.select(computes, one, other);
-        product = b.mul(product, counted);
+        weighed = b.mul(weighed, counted);
         scale = computed as f64 + (experts - computed) as f64 / tau;
     }
+    if arguments.word("over") == "layers" {
+        context.pooled = Some(Factors { shares, probabilities: weighed, scale });
+    }
+    let b = context.builder();
+    let product = b.mul(shares, weighed);
     let sum = b.sum_all(product);
     b.scale(sum, scale)
 }

@@ -54,6 +54,7 @@ pub fn lower(model: &Model, options: &LowerOptions) -> Result<Lowered, LowerErro
             let targets = b.input(Input::Targets, TensorType::i32([tokens]));
             let loss = b.named("loss", Op::CrossEntropy, &[logits, targets]);
             b.output(Output::Loss, loss);
+            lowering.pooled_losses();
             lowering.objective(loss);
             lowering.active_parameters();
         }

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::argument::{ArgumentValue, Arguments, ParameterSpec};
 use crate::arithmetic::Number;
-use crate::freeze::Freeze;
 use crate::recipe::{DataSource, InitScheme, Recipe};
+use crate::tensors::{Freeze, InitScale};
 
 /// A model with every default filled in and every `repeat` unrolled.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -185,6 +185,10 @@ impl Recipe {
         }
         if let Some(clip) = self.clip {
             recipe.insert("clip".into(), clip.into());
+        }
+        if let Some(InitScale { tensors, factor }) = &self.init_scale {
+            let scale = map([("tensors", tensors.as_str().into()), ("factor", (*factor).into())]);
+            recipe.insert("init_scale".into(), ResolvedValue::Map(scale));
         }
         if self.freeze != Freeze::default() {
             let Freeze { experts, router, trunk, tensors } = &self.freeze;

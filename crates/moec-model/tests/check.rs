@@ -58,7 +58,7 @@ fn every_code_has_a_case() {
     // The others are shown by the examples of their explanations; syntax comes before checking; building, what is frozen of
     // the tensors that it makes, and what other programs compute come after it.
     let elsewhere = |code: &Code| code.place() != Place::Nowhere || code.number().starts_with("E01");
-    let later = |code: &Code| matches!(code, Code::CannotBuild | Code::FrozenTensors | Code::NoCounterpart);
+    let later = |code: &Code| matches!(code, Code::CannotBuild | Code::NamedTensors | Code::NoCounterpart);
     let unseen: Vec<&Code> =
         Code::ALL.iter().filter(|code| !elsewhere(code) && !later(code) && !seen.contains(code)).collect();
     assert!(unseen.is_empty(), "no case for {unseen:?}");

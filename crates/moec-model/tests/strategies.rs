@@ -977,3 +977,78 @@ fn what_experts_are_given_is_the_same_straight_through() {
         ["", ", straight_through: true"].map(|more| floats(&evaluated(&moe(more), Mode::Train), "y"));
     assert_eq!(plain, through);
 }
+
+// ---- balance over more than a layer of a batch ----
+
+/// Shares of choices and mean probabilities of a layer whose tokens go to all experts but one, with the probabilities as weights.
+fn shares_and_means(result: &Evaluation, path: &str) -> [[f64; 3]; 2] {
+    let (chosen, weights) = (ints(result, &format!("experts.{path}")), floats(result, &format!("weights.{path}")));
+    let tokens = chosen.len() as f64 / 2.0;
+    let (mut shares, mut means) = ([0.0; 3], [0.0; 3]);
+    for (chosen, weights) in chosen.chunks(2).zip(weights.chunks(2)) {
+        for (&expert, weight) in chosen.iter().zip(weights) {
+            shares[expert as usize] += 0.5 / tokens;
+            means[expert as usize] += weight / tokens;
+        }
+        let other = (0..3).find(|expert| !chosen.contains(expert)).unwrap();
+        means[other as usize] += (1.0 - weights[0] - weights[1]) / tokens;
+    }
+    [shares, means]
+}
+
+#[test]
+fn a_loss_over_layers_is_that_of_their_means_with_its_weight_once() {
+    let moe = |balance: &str| {
+        format!(
+            "residual {{ moe(experts: 3 * mlp(hidden: 4), route: softmax_top_k(k: 2, normalize: all), balance: [{balance}]) }}"
+        )
+    };
+    let evaluated = |layers: &str| {
+        let text = format!("model m {{ context 5  vocab 7  embed(width: 6)  {layers}  unembed }}");
+        let lowered = lower(&model(&text), &LowerOptions { routes: true, ..options(Mode::Train, 2) }).unwrap();
+        run(&lowered, &values(&lowered))
+    };
+    let together = moe("switch(weight: 0.5, over: layers)");
+    let result = evaluated(&together.repeat(3));
+    let paths = ["residual.moe", "residual_2.moe", "residual_3.moe"];
+    let paths = if result.outputs.contains_key("experts.moe") { ["moe", "moe_2", "moe_3"] } else { paths };
+    let all = paths.map(|path| shares_and_means(&result, path));
+    let mean = |what: usize, expert: usize| all.iter().map(|layer| layer[what][expert]).sum::<f64>() / 3.0;
+    let expected = 3.0 * (0..3).map(|expert| mean(0, expert) * mean(1, expert)).sum::<f64>();
+    let added = |result: &Evaluation| floats(result, "objective")[0] - floats(result, "loss")[0];
+    assert!((added(&result) - 0.5 * expected).abs() < 1e-12, "{} and {expected}", added(&result));
+    // What is reported of each layer is its own.
+    for (path, [shares, means]) in paths.iter().zip(all) {
+        let own = 3.0 * shares.iter().zip(means).map(|(f, p)| f * p).sum::<f64>();
+        assert!((floats(&result, &format!("aux.{path}.switch"))[0] - own).abs() < 1e-12, "{path}");
+    }
+    // A layer alone is what it is without; layers with other weights are no part of it.
+    let [one, other] =
+        ["switch(weight: 0.5, over: layers)", "switch(weight: 0.5)"].map(|loss| added(&evaluated(&moe(loss))));
+    assert!((one - other).abs() < 1e-12);
+    let apart = moe("switch(weight: 0.5, over: layers)") + &moe("switch(weight: 0.25, over: layers)");
+    let each = moe("switch(weight: 0.5)") + &moe("switch(weight: 0.25)");
+    assert!((added(&evaluated(&apart)) - added(&evaluated(&each))).abs() < 1e-12);
+}
+
+#[test]
+fn choices_of_a_step_are_those_of_its_batches_so_far() {
+    let moe = |within: &str| {
+        format!(
+            "moe(experts: 3 * mlp(hidden: 4), route: softmax_top_k(k: 2, normalize: all), balance: [switch(within: {within})])"
+        )
+    };
+    let step = lowered(&moe("step"), Mode::Train);
+    let mut values = values(&step);
+    let before = [7.0, 0.0, 1.0];
+    values.insert("sum.moe.choices".into(), Tensor::new([3], Data::F64(before.to_vec())).unwrap());
+    let result = run(&step, &values);
+    let [shares, means] = shares_and_means(&result, "moe");
+    let choices: Vec<f64> = shares.iter().zip(before).map(|(f, before)| f * 20.0 + before).collect();
+    let expected = 3.0 * choices.iter().zip(means).map(|(c, p)| c / 28.0 * p).sum::<f64>();
+    assert!((floats(&result, "aux.moe.switch")[0] - expected).abs() < 1e-12);
+    assert_eq!(result.updates["sum.moe.choices"].to_f64(), choices);
+    // In evaluation there are no steps.
+    let [step, batch] = ["step", "batch"].map(|within| lowered(&moe(within), Mode::Evaluate).graph);
+    assert_eq!(moec_ir::print(&step), moec_ir::print(&batch));
+}

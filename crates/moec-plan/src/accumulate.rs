@@ -32,7 +32,8 @@ impl Sums {
         };
         let summed = |name: &str, value| Summed { state: format!("sum.{name}"), value };
         let outputs = graph.outputs().iter().filter(|(name, _)| is_summed(name));
-        let counts = graph.updates().iter().filter_map(|(state, value)| {
+        let updates = graph.updates().iter().filter(|(state, _)| !is_sum(graph, state));
+        let counts = updates.filter_map(|(state, value)| {
             let counts = counts_of(graph, *value)?;
             let name = |i: usize| format!("{state}.{i}");
             Some((state.clone(), counts.into_iter().enumerate().map(|(i, count)| summed(&name(i), count)).collect()))
@@ -46,6 +47,33 @@ impl Sums {
     fn all(&self) -> impl Iterator<Item = &Summed> {
         self.outputs.iter().map(|(_, summed)| summed).chain(self.counts.iter().flat_map(|(_, counts)| counts))
     }
+}
+
+/// Whether a state is a sum over the batches of a step that the graph itself keeps.
+fn is_sum(graph: &Graph, name: &str) -> bool {
+    let is_its = |op: &Op| matches!(op, Op::State { name: state, role: StateRole::Sum, .. } if state == name);
+    graph.ids().any(|id| is_its(&graph.node(id).op))
+}
+
+/// The graph of the last batch of a step: sums that the graph itself keeps are 0 again after it.
+///
+/// # Errors
+/// None that a verified graph can cause.
+pub(crate) fn ending_sums(graph: &Graph) -> Result<Graph, PlanError> {
+    let sums: Vec<(String, Value)> = graph.updates().iter().filter(|(name, _)| is_sum(graph, name)).cloned().collect();
+    if sums.is_empty() {
+        return Ok(graph.clone());
+    }
+    let mut rest = graph.clone();
+    rest.retain_updates(|name| !sums.iter().any(|(sum, _)| sum == name));
+    let mut b = Builder::extend(rest);
+    let phase = b.set_phase(Phase::Optimizer);
+    for (name, value) in sums {
+        let zero = b.fill(0.0, graph.ty(value).shape.clone());
+        b.update(name, zero);
+    }
+    b.set_phase(phase);
+    Ok(b.finish()?)
 }
 
 /// The counts through which alone an update depends on a batch; `None` if it does so in other ways too.
@@ -73,7 +101,7 @@ pub(crate) fn adding(graph: &Graph, also: impl Fn(&str) -> bool) -> Result<Graph
     let sums = Sums::of(graph, also);
     let mut rest = graph.clone();
     rest.retain_outputs(|_| false);
-    rest.retain_updates(|_| false);
+    rest.retain_updates(|state| is_sum(graph, state));
     let mut b = Builder::extend(rest);
     b.set_phase(Phase::Optimizer);
     for Summed { state, value } in sums.all() {
@@ -95,7 +123,7 @@ pub(crate) fn averaged(graph: &Graph, batches: usize, also: impl Fn(&str) -> boo
     let mut rest = graph.clone();
     rest.retain_outputs(|name| !sums.outputs.iter().any(|(summed, _)| summed == name));
     rest.retain_updates(|name| !sums.counts.iter().any(|(state, _)| state == name));
-    let mut b = Builder::extend(rest);
+    let mut b = Builder::extend(ending_sums(&rest)?);
     let phase = b.set_phase(Phase::Backward);
     let mut means = BTreeMap::new();
     for Summed { state, value } in sums.all() {

@@ -10,7 +10,7 @@ mod lion;
 mod muon;
 mod sgd;
 
-use crate::accumulate::{adding, averaged};
+use crate::accumulate::{adding, averaged, ending_sums};
 use crate::average::average_of;
 use crate::error::PlanError;
 use crate::settings::{Conflict, Settings};
@@ -276,6 +276,8 @@ pub fn add_optimizer(graph: &Graph, optimizer: &Optimizer, options: &StepOptions
     let mut graph = idle::counted(graph, optimizer)?;
     if options.batches > 1 {
         graph = averaged(&graph, options.batches, idle::is_count)?;
+    } else {
+        graph = ending_sums(&graph)?;
     }
     let graph = &graph;
     let gradients: BTreeMap<String, Value> = graph

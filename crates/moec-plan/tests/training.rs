@@ -43,7 +43,7 @@ fn mixture(train: bool) -> Graph {
     let qkv = b.linear(y, weight, None);
     let qkv = b.op(Op::Rotary { heads: 1, time: T, base: 1e4.into(), inverse: false, positions: false }, &[qkv]);
     let key = b.fresh_key();
-    let attrs = AttentionAttrs { heads: 2, time: T, scale: 0.5.into(), dropout: 0.25.into(), key };
+    let attrs = AttentionAttrs { dropout: 0.25.into(), key, ..AttentionAttrs::causal(2, T, 0.5) };
     let y = b.attention(attrs, qkv, Some(rng));
     let (weight, bias) = (b.parameter("proj.weight", [C, C]), b.parameter("proj.bias", [C]));
     let y = b.linear(y, weight, Some(bias));

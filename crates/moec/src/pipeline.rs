@@ -9,8 +9,8 @@ use crate::request;
 pub use moec_ir::Function;
 use moec_ir::{Graph, GraphError, Output, Precision, Stage, WeightFormat, verify};
 use moec_model::{
-    Cache, CheckOptions, Form, Freeze, FreezeError, LowerError, LowerOptions, Lowered, Mode, Model, NamedValue,
-    NoisePolicy, Recipe, Registry, span_of,
+    Cache, CheckOptions, Form, Freeze, LowerError, LowerOptions, Lowered, Mode, Model, NamedValue, NoisePolicy, Recipe,
+    Registry, TensorsError, span_of,
 };
 use moec_plan::{
     Arrangement, ClusterOptions, Clusters, FUSIONS, LaunchLimits, MemoryReport, OptimizeOptions, PassReport, PlanError,
@@ -146,11 +146,11 @@ pub enum CompileError {
     /// Differentiation, optimisation or planning failed.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The recipe freezes what is not there, or everything.
+    /// The recipe names tensors that are not there, or freezes everything.
     #[error("{error}")]
-    Freeze {
+    Tensors {
         /// What is wrong.
-        error: FreezeError,
+        error: TensorsError,
         /// Where it was written.
         span: Option<Span>,
     },
@@ -167,15 +167,15 @@ pub enum CompileError {
 impl CompileError {
     /// The error as a message that points into the file where possible.
     pub fn diagnostic(&self) -> Diagnostic {
-        if let CompileError::Freeze { error, span } = self {
-            return frozen_wrongly(error, *span);
+        if let CompileError::Tensors { error, span } = self {
+            return named_wrongly(error, *span);
         }
         let span = match self {
             CompileError::Lower(LowerError::Routing { span, .. }) => Some(*span),
             CompileError::Lower(LowerError::NotCached(obstacle)) => Some(obstacle.span),
             CompileError::Lower(LowerError::Graph(e)) | CompileError::Graph(e) => e.origin.map(span_of),
             CompileError::Plan(PlanError::TooLarge { origin, .. }) => origin.map(span_of),
-            CompileError::Freeze { span, .. } => *span,
+            CompileError::Tensors { span, .. } => *span,
             CompileError::Lower(_) | CompileError::Plan(_) | CompileError::Invalid { .. } => None,
         };
         let diagnostic = Diagnostic::new(Code::CannotBuild, self.to_string());
@@ -265,7 +265,7 @@ pub fn complete(lowered: &Lowered, recipe: &Recipe, function: Function) -> Resul
 
 /// The names of the parameters that are trained.
 fn trained(lowered: &Lowered, recipe: &Recipe) -> Result<Vec<String>, CompileError> {
-    lowered.trained(&recipe.freeze).map_err(|error| CompileError::Freeze { error, span: frozen_by(recipe) })
+    lowered.trained(&recipe.freeze).map_err(|error| CompileError::Tensors { error, span: frozen_by(recipe) })
 }
 
 /// Checked model to program, for a vocabulary of `vocab` characters.
@@ -284,7 +284,11 @@ pub fn compile(
     if let Some(at) = step.filter(|_| recipe.accumulate > 1 && !functions.contains(&Function::Accumulate)) {
         functions.insert(at + 1, Function::Accumulate);
     }
-    let lowered = lower(model, recipe, vocab, Function::TrainStep, options.noise)?;
+    let mut lowered = lower(model, recipe, vocab, Function::TrainStep, options.noise)?;
+    if let Some(scale) = &recipe.init_scale {
+        let span = recipe.origin("train.init_scale.tensors").or_else(|| recipe.origin("train.init_scale"));
+        lowered.scale_init(scale).map_err(|error| CompileError::Tensors { error, span })?;
+    }
     let mut forward = Vec::new();
     for &function in &functions {
         forward.push(match function {
@@ -372,12 +376,12 @@ fn frozen_by(recipe: &Recipe) -> Option<Span> {
     recipe.origin("train.freeze.tensors").or_else(|| recipe.origin("train.freeze"))
 }
 
-/// What is wrong with what the recipe freezes.
-fn frozen_wrongly(error: &FreezeError, span: Option<Span>) -> Diagnostic {
-    let diagnostic = Diagnostic::new(Code::FrozenTensors, error.to_string());
+/// What is wrong with the tensors that the recipe names.
+fn named_wrongly(error: &TensorsError, span: Option<Span>) -> Diagnostic {
+    let diagnostic = Diagnostic::new(Code::NamedTensors, error.to_string());
     let (label, help) = match error {
-        FreezeError::Nothing { near: Some(near), .. } => ("no tensor is called so", format!("did you mean `{near}`?")),
-        FreezeError::Nothing { near: None, .. } => (
+        TensorsError::Nothing { near: Some(near), .. } => ("no tensor is called so", format!("did you mean `{near}`?")),
+        TensorsError::Nothing { near: None, .. } => (
             "no tensor is called so",
             "a checkpoint's `model.safetensors` has the names, such as `embed.token.weight`".into(),
         ),

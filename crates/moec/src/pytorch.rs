@@ -15,7 +15,7 @@ mod side;
 mod sizes;
 
 use module::{Declared, Modules};
-use moec_ir::{Graph, Op, Precision};
+use moec_ir::{Graph, Op, Precision, StateRole};
 use moec_model::{Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe};
 use side::Side;
 use sizes::{BATCHES, Sizes};
@@ -145,6 +145,9 @@ fn declared(lowered: &Lowered) -> BTreeMap<String, Declared> {
     let inits: BTreeMap<&str, _> = lowered.parameters.iter().map(|(name, init)| (name.as_str(), *init)).collect();
     let mut declared = BTreeMap::new();
     for id in lowered.graph.ids() {
+        if matches!(lowered.graph.node(id).op, Op::State { role: StateRole::Sum, .. }) {
+            continue;
+        }
         if let Op::Parameter { name, ty } | Op::State { name, ty, .. } = &lowered.graph.node(id).op {
             let init = inits.get(name.as_str()).copied();
             declared.insert(name.clone(), Declared { ty: ty.clone(), init });

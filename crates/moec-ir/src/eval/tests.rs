@@ -294,7 +294,7 @@ fn softmax_and_log_sum_exp() {
 // ---- attention ----
 
 fn attrs(heads: usize, time: usize, dropout: f64) -> AttentionAttrs {
-    AttentionAttrs { heads, time, scale: Real::new(0.5), dropout: Real::new(dropout), key: 3 }
+    AttentionAttrs { dropout: Real::new(dropout), key: 3, ..AttentionAttrs::causal(heads, time, 0.5) }
 }
 
 #[test]
@@ -307,14 +307,44 @@ fn attention_by_hand() {
 }
 
 #[test]
+fn windows_and_sinks_by_hand() {
+    // One head of width 1 without scores, three positions: a window of two sees the newest two, and a sink of ln 2 takes as
+    // much as two keys.
+    let qkv = t(&[3, 3], &[0.0, 0.0, 10.0, 0.0, 0.0, 20.0, 0.0, 0.0, 40.0]);
+    let windowed = AttentionAttrs { window: 2, ..attrs(1, 3, 0.0) };
+    let y = run(Op::Attention(windowed), &[&qkv]);
+    close(&y[0].to_f64(), &[10.0, 15.0, 30.0], 1e-14);
+    let with_sink = AttentionAttrs { sink: true, ..windowed };
+    let y = run(Op::Attention(with_sink), &[&qkv, &t(&[1], &[2f64.ln()])]);
+    close(&y[0].to_f64(), &[10.0 / 3.0, 30.0 / 4.0, 60.0 / 4.0], 1e-14);
+    close(&y[1].to_f64(), &[3f64.ln(), 4f64.ln(), 4f64.ln()], 1e-14);
+    // The newest two of three are what is kept in a cache of two.
+    let op = Op::CachedAttention { heads: 1, scale: Real::new(0.5), sink: true };
+    let cache = t(&[1, 2, 2], &[0.0, 10.0, 0.0, 20.0]);
+    let y = run(op, &[&t(&[1, 3], &[0.0, 0.0, 40.0]), &cache, &Tensor::ints([2]), &t(&[1], &[2f64.ln()])]);
+    close(&y[0].to_f64(), &[60.0 / 4.0], 1e-14);
+}
+
+#[test]
+fn a_query_sees_as_many_positions_as_are_counted() {
+    for (time, window) in [(1, 1), (7, 1), (7, 3), (7, 7), (17, 33), (33, usize::MAX)] {
+        let a = AttentionAttrs { window, ..attrs(1, time, 0.0) };
+        let seen: usize = (0..time).map(|query| query + 1 - a.first_seen(query)).sum();
+        assert!((seen as f64 / time as f64 - a.seen_on_average()).abs() < 1e-12, "{time} {window}");
+    }
+}
+
+#[test]
 fn attention_gradient_with_and_without_dropout() {
-    for dropout in [0.0, 0.4] {
-        let a = attrs(2, 5, dropout);
+    for (dropout, window, sink) in [(0.0, 9, false), (0.4, 9, false), (0.0, 2, true), (0.4, 3, true), (0.0, 1, false)] {
+        let a = AttentionAttrs { window, sink, ..attrs(2, 5, dropout) };
         let (qkv, dy, rng) = (noise(&[10, 18], 1), noise(&[10, 6], 2), rng());
-        let extra: Vec<&Tensor> = if dropout > 0.0 { vec![&rng] } else { vec![] };
+        let sinks = noise(&[2], 3);
+        let random: Vec<&Tensor> = if dropout > 0.0 { vec![&rng] } else { vec![] };
+        let extra = [&random[..], if sink { &[&sinks] } else { &[] }].concat();
         let forward = |qkv: &Tensor| run(Op::Attention(a), &[&[qkv], &extra[..]].concat());
         let y = forward(&qkv);
-        let dqkv = one(Op::AttentionGrad(a), &[&[&dy, &qkv, &y[0], &y[1]], &extra[..]].concat());
+        let dqkv = one(Op::AttentionGrad(a), &[&[&dy, &qkv, &y[0], &y[1]], &random[..]].concat());
         matches_differences(&|qkv| forward(qkv)[0].to_f64(), &qkv, &dy.to_f64(), &dqkv);
     }
 }

@@ -20,12 +20,20 @@ fn attention_qkv(c: &Check<'_>, i: usize, heads: usize, time: usize) -> Result<(
     Ok((n, c3 / 3))
 }
 
+/// The operand that sinks are.
+fn sinks(attrs: &AttentionAttrs) -> usize {
+    1 + usize::from(attrs.dropout.get() > 0.0)
+}
+
 pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferError> {
     Ok(match op {
         Op::Attention(a) => {
             let (n, width) = attention_qkv(c, 0, a.heads, a.time)?;
             if a.dropout.get() > 0.0 {
                 c.rng(1)?;
+            }
+            if a.sink {
+                c.is(sinks(a), &f32s(&[a.heads]))?;
             }
             vec![f32s(&[n, width]), f32s(&[n, a.heads])]
         }
@@ -39,7 +47,7 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
             }
             vec![c.ty(1).clone()]
         }
-        Op::CachedAttention { heads, .. } => {
+        Op::CachedAttention { heads, sink, .. } => {
             let (n, width) = attention_qkv(c, 0, *heads, 1)?;
             let time = match c.float(1)? {
                 &[_, time, _] if time > 0 => time,
@@ -47,6 +55,9 @@ pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferErro
             };
             c.is(1, &f32s(&[n, time, 2 * width]))?;
             c.is(2, &TensorType::i32([n]))?;
+            if *sink {
+                c.is(3, &f32s(&[*heads]))?;
+            }
             vec![f32s(&[n, width]), c.ty(1).clone()]
         }
         Op::Rotary { heads, time, positions, .. } => {
@@ -67,7 +78,7 @@ pub(super) fn evaluate(op: &Op, x: &Operands<'_>) -> Vec<Data> {
     match op {
         Op::Attention(attrs) => attention(attrs, x),
         Op::AttentionGrad(attrs) => floats(attention_grad(attrs, x)),
-        Op::CachedAttention { heads, scale } => cached_attention(*heads, scale.get(), x),
+        Op::CachedAttention { heads, scale, sink } => cached_attention(*heads, scale.get(), *sink, x),
         Op::Rotary { heads, time, base, inverse, positions } => {
             let position = |token: usize| if *positions { f64::from(x.i(1)[token]) } else { (token % time) as f64 };
             floats(rotary(x, *heads, position, base.get(), *inverse))
@@ -103,11 +114,17 @@ fn attention_mask(attrs: &AttentionAttrs, x: &Operands<'_>, rng: usize) -> impl 
     }
 }
 
+/// The scores of a query with that of its head's sink.
+fn with_sink(scores: &[f64], sink: Option<f64>) -> Vec<f64> {
+    scores.iter().copied().chain(sink).collect()
+}
+
 fn attention(attrs: &AttentionAttrs, x: &Operands<'_>) -> Vec<Data> {
     let (qkv, (n, width3)) = (x.f(0), x.matrix(0));
     let (width, time) = (width3 / 3, attrs.time);
     let at = Heads { width, head_width: width / attrs.heads };
     let mask = attention_mask(attrs, x, 1);
+    let sinks = attrs.sink.then(|| x.f(sinks(attrs)));
     let mut y = vec![0.0; n * width];
     let mut lse = vec![0.0; n * attrs.heads];
     for b in 0..n / time {
@@ -115,13 +132,14 @@ fn attention(attrs: &AttentionAttrs, x: &Operands<'_>) -> Vec<Data> {
             for query in 0..time {
                 let token = b * time + query;
                 let q = at.part(&qkv, 0, token, h);
-                let scores: Vec<f64> =
-                    (0..=query).map(|key| attrs.scale.get() * dot(q, at.part(&qkv, 1, b * time + key, h))).collect();
-                let l = log_sum_exp(&scores);
+                let first = attrs.first_seen(query);
+                let score = |key| attrs.scale.get() * dot(q, at.part(&qkv, 1, b * time + key, h));
+                let scores: Vec<f64> = (first..=query).map(score).collect();
+                let l = log_sum_exp(&with_sink(&scores, sinks.as_ref().map(|sinks| sinks[h])));
                 lse[token * attrs.heads + h] = l;
                 let start = token * width + h * at.head_width;
                 let y = &mut y[start..start + at.head_width];
-                for (key, score) in scores.iter().enumerate() {
+                for (key, score) in (first..).zip(&scores) {
                     let p = (score - l).exp() * mask(b, h, query, key);
                     add_to(y, at.part(&qkv, 2, b * time + key, h), p);
                 }
@@ -131,11 +149,12 @@ fn attention(attrs: &AttentionAttrs, x: &Operands<'_>) -> Vec<Data> {
     vec![Data::F64(y), Data::F64(lse)]
 }
 
-fn cached_attention(heads: usize, scale: f64, x: &Operands<'_>) -> Vec<Data> {
+fn cached_attention(heads: usize, scale: f64, sink: bool, x: &Operands<'_>) -> Vec<Data> {
     let (qkv, mut cache, positions) = (x.f(0), x.f(1).into_owned(), x.i(2));
     let width = x.matrix(0).1 / 3;
     let time = x.shape(1)[1];
     let at = Heads { width, head_width: width / heads };
+    let sinks = sink.then(|| x.f(3));
     let mut y = vec![0.0; positions.len() * width];
     for (n, &position) in positions.iter().enumerate() {
         let Ok(position) = usize::try_from(position) else { continue };
@@ -147,7 +166,7 @@ fn cached_attention(heads: usize, scale: f64, x: &Operands<'_>) -> Vec<Data> {
             let q = at.part(&qkv, 0, n, h);
             let seen = (position + 1).min(time);
             let scores: Vec<f64> = (0..seen).map(|place| scale * dot(q, part(place, 0))).collect();
-            let l = log_sum_exp(&scores);
+            let l = log_sum_exp(&with_sink(&scores, sinks.as_ref().map(|sinks| sinks[h])));
             let y = &mut y[n * width + h * at.head_width..][..at.head_width];
             for (place, score) in scores.iter().enumerate() {
                 add_to(y, part(place, 1), (score - l).exp());
@@ -172,7 +191,7 @@ fn attention_grad(attrs: &AttentionAttrs, x: &Operands<'_>) -> Vec<f64> {
                 let q = at.part(&qkv, 0, token, h);
                 let own = token * width + h * at.head_width..token * width + (h + 1) * at.head_width;
                 let inner = dot(&dy[own.clone()], &y[own.clone()]);
-                for key in 0..=query {
+                for key in attrs.first_seen(query)..=query {
                     let other = b * time + key;
                     let (k, v) = (at.part(&qkv, 1, other, h), at.part(&qkv, 2, other, h));
                     let p = (scale * dot(q, k) - lse[token * attrs.heads + h]).exp();

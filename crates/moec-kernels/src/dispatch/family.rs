@@ -159,16 +159,18 @@ pub(super) fn softmax(c: &Call<'_>) {
 pub(super) fn attention(c: &Call<'_>) {
     match c.op {
         Op::Attention(attrs) => {
-            let ((_, channels), rng) = (c.y[0].matrix(), c.optional(1));
-            attention::forward(c.l, c.x(0), rng, c.y(0), c.y(1), attrs, channels);
+            let ((_, channels), draws) = (c.y[0].matrix(), usize::from(attrs.dropout.get() > 0.0));
+            let rng = c.optional(1).filter(|_| draws > 0);
+            let extra = attention::Extra { rng, sinks: c.optional(1 + draws) };
+            attention::forward(c.l, c.x(0), &extra, c.y(0), c.y(1), attrs, channels);
         }
         Op::AttentionGrad(attrs) => {
-            let ((_, channels), rng) = (c.matrix(0), c.optional(4));
-            attention::backward(c.l, c.x(0), c.x(1), c.x(2), c.x(3), rng, c.y(0), attrs, channels);
+            let ((_, channels), extra) = (c.matrix(0), attention::Extra { rng: c.optional(4), sinks: None });
+            attention::backward(c.l, c.x(0), c.x(1), c.x(2), c.x(3), &extra, c.y(0), attrs, channels);
         }
-        Op::CachedAttention { heads, scale } => {
-            let (_, channels) = c.y[0].matrix();
-            cached_attention::launch(c.l, c.x(0), c.x(1), c.y(1), c.x(2), c.y(0), *heads, scale.get() as f32, channels);
+        Op::CachedAttention { heads, scale, .. } => {
+            let ((_, channels), sinks, scale) = (c.y[0].matrix(), c.optional(3), scale.get() as f32);
+            cached_attention::launch(c.l, c.x(0), c.x(1), c.y(1), c.x(2), c.y(0), sinks, *heads, scale, channels);
         }
         Op::Rotary { heads, time, base, inverse, .. } => {
             let ((_, channels3), positions) = (c.matrix(0), c.optional(1));

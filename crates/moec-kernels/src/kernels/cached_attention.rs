@@ -25,6 +25,8 @@ struct Setting {
     time: usize,
     /// Factor of the scores, which are exponents of two.
     scale: f32,
+    /// The score of each head's sink, if there are sinks.
+    sinks: Sequence<Box<[f32]>>,
 }
 
 /// What the exponents of a row beyond the last are: nothing is left of it.
@@ -74,6 +76,7 @@ fn newest<W: Size>(
     pairs: usize,
     setting: &Setting,
     #[comptime] width: usize,
+    #[comptime] sink: bool,
     #[comptime] split: Split,
 ) {
     let (heads, time) = (setting.heads, setting.time);
@@ -104,6 +107,10 @@ fn newest<W: Size>(
             }
             let end = min(position + 1, time);
             let mut highest = NOTHING.runtime();
+            if comptime!(sink) {
+                highest = setting.sinks[0][head] * comptime!(std::f32::consts::LOG2_E);
+                total.insert(0usize, 1.0f32);
+            }
             for first in range_stepped(0, end, ROWS) {
                 let mut block = highest;
                 #[unroll]
@@ -173,6 +180,7 @@ pub(crate) fn launch(
     cache: Arg,
     positions: Arg,
     y: Arg,
+    sinks: Option<Arg>,
     heads: usize,
     scale: f32,
     channels: usize,
@@ -184,7 +192,7 @@ pub(crate) fn launch(
     let (pairs, time) = (sequences * heads, cache.elements() / (sequences * 2 * channels));
     l.launch(
         pairs,
-        || format!("cached_attention w{w} width{width}"),
+        || format!("cached_attention w{w} width{width}{}", if sinks.is_some() { " sinks" } else { "" }),
         // SAFETY: a unit reads and writes the channels of its head in the rows of its sequence, of which there are `time`.
         |t| unsafe {
             run!(
@@ -196,8 +204,9 @@ pub(crate) fn launch(
                     t.bind(positions, 1),
                     t.bind(y, w),
                     pairs,
-                    SettingLaunch::new(heads, time, scale * std::f32::consts::LOG2_E),
+                    SettingLaunch::new(heads, time, scale * std::f32::consts::LOG2_E, t.bind_all(&sinks, 1)),
                     width,
+                    sinks.is_some(),
                     split
                 )
             );

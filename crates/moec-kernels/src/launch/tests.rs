@@ -90,7 +90,7 @@ fn launches() -> Vec<Launches> {
         }
         for (rng, dropout) in [(None, 0.0), (Some(buffer(4)), 0.5)] {
             let (time, scale, dropout) = (ROWS / 2, 0.5.into(), dropout.into());
-            let attrs = AttentionAttrs { heads: 1, time, scale, dropout, key: 0 };
+            let attrs = AttentionAttrs { dropout, ..AttentionAttrs::causal(1, time, scale) };
             let qkv = buffer(3 * whole);
             all.push(Box::new(move |l| attention::forward(l, qkv, rng, x, buffer(ROWS), &attrs, columns)));
             all.push(Box::new(move |l| attention::backward(l, x, qkv, x, buffer(ROWS), rng, qkv, &attrs, columns)));

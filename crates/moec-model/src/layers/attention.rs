@@ -36,6 +36,13 @@ pub(super) const LAYER: LayerSpec = LayerSpec {
             "number of heads of keys and values, each for as many heads of queries; divides `heads`",
         ),
         ParameterSpec::optional(
+            "window",
+            ParameterType::Int(Interval::at_least(1.0)),
+            DefaultValue::Absent("everything before"),
+            "number of positions that a token sees, its own among them",
+        ),
+        ParameterSpec::flag("sink", false, "give each head a trained score without a value, which takes part in every softmax"),
+        ParameterSpec::optional(
             "scale",
             ParameterType::Choice(&["head", "width"]),
             DefaultValue::Word("head"),
@@ -65,20 +72,26 @@ p = softmax over s <= t of (q_t . k_s) / sqrt(D)            scale: head; sqrt(C)
 y = (concatenated sum_s p_s v_s) Wprojᵀ + b                 y [N, C]
 norm: head   q = q / sqrt(mean(q^2) + norm_epsilon) * gain over the channels of each head, and k likewise, first of all
 norm: width  the same over the channels of all heads together
+window: W     s runs over t - W < s <= t
+sink: true    p = exp(score) / (exp(sink_h) + sum over s of exp(score)): the rest goes to nothing
 kv_heads: G   q = x Wqᵀ, k = x Wkᵀ, v = x Wvᵀ with G heads in k and v [N, G D], each of which serves H / G heads of q
 With positions: rotary of `embed`, q and k are then turned by their place in the sequence.
 Dropout, in training, acts on p and on y.
 Parameters: qkv.weight [3 C, C], with bias: true qkv.bias [3 C]; proj.weight [C, C], with output_bias: true
 proj.bias [C]; with a norm query_norm.gain and key_norm.gain, [D] or [C], which start at 1. With kv_heads, instead of qkv,
-query.weight [C, C], key.weight and value.weight [G D, C], and their biases.
-Cost per token: 8 C^2 + 2 C (T + 1), as a token sees half of the others on average; with kv_heads 4 C^2 + 4 C G D + 2 C (T + 1).",
-    decoding: "Keeps keys and values of the last T tokens in cache.PATH [B, T, 2 C]: a token costs one row of scores. \
-               With kv_heads they are kept for every head of queries.",
+query.weight [C, C], key.weight and value.weight [G D, C], and their biases. sink [H], which starts at 0.
+Cost per token: 8 C^2 + 2 C (T + 1), as a token sees half of the others on average; with kv_heads 4 C^2 + 4 C G D + 2 C (T + 1).
+With a window W < T, a token sees W - W (W - 1) / (2 T) on average instead of (T + 1) / 2.",
+    decoding: "Keeps keys and values of the last T tokens in cache.PATH [B, T, 2 C], or of the last W: a token costs one row of \
+               scores. With kv_heads they are kept for every head of queries.",
     references: &[
         "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762",
         "Henry et al. 2020, Query-Key Normalization for Transformers, arXiv 2010.04245 (norm, with the root mean square)",
         "Ainslie et al. 2023, GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints, arXiv \
          2305.13245 (kv_heads)",
+        "Beltagy et al. 2020, Longformer: The Long-Document Transformer, arXiv 2004.05150 (window)",
+        "Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453, and OpenAI 2025, gpt-oss, \
+         arXiv 2508.10925 (sink)",
         "Su et al. 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding, arXiv 2104.09864",
     ],
     check,
@@ -125,6 +138,10 @@ pub struct Attention {
     pub heads: usize,
     /// Number of heads of keys and values, G; that of the others unless less were asked for.
     pub kv_heads: usize,
+    /// How many positions a token sees, if not all up to its own.
+    pub window: Option<usize>,
+    /// Whether each head has a sink.
+    pub sink: bool,
     /// Factor of the scores.
     pub scale: f64,
     /// Dropout rate of the probabilities and of the output.
@@ -178,6 +195,8 @@ fn check(c: &mut LayerCheck<'_, '_>) -> Option<Arc<dyn LayerKind>> {
         width,
         heads,
         kv_heads,
+        window: window(c)?,
+        sink: c.bool("sink")?,
         scale: (scaled_by as f64).sqrt().recip(),
         dropout: c.float("dropout")?,
         bias: c.bool("bias")?,
@@ -225,6 +244,22 @@ fn kv_heads(c: &mut LayerCheck<'_, '_>, heads: usize) -> Option<usize> {
         .help(format!("the nearest are {}", near.join(" and ")));
     c.report(d);
     None
+}
+
+/// How many positions a token sees, if it is said; `None` if what is said is wrong.
+fn window(c: &mut LayerCheck<'_, '_>) -> Option<Option<usize>> {
+    if !c.is_given("window") {
+        return Some(None);
+    }
+    let (window, context) = (c.size("window")?, c.model().context?);
+    if window >= context {
+        let d = Diagnostic::new(Code::ArgumentsConflict, format!("a window of {window} positions is no limit"))
+            .primary(c.argument_span("window"), format!("a sequence has {context}"))
+            .help("leave `window` out, or make it smaller than `context`");
+        c.report(d);
+        return None;
+    }
+    Some(Some(window))
 }
 
 /// The nearest divisors of `n` below and above `near`.
@@ -313,15 +348,23 @@ impl Attention {
         b.reshape(y, [tokens, 3 * self.width])
     }
 
+    /// The score of each head's sink, `[H]`, if there are sinks.
+    fn sinks(&self, l: &mut Lowering) -> Option<Value> {
+        self.sink.then(|| l.emitter.parameter("sink", [self.heads], Role::Constant(0.0)))
+    }
+
     /// Attention of the newest tokens over the keys and values that are kept from those before them.
     fn cached(&self, l: &mut Lowering, qkv: Value) -> Value {
         let (batch, time) = (l.options.batch, l.sequence_length);
         let name = format!("cache.{}", l.path());
+        let sinks = self.sinks(l);
         let b = l.b();
-        let cache = b.state_for(StateRole::Cache, &name, TensorType::f32([batch, time, 2 * self.width]));
+        let kept = self.window.map_or(time, |window| window.min(time));
+        let cache = b.state_for(StateRole::Cache, &name, TensorType::f32([batch, kept, 2 * self.width]));
         let positions = b.input(Input::Positions, TensorType::i32([batch]));
-        let op = Op::CachedAttention { heads: self.heads, scale: self.scale.into() };
-        let y = b.op(op, &[qkv, cache, positions]);
+        let op = Op::CachedAttention { heads: self.heads, scale: self.scale.into(), sink: self.sink };
+        let operands: Vec<Value> = [qkv, cache, positions].into_iter().chain(sinks).collect();
+        let y = b.op(op, &operands);
         b.update(name, y.result(1));
         y
     }
@@ -346,16 +389,25 @@ impl LayerKind for Attention {
         let dropout = if l.training() { self.dropout } else { 0.0 };
         let (key, rng) = if dropout > 0.0 { (l.b().fresh_key(), Some(l.emitter.rng())) } else { (0, None) };
         let (heads, time) = (self.heads, site.time);
-        let attrs = AttentionAttrs { heads, time, scale: self.scale.into(), dropout: dropout.into(), key };
-        let heads = l.b().attention(attrs, qkv, rng);
+        let attrs = AttentionAttrs {
+            dropout: dropout.into(),
+            key,
+            window: self.window.unwrap_or(usize::MAX),
+            sink: self.sink,
+            ..AttentionAttrs::causal(heads, time, self.scale)
+        };
+        let sinks = self.sinks(l);
+        let heads = l.b().attention(attrs, qkv, rng, sinks);
         let y = l.linear("proj", heads, Rows::Tokens, (width, width), self.output_bias);
         Ok(l.dropout(y, self.dropout))
     }
 
     fn flops(&self, time: usize, _vocab: usize) -> Flops {
-        // Scores and weighted values over T/2 positions on average, and four maps, two of them of keys and values.
+        // Scores and weighted values over what a token sees, and four maps, two of them of keys and values.
         let keys = self.width / self.heads * self.kv_heads;
-        Flops::products((4 * self.width * (self.width + keys) + 2 * self.width * (time + 1)) as f64)
+        let window = self.window.unwrap_or(usize::MAX);
+        let seen = AttentionAttrs { window, ..AttentionAttrs::causal(self.heads, time, self.scale) }.seen_on_average();
+        Flops::products((4 * self.width * (self.width + keys)) as f64 + 4.0 * self.width as f64 * seen)
     }
 
     fn needs(&self) -> Needs {
@@ -375,6 +427,12 @@ impl LayerKind for Attention {
         ]);
         if self.kv_heads < self.heads {
             arguments.insert("kv_heads".into(), self.kv_heads.into());
+        }
+        if let Some(window) = self.window {
+            arguments.insert("window".into(), window.into());
+        }
+        if self.sink {
+            arguments.insert("sink".into(), true.into());
         }
         arguments
     }

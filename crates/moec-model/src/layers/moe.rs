@@ -34,6 +34,7 @@ use choice::Choice;
 use unchosen::RUNNING_MEAN;
 use zero_computation::parted;
 
+pub(crate) use balance::Pooled;
 pub use balance::WeightedLoss;
 pub use capacity::{Capacity, CapacityOrder};
 pub use route::Route;

@@ -8,6 +8,7 @@ use moec_syntax::Span;
 
 use crate::cost::LayerInfo;
 use crate::emit::{Emitter, Mode, NoisePolicy, Role};
+use crate::layers::Pooled;
 use crate::needs::Obstacle;
 use crate::recipe::InitScheme;
 use crate::router::{AuxiliaryLoss, Gather, Source, Traits};
@@ -226,6 +227,8 @@ pub(crate) struct Lowering {
     pub(super) inner_layers: Vec<LayerInfo>,
     /// Terms of the objective beside the task's loss, with their weights.
     pub(super) objective: Vec<(Value, f64)>,
+    /// Parts of losses of several layers at once.
+    pub(crate) pooled: Vec<Pooled>,
 }
 
 impl Lowering {
@@ -244,6 +247,7 @@ impl Lowering {
             layers: Vec::new(),
             inner_layers: Vec::new(),
             objective: Vec::new(),
+            pooled: Vec::new(),
         }
     }
 

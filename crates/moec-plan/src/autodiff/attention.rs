@@ -2,7 +2,7 @@
 
 use super::{Gradients, Rule, misplaced, replace_first};
 use crate::error::PlanError;
-use moec_ir::{Builder, Op};
+use moec_ir::{Builder, Op, Unary};
 
 pub(super) fn gradients(rule: &Rule<'_>, b: &mut Builder) -> Result<Gradients, PlanError> {
     let (x, y) = (rule.operands, rule.result(0));
@@ -13,9 +13,28 @@ pub(super) fn gradients(rule: &Rule<'_>, b: &mut Builder) -> Result<Gradients, P
             if rule.dy[1].is_some() {
                 return Err(rule.has_none("the log-sum-exp of attention"));
             }
-            let mut operands = vec![rule.only(), x[0], y, rule.result(1)];
-            operands.extend(x.get(1));
-            out.push((0, b.op(Op::AttentionGrad(*attrs), &operands)));
+            let (dy, lse) = (rule.only(), rule.result(1));
+            let mut operands = vec![dy, x[0], y, lse];
+            let sinks = x.last().copied().filter(|_| attrs.sink);
+            let rng = x.get(1).filter(|_| attrs.dropout.get() > 0.0);
+            operands.extend(rng);
+            if rule.wants(0) {
+                out.push((0, b.op(Op::AttentionGrad(*attrs), &operands)));
+            }
+            if let Some(sinks) = sinks {
+                // A sink is a key whose value is 0, so all it has of the softmax's gradient is less its probability times
+                // <dy, y> (Dao et al. 2022, equation 4).
+                let (tokens, width) = (b.extent(y, 0), b.columns(y));
+                let product = b.mul(dy, y);
+                let product = b.reshape(product, [tokens, attrs.heads, width / attrs.heads]);
+                let product = b.sum(product, &[2]);
+                let score = b.broadcast(sinks, [tokens, attrs.heads]);
+                let score = b.sub(score, lse);
+                let probability = b.unary(Unary::Exp, score);
+                let product = b.mul(probability, product);
+                let sum = b.sum(product, &[0]);
+                out.push((x.len() - 1, b.scale(sum, -1.0)));
+            }
         }
         // The rotation is orthogonal: dx is dy rotated back
         Op::Rotary { heads, time, base, inverse, positions } => {

@@ -843,6 +843,11 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     pub(crate) from: Option<PathBuf>,
 
+    /// With --from, take the tensors that have the name and the shape of the other run's, and let the others begin anew, as by
+    /// --seed; which ones is said.
+    #[arg(long, requires = "from")]
+    pub(crate) partial: bool,
+
     /// Time every kernel: a table at the end, and profile.json in the run folder for chrome://tracing or Perfetto.
     /// The same bits, but slower, because every kernel is waited for.
     #[arg(long)]

@@ -10,10 +10,12 @@ use crate::request;
 use crate::run::kept_source;
 use crate::surgery::Subject;
 use crate::{Device, Request, Spec, read_source};
-use moec_ir::Invariant;
+use moec_ir::{Invariant, Tensor};
 use moec_model::Registry;
+use moec_plan::StateDecl;
 use moec_runtime::{Corpus, Dataset, RunFolder};
 use moec_syntax::SourceFile;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a training is asked for.
@@ -28,11 +30,30 @@ pub(crate) struct Task {
     pub(crate) is_resumed: bool,
     pub(crate) device: Device,
     /// The run whose numbers it begins with.
-    from: Option<Subject>,
+    from: Option<Beginning>,
     /// Overrides that a continued run did not have before.
     changes: Vec<String>,
     /// What a continued run is asked for from here on, if that is not what it was asked for.
     request: Option<Request>,
+}
+
+/// The numbers that a run begins with.
+struct Beginning {
+    run: Subject,
+    /// Whether what does not fit may begin anew.
+    is_partial: bool,
+}
+
+impl Beginning {
+    /// Why a tensor of the model is not that of the run; nothing if it is.
+    fn unfit(&self, state: &StateDecl) -> Option<String> {
+        let found = self.run.tensors.get(&state.name).map(moec_ir::Tensor::ty);
+        if found.as_ref() == Some(&state.ty) {
+            return None;
+        }
+        let found = found.map_or_else(|| "not there".to_string(), |ty| ty.to_string());
+        Some(format!("`{}` is {found} in {}, and {} in the model", state.name, self.run.name, state.ty))
+    }
 }
 
 impl Task {
@@ -107,23 +128,39 @@ impl Task {
         // What the other run was called says more than what was overridden in it.
         let changes: Vec<String> = set.into_iter().filter(|wish| !run.request.set.contains(wish)).collect();
         let name = run_name(&format!("{}-on", assembly::name_of(&run.root)), &changes);
-        let from = Some(Subject::from(run));
+        let from = Some(Beginning { run: Subject::from(run), is_partial: args.partial });
         Ok(Self { spec, corpus, root, name, is_resumed: false, device, from, changes: Vec::new(), request: None })
     }
 
-    /// That the run whose numbers this one begins with, if there is one, has the tensors of the model.
+    /// That the run whose numbers this one begins with, if there is one, has the tensors of the model. Where only a part has to
+    /// fit, it is said what does not.
     ///
     /// # Errors
-    /// With the first tensor that is another one.
-    pub(crate) fn require_tensors(&self, compiled: &Compiled) -> Result<(), Failure> {
+    /// With the first tensor that is another one, or when nothing fits.
+    pub(crate) fn require_tensors(&self, compiled: &Compiled, console: &Console) -> Result<(), Failure> {
         let Some(from) = &self.from else { return Ok(()) };
-        for state in compiled.states.iter().filter(|state| state.kind.of_model()) {
-            let found = from.tensors.get(&state.name).map(moec_ir::Tensor::ty);
-            if found.as_ref() != Some(&state.ty) {
-                let found = found.map_or_else(|| "not there".to_string(), |ty| ty.to_string());
-                let message = format!("`{}` is {found} in {}, and {} in the model", state.name, from.name, state.ty);
-                return Err(Failure::new(Exit::Data, message)
-                    .help("--from takes a run whose model has the same tensors; -s may change the recipe"));
+        let of_model: Vec<_> = compiled.states.iter().filter(|state| state.kind.of_model()).collect();
+        let unfit: Vec<_> =
+            of_model.iter().filter_map(|state| Some((state.name.as_str(), from.unfit(state)?))).collect();
+        let is_known = |name: &str| of_model.iter().any(|state| state.name == name);
+        let declared = from.run.model_states();
+        let left: Vec<&str> = declared.iter().map(|s| s.name.as_str()).filter(|name| !is_known(name)).collect();
+        if !from.is_partial {
+            let over = left.first().map(|name| format!("`{name}` is in {}, and not in the model", from.run.name));
+            let Some(message) = unfit.into_iter().next().map(|(_, why)| why).or(over) else { return Ok(()) };
+            return Err(Failure::new(Exit::Data, message)
+                .help("--from takes a run whose model has the same tensors; -s may change the recipe")
+                .help("--partial takes what fits and lets the rest begin anew"));
+        }
+        if unfit.len() == of_model.len() {
+            let message = format!("no tensor of {} fits the model", from.run.name);
+            return Err(Failure::new(Exit::Data, message).help("leave out --from to begin anew"));
+        }
+        let anew: Vec<&str> = unfit.iter().map(|(name, _)| *name).collect();
+        for (names, what) in [(anew, "of the tensors begin anew"), (left, "of the other run have no place here")] {
+            match names.as_slice() {
+                [] => {}
+                names => console.note_fitted(format!("{} {what}: {}", names.len(), listed_in_part(names))),
             }
         }
         Ok(())
@@ -199,13 +236,38 @@ impl Task {
             assembly::made_whole(root, |path| {
                 let folder = self.spec.create_run(path, dataset, compiled)?;
                 self.note_device(&folder, dataset)?;
-                assembly::save_beginning(&folder, (&self.spec, &from.vocab), &compiled.states, &from.tensors, dataset)
+                let tensors = self.beginning(from, dataset, compiled)?;
+                let of = (&self.spec, &from.run.vocab);
+                assembly::save_beginning(&folder, of, &compiled.states, &tensors, dataset)
             })?;
             return Ok(RunFolder::open(root)?);
         }
         let folder = self.spec.create_run(root, dataset, compiled)?;
         self.note_device(&folder, dataset)?;
         Ok(folder)
+    }
+
+    /// The tensors that the run begins with: those of another, and what does not fit as it would begin by itself.
+    ///
+    /// # Errors
+    /// When a router's table cannot be computed from this text.
+    fn beginning(
+        &self,
+        from: &Beginning,
+        dataset: &Dataset,
+        compiled: &Compiled,
+    ) -> Result<BTreeMap<String, Tensor>, Failure> {
+        let of_model = compiled.states.iter().filter(|state| state.kind.of_model());
+        let (anew, taken): (Vec<_>, Vec<_>) = of_model.cloned().partition(|state| from.unfit(state).is_some());
+        let taken =
+            taken.iter().filter_map(|state| Some((state.name.clone(), from.run.tensors.get(&state.name)?.clone())));
+        let mut tensors: BTreeMap<String, Tensor> = taken.collect();
+        if !anew.is_empty() {
+            let (lowered, seed) = (&compiled.lowered, self.spec.checked.recipe.seed);
+            let states = crate::initial_states(&lowered.states, dataset, self.spec.folder())?;
+            tensors.extend(moec_runtime::initial_tensors(seed, &anew, &lowered.parameters, &states));
+        }
+        Ok(tensors)
     }
 
     /// Notes in a new folder which device was chosen, if that is not the usual one.
@@ -268,6 +330,16 @@ impl Continued {
     fn spec(&self) -> PathBuf {
         self.spec.clone().unwrap_or_else(|| self.root.join("spec.moe"))
     }
+}
+
+/// Most names of tensors that are listed.
+const NAMED: usize = 6;
+
+/// Names with commas between them, of many the first.
+fn listed_in_part(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let named = names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{named} and {more} more") } else { named }
 }
 
 /// Where a run was trained so far.
@@ -349,7 +421,7 @@ fn what_is_kept(was: &Spec, is: &Spec) -> Option<&'static str> {
         return Some("optimizer");
     }
     let (was, is) = (was.recipe.to_resolved(), is.recipe.to_resolved());
-    ["data", "split", "batch", "accumulate", "average", "seed", "init", "precision", "freeze"]
+    ["data", "split", "batch", "accumulate", "average", "seed", "init", "init_scale", "precision", "freeze"]
         .into_iter()
         .find(|name| was.get(*name) != is.get(*name))
 }

@@ -154,6 +154,11 @@ impl Architecture {
         matches!(self, Architecture::Olmoe | Architecture::Qwen3Moe | Architecture::Qwen2Moe)
     }
 
+    /// Whether its attention can see a window only, in every block.
+    fn has_window(self) -> bool {
+        self == Architecture::Mixtral
+    }
+
     /// Whether its blocks have experts.
     fn has_experts(self) -> bool {
         self.has_normalized_flag() || self == Architecture::Mixtral
@@ -188,6 +193,10 @@ pub(crate) struct Network {
     layers: usize,
     /// Heads of attention, H.
     heads: usize,
+    /// Heads of keys and values, which divide the others.
+    kv_heads: usize,
+    /// How many positions a token sees, if not all up to its own.
+    window: Option<usize>,
     /// Width between the maps of a feed-forward layer or expert, F.
     hidden: usize,
     /// Function between them; of the gate where they are gated.
@@ -252,7 +261,7 @@ impl Network {
                 "hidden_size": self.width,
                 "num_hidden_layers": self.layers,
                 "num_attention_heads": self.heads,
-                "num_key_value_heads": self.heads,
+                "num_key_value_heads": self.kv_heads,
                 "head_dim": self.width / self.heads,
                 "intermediate_size": self.hidden,
                 "hidden_act": self.activation,
@@ -266,7 +275,7 @@ impl Network {
         let mut of_class = match self.architecture {
             Architecture::Llama => json!({ "mlp_bias": self.mlp_bias }),
             Architecture::Qwen2 | Architecture::Qwen3 => json!({ "use_sliding_window": false }),
-            Architecture::Mixtral => json!({ "sliding_window": null, "router_jitter_noise": 0.0 }),
+            Architecture::Mixtral => json!({ "sliding_window": self.window, "router_jitter_noise": 0.0 }),
             Architecture::Olmoe => json!({ "clip_qkv": null }),
             Architecture::Qwen3Moe | Architecture::Qwen2Moe => json!({
                 "moe_intermediate_size": self.hidden,
@@ -311,7 +320,11 @@ impl Network {
             "none" => String::new(),
             norm => format!(", norm: {norm}, norm_epsilon: {:e}", self.epsilon),
         };
-        let attention = format!("attention(heads: {heads}, bias: {bias}, output_bias: {output_bias}{query_norm})");
+        let kv_heads = if self.kv_heads < *heads { format!(", kv_heads: {}", self.kv_heads) } else { String::new() };
+        let window = self.window.map(|window| format!(", window: {window}")).unwrap_or_default();
+        let attention = format!(
+            "attention(heads: {heads}{kv_heads}{window}, bias: {bias}, output_bias: {output_bias}{query_norm})"
+        );
         let activation = if *architecture == Architecture::Gpt2 { self.activation } else { "swiglu" };
         let mlp_bias = *architecture == Architecture::Gpt2 || self.mlp_bias;
         let mlp = format!("mlp(hidden: {hidden}, activation: {activation}, bias: {mlp_bias})");
@@ -409,6 +422,12 @@ model {name} {{
         match rest {
             "rms_norm.gain" => whole("input_layernorm.weight"),
             "rms_norm_2.gain" => whole("post_attention_layernorm.weight"),
+            "attention.query.weight" => whole("self_attn.q_proj.weight"),
+            "attention.query.bias" => whole("self_attn.q_proj.bias"),
+            "attention.key.weight" => whole("self_attn.k_proj.weight"),
+            "attention.key.bias" => whole("self_attn.k_proj.bias"),
+            "attention.value.weight" => whole("self_attn.v_proj.weight"),
+            "attention.value.bias" => whole("self_attn.v_proj.bias"),
             "attention.proj.weight" => whole("self_attn.o_proj.weight"),
             "attention.proj.bias" => whole("self_attn.o_proj.bias"),
             "mlp.gate.weight" => whole("mlp.gate_proj.weight"),
@@ -529,6 +548,11 @@ mod tests {
         for (body, class) in [
             (MIXTRAL.to_string(), "MixtralForCausalLM"),
             (MIXTRAL.replace("rms_norm", "rms_norm(epsilon: 3e-5)"), "MixtralForCausalLM"),
+            (MIXTRAL.replace("heads: 3", "heads: 3, kv_heads: 1, window: 4"), "MixtralForCausalLM"),
+            (
+                llama().replace("heads: 3, output_bias", "heads: 6, kv_heads: 2, bias: true, output_bias"),
+                "Qwen2ForCausalLM",
+            ),
             (llama(), "LlamaForCausalLM"),
             (
                 llama().replace("output_bias: false", "bias: true").replace(", bias: false)\n", ")\n"),
@@ -606,7 +630,22 @@ mod tests {
                 "attention(heads: 3 - i, output_bias: false)",
                 "same number of heads",
             ),
-            (MIXTRAL, "output_bias", "kv_heads: 1, output_bias", "1", "is not exchanged"),
+            (MIXTRAL, "output_bias", "sink: true, output_bias", "true", "the attention of Mixtral has no sinks"),
+            (&llama, "output_bias", "window: 3, output_bias", "3", "the attention of Llama sees all that comes before"),
+            (
+                GPT2,
+                "heads: 3",
+                "heads: 3, kv_heads: 1",
+                "1",
+                "the attention of GPT-2 has as many heads of keys as of queries",
+            ),
+            (
+                MIXTRAL,
+                "heads: 3",
+                "heads: 3, window: 3 + i",
+                "attention(heads: 3, window: 3 + i, output_bias: false)",
+                "same window in every block",
+            ),
             (MIXTRAL, "output_bias", "norm: head, norm_epsilon: 0.1, output_bias", "0.1", "one epsilon"),
             (
                 MIXTRAL,
@@ -659,13 +698,14 @@ mod tests {
             of_config(&config).map(|_| ()).unwrap_err()
         };
         for (body, field, value) in [
-            (MIXTRAL, "num_key_value_heads", json!(1)),
+            (MIXTRAL, "num_key_value_heads", json!(2)),
             (MIXTRAL, "num_key_value_heads", json!("all")),
             (MIXTRAL, "num_attention_heads", json!(5)),
             (MIXTRAL, "num_experts_per_tok", json!(6)),
             (MIXTRAL, "head_dim", json!(8)),
             (MIXTRAL, "hidden_act", json!("gelu")),
-            (MIXTRAL, "sliding_window", json!(4)),
+            (MIXTRAL, "sliding_window", json!("all")),
+            (&llama(), "sliding_window", json!(4)),
             (MIXTRAL, "router_jitter_noise", json!(0.1)),
             (MIXTRAL, "vocab_size", Value::Null),
             (MIXTRAL, "hidden_size", json!(-12)),
@@ -694,19 +734,20 @@ mod tests {
         assert!(of_config(&old).is_ok());
         old["rope_scaling"] = json!({ "type": "linear", "factor": 2.0 });
         assert!(of_config(&old).is_err());
-        // A window that is no shorter than the context is none.
+        // A shorter window is one of attention; one that is no shorter than the context is none.
+        let mut narrow = fitted(MIXTRAL).network.config();
+        narrow["sliding_window"] = json!(4);
+        assert_eq!(of_config(&narrow).unwrap().window, Some(4));
         let mut wide = fitted(MIXTRAL).network.config();
         wide["sliding_window"] = json!(7);
-        assert!(of_config(&wide).is_ok());
+        assert_eq!(of_config(&wide).unwrap().window, None);
         // Mistral has one where nothing is said.
         let mut mistral = fitted(&llama()).network.config();
         mistral["model_type"] = json!("mistral");
         mistral["max_position_embeddings"] = json!(8192);
-        mistral["num_key_value_heads"] = mistral["num_attention_heads"].clone();
-        let Err(ConfigError::Faults(faults)) = of_config(&mistral) else { panic!("a window that is not said") };
-        assert!(faults[0].to_string().contains("`sliding_window` is 4096"), "{faults:?}");
+        assert_eq!(of_config(&mistral).unwrap().window, Some(4096));
         mistral["sliding_window"] = Value::Null;
-        assert!(of_config(&mistral).is_ok());
+        assert_eq!(of_config(&mistral).unwrap().window, None);
         // Sizes that no model has are for the spec to refuse.
         let mut huge = fitted(GPT2).network.config();
         huge["n_embd"] = json!(i64::MAX);

@@ -194,6 +194,16 @@ impl Check {
             let (at, help) = (attention.argument_span("kv_heads"), "every head there has keys and values of its own");
             self.refuse("makeMoE has as many heads of keys as of queries", at, "expected no `kv_heads`", help);
         }
+        let windowed = attention.of::<Attention>().is_some_and(|attention| attention.window.is_some());
+        for (there, argument, message) in [
+            (windowed, "window", "makeMoE's attention sees all that comes before"),
+            (arguments.bool("sink"), "sink", "makeMoE's attention has no sinks"),
+        ] {
+            if there {
+                let (at, help) = (attention.argument_span(argument), "the results differ");
+                self.refuse(message, at, format!("expected no `{argument}`"), help);
+            }
+        }
         if arguments.word("norm") != "none" {
             let (at, message) = (attention.argument_span("norm"), "makeMoE does not normalise queries and keys");
             self.refuse(message, at, "expected `norm: none`", "leave it out: `none` is the default");

@@ -5,7 +5,7 @@ use super::expression::{Expression, MULTIPLICATIVE};
 use super::module::{EVALUATION, Module, Modules, Part};
 use super::names::{self, quoted};
 use super::side::Side;
-use moec_ir::{Binary, DType, Input, Op, Unary};
+use moec_ir::{Binary, DType, Input, Op, StateRole, Unary};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A result of a node: the node and which of its results.
@@ -423,6 +423,8 @@ impl<'s, 'g> Body<'s, 'g> {
         let side = self.side;
         let node = side.node(key.0);
         Ok(match &node.op {
+            // A batch is a step there, and there was none before it.
+            Op::State { role: StateRole::Sum, .. } => Expression::constant("0.0".into(), false),
             Op::Parameter { name, .. } | Op::State { name, .. } => {
                 let mut text = format!("self.{}", self.relative(name));
                 // A row for each position of the context: those of the sequence.

@@ -109,6 +109,20 @@ def attention(qkv, heads, T, scale, dropout=0.0):
     return y.transpose(1, 2).reshape(N, width // 3)
 
 
+def masked_attention(qkv, heads, T, scale, window=None, sinks=None, dropout=0.0):
+    """Attention whose queries see `window` positions, their own among them, and whose heads may have sinks: scores without a value."""
+    N, width = qkv.shape
+    q, k, v = qkv.view(N // T, T, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+    position = torch.arange(T, device=qkv.device)
+    before = position[:, None] - position
+    hidden = (before < 0) | (before >= (window or T))
+    scores = (q @ k.transpose(-2, -1) * scale).masked_fill(hidden, -math.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(N // T, heads, T, 1)], dim=-1)
+    y = F.dropout(scores.softmax(-1)[..., :T], dropout) @ v
+    return y.transpose(1, 2).reshape(N, width // 3)
+
+
 def rotary(qkv, heads, T, base, positions=None):
     """Turns queries and keys by their position in the sequence (arXiv 2104.09864); values pass unchanged."""
     N, width = qkv.shape

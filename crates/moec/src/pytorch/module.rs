@@ -6,7 +6,7 @@ use super::body::{Body, Item, Key, Written};
 use super::names::{self, quoted};
 use super::side::Side;
 use super::sizes::float;
-use moec_ir::{DType, Init, Invariant, Op, Precision, TensorType};
+use moec_ir::{DType, Init, Invariant, Op, Precision, StateRole, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A training step and evaluation: the graphs of a model, in this order.
@@ -346,7 +346,7 @@ impl<'g> Modules<'g> {
         for node in of_results.chain(of_losses) {
             for key in side.operands(node) {
                 let is_own = match &side.node(key.0).op {
-                    Op::Fill { .. } | Op::Ramp { .. } => true,
+                    Op::Fill { .. } | Op::Ramp { .. } | Op::State { role: StateRole::Sum, .. } => true,
                     Op::Parameter { name, .. } | Op::State { name, .. } => is_under(name, path),
                     Op::Input { .. } => false,
                     _ => is_under(side.scope(key.0), path),

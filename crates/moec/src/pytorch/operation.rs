@@ -179,11 +179,20 @@ impl Body<'_, '_> {
             Op::LogSumExp => x(self, 0)?.number().method("logsumexp", &["-1".into()]),
             Op::Attention(attrs) => {
                 let time = self.time(node)?;
+                let dropped = attrs.dropout.get() > 0.0;
+                let dropout = format!("{} if self.training else 0.0", float(attrs.dropout.get()));
                 let mut arguments = vec![x(self, 0)?.text, attrs.heads.to_string(), time, float(attrs.scale.get())];
-                if attrs.dropout.get() > 0.0 && self.with_dropout {
-                    arguments.push(format!("{} if self.training else 0.0", float(attrs.dropout.get())));
+                let windowed = attrs.window < usize::MAX;
+                if !windowed && !attrs.sink {
+                    arguments.extend((dropped && self.with_dropout).then_some(dropout));
+                    return Ok(self.helper("attention", &arguments));
                 }
-                self.helper("attention", &arguments)
+                arguments.extend(windowed.then(|| format!("window={}", attrs.window)));
+                if attrs.sink {
+                    arguments.push(format!("sinks={}", x(self, 1 + usize::from(dropped))?.text));
+                }
+                arguments.extend((dropped && self.with_dropout).then(|| format!("dropout={dropout}")));
+                self.helper("masked_attention", &arguments)
             }
             Op::Rotary { heads, base, positions, .. } => {
                 let time = self.time(node)?;

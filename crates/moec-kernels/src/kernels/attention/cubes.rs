@@ -12,7 +12,7 @@
 //!
 //! Loops are short on purpose: Mesa's software device leaves every loop of a unit after 65535 rounds in all.
 
-use super::{Scoring, dropout_keys, scoring};
+use super::{Extra, Kind, Scoring, dropout_keys, first_seen, scoring};
 use crate::kernels::random::random_bits;
 use crate::launch::{Arg, GPU_CUBE, Launcher, run};
 use cubecl::prelude::*;
@@ -50,8 +50,7 @@ const _: () = assert!(UNITS == GPU_CUBE as usize);
 struct Shape {
     /// Blocks of a strip.
     blocks: usize,
-    /// Whether probabilities are dropped.
-    dropout: bool,
+    kind: Kind,
 }
 
 /// Extents of a launch.
@@ -220,8 +219,29 @@ fn products(
 
 /// Whether the query of a pair of positions exists and sees the key.
 #[cube]
-fn sees(owned: usize, walked: usize, time: usize, #[comptime] owns_queries: bool) -> bool {
-    if comptime!(owns_queries) { walked <= owned } else { walked >= owned && walked < time }
+fn sees(
+    owned: usize,
+    walked: usize,
+    time: usize,
+    scoring: &Scoring,
+    #[comptime] kind: Kind,
+    #[comptime] owns_queries: bool,
+) -> bool {
+    let (query, key) = if comptime!(owns_queries) { (owned, walked) } else { (walked, owned) };
+    let mut seen = key <= query;
+    if comptime!(!owns_queries) {
+        seen = seen && query < time;
+    }
+    if comptime!(kind.windowed) {
+        seen = seen && key + scoring.window > query;
+    }
+    seen
+}
+
+/// Where the tile begins that has a position.
+#[cube]
+fn tile_of(position: usize) -> usize {
+    position / EDGE * EDGE
 }
 
 /// Adds walked rows, times the weights of a unit's own rows, to its part of a strip from `channel` on. Pairs that do not see
@@ -235,14 +255,19 @@ fn accumulate(
     weights: &Shared<[f32]>,
     operands: &mut Shared<[f32]>,
     sums: &mut Array<f32>,
-    #[comptime] blocks: usize,
+    scoring: &Scoring,
+    #[comptime] shape: Shape,
     #[comptime] owns_queries: bool,
 ) {
     let (unit_row, unit_column) = (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE);
     let time = rows.last + 1;
-    let whole = sees(o.first, walked + (EDGE - 1), time, owns_queries) && walked != o.first;
+    let kind = shape.kind;
+    let mut whole = sees(o.first, walked + (EDGE - 1), time, scoring, kind, owns_queries) && walked != o.first;
+    if comptime!(kind.windowed) {
+        whole = whole && sees(o.first + (EDGE - 1), walked, time, scoring, kind, owns_queries);
+    }
     #[unroll]
-    for block in 0..blocks {
+    for block in 0..shape.blocks {
         sync_cube();
         load(values, operands, rows, walked, o.channel + block * BLOCK, 0usize, BLOCK);
         sync_cube();
@@ -255,7 +280,7 @@ fn accumulate(
             #[unroll]
             for i in 0..EACH {
                 let row = unit_row + i * SIDE;
-                if whole || sees(o.first + row, walked + t, time, owns_queries) {
+                if whole || sees(o.first + row, walked + t, time, scoring, kind, owns_queries) {
                     let weight = weights[t * STRIDE + row];
                     #[unroll]
                     for j in 0..EACH {
@@ -308,7 +333,7 @@ fn dropout_factor(
 fn forward(qkv: &[f32], y: &mut [f32], lse: &mut [f32], e: &Extents, scoring: &Scoring, #[comptime] shape: Shape) {
     let (unit_row, unit_column) = (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE);
     let length = comptime!(shape.blocks * EACH * EACH);
-    let (a, b) = dropout_keys::<Const<1>>(scoring, shape.dropout);
+    let (a, b) = dropout_keys::<Const<1>>(scoring, shape.kind.dropout);
     let mut operands = Shared::<[f32]>::new_slice(comptime!(BLOCK * STRIDE));
     let mut weights = Shared::<[f32]>::new_slice(comptime!(EDGE * STRIDE));
     let mut numbers = Shared::<[f32]>::new_slice(comptime!(EDGE * SIDE));
@@ -325,7 +350,19 @@ fn forward(qkv: &[f32], y: &mut [f32], lse: &mut [f32], e: &Extents, scoring: &S
         for i in 0..EACH {
             highest[i] = f32::min_value();
         }
-        for walked in range_stepped(0, min(o.first + EDGE, e.time), EDGE) {
+        if comptime!(shape.kind.sink) {
+            // Nothing but the sink has been summed, by one unit of each row.
+            #[unroll]
+            for i in 0..EACH {
+                highest[i] = scoring.sinks[0][o.pair % scoring.heads];
+                totals[i] = select(unit_column == 0, 1.0f32, 0.0f32);
+            }
+        }
+        let mut from = 0usize.runtime();
+        if comptime!(shape.kind.windowed) {
+            from = tile_of(first_seen(o.first, scoring));
+        }
+        for walked in range_stepped(from, min(o.first + EDGE, e.time), EDGE) {
             products(qkv, qkv, &head.query, &head.key, o.first, walked, &mut operands, &mut scores);
             // The largest score of each row in this tile: of a unit's own, then of all.
             #[unroll]
@@ -334,7 +371,8 @@ fn forward(qkv: &[f32], y: &mut [f32], lse: &mut [f32], e: &Extents, scoring: &S
                 let mut largest = f32::min_value();
                 #[unroll]
                 for j in 0..EACH {
-                    let seen = sees(o.first + row, walked + unit_column + j * SIDE, e.time, true);
+                    let key = walked + unit_column + j * SIDE;
+                    let seen = sees(o.first + row, key, e.time, scoring, shape.kind, true);
                     let score = select(seen, scores[i * EACH + j] * scoring.scale, f32::min_value());
                     scores[i * EACH + j] = score;
                     largest = max(largest, score);
@@ -363,18 +401,18 @@ fn forward(qkv: &[f32], y: &mut [f32], lse: &mut [f32], e: &Extents, scoring: &S
                 #[unroll]
                 for j in 0..EACH {
                     let column = unit_column + j * SIDE;
-                    let seen = sees(o.first + row, walked + column, e.time, true);
+                    let seen = sees(o.first + row, walked + column, e.time, scoring, shape.kind, true);
                     let p = select(seen, f32::exp(scores[i * EACH + j] - largest), 0.0f32);
                     totals[i] += p;
                     let mut kept = p;
-                    if comptime!(shape.dropout) {
+                    if comptime!(shape.kind.dropout) {
                         let query = o.pair * e.time + o.first + row;
                         kept *= dropout_factor(a, b, query, walked + column, e.time, scoring);
                     }
                     weights[column * STRIDE + row] = kept;
                 }
             }
-            accumulate(qkv, &head.value, &o, walked, &weights, &mut operands, &mut sums, shape.blocks, true);
+            accumulate(qkv, &head.value, &o, walked, &weights, &mut operands, &mut sums, scoring, shape, true);
         }
         // What each unit of a row has summed, in order.
         #[unroll]
@@ -431,23 +469,23 @@ fn slopes(
     walked: usize,
     time: usize,
     scoring: &Scoring,
-    #[comptime] dropout: bool,
+    #[comptime] kind: Kind,
     #[comptime] owns_queries: bool,
 ) {
     let (unit_row, unit_column) = (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE);
-    let (a, b) = dropout_keys::<Const<1>>(scoring, dropout);
+    let (a, b) = dropout_keys::<Const<1>>(scoring, kind.dropout);
     #[unroll]
     for i in 0..EACH {
         #[unroll]
         for j in 0..EACH {
             let (row, column) = (unit_row + i * SIDE, unit_column + j * SIDE);
-            let seen = sees(o.first + row, walked + column, time, owns_queries);
+            let seen = sees(o.first + row, walked + column, time, scoring, kind, owns_queries);
             let number = if comptime!(owns_queries) { row } else { column };
             let at = i * EACH + j;
             let p = f32::exp(scores[at] * scoring.scale - numbers[EDGE + number]);
             let mut gradient = gradients[at];
             let mut kept = p;
-            if comptime!(dropout) {
+            if comptime!(kind.dropout) {
                 let mut query = o.first + row;
                 let mut key = walked + column;
                 if comptime!(!owns_queries) {
@@ -496,14 +534,18 @@ fn backward_queries(
     let mut sums = Array::<f32>::new(length);
     clear(&mut sums, length);
     load_numbers(saved, &head, o.first, &mut tiles.operands, &mut tiles.numbers);
-    for walked in range_stepped(0, min(o.first + EDGE, e.time), EDGE) {
+    let mut from = 0usize.runtime();
+    if comptime!(shape.kind.windowed) {
+        from = tile_of(first_seen(o.first, scoring));
+    }
+    for walked in range_stepped(from, min(o.first + EDGE, e.time), EDGE) {
         let operands = &mut tiles.operands;
         products(&saved.qkv, &saved.qkv, &head.query, &head.key, o.first, walked, operands, &mut scores);
         products(&saved.dy, &saved.qkv, &head.result, &head.value, o.first, walked, operands, &mut gradients);
-        slopes(&mut scores, &mut gradients, &tiles.numbers, o, walked, e.time, scoring, shape.dropout, true);
+        slopes(&mut scores, &mut gradients, &tiles.numbers, o, walked, e.time, scoring, shape.kind, true);
         store_weights(&gradients, &mut tiles.weights);
         let weights = &tiles.weights;
-        accumulate(&saved.qkv, &head.key, o, walked, weights, &mut tiles.operands, &mut sums, shape.blocks, true);
+        accumulate(&saved.qkv, &head.key, o, walked, weights, &mut tiles.operands, &mut sums, scoring, shape, true);
     }
     store(&sums, ones, dqkv, &head.query, o, shape.blocks);
 }
@@ -528,20 +570,25 @@ fn backward_keys(
     let mut values = Array::<f32>::new(length);
     clear(&mut keys, length);
     clear(&mut values, length);
-    for walked in range_stepped(o.first, e.time, EDGE) {
+    let mut end = e.time;
+    if comptime!(shape.kind.windowed) {
+        // The last key of the tile is seen by as many queries as a query sees keys.
+        end = min(end, o.first + (EDGE - 1) + scoring.window);
+    }
+    for walked in range_stepped(o.first, end, EDGE) {
         load_numbers(saved, &head, walked, &mut tiles.operands, &mut tiles.numbers);
         let operands = &mut tiles.operands;
         products(&saved.qkv, &saved.qkv, &head.key, &head.query, o.first, walked, operands, &mut scores);
         products(&saved.qkv, &saved.dy, &head.value, &head.result, o.first, walked, operands, &mut gradients);
-        slopes(&mut scores, &mut gradients, &tiles.numbers, o, walked, e.time, scoring, shape.dropout, false);
+        slopes(&mut scores, &mut gradients, &tiles.numbers, o, walked, e.time, scoring, shape.kind, false);
         store_weights(&scores, &mut tiles.weights);
-        let weights = &tiles.weights;
-        accumulate(&saved.dy, &head.result, o, walked, weights, &mut tiles.operands, &mut values, shape.blocks, false);
+        let (weights, operands) = (&tiles.weights, &mut tiles.operands);
+        accumulate(&saved.dy, &head.result, o, walked, weights, operands, &mut values, scoring, shape, false);
         // The weights of values have been read.
         sync_cube();
         store_weights(&gradients, &mut tiles.weights);
-        let weights = &tiles.weights;
-        accumulate(&saved.qkv, &head.query, o, walked, weights, &mut tiles.operands, &mut keys, shape.blocks, false);
+        let (weights, operands) = (&tiles.weights, &mut tiles.operands);
+        accumulate(&saved.qkv, &head.query, o, walked, weights, operands, &mut keys, scoring, shape, false);
     }
     store(&keys, ones, dqkv, &head.key, o, shape.blocks);
     store(&values, ones, dqkv, &head.value, o, shape.blocks);
@@ -571,11 +618,11 @@ fn backward(saved: &Saved, dqkv: &mut [f32], e: &Extents, scoring: &Scoring, #[c
 }
 
 /// How an operation is shared by cubes: the shape, and the extents in the order of [`Extents`].
-fn shared(attrs: &AttentionAttrs, positions: usize, channels: usize) -> (Shape, [usize; 5]) {
+fn shared(attrs: &AttentionAttrs, kind: Kind, positions: usize, channels: usize) -> (Shape, [usize; 5]) {
     let (time, width) = (attrs.time, channels / attrs.heads);
     let blocks = width.div_ceil(BLOCK).min(MOST_BLOCKS);
     let (tiles, strips) = (time.div_ceil(EDGE), width.div_ceil(blocks * BLOCK));
-    let shape = Shape { blocks, dropout: attrs.dropout.get() > 0.0 };
+    let shape = Shape { blocks, kind };
     (shape, [time, width, tiles, strips, positions / time * tiles * strips])
 }
 
@@ -587,13 +634,13 @@ fn extents([time, width, tiles, strips, items]: [usize; 5]) -> ExtentsLaunch {
 pub(super) fn launch_forward(
     l: &Launcher,
     qkv: Arg,
-    rng: Option<Arg>,
+    extra: &Extra,
     y: Arg,
     lse: Arg,
     attrs: &AttentionAttrs,
     channels: usize,
 ) {
-    let (shape, e) = shared(attrs, lse.elements(), channels);
+    let (shape, e) = shared(attrs, Kind::of(attrs), lse.elements(), channels);
     l.launch(
         e[4] * UNITS,
         || format!("attention in cubes {shape:?}"),
@@ -601,7 +648,7 @@ pub(super) fn launch_forward(
         // sequence and channels at the last of their head. Cubes have `UNITS` units, and what a cube owns and how far it
         // walks is the same for all of them, so that all reach every barrier.
         |t| unsafe {
-            let (qkv, y, lse, scoring) = (t.bind(qkv, 1), t.bind(y, 1), t.bind(lse, 1), scoring(t, attrs, rng));
+            let (qkv, y, lse, scoring) = (t.bind(qkv, 1), t.bind(y, 1), t.bind(lse, 1), scoring(t, attrs, extra));
             run!(t, forward(qkv, y, lse, extents(e), scoring, shape));
         },
     );
@@ -614,19 +661,19 @@ pub(super) fn launch_backward(
     qkv: Arg,
     y: Arg,
     lse: Arg,
-    rng: Option<Arg>,
+    extra: &Extra,
     dqkv: Arg,
     attrs: &AttentionAttrs,
     channels: usize,
 ) {
-    let (shape, e) = shared(attrs, lse.elements(), channels);
+    let (shape, e) = shared(attrs, Kind::of(attrs).backward(), lse.elements(), channels);
     l.launch(
         2 * e[4] * UNITS,
         || format!("attention_grad in cubes {shape:?}"),
         // SAFETY: as forward; a cube writes the queries, or the keys and the values, of its tile.
         |t| unsafe {
             let saved = SavedLaunch::new(t.bind(dy, 1), t.bind(qkv, 1), t.bind(y, 1), t.bind(lse, 1));
-            run!(t, backward(saved, t.bind(dqkv, 1), extents(e), scoring(t, attrs, rng), shape));
+            run!(t, backward(saved, t.bind(dqkv, 1), extents(e), scoring(t, attrs, extra), shape));
         },
     );
 }

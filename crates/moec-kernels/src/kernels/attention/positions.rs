@@ -3,7 +3,7 @@
 //! Backward, one owns the gradient of its position's query, and another that of its key and value. Either way an element is
 //! summed by one unit in order of positions.
 
-use super::{Scoring, dropout_keys, scoring};
+use super::{Extra, Kind, Scoring, dropout_keys, first_seen, scoring};
 use crate::kernels::random::random_bits;
 use crate::launch::{Arg, Launcher, Split, end_item, first_item, item_step, run};
 use cubecl::prelude::*;
@@ -16,8 +16,7 @@ struct Shape {
     time: usize,
     /// Head width, D.
     width: usize,
-    /// Whether probabilities are dropped.
-    dropout: bool,
+    kind: Kind,
 }
 
 /// Factor of a probability: 0 for a dropped one, else `keep`.
@@ -57,7 +56,7 @@ fn forward_positions(
     let (heads, scale) = (scoring.heads, scoring.scale);
     let channels = heads * width;
     let row = 3 * channels;
-    let (a, b) = dropout_keys::<Const<1>>(scoring, shape.dropout);
+    let (a, b) = dropout_keys::<Const<1>>(scoring, shape.kind.dropout);
     for item in range_stepped(first_item(positions, split), end_item(positions, split), item_step(split)) {
         let (pair, q) = (item / shape.time, item % shape.time);
         let token = pair / heads * shape.time;
@@ -65,7 +64,12 @@ fn forward_positions(
         let start = token * row + head * width;
         let query = start + q * row;
         let mut highest = f32::min_value();
-        for k in 0..q + 1 {
+        let mut sum = 0.0f32;
+        if comptime!(shape.kind.sink) {
+            highest = scoring.sinks[0][head];
+        }
+        let k0 = first_seen(q, scoring);
+        for k in k0..q + 1 {
             let s = dot_product(qkv, qkv, query, start + channels + k * row, shape) * scale;
             highest = max(highest, s);
         }
@@ -73,13 +77,15 @@ fn forward_positions(
         for d in 0..width {
             acc[d] = 0.0;
         }
-        let mut sum = 0.0f32;
-        for k in 0..q + 1 {
+        if comptime!(shape.kind.sink) {
+            sum = f32::exp(scoring.sinks[0][head] - highest);
+        }
+        for k in k0..q + 1 {
             let s = dot_product(qkv, qkv, query, start + channels + k * row, shape) * scale;
             let p = f32::exp(s - highest);
             sum += p;
             let mut kept = p;
-            if comptime!(shape.dropout) {
+            if comptime!(shape.kind.dropout) {
                 let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + k));
                 kept *= dropout_factors::<Const<1>>(a, b, counters, scoring).extract(0usize);
             }
@@ -112,7 +118,7 @@ fn backward_positions(
     let (heads, scale) = (scoring.heads, scoring.scale);
     let channels = heads * width;
     let row = 3 * channels;
-    let (a, b) = dropout_keys::<Const<1>>(scoring, shape.dropout);
+    let (a, b) = dropout_keys::<Const<1>>(scoring, shape.kind.dropout);
     let items = 2 * positions;
     for item in range_stepped(first_item(items, split), end_item(items, split), item_step(split)) {
         let (pair, t) = (item % positions / shape.time, item % shape.time);
@@ -128,11 +134,11 @@ fn backward_positions(
             // The position as a query.
             let delta = dot_product(dy, y, out + t * channels, out + t * channels, shape);
             let log_sum = lse[(token + t) * heads + head];
-            for k in 0..t + 1 {
+            for k in first_seen(t, scoring)..t + 1 {
                 let key_row = start + channels + k * row;
                 let p = f32::exp(dot_product(qkv, qkv, start + t * row, key_row, shape) * scale - log_sum);
                 let mut dp = dot_product(dy, qkv, out + t * channels, key_row + channels, shape);
-                if comptime!(shape.dropout) {
+                if comptime!(shape.kind.dropout) {
                     let counters = Vector::new(u32::cast_from((pair * shape.time + t) * shape.time + k));
                     dp *= dropout_factors::<Const<1>>(a, b, counters, scoring).extract(0usize);
                 }
@@ -151,13 +157,13 @@ fn backward_positions(
                 second[d] = 0.0;
             }
             let key_row = start + channels + t * row;
-            for q in t..shape.time {
+            for q in t..min(shape.time, t + scoring.window) {
                 let delta = dot_product(dy, y, out + q * channels, out + q * channels, shape);
                 let score = dot_product(qkv, qkv, start + q * row, key_row, shape) * scale;
                 let p = f32::exp(score - lse[(token + q) * heads + head]);
                 let mut dp = dot_product(dy, qkv, out + q * channels, key_row + channels, shape);
                 let mut kept = p;
-                if comptime!(shape.dropout) {
+                if comptime!(shape.kind.dropout) {
                     let counters = Vector::new(u32::cast_from((pair * shape.time + q) * shape.time + t));
                     let factor = dropout_factors::<Const<1>>(a, b, counters, scoring).extract(0usize);
                     kept *= factor;
@@ -178,8 +184,8 @@ fn backward_positions(
 }
 
 impl Shape {
-    fn new(attrs: &AttentionAttrs, channels: usize) -> Self {
-        Self { time: attrs.time, width: channels / attrs.heads, dropout: attrs.dropout.get() > 0.0 }
+    fn new(attrs: &AttentionAttrs, kind: Kind, channels: usize) -> Self {
+        Self { time: attrs.time, width: channels / attrs.heads, kind }
     }
 }
 
@@ -187,19 +193,19 @@ impl Shape {
 pub(super) fn launch_forward(
     l: &Launcher,
     qkv: Arg,
-    rng: Option<Arg>,
+    extra: &Extra,
     y: Arg,
     lse: Arg,
     attrs: &AttentionAttrs,
     channels: usize,
 ) {
-    let (shape, positions, split) = (Shape::new(attrs, channels), lse.elements(), l.split());
+    let (shape, positions, split) = (Shape::new(attrs, Kind::of(attrs), channels), lse.elements(), l.split());
     l.launch(
         positions,
         || format!("attention_positions {shape:?}"),
         // SAFETY: a unit writes the row of its position, and reads none of later ones.
         |t| unsafe {
-            let (qkv, y, lse, scoring) = (t.bind(qkv, 1), t.bind(y, 1), t.bind(lse, 1), scoring(t, attrs, rng));
+            let (qkv, y, lse, scoring) = (t.bind(qkv, 1), t.bind(y, 1), t.bind(lse, 1), scoring(t, attrs, extra));
             run!(t, forward_positions(qkv, y, lse, positions, scoring, shape, split));
         },
     );
@@ -212,18 +218,19 @@ pub(super) fn launch_backward(
     qkv: Arg,
     y: Arg,
     lse: Arg,
-    rng: Option<Arg>,
+    extra: &Extra,
     dqkv: Arg,
     attrs: &AttentionAttrs,
     channels: usize,
 ) {
-    let (shape, positions, split) = (Shape::new(attrs, channels), lse.elements(), l.split());
+    let (shape, positions, split) =
+        (Shape::new(attrs, Kind::of(attrs).backward(), channels), lse.elements(), l.split());
     l.launch(
         2 * positions,
         || format!("attention_positions_grad {shape:?}"),
         // SAFETY: a unit writes the query, or the key and the value, of its position.
         |t| unsafe {
-            let (y, lse, scoring) = (t.bind(y, 1), t.bind(lse, 1), scoring(t, attrs, rng));
+            let (y, lse, scoring) = (t.bind(y, 1), t.bind(lse, 1), scoring(t, attrs, extra));
             let (dy, qkv, dqkv) = (t.bind(dy, 1), t.bind(qkv, 1), t.bind(dqkv, 1));
             run!(t, backward_positions(dy, qkv, y, lse, dqkv, positions, scoring, shape, split));
         },

@@ -11,7 +11,8 @@
 //! - scores and their gradients, `rows * columns`: 8 keys by 2 vectors of queries, summed over channels;
 //! - results, and gradients of queries, keys and values, `scores * rows`: 16 queries or keys by one vector of channels, or 8
 //!   by two, summed over keys or queries. Along the diagonal such a tile has two triangles, which are written out, and
-//!   never touches what a query does not see: 0 times infinity is not 0.
+//!   never touches what a query does not see: 0 times infinity is not 0. Where a query sees a window only, there are two such
+//!   edges, which may meet in a tile, and along both of them each pair is asked whether it sees.
 //!
 //! Rows of a block are copied to private arrays, as rows of vectors with zeros behind the last channel, since rows in memory
 //! are far apart, often at a distance for which the first cache has few places. A block has 32 keys and 64 queries (fewer
@@ -27,7 +28,7 @@
 //! Measured (benchmarks/README.md): half of the peak and more from heads of 32 channels on. With 16, a score is worth only 32
 //! multiply-adds of a register forward and 80 backward, beside 14 other instructions, and 26 more where a mask is drawn.
 
-use super::{Scoring, dropout_keys, scoring};
+use super::{Extra, Kind, Scoring, dropout_keys, first_seen, scoring};
 use crate::kernels::exponential::exp2;
 use crate::kernels::lanes::{clear, lane_numbers};
 use crate::kernels::random::{golden_multiples, random_bits_of_multiples};
@@ -56,19 +57,18 @@ pub(super) struct Blocking {
     queries: usize,
     /// Keys of a block, a multiple of the lanes.
     keys: usize,
-    /// Whether probabilities are dropped.
-    dropout: bool,
+    kind: Kind,
 }
 
 impl Blocking {
     /// The blocking for an operation; none for heads whose rows do not fit.
-    pub(super) fn new(l: &Launcher, attrs: &AttentionAttrs, channels: usize) -> Option<Self> {
+    pub(super) fn new(l: &Launcher, attrs: &AttentionAttrs, kind: Kind, channels: usize) -> Option<Self> {
         let (lanes, width) = (l.profile().matrix_width(), channels / attrs.heads);
         let vectors = width.div_ceil(lanes);
         let queries = (LONGEST_ARRAY / (lanes * vectors)).min(MOST_QUERIES);
         let keys = (LONGEST_ARRAY / vectors).min(MOST_KEYS) / lanes * lanes;
         let fits = lanes * vectors <= LONGEST_ARRAY && keys > 0;
-        fits.then_some(Self { width, vectors, queries, keys, dropout: attrs.dropout.get() > 0.0 })
+        fits.then_some(Self { width, vectors, queries, keys, kind })
     }
 
     /// Vectors of channels of a register tile, which divide those of a head.
@@ -325,15 +325,21 @@ fn products<W: Size>(
     out: &mut Array<Vector<f32, W>>,
     queries: &Queries,
     keys: &Keys,
+    scoring: &Scoring,
     #[comptime] blocking: Blocking,
 ) {
     let w = W::value();
     for top in range_stepped(0, keys.length, comptime!(w / 2)) {
-        // The first vector of queries that sees a key of the tile.
+        // The first vector of queries that sees a key of the tile, and the one after the last.
         let j0 = (max(keys.first + top, queries.first) - queries.first) / w;
-        let odd = (queries.vectors - j0) % 2;
+        let mut j1 = queries.vectors;
+        if comptime!(blocking.kind.windowed) {
+            let end = keys.first + top + comptime!(w / 2 - 1) + scoring.window;
+            j1 = max(j0, min(j1, (max(end, queries.first) - queries.first + w - 1) / w));
+        }
+        let odd = (j1 - j0) % 2;
         if comptime!(blocking.queries > 1) {
-            for j in range_stepped(j0 + odd, queries.vectors, 2usize) {
+            for j in range_stepped(j0 + odd, j1, 2usize) {
                 multiply_columns::<W>(rows, columns, start, out, top, j, 2usize, blocking);
             }
         }
@@ -466,6 +472,76 @@ fn add_whole<W: Size>(
     }
 }
 
+/// Positions of the first row of a tile, and of the first of what it is summed over.
+#[derive(CubeType)]
+struct Pairs {
+    row: usize,
+    sum: usize,
+}
+
+/// Adds to a tile whatever its rows see or are seen by, in order: what all of them do quickly, what lies along the edges of a window
+/// pair by pair.
+#[cube]
+fn add_seen<W: Size>(
+    scores: &Array<Vector<f32, W>>,
+    rows: &Array<Vector<f32, W>>,
+    tile: &mut Array<Vector<f32, W>>,
+    corner: &Corner,
+    at: &Pairs,
+    seen: &Seen,
+    scoring: &Scoring,
+    #[comptime] shape: Tile,
+    #[comptime] blocking: Blocking,
+) {
+    // Without a position that all see, the edges meet.
+    let all = min(seen.all, seen.end_of_some);
+    let end_of_all = max(all, seen.end_of_all);
+    add_edge::<W>(scores, rows, tile, corner, at, seen.some, all, scoring, shape, blocking);
+    if seen.end_of_all > all {
+        add_whole::<W>(scores, rows, tile, corner, all, seen.end_of_all, shape, blocking);
+    }
+    add_edge::<W>(scores, rows, tile, corner, at, end_of_all, seen.end_of_some, scoring, shape, blocking);
+}
+
+/// Adds the pairs over `from <= x < to` that see each other.
+#[cube]
+fn add_edge<W: Size>(
+    scores: &Array<Vector<f32, W>>,
+    rows: &Array<Vector<f32, W>>,
+    tile: &mut Array<Vector<f32, W>>,
+    corner: &Corner,
+    at: &Pairs,
+    from: usize,
+    to: usize,
+    scoring: &Scoring,
+    #[comptime] shape: Tile,
+    #[comptime] blocking: Blocking,
+) {
+    let w = W::value();
+    let nv = comptime!(blocking.tile_vectors());
+    let (row, span) = comptime!((blocking.vectors, blocking.queries * w));
+    let (row_step, sum_step) = comptime!(if shape.over_keys { (1, span) } else { (span, 1) });
+    let lanes = scores.with_vector_size::<Const<1>>();
+    for x in from..to {
+        for i in 0..shape.rows {
+            let mut query = at.row + i;
+            let mut key = at.sum + x;
+            if comptime!(!shape.over_keys) {
+                query = at.sum + x;
+                key = at.row + i;
+            }
+            if key <= query && key + scoring.window > query {
+                let lane = lanes[corner.score + i * row_step + x * sum_step].extract(0usize);
+                let score = Vector::<f32, W>::new(lane);
+                #[unroll]
+                for j in 0..nv {
+                    tile[i * nv + j] = fma(score, rows[corner.row + x * row + j], tile[i * nv + j]);
+                }
+            }
+        }
+    }
+}
+
 /// Loads vectors `vector` and following of the head's row at element `row` to row `i` of a tile.
 #[cube]
 fn load_row<W: Size, L: Size>(
@@ -519,21 +595,63 @@ fn store_row<W: Size, L: Size>(
     }
 }
 
-/// Keys of a block that some of the queries of vector `j` see, and the first of them that not all see.
-#[cube]
-fn seen<W: Size>(queries: &Queries, keys: &Keys, j: usize) -> (usize, usize) {
-    let top = queries.first + j * W::value();
-    let some = min(max(top + W::value(), keys.first) - keys.first, keys.length);
-    let all = min(max(top + 1, keys.first) - keys.first, keys.length);
-    (some, all)
+/// Positions of a block that see, or are seen by, some of several others, and by all of them: there are none where an end does not
+/// lie behind its beginning.
+#[derive(CubeType)]
+struct Seen {
+    some: usize,
+    end_of_some: usize,
+    all: usize,
+    end_of_all: usize,
 }
 
-/// Products of [`moec_ir::random::GOLDEN`] with the elements of the mask of vector `j` of the queries and the first key.
+/// Where position `at` lies in a block that begins at `first`, if not before or behind it.
 #[cube]
-fn mask_multiples<W: Size>(pair: usize, queries: &Queries, keys: &Keys, j: usize) -> Vector<u32, W> {
+fn within(at: usize, first: usize, length: usize) -> usize {
+    min(max(at, first) - first, length)
+}
+
+/// Keys of a block that `count` queries from position `top` on see.
+#[cube]
+fn seen_keys(top: usize, count: usize, keys: &Keys, scoring: &Scoring, #[comptime] blocking: Blocking) -> Seen {
+    let (first, length) = (keys.first, keys.length);
+    let mut some = 0usize.runtime();
+    let mut all = 0usize.runtime();
+    if comptime!(blocking.kind.windowed) {
+        some = within(first_seen(top, scoring), first, length);
+        all = within(first_seen(top + count - 1, scoring), first, length);
+    }
+    Seen { some, end_of_some: within(top + count, first, length), all, end_of_all: within(top + 1, first, length) }
+}
+
+/// Queries of a block that see `count` keys from position `top` on, where there is a window.
+#[cube]
+fn seeing_queries(top: usize, count: usize, queries: &Queries, scoring: &Scoring) -> Seen {
+    let (first, length) = (queries.first, queries.end - queries.first);
+    Seen {
+        some: within(top, first, length),
+        end_of_some: within(top + count - 1 + scoring.window, first, length),
+        all: within(top + count - 1, first, length),
+        end_of_all: within(top + scoring.window, first, length),
+    }
+}
+
+/// The first key of the first block of keys that a query of a block sees.
+#[cube]
+fn first_key(queries: &Queries, scoring: &Scoring, #[comptime] blocking: Blocking) -> usize {
+    let mut first = 0usize.runtime();
+    if comptime!(blocking.kind.windowed) {
+        first = first_seen(queries.first, scoring) / blocking.keys * blocking.keys;
+    }
+    first
+}
+
+/// Products of [`moec_ir::random::GOLDEN`] with the elements of the mask of vector `j` of the queries and a key.
+#[cube]
+fn mask_multiples<W: Size>(pair: usize, queries: &Queries, key: usize, j: usize) -> Vector<u32, W> {
     let time = queries.last + 1;
     let query = lane_numbers::<W>() + Vector::new(u32::cast_from(pair * time + queries.first + j * W::value()));
-    golden_multiples::<W>(query * Vector::new(u32::cast_from(time)) + Vector::new(u32::cast_from(keys.first)))
+    golden_multiples::<W>(query * Vector::new(u32::cast_from(time)) + Vector::new(u32::cast_from(key)))
 }
 
 /// The larger of two numbers; the first if either is missing.
@@ -550,10 +668,11 @@ fn largest<W: Size>(
     queries: &Queries,
     keys: &Keys,
     j: usize,
+    seen: &Seen,
+    scoring: &Scoring,
     #[comptime] blocking: Blocking,
 ) -> Vector<f32, W> {
     let nq = blocking.queries;
-    let (some, all) = seen::<W>(queries, keys, j);
     // Several at a time, so that one comparison need not wait for the one before.
     let chains = comptime!(4usize);
     let mut found = Array::<Vector<f32, W>>::new(chains);
@@ -561,15 +680,31 @@ fn largest<W: Size>(
     for c in 0..chains {
         found[c] = before;
     }
-    for i in range_stepped(0, all, chains) {
+    for i in range_stepped(seen.all, seen.end_of_all, chains) {
         #[unroll]
         for c in 0..chains {
-            found[c] = larger::<W>(found[c], scores[min(i + c, all - 1) * nq + j]);
+            found[c] = larger::<W>(found[c], scores[min(i + c, seen.end_of_all - 1) * nq + j]);
         }
     }
     let mut highest = larger::<W>(larger::<W>(found[0], found[1]), larger::<W>(found[2], found[3]));
     let query = lane_numbers::<W>() + Vector::new(u32::cast_from(queries.first + j * W::value()));
-    for i in all..some {
+    if comptime!(blocking.kind.windowed) {
+        let end = min(max(seen.all, seen.some), seen.end_of_some);
+        for i in seen.some..end {
+            let past = u32::cast_from(keys.first + i + scoring.window);
+            let key = u32::cast_from(keys.first + i);
+            let hidden = Vector::new(f32::NEG_INFINITY);
+            let s = select_many(query.less_than(&Vector::new(past)), scores[i * nq + j], hidden);
+            let s = select_many(query.greater_equal(&Vector::new(key)), s, hidden);
+            scores[i * nq + j] = s;
+            highest = larger::<W>(highest, s);
+        }
+    }
+    let mut behind = seen.end_of_all;
+    if comptime!(blocking.kind.windowed) {
+        behind = max(behind, seen.all);
+    }
+    for i in behind..seen.end_of_some {
         let visible = query.greater_equal(&Vector::new(u32::cast_from(keys.first + i)));
         let s = select_many(visible, scores[i * nq + j], Vector::new(f32::NEG_INFINITY));
         scores[i * nq + j] = s;
@@ -598,19 +733,19 @@ fn softmax<W: Size>(
 ) {
     let nq = blocking.queries;
     for j in 0..queries.vectors {
-        let (some, _) = seen::<W>(queries, keys, j);
-        if some > 0 {
+        let seen = seen_keys(queries.first + j * W::value(), W::value(), keys, scoring, blocking);
+        if seen.end_of_some > seen.some {
             let before = running.highest[j];
-            let now = largest::<W>(scores, before, queries, keys, j, blocking);
+            let now = largest::<W>(scores, before, queries, keys, j, &seen, scoring, blocking);
             let mut sum = Vector::<f32, W>::new(0.0f32);
             let mut multiples = Vector::<u32, W>::new(0u32);
-            if comptime!(blocking.dropout) {
-                multiples = mask_multiples::<W>(pair, queries, keys, j);
+            if comptime!(blocking.kind.dropout) {
+                multiples = mask_multiples::<W>(pair, queries, keys.first + seen.some, j);
             }
-            for i in 0..some {
+            for i in seen.some..seen.end_of_some {
                 let p = exp2::<W>(scores[i * nq + j] - now);
                 sum += p;
-                if comptime!(blocking.dropout) {
+                if comptime!(blocking.kind.dropout) {
                     let dropped = is_dropped::<W>(mask, multiples, scoring);
                     multiples += golden_multiples::<W>(Vector::new(1u32));
                     scores[i * nq + j] = select_many(dropped, Vector::new(0.0f32), p);
@@ -626,13 +761,23 @@ fn softmax<W: Size>(
     }
 }
 
-/// Nothing has been summed yet.
+/// Nothing has been summed yet but the sink of head `head`.
 #[cube]
-fn begin<W: Size>(running: &mut Running<W>, #[comptime] blocking: Blocking) {
+fn begin<W: Size>(running: &mut Running<W>, head: usize, scoring: &Scoring, #[comptime] blocking: Blocking) {
+    let mut highest = f32::NEG_INFINITY.runtime();
+    let mut total = 0.0f32.runtime();
+    if comptime!(blocking.kind.windowed) {
+        // Queries of a block may see nothing of the first block of keys, and infinity less infinity is no number.
+        highest = f32::min_value();
+    }
+    if comptime!(blocking.kind.sink) {
+        highest = scoring.sinks[0][head] * comptime!(LOG2_E);
+        total = 1.0f32;
+    }
     #[unroll]
     for j in 0..blocking.queries {
-        running.highest[j] = Vector::new(f32::NEG_INFINITY);
-        running.total[j] = Vector::new(0.0f32);
+        running.highest[j] = Vector::new(highest);
+        running.total[j] = Vector::new(total);
     }
 }
 
@@ -657,6 +802,7 @@ fn add_to_queries<W: Size>(
     shrink: &Array<Vector<f32, W>>,
     queries: &Queries,
     keys: &Keys,
+    scoring: &Scoring,
     #[comptime] shrinks: bool,
     #[comptime] blocking: Blocking,
 ) {
@@ -666,8 +812,9 @@ fn add_to_queries<W: Size>(
     let over_keys = comptime!(Tile { rows: mr, over_keys: true });
     let mut tile = Array::<Vector<f32, W>>::new(w);
     for top in range_stepped(0, queries.end - queries.first, mr) {
-        // No query of an earlier tile sees these keys.
-        if queries.first + top + mr > keys.first {
+        // No query of another tile sees these keys.
+        let seen = seen_keys(queries.first + top, mr, keys, scoring, blocking);
+        if seen.end_of_some > seen.some {
             for panel in 0..comptime!(row / nv) {
                 #[unroll]
                 for i in 0..mr {
@@ -680,14 +827,19 @@ fn add_to_queries<W: Size>(
                         tile[i * nv + j] = sum;
                     }
                 }
-                // Keys that all queries of the tile see.
-                let all = min(max(queries.first + top, keys.first) - keys.first, keys.length);
                 let corner = Corner { score: top, row: panel * nv };
-                add_whole::<W>(scores, rows, &mut tile, &corner, 0usize, all, over_keys, blocking);
-                if all < keys.length {
-                    let corner =
-                        Corner { score: top + all * comptime!(blocking.queries * w), row: all * row + panel * nv };
-                    add_diagonal::<W>(scores, rows, &mut tile, &corner, over_keys, blocking);
+                if comptime!(blocking.kind.windowed) {
+                    let at = Pairs { row: queries.first + top, sum: keys.first };
+                    add_seen::<W>(scores, rows, &mut tile, &corner, &at, &seen, scoring, over_keys, blocking);
+                } else {
+                    // Keys before those of the tile.
+                    let all = min(max(queries.first + top, keys.first) - keys.first, keys.length);
+                    add_whole::<W>(scores, rows, &mut tile, &corner, 0usize, all, over_keys, blocking);
+                    if all < keys.length {
+                        let corner =
+                            Corner { score: top + all * comptime!(blocking.queries * w), row: all * row + panel * nv };
+                        add_diagonal::<W>(scores, rows, &mut tile, &corner, over_keys, blocking);
+                    }
                 }
                 #[unroll]
                 for i in 0..mr {
@@ -711,6 +863,7 @@ fn add_to_keys<W: Size, L: Size>(
     place: &Place,
     queries: &Queries,
     keys: &Keys,
+    scoring: &Scoring,
     #[comptime] blocking: Blocking,
 ) {
     let w = W::value();
@@ -733,16 +886,22 @@ fn add_to_keys<W: Size, L: Size>(
                 }
             }
             let corner = Corner { score: top * comptime!(blocking.queries * w), row: panel * nv };
-            // The first query that sees all keys of the tile.
-            let mut all = 0usize.runtime();
-            if keys.first + top >= queries.first {
-                let some = keys.first + top - queries.first;
-                let corner = Corner { score: corner.score + some, row: corner.row + some * blocking.vectors };
-                add_diagonal::<W>(scores, rows, &mut tile, &corner, over_queries, blocking);
-                all = some + mr;
+            if comptime!(blocking.kind.windowed) {
+                let at = Pairs { row: keys.first + top, sum: queries.first };
+                let seen = seeing_queries(at.row, mr, queries, scoring);
+                add_seen::<W>(scores, rows, &mut tile, &corner, &at, &seen, scoring, over_queries, blocking);
+            } else {
+                // The first query that sees all keys of the tile.
+                let mut all = 0usize.runtime();
+                if keys.first + top >= queries.first {
+                    let some = keys.first + top - queries.first;
+                    let corner = Corner { score: corner.score + some, row: corner.row + some * blocking.vectors };
+                    add_diagonal::<W>(scores, rows, &mut tile, &corner, over_queries, blocking);
+                    all = some + mr;
+                }
+                let end = queries.end - queries.first;
+                add_whole::<W>(scores, rows, &mut tile, &corner, all, end, over_queries, blocking);
             }
-            let end = queries.end - queries.first;
-            add_whole::<W>(scores, rows, &mut tile, &corner, all, end, over_queries, blocking);
             for i in 0..min(mr, keys.length - top) {
                 store_row::<W, L>(&tile, out, i, row + i * place.step, panel * nv, one, nv, width);
             }
@@ -766,17 +925,17 @@ fn slopes<W: Size>(
 ) {
     let nq = blocking.queries;
     for j in 0..queries.vectors {
-        let (some, _all) = seen::<W>(queries, keys, j);
+        let seen = seen_keys(queries.first + j * W::value(), W::value(), keys, scoring, blocking);
         let dropped_gradient = start[j];
         let mut multiples = Vector::<u32, W>::new(0u32);
-        if comptime!(blocking.dropout) {
-            multiples = mask_multiples::<W>(pair, queries, keys, j);
+        if comptime!(blocking.kind.dropout) {
+            multiples = mask_multiples::<W>(pair, queries, keys.first + seen.some, j);
         }
-        for i in 0..some {
+        for i in seen.some..seen.end_of_some {
             let p = exp2::<W>(scores[i * nq + j]);
             let mut gradient = gradients[i * nq + j];
             let mut kept = p;
-            if comptime!(blocking.dropout) {
+            if comptime!(blocking.kind.dropout) {
                 let dropped = is_dropped::<W>(mask, multiples, scoring);
                 multiples += golden_multiples::<W>(Vector::new(1u32));
                 kept = select_many(dropped, Vector::new(0.0f32), p);
@@ -818,7 +977,7 @@ pub(super) fn forward<W: Size, L: Size>(
     clear(&mut scores, comptime!(blocking.keys * nq));
     clear(&mut sums, comptime!(span * nv));
     clear(&mut zero, nq);
-    let (a, b) = dropout_keys::<W>(scoring, blocking.dropout);
+    let (a, b) = dropout_keys::<W>(scoring, blocking.kind.dropout);
     let mask = Mask::<W> { a, b };
     let blocks = (time + span - 1) / span;
     let work = blocks * (blocks + 1) / 2;
@@ -840,15 +999,25 @@ pub(super) fn forward<W: Size, L: Size>(
                 pack::<W, L>(qkv, &mut sums, &at.query, first, queries.rounded, queries.last, 1.0f32, blocking);
                 transpose::<W>(&sums, &mut columns, &queries, factor, blocking);
                 clear(&mut sums, queries.rounded * nv);
-                begin::<W>(&mut running, blocking);
-                for k0 in range_stepped(0, queries.end, blocking.keys) {
+                begin::<W>(&mut running, pair % scoring.heads, scoring, blocking);
+                for k0 in range_stepped(first_key(&queries, scoring, blocking), queries.end, blocking.keys) {
                     let keys = Keys { first: k0, length: min(blocking.keys, queries.end - k0) };
                     pack_keys::<W, L>(qkv, &mut key_rows, &at.key, &queries, &keys, blocking);
                     pack_keys::<W, L>(qkv, &mut value_rows, &at.value, &queries, &keys, blocking);
-                    products::<W>(&key_rows, &columns, &zero, &mut scores, &queries, &keys, blocking);
+                    products::<W>(&key_rows, &columns, &zero, &mut scores, &queries, &keys, scoring, blocking);
                     softmax::<W>(&mut scores, &mut running, pair, &queries, &keys, &mask, scoring, blocking);
                     let shrink = &running.shrink;
-                    add_to_queries::<W>(&scores, &value_rows, &mut sums, shrink, &queries, &keys, true, blocking);
+                    add_to_queries::<W>(
+                        &scores,
+                        &value_rows,
+                        &mut sums,
+                        shrink,
+                        &queries,
+                        &keys,
+                        scoring,
+                        true,
+                        blocking,
+                    );
                 }
                 finish::<W>(&mut running, scoring.keep, blocking);
                 for q in 0..queries.end - first {
@@ -933,7 +1102,7 @@ pub(super) fn backward<W: Size, L: Size>(
     clear(&mut scores, comptime!(blocking.keys * nq));
     clear(&mut gradients, comptime!(blocking.keys * nq));
     clear(&mut sums, comptime!(span * nv));
-    let (a, b) = dropout_keys::<W>(scoring, blocking.dropout);
+    let (a, b) = dropout_keys::<W>(scoring, blocking.kind.dropout);
     let mask = Mask::<W> { a, b };
     for pair in first_item(pairs, Split::Ranges)..end_item(pairs, Split::Ranges) {
         let at = places(pair, time, scoring.heads, width);
@@ -941,14 +1110,14 @@ pub(super) fn backward<W: Size, L: Size>(
             let queries = queries_from::<W>(first, time, blocking);
             load_errors::<W, L>(&mut errors, &mut sums, saved, &at, &queries, scoring, blocking);
             clear(&mut sums, queries.rounded * nv);
-            for k0 in range_stepped(0, queries.end, blocking.keys) {
+            for k0 in range_stepped(first_key(&queries, scoring, blocking), queries.end, blocking.keys) {
                 let keys = Keys { first: k0, length: min(blocking.keys, queries.end - k0) };
                 let (score_start, gradient_start) = (&errors.score_start, &errors.gradient_start);
                 pack_keys::<W, L>(&saved.qkv, &mut key_rows, &at.key, &queries, &keys, blocking);
                 pack_keys::<W, L>(&saved.qkv, &mut value_rows, &at.value, &queries, &keys, blocking);
                 let (q, dy) = (&errors.query_columns, &errors.error_columns);
-                products::<W>(&key_rows, q, score_start, &mut scores, &queries, &keys, blocking);
-                products::<W>(&value_rows, dy, gradient_start, &mut gradients, &queries, &keys, blocking);
+                products::<W>(&key_rows, q, score_start, &mut scores, &queries, &keys, scoring, blocking);
+                products::<W>(&value_rows, dy, gradient_start, &mut gradients, &queries, &keys, scoring, blocking);
                 slopes::<W>(
                     &mut scores,
                     &mut gradients,
@@ -960,9 +1129,19 @@ pub(super) fn backward<W: Size, L: Size>(
                     scoring,
                     blocking,
                 );
-                add_to_queries::<W>(&gradients, &key_rows, &mut sums, gradient_start, &queries, &keys, false, blocking);
-                add_to_keys::<W, L>(&gradients, &errors.query_rows, dqkv, &at.key, &queries, &keys, blocking);
-                add_to_keys::<W, L>(&scores, &errors.error_rows, dqkv, &at.value, &queries, &keys, blocking);
+                add_to_queries::<W>(
+                    &gradients,
+                    &key_rows,
+                    &mut sums,
+                    gradient_start,
+                    &queries,
+                    &keys,
+                    scoring,
+                    false,
+                    blocking,
+                );
+                add_to_keys::<W, L>(&gradients, &errors.query_rows, dqkv, &at.key, &queries, &keys, scoring, blocking);
+                add_to_keys::<W, L>(&scores, &errors.error_rows, dqkv, &at.value, &queries, &keys, scoring, blocking);
             }
             let factor = Vector::<f32, W>::new(scoring.scale);
             for q in 0..queries.end - first {
@@ -987,7 +1166,7 @@ fn rows<L: Size>(t: &Target<'_>, x: Arg, lanes: usize) -> RowsLaunch<L> {
 pub(super) fn launch_forward(
     l: &Launcher,
     qkv: Arg,
-    rng: Option<Arg>,
+    extra: &Extra,
     y: Arg,
     lse: Arg,
     attrs: &AttentionAttrs,
@@ -1000,7 +1179,7 @@ pub(super) fn launch_forward(
         // SAFETY: a unit writes the rows of its blocks of queries; positions are cut off at the last of their sequence.
         |t| unsafe {
             let (qkv, y, lse, scoring) =
-                (rows(t, qkv, stored), t.bind(y, stored), t.bind(lse, 1), scoring(t, attrs, rng));
+                (rows(t, qkv, stored), t.bind(y, stored), t.bind(lse, 1), scoring(t, attrs, extra));
             run!(t, forward(w, stored, qkv, y, lse, time, pairs, scoring, blocking));
         },
     );
@@ -1013,7 +1192,7 @@ pub(super) fn launch_backward(
     qkv: Arg,
     y: Arg,
     lse: Arg,
-    rng: Option<Arg>,
+    extra: &Extra,
     dqkv: Arg,
     attrs: &AttentionAttrs,
     blocking: Blocking,
@@ -1026,7 +1205,7 @@ pub(super) fn launch_backward(
         |t| unsafe {
             let (dy, qkv, y) = (rows(t, dy, stored), rows(t, qkv, stored), rows(t, y, stored));
             let (saved, dqkv) = (SavedLaunch::new(dy, qkv, y, t.bind(lse, 1)), t.bind(dqkv, stored));
-            run!(t, backward(w, stored, saved, dqkv, time, pairs, scoring(t, attrs, rng), blocking));
+            run!(t, backward(w, stored, saved, dqkv, time, pairs, scoring(t, attrs, extra), blocking));
         },
     );
 }

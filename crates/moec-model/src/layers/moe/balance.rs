@@ -1,6 +1,6 @@
 //! Balance losses of a `moe`: `balance: [LOSS(weight: ..), ..]` as written, and as terms of the objective.
 
-use moec_ir::Output;
+use moec_ir::{Builder, Invariant, Output, Value};
 use moec_syntax::{self as ast, Code, Diagnostic, ExprKind, Span, meant};
 
 use super::Moe;
@@ -10,7 +10,7 @@ use crate::argument::Arguments;
 use crate::check::arguments::Owner;
 use crate::check::layer::LayerCheck;
 use crate::check::values::describe;
-use crate::losses::{BalanceLoss, LossContext, RowKind};
+use crate::losses::{BalanceLoss, Factors, LossContext, RowKind};
 use crate::lower::lowering::{Lowering, Site};
 use crate::resolved::ResolvedValue;
 use crate::router::{Assignment, Quantity, Randomness, Routing};
@@ -160,6 +160,51 @@ fn unsupported(c: &mut LayerCheck<'_, '_>, loss: &BalanceLoss, span: Span, route
     c.report(d.help(format!("losses that work with `{router}`: {served}")));
 }
 
+/// What a layer has for a loss of all layers that say so.
+pub(crate) struct Pooled {
+    loss: WeightedLoss,
+    experts: usize,
+    factors: Factors,
+}
+
+impl Pooled {
+    /// Whether two are parts of one loss.
+    fn is_with(&self, other: &Pooled) -> bool {
+        // Where they are written does not matter.
+        self.experts == other.experts && self.loss.resolved() == other.loss.resolved()
+    }
+}
+
+impl Lowering {
+    /// Adds the losses of several layers at once to the objective, each with its weight once.
+    pub(crate) fn pooled_losses(&mut self) {
+        let mut groups: Vec<Vec<Pooled>> = Vec::new();
+        for pooled in std::mem::take(&mut self.pooled) {
+            match groups.iter_mut().find(|group| group.iter().any(|other| other.is_with(&pooled))) {
+                Some(group) => group.push(pooled),
+                None => groups.push(vec![pooled]),
+            }
+        }
+        for part in groups {
+            let first = part.first().invariant("a group has a member");
+            let (weight, scale) = (first.loss.weight(), first.factors.scale);
+            let b = self.b();
+            let mean = |b: &mut Builder, of: fn(&Factors) -> Value| {
+                let values: Vec<Value> = part.iter().map(|pooled| of(&pooled.factors)).collect();
+                let sum = values.into_iter().reduce(|sum, value| b.add(sum, value));
+                let sum = sum.invariant("a group has a member");
+                b.scale(sum, 1.0 / part.len() as f64)
+            };
+            let shares = mean(b, |factors| factors.shares);
+            let probabilities = mean(b, |factors| factors.probabilities);
+            let product = b.mul(shares, probabilities);
+            let sum = b.sum_all(product);
+            let value = b.scale(sum, scale);
+            self.add_to_objective(value, weight);
+        }
+    }
+}
+
 impl Moe {
     /// Adds the balance losses of the layer and of its router to the objective. `choice` is that before a capacity.
     pub(super) fn balance_losses(
@@ -179,16 +224,20 @@ impl Moe {
         let time = experts.rescale.is_none().then_some(site.time);
         let average = self.route.experts_per_token(self.experts, site.time);
         let Experts { computed, rescale, valid, .. } = experts;
-        let rows = RowKind { rescale, valid, time, average, computed };
+        let rows = RowKind { rescale, valid, time, average, computed, training: l.training() };
         let chosen = (choice.chosen, choice.weights);
         let mut context = LossContext::new(l.b(), routing, chosen, experts.count, rows);
-        let mut terms = Vec::new();
+        let (mut terms, mut pooled) = (Vec::new(), Vec::new());
         for balance in &self.balance {
             let value = (balance.loss.lower)(&mut context, &balance.arguments);
             let output = Output::Aux { path: path.clone(), loss: balance.loss.name.into() };
             context.builder().output(output, value);
-            terms.push((value, balance.weight()));
+            match context.take_pooled() {
+                Some(factors) => pooled.push(Pooled { loss: balance.clone(), experts: experts.count, factors }),
+                None => terms.push((value, balance.weight())),
+            }
         }
+        l.pooled.extend(pooled);
         terms.into_iter().for_each(|(value, weight)| l.add_to_objective(value, weight));
         own.into_iter().for_each(|loss| l.own_loss(&path, loss));
     }

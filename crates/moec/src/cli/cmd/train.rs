@@ -66,8 +66,8 @@ fn train(
     let mut functions = vec![Function::TrainStep, Function::Evaluate];
     functions.extend(&sampling.functions);
     let compiled = spec.compile(dataset.vocab(), device, &CompileOptions::only(functions))?;
-    task.require_tensors(&compiled)?;
     introduce(spec, &compiled, corpus, &dataset, device, console);
+    task.require_tensors(&compiled, console)?;
 
     let mut session = Session::on(&*devices.telling(*console).open(device)?, spec, &compiled)?;
     if args.profile {

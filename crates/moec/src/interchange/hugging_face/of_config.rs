@@ -180,6 +180,8 @@ impl Fields<'_> {
             width,
             layers: self.size("n_layer", None),
             heads,
+            kv_heads: heads,
+            window: None,
             hidden,
             activation,
             epsilon: self.float("layer_norm_epsilon", 1e-5),
@@ -210,8 +212,8 @@ impl Fields<'_> {
         };
         let groups = if self.config.contains_key("num_key_value_heads") { heads } else { groups };
         let groups = self.size("num_key_value_heads", Some(groups));
-        if groups != heads {
-            let expected = format!("{heads} as `num_attention_heads`: `attention` has keys and values for every head");
+        if !heads.is_multiple_of(groups) {
+            let expected = format!("a divisor of `num_attention_heads`, {heads}");
             self.fault("num_key_value_heads", Some(groups.into()), expected);
         }
         let head = if architecture == Architecture::Qwen3 { 128 } else { (width / heads).max(1) };
@@ -222,7 +224,7 @@ impl Fields<'_> {
         }
         self.word("hidden_act", &["silu"], "silu");
         let context = self.size("max_position_embeddings", None);
-        self.window(architecture, is_mistral, context);
+        let window = self.window(architecture, is_mistral, context);
         self.rope(architecture);
         let is_llama = architecture == Architecture::Llama && !is_mistral;
         let epsilon = match architecture {
@@ -240,6 +242,8 @@ impl Fields<'_> {
             width,
             layers: self.size("num_hidden_layers", None),
             heads,
+            kv_heads: groups,
+            window,
             hidden: self.size(hidden, None),
             activation: "silu",
             epsilon: self.float("rms_norm_eps", epsilon),
@@ -280,22 +284,29 @@ impl Fields<'_> {
         Experts { number, chosen, normalized: of_mixtral || self.flag("norm_topk_prob", false), shared }
     }
 
-    /// A window of attention that is no shorter than the context is none.
-    fn window(&mut self, architecture: Architecture, is_mistral: bool, context: usize) {
+    /// The window of attention; one that is no shorter than the context is none.
+    fn window(&mut self, architecture: Architecture, is_mistral: bool, context: usize) -> Option<usize> {
         let is_optional = !matches!(architecture, Architecture::Llama | Architecture::Mixtral | Architecture::Olmoe);
         let is_used = !is_optional || self.flag("use_sliding_window", false);
         // What is used where nothing is said: `null` says that there is none.
         let default = (is_mistral || is_optional).then(|| Value::from(4096));
         let said = self.config.get("sliding_window").cloned().or(default).filter(|window| !window.is_null());
-        if let Some(window) = said.filter(|_| is_used)
-            && window.as_u64().is_none_or(|window| window < context as u64)
-        {
-            self.fault("sliding_window", Some(window), "null: `attention` sees the whole window of the context");
+        let mut found = None;
+        if let Some(said) = said.filter(|_| is_used) {
+            let window = said.as_u64().and_then(|window| usize::try_from(window).ok()).filter(|window| *window > 0);
+            let is_limit = window.is_none_or(|window| window < context);
+            if is_limit && (is_mistral || architecture.has_window()) && window.is_some() {
+                found = window;
+            } else if is_limit {
+                self.fault("sliding_window", Some(said), "null, or not below the context: some layers see all there");
+            }
         }
+        let wanted = if found.is_some() { "sliding_attention" } else { "full_attention" };
         let types = self.get("layer_types").and_then(Value::as_array);
-        if let Some(other) = types.and_then(|types| types.iter().find(|ty| *ty != "full_attention")).cloned() {
-            self.fault("layer_types", Some(other), "\"full_attention\" for every layer");
+        if let Some(other) = types.and_then(|types| types.iter().find(|ty| *ty != wanted)).cloned() {
+            self.fault("layer_types", Some(other), format!("\"{wanted}\" for every layer"));
         }
+        found
     }
 
     /// The base of rotary positions, which releases write into different fields.

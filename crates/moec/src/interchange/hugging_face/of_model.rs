@@ -54,7 +54,8 @@ pub(crate) fn of_model(model: &Model, vocab: usize) -> Result<Fit, Vec<Diagnosti
         query_factors.push(check.attention(block.attention, attention_bias, epsilon));
         check.norm(block.forward_norm, epsilon);
         let Some(forward) = check.forward(block.forward, mlp_bias) else { continue };
-        let of_block = Numbers { heads: block.attention.arguments.size("heads"), ..forward };
+        let (heads, (kv_heads, window)) = (block.attention.arguments.size("heads"), shape_of(block.attention));
+        let of_block = Numbers { heads, kv_heads, window, ..forward };
         check.same(block, *numbers.get_or_insert(of_block), of_block);
     }
     check.norm(decoder.norm, epsilon);
@@ -62,7 +63,7 @@ pub(crate) fn of_model(model: &Model, vocab: usize) -> Result<Fit, Vec<Diagnosti
     let Some(numbers) = numbers.filter(|_| check.obstacles.0.is_empty()) else {
         return Err(check.refused());
     };
-    let Numbers { heads, hidden, activation, experts } = numbers;
+    let Numbers { heads, kv_heads, window, hidden, activation, experts } = numbers;
     let network = Network {
         architecture,
         vocab,
@@ -70,6 +71,8 @@ pub(crate) fn of_model(model: &Model, vocab: usize) -> Result<Fit, Vec<Diagnosti
         width: model.width,
         layers: decoder.blocks.len(),
         heads,
+        kv_heads,
+        window,
         hidden,
         activation,
         epsilon,
@@ -110,9 +113,17 @@ fn nearest(block: &Block<'_>) -> Architecture {
 #[derive(Clone, Copy, PartialEq)]
 struct Numbers {
     heads: usize,
+    kv_heads: usize,
+    window: Option<usize>,
     hidden: usize,
     activation: &'static str,
     experts: Option<Experts>,
+}
+
+/// Heads of keys and values, and the window, of a layer of attention.
+fn shape_of(attention: &Layer) -> (usize, Option<usize>) {
+    let found = attention.of::<Attention>().invariant("a block of a decoder begins with attention");
+    (found.kv_heads, found.window)
 }
 
 /// What has been found so far.
@@ -179,10 +190,18 @@ impl Check {
             AttentionBias::InputsOrNone => (any_bias, false),
             AttentionBias::None => (false, false),
         };
-        if attention.of::<Attention>().is_some_and(|attention| attention.kv_heads < attention.heads) {
-            let (at, help) = (attention.argument_span("kv_heads"), "give keys and values as many heads as queries");
-            let message = "attention whose keys have fewer heads than its queries is not exchanged";
-            self.refuse(message, at, "expected no `kv_heads`", help);
+        let (kv_heads, window) = shape_of(attention);
+        let is_gpt2 = self.architecture == Architecture::Gpt2;
+        for (refused, argument, what) in [
+            (is_gpt2 && kv_heads < arguments.size("heads"), "kv_heads", "has as many heads of keys as of queries"),
+            (window.is_some() && !self.architecture.has_window(), "window", "sees all that comes before"),
+            (arguments.bool("sink"), "sink", "has no sinks"),
+        ] {
+            if refused {
+                let (at, message) =
+                    (attention.argument_span(argument), format!("the attention of {} {what}", self.theirs));
+                self.refuse(message, at, format!("expected no `{argument}`"), "the results differ");
+            }
         }
         let (norm, wanted) = (arguments.word("norm"), self.architecture.query_norm());
         if norm != wanted {
@@ -236,6 +255,8 @@ impl Check {
             }
             return self.mlp(layer, any_bias).map(|(hidden, activation)| Numbers {
                 heads: 0,
+                kv_heads: 0,
+                window: None,
                 hidden,
                 activation,
                 experts: None,
@@ -276,7 +297,7 @@ impl Check {
         let (hidden, activation) = self.mlp(mlp, false)?;
         let (chosen, normalized) = chosen?;
         let experts = Experts { number: moe.experts, chosen, normalized, shared };
-        Some(Numbers { heads: 0, hidden, activation, experts: Some(experts) })
+        Some(Numbers { heads: 0, kv_heads: 0, window: None, hidden, activation, experts: Some(experts) })
     }
 
     /// Checks what every token goes to, and gives its inner width; 0 if there is nothing of the kind.
@@ -383,11 +404,14 @@ impl Check {
     /// A class has one number for all blocks.
     fn same(&mut self, block: &Block<'_>, first: Numbers, other: Numbers) {
         if first != other {
-            let (message, at) = if first.heads == other.heads {
-                (format!("{} has the same feed-forward layer in every block", self.theirs), block.forward.span)
+            let (what, at) = if (first.heads, first.kv_heads) != (other.heads, other.kv_heads) {
+                ("number of heads", block.attention.span)
+            } else if first.window != other.window {
+                ("window", block.attention.span)
             } else {
-                (format!("{} has the same number of heads in every block", self.theirs), block.attention.span)
+                ("feed-forward layer", block.forward.span)
             };
+            let message = format!("{} has the same {what} in every block", self.theirs);
             self.refuse(message, at, "another one than in the first block", "give all blocks the same sizes");
         }
     }

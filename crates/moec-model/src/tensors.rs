@@ -1,6 +1,9 @@
-//! Which tensors of a model stay as they start: `freeze(router: true)`.
+//! Tensors that a recipe speaks of: which stay as they start, `freeze(router: true)`, and which start smaller or larger than others,
+//! `init_scale(tensors: "*.proj.weight", factor: 0.2)`.
 
 use std::fmt;
+
+use moec_ir::Init;
 
 use crate::lower::Lowered;
 
@@ -17,12 +20,23 @@ pub struct Freeze {
     pub tensors: Option<String>,
 }
 
-/// Why nothing, or not what was meant, is frozen.
+/// Which tensors start otherwise than `init` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InitScale {
+    /// Names with commas between them, in which `*` stands for anything.
+    pub tensors: String,
+    /// What their first values are multiplied by.
+    pub factor: f64,
+}
+
+/// Why a recipe does not speak of what was meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum FreezeError {
+pub enum TensorsError {
     /// A pattern fits no tensor.
     Nothing {
+        /// The setting in which it stands.
+        setting: &'static str,
         /// The pattern.
         pattern: String,
         /// The name that is most like it.
@@ -32,31 +46,69 @@ pub enum FreezeError {
     Everything,
 }
 
-impl fmt::Display for FreezeError {
+impl fmt::Display for TensorsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FreezeError::Nothing { pattern, .. } => {
-                write!(f, "`freeze` names `{pattern}`, and the model has no such tensor")
+            TensorsError::Nothing { setting, pattern, .. } => {
+                write!(f, "`{setting}` names `{pattern}`, and the model has no such tensor")
             }
-            FreezeError::Everything => f.write_str("`freeze` leaves nothing to train"),
+            TensorsError::Everything => f.write_str("`freeze` leaves nothing to train"),
         }
     }
 }
 
-impl std::error::Error for FreezeError {}
+impl std::error::Error for TensorsError {}
+
+/// Patterns of names.
+struct Patterns<'a>(Vec<&'a str>);
+
+impl<'a> Patterns<'a> {
+    /// What a setting says, if every pattern fits one of the names.
+    fn of<'n>(
+        setting: &'static str,
+        text: Option<&'a str>,
+        names: impl Iterator<Item = &'n str> + Clone,
+    ) -> Result<Self, TensorsError> {
+        let patterns: Vec<&str> = text.into_iter().flat_map(|text| text.split(',')).map(str::trim).collect();
+        match patterns.iter().find(|pattern| !names.clone().any(|name| fits(pattern, name))) {
+            Some(pattern) => {
+                let near = moec_syntax::did_you_mean(pattern, names).map(str::to_string);
+                Err(TensorsError::Nothing { setting, pattern: (*pattern).to_string(), near })
+            }
+            None => Ok(Self(patterns)),
+        }
+    }
+
+    /// Whether one of them fits a name.
+    fn fit(&self, name: &str) -> bool {
+        self.0.iter().any(|pattern| fits(pattern, name))
+    }
+}
 
 impl Lowered {
+    /// Lets tensors start smaller or larger. What starts at a constant, as gains and some biases do, stays.
+    ///
+    /// # Errors
+    /// When a pattern fits no tensor that starts at random.
+    pub fn scale_init(&mut self, scale: &InitScale) -> Result<(), TensorsError> {
+        let is_drawn = |init: &Init| !matches!(init, Init::Constant(_));
+        let names = self.parameters.iter().filter(|(_, init)| is_drawn(init)).map(|(name, _)| name.as_str());
+        let patterns = Patterns::of("init_scale", Some(&scale.tensors), names)?;
+        for (name, init) in &mut self.parameters {
+            if is_drawn(init) && patterns.fit(name) {
+                *init = init.times(scale.factor);
+            }
+        }
+        Ok(())
+    }
+
     /// The parameters that are trained, in order of declaration.
     ///
     /// # Errors
     /// When a pattern fits no tensor, or no parameter is left.
-    pub fn trained(&self, freeze: &Freeze) -> Result<Vec<String>, FreezeError> {
+    pub fn trained(&self, freeze: &Freeze) -> Result<Vec<String>, TensorsError> {
         let names = || self.parameters.iter().map(|(name, _)| name.as_str());
-        let patterns: Vec<&str> = freeze.tensors.iter().flat_map(|text| text.split(',')).map(str::trim).collect();
-        if let Some(pattern) = patterns.iter().find(|pattern| !names().any(|name| fits(pattern, name))) {
-            let near = moec_syntax::did_you_mean(pattern, names()).map(str::to_string);
-            return Err(FreezeError::Nothing { pattern: (*pattern).to_string(), near });
-        }
+        let patterns = Patterns::of("freeze", freeze.tensors.as_deref(), names())?;
         let is_frozen = |name: &str| {
             // The router of a mixture inside an expert is part of both.
             let of_router = self.router_parameters.contains(name);
@@ -69,10 +121,10 @@ impl Lowered {
             let of_part = (freeze.router && of_router)
                 || (freeze.experts && of_expert)
                 || (freeze.trunk && !of_router && !of_expert);
-            of_part || patterns.iter().any(|pattern| fits(pattern, name))
+            of_part || patterns.fit(name)
         };
         let trained: Vec<String> = names().filter(|name| !is_frozen(name)).map(str::to_string).collect();
-        if trained.is_empty() { Err(FreezeError::Everything) } else { Ok(trained) }
+        if trained.is_empty() { Err(TensorsError::Everything) } else { Ok(trained) }
     }
 }
 
