@@ -27,6 +27,7 @@ const DOCUMENTS: &[Document] = &[
         // On the interpreter, whose rounding is everywhere the same: another fault would be told in other words.
         before: &["moec train crowded.moe --device interpreter --quiet --sample 0"],
     },
+    Document { path: "docs/comparing.md", before: &[] },
     Document { path: "docs/from-makemoe.md", before: &[] },
     Document { path: "docs/interchange.md", before: &[] },
     Document { path: "docs/json.md", before: &[] },

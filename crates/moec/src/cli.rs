@@ -28,6 +28,7 @@ mod run_text;
 mod shell;
 mod signals;
 mod sources;
+mod sweep;
 mod table;
 mod task;
 mod tips;

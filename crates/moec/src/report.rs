@@ -10,6 +10,7 @@ mod heat;
 mod html;
 mod page;
 mod palette;
+pub(crate) mod picture;
 mod plot;
 mod text;
 

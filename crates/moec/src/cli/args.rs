@@ -1,6 +1,7 @@
 //! The command line: every command and option, with its help.
 
 use crate::cli::exit::EXIT_CODES;
+use crate::cli::sweep::{self, Sweep};
 use crate::cli::wrapping::{NARROWEST, wrapped};
 use crate::{Decode, Device};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -176,10 +177,15 @@ that name that is no such link is left alone.")]
   moec compare specs/noisy_top2.moe specs/top2.moe --steps 1000 --seeds 2
   moec compare specs/*.moe --steps 500 --out runs/routers --eval-batches 50
   moec compare mine.moe#plain mine.moe#noisy -s width=64 --json
+  moec compare mine.moe mine.moe@train.optimizer.lr=3e-4        the same file with another value
+  moec compare mine.moe -S k=1,2,4 -S train.optimizer.lr=1e-4..1e-2@log:5
+  moec compare small.moe large.moe --flops 1e15                 as many operations for each
+  moec compare small.moe large.moe --minutes 10                 as much time for each
 
-Every spec is trained with the seeds 1 to K into DIR/SPEC/seed-N, an ordinary run. A seed gives every spec the same
-batches. The same command goes on where it stopped, and does not repeat what is finished. A table of other specs or budgets
-that is there already gets another name, compare-1.json and compare-1.md.")]
+A variant is a file, a model of a file, a file with values of its own, or a point of the grid of all -S. Points that are no
+model are named and left out. Each is trained with the seeds 1 to K into DIR/VARIANT/seed-N, an ordinary run. A seed gives every
+variant the same batches. The same command goes on where it stopped, and does not repeat what is finished. A table of other variants or
+budgets that is there already gets another name, compare-1.json and compare-1.md. docs/comparing.md says more.")]
     Compare(CompareArgs),
     /// Measure how fast a model trains here, beside what this machine can do at most.
     #[command(after_help = "Examples:
@@ -907,16 +913,37 @@ pub(crate) struct BenchArgs {
     pub(crate) serve: bool,
 }
 
+/// An amount above 0.
+fn amount(text: &str) -> Result<f64, String> {
+    let amount: Option<f64> = text.parse().ok().filter(|amount: &f64| amount.is_finite() && *amount > 0.0);
+    amount.ok_or_else(|| "it must be a number above 0, such as 10, 0.5 or 1e15".into())
+}
+
 /// `moec compare`
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
-    /// The `.moe` files; `FILE#MODEL` names one of several models of a file.
+    /// The `.moe` files; `FILE#MODEL` names one of several models of a file, `FILE@PATH=VALUE,PATH=VALUE` gives it values of its
+    /// own.
     #[arg(required = true, value_name = "SPEC")]
     pub(crate) specs: Vec<PathBuf>,
 
+    /// Vary a value of every file, with a variant for each: `-S k=1,2,4`, `-S experts=4..8`, `-S train.optimizer.lr=1e-4..1e-2@log:5`
+    /// or `@linear:5`. Repeatable: the grid of all.
+    #[arg(short = 'S', long = "sweep", value_name = "PATH=VALUES", value_parser = sweep::given)]
+    pub(crate) sweep: Vec<Sweep>,
+
     /// Number of steps of every run. Overrides the files' `steps`.
-    #[arg(long, value_parser = steps)]
+    #[arg(long, value_parser = steps, group = "budget")]
     pub(crate) steps: Option<u64>,
+
+    /// Minutes of training of every run, without evaluations: a step of each variant is timed beforehand, and makes a number of
+    /// steps of it, over which its learning rate goes.
+    #[arg(long, value_name = "M", value_parser = amount, group = "budget")]
+    pub(crate) minutes: Option<f64>,
+
+    /// Floating-point operations of the training of every run, as `moec bench` counts those of a step.
+    #[arg(long, value_name = "F", value_parser = amount, group = "budget")]
+    pub(crate) flops: Option<f64>,
 
     /// Number of runs of every spec, with the seeds 1 to K.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -934,13 +961,17 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
-    /// The folder of the runs and of the table, compare.json and compare.md.
+    /// The folder of the runs, of the table, compare.json and compare.md, and of the curves, curves.jsonl and curves.svg.
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
     pub(crate) out: PathBuf,
 
     /// Batches of the evaluation at the end, spread evenly over the held-out text [default: all of it].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) eval_batches: Option<u64>,
+
+    /// Points of every learning curve: evaluations on the way, of at most ten batches; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) points: u64,
 
     /// Print JSON instead of the table.
     #[arg(long)]

@@ -1,9 +1,9 @@
 //! The table that says where the time of a training step goes, kernel by kernel.
 
 use crate::cli::table::Table;
-use moec_ir::Phase;
+use moec_ir::{Function, Phase};
 use moec_kernels::Limits;
-use moec_plan::{Plan, Work, work};
+use moec_plan::{Plan, Program, Work, work};
 use moec_runtime::{KernelRow, Timings};
 use serde::Serialize;
 
@@ -103,7 +103,9 @@ pub(crate) fn least_seconds(plan: &Plan, limits: Limits) -> f64 {
         .sum()
 }
 
-/// Operations of the products of a plan.
-pub(crate) fn flops(plan: &Plan) -> f64 {
-    plan.steps.iter().map(|step| work(plan, step).flops).sum()
+/// Operations of the products of a training step of so many batches, all but the last of which accumulate.
+pub(crate) fn flops_of_step(program: &Program, batches: usize) -> f64 {
+    let flops = |plan: &Plan| plan.steps.iter().map(|step| work(plan, step).flops).sum::<f64>();
+    let of = |function: Function| program.plan(function.name()).map_or(0.0, flops);
+    of(Function::TrainStep) + (batches.max(1) - 1) as f64 * of(Function::Accumulate)
 }

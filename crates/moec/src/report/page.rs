@@ -5,7 +5,7 @@ use crate::report::{CommandText, Report, RunReport, SIGNATURE, curves, heat, pal
 use moec_runtime::Metric;
 use std::collections::BTreeMap;
 
-const STYLE: &str = include_str!("style.css");
+const STYLE: &str = concat!(include_str!("colours.css"), include_str!("style.css"));
 const SCRIPT: &str = include_str!("script.js");
 
 /// The page.

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 const COLOURS: [&str; 8] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a700", "#7f7f7f"];
 
 /// How many colours of lines there are.
-const LINES: usize = 6;
+pub(super) const LINES: usize = 6;
 
 /// The class that gives a group of runs its colour.
 pub(super) fn line(group: usize) -> String {

@@ -123,8 +123,10 @@ impl Plot {
         };
         let mut ends: Vec<End> = self.curves.iter().filter_map(end).collect();
         ends.sort_by(|a, b| a.y.total_cmp(&b.y));
-        for i in 1..ends.len() {
-            ends[i].y = ends[i].y.max(ends[i - 1].y + APART);
+        let places: Vec<f64> = ends.iter().map(|end| end.y).collect();
+        // The last ones may stand below the drawing, where there is nothing else.
+        for (end, y) in ends.iter_mut().zip(apart(&places, APART, f64::INFINITY)) {
+            end.y = y;
         }
         ends
     }
@@ -177,7 +179,7 @@ impl Place {
 
 /// From the least value to nearly the largest: a few large ones, as at the beginning of a training, do not press down all
 /// the others.
-fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+pub(super) fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     let mut sorted: Vec<f64> = values.filter(|v| v.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
     let (low, most) = (*sorted.first()?, *sorted.last()?);
@@ -188,8 +190,23 @@ fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     Some((low - margin, high + margin))
 }
 
+/// Places in their order, moved down where they would be less than `least` apart, and up again from where there is no more
+/// room.
+pub(super) fn apart(places: &[f64], least: f64, end: f64) -> Vec<f64> {
+    let mut places = places.to_vec();
+    for i in 1..places.len() {
+        places[i] = places[i].max(places[i - 1] + least);
+    }
+    let mut end = end;
+    for place in places.iter_mut().rev() {
+        *place = place.min(end);
+        end = *place - least;
+    }
+    places
+}
+
 /// Round numbers in a range, at most so many.
-fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
+pub(super) fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     let rough = (high - low) / most as f64;
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough * 0.999).unwrap_or(power);
@@ -198,7 +215,7 @@ fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
 }
 
 /// A number of at most one decimal, which is finer than a screen.
-fn coordinate(value: f64) -> String {
+pub(super) fn coordinate(value: f64) -> String {
     let rounded = (value * 10.0).round() / 10.0;
     format!("{}", if rounded == 0.0 { 0.0 } else { rounded })
 }
@@ -208,9 +225,13 @@ fn percent(share: f64) -> String {
 }
 
 /// A tick: `1.5`, `2k`.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     let rounded = (value * 1e6).round() / 1e6;
-    if rounded >= 1000.0 { format!("{}k", rounded / 1000.0) } else { format!("{rounded}") }
+    let prefixes = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
+    match prefixes.iter().find(|(power, _)| rounded >= *power) {
+        Some((power, prefix)) => format!("{}{prefix}", (rounded / power * 1e6).round() / 1e6),
+        None => format!("{rounded}"),
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +244,14 @@ mod tests {
         assert_eq!(ticks(1.48, 4.3, 6), [1.5, 2.0, 2.5, 3.0, 3.5, 4.0]);
         assert_eq!(ticks(0.0, 1.0, 7).len(), 6);
         assert_eq!([short(1500.0), short(0.30000000000000004), short(20.0)], ["1.5k", "0.3", "20"]);
+        assert_eq!([short(2.5e12), short(1e9), short(1.2e6)], ["2.5T", "1G", "1.2M"]);
+    }
+
+    #[test]
+    fn places_are_moved_apart_within_their_room() {
+        assert_eq!(apart(&[0.0, 0.1, 5.0], 1.0, f64::INFINITY), [0.0, 1.0, 5.0]);
+        assert_eq!(apart(&[3.0, 3.5, 3.5], 1.0, 4.0), [2.0, 3.0, 4.0]);
+        assert_eq!(apart(&[], 1.0, 4.0), [0.0; 0]);
     }
 
     #[test]

@@ -138,6 +138,7 @@ fn command_lines_that_are_shown_can_be_read() {
     let documents = [
         "README.md",
         "CONTRIBUTING.md",
+        "docs/comparing.md",
         "docs/from-makemoe.md",
         "docs/json.md",
         "docs/reading-a-run.md",

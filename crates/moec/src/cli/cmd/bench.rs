@@ -5,7 +5,7 @@ use crate::cli::configuration;
 use crate::cli::console::Console;
 use crate::cli::devices::{Devices, why_no_faster};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::kernel_table::{KernelTable, flops, least_seconds};
+use crate::cli::kernel_table::{KernelTable, flops_of_step, least_seconds};
 use crate::cli::units::{bytes, grouped, milliseconds, scaled};
 use crate::pipeline::{CompileOptions, Compiled, Function};
 use crate::{Device, Spec, cli::downloads, initial_states, read_source, train_config};
@@ -178,7 +178,7 @@ impl Bench<'_> {
             parameters: lowered.parameter_count(),
             batches: self.spec.checked.recipe.accumulate,
             tokens_per_step: tokens,
-            gflop_per_step: of_step(&flops) / 1e9,
+            gflop_per_step: flops_of_step(program, self.spec.checked.recipe.accumulate) / 1e9,
             limits: limit.map(|l| LimitsReport {
                 gflops_per_s: l.flops / 1e9,
                 gbytes_per_s: l.bytes / 1e9,
