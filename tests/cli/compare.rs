@@ -159,3 +159,50 @@ fn equal_minutes_are_measured_once() {
     assert!(fs::read_to_string(format!("{out}/curves.svg")).unwrap().contains("minutes of training"));
     assert_eq!(expect(&arguments, 0).err.matches("finished before").count(), 2);
 }
+
+#[test]
+fn differences_are_told_with_what_may_be_concluded() {
+    let lab = Lab::new();
+    let (spec, out) = (knobs(&lab), lab.at("out"));
+    let common =
+        ["compare", &spec, "-S", "k=1,2,3", "--data", &lab.data, "--steps", "3", "--points", "0", "--out", &out];
+    let compare = |more: &[&str], code| expect(&[&common[..], &ON, more].concat(), code);
+    let alone = compare(&[], 0);
+    assert!(alone.out.contains("One seed: nothing can be said about differences"), "{}", alone.out);
+    assert!(!alone.out.contains("| difference"), "{}", alone.out);
+    assert!(!std::path::Path::new(&format!("{out}/curves.svg")).exists());
+
+    let ran = compare(&["--seeds", "3", "--baseline", "knobs k=2", "--margin", "10", "--json"], 0);
+    let told = json(&ran.out);
+    assert_eq!((&told["baseline"], &told["margin_nats"]), (&"knobs k=2".into(), &10.0.into()));
+    let rows = told["specs"].as_array().unwrap();
+    assert!(rows[1].get("difference").is_none());
+    let losses = |row: usize| -> Vec<f64> {
+        (0..3).map(|seed| rows[row]["runs"][seed]["loss_nats"].as_f64().unwrap()).collect()
+    };
+    for row in [0, 2] {
+        let difference = &rows[row]["difference"];
+        let paired: Vec<f64> = losses(row).iter().zip(losses(1)).map(|(a, b)| a - b).collect();
+        let mean = paired.iter().sum::<f64>() / 3.0;
+        let error = (paired.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / 2.0 / 3.0).sqrt();
+        let near = |key: &str, expected: f64| {
+            let found = difference[key].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-9 * (1.0 + expected.abs()), "{key}: {found}, {expected}");
+        };
+        near("mean_nats", mean);
+        near("low_nats", mean - 4.302652729911275 * error);
+        near("high_nats", mean + 4.302652729911275 * error);
+        // Student's distribution with two degrees of freedom.
+        let t = (mean / error).abs();
+        near("p_value", 1.0 - t / (2.0 + t * t).sqrt());
+        assert_eq!(difference["equivalence"]["is_shown"], true, "{difference}");
+        assert!(difference["p_holm"].as_f64() >= difference["p_value"].as_f64());
+    }
+    let table = fs::read_to_string(format!("{out}/compare.md")).unwrap();
+    assert!(table.contains("Against knobs k=2, at 95 %:") && table.contains("equivalent within 10 nats"), "{table}");
+    assert!(table.contains("| difference ") || table.contains(" difference |"), "{table}");
+
+    let err = compare(&["--baseline", "knobs k=4"], 2).err;
+    assert!(err.contains("there is no such variant") && err.contains("did you mean 'knobs k="), "{err}");
+    assert!(compare(&["--margin", "0"], 2).err.contains("above 0"));
+}

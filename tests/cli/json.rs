@@ -204,7 +204,7 @@ fn of_runs() {
     let impossible =
         ["compare", &lab.spec, "-S", "train.batch=3,0", "--data", &lab.data, "--json", "--out", &lab.at("grid")];
     let compared = [
-        compare(&two, &["--seeds", "2"], 0),
+        compare(&two, &["--seeds", "2", "--margin", "0.1"], 0),
         json(&[&impossible[..], &ON, &["--flops", "1e7"]].concat(), 0),
         compare(&few, &["--eval-batches", "1", "-s", "train.optimizer.lr=1e300"], 5),
     ];

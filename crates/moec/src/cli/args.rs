@@ -179,13 +179,16 @@ that name that is no such link is left alone.")]
   moec compare mine.moe#plain mine.moe#noisy -s width=64 --json
   moec compare mine.moe mine.moe@train.optimizer.lr=3e-4        the same file with another value
   moec compare mine.moe -S k=1,2,4 -S train.optimizer.lr=1e-4..1e-2@log:5
+  moec compare a.moe b.moe c.moe --seeds 5 --baseline b --margin 0.02
   moec compare small.moe large.moe --flops 1e15                 as many operations for each
   moec compare small.moe large.moe --minutes 10                 as much time for each
 
 A variant is a file, a model of a file, a file with values of its own, or a point of the grid of all -S. Points that are no
 model are named and left out. Each is trained with the seeds 1 to K into DIR/VARIANT/seed-N, an ordinary run. A seed gives every
 variant the same batches. The same command goes on where it stopped, and does not repeat what is finished. A table of other variants or
-budgets that is there already gets another name, compare-1.json and compare-1.md. docs/comparing.md says more.")]
+budgets that is there already gets another name, compare-1.json and compare-1.md. With two seeds or more it is said what may be
+concluded: differences to the baseline seed by seed, with intervals of 95 % and corrected for their number. docs/comparing.md says
+more.")]
     Compare(CompareArgs),
     /// Measure how fast a model trains here, beside what this machine can do at most.
     #[command(after_help = "Examples:
@@ -968,6 +971,14 @@ pub(crate) struct CompareArgs {
     /// Batches of the evaluation at the end, spread evenly over the held-out text [default: all of it].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) eval_batches: Option<u64>,
+
+    /// The variant that the others are held against, by its name in the table [default: the first].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) baseline: Option<String>,
+
+    /// Also ask whether variants are equivalent to the baseline: within so many nats, by two one-sided tests.
+    #[arg(long, value_name = "NATS", value_parser = amount)]
+    pub(crate) margin: Option<f64>,
 
     /// Points of every learning curve: evaluations on the way, of at most ten batches; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 20)]

@@ -50,6 +50,8 @@ pub(crate) fn run(
 ) -> Result<Exit, Failure> {
     let budget = Budget::of(args);
     let mut plan = Plan::read(args, budget.steps(), registry, console)?;
+    let names: Vec<&str> = plan.variants.iter().map(|variant| variant.label.as_str()).collect();
+    let baseline = names[variants::baseline(args.baseline.as_deref(), &names)?].to_string();
     let data = data(args, &plan.variants, registry)?;
     let corpus = downloads::corpus(&data, registry, console)?;
     require_comparable(&plan.variants, budget)?;
@@ -62,10 +64,15 @@ pub(crate) fn run(
         console.note("interrupted before the first run; the same command begins anew");
         return Ok(signals.exit());
     };
+    // It may be one of the points that did not compile.
+    let baseline = match args.baseline {
+        Some(_) => variants::baseline(Some(&baseline), &labels(&contenders))?,
+        None => 0,
+    };
     let Some(results) = trained(&bench, &contenders, &*backend, &signals)? else { return Ok(signals.exit()) };
     let curves = curves(&bench, &contenders)?;
     let picture = curves::picture(&labels(&contenders), &curves, budget, corpus.name());
-    let comparison = Comparison::new(&bench, budget, &contenders, plan.infeasible, results);
+    let comparison = Comparison::new(&bench, budget, baseline, &contenders, plan.infeasible, results);
     deliver(&bench, &comparison, &curves::lines(&curves)?, picture)
 }
 

@@ -3,7 +3,7 @@
 use super::Contender;
 use super::budget::Budget;
 use super::runs::{Bench, RunResult};
-use super::statistics::{deviation, mean, median};
+use super::statistics::{CONFIDENCE, Difference, deviation, differences, mean, median};
 use super::variants::Infeasible;
 use crate::cli::balance::experts_per_token;
 use crate::cli::table::{Table, filled};
@@ -29,6 +29,12 @@ pub(super) struct Comparison {
     pub(super) eval_batches: Option<u64>,
     windows: usize,
     characters: usize,
+    /// The variant that the others are held against.
+    baseline: String,
+    /// Within which variants are as good as equal, if that was given.
+    margin_nats: Option<f64>,
+    /// Of intervals and claims.
+    confidence: f64,
     pub(super) specs: Vec<Row>,
     infeasible: Vec<Infeasible>,
 }
@@ -51,6 +57,9 @@ pub(super) struct Row {
     loss_nats: Option<f64>,
     /// Standard deviation of the sample of seeds.
     loss_nats_deviation: Option<f64>,
+    /// To the baseline, which has none itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    difference: Option<Difference>,
     /// Median over the runs of the median time of a step.
     step_ms: Option<f64>,
     /// Training time of a run, mean over the seeds.
@@ -97,6 +106,7 @@ impl Row {
             active_parameters: compiled.lowered.active_parameter_count(),
             loss_nats: mean(&losses),
             loss_nats_deviation: deviation(&losses),
+            difference: None,
             step_ms: median(runs.iter().filter_map(|r| r.step_ms).collect()),
             seconds: mean(&runs.iter().filter_map(|r| r.seconds).collect::<Vec<_>>()),
             load_max_over_mean: panel(&|l| l.iter().map(|l| l.load_max_over_mean).fold(0.0, f64::max)),
@@ -116,6 +126,7 @@ impl Comparison {
     pub(super) fn new(
         bench: &Bench<'_>,
         budget: Budget,
+        baseline: usize,
         contenders: &[Contender],
         infeasible: Vec<Infeasible>,
         results: Vec<Vec<RunResult>>,
@@ -123,7 +134,9 @@ impl Comparison {
         let any = results.iter().flatten().find(|r| r.loss_nats.is_some());
         let (windows, characters) = any.map_or((0, 0), |r| (r.windows, r.characters));
         let first = &contenders.first().invariant("a comparison has a model").variant.spec.checked;
-        let specs: Vec<Row> = contenders.iter().zip(results).map(|(c, runs)| Row::new(c, runs)).collect();
+        let mut specs: Vec<Row> = contenders.iter().zip(results).map(|(c, runs)| Row::new(c, runs)).collect();
+        let margin_nats = bench.args.margin;
+        hold_against(baseline, margin_nats, &mut specs);
         Comparison {
             schema: "moec.compare/1",
             device: bench.args.device.name(),
@@ -140,6 +153,9 @@ impl Comparison {
             eval_batches: bench.args.eval_batches,
             windows,
             characters,
+            baseline: specs[baseline].label.clone(),
+            margin_nats,
+            confidence: CONFIDENCE,
             specs,
             infeasible,
         }
@@ -148,6 +164,17 @@ impl Comparison {
     /// Whether any run has diverged.
     pub(super) fn has_diverged(&self) -> bool {
         self.specs.iter().any(|row| row.diverged > 0)
+    }
+}
+
+/// Holds every row against that of the baseline.
+fn hold_against(baseline: usize, margin: Option<f64>, rows: &mut [Row]) {
+    let losses = |row: &Row| row.runs.iter().map(|run| run.loss_nats).collect::<Vec<_>>();
+    let against = losses(&rows[baseline]);
+    let others: Vec<usize> = (0..rows.len()).filter(|row| *row != baseline).collect();
+    let variants: Vec<Vec<Option<f64>>> = others.iter().map(|row| losses(&rows[*row])).collect();
+    for (row, difference) in others.into_iter().zip(differences(&against, &variants, margin)) {
+        rows[row].difference = Some(difference);
     }
 }
 
@@ -180,6 +207,14 @@ fn columns(comparison: &Comparison) -> Vec<Column> {
             number(row.loss_nats, |l| format!("{l:.4}{spread}")) + &diverged
         }),
     ];
+    if comparison.specs.iter().any(|row| row.difference.as_ref().is_some_and(|d| d.low_nats.is_some())) {
+        columns.push(column("difference", |row| match &row.difference {
+            Some(Difference { mean_nats: Some(mean), low_nats: Some(low), high_nats: Some(high), .. }) => {
+                format!("{mean:+.4} ± {:.4}", (high - low) / 2.0)
+            }
+            _ => "-".to_string(),
+        }));
+    }
     if comparison.budget.counts_cost() {
         columns.push(column("steps", |row| grouped(row.steps)));
         columns.push(column("training", |row| number(row.seconds, duration)));
@@ -255,8 +290,24 @@ pub(super) fn markdown(comparison: &Comparison) -> String {
 /// What stands below the table, a paragraph each: what there is no row of, and what the numbers are.
 fn notes(c: &Comparison) -> Vec<String> {
     let mut notes: Vec<String> = c.infeasible.iter().map(Infeasible::sentence).collect();
+    notes.extend(conclusions(c));
     notes.push(caption(c));
     notes
+}
+
+/// What may be concluded, a line for each variant.
+fn conclusions(c: &Comparison) -> Vec<String> {
+    if c.specs.len() > 1 && c.seeds == 1 {
+        return vec![
+            "One seed: nothing can be said about differences, which may be those of seeds (--seeds K).".to_string(),
+        ];
+    }
+    let of = |row: &Row| Some(format!("{}: {}", row.label, row.difference.as_ref()?.sentence));
+    let mut lines: Vec<String> = c.specs.iter().filter_map(of).collect();
+    if !lines.is_empty() {
+        lines.insert(0, format!("Against {}, at {:.0} %:", c.baseline, 100.0 * c.confidence));
+    }
+    lines
 }
 
 fn caption(c: &Comparison) -> String {
@@ -276,13 +327,20 @@ fn caption(c: &Comparison) -> String {
         _ => format!("As many steps as {} give", c.budget.text()),
     };
     let batch = c.batch.map(|batch| format!("{batch} x ")).unwrap_or_default();
+    let difference = match c.seeds {
+        1 => "",
+        _ => {
+            " Difference: of the losses to the baseline, seed by seed, with the half width of its interval (Student's t). What is \
+             said of several variants is corrected by Holm's method."
+        }
+    };
     let cost = match c.budget {
         Budget::Steps { .. } => "",
         _ => " Training: time of all steps. FLOP: of the products of all steps, as the compiler counts them.",
     };
     format!(
         "{steps} of {batch}{} characters of {}, {seeds}. Validation loss: mean cross-entropy in nats over {} held-out \
-         characters.{cost} Step: median time on {}, without evaluation. Load max/mean: of the worst layer. Idle experts: \
+         characters.{difference}{cost} Step: median time on {}, without evaluation. Load max/mean: of the worst layer. Idle experts: \
          without tokens in the whole evaluation, over all layers. Entropy (of a token's gate weights, nats) and dropped \
          (share of choices over capacity): mean over layers.{measured}",
         c.context,

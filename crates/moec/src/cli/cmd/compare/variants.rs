@@ -4,11 +4,12 @@ use crate::cli::args::CompareArgs;
 use crate::cli::configuration::Values;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::shell;
 use crate::cli::sweep::{self, Sweep};
 use crate::{Error, Spec, read_source};
 use moec_model::Registry;
 use moec_runtime::sha256_hex;
-use moec_syntax::SourceFile;
+use moec_syntax::{SourceFile, did_you_mean};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -161,6 +162,22 @@ impl Plan {
         self.infeasible.push(point);
         Ok(())
     }
+}
+
+/// The number of the variant of this name, or of the folder of its runs.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn baseline(name: Option<&str>, labels: &[&str]) -> Result<usize, Failure> {
+    let Some(name) = name else { return Ok(0) };
+    let found = labels.iter().position(|label| *label == name || folder(label) == name);
+    found.ok_or_else(|| {
+        let failure = Failure::new(Exit::Usage, format!("--baseline {name}: there is no such variant"));
+        match did_you_mean(name, labels.iter().copied()) {
+            Some(near) => failure.help(format!("did you mean {}?", shell::word(near))),
+            None => failure.help(format!("the variants are {}", labels.join(", "))),
+        }
+    })
 }
 
 /// Every variant with its name: the specs in their order, and of each the grid, whose last sweep varies fastest.
