@@ -22,6 +22,8 @@ mod interchange;
 mod json;
 #[path = "cli/recipe.rs"]
 mod recipe;
+#[path = "cli/search.rs"]
+mod search;
 #[path = "cli/surgery.rs"]
 mod surgery;
 #[path = "cli/tracking.rs"]
@@ -99,6 +101,7 @@ fn every_command_has_help_with_examples() {
         "compile",
         "train",
         "compare",
+        "search",
         "bench",
         "sample",
         "eval",

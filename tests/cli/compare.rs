@@ -7,7 +7,7 @@ use std::fs;
 const ON: [&str; 2] = ["--device", "interpreter"];
 
 /// A spec whose `k`, experts and hidden units have names.
-fn knobs(lab: &Lab) -> String {
+pub(super) fn knobs(lab: &Lab) -> String {
     let spec = SMALL
         .replace("let width = 16", "let width = 16\n  let k = 2\n  let hidden = 24")
         .replace("mlp(hidden: 24", "mlp(hidden: hidden")

@@ -109,6 +109,7 @@ fn dispatch(registry: &Registry) -> ExitCode {
         Command::Config(args) => (args.spec.reading.message_format, cmd::config::run(args, registry, &console)),
         Command::Train(args) => (args.spec.reading.message_format, cmd::train::run(args, registry, devices, &console)),
         Command::Compare(args) => (args.message_format, cmd::compare::run(args, registry, devices, &console)),
+        Command::Search(args) => (args.message_format, cmd::search::run(args, registry, devices, &console)),
         Command::Bench(args) => (args.spec.reading.message_format, cmd::bench::run(args, registry, devices, &console)),
         Command::Sample(args) => (MessageFormat::Full, cmd::sample::run(args, registry, devices, &console)),
         Command::Eval(args) => (MessageFormat::Full, cmd::eval::run(args, registry, devices, &console)),

@@ -190,6 +190,18 @@ budgets that is there already gets another name, compare-1.json and compare-1.md
 concluded: differences to the baseline seed by seed, with intervals of 95 % and corrected for their number. docs/comparing.md says
 more.")]
     Compare(CompareArgs),
+    /// Search a space of values for the lowest held-out loss, and write the best spec.
+    #[command(after_help = "Examples:
+  moec search mine.moe -S k=1..4 -S experts=4,8,16 -S train.optimizer.lr=1e-4..1e-2@log --trials 30 --steps 500
+  moec search mine.moe -S width=32..128@log:5 --flops 1e13 --seeds 2
+  moec search mine.moe -S k=1..4 --trials 8 --out runs/k --json
+
+Each -S is a list, a range of whole numbers (k=1..4) or of all numbers (lr=1e-4..1e-2, @log for their logarithms), or so many points
+of one (@log:5). An optimiser proposes points, from a seed and from what was tried; each is trained as `moec compare` trains a
+variant, into DIR/trial-NNN. Points that are no model are told to it, and do not count. The same command goes on where it stopped,
+to the same result, and with more --trials beyond it. DIR gets trials.jsonl, search.json, search.svg and best.moe, a spec that
+`moec train` takes.")]
+    Search(SearchArgs),
     /// Measure how fast a model trains here, beside what this machine can do at most.
     #[command(after_help = "Examples:
   moec bench specs/noisy_top2.moe
@@ -371,6 +383,7 @@ impl Command {
             Command::Config(args) => args.json,
             Command::Compile(args) => args.json,
             Command::Compare(args) => args.json,
+            Command::Search(args) => args.json,
             Command::Bench(args) => args.json,
             Command::Eval(args) => args.json,
             Command::Route(args) => args.json,
@@ -922,6 +935,23 @@ fn amount(text: &str) -> Result<f64, String> {
     amount.ok_or_else(|| "it must be a number above 0, such as 10, 0.5 or 1e15".into())
 }
 
+/// What every run of several may cost.
+#[derive(Debug, Args)]
+pub(crate) struct BudgetArgs {
+    /// Number of steps of every run. Overrides the files' `steps`.
+    #[arg(long, value_parser = steps, group = "budget")]
+    pub(crate) steps: Option<u64>,
+
+    /// Minutes of training of every run, without evaluations: a step of each variant is timed beforehand, and makes a number of
+    /// steps of it, over which its learning rate goes.
+    #[arg(long, value_name = "M", value_parser = amount, group = "budget")]
+    pub(crate) minutes: Option<f64>,
+
+    /// Floating-point operations of the training of every run, as `moec bench` counts those of a step.
+    #[arg(long, value_name = "F", value_parser = amount, group = "budget")]
+    pub(crate) flops: Option<f64>,
+}
+
 /// `moec compare`
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
@@ -935,18 +965,9 @@ pub(crate) struct CompareArgs {
     #[arg(short = 'S', long = "sweep", value_name = "PATH=VALUES", value_parser = sweep::given)]
     pub(crate) sweep: Vec<Sweep>,
 
-    /// Number of steps of every run. Overrides the files' `steps`.
-    #[arg(long, value_parser = steps, group = "budget")]
-    pub(crate) steps: Option<u64>,
-
-    /// Minutes of training of every run, without evaluations: a step of each variant is timed beforehand, and makes a number of
-    /// steps of it, over which its learning rate goes.
-    #[arg(long, value_name = "M", value_parser = amount, group = "budget")]
-    pub(crate) minutes: Option<f64>,
-
-    /// Floating-point operations of the training of every run, as `moec bench` counts those of a step.
-    #[arg(long, value_name = "F", value_parser = amount, group = "budget")]
-    pub(crate) flops: Option<f64>,
+    /// What every run may cost.
+    #[command(flatten)]
+    pub(crate) budget: BudgetArgs,
 
     /// Number of runs of every spec, with the seeds 1 to K.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -993,6 +1014,65 @@ pub(crate) struct CompareArgs {
     pub(crate) device: Device,
 
     /// How messages about the files are printed.
+    #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
+    pub(crate) message_format: MessageFormat,
+}
+
+/// `moec search`
+#[derive(Debug, Args)]
+pub(crate) struct SearchArgs {
+    /// The `.moe` file; `FILE#MODEL` names one of several models of a file.
+    pub(crate) spec: PathBuf,
+
+    /// What is searched: a list, `-S experts=4,8,16`, or a range, `-S k=1..4`, `-S train.optimizer.lr=1e-4..1e-2@log`. Repeatable.
+    #[arg(short = 'S', long = "sweep", value_name = "PATH=VALUES", required = true, value_parser = sweep::given)]
+    pub(crate) sweep: Vec<Sweep>,
+
+    /// Points that are trained; fewer if the space has no more.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10000))]
+    pub(crate) trials: u64,
+
+    /// Seed of the optimiser that proposes them.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Number of runs of every point, with the seeds 1 to K; their mean loss counts.
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) seeds: u64,
+
+    /// What every run may cost.
+    #[command(flatten)]
+    pub(crate) budget: BudgetArgs,
+
+    /// A text file, a known data set, or `synthetic`. Overrides the file's `data`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<String>,
+
+    /// Override a value of the file for every point: `-s train.batch=8`. Repeatable.
+    #[arg(short = 's', long = "set", value_name = "PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// A YAML file of values that replace those of the file, as -s does; -s and other options go before it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The folder of the trials, the picture and the best spec.
+    #[arg(long, value_name = "DIR", default_value = "runs/search")]
+    pub(crate) out: PathBuf,
+
+    /// Batches of the evaluation at the end of a run, spread evenly over the held-out text [default: all of it].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) eval_batches: Option<u64>,
+
+    /// Print JSON instead of the best points.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
+
+    /// How messages about the file are printed.
     #[arg(long, value_enum, default_value_t = MessageFormat::Full)]
     pub(crate) message_format: MessageFormat,
 }

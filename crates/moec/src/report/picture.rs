@@ -12,7 +12,7 @@ const STYLE: &str = "text{font-family:system-ui,-apple-system,\"Segoe UI\",Helve
 .title{font-size:17px;font-weight:600}.soft{font-size:12.5px;fill:var(--soft)}.tick{font-size:12px;fill:var(--soft)}\
 .name{font-size:13px;font-weight:600;fill:var(--g)}.page{fill:var(--bg)}.grid{stroke:var(--line);stroke-width:1}\
 .axis{stroke:var(--soft);stroke-width:1}.curve{fill:none;stroke:var(--g);stroke-width:2.2;stroke-linejoin:round;\
-stroke-linecap:round}.band{fill:var(--g);fill-opacity:.16}.dot{fill:var(--g)}.lead{stroke:var(--g);stroke-width:1;\
+stroke-linecap:round}.band{fill:var(--g);fill-opacity:.16}.dot{fill:var(--g)}.try{fill:var(--soft);fill-opacity:.55}.lead{stroke:var(--g);stroke-width:1;\
 stroke-opacity:.55;fill:none}";
 
 /// Width and height.
@@ -35,7 +35,7 @@ const NAME: usize = 42;
 const BEGINNING: f64 = 0.1;
 
 /// Mean width of a character of a name, on the large side.
-const CHARACTER: f64 = 7.4;
+const CHARACTER: f64 = 8.2;
 
 /// A curve, with a band around it where it is the mean of several.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +47,15 @@ pub(crate) struct Line {
     pub(crate) band: Vec<(f64, f64)>,
 }
 
-/// Curves over one axis.
+/// A point of its own, which says what it is to the pointer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Dot {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+    pub(crate) label: String,
+}
+
+/// Curves over one axis, and points behind them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Picture {
     pub(crate) title: String,
@@ -56,6 +64,7 @@ pub(crate) struct Picture {
     /// What goes to the right.
     pub(crate) axis: String,
     pub(crate) lines: Vec<Line>,
+    pub(crate) dots: Vec<Dot>,
 }
 
 /// Where numbers lie.
@@ -138,7 +147,7 @@ impl Picture {
 
     fn place(&self) -> Option<Place> {
         let points = || self.drawn().flat_map(|(_, line)| &line.points);
-        let last = points().map(|p| p.0).fold(0.0, f64::max);
+        let last = points().map(|p| p.0).chain(self.dots.iter().map(|dot| dot.x)).fold(0.0, f64::max);
         let y = self.heights(BEGINNING * last).or_else(|| self.heights(0.0))?;
         let widest = self.named().iter().map(|i| shown(&self.lines[*i].label).chars().count()).max().unwrap_or(0);
         let right = SIZE.0 - 30.0 - CHARACTER * widest as f64;
@@ -152,7 +161,8 @@ impl Picture {
             let bands = line.band.iter().skip(from).flat_map(|b| [b.0, b.1]);
             line.points[from..].iter().map(|p| p.1).chain(bands).collect()
         };
-        range(self.drawn().flat_map(|(_, line)| of(line)))
+        let dots = self.dots.iter().filter(|dot| dot.x >= from).map(|dot| dot.y);
+        range(self.drawn().flat_map(|(_, line)| of(line)).chain(dots))
     }
 
     fn axes(&self, place: &Place, out: &mut String) {
@@ -206,6 +216,15 @@ impl Picture {
             let high = line.points.iter().zip(&line.band).map(|(p, b)| (p.0, b.1));
             let around = high.chain(low.collect::<Vec<_>>().into_iter().rev());
             html!(out, "<path class=\"band {}\" d=\"{}Z\"/>\n", palette::line(i), place.path(around));
+        }
+        for dot in &self.dots {
+            html!(
+                out,
+                "<circle class=\"try\" cx=\"{}\" cy=\"{}\" r=\"4.5\"><title>{}</title></circle>\n",
+                coordinate(place.x(dot.x)),
+                coordinate(place.y(dot.y)),
+                dot.label
+            );
         }
         for (i, line) in self.drawn() {
             let faint = if named.contains(&i) { "" } else { " stroke-opacity=\".3\"" };
@@ -281,7 +300,7 @@ mod tests {
     }
 
     fn picture(lines: Vec<Line>) -> Picture {
-        Picture { title: "a < b".into(), subtitle: "nats".into(), axis: "steps".into(), lines }
+        Picture { title: "a < b".into(), subtitle: "nats".into(), axis: "steps".into(), lines, dots: Vec::new() }
     }
 
     #[test]

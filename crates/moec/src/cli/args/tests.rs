@@ -36,6 +36,7 @@ fn refusal(root: &clap::Command, line: &[String], kind: ErrorKind) -> Option<Opt
 fn required(sub: &clap::Command) -> Vec<String> {
     let needed = sub.get_arguments().filter(|argument| argument.is_required_set());
     let words = needed.flat_map(|argument| match argument.get_long() {
+        Some("sweep") => vec!["--sweep".to_string(), "k=1".to_string()],
         Some(long) => vec![format!("--{long}"), "1".to_string()],
         None => vec!["x".to_string()],
     });

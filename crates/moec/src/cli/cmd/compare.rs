@@ -1,12 +1,12 @@
 //! `moec compare`: several models on equal budgets, and a table of what they reach.
 
-mod budget;
+pub(super) mod budget;
 mod curves;
 mod folder;
-mod runs;
-mod statistics;
+pub(super) mod runs;
+pub(super) mod statistics;
 mod table;
-mod variants;
+pub(super) mod variants;
 
 pub(in crate::cli) use folder::runs_in;
 pub(in crate::cli) use runs::evaluation;
@@ -31,10 +31,19 @@ use table::Comparison;
 use variants::{Plan, Variant};
 
 /// A variant that is ready to be trained.
-struct Contender {
-    variant: Variant,
-    compiled: Compiled,
-    cost: Cost,
+pub(super) struct Contender {
+    pub(super) variant: Variant,
+    pub(super) compiled: Compiled,
+    pub(super) cost: Cost,
+}
+
+/// What has become of a variant that was to be trained.
+pub(super) enum Prepared {
+    Ready(Box<Contender>),
+    /// It does not compile, or its schedule does not fit the budget.
+    Impossible(Box<Variant>, Error),
+    /// A signal came.
+    Stopped,
 }
 
 /// Runs the command: all variants with the first seed, then with the second, so that a drift of the machine's speed meets
@@ -48,7 +57,7 @@ pub(crate) fn run(
     devices: Devices,
     console: &Console,
 ) -> Result<Exit, Failure> {
-    let budget = Budget::of(args);
+    let budget = Budget::of(&args.budget);
     let mut plan = Plan::read(args, budget.steps(), registry, console)?;
     let names: Vec<&str> = plan.variants.iter().map(|variant| variant.label.as_str()).collect();
     let baseline = names[variants::baseline(args.baseline.as_deref(), &names)?].to_string();
@@ -57,7 +66,16 @@ pub(crate) fn run(
     require_comparable(&plan.variants, budget)?;
     let split = plan.variants.first().invariant("one of the variants is a model").spec.checked.recipe.split;
     let dataset = Dataset::new(&corpus, corpus.vocab()?, split)?;
-    let bench = Bench { args, registry, console, corpus: &corpus, dataset: &dataset };
+    let bench = Bench {
+        out: &args.out,
+        device: args.device,
+        eval_batches: args.eval_batches,
+        points: args.points,
+        registry,
+        console,
+        corpus: &corpus,
+        dataset: &dataset,
+    };
     let backend = devices.open(args.device)?;
     let signals = Signals::listen(*console)?;
     let Some(contenders) = contenders(&bench, &mut plan, budget, &*backend, &signals)? else {
@@ -69,11 +87,14 @@ pub(crate) fn run(
         Some(_) => variants::baseline(Some(&baseline), &labels(&contenders))?,
         None => 0,
     };
-    let Some(results) = trained(&bench, &contenders, &*backend, &signals)? else { return Ok(signals.exit()) };
-    let curves = curves(&bench, &contenders)?;
+    let Some(results) = trained(&bench, args.seeds, &contenders, &*backend, &signals)? else {
+        return Ok(signals.exit());
+    };
+    let curves = curves(&bench, args.seeds, &contenders)?;
     let picture = curves::picture(&labels(&contenders), &curves, budget, corpus.name());
-    let comparison = Comparison::new(&bench, budget, baseline, &contenders, plan.infeasible, results);
-    deliver(&bench, &comparison, &curves::lines(&curves)?, picture)
+    let comparison =
+        Comparison::new(&bench, budget, (baseline, args.margin), args.seeds, &contenders, plan.infeasible, results);
+    deliver(args, console, &comparison, &curves::lines(&curves)?, picture)
 }
 
 /// The text that all are trained on.
@@ -127,43 +148,18 @@ fn contenders(
     signals: &Signals,
 ) -> Result<Option<Vec<Contender>>, Failure> {
     let mut contenders: Vec<Contender> = Vec::new();
-    for mut variant in std::mem::take(&mut plan.variants) {
-        for split in [Split::Train, Split::Validation] {
-            bench.dataset.windows(split, variant.spec.checked.model.context)?;
-        }
-        let mut compiled = match compile(bench, &variant.spec) {
-            Ok(compiled) => compiled,
-            Err(error @ (Error::Build(_) | Error::TooLarge(_))) => {
-                plan.leave_out(variant, error, bench.console)?;
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let mut cost = Cost::counted(&variant.spec, &compiled);
-        if let Budget::Minutes { .. } = budget {
-            let (folder, device) = (bench.folder(&variant), bench.args.device.name());
-            let measured = (&variant.spec, &variant.set[..]);
-            cost.step_ms = budget::pace(&folder, device, measured, &compiled, bench.dataset, backend, signals)?;
-            if cost.step_ms.is_none() {
-                return Ok(None);
-            }
-        }
-        if let Some(steps) = budget.steps_of(&variant.label, &cost)? {
-            let mut set = variant.set.clone();
-            set.push(format!("train.steps={steps}"));
-            let (source, model) = (variant.spec.source.clone(), variant.spec.request(bench.dataset).model);
-            // A schedule may be longer than this budget.
-            match Spec::check(source, bench.registry, model.as_deref(), &set) {
-                Ok(spec) => variant.spec = spec,
-                Err(error) => {
-                    plan.leave_out(variant, error, bench.console)?;
-                    continue;
+    for variant in std::mem::take(&mut plan.variants) {
+        match prepared(bench, variant, budget, backend, signals)? {
+            Prepared::Ready(contender) => {
+                if budget.counts_cost() {
+                    let steps = grouped(contender.variant.spec.checked.recipe.steps);
+                    bench.console.note(format!("{}: {steps} steps are {}", contender.variant.label, budget.text()));
                 }
+                contenders.push(*contender);
             }
-            compiled = compile(bench, &variant.spec)?;
-            bench.console.note(format!("{}: {} steps are {}", variant.label, grouped(steps), budget.text()));
+            Prepared::Impossible(variant, error) => plan.leave_out(*variant, error, bench.console)?,
+            Prepared::Stopped => return Ok(None),
         }
-        contenders.push(Contender { variant, compiled, cost });
     }
     match (contenders.is_empty(), plan.infeasible.first()) {
         (true, Some(first)) => Err(Failure::new(Exit::Usage, first.sentence())),
@@ -171,9 +167,53 @@ fn contenders(
     }
 }
 
+/// A variant compiled, with the number of steps that its budget gives it.
+///
+/// # Errors
+/// When the text is too short, the budget is not enough for a step, or the device fails.
+pub(super) fn prepared(
+    bench: &Bench<'_>,
+    mut variant: Variant,
+    budget: Budget,
+    backend: &dyn Backend,
+    signals: &Signals,
+) -> Result<Prepared, Failure> {
+    for split in [Split::Train, Split::Validation] {
+        bench.dataset.windows(split, variant.spec.checked.model.context)?;
+    }
+    let mut compiled = match compile(bench, &variant.spec) {
+        Ok(compiled) => compiled,
+        Err(error @ (Error::Build(_) | Error::TooLarge(_))) => {
+            return Ok(Prepared::Impossible(Box::new(variant), error));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut cost = Cost::counted(&variant.spec, &compiled);
+    if let Budget::Minutes { .. } = budget {
+        let (folder, measured) = (bench.folder(&variant), (&variant.spec, &variant.set[..]));
+        let device = bench.device.name();
+        cost.step_ms = budget::pace(&folder, device, measured, &compiled, bench.dataset, backend, signals)?;
+        if cost.step_ms.is_none() {
+            return Ok(Prepared::Stopped);
+        }
+    }
+    if let Some(steps) = budget.steps_of(&variant.label, &cost)? {
+        let mut set = variant.set.clone();
+        set.push(format!("train.steps={steps}"));
+        let (source, model) = (variant.spec.source.clone(), variant.spec.request(bench.dataset).model);
+        // A schedule may be longer than this budget.
+        match Spec::check(source, bench.registry, model.as_deref(), &set) {
+            Ok(spec) => variant.spec = spec,
+            Err(error) => return Ok(Prepared::Impossible(Box::new(variant), error)),
+        }
+        compiled = compile(bench, &variant.spec)?;
+    }
+    Ok(Prepared::Ready(Box::new(Contender { variant, compiled, cost })))
+}
+
 fn compile(bench: &Bench<'_>, spec: &Spec) -> Result<Compiled, Error> {
     let options = CompileOptions::only([Function::TrainStep, Function::Evaluate, Function::Logits]);
-    spec.compile(bench.dataset.vocab(), bench.args.device, &options)
+    spec.compile(bench.dataset.vocab(), bench.device, &options)
 }
 
 fn labels(contenders: &[Contender]) -> Vec<&str> {
@@ -183,11 +223,12 @@ fn labels(contenders: &[Contender]) -> Vec<&str> {
 /// The results of every contender, seed by seed; `None` if a signal came, and then what was in progress is saved.
 fn trained(
     bench: &Bench<'_>,
+    seeds: u64,
     contenders: &[Contender],
     backend: &dyn Backend,
     signals: &Signals,
 ) -> Result<Option<Vec<Vec<RunResult>>>, Failure> {
-    let (console, seeds) = (bench.console, bench.args.seeds);
+    let console = bench.console;
     let all = contenders.len() * seeds as usize;
     let (mut done, mut trained, begun) = (0, 0, Instant::now());
     let mut results: Vec<Vec<RunResult>> = vec![Vec::new(); contenders.len()];
@@ -223,12 +264,12 @@ fn trained(
 }
 
 /// The learning curves of every run, contender by contender and seed by seed.
-fn curves(bench: &Bench<'_>, contenders: &[Contender]) -> Result<Vec<curves::Point>, Failure> {
+fn curves(bench: &Bench<'_>, seeds: u64, contenders: &[Contender]) -> Result<Vec<curves::Point>, Failure> {
     let mut points = Vec::new();
     for Contender { variant, cost, .. } in contenders {
         let (model, recipe) = (&variant.spec.checked.model, &variant.spec.checked.recipe);
         let step = curves::Step { characters: (recipe.sequences() * model.context) as u64, flop: cost.flops };
-        for seed in 1..=bench.args.seeds {
+        for seed in 1..=seeds {
             let metrics = moec_runtime::read_metrics(&bench.root(variant, seed))?;
             points.extend(curves::of_run(&variant.label, seed, step, &metrics));
         }
@@ -237,8 +278,13 @@ fn curves(bench: &Bench<'_>, contenders: &[Contender]) -> Result<Vec<curves::Poi
 }
 
 /// Writes table and curves beside the runs, and prints the table.
-fn deliver(bench: &Bench<'_>, comparison: &Comparison, curves: &str, picture: Option<String>) -> Result<Exit, Failure> {
-    let Bench { args, console, .. } = bench;
+fn deliver(
+    args: &CompareArgs,
+    console: &Console,
+    comparison: &Comparison,
+    curves: &str,
+    picture: Option<String>,
+) -> Result<Exit, Failure> {
     let (json, markdown) = (json_text(comparison)?, table::markdown(comparison));
     folder::keep_earlier(&args.out, comparison, console)?;
     let mut files = vec![("compare.json", &json), ("compare.md", &markdown)];

@@ -26,5 +26,6 @@ pub(crate) mod report;
 pub(crate) mod route;
 pub(crate) mod routers;
 pub(crate) mod sample;
+pub(crate) mod search;
 pub(crate) mod track;
 pub(crate) mod train;

@@ -6,7 +6,7 @@
 //! measurement would be another number of steps.
 
 use super::runs::json_text;
-use crate::cli::args::CompareArgs;
+use crate::cli::args::BudgetArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::kernel_table::flops_of_step;
 use crate::cli::signals::Signals;
@@ -34,7 +34,7 @@ const LONGEST: f64 = 60.0;
 /// What every variant may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub(super) enum Budget {
+pub(in crate::cli::cmd) enum Budget {
     /// The steps of the recipe or of `--steps`.
     Steps { steps: Option<u64> },
     /// Training time, without evaluations and checkpoints.
@@ -45,7 +45,7 @@ pub(super) enum Budget {
 
 impl Budget {
     /// What is asked for; the recipes' steps if nothing is.
-    pub(super) fn of(args: &CompareArgs) -> Self {
+    pub(in crate::cli::cmd) fn of(args: &BudgetArgs) -> Self {
         match (args.minutes, args.flops) {
             (Some(minutes), _) => Budget::Minutes { minutes },
             (_, Some(flops)) => Budget::Flops { flops },
@@ -54,17 +54,17 @@ impl Budget {
     }
 
     /// The number of steps, if every variant makes as many and that was said.
-    pub(super) fn steps(self) -> Option<u64> {
+    pub(in crate::cli::cmd) fn steps(self) -> Option<u64> {
         if let Budget::Steps { steps } = self { steps } else { None }
     }
 
     /// Whether variants may make other numbers of steps, of batches of other sizes.
-    pub(super) fn counts_cost(self) -> bool {
+    pub(in crate::cli::cmd) fn counts_cost(self) -> bool {
         !matches!(self, Budget::Steps { .. })
     }
 
     /// `2 minutes of training`.
-    pub(super) fn text(self) -> String {
+    pub(in crate::cli::cmd) fn text(self) -> String {
         match self {
             Budget::Steps { steps: Some(steps) } => format!("{steps} steps"),
             Budget::Steps { steps: None } => "the steps of the recipe".to_string(),
@@ -78,7 +78,7 @@ impl Budget {
     ///
     /// # Errors
     /// When it is not enough for one step.
-    pub(super) fn steps_of(self, label: &str, cost: &Cost) -> Result<Option<u64>, Failure> {
+    pub(in crate::cli::cmd) fn steps_of(self, label: &str, cost: &Cost) -> Result<Option<u64>, Failure> {
         let (have, each) = match (self, cost.step_ms) {
             (Budget::Minutes { minutes }, Some(step_ms)) => (60e3 * minutes, step_ms),
             (Budget::Flops { flops }, _) => (flops, cost.flops),
@@ -105,16 +105,16 @@ fn spaced(n: f64) -> String {
 
 /// What a step of a variant costs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Cost {
+pub(in crate::cli::cmd) struct Cost {
     /// Operations of its products.
-    pub(super) flops: f64,
+    pub(in crate::cli::cmd) flops: f64,
     /// Time, where that was measured beforehand.
-    pub(super) step_ms: Option<f64>,
+    pub(in crate::cli::cmd) step_ms: Option<f64>,
 }
 
 impl Cost {
     /// What the compiler counts.
-    pub(super) fn counted(spec: &Spec, compiled: &Compiled) -> Self {
+    pub(in crate::cli::cmd) fn counted(spec: &Spec, compiled: &Compiled) -> Self {
         Self { flops: flops_of_step(&compiled.program, spec.checked.recipe.accumulate), step_ms: None }
     }
 }
@@ -133,7 +133,7 @@ struct Pace {
 ///
 /// # Errors
 /// When the device fails, training diverges at once, or the folder cannot be written.
-pub(super) fn pace(
+pub(in crate::cli::cmd) fn pace(
     folder: &Path,
     device: &str,
     (spec, set): (&Spec, &[String]),

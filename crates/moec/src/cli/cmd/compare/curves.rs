@@ -121,7 +121,7 @@ pub(super) fn picture(labels: &[&str], points: &[Point], budget: Budget, data: &
     };
     let title = format!("Validation loss on {}", data.rsplit('/').next().unwrap_or(data));
     let subtitle = format!("nats per character, {spread}");
-    Some(Picture { title, subtitle, axis: axis.to_string(), lines }.svg())
+    Some(Picture { title, subtitle, axis: axis.to_string(), lines, dots: Vec::new() }.svg())
 }
 
 #[cfg(test)]

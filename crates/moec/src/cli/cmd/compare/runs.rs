@@ -2,7 +2,6 @@
 
 use super::statistics::median;
 use super::variants::Variant;
-use crate::cli::args::CompareArgs;
 use crate::cli::console::Console;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::numbers::TrainingTime;
@@ -10,7 +9,7 @@ use crate::cli::progress::Progress;
 use crate::cli::signals::Signals;
 use crate::cli::units::milliseconds;
 use crate::pipeline::Compiled;
-use crate::{Error, Request, Session, Spec, train_config};
+use crate::{Device, Error, Request, Session, Spec, train_config};
 use moec_model::Registry;
 use moec_plan::Backend;
 use moec_runtime::{
@@ -34,27 +33,27 @@ fn result_file(eval_batches: Option<u64>) -> String {
 
 /// What a finished run reached; kept in its folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct RunResult {
+pub(in crate::cli::cmd) struct RunResult {
     schema: String,
-    pub(super) seed: u64,
+    pub(in crate::cli::cmd) seed: u64,
     /// Optimiser steps made.
-    pub(super) step: u64,
+    pub(in crate::cli::cmd) step: u64,
     data_sha256: String,
     /// Batches of the evaluation that were asked for; `None` for the whole held-out text.
     eval_batches: Option<u64>,
-    pub(super) windows: usize,
-    pub(super) characters: usize,
+    pub(in crate::cli::cmd) windows: usize,
+    pub(in crate::cli::cmd) characters: usize,
     /// Validation loss; `None` if training diverged.
-    pub(super) loss_nats: Option<f64>,
+    pub(in crate::cli::cmd) loss_nats: Option<f64>,
     /// Median time of a step, without evaluation and checkpoints.
-    pub(super) step_ms: Option<f64>,
+    pub(in crate::cli::cmd) step_ms: Option<f64>,
     /// Training time without evaluations and checkpoints; earlier versions did not keep it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(super) seconds: Option<f64>,
+    pub(in crate::cli::cmd) seconds: Option<f64>,
     /// Trained numbers that a token made use of in the mean, where that varies.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(super) active_parameters: Option<f64>,
-    pub(super) layers: Vec<LayerBalance>,
+    pub(in crate::cli::cmd) active_parameters: Option<f64>,
+    pub(in crate::cli::cmd) layers: Vec<LayerBalance>,
 }
 
 impl RunResult {
@@ -79,7 +78,7 @@ impl RunResult {
         results.filter_map(|name| Self::read_file(&root.join(name))).max_by_key(|result| result.windows)
     }
 
-    pub(super) fn summary(&self) -> String {
+    pub(in crate::cli::cmd) fn summary(&self) -> String {
         match (self.loss_nats, self.step_ms) {
             (Some(loss), Some(ms)) => format!("val {loss:.4}, {} ms per step", milliseconds(ms, 1)),
             (Some(loss), None) => format!("val {loss:.4}"),
@@ -97,21 +96,27 @@ pub(in crate::cli) fn evaluation(root: &Path) -> Option<Evaluation> {
 }
 
 /// What all runs have in common.
-pub(super) struct Bench<'a> {
-    pub(super) args: &'a CompareArgs,
-    pub(super) registry: &'a Registry,
-    pub(super) console: &'a Console,
-    pub(super) corpus: &'a Corpus,
-    pub(super) dataset: &'a Dataset,
+pub(in crate::cli::cmd) struct Bench<'a> {
+    /// The folder that the runs are in.
+    pub(in crate::cli::cmd) out: &'a Path,
+    pub(in crate::cli::cmd) device: Device,
+    /// Batches of the evaluation at the end; `None` for the whole held-out text.
+    pub(in crate::cli::cmd) eval_batches: Option<u64>,
+    /// Evaluations on the way.
+    pub(in crate::cli::cmd) points: u64,
+    pub(in crate::cli::cmd) registry: &'a Registry,
+    pub(in crate::cli::cmd) console: &'a Console,
+    pub(in crate::cli::cmd) corpus: &'a Corpus,
+    pub(in crate::cli::cmd) dataset: &'a Dataset,
 }
 
 impl Bench<'_> {
     /// The folder of the runs of a variant.
-    pub(super) fn folder(&self, variant: &Variant) -> PathBuf {
-        self.args.out.join(&variant.folder)
+    pub(in crate::cli::cmd) fn folder(&self, variant: &Variant) -> PathBuf {
+        self.out.join(&variant.folder)
     }
 
-    pub(super) fn root(&self, variant: &Variant, seed: u64) -> PathBuf {
+    pub(in crate::cli::cmd) fn root(&self, variant: &Variant, seed: u64) -> PathBuf {
         self.folder(variant).join(format!("seed-{seed}"))
     }
 
@@ -126,7 +131,7 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// When what is in its folder is the run of something else.
-    pub(super) fn finished(&self, variant: &Variant, seed: u64) -> Result<Option<RunResult>, Failure> {
+    pub(in crate::cli::cmd) fn finished(&self, variant: &Variant, seed: u64) -> Result<Option<RunResult>, Failure> {
         let root = self.root(variant, seed);
         if !root.join("spec.moe").exists() {
             return Ok(None);
@@ -139,7 +144,7 @@ impl Bench<'_> {
             return Err(another("another budget, text or overrides"));
         }
         // A result that cannot be read is made again.
-        let Some(result) = RunResult::read(&root, self.args.eval_batches) else { return Ok(None) };
+        let Some(result) = RunResult::read(&root, self.eval_batches) else { return Ok(None) };
         if result.data_sha256 != self.corpus.sha256() {
             return Err(another("another text of that name"));
         }
@@ -151,7 +156,7 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// When the device or the folder fails.
-    pub(super) fn train(
+    pub(in crate::cli::cmd) fn train(
         &self,
         variant: &Variant,
         compiled: &Compiled,
@@ -172,7 +177,7 @@ impl Bench<'_> {
                 every => every.min(part(20)),
             },
             // Each point costs every variant the same, and none of them ends a training before its budget does.
-            evaluate_every: if self.args.points == 0 { 0 } else { part(self.args.points) },
+            evaluate_every: if self.points == 0 { 0 } else { part(self.points) },
             evaluate_batches: train_config(recipe).evaluate_batches.clamp(1, EVALUATED),
             patience: None,
             keep: Some(1),
@@ -204,8 +209,7 @@ impl Bench<'_> {
             }
         }
         self.console.note(format!("{title}: evaluating"));
-        let most =
-            self.args.eval_batches.map(|n| usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(recipe.batch));
+        let most = self.eval_batches.map(|n| usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(recipe.batch));
         let loss = moec_runtime::evaluate_split(
             &mut session.executable()?,
             self.dataset,
@@ -238,7 +242,7 @@ impl Bench<'_> {
             seed,
             step,
             data_sha256: self.corpus.sha256().to_string(),
-            eval_batches: self.args.eval_batches,
+            eval_batches: self.eval_batches,
             windows: loss.as_ref().map_or(0, |l| l.windows),
             characters: loss.as_ref().map_or(0, |l| l.characters),
             loss_nats: loss.as_ref().map(|l| l.loss_nats).filter(|l| l.is_finite()),
@@ -259,7 +263,7 @@ fn another(root: &Path, what: &str) -> Failure {
 }
 
 /// A value as a JSON file.
-pub(super) fn json_text(value: &impl Serialize) -> Result<String, Failure> {
+pub(in crate::cli::cmd) fn json_text(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value);
     text.map(|t| t + "\n").map_err(|e| Failure::new(Exit::Failure, format!("cannot write the result: {e}")))
 }

@@ -22,7 +22,7 @@ pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(if values.len().is_multiple_of(2) { (values[middle - 1] + upper) / 2.0 } else { upper })
 }
 
-pub(super) fn mean(values: &[f64]) -> Option<f64> {
+pub(in crate::cli::cmd) fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 

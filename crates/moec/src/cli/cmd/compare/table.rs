@@ -126,7 +126,8 @@ impl Comparison {
     pub(super) fn new(
         bench: &Bench<'_>,
         budget: Budget,
-        baseline: usize,
+        (baseline, margin_nats): (usize, Option<f64>),
+        seeds: u64,
         contenders: &[Contender],
         infeasible: Vec<Infeasible>,
         results: Vec<Vec<RunResult>>,
@@ -135,11 +136,10 @@ impl Comparison {
         let (windows, characters) = any.map_or((0, 0), |r| (r.windows, r.characters));
         let first = &contenders.first().invariant("a comparison has a model").variant.spec.checked;
         let mut specs: Vec<Row> = contenders.iter().zip(results).map(|(c, runs)| Row::new(c, runs)).collect();
-        let margin_nats = bench.args.margin;
         hold_against(baseline, margin_nats, &mut specs);
         Comparison {
             schema: "moec.compare/1",
-            device: bench.args.device.name(),
+            device: bench.device.name(),
             data: bench.corpus.name().to_string(),
             data_sha256: bench.corpus.sha256().to_string(),
             budget: match budget {
@@ -149,8 +149,8 @@ impl Comparison {
             steps: common(specs.iter().map(|row| row.steps)),
             batch: common(specs.iter().map(|row| row.batch)),
             context: first.model.context,
-            seeds: bench.args.seeds,
-            eval_batches: bench.args.eval_batches,
+            seeds,
+            eval_batches: bench.eval_batches,
             windows,
             characters,
             baseline: specs[baseline].label.clone(),

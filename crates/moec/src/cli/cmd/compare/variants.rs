@@ -20,25 +20,25 @@ const MOST: usize = 500;
 const LONGEST: usize = 100;
 
 /// One of the models that are compared.
-pub(super) struct Variant {
+pub(in crate::cli::cmd) struct Variant {
     /// What it is called: its file, and what it has of its own, `noisy_top2 k=2`.
-    pub(super) label: String,
+    pub(in crate::cli::cmd) label: String,
     /// The name of the folder that its runs are in.
-    pub(super) folder: String,
+    pub(in crate::cli::cmd) folder: String,
     /// The file as given.
-    pub(super) path: PathBuf,
-    pub(super) spec: Spec,
+    pub(in crate::cli::cmd) path: PathBuf,
+    pub(in crate::cli::cmd) spec: Spec,
     /// What it is given beside its file, but for steps and seed.
-    pub(super) set: Vec<String>,
+    pub(in crate::cli::cmd) set: Vec<String>,
     /// What of that it has of its own.
-    pub(super) own: Vec<String>,
+    pub(in crate::cli::cmd) own: Vec<String>,
     /// Whether it is the point of a grid, which may be impossible.
-    pub(super) is_point: bool,
+    pub(in crate::cli::cmd) is_point: bool,
 }
 
 /// A point of a grid that is no model.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Infeasible {
+pub(in crate::cli::cmd) struct Infeasible {
     label: String,
     spec: String,
     set: Vec<String>,
@@ -48,39 +48,45 @@ pub(super) struct Infeasible {
 }
 
 impl Infeasible {
-    pub(super) fn new(variant: &Named, error: &Error) -> Self {
-        let first = match error {
-            Error::Spec(messages) | Error::Build(messages) | Error::TooLarge(messages) => {
-                messages.diagnostics.iter().find(|d| d.is_error())
-            }
-            _ => None,
-        };
+    pub(in crate::cli::cmd) fn new(variant: &Named, error: &Error) -> Self {
+        let (code, message) = reason(error);
         Self {
             label: variant.label.clone(),
             spec: variant.path.display().to_string(),
             set: variant.own.clone(),
-            code: first.map(|d| d.code.to_string()),
-            message: first.map_or_else(|| error.to_string(), |d| d.message.clone()),
+            code,
+            message,
         }
     }
 
     /// `small k=9 is no model: `k` is 9, but there are 4 experts (E0501)`.
-    pub(super) fn sentence(&self) -> String {
+    pub(in crate::cli::cmd) fn sentence(&self) -> String {
         let code = self.code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default();
         format!("{} cannot be trained: {}{code}", self.label, self.message)
     }
 }
 
+/// Why a variant is no model: the first message with its code, if it is one of the checker.
+pub(in crate::cli::cmd) fn reason(error: &Error) -> (Option<String>, String) {
+    let first = match error {
+        Error::Spec(messages) | Error::Build(messages) | Error::TooLarge(messages) => {
+            messages.diagnostics.iter().find(|d| d.is_error())
+        }
+        _ => None,
+    };
+    (first.map(|d| d.code.to_string()), first.map_or_else(|| error.to_string(), |d| d.message.clone()))
+}
+
 /// What is compared.
-pub(super) struct Plan {
-    pub(super) variants: Vec<Variant>,
-    pub(super) infeasible: Vec<Infeasible>,
+pub(in crate::cli::cmd) struct Plan {
+    pub(in crate::cli::cmd) variants: Vec<Variant>,
+    pub(in crate::cli::cmd) infeasible: Vec<Infeasible>,
 }
 
 /// A variant before it is checked.
 #[derive(Clone, Debug)]
-pub(super) struct Named {
-    pub(super) label: String,
+pub(in crate::cli::cmd) struct Named {
+    pub(in crate::cli::cmd) label: String,
     path: PathBuf,
     model: Option<String>,
     own: Vec<String>,
@@ -92,7 +98,7 @@ impl Plan {
     ///
     /// # Errors
     /// When a spec is wrong, two variants are the same, or all points of a file's grid are impossible.
-    pub(super) fn read(
+    pub(in crate::cli::cmd) fn read(
         args: &CompareArgs,
         steps: Option<u64>,
         registry: &Registry,
@@ -152,7 +158,12 @@ impl Plan {
     ///
     /// # Errors
     /// With the reason, if it was asked for by name.
-    pub(super) fn leave_out(&mut self, variant: Variant, error: Error, console: &Console) -> Result<(), Failure> {
+    pub(in crate::cli::cmd) fn leave_out(
+        &mut self,
+        variant: Variant,
+        error: Error,
+        console: &Console,
+    ) -> Result<(), Failure> {
         if !variant.is_point {
             return Err(error.into());
         }
@@ -168,7 +179,7 @@ impl Plan {
 ///
 /// # Errors
 /// When there is none.
-pub(super) fn baseline(name: Option<&str>, labels: &[&str]) -> Result<usize, Failure> {
+pub(in crate::cli::cmd) fn baseline(name: Option<&str>, labels: &[&str]) -> Result<usize, Failure> {
     let Some(name) = name else { return Ok(0) };
     let found = labels.iter().position(|label| *label == name || folder(label) == name);
     found.ok_or_else(|| {
@@ -277,7 +288,7 @@ impl Given {
 }
 
 /// `FILE#MODEL`, unless a file has that very name.
-pub(super) fn file_and_model(given: &Path) -> (PathBuf, Option<String>) {
+pub(in crate::cli::cmd) fn file_and_model(given: &Path) -> (PathBuf, Option<String>) {
     match given.to_str().and_then(|text| text.rsplit_once('#')) {
         Some((file, model)) if !given.exists() => (PathBuf::from(file), Some(model.to_string())),
         _ => (given.to_path_buf(), None),
@@ -285,7 +296,7 @@ pub(super) fn file_and_model(given: &Path) -> (PathBuf, Option<String>) {
 }
 
 /// A label of the whole path, for specs whose files have the same name.
-pub(super) fn long_label(path: &Path, model: Option<&str>) -> String {
+pub(in crate::cli::cmd) fn long_label(path: &Path, model: Option<&str>) -> String {
     let plain = |c: char| if c.is_alphanumeric() || c == '_' { c } else { '-' };
     let text = path.with_extension("").display().to_string();
     let label: String = text.trim_start_matches(['.', '/']).chars().map(plain).collect();
@@ -293,13 +304,13 @@ pub(super) fn long_label(path: &Path, model: Option<&str>) -> String {
 }
 
 /// The last word of a path, `lr` of `train.optimizer.lr`, unless another path ends with it.
-fn short<'a>(path: &'a str, mut all: impl Iterator<Item = &'a str>) -> &'a str {
+pub(in crate::cli::cmd) fn short<'a>(path: &'a str, mut all: impl Iterator<Item = &'a str>) -> &'a str {
     let word = |path: &'a str| path.rsplit_once('.').map_or(path, |(_, word)| word);
     if all.any(|other| other != path && word(other) == word(path)) { path } else { word(path) }
 }
 
 /// A name that every shell and file system takes: `noisy_top2-k=2`.
-pub(super) fn folder(label: &str) -> String {
+pub(in crate::cli::cmd) fn folder(label: &str) -> String {
     let is_kept = |c: char| c.is_alphanumeric() || "_-+=.".contains(c);
     let plain: String = label.split(|c| !is_kept(c)).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
     if plain.chars().count() <= LONGEST && !plain.starts_with('.') {
