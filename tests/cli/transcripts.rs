@@ -61,8 +61,8 @@ const PICTURES: &[(&str, &str)] = &[
 ];
 
 /// Commands whose output depends on numbers that a training or a clock made.
-const MEASURED: [&str; 6] =
-    ["moec train", "moec route", "moec explain runs/", "moec sample", "moec eval", "moec bench"];
+const MEASURED: [&str; 7] =
+    ["moec train", "moec compare", "moec route", "moec explain runs/", "moec sample", "moec eval", "moec bench"];
 
 /// Files that transcripts name.
 const FILES: &[(&str, &str)] = &[("bad.moe", BAD), ("crowded.moe", CROWDED)];

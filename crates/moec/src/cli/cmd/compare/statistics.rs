@@ -317,7 +317,7 @@ mod tests {
         let baseline = [Some(0.0), Some(0.0), Some(0.0)];
         let better = vec![Some(-0.1), Some(-0.14), Some(-0.18)];
         let other = vec![Some(0.1), Some(-0.1), Some(0.05)];
-        assert_eq!(differences(&baseline, &[better.clone()], None)[0].verdict, Verdict::Better);
+        assert_eq!(differences(&baseline, std::slice::from_ref(&better), None)[0].verdict, Verdict::Better);
         let of_three = differences(&baseline, &[better, other.clone(), other], None);
         assert_eq!(of_three[0].verdict, Verdict::NotShownToDiffer);
     }
