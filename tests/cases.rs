@@ -617,11 +617,11 @@ fn attention(cases: &mut Vec<Case>) {
             let mut c = CaseBuilder::new(format!("attention {name}"));
             let qkv = c.normal("qkv", &[n, 3 * ch]);
             let mut operands = vec![qkv];
-            if dropout > 0.0 {
-                operands.push(c.rng());
-            }
             if sink {
                 operands.push(c.normal("sinks", &[heads]));
+            }
+            if dropout > 0.0 {
+                operands.push(c.rng());
             }
             cases.push(c.finish(Op::Attention(attrs), &operands));
 
@@ -630,8 +630,8 @@ fn attention(cases: &mut Vec<Case>) {
             let qkv = c.normal("qkv", &[n, 3 * ch]);
             let mut forward = vec![qkv];
             let rng = (dropout > 0.0).then(|| c.rng());
-            forward.extend(rng);
             forward.extend(sink.then(|| c.normal("sinks", &[heads])));
+            forward.extend(rng);
             let y = c.b.op(Op::Attention(attrs), &forward);
             let mut operands = vec![dy, qkv, y, y.result(1)];
             operands.extend(rng);

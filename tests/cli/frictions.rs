@@ -76,8 +76,8 @@ fn an_evaluation_is_short_beside_the_training_between_two() {
     assert_eq!(batches(&[]), "2", "as the file says");
     let plain = SMALL.replace("  evaluate(every: 6, batches: 2)\n", "");
     fs::write(&lab.spec, plain).unwrap();
-    assert_eq!(batches(&[]), "25");
-    assert_eq!(batches(&["-s", "train.evaluate.every=12"]), "3");
+    assert_eq!(batches(&[]), "15");
+    assert_eq!(batches(&["-s", "train.evaluate.every=30"]), "4");
     assert_eq!(batches(&["-s", "train.evaluate.every=2"]), "1");
     assert_eq!(batches(&["-s", "train.evaluate.every=100000"]), "400");
     assert_eq!(batches(&["-s", "train.evaluate.batches=7"]), "7");

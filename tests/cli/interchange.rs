@@ -216,8 +216,8 @@ fn a_model_goes_to_transformers_and_comes_back() {
     let refused = import(&["--data", &lab.data, "--spec", &lab.spec], 2);
     assert!(refused.contains("config.json says what the model is"), "{refused}");
     for (field, value, said) in [
-        ("num_key_value_heads", 1.into(), "`num_key_value_heads` is 1, expected 3"),
-        ("sliding_window", 4.into(), "`sliding_window` is 4"),
+        ("num_key_value_heads", 2.into(), "`num_key_value_heads` is 2, expected a divisor of `num_attention_heads`, 3"),
+        ("sliding_window", "all".into(), "`sliding_window` is \"all\""),
         ("model_type", "deepseek_v3".into(), "compressed keys and values"),
         ("hidden_size", serde_json::Value::Null, "`hidden_size` is missing"),
     ] {

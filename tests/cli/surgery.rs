@@ -597,4 +597,26 @@ fn what_is_frozen_stays_and_the_rest_is_trained() {
     let out = lab.at("other");
     let err = expect(&["train", &other, "--from", &start, "--out", &out], 3).err;
     assert!(err.contains("blocks.0.mlp.up.weight") && !Path::new(&out).exists(), "{err}");
+    // What fits can be taken: the rest begins as it would without.
+    let part = |out: &str, more: &[&str]| {
+        let given = ["train", &other, "--from", &start, "--partial", "--out", out, "--device", "interpreter"];
+        let said = expect(&[&given[..], &["--steps", "1", "--sample", "0"], more].concat(), 0).err.replace('\n', " ");
+        assert!(said.contains("of the tensors begin anew") && said.contains("blocks.0.mlp.up.weight"), "{said}");
+        assert!(said.contains("of the other run have no place here"), "{said}");
+        tensors(out, 0)
+    };
+    let partly = part(&out, &[]);
+    let halved = part(&lab.at("halved"), &["-s", "train.init_scale.factor=0.5"]);
+    for (name, value) in &partly {
+        let is_taken = before.get(name) == Some(value);
+        assert_eq!(is_taken, !name.contains(".mlp."), "{name}");
+        let half = moec_ir::Data::F32(value.to_f32().iter().map(|x| if is_taken { *x } else { 0.5 * x }).collect());
+        assert_eq!(halved[name], moec_ir::Tensor::new(value.shape(), half).unwrap(), "{name}");
+    }
+    let none = text(
+        Path::new(&lab.at("wide.moe")),
+        DENSE.replace("width = 6", "width = 12").replace("unembed", "unembed(bias: false)"),
+    );
+    let err = expect(&["train", &none, "--from", &start, "--partial", "--out", &lab.at("wide")], 3).err;
+    assert!(err.contains("no tensor of") && err.contains("fits the model"), "{err}");
 }

@@ -47,11 +47,15 @@ MODELS = [
     ("llama", "Llama", LLAMA),
     ("llama, biases, tied", "Llama", dict(LLAMA, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
     ("mistral", "Mistral", dict(LLAMA, sliding_window=None)),
+    ("mistral, grouped", "Mistral", dict(LLAMA, sliding_window=None, num_key_value_heads=1)),
+    ("llama, grouped, biases", "Llama", dict(LLAMA, num_key_value_heads=1, attention_bias=True)),
+    ("qwen3, grouped", "Qwen3", dict(QWEN3, num_key_value_heads=1)),
     ("qwen2", "Qwen2", LLAMA),
     ("qwen3", "Qwen3", QWEN3),
     ("qwen3, biases", "Qwen3", dict(QWEN3, attention_bias=True)),
     ("mixtral", "Mixtral", MIXTRAL),
     ("mixtral, 1 of 3, tied", "Mixtral", dict(MIXTRAL, num_local_experts=3, num_experts_per_tok=1, tie_word_embeddings=True)),
+    ("mixtral, grouped, a window", "Mixtral", dict(MIXTRAL, sliding_window=4, num_key_value_heads=1)),
     ("olmoe", "Olmoe", OLMOE),
     ("olmoe, normalised", "Olmoe", dict(OLMOE, norm_topk_prob=True, attention_bias=True)),
     ("qwen3_moe", "Qwen3Moe", QWEN3_MOE),
@@ -71,6 +75,14 @@ TRAINED = [
     (
         "mixtral", "mixtral", ROTARY, "rms_norm", "output_bias: false",
         f"moe(experts: 5 * {DENSE}, route: softmax_top_k(k: 2, bias: false), balance: [switch, z])", "bias: false",
+    ),
+    (
+        "mixtral, grouped, a window", "mixtral", ROTARY, "rms_norm", "kv_heads: 1, window: 4, output_bias: false, scale: width",
+        f"moe(experts: 5 * {DENSE}, route: softmax_top_k(k: 2, bias: false))", "bias: false",
+    ),
+    (
+        "qwen2, grouped", "qwen2", ROTARY, "rms_norm", "kv_heads: 1, bias: true, output_bias: false, scale: width", DENSE,
+        "bias: false",
     ),
     (
         "mixtral, folded", "mixtral", ROTARY, "rms_norm", "output_bias: false, scale: width",
@@ -108,13 +120,13 @@ train { batch 5  steps 12  optimizer adamw(lr: 4e-3)  init normal(std: 0.4)  eva
 
 # What the language cannot say, with the field that is named.
 REFUSED = [
-    ("Llama", dict(LLAMA, num_key_value_heads=1), "num_key_value_heads"),
+    ("Llama", dict(LLAMA, num_key_value_heads=2), "num_key_value_heads"),
     ("Llama", dict(LLAMA, head_dim=8), "head_dim"),
     ("Llama", dict(LLAMA, rope_parameters=dict(ROPE, rope_theta=5e5)), "rope_theta"),
     ("Llama", dict(LLAMA, rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=1e4)), "rope_scaling"),
     ("Llama", dict(LLAMA, hidden_act="gelu"), "hidden_act"),
     ("Mistral", dict(LLAMA, sliding_window=4), "sliding_window"),
-    ("Mixtral", dict(MIXTRAL, sliding_window=4), "sliding_window"),
+    ("Qwen2", dict(LLAMA, use_sliding_window=True, sliding_window=4, max_window_layers=0), "sliding_window"),
     ("Mixtral", dict(MIXTRAL, router_jitter_noise=0.1), "router_jitter_noise"),
     ("GPT2", dict(GPT2, activation_function="gelu_new"), "activation_function"),
     ("GPT2", dict(GPT2, scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),

@@ -425,8 +425,8 @@ impl Builder {
     /// Causal self-attention of `qkv [N, 3C]`, with `sinks [H]` if the attributes say so; see [`AttentionAttrs`].
     pub fn attention(&mut self, attrs: AttentionAttrs, qkv: Value, rng: Option<Value>, sinks: Option<Value>) -> Value {
         let mut operands = vec![qkv];
-        operands.extend(rng.filter(|_| attrs.dropout.get() > 0.0));
         operands.extend(sinks);
+        operands.extend(rng.filter(|_| attrs.dropout.get() > 0.0));
         self.op(Op::Attention(attrs), &operands)
     }
 

@@ -336,7 +336,7 @@ operations! {
         /// Causal self-attention. `lse` is the log-sum-exp of the scaled scores of each query, and of its head's sink,
         /// which the gradient recomputes probabilities from. The generator state is an operand iff dropout is above 0.
         Attention(attrs: AttentionAttrs) = "attention"(
-            qkv "[N, 3C]", rng "i32[4]": when(attrs.dropout.get() > 0.0), sinks "[H]": when(attrs.sink),
+            qkv "[N, 3C]", sinks "[H]": when(attrs.sink), rng "i32[4]": when(attrs.dropout.get() > 0.0),
         ) -> (y "[N, C]", lse "[N, H]"): Forward, Rule, random;
 
         /// The gradient of `attention` for `qkv`, with the same attributes.

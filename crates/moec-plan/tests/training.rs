@@ -44,7 +44,7 @@ fn mixture(train: bool) -> Graph {
     let qkv = b.op(Op::Rotary { heads: 1, time: T, base: 1e4.into(), inverse: false, positions: false }, &[qkv]);
     let key = b.fresh_key();
     let attrs = AttentionAttrs { dropout: 0.25.into(), key, ..AttentionAttrs::causal(2, T, 0.5) };
-    let y = b.attention(attrs, qkv, Some(rng));
+    let y = b.attention(attrs, qkv, Some(rng), None);
     let (weight, bias) = (b.parameter("proj.weight", [C, C]), b.parameter("proj.bias", [C]));
     let y = b.linear(y, weight, Some(bias));
     let y = b.dropout(y, 0.1, rng);

@@ -923,8 +923,8 @@ Right:
 "#;
     NamedTensors = "E0611", Nowhere, "a tensor that the recipe names is not there, or everything is frozen", r#"
 `freeze` says which tensors stay as they start: `experts`, `router` and `trunk` are the parts of a model, and `tensors`
-takes names, in which `*` stands for anything. `init_scale` says by such names which tensors start smaller or larger, among
-those that start at random. A name must fit a tensor, and something must be left to train.
+takes names, in which `*` stands for anything. `init_scale` says by such names which of the tensors that start at random
+start smaller or larger. A name must fit a tensor, and something must be left to train.
 
 Wrong:
 

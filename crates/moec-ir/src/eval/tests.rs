@@ -341,7 +341,7 @@ fn attention_gradient_with_and_without_dropout() {
         let (qkv, dy, rng) = (noise(&[10, 18], 1), noise(&[10, 6], 2), rng());
         let sinks = noise(&[2], 3);
         let random: Vec<&Tensor> = if dropout > 0.0 { vec![&rng] } else { vec![] };
-        let extra = [&random[..], if sink { &[&sinks] } else { &[] }].concat();
+        let extra: Vec<&Tensor> = sink.then_some(&sinks).into_iter().chain(random.iter().copied()).collect();
         let forward = |qkv: &Tensor| run(Op::Attention(a), &[&[qkv], &extra[..]].concat());
         let y = forward(&qkv);
         let dqkv = one(Op::AttentionGrad(a), &[&[&dy, &qkv, &y[0], &y[1]], &random[..]].concat());

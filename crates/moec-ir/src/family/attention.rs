@@ -20,20 +20,15 @@ fn attention_qkv(c: &Check<'_>, i: usize, heads: usize, time: usize) -> Result<(
     Ok((n, c3 / 3))
 }
 
-/// The operand that sinks are.
-fn sinks(attrs: &AttentionAttrs) -> usize {
-    1 + usize::from(attrs.dropout.get() > 0.0)
-}
-
 pub(super) fn infer(op: &Op, c: &Check<'_>) -> Result<Vec<TensorType>, InferError> {
     Ok(match op {
         Op::Attention(a) => {
             let (n, width) = attention_qkv(c, 0, a.heads, a.time)?;
-            if a.dropout.get() > 0.0 {
-                c.rng(1)?;
-            }
             if a.sink {
-                c.is(sinks(a), &f32s(&[a.heads]))?;
+                c.is(1, &f32s(&[a.heads]))?;
+            }
+            if a.dropout.get() > 0.0 {
+                c.rng(1 + usize::from(a.sink))?;
             }
             vec![f32s(&[n, width]), f32s(&[n, a.heads])]
         }
@@ -123,8 +118,8 @@ fn attention(attrs: &AttentionAttrs, x: &Operands<'_>) -> Vec<Data> {
     let (qkv, (n, width3)) = (x.f(0), x.matrix(0));
     let (width, time) = (width3 / 3, attrs.time);
     let at = Heads { width, head_width: width / attrs.heads };
-    let mask = attention_mask(attrs, x, 1);
-    let sinks = attrs.sink.then(|| x.f(sinks(attrs)));
+    let mask = attention_mask(attrs, x, 1 + usize::from(attrs.sink));
+    let sinks = attrs.sink.then(|| x.f(1));
     let mut y = vec![0.0; n * width];
     let mut lse = vec![0.0; n * attrs.heads];
     for b in 0..n / time {

@@ -159,9 +159,9 @@ pub(super) fn softmax(c: &Call<'_>) {
 pub(super) fn attention(c: &Call<'_>) {
     match c.op {
         Op::Attention(attrs) => {
-            let ((_, channels), draws) = (c.y[0].matrix(), usize::from(attrs.dropout.get() > 0.0));
-            let rng = c.optional(1).filter(|_| draws > 0);
-            let extra = attention::Extra { rng, sinks: c.optional(1 + draws) };
+            let (_, channels) = c.y[0].matrix();
+            let sinks = c.optional(1).filter(|_| attrs.sink);
+            let extra = attention::Extra { rng: c.optional(1 + usize::from(attrs.sink)), sinks };
             attention::forward(c.l, c.x(0), &extra, c.y(0), c.y(1), attrs, channels);
         }
         Op::AttentionGrad(attrs) => {

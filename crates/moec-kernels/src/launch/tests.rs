@@ -89,11 +89,24 @@ fn launches() -> Vec<Launches> {
             all.push(Box::new(move |l| rotary::launch(l, qkv, positions, qkv, 32 / 8, 4, 1e4, false, 32)));
         }
         for (rng, dropout) in [(None, 0.0), (Some(buffer(4)), 0.5)] {
-            let (time, scale, dropout) = (ROWS / 2, 0.5.into(), dropout.into());
-            let attrs = AttentionAttrs { dropout, ..AttentionAttrs::causal(1, time, scale) };
+            let attrs = AttentionAttrs { dropout: dropout.into(), ..AttentionAttrs::causal(1, ROWS / 2, 0.5) };
             let qkv = buffer(3 * whole);
-            all.push(Box::new(move |l| attention::forward(l, qkv, rng, x, buffer(ROWS), &attrs, columns)));
-            all.push(Box::new(move |l| attention::backward(l, x, qkv, x, buffer(ROWS), rng, qkv, &attrs, columns)));
+            all.push(Box::new(move |l| {
+                attention::forward(l, qkv, &attention::Extra { rng, sinks: None }, x, buffer(ROWS), &attrs, columns)
+            }));
+            all.push(Box::new(move |l| {
+                attention::backward(
+                    l,
+                    x,
+                    qkv,
+                    x,
+                    buffer(ROWS),
+                    &attention::Extra { rng, sinks: None },
+                    qkv,
+                    &attrs,
+                    columns,
+                )
+            }));
         }
         for weights in [None, Some(buffer(ROWS))] {
             all.push(Box::new(move |l| routing::combine(l, x, buffer(ROWS), weights, x, None, columns)));

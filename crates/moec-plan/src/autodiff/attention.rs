@@ -15,9 +15,8 @@ pub(super) fn gradients(rule: &Rule<'_>, b: &mut Builder) -> Result<Gradients, P
             }
             let (dy, lse) = (rule.only(), rule.result(1));
             let mut operands = vec![dy, x[0], y, lse];
-            let sinks = x.last().copied().filter(|_| attrs.sink);
-            let rng = x.get(1).filter(|_| attrs.dropout.get() > 0.0);
-            operands.extend(rng);
+            let sinks = x.get(1).copied().filter(|_| attrs.sink);
+            operands.extend(x.last().filter(|_| attrs.dropout.get() > 0.0));
             if rule.wants(0) {
                 out.push((0, b.op(Op::AttentionGrad(*attrs), &operands)));
             }
@@ -33,7 +32,7 @@ pub(super) fn gradients(rule: &Rule<'_>, b: &mut Builder) -> Result<Gradients, P
                 let probability = b.unary(Unary::Exp, score);
                 let product = b.mul(probability, product);
                 let sum = b.sum(product, &[0]);
-                out.push((x.len() - 1, b.scale(sum, -1.0)));
+                out.push((1, b.scale(sum, -1.0)));
             }
         }
         // The rotation is orthogonal: dx is dy rotated back

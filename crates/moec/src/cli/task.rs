@@ -47,7 +47,7 @@ struct Beginning {
 impl Beginning {
     /// Why a tensor of the model is not that of the run; nothing if it is.
     fn unfit(&self, state: &StateDecl) -> Option<String> {
-        let found = self.run.tensors.get(&state.name).map(moec_ir::Tensor::ty);
+        let found = self.run.tensors.get(&state.name).map(Tensor::ty);
         if found.as_ref() == Some(&state.ty) {
             return None;
         }

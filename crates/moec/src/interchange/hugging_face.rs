@@ -745,7 +745,8 @@ mod tests {
         let mut mistral = fitted(&llama()).network.config();
         mistral["model_type"] = json!("mistral");
         mistral["max_position_embeddings"] = json!(8192);
-        assert_eq!(of_config(&mistral).unwrap().window, Some(4096));
+        let Err(ConfigError::Faults(faults)) = of_config(&mistral) else { panic!("a window that is not said") };
+        assert!(faults[0].to_string().contains("`sliding_window` is 4096"), "{faults:?}");
         mistral["sliding_window"] = Value::Null;
         assert_eq!(of_config(&mistral).unwrap().window, None);
         // Sizes that no model has are for the spec to refuse.

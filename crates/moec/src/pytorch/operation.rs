@@ -189,7 +189,7 @@ impl Body<'_, '_> {
                 }
                 arguments.extend(windowed.then(|| format!("window={}", attrs.window)));
                 if attrs.sink {
-                    arguments.push(format!("sinks={}", x(self, 1 + usize::from(dropped))?.text));
+                    arguments.push(format!("sinks={}", x(self, 1)?.text));
                 }
                 arguments.extend((dropped && self.with_dropout).then(|| format!("dropout={dropout}")));
                 self.helper("masked_attention", &arguments)

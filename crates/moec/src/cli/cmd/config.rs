@@ -77,6 +77,7 @@ pub(crate) fn values(checked: &Checked) -> Vec<Shown> {
         DefaultValue::Absent(word) => Value::from(word),
         DefaultValue::Bool(value) => Value::from(value),
         DefaultValue::Int(value) => Value::from(value),
+        DefaultValue::Float(value) => Value::from(value),
         DefaultValue::Word(word) => Value::from(word),
         _ => Value::Null,
     };

@@ -295,10 +295,14 @@ impl Fields<'_> {
         if let Some(said) = said.filter(|_| is_used) {
             let window = said.as_u64().and_then(|window| usize::try_from(window).ok()).filter(|window| *window > 0);
             let is_limit = window.is_none_or(|window| window < context);
-            if is_limit && (is_mistral || architecture.has_window()) && window.is_some() {
+            if is_limit && architecture.has_window() && window.is_some() {
                 found = window;
             } else if is_limit {
-                self.fault("sliding_window", Some(said), "null, or not below the context: some layers see all there");
+                self.fault(
+                    "sliding_window",
+                    Some(said),
+                    "null, or at least the context: only windows of Mixtral are exchanged",
+                );
             }
         }
         let wanted = if found.is_some() { "sliding_attention" } else { "full_attention" };
