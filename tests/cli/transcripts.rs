@@ -170,7 +170,7 @@ fn without_empty_end(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("{text}\n") }
 }
 
-/// What a line is but for its numbers, how full its bars are, and which characters are quoted.
+/// What a line is but for its numbers, how wide and how full they make columns and bars, and which characters are quoted.
 fn form(line: &str) -> String {
     // What else took its time depends on what else the machine does.
     let line = match (line.find(", of it "), line.rfind(" (")) {
@@ -200,6 +200,11 @@ fn form(line: &str) -> String {
             ' ' => {
                 text.push(' ');
                 rest.len() - rest.trim_start_matches(' ').len()
+            }
+            // The rule of a table is as wide as its numbers.
+            '-' if rest.starts_with("---") => {
+                text.push_str("---");
+                rest.len() - rest.trim_start_matches('-').len()
             }
             c if is_bar(c) => {
                 text.push('▄');

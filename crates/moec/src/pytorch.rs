@@ -16,7 +16,7 @@ mod sizes;
 
 use module::{Declared, Modules};
 use moec_ir::{Graph, Op, Precision, StateRole};
-use moec_model::{Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe, TensorsError};
+use moec_model::{Form, LowerError, LowerOptions, Lowered, Mode, Model, NoisePolicy, Recipe};
 use side::Side;
 use sizes::{BATCHES, Sizes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,9 +47,6 @@ pub enum Unwritable {
         /// Which of its results.
         slot: usize,
     },
-    /// The recipe names tensors that are not there.
-    #[error(transparent)]
-    Tensors(#[from] TensorsError),
     /// The graph has another structure for every size of the batch.
     #[error("the model computes something else for every size of a batch")]
     Structure,
@@ -64,10 +61,7 @@ pub enum Unwritable {
 pub fn source(model: &Model, recipe: &Recipe, vocab: usize, spec: &str) -> Result<String, Unwritable> {
     let training = lowered(model, recipe, vocab, Mode::Train)?;
     let evaluation = lowered(model, recipe, vocab, Mode::Evaluate)?;
-    let mut whole = moec_model::lower(model, &options(recipe, vocab, Mode::Train, recipe.batch))?;
-    if let Some(scale) = &recipe.init_scale {
-        whole.scale_init(scale)?;
-    }
+    let whole = moec_model::lower(model, &options(recipe, vocab, Mode::Train, recipe.batch))?;
     let sides = match (Side::new(&training), Side::new(&evaluation)) {
         (Some(training), Some(mut evaluation)) => {
             evaluation.used_by_losses.clone_from(&training.used_by_losses);

@@ -199,12 +199,9 @@ fn what_is_frozen_is_said() {
 }
 
 #[test]
-fn windows_and_sinks_of_attention_and_scaled_first_values() {
-    let attention = "attention(heads: 1, window: 2, sink: true, dropout: 0.1)";
-    let text = written(attention, "init normal(std: 0.5)  init_scale(tensors: \"*.proj.weight\", factor: 0.1)");
+fn windows_and_sinks_of_attention() {
+    let text = written("attention(heads: 1, window: 2, sink: true, dropout: 0.1)", "");
     let call = "window=2, sinks=self.sink, dropout=0.1 if self.training else 0.0)";
-    for part in ["masked_attention(", call, "std=0.5", "std=0.05"] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
+    assert!(text.contains("masked_attention(") && text.contains(call), "{text}");
     read_by_python(&text);
 }
