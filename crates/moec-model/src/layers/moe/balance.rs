@@ -171,7 +171,8 @@ impl Pooled {
     /// Whether two are parts of one loss.
     fn is_with(&self, other: &Pooled) -> bool {
         // Where they are written does not matter.
-        self.experts == other.experts && self.loss.resolved() == other.loss.resolved()
+        let same_experts = self.experts == other.experts && self.factors.scale == other.factors.scale;
+        same_experts && self.loss.resolved() == other.loss.resolved()
     }
 }
 

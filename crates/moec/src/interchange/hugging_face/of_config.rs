@@ -212,7 +212,11 @@ impl Fields<'_> {
         };
         let groups = if self.config.contains_key("num_key_value_heads") { heads } else { groups };
         let groups = self.size("num_key_value_heads", Some(groups));
-        if !heads.is_multiple_of(groups) {
+        if architecture == Architecture::Olmoe && groups != heads {
+            // The norm of all keys together has a gain for each of their channels, and here one for each of the queries'.
+            let expected = format!("{heads} as `num_attention_heads`: `norm: width` is of as many heads of keys");
+            self.fault("num_key_value_heads", Some(groups.into()), expected);
+        } else if !heads.is_multiple_of(groups) {
             let expected = format!("a divisor of `num_attention_heads`, {heads}");
             self.fault("num_key_value_heads", Some(groups.into()), expected);
         }
