@@ -238,10 +238,14 @@ fn sees(
     seen
 }
 
-/// Where the tile begins that has a position.
+/// Where the first tile of keys begins that a query sees.
 #[cube]
-fn tile_of(position: usize) -> usize {
-    position / EDGE * EDGE
+fn first_tile(query: usize, scoring: &Scoring, #[comptime] kind: Kind) -> usize {
+    let mut first = 0usize.runtime();
+    if comptime!(kind.windowed) {
+        first = first_seen(query, scoring) / EDGE * EDGE;
+    }
+    first
 }
 
 /// Adds walked rows, times the weights of a unit's own rows, to its part of a strip from `channel` on. Pairs that do not see
@@ -358,10 +362,7 @@ fn forward(qkv: &[f32], y: &mut [f32], lse: &mut [f32], e: &Extents, scoring: &S
                 totals[i] = select(unit_column == 0, 1.0f32, 0.0f32);
             }
         }
-        let mut from = 0usize.runtime();
-        if comptime!(shape.kind.windowed) {
-            from = tile_of(first_seen(o.first, scoring));
-        }
+        let from = first_tile(o.first, scoring, shape.kind);
         for walked in range_stepped(from, min(o.first + EDGE, e.time), EDGE) {
             products(qkv, qkv, &head.query, &head.key, o.first, walked, &mut operands, &mut scores);
             // The largest score of each row in this tile: of a unit's own, then of all.
@@ -534,10 +535,7 @@ fn backward_queries(
     let mut sums = Array::<f32>::new(length);
     clear(&mut sums, length);
     load_numbers(saved, &head, o.first, &mut tiles.operands, &mut tiles.numbers);
-    let mut from = 0usize.runtime();
-    if comptime!(shape.kind.windowed) {
-        from = tile_of(first_seen(o.first, scoring));
-    }
+    let from = first_tile(o.first, scoring, shape.kind);
     for walked in range_stepped(from, min(o.first + EDGE, e.time), EDGE) {
         let operands = &mut tiles.operands;
         products(&saved.qkv, &saved.qkv, &head.query, &head.key, o.first, walked, operands, &mut scores);
